@@ -1,0 +1,120 @@
+"""What every stage of a night is given: the config, the run's folder, MLflow, and a way to report.
+
+Also the one command line that all jobs share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import io
+from pipelines.progress import Reporter
+from recsys import config as configuration
+from recsys.config import Config
+from recsys.errors import RecsysError
+from recsys.workspace import Run
+
+if TYPE_CHECKING:
+    from recsys.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Night:
+    """One run of the stages, or of one of them."""
+
+    config: Config
+    run: Run
+    interactions: list[Path]
+    items: list[Path]
+    report: Reporter = field(default_factory=lambda: Reporter(quiet=True))
+
+    @classmethod
+    def of(cls, config: Config, report: Reporter | None = None) -> Night:
+        """Find the input files, and the run that belongs to them.
+
+        Raises:
+            InputError: input files are missing, or the workspace cannot be written.
+        """
+        interactions = io.find(config.data.interactions, "data.interactions")
+        items = io.find(config.data.items, "data.items") if config.data.items else []
+        run = Run.of(config, interactions, items)
+        return cls(config, run, interactions, items, report or Reporter(quiet=True))
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """MLflow, imported when it is first needed: that takes seconds."""
+        from recsys.tracking import Tracker  # noqa: PLC0415
+
+        return Tracker(self.config)
+
+    @cached_property
+    def mlflow_run(self) -> str:
+        """Id of the MLflow run of this night."""
+        mlflow_run = self.tracker.start(self.run.run_id, self.run.data_snapshot)
+        self.tracker.log_params(mlflow_run, self.config.model_dump(mode="json"))
+        self.tracker.log_tags(mlflow_run, {"recsys.code_version": self.run.code_version})
+        return mlflow_run
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Figures into the MLflow run of this night."""
+        self.tracker.log_metrics(self.mlflow_run, values, step)
+
+    @property
+    def releases(self) -> Path:
+        """Folder of all releases."""
+        return self.config.workspace / "releases"
+
+
+Stage = Callable[[Night], dict[str, Any]]
+"""Does one stage if it is not done yet, and returns its manifest."""
+
+
+def command(name: str, description: str, stage: Stage, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Parse the flags that all jobs share, and run one stage.
+
+    Raises:
+        RecsysError: see `recsys.errors`.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m pipelines.{name}", description=description)
+    parser.add_argument("--config", required=True, metavar="FILE", help="the TOML config")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting; repeatable"
+    )
+    parsed = parser.parse_args(argv)
+    config = configuration.load(parsed.config, parsed.set)
+    return execute(stage, config, Reporter())
+
+
+def execute(stage: Stage, config: Config, report: Reporter) -> dict[str, Any]:
+    """Run one stage under the lock of its run."""
+    calm()
+    night = Night.of(config, report)
+    with night.run.locked():
+        return stage(night)
+
+
+def main(run: Callable[[], dict[str, Any]]) -> None:
+    """A job as a program: its manifest on standard output, errors in one line, the exit code they ask for."""
+    try:
+        print(json.dumps(run()))
+    except RecsysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def calm() -> None:
+    """Keep what TensorFlow, Beam and MLflow tell their own developers off the screen."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # same sums, whatever the number of threads
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it logs the traceback of what we report
+    for name in ("alembic", "tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,298 @@
+"""prepare: interactions and items -> catalogue, sequences, pairs, dead letters and the row account.
+
+Four phases over files, so that memory follows the size of a unit and not of the log:
+
+1. check      a unit of the input -> its usable rows, by shard of users; its dead letters
+2. number     all units           -> the catalogue
+3. sequence   a shard of users    -> their items oldest first; pair weights, by shard of anchors
+4. merge      a shard of anchors  -> one row an anchor
+
+Every row read is used, filtered by a rule, or a dead letter with its reason; the account must add up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipelines import io, runner
+from pipelines.night import Night, command, main
+from recsys import pairs
+from recsys.catalogue import Catalogue
+from recsys.config import Config
+from recsys.errors import InputError, StageError
+from recsys.interactions import SCHEMA, check_interactions, check_items
+from recsys.sequences import Sequences
+from recsys.splitting import known_before
+
+STAGE = "prepare"
+CATALOGUE, SEQUENCES, PAIRS, DEAD_LETTERS = "catalogue.parquet", "sequences", "pairs", "dead_letters.parquet"
+
+REPEAT = "repeats the user's previous item"
+UNKNOWN_ITEM = "item_id is not in the catalogue"
+
+LETTER = {"source": pl.String, "row": pl.UInt32, "reason": pl.String, "content": pl.String}
+"""A dead letter: the file, the row in it from 0 (a CSV's header not counted), why, and the row as JSON."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the units of one prepare job share; travels to the workers."""
+
+    config: Config
+    interactions: list[io.Unit]
+    items: list[io.Unit]
+    work: Path
+    out: Path
+    shards: int
+    """Of users, and as many of anchors."""
+
+    def entry(self, phase: str, unit: int) -> Path:
+        """The file that says that a unit is finished, and what it counted."""
+        return self.work / f"{phase}-{unit:05d}.json"
+
+    def phase(self, name: str, units: list[int], work: Callable[[Job, int], None]) -> runner.Phase:
+        """A phase of this job."""
+        return runner.Phase(name, units, partial(work, self), partial(self.entry, name))
+
+    def entries(self, phase: str) -> list[dict[str, Any]]:
+        """What the units of a phase counted, in order."""
+        return [json.loads(path.read_text()) for path in sorted(self.work.glob(f"{phase}-*.json"))]
+
+    def checked(self, unit: int, shard: int) -> Path:
+        """Usable rows of a unit, of a shard of users."""
+        return self.work / f"checked-{shard:05d}-{unit:05d}.arrow"
+
+    def counted(self, users: int, anchors: int) -> Path:
+        """Pairs of a shard of users, of a shard of anchors."""
+        return self.work / f"counted-{anchors:05d}-{users:05d}.arrow"
+
+    def finish(self, phase: str, unit: int, **counted: Any) -> None:
+        """Write a unit's entry, after all its other files."""
+        path = self.entry(phase, unit)
+        path.with_suffix(".tmp").write_text(json.dumps(counted))
+        os.replace(path.with_suffix(".tmp"), path)
+
+
+def prepare(night: Night) -> dict[str, Any]:
+    """Do the stage if it is not done, and return its manifest.
+
+    Raises:
+        InputError: a file cannot be used, or holds too little to learn from.
+        StageError: more dead letters than the config allows, or an account that does not add up.
+    """
+    if night.run.done(STAGE):
+        return night.run.manifest(STAGE)
+    with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
+        work = folder / ".work"
+        job = plan(night, work, folder)
+        shards = list(range(job.shards))
+        phases = [
+            job.phase("check", [unit.number for unit in job.interactions], check),
+            job.phase("number", [0], number_items),
+            job.phase("sequence", shards, sequence),
+            job.phase("merge", shards, merge),
+        ]
+        runner.run(phases, night.config.beam, advance)
+        manifest |= commit(job)
+        account = manifest["account"]["interactions"]
+        advance(
+            1, 1, f"{account['read']:,} interactions, {manifest['num_items']:,} items, {manifest['num_pairs']:,} pairs"
+        )
+    return night.run.manifest(STAGE)
+
+
+def plan(night: Night, work: Path, out: Path) -> Job:
+    """Cut the input into units and choose the number of shards."""
+    rows_per_unit = night.config.prepare.rows_per_unit
+    interactions = io.plan(night.interactions, rows_per_unit)
+    for folder in (work, out / SEQUENCES, out / PAIRS):
+        folder.mkdir(parents=True)
+    shards = max(1, round(sum(unit.rows for unit in interactions) / rows_per_unit))
+    return Job(night.config, interactions, io.plan(night.items, rows_per_unit), work, out, shards)
+
+
+def check(job: Job, number: int) -> None:
+    """Phase 1: read one unit, put usable rows into the shard of their user and the others aside."""
+    unit = job.interactions[number]
+    raw = io.read(unit)
+    checked = check_interactions(raw.frame, str(unit.path))
+    letters = _letters(checked.rejects, [(str(unit.path), raw)])
+    letters.write_parquet(job.work / f"dead-check-{number:05d}.parquet")
+    rows = checked.rows.with_columns(
+        row=raw.numbers.gather(checked.rows["row"]), shard=pl.col("user_id").hash(0) % job.shards
+    )
+    for (shard,), part in rows.partition_by("shard", as_dict=True, include_key=False).items():
+        part.write_ipc(job.checked(number, shard))
+    checked.rows.select(pl.col("item_id").unique()).write_parquet(job.work / f"ids-{number:05d}.parquet")
+    job.finish("check", number, read=raw.frame.height + raw.broken.height, dead=_tally(letters))
+
+
+def number_items(job: Job, _: int) -> None:
+    """Phase 2: the catalogue, from the items, or without them from what was touched."""
+    if job.items:
+        raws = [(str(unit.path), io.read(unit)) for unit in job.items]
+        frame = pl.concat([raw.frame for _, raw in raws], how="diagonal_relaxed")
+        checked = check_items(frame, job.config.items, ", ".join(sorted({path for path, _ in raws})))
+        rows = checked.rows.drop("row")
+        letters = _letters(checked.rejects, raws)
+    else:
+        touched = [pl.read_parquet(path) for path in sorted(job.work.glob("ids-*.parquet"))]
+        rows = pl.concat(touched).unique().with_columns(title=pl.lit(None, pl.String))
+        letters = pl.DataFrame(schema=LETTER)
+    letters.write_parquet(job.work / "dead-number-00000.parquet")
+    rows.sort("item_id").write_parquet(job.work / CATALOGUE)
+    job.finish("number", 0, read=rows.height + letters.height, dead=_tally(letters), used=rows.height)
+
+
+def sequence(job: Job, shard: int) -> None:
+    """Phase 3: order one shard of users by time, write their sequences, and count their pairs."""
+    parts = {unit.number: job.checked(unit.number, shard) for unit in job.interactions}
+    frames = [
+        pl.read_ipc(part).select("row", *SCHEMA, unit=pl.lit(unit, pl.UInt32))
+        for unit, part in parts.items()
+        if part.exists()
+    ]
+    nothing = pl.DataFrame(schema={"row": pl.UInt32, **SCHEMA, "unit": pl.UInt32})
+    rows = pl.concat([nothing, *frames])
+    numbers = pl.read_parquet(job.work / CATALOGUE, columns=["item_id"]).with_row_index("item")
+    # equal times keep the order of the input
+    rows = rows.join(numbers, on="item_id", how="left").sort("user_id", "timestamp", "unit", "row")
+    paths = [str(unit.path) for unit in job.interactions]
+    letters = rows.filter(pl.col("item").is_null()).select(
+        source=pl.lit(pl.Series(paths)).gather("unit"),
+        row="row",
+        reason=pl.lit(UNKNOWN_ITEM),
+        content=pl.struct(list(SCHEMA)).struct.json_encode(),
+    )
+    letters.write_parquet(job.work / f"dead-sequence-{shard:05d}.parquet")
+    rows = rows.filter(pl.col("item").is_not_null())
+    repeats = (pl.col("item") == pl.col("item").shift()) & (pl.col("user_id") == pl.col("user_id").shift())
+    kept = rows.filter(~repeats.fill_null(False))
+
+    users = kept.group_by("user_id", maintain_order=True).agg(pl.col("item").cast(pl.Int32).alias("items"))
+    users.write_parquet(job.out / SEQUENCES / f"part-{shard:05d}.parquet")
+    sequences = Sequences.from_frame(users)
+    num_items = numbers.height
+    trained = sequences.items[known_before(sequences, "test")]
+    np.save(job.work / f"touched-{shard:05d}.npy", np.bincount(trained, minlength=num_items))
+    counted = pairs.count(
+        sequences,
+        kept["weight"].to_numpy(),
+        num_items,
+        job.config.prepare.window,
+        job.config.prepare.decay,
+    )
+    both = pairs.mirror(counted).with_columns(shard=pl.col("anchor").cast(pl.Int64) * job.shards // max(num_items, 1))
+    for (anchors,), part in both.partition_by("shard", as_dict=True, include_key=False).items():
+        part.write_ipc(job.counted(shard, anchors))
+    job.finish(
+        "sequence",
+        shard,
+        dead=_tally(letters),
+        filtered={REPEAT: rows.height - kept.height},
+        used=kept.height,
+        users=users.height,
+    )
+
+
+def merge(job: Job, shard: int) -> None:
+    """Phase 4: sum the pairs of one shard of anchors over all users."""
+    parts = [job.counted(users, shard) for users in range(job.shards)]
+    frames = [pl.read_ipc(part) for part in parts if part.exists()]
+    merged = pairs.by_anchor(pl.concat([pl.DataFrame(schema=pairs.SCHEMA), *frames]))
+    merged.write_parquet(job.out / PAIRS / f"part-{shard:05d}.parquet")
+    job.finish("merge", shard, pairs=int(merged["positives"].list.len().sum()))
+
+
+def commit(job: Job) -> dict[str, Any]:
+    """Check the account, write catalogue and dead letters, drop the work files; the stage's manifest."""
+    checks, numbered, sequenced = job.entries("check"), job.entries("number")[0], job.entries("sequence")
+    dead = sum((Counter(entry["dead"]) for entry in checks + sequenced), Counter())
+    filtered = sum((Counter(entry["filtered"]) for entry in sequenced), Counter())
+    interactions = {
+        "read": sum(entry["read"] for entry in checks),
+        "used": sum(entry["used"] for entry in sequenced),
+        "filtered": {rule: rows for rule, rows in filtered.items() if rows},
+        "dead_letters": dict(dead),
+    }
+    items = {"read": numbered["read"], "used": numbered["used"], "filtered": {}, "dead_letters": numbered["dead"]}
+    limit = job.config.prepare.max_dead_letter_ratio
+    _settle(job.interactions, interactions, limit)
+    if job.items:
+        _settle(job.items, items, limit)
+    num_users, num_items = sum(entry["users"] for entry in sequenced), numbered["used"]
+    if num_items < 2:
+        raise InputError(f"the catalogue must hold at least 2 items. Received: {num_items}.")
+    if num_users < 2:
+        raise InputError(f"interactions must be of at least 2 users. Received: {num_users}.")
+    touched = sum(np.load(path) for path in sorted(job.work.glob("touched-*.npy")))
+    catalogue = Catalogue(
+        pl.read_parquet(job.work / CATALOGUE).with_columns(interactions=pl.Series(touched, dtype=pl.Int64))
+    )
+    catalogue.save(job.out / CATALOGUE)
+    num_pairs = sum(entry["pairs"] for entry in job.entries("merge"))
+    letters = [pl.read_parquet(path) for path in sorted(job.work.glob("dead-*.parquet"))]
+    pl.concat(letters).write_parquet(job.out / DEAD_LETTERS)
+    for path in job.work.iterdir():
+        path.unlink()
+    job.work.rmdir()
+    return {
+        "num_users": num_users,
+        "num_items": num_items,
+        "num_pairs": num_pairs,
+        "catalogue_fingerprint": catalogue.fingerprint,
+        "account": {"interactions": interactions, "items": items},
+        "sequences": sorted(path.name for path in (job.out / SEQUENCES).iterdir()),
+        "pairs": sorted(path.name for path in (job.out / PAIRS).iterdir()),
+    }
+
+
+def _letters(rejects: pl.DataFrame, raws: list[tuple[str, io.Raw]]) -> pl.DataFrame:
+    """Dead letters of rejected rows, counted over all the files that were read, and of what was no row."""
+    places = pl.concat([pl.DataFrame({"row": raw.numbers}).with_columns(source=pl.lit(path)) for path, raw in raws])
+    rejected = rejects.rename({"row": "position"}).with_columns(
+        row=places["row"].gather(rejects["row"]), source=places["source"].gather(rejects["row"])
+    )
+    broken = [raw.broken.with_columns(source=pl.lit(path)) for path, raw in raws]
+    return pl.concat([frame.select(*LETTER) for frame in (rejected, *broken)])
+
+
+def _tally(letters: pl.DataFrame) -> dict[str, int]:
+    """Dead letters by reason."""
+    return dict(letters["reason"].value_counts().iter_rows())
+
+
+def _settle(units: list[io.Unit], account: dict[str, Any], max_dead_letter_ratio: float) -> None:
+    """The account must add up and hold rows, few enough of them dead."""
+    files = ", ".join(sorted({str(unit.path) for unit in units}))
+    dead, filtered = sum(account["dead_letters"].values()), sum(account["filtered"].values())
+    if account["read"] != account["used"] + filtered + dead:
+        raise StageError(f"every row of {files} must be accounted for. Received: {account}.")
+    if account["read"] == 0:
+        raise InputError(f"{files} must hold rows. Received: none.")
+    if dead > max_dead_letter_ratio * account["read"]:
+        reasons = "; ".join(f"{rows:,} {reason}" for reason, rows in sorted(account["dead_letters"].items()))
+        raise StageError(
+            f"at most {max_dead_letter_ratio:.2%} of the rows of {files} may be unusable. "
+            f"Received: {dead:,} of {account['read']:,} ({reasons}). "
+            "Mend the input, or raise prepare.max_dead_letter_ratio."
+        )
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The job by itself."""
+    return command(STAGE, (__doc__ or "").splitlines()[0], prepare, argv)
+
+
+if __name__ == "__main__":
+    main(run)

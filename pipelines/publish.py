@@ -1,0 +1,104 @@
+"""publish: the finished stages -> a verified release folder, registered in MLflow as a version of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines import embed, evaluate, prepare, train
+from pipelines import index as indexing
+from pipelines.night import Night, command, main
+from recsys import release as releases
+from recsys.catalogue import Catalogue
+from recsys.release import Release
+from recsys.similarity import METRIC
+from recsys.workspace import MANIFEST
+
+STAGE = "publish"
+
+
+def publish(night: Night) -> dict[str, Any]:
+    """Write the release if it is not there, verify it, and register it if it is not registered.
+
+    Raises:
+        StageError: a stage before was not run.
+        ReleaseError: what was written does not verify.
+        TrackingError: MLflow does not take it.
+    """
+    with night.report.stage(STAGE) as advance:
+        release = Release.load(_write(night))
+        advance(1, 3, f"release {release.release_id}")
+        _log(night, release)
+        advance(2, 3)
+        version = night.tracker.register(night.mlflow_run, release)
+        advance(3, 3, f"release {release.release_id} is version {version.number} of {night.config.tracking.model}")
+    return {
+        "release_id": release.release_id,
+        "path": str(release.path),
+        "model": night.config.tracking.model,
+        "version": version.number,
+        "mlflow_run": night.mlflow_run,
+    }
+
+
+def _write(night: Night) -> Any:
+    final = night.releases / night.run.run_id
+    if final.exists():
+        return final
+    run, config = night.run, night.config
+    sources = {
+        releases.CATALOGUE: run.path(prepare.STAGE, prepare.CATALOGUE),
+        releases.EMBEDDINGS: run.path(embed.STAGE, embed.EMBEDDINGS),
+        releases.INDEX: run.path(indexing.STAGE, indexing.INDEX),
+        releases.TOWER: run.path(train.STAGE, train.TOWER),
+        releases.FEATURES: run.path(train.STAGE, train.FEATURES),
+        releases.EVALUATION: run.path(evaluate.STAGE, MANIFEST),
+    }
+    index, embedded = run.manifest(indexing.STAGE), run.manifest(embed.STAGE)
+    champion = night.tracker.champion()
+    manifest = {
+        "release_id": run.run_id,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "num_items": embedded["num_items"],
+        "dimension": embedded["dimension"],
+        "metric": METRIC,
+        "n_trees": config.index.n_trees,
+        "seed": config.index.seed,
+        "n_jobs": config.index.n_jobs,
+        "search_k": index["search_k"],
+        "recall_k": config.index.recall_k,
+        "index_recall": index["recall"],
+        "catalogue_fingerprint": Catalogue.load(sources[releases.CATALOGUE]).fingerprint,
+        "data_snapshot": run.data_snapshot,
+        "code_version": run.code_version,
+        "parent_release": champion.release_id if champion else None,
+        "mlflow_run": night.mlflow_run,
+        "config": config.model_dump(mode="json", exclude={"tracking"}),  # a URI may hold a password
+    }
+    return releases.write(sources, manifest, night.releases)
+
+
+def _log(night: Night, release: Release) -> None:
+    """Figures, accounts and what is needed to find the release again."""
+    figures = dict(release.evaluation["model"])
+    for name, values in release.evaluation["baselines"].items():
+        figures |= {f"{name}_{metric}": value for metric, value in values.items()}
+    account = night.run.manifest(prepare.STAGE)["account"]
+    for table, rows in account.items():
+        figures |= {f"{table}_{key}": rows[key] for key in ("read", "used")}
+        figures |= {f"{table}_{key}": sum(rows[key].values()) for key in ("filtered", "dead_letters")}
+    figures |= {"index_recall": release.manifest.index_recall, "search_k": release.manifest.search_k}
+    night.log_metrics(figures)
+    night.tracker.log_tags(night.mlflow_run, {"recsys.release_id": release.release_id})
+    night.tracker.log_artifact(night.mlflow_run, night.run.path(prepare.STAGE, prepare.DEAD_LETTERS), "prepare")
+    night.tracker.log_artifact(night.mlflow_run, night.run.path(prepare.STAGE, MANIFEST), "prepare")
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The job by itself."""
+    return command(STAGE, (__doc__ or "").splitlines()[0], publish, argv)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,155 @@
+"""Fan units of work out over Beam.
+
+The jobs use only what behaves alike on every runner: Create, Map, FlatMap and GroupByKey with small integer
+keys and tiny values. Data goes through files; what travels through Beam are numbers of units. A phase starts
+when the one before it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipelines.progress import Advance
+from recsys import errors
+from recsys.config import BeamConfig
+from recsys.errors import RecsysError
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+POLL_S = 0.1
+
+
+class Phase(NamedTuple):
+    """`work(unit)` for every unit; writes the file `done(unit)` last and skips the work if it is there."""
+
+    name: str
+    units: list[int]
+    work: Callable[[int], object]
+    done: Callable[[int], Path]
+
+
+class _Once(NamedTuple):
+    """Work on a unit and hand on its number. Picklable, for runners with workers elsewhere."""
+
+    phase: Phase
+
+    def __call__(self, unit: int) -> int:
+        if not self.phase.done(unit).exists():
+            try:
+                self.phase.work(unit)
+            except RecsysError as error:
+                told = {"type": type(error).__name__, "message": str(error)}
+                _failure(self.phase, unit).write_text(json.dumps(told))
+                raise
+        return unit
+
+
+def run(phases: list[Phase], config: BeamConfig, advance: Advance) -> None:
+    """Run the phases one after the other, the units of each side by side.
+
+    Raises:
+        RecsysError: from a unit, as it was raised there: runners change type and text of an exception, or
+            lose it, so it comes back through a file.
+    """
+    beam = _beam()
+    pipeline = beam.Pipeline(options=_options(config))
+    build(pipeline, phases)
+    with _watching(phases, advance):
+        try:
+            pipeline.run().wait_until_finish()
+        except Exception:
+            for path in (_failure(phase, unit) for phase in phases for unit in phase.units):
+                if path.exists():
+                    told = json.loads(path.read_text())
+                    raise getattr(errors, told["type"])(told["message"]) from None
+            raise
+
+
+def build(pipeline: beam.Pipeline, phases: list[Phase]) -> None:
+    """The graph: Create -> Map, and between two phases a barrier of one key."""
+    beam = _beam()
+    first, *later = phases
+    finished = (
+        pipeline
+        | f"{first.name}: units" >> beam.Create(first.units, reshuffle=False)
+        | f"{first.name}: work" >> beam.Map(_Once(first)).with_output_types(int)
+    )
+    for phase in later:
+        finished = (
+            finished
+            | f"{phase.name}: wait" >> beam.Map(_to_one_key).with_output_types(tuple[int, int])
+            | f"{phase.name}: barrier" >> beam.GroupByKey()
+            | f"{phase.name}: units" >> beam.FlatMap(_Fan(phase.units)).with_output_types(tuple[int, int])
+            | f"{phase.name}: spread" >> beam.GroupByKey()
+            | f"{phase.name}: unit" >> beam.Map(_key).with_output_types(int)
+            | f"{phase.name}: work" >> beam.Map(_Once(phase)).with_output_types(int)
+        )
+
+
+def _failure(phase: Phase, unit: int) -> Path:
+    return phase.done(unit).with_suffix(".error")
+
+
+def _beam() -> ModuleType:
+    """Beam, imported late, since that takes seconds, and without its warnings about Google's libraries."""
+    logging.disable(logging.WARNING)
+    try:
+        import apache_beam  # noqa: PLC0415
+    finally:
+        logging.disable(logging.NOTSET)
+    return apache_beam
+
+
+def _to_one_key(unit: int) -> tuple[int, int]:
+    return 0, unit
+
+
+class _Fan(NamedTuple):
+    units: list[int]
+
+    def __call__(self, _: tuple[int, Iterable[int]]) -> list[tuple[int, int]]:
+        return [(unit, 0) for unit in self.units]
+
+
+def _key(pair: tuple[int, Iterable[int]]) -> int:
+    return pair[0]
+
+
+def _options(config: BeamConfig) -> object:
+    from apache_beam.options.pipeline_options import PipelineOptions  # noqa: PLC0415
+
+    threads = config.profile == "local-threads"
+    return PipelineOptions(
+        # named, since Beam otherwise tries to download a runner
+        runner="FnApiRunner",
+        direct_running_mode="multi_threading" if threads else "in_memory",
+        direct_num_workers=config.workers if threads else 1,
+    )
+
+
+class _watching:
+    """Counts finished units by their files: the same on every runner, and Beam's own counters come too late."""
+
+    def __init__(self, phases: list[Phase], advance: Advance) -> None:
+        self.files = [phase.done(unit) for phase in phases for unit in phase.units]
+        self.advance = advance
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while not self.over.wait(POLL_S):
+            self.advance(sum(path.exists() for path in self.files), len(self.files))

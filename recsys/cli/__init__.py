@@ -1,0 +1,35 @@
+"""The command line `recsys`. Commands import what they need when they run, so that `--help` is quick.
+
+Exit 0 done, 1 the work failed or was refused, 2 the input or the command is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from recsys.cli import data, doctor, releases, serve, similar, stages
+from recsys.errors import RecsysError
+
+app = typer.Typer(
+    name="recsys",
+    help="More like this: train a siamese tower every night, answer look-ups all day.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.add_typer(data.app, name="data")
+app.add_typer(releases.app, name="releases")
+for register in (stages.register, similar.register, serve.register, doctor.register):
+    register(app)
+
+
+def main() -> None:
+    """Run a command; errors that we know are one message, not a traceback."""
+    try:
+        app()
+    except RecsysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

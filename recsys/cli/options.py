@@ -1,0 +1,30 @@
+"""Options that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ConfigFile = Annotated[
+    Path,
+    typer.Option("--config", envvar="RECSYS_CONFIG", metavar="FILE", help="The TOML config."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+CONFIG_DEFAULT = Path("recsys.toml")
+
+
+def show(result: Any, as_json: bool, text: Callable[[], None]) -> None:
+    """Print a result as one line of JSON, or as text for a person."""
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        text()

@@ -1,0 +1,41 @@
+"""`recsys serve`: the look-up service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Overrides
+from recsys.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve")(serve)
+
+
+def serve(
+    release: Annotated[
+        Path | None, typer.Option("--release", metavar="DIR", help="A release folder; without it, the champion.")
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address; by default serve.host.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; by default serve.port.")] = None,
+    config: ConfigFile = CONFIG_DEFAULT,
+    overrides: Overrides = None,
+) -> None:
+    """Answer "more like this" over HTTP."""
+    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.cli.similar import open_release  # noqa: PLC0415
+
+    try:
+        from serving.app import run  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the service needs {error.name}, which is not installed. Install recsys[serve].") from None
+    if release is not None and not config.exists():
+        settings = configuration.ServeConfig()
+    else:
+        settings = configuration.load(config, overrides or ()).serve
+    changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    run(open_release(release, config), settings.model_copy(update=changed))

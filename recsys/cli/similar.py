@@ -1,0 +1,76 @@
+"""`recsys similar`: ask a release from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, show
+
+if TYPE_CHECKING:
+    from recsys.lookup import Answer
+    from recsys.release import Release
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("similar")(similar)
+
+
+def similar(
+    items: Annotated[list[str], typer.Argument(metavar="ITEM…", help="Item ids.")],
+    k: Annotated[int, typer.Option("--k", min=1, help="Neighbours of each.")] = 10,
+    release: Annotated[
+        Path | None, typer.Option("--release", metavar="DIR", help="A release folder; without it, the champion.")
+    ] = None,
+    config: ConfigFile = CONFIG_DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Show the items most like one item or several, each by itself."""
+    loaded = open_release(release, config)
+    answers = [loaded.similar(item, k) for item in items]
+    plain = [{**a._asdict(), "neighbours": [n._asdict() for n in a.neighbours]} for a in answers]
+    show(plain if len(plain) > 1 else plain[0], as_json, lambda: _tell(answers))
+
+
+def open_release(folder: Path | None, config: Path) -> Release:
+    """A given release, or the champion of a config.
+
+    Raises:
+        ReleaseError: it does not verify, or there is no champion yet.
+    """
+    from recsys.release import Release  # noqa: PLC0415
+
+    if folder is not None:
+        return Release.load(folder)
+    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.errors import ReleaseError  # noqa: PLC0415
+    from recsys.tracking import Tracker  # noqa: PLC0415
+
+    checked = configuration.load(config)
+    tracker = Tracker(checked)
+    champion = tracker.champion()
+    if champion is None:
+        raise ReleaseError(
+            f"model {checked.tracking.model} must have a champion. Received: none at {checked.tracking_uri}. "
+            f"Run: recsys nightly --config {config}"
+        )
+    return Release.load(tracker.fetch(champion, checked.workspace / "releases"))
+
+
+def _tell(answers: list[Answer]) -> None:
+    console = Console(highlight=False)
+    for answer in answers:
+        name = answer.title or answer.item_id
+        table = Table(title=f"More like {name} ({answer.item_id})", title_justify="left")
+        table.add_column("", justify="right")
+        table.add_column("similarity", justify="right")
+        table.add_column("item")
+        table.add_column("title")
+        for neighbour in answer.neighbours:
+            table.add_row(str(neighbour.rank), f"{neighbour.similarity:.3f}", neighbour.item_id, neighbour.title or "")
+        console.print(table)

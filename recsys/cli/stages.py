@@ -1,0 +1,81 @@
+"""`recsys nightly`, and each stage by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, show
+from recsys.errors import ConfigError
+
+STAGES = {
+    "prepare": "Check interactions and items; write catalogue, sequences and pairs (Beam).",
+    "train": "Train the tower on the pairs (Keras).",
+    "embed": "Embed the whole catalogue (Beam).",
+    "index": "Build the Annoy index and tune it to the wanted recall.",
+    "evaluate": "Measure index and baselines on the held-out interactions.",
+    "publish": "Write the release, verify it, and register it in MLflow.",
+    "promote": "Put the release into service if the gate lets it.",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("nightly", help="Run the whole night: all stages, from the files to the champion.")(nightly)
+    for name, summary in STAGES.items():
+        app.command(name, help=summary)(_stage(name))
+
+
+def nightly(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Run the whole night."""
+    summary = _execute("nightly", config, overrides)
+    show(summary, as_json, lambda: _tell(summary, config))
+
+
+def _stage(name: str) -> Any:
+    def stage(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
+        manifest = _execute(name, config, overrides)
+        show(manifest, as_json, lambda: None)
+
+    return stage
+
+
+def _execute(name: str, config: Any, overrides: list[str] | None) -> dict[str, Any]:
+    from recsys import config as configuration  # noqa: PLC0415
+
+    checked = configuration.load(config, overrides or ())
+    try:
+        from pipelines import nightly  # noqa: PLC0415
+        from pipelines.night import execute  # noqa: PLC0415
+        from pipelines.progress import Reporter  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the jobs need {error.name}, which is not installed. Install recsys[train,jobs,tracking]."
+        ) from None
+    stage = nightly.nightly if name == "nightly" else nightly.STAGES[name]
+    return execute(stage, checked, Reporter())
+
+
+def _tell(summary: dict[str, Any], config: Any) -> None:
+    """What a person wants to see after a night."""
+    console = Console(highlight=False, soft_wrap=True)
+    evaluation = summary["evaluation"]
+    if evaluation["questions"]:
+        table = Table(title=f"Look-up from the last item, {evaluation['questions']:,} users, test target")
+        table.add_column("")
+        columns = ("ndcg_at_10", "ndcg_at_20", "hr_at_10", "hr_at_20", "mrr_at_20")
+        for column in columns:
+            table.add_column(column.upper().replace("_AT_", "@"), justify="right")
+        rows = {"siamese tower": evaluation["model"], **evaluation["baselines"]}
+        for name, figures in rows.items():
+            style = "bold" if name == "siamese tower" else None
+            table.add_row(name.replace("_", " "), *(f"{figures[c]:.4f}" for c in columns), style=style)
+        console.print(table)
+    console.print(f"Release   {summary['path']}", markup=False)
+    console.print(f"MLflow    version {summary['version']} of {summary['model']}, champion", markup=False)
+    console.print(f"Ask       recsys similar ITEM --config {config}", markup=False)
+    console.print(f"Serve     recsys serve --config {config}", markup=False)
+    console.print(f"Open      mlflow ui --backend-store-uri {summary['tracking_uri']}", markup=False)

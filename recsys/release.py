@@ -1,0 +1,246 @@
+"""The folder that is shipped: everything a look-up needs, and the proof that it belongs together.
+
+A release is written under a temporary name, its manifest last, and renamed; nothing in it is ever written
+again (an Annoy file that changes under a reader kills the reader). Loading checks every file against the
+manifest, and the files against each other. `docs/release-format.md` describes the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from recsys import embeddings, index, lookup
+from recsys.catalogue import Catalogue
+from recsys.embeddings import Vectors
+from recsys.errors import InputError, ReleaseError
+from recsys.exact import ExactIndex
+from recsys.index import Index
+from recsys.similarity import METRIC
+
+FORMAT_VERSION = 1
+
+MANIFEST = "manifest.json"
+CATALOGUE = "catalogue.parquet"
+EMBEDDINGS = "embeddings.npy"
+INDEX = "index.ann"
+TOWER = "tower.keras"
+FEATURES = "features.json"
+EVALUATION = "evaluation.json"
+FILES = (CATALOGUE, EMBEDDINGS, INDEX, TOWER, FEATURES, EVALUATION)
+
+SELF_TEST_ITEMS, SELF_TEST_K = 8, 10
+
+
+class FileEntry(BaseModel):
+    """One file of a release."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a release was made of, and what it must hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int
+    release_id: str
+    created_at: str
+    """ISO 8601, UTC."""
+    num_items: int
+    dimension: int
+    metric: str
+    n_trees: int
+    seed: int
+    n_jobs: int
+    search_k: int
+    """Tuned to the recall."""
+    recall_k: int
+    index_recall: float
+    """Share of the exact nearest `recall_k` that the index returns at `search_k`."""
+    catalogue_fingerprint: str
+    data_snapshot: str
+    """SHA-256 over the input files."""
+    code_version: str
+    parent_release: str | None
+    """The champion when this release was built."""
+    mlflow_run: str | None
+    config: dict[str, Any]
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A verified release, ready to answer.
+
+    Example:
+        >>> Release.load("workspace/releases/…").similar("50", k=10).neighbours  # doctest: +SKIP
+    """
+
+    path: Path
+    manifest: Manifest
+    catalogue: Catalogue
+    vectors: Vectors
+    """float32 [num_items, dimension], mapped."""
+    index: Index
+
+    @classmethod
+    def load(cls, path: str | Path) -> Release:
+        """Open a release folder and check everything in it.
+
+        Raises:
+            ReleaseError: no release, one of another format, a file that is missing or changed, files that
+                do not belong together, or an index that does not find what exact search finds.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        _verify_files(path, manifest)
+        try:
+            catalogue = Catalogue.load(path / CATALOGUE)
+            vectors = embeddings.load(path / EMBEDDINGS)
+            _compare(path, "items in the catalogue", manifest.num_items, len(catalogue))
+            _compare(path, "catalogue fingerprint", manifest.catalogue_fingerprint, catalogue.fingerprint)
+            _compare(path, "shape of the embeddings", (manifest.num_items, manifest.dimension), vectors.shape)
+            _compare(path, "metric", METRIC, manifest.metric)
+            embeddings.check(vectors, manifest.num_items, str(path / EMBEDDINGS))
+            annoy = index.load(path / INDEX, vectors, manifest.search_k)
+        except InputError as error:
+            raise ReleaseError(f"release {path} is not usable: {error}") from None
+        release = cls(path, manifest, catalogue, vectors, annoy)
+        release._self_test()
+        return release
+
+    @property
+    def release_id(self) -> str:
+        """Id of the release, in every answer."""
+        return self.manifest.release_id
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """Figures of the release and of the baselines, as they were measured when it was built."""
+        return json.loads((self.path / EVALUATION).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+    def similar(self, item_id: str, k: int = 10) -> lookup.Answer:
+        """The `k` items most like one item; see `recsys.lookup.similar`."""
+        return lookup.similar(self.catalogue, self.index, self.release_id, item_id, k)
+
+    def _self_test(self) -> None:
+        """Known questions: on some machines an Annoy build answers every query with one neighbour (Annoy #679)."""
+        items = np.linspace(0, len(self.index) - 1, SELF_TEST_ITEMS).astype(np.int32)
+        k = min(SELF_TEST_K, len(self.index) - 1)
+        measured = index.recall(self.index, self.vectors, np.unique(items), k)
+        # eight items are a small sample: half of the recall that the build proved is enough to tell nonsense
+        if measured < self.manifest.index_recall / 2:
+            raise ReleaseError(
+                f"release {self.path} is not usable: on this machine its index finds {measured:.0%} of the "
+                f"nearest neighbours. Expected about {self.manifest.index_recall:.0%}. Reinstall Annoy here."
+            )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a release folder.
+
+    Raises:
+        ReleaseError: there is none, or it is not one that we read.
+    """
+    try:
+        saved = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version = saved["format_version"]
+    except FileNotFoundError:
+        raise ReleaseError(f"release must be a folder with a {MANIFEST}. Received: {path}.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReleaseError(f"{path / MANIFEST} must be the manifest of a release. Received: {error!r}.") from None
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        remedy = "Update recsys to read it." if newer else "Build the release again."
+        raise ReleaseError(f"release {path} must have format version {FORMAT_VERSION}. Received: {version!r}. {remedy}")
+    try:
+        return Manifest.model_validate(saved)
+    except ValidationError as error:
+        raise ReleaseError(f"{path / MANIFEST} must be the manifest of a release. Received: {error}") from None
+
+
+def write(sources: dict[str, Path], manifest: dict[str, Any], releases: Path) -> Path:
+    """Copy files into a new release folder below `releases`, and return it.
+
+    A folder that is already there under the final name is complete (it is renamed last) and is kept.
+
+    Args:
+        sources: where each of `FILES` lies.
+        manifest: all fields but `format_version` and `files`.
+        releases: folder of all releases.
+    """
+    final = releases / str(manifest["release_id"])
+    if final.exists():
+        return final
+    temporary = releases / f".tmp-{manifest['release_id']}-{secrets.token_hex(4)}"
+    temporary.mkdir(parents=True)
+    try:
+        entries = {}
+        for name in FILES:
+            shutil.copyfile(sources[name], temporary / name)
+            _flush(temporary / name)
+            entries[name] = FileEntry(bytes=(temporary / name).stat().st_size, sha256=sha256(temporary / name))
+        complete = Manifest(format_version=FORMAT_VERSION, files=entries, **manifest)
+        (temporary / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _flush(temporary / MANIFEST)
+        _flush(temporary)
+        return publish(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(temporary: Path, final: Path) -> Path:
+    """Give a complete folder its final name; if another process was faster, its folder stays."""
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if not (final / MANIFEST).exists():
+            raise
+    _flush(final.parent)
+    return final
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Bring a file or a folder to the disk: a rename must not outlive what it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _verify_files(path: Path, manifest: Manifest) -> None:
+    _compare(path, "files in the manifest", sorted(FILES), sorted(manifest.files))
+    for name, entry in manifest.files.items():
+        if not (path / name).is_file():
+            raise ReleaseError(f"release {path} must hold {name}. Received: no such file.")
+        _compare(path, f"bytes of {name}", entry.bytes, (path / name).stat().st_size)
+        _compare(path, f"SHA-256 of {name}", entry.sha256, sha256(path / name))
+
+
+def _compare(path: Path, what: str, expected: object, received: object) -> None:
+    if expected != received:
+        raise ReleaseError(
+            f"release {path} is not usable: {what} must be {expected}. Received: {received}. "
+            "Fetch or build the release again."
+        )

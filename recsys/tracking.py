@@ -1,0 +1,213 @@
+"""MLflow: the run of a night, the versions of the model, and the alias of the one in service.
+
+The only file that imports MLflow. Everything that MLflow raises leaves here as a `TrackingError`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys.config import Config
+from recsys.errors import ReleaseError, TrackingError
+from recsys.release import Release, publish, read_manifest
+
+# a night must not hang for the hour that MLflow's own defaults allow
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+import mlflow  # noqa: E402 - reads the environment
+from mlflow.entities import Metric, Param, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+CHAMPION, PREVIOUS = "champion", "previous"
+RUN_TAG, RELEASE_TAG, SNAPSHOT_TAG = "recsys.run_id", "recsys.release_id", "recsys.data_snapshot"
+ARTIFACT = "release"
+MAX_PARAM = 6_000
+"""Characters of a parameter that MLflow accepts."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model."""
+
+    number: str
+    release_id: str
+    source: str
+    """Where MLflow keeps the release folder."""
+
+
+class Tracker:
+    """One config's view of a tracking server.
+
+    Raises:
+        TrackingError: from every method, where MLflow cannot be reached or refuses.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.uri = config.tracking_uri
+        self.model = config.tracking.model
+        self.workspace = config.workspace
+        if self.uri.startswith("sqlite:///"):
+            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        with self._translated():
+            mlflow.set_tracking_uri(self.uri)  # for what resolves `runs:/` on its own
+            self.client = mlflow.MlflowClient(self.uri)
+            self.experiment_id = self._experiment(config.tracking.experiment)
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        # without a server MLflow would write artefacts into whatever folder we are started from
+        local = self.uri.startswith("sqlite:")
+        location = (self.workspace.resolve() / "mlartifacts").as_uri() if local else None
+        return str(self.client.create_experiment(name, artifact_location=location))
+
+    @property
+    def shown_uri(self) -> str:
+        """The tracking URI, its password left out."""
+        return _without_password(self.uri)
+
+    def start(self, run_id: str, snapshot: str) -> str:
+        """The MLflow run of one of our runs, begun anew or gone on with; its MLflow id."""
+        with self._translated():
+            found = self.client.search_runs([self.experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1)
+            if found:
+                mlflow_run = str(found[0].info.run_id)
+                self.client.update_run(mlflow_run, status="RUNNING")
+                return mlflow_run
+            tags = {RUN_TAG: run_id, SNAPSHOT_TAG: snapshot}
+            created = self.client.create_run(self.experiment_id, tags=tags, run_name=f"night {run_id}")
+            return str(created.info.run_id)
+
+    def finish(self, mlflow_run: str, status: str) -> None:
+        """End a run as FINISHED or FAILED."""
+        with self._translated():
+            self.client.set_terminated(mlflow_run, status)
+
+    def log_params(self, mlflow_run: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        """Log settings as `table.key`."""
+        flat = {f"{table}.{key}": str(v)[:MAX_PARAM] for table, keys in tables.items() for key, v in keys.items()}
+        with self._translated():
+            self.client.log_batch(mlflow_run, params=[Param(key, value) for key, value in flat.items()])
+
+    def log_metrics(self, mlflow_run: str, values: Mapping[str, float], step: int = 0) -> None:
+        """Log figures at one step."""
+        now = mlflow.utils.time.get_current_time_millis()
+        metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
+        with self._translated():
+            self.client.log_batch(mlflow_run, metrics=metrics)
+
+    def log_tags(self, mlflow_run: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        with self._translated():
+            self.client.log_batch(mlflow_run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def log_artifact(self, mlflow_run: str, path: Path, folder: str | None = None) -> None:
+        """Keep a file with a run."""
+        with self._translated():
+            self.client.log_artifact(mlflow_run, os.fspath(path), folder)
+
+    def register(self, mlflow_run: str, release: Release) -> Version:
+        """Keep a release as a version of the model; the version it has already, if it has one."""
+        with self._translated():
+            known = self._version_of(release.release_id)
+            if known is not None:
+                return known
+            if not self.client.search_registered_models(f"name = '{self.model}'"):
+                self.client.create_registered_model(self.model)
+            self.client.log_artifacts(mlflow_run, os.fspath(release.path), ARTIFACT)
+            run = self.client.get_run(mlflow_run)
+            created = self.client.create_model_version(
+                self.model,
+                source=f"{run.info.artifact_uri}/{ARTIFACT}",
+                run_id=mlflow_run,
+                tags={RELEASE_TAG: release.release_id, SNAPSHOT_TAG: release.manifest.data_snapshot},
+            )
+            return self._version(created)
+
+    def champion(self) -> Version | None:
+        """The version in service, None before the first one."""
+        with self._translated():
+            models = self.client.search_registered_models(f"name = '{self.model}'")
+            if not models or CHAMPION not in models[0].aliases:
+                return None
+            return self._version(self.client.get_model_version_by_alias(self.model, CHAMPION))
+
+    def promote(self, version: Version, champion: Version | None) -> None:
+        """Put a version into service in place of `champion`, which becomes the previous one."""
+        with self._translated():
+            if champion is not None:
+                self.client.set_registered_model_alias(self.model, PREVIOUS, champion.number)
+            self.client.set_registered_model_alias(self.model, CHAMPION, version.number)
+
+    def tag_version(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        with self._translated():
+            for key, value in tags.items():
+                self.client.set_model_version_tag(self.model, version.number, key, value)
+
+    def version_tags(self, version: Version) -> dict[str, str]:
+        """Tags of a version."""
+        with self._translated():
+            return dict(self.client.get_model_version(self.model, version.number).tags)
+
+    def fetch(self, version: Version, releases: Path) -> Path:
+        """The folder of a version's release below `releases`, downloaded if it is not there.
+
+        Raises:
+            ReleaseError: what MLflow keeps is not the release that the version names.
+        """
+        final = releases / version.release_id
+        if final.exists():
+            return final
+        releases.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{version.release_id}-", dir=releases))
+        try:
+            with self._translated():
+                downloaded = mlflow.artifacts.download_artifacts(
+                    artifact_uri=version.source, dst_path=os.fspath(temporary), tracking_uri=self.uri
+                )
+            received = read_manifest(Path(downloaded)).release_id
+            if received != version.release_id:
+                raise ReleaseError(
+                    f"version {version.number} of {self.model} must hold release {version.release_id}. "
+                    f"Received: {received}."
+                )
+            return publish(Path(downloaded), final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _version_of(self, release_id: str) -> Version | None:
+        found = self.client.search_model_versions(f"name = '{self.model}'")
+        return next((self._version(v) for v in found if v.tags.get(RELEASE_TAG) == release_id), None)
+
+    def _version(self, found: Any) -> Version:
+        if RELEASE_TAG not in found.tags:
+            raise TrackingError(
+                f"version {found.version} of {self.model} must have the tag {RELEASE_TAG}. Received: "
+                f"{sorted(found.tags)}. Set tracking.model to a name of its own."
+            )
+        return Version(str(found.version), found.tags[RELEASE_TAG], found.source)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            raise TrackingError(
+                f"MLflow at {self.shown_uri} must answer. Received: {error}. Check tracking.uri, or start the server."
+            ) from error
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}…@{rest.rpartition('@')[2]}" if "@" in rest else uri

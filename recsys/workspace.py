@@ -1,0 +1,155 @@
+"""The folder of a run: one sub-folder a stage, each complete or not there.
+
+A run's id is a hash of what went in and of what works on it, so the same night twice is one run. A stage
+writes into a temporary folder, its `_MANIFEST.json` last, and the folder is renamed: what stands under a
+stage's name is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from recsys.config import Config
+from recsys.errors import InputError, StageError
+from recsys.release import sha256
+
+MANIFEST = "_MANIFEST.json"
+PACKAGES = ("recsys", "pipelines")
+"""Whose source shapes a release."""
+LIBRARIES = ("annoy", "keras", "numpy", "polars", "scipy", "tensorflow", "tensorflow-cpu")
+"""Whose version may change a release."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass of data, config and code through the stages."""
+
+    run_id: str
+    folder: Path
+    data_snapshot: str
+    code_version: str
+
+    @classmethod
+    def of(cls, config: Config, interactions: Iterable[Path], items: Iterable[Path]) -> Run:
+        """The run that belongs to these input files and this config.
+
+        Raises:
+            InputError: the workspace cannot be written.
+        """
+        snapshot = data_snapshot(interactions, items)
+        code = code_version()
+        run_id = hashlib.sha256(f"{snapshot} {config.fingerprint()} {code}".encode()).hexdigest()[:12]
+        folder = config.workspace / "runs" / run_id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"data.workspace must be a folder that we may write to. Received: {error}.") from None
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"data.workspace must be a folder that we may write to. Received: {folder}.")
+        return cls(run_id, folder, snapshot, code)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run: the lock goes with the process, however it ends.
+
+        Raises:
+            StageError: another process holds it.
+        """
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise StageError(
+                f"run {self.run_id} must be worked on by one process at a time. Received: another one is at it."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage is finished."""
+        return (self.folder / stage / MANIFEST).exists()
+
+    def path(self, stage: str, name: str = "") -> Path:
+        """A file of a finished stage.
+
+        Raises:
+            StageError: the stage was not run yet.
+        """
+        if not self.done(stage):
+            raise StageError(
+                f"stage {stage} must be finished first. Received: nothing in {self.folder / stage}. Run: recsys {stage}"
+            )
+        return self.folder / stage / name
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        """What a finished stage wrote down about itself."""
+        return json.loads(self.path(stage, MANIFEST).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+    @contextmanager
+    def stage(self, stage: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """A temporary folder for a stage's files, and a dictionary for its manifest.
+
+        On leaving, the manifest is written and the folder gets the stage's name; on an error it is removed.
+        """
+        for leftover in self.folder.glob(f".tmp-{stage}-*"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = self.folder / f".tmp-{stage}-{secrets.token_hex(4)}"
+        temporary.mkdir()
+        manifest: dict[str, Any] = {}
+        try:
+            yield temporary, manifest
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            os.rename(temporary, self.folder / stage)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def data_snapshot(interactions: Iterable[Path], items: Iterable[Path]) -> str:
+    """SHA-256 over the content of the input files, in order."""
+    digest = hashlib.sha256()
+    for role, paths in (("interactions", interactions), ("items", items)):
+        for path in paths:
+            digest.update(f"{role} {sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def code_version() -> str:
+    """Version of the package, and a hash of its source and of the libraries that shape a release."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for name, content in sorted(_sources(resources.files(package), package)):
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    for library in LIBRARIES:
+        digest.update(f"{library} {_version(library)}\n".encode())
+    return f"{_version('recsys')}+{digest.hexdigest()[:12]}"
+
+
+def _sources(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _sources(entry, f"{name}/{entry.name}")
+        elif entry.name.endswith(".py"):
+            yield f"{name}/{entry.name}", entry.read_bytes()
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "absent"
