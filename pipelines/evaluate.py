@@ -19,7 +19,7 @@ from pipelines.train import load_sequences
 from recsys import embeddings
 from recsys import index as annoy
 from recsys.baselines import ItemKNN, Popularity, touched_before
-from recsys.evaluation import TARGET_METRIC
+from recsys.evaluation import TARGET_METRIC, Neighbours
 from recsys.evaluation import evaluate as measure
 from recsys.splitting import leave_one_out
 
@@ -53,7 +53,7 @@ def evaluate(night: Night) -> dict[str, Any]:
         best = config.shrinkage[int(np.argmax(tried))]
 
         before_test = touched_before(sequences, "test", num_items)
-        models = {
+        models: dict[str, Neighbours] = {
             "popularity": Popularity(np.asarray(before_test.sum(axis=0)).ravel()),
             "co_occurrence": ItemKNN(before_test, cosine=False),
             "item_knn": ItemKNN(before_test, cosine=True, shrinkage=best),

@@ -55,7 +55,11 @@ def find(pattern: str, name: str) -> list[Path]:
     Raises:
         InputError: there are none, or one is of a format that we do not read.
     """
-    paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]
+    paths = [
+        Path(path)
+        for path in sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
+        if Path(path).is_file()
+    ]
     if not paths and Path(pattern).is_file():  # a name with brackets is also a file
         paths = [Path(pattern)]
     if not paths:
@@ -110,7 +114,9 @@ def _plan_parquet(path: Path, rows_per_unit: int, number: int) -> list[Unit]:
         metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} must be a parquet file. Received: {error}.") from None
-    units, groups, rows, first_row = [], [], 0, 0
+    units: list[Unit] = []
+    groups: list[int] = []
+    rows = first_row = 0
     for group in range(metadata.num_row_groups):
         groups.append(group)
         rows += metadata.row_group(group).num_rows

@@ -13,7 +13,6 @@ Every row read is used, filtered by a rule, or a dead letter with its reason; th
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,9 @@ from recsys.splitting import known_before
 
 STAGE = "prepare"
 CATALOGUE, SEQUENCES, PAIRS, DEAD_LETTERS = "catalogue.parquet", "sequences", "pairs", "dead_letters.parquet"
+
+MIN_ITEMS = MIN_USERS = 2
+"""Below, nothing can be like another thing, and nobody can have touched both."""
 
 REPEAT = "repeats the user's previous item"
 UNKNOWN_ITEM = "item_id is not in the catalogue"
@@ -80,7 +82,7 @@ class Job:
         """Write a unit's entry, after all its other files."""
         path = self.entry(phase, unit)
         path.with_suffix(".tmp").write_text(json.dumps(counted))
-        os.replace(path.with_suffix(".tmp"), path)
+        path.with_suffix(".tmp").replace(path)
 
 
 def prepare(night: Night) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def prepare(night: Night) -> dict[str, Any]:
             job.phase("merge", shards, merge),
         ]
         runner.run(phases, night.config.beam, advance)
-        manifest |= commit(job)
+        manifest.update(commit(job))
         account = manifest["account"]["interactions"]
         advance(
             1, 1, f"{account['read']:,} interactions, {manifest['num_items']:,} items, {manifest['num_pairs']:,} pairs"
@@ -231,10 +233,10 @@ def commit(job: Job) -> dict[str, Any]:
     if job.items:
         _settle(job.items, items, limit)
     num_users, num_items = sum(entry["users"] for entry in sequenced), numbered["used"]
-    if num_items < 2:
-        raise InputError(f"the catalogue must hold at least 2 items. Received: {num_items}.")
-    if num_users < 2:
-        raise InputError(f"interactions must be of at least 2 users. Received: {num_users}.")
+    if num_items < MIN_ITEMS:
+        raise InputError(f"the catalogue must hold at least {MIN_ITEMS} items. Received: {num_items}.")
+    if num_users < MIN_USERS:
+        raise InputError(f"interactions must be of at least {MIN_USERS} users. Received: {num_users}.")
     touched = sum(np.load(path) for path in sorted(job.work.glob("touched-*.npy")))
     catalogue = Catalogue(
         pl.read_parquet(job.work / CATALOGUE).with_columns(interactions=pl.Series(touched, dtype=pl.Int64))

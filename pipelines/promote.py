@@ -37,7 +37,8 @@ def promote(night: Night) -> dict[str, Any]:
         verdict = night.tracker.version_tags(version).get(VERDICT_TAG)
         champion = night.tracker.champion()
         if verdict is None:
-            checks = _ask(night, release, champion and Release.load(night.tracker.fetch(champion, night.releases)))
+            in_service = Release.load(night.tracker.fetch(champion, night.releases)) if champion else None
+            checks = _ask(night, release, in_service)
             passed = all(check.passed for check in checks)
             if passed and champion != version:
                 night.tracker.promote(version, champion)

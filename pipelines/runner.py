@@ -61,7 +61,7 @@ def run(phases: list[Phase], config: BeamConfig, advance: Advance) -> None:
     beam = _beam()
     pipeline = beam.Pipeline(options=_options(config))
     build(pipeline, phases)
-    with _watching(phases, advance):
+    with _Watch(phases, advance):
         try:
             pipeline.run().wait_until_finish()
         except Exception:
@@ -134,7 +134,7 @@ def _options(config: BeamConfig) -> object:
     )
 
 
-class _watching:
+class _Watch:
     """Counts finished units by their files: the same on every runner, and Beam's own counters come too late."""
 
     def __init__(self, phases: list[Phase], advance: Advance) -> None:

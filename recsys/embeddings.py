@@ -22,7 +22,7 @@ def check(vectors: Vectors, num_items: int, origin: str = "embeddings") -> None:
     Raises:
         InputError: wrong type or shape, or a vector that is not finite or not of unit length.
     """
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != num_items:
+    if vectors.shape[:-1] != (num_items,) or vectors.dtype != np.float32:
         raise InputError(
             f"{origin} must be float32 [{num_items}, dimension]. Received: {vectors.dtype} {list(vectors.shape)}."
         )

@@ -152,7 +152,7 @@ def _bags(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
         .with_columns(pl.int_range(pl.len()).over("row").alias("slot"))
         .filter(pl.col("slot") < MAX_TOKENS)
     )
-    width = 1 + (long["slot"].max() or 0)  # type: ignore[operator]
+    width = 1 + int(long["slot"].to_numpy().max(initial=0))
     bags = np.full((len(column), width), PADDING, np.int32)
     bags[long["row"].to_numpy(), long["slot"].to_numpy()] = long["index"].to_numpy()
     return bags

@@ -121,7 +121,7 @@ def load(path: Path, vectors: Vectors, search_k: int) -> Index:
         )
     # a file of another dimension loads, and may even report the right number of items
     for number in np.linspace(0, num_items - 1, PROBES).astype(int).tolist():
-        if not np.array_equal(np.float32(annoy.get_item_vector(number)), vectors[number]):
+        if not np.array_equal(np.array(annoy.get_item_vector(number), np.float32), vectors[number]):
             raise InputError(
                 f"index {path} must hold the embeddings beside it, of dimension {dimension}. "
                 f"Received: another vector for item number {number}, or another dimension."

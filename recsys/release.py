@@ -24,7 +24,6 @@ from recsys import embeddings, index, lookup
 from recsys.catalogue import Catalogue
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
-from recsys.exact import ExactIndex
 from recsys.index import Index
 from recsys.similarity import METRIC
 
@@ -206,7 +205,7 @@ def write(sources: dict[str, Path], manifest: dict[str, Any], releases: Path) ->
 def publish(temporary: Path, final: Path) -> Path:
     """Give a complete folder its final name; if another process was faster, its folder stays."""
     try:
-        os.rename(temporary, final)
+        temporary.rename(final)
     except OSError:
         if not (final / MANIFEST).exists():
             raise

@@ -5,6 +5,7 @@ Hands on, for each step, one shape whatever the choice (`Batch`); `sampling` nee
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ class Sampler:
 
     def __len__(self) -> int:
         """Batches a pass."""
-        return -(-len(self.anchors) // self.batch_size)
+        return math.ceil(len(self.anchors) / self.batch_size)
 
     def pass_order(self) -> NDArray[np.int32]:
         """The anchors of one pass in random order, the first ones again to fill the last batch."""

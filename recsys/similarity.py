@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-METRIC = "angular"
+METRIC: Final = "angular"
 """Annoy's name for the metric of unit vectors under cosine."""
 
 

@@ -24,7 +24,7 @@ register = keras.saving.register_keras_serializable(package="recsys")
 
 
 @register
-class IdDropout(keras.layers.Layer):  # type: ignore[misc]
+class IdDropout(keras.layers.Layer):
     """Replaces a share of the ids by 0, "unknown", during training.
 
     DropoutNet (Volkovs et al., 2017) takes 0.5 for new items; 0.1 is enough to regularise.
@@ -49,7 +49,7 @@ class IdDropout(keras.layers.Layer):  # type: ignore[misc]
 
 
 @register
-class MeanOfBag(keras.layers.Layer):  # type: ignore[misc]
+class MeanOfBag(keras.layers.Layer):
     """Mean embedding of the indices of a row, padding left out."""
 
     def __init__(self, size: int, dimension: int, **options: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
-import mlflow  # noqa: E402 - reads the environment
-from mlflow.entities import Metric, Param, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 CHAMPION, PREVIOUS = "champion", "previous"
 RUN_TAG, RELEASE_TAG, SNAPSHOT_TAG = "recsys.run_id", "recsys.release_id", "recsys.data_snapshot"
@@ -101,7 +102,7 @@ class Tracker:
 
     def log_metrics(self, mlflow_run: str, values: Mapping[str, float], step: int = 0) -> None:
         """Log figures at one step."""
-        now = mlflow.utils.time.get_current_time_millis()
+        now = int(time.time() * 1000)
         metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
         with self._translated():
             self.client.log_batch(mlflow_run, metrics=metrics)

@@ -39,7 +39,7 @@ class Fit(NamedTuple):
     """Figures of each pass, the first pass first."""
 
 
-class Siamese(keras.Model):  # type: ignore[misc]
+class Siamese(keras.Model):
     """Both sides of the pairs through one tower, and the loss between them.
 
     Args:
@@ -59,9 +59,7 @@ class Siamese(keras.Model):  # type: ignore[misc]
         inputs = {name: ops.take(table, batch.candidates, axis=0) for name, table in self.inputs_of_items.items()}
         return self.tower(inputs, training=training)
 
-    def compute_loss(  # the signature is Keras's; the targets are part of `x`
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Any:
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, *_: Any) -> Any:  # noqa: ARG002 - Keras's signature; `x` has the targets
         """Mean over the anchors, weighted."""
         batch = Batch(*x)
         anchors = ops.take(y_pred, batch.anchors, axis=0)  # [B, d]
@@ -69,7 +67,7 @@ class Siamese(keras.Model):  # type: ignore[misc]
         return ops.mean(loss * batch.anchor_weights)
 
 
-class PassOfBatches(keras.utils.PyDataset):  # type: ignore[misc]
+class PassOfBatches(keras.utils.PyDataset):
     """The batches of one pass, made in a thread while the step before is computed."""
 
     def __init__(self, sampler: Sampler) -> None:
@@ -98,7 +96,7 @@ def fit(
     *,
     passes: int,
     validation: Holdout | None = None,
-    on_pass: OnPass = lambda number, figures: None,
+    on_pass: OnPass = lambda *_: None,
 ) -> Fit:
     """Train a tower from scratch.
 
@@ -130,7 +128,7 @@ def fit(
     return Fit(encoder_model, watch.restore_best(), watch.curve)
 
 
-class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
+class _Watch(keras.callbacks.Callback):
     """Measures, reports and stops after each pass."""
 
     def __init__(

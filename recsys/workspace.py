@@ -115,7 +115,7 @@ class Run:
         try:
             yield temporary, manifest
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            os.rename(temporary, self.folder / stage)
+            temporary.rename(self.folder / stage)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
