@@ -74,7 +74,7 @@ def _write(night: Night) -> Any:
         "code_version": run.code_version,
         "parent_release": champion.release_id if champion else None,
         "mlflow_run": night.mlflow_run,
-        "config": config.model_dump(mode="json", exclude={"tracking"}),  # a URI may hold a password
+        "config": config.shaping(),
     }
     return releases.write(sources, manifest, night.releases)
 

@@ -223,10 +223,13 @@ class Config(Table):
     beam: BeamConfig = BeamConfig()
     serve: ServeConfig = ServeConfig()
 
+    def shaping(self) -> dict[str, Any]:
+        """Every setting that can change a release: not where things lie, nor how they are run."""
+        return self.model_dump(mode="json", include={"items", "prepare", "tower", "train", "index", "evaluate"})
+
     def fingerprint(self) -> str:
-        """SHA-256 of every setting that can change a release: not where things lie, nor how they are run."""
-        shaping = self.model_dump(mode="json", include={"items", "prepare", "tower", "train", "index", "evaluate"})
-        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the settings that can change a release."""
+        return hashlib.sha256(json.dumps(self.shaping(), sort_keys=True).encode()).hexdigest()
 
     @property
     def workspace(self) -> Path:

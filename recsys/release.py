@@ -78,6 +78,7 @@ class Manifest(BaseModel):
     """The champion when this release was built."""
     mlflow_run: str | None
     config: dict[str, Any]
+    """The settings that shape a release."""
     files: dict[str, FileEntry]
 
 

@@ -30,7 +30,6 @@ ENCODED = "encoded"
 
 
 class _Encoded(Convertor[str]):
-
     regex = "[^/]+"
 
     def convert(self, value: str) -> str:
