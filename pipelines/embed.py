@@ -6,10 +6,11 @@ so no unit waits for another and nothing is copied together afterwards.
 
 from __future__ import annotations
 
-import hashlib
+import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import polars as pl
 
 from pipelines import prepare, runner, train
 from pipelines.night import Night, command, main
+from pipelines.progress import Advance
 from recsys import embeddings
-from recsys.config import EmbedConfig
+from recsys.config import BeamConfig, EmbedConfig
 from recsys.embeddings import Vectors
 from recsys.features import Features, Inputs
 
@@ -59,18 +61,24 @@ def embed(night: Night) -> dict[str, Any]:
         work = folder / ".work"
         work.mkdir()
         job = Job(night.config.embed, catalogue, tower, features, work, folder / EMBEDDINGS)
-        dimension = night.config.tower.dimension
-        allocate(job.out, num_items, dimension)
-        units = list(range(-(-num_items // job.config.items_per_unit)))
-        runner.run([runner.Phase(STAGE, units, partial(embed_unit, job), job.finished)], night.config.beam, advance)
+        embed_items(job, num_items, night.config.tower.dimension, night.config.beam, advance)
+        shutil.rmtree(work)
         embeddings.check(embeddings.load(job.out), num_items)
-        for path in work.iterdir():
-            path.unlink()
-        work.rmdir()
         new = pl.read_parquet(catalogue, columns=["interactions"]).filter(pl.col("interactions") == 0).height
-        manifest |= {"num_items": num_items, "dimension": dimension, "items_without_interactions": new}
+        manifest |= {
+            "num_items": num_items,
+            "dimension": night.config.tower.dimension,
+            "items_without_interactions": new,
+        }
         advance(1, 1, f"{num_items:,} items, {new:,} of them without interactions")
     return night.run.manifest(STAGE)
+
+
+def embed_items(job: Job, num_items: int, dimension: int, config: BeamConfig, advance: Advance) -> None:
+    """All items through the tower, unit by unit, over Beam."""
+    np.lib.format.open_memmap(job.out, mode="w+", dtype=np.float32, shape=(num_items, dimension))
+    units = list(range(math.ceil(num_items / job.config.items_per_unit)))
+    runner.run([runner.Phase(STAGE, units, partial(embed_unit, job), job.finished)], config, advance)
 
 
 def embed_unit(job: Job, unit: int) -> None:
@@ -79,29 +87,19 @@ def embed_unit(job: Job, unit: int) -> None:
     features, encode = _encoder(job.tower, job.features, job.config.batch_size)
     frame = pl.scan_parquet(job.catalogue).slice(start, length).collect()
     vectors = encode(features.transform(frame))
-    target = np.load(job.out, mmap_mode="r+")
-    target[start : start + len(vectors)] = vectors
-    target.flush()
+    np.load(job.out, mmap_mode="r+")[start : start + len(vectors)] = vectors
     job.finished(unit).touch()
 
 
-def allocate(path: Path, num_items: int, dimension: int) -> None:
-    """A `.npy` file of the full size, to be filled in by the units."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(num_items, dimension)).flush()
-
-
-_loaded: dict[str, tuple[Features, Callable[[Inputs], Vectors]]] = {}
-"""The tower of this process: loading and tracing take longer than a unit."""
-
-
+@lru_cache(maxsize=1)
 def _encoder(tower: Path, features: Path, batch_size: int) -> tuple[Features, Callable[[Inputs], Vectors]]:
-    digest = hashlib.sha256(tower.read_bytes() + features.read_bytes()).hexdigest()
-    if digest not in _loaded:
-        from recsys import tower as towers  # noqa: PLC0415 - TensorFlow takes seconds
+    """The tower of this process: loading and tracing take longer than a unit, and its file never changes."""
+    from recsys import tower as towers  # noqa: PLC0415 - TensorFlow takes seconds
 
-        _loaded.clear()
-        _loaded[digest] = Features.load(features), towers.encoder(towers.load(tower), batch_size)
-    return _loaded[digest]
+    return Features.load(features), towers.encoder(towers.load(tower), batch_size)
+
+
+forget_towers = _encoder.cache_clear
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ Every row read is used, filtered by a rule, or a dead letter with its reason; th
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -245,9 +246,7 @@ def commit(job: Job) -> dict[str, Any]:
     num_pairs = sum(entry["pairs"] for entry in job.entries("merge"))
     letters = [pl.read_parquet(path) for path in sorted(job.work.glob("dead-*.parquet"))]
     pl.concat(letters).write_parquet(job.out / DEAD_LETTERS)
-    for path in job.work.iterdir():
-        path.unlink()
-    job.work.rmdir()
+    shutil.rmtree(job.work)
     return {
         "num_users": num_users,
         "num_items": num_items,

@@ -142,17 +142,16 @@ def _positions(column: pl.Series, vocabulary: Sequence[str], reserved: int, miss
 
 def _bags(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
     """Padded indices of each list, int32 [n, longest]."""
-    flat = pl.DataFrame({"token": column}).with_row_index("row").explode("token")
-    index = _positions(flat["token"], feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
-    long = (
-        pl.DataFrame({"row": flat["row"], "index": index})
-        # an unknown token says nothing beside a known one
-        .filter((pl.col("index") != NONE_KNOWN) | (pl.col("index").max().over("row") == NONE_KNOWN))
-        .unique(maintain_order=True)
-        .with_columns(pl.int_range(pl.len()).over("row").alias("slot"))
-        .filter(pl.col("slot") < MAX_TOKENS)
-    )
-    width = 1 + int(long["slot"].to_numpy().max(initial=0))
-    bags = np.full((len(column), width), PADDING, np.int32)
-    bags[long["row"].to_numpy(), long["slot"].to_numpy()] = long["index"].to_numpy()
+    lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
+    tokens = column.explode(empty_as_null=False, keep_nulls=False)
+    index = _positions(tokens, feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
+    row = np.repeat(np.arange(len(column)), lengths)
+    known = index != NONE_KNOWN  # an unknown token says nothing beside a known one
+    row, index = row[known], index[known]
+    counts = np.bincount(row, minlength=len(column))
+    slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = slot < MAX_TOKENS
+    bags = np.full((len(column), max(1, min(MAX_TOKENS, int(counts.max(initial=0))))), PADDING, np.int32)
+    bags[row[kept], slot[kept]] = index[kept]
+    bags[counts == 0, 0] = NONE_KNOWN
     return bags

@@ -1,0 +1,54 @@
+# One door: everything that is done with this tree is done from here, by people and by CI alike.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := train,jobs,serve,tracking,dev
+DEMO := demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench serve clean check requirements
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+demo: $(VENV)/.installed ## the whole night on MovieLens 100k, and what it found
+	@$(BIN)/recsys data movielens-100k --output $(DEMO)
+	@$(BIN)/recsys nightly --config $(DEMO)/recsys.toml
+	@$(BIN)/recsys similar 1 50 98 --k 5 --config $(DEMO)/recsys.toml
+
+test: check ## lint, types, import contracts and tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed ## lint, types and import contracts alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed ## speed against plain code, as ratios of one run
+	$(BIN)/python -m benchmarks.speed
+
+serve: $(VENV)/.installed ## answer over HTTP from the demo's champion
+	$(BIN)/recsys serve --config $(DEMO)/recsys.toml
+
+clean: ## remove the environment, the demo and every cache
+	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+requirements: $(VENV)/.installed ## pin what pyproject.toml asks for, anew
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --no-emit-index-url --no-emit-find-links \
+	  --no-emit-trusted-host $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) \
+	  --output-file requirements-dev.txt pyproject.toml
+
+comma := ,
+
+$(VENV)/.installed: pyproject.toml requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "error: Python 3.11 or newer is needed. Received: $$($(PYTHON) --version 2>&1). Name one: make PYTHON=python3.12" >&2; exit 2; }
+	@command -v $${CXX:-c++} >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || \
+	  { echo "error: a C++ compiler is needed, since Annoy comes as source. Install g++ or clang." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@

@@ -1,0 +1,1 @@
+"""Measurements that are run on request, as ratios against plain code."""

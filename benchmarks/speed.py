@@ -1,0 +1,222 @@
+"""Speed beside plain code that does the same work, as ratios measured in one run.
+
+    python -m benchmarks.speed
+
+Each pair of rivals takes turns, and the median of the ratios is shown: machines drift, ratios less. Starting
+Python and importing libraries is not counted on either side.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from annoy import AnnoyIndex
+
+from benchmarks import synthetic
+from pipelines import embed, prepare
+from pipelines.night import Night, calm
+from recsys import config as configuration
+from recsys import index, lookup
+from recsys.catalogue import Catalogue
+from recsys.config import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
+from recsys.features import Features
+
+ROWS, USERS, ITEMS = 1_000_000, 50_000, 20_000
+EMBEDDED = 100_000
+INDEXED, DIMENSION, QUERIES, K = 100_000, 128, 2_000, 10
+ROUNDS = 5
+
+
+def compare(name: str, limit: str, ours: Callable[[], float], plain: Callable[[], float]) -> dict[str, object]:
+    """Median of both sides in seconds, and of the ratios ours / plain, over rounds in turn."""
+    ours(), plain()  # warm caches, traces and pools
+    rounds = [(ours(), plain()) for _ in range(ROUNDS)]
+    ratios = sorted(a / b for a, b in rounds)
+    result: dict[str, object] = {
+        "name": name,
+        "wanted": limit,
+        "ours_s": statistics.median(a for a, _ in rounds),
+        "plain_s": statistics.median(b for _, b in rounds),
+        "ratio": statistics.median(ratios),
+        "ratio_min": ratios[0],
+        "ratio_max": ratios[-1],
+    }
+    print(
+        f"{name:<46} {result['ours_s']:>10.5f} s {result['plain_s']:>10.5f} s   ratio {result['ratio']:.2f} "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f})   wanted: {limit}",
+        file=sys.stderr,
+    )
+    return result
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that the work takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def prepare_against_polars(folder: Path) -> dict[str, object]:
+    """The prepare stage beside one Polars query that groups and counts the same pairs."""
+    path = synthetic.interactions(folder / "interactions.parquet", ROWS, USERS, ITEMS)
+    window = configuration.PrepareConfig().window
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as workspace:
+            config = configuration.parse({"data": {"interactions": str(path), "workspace": workspace}})
+            night = Night.of(config)
+            return timed(lambda: prepare.prepare(night))
+
+    def plain() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            return timed(lambda: plain_prepare(path, window, Path(out)))
+
+    return compare(f"prepare, {ROWS:,} interactions", "at most 5", ours, plain)
+
+
+def plain_prepare(path: Path, window: int, out: Path) -> None:
+    """Sequences and symmetric pair weights of a file, by one process that holds everything in memory."""
+    rows = pl.read_parquet(path)
+    numbers = rows.select(pl.col("item_id").unique().sort()).with_row_index("item")
+    ordered = rows.join(numbers, on="item_id").sort("user_id", "timestamp")
+    ordered.group_by("user_id", maintain_order=True).agg("item").write_parquet(out / "sequences.parquet")
+    gaps = [
+        ordered.lazy()
+        .select(
+            pl.col("item").alias("anchor"),
+            pl.col("item").shift(-gap).over("user_id").alias("positive"),
+            pl.lit(1.0 / gap).alias("weight"),
+        )
+        .drop_nulls()
+        .filter(pl.col("anchor") != pl.col("positive"))
+        for gap in range(1, window + 1)
+    ]
+    one_way = pl.concat(gaps)
+    other_way = one_way.select(pl.col("positive").alias("anchor"), pl.col("anchor").alias("positive"), "weight")
+    (
+        pl.concat([one_way, other_way])
+        .group_by("anchor", "positive")
+        .agg(pl.col("weight").sum())
+        .sort("anchor", "positive")
+        .group_by("anchor", maintain_order=True)
+        .agg("positive", "weight")
+        .collect()
+        .write_parquet(out / "pairs.parquet")
+    )
+
+
+def embed_against_loop(folder: Path) -> list[dict[str, object]]:
+    """The embed job beside a plain loop over the traced tower."""
+    from recsys import tower
+
+    items = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
+    frame = synthetic.catalogue(EMBEDDED).with_columns(interactions=pl.lit(1, pl.Int64))
+    features = Features.fit(frame, items, np.ones(EMBEDDED, bool))
+    model = tower.build(features, TowerConfig(), seed=1)
+    frame.write_parquet(folder / "catalogue.parquet")
+    features.save(folder / "features.json")
+    model.save(folder / "tower.keras")
+    settings = EmbedConfig()
+
+    def job(out: Path) -> embed.Job:
+        names = ("catalogue.parquet", "tower.keras", "features.json")
+        catalogue, saved, vocabularies = (folder / name for name in names)
+        return embed.Job(settings, catalogue, saved, vocabularies, out, out / "embeddings.npy")
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            beam = configuration.BeamConfig()
+            return timed(lambda: embed.embed_items(job(Path(out)), EMBEDDED, TowerConfig().dimension, beam, _ignore))
+
+    def ours_from_files() -> float:
+        embed.forget_towers()
+        return ours()
+
+    def plain() -> float:
+        return timed(lambda: np.save(folder / "plain.npy", encode(features.transform(read()))))
+
+    def plain_from_files() -> float:
+        def work() -> None:
+            vocabularies = Features.load(folder / "features.json")
+            fresh = tower.encoder(tower.load(folder / "tower.keras"), settings.batch_size)
+            np.save(folder / "plain.npy", fresh(vocabularies.transform(read())))
+
+        return timed(work)
+
+    def read() -> pl.DataFrame:
+        return pl.read_parquet(folder / "catalogue.parquet")
+
+    encode = tower.encoder(model, settings.batch_size)
+    limit = "at most 1 / 0.7 = 1.43"
+    return [
+        compare(f"embed, {EMBEDDED:,} items, files to file", limit, ours_from_files, plain_from_files),
+        compare(f"embed, {EMBEDDED:,} items, tower already loaded", "told beside it", ours, plain),
+    ]
+
+
+def look_up_against_annoy(folder: Path) -> list[dict[str, object]]:
+    """Building, and one look-up after the other, beside bare Annoy with the same search_k."""
+    vectors = synthetic.vectors(INDEXED, DIMENSION)
+    settings = IndexConfig()
+
+    def plain_build() -> float:
+        def work() -> None:
+            bare = AnnoyIndex(DIMENSION, "angular")
+            bare.set_seed(settings.seed)
+            for number, vector in enumerate(vectors):
+                bare.add_item(number, vector)
+            bare.build(settings.n_trees, settings.n_jobs)
+            bare.save(str(folder / "bare.ann"))
+
+        return timed(work)
+
+    def our_build() -> float:
+        return timed(lambda: index.build(vectors, settings, folder / "ours.ann"))
+
+    built = compare(f"index, build of {INDEXED:,} x {DIMENSION}", "at most 1.1", our_build, plain_build)
+    ours = index.build(vectors, settings, folder / "index.ann")
+    tuned = index.tune(ours, vectors, settings)
+    print(f"{'':<46} tuned search_k {tuned.search_k}, recall {tuned.recall:.4f}", file=sys.stderr)
+    bare = AnnoyIndex(DIMENSION, "angular")
+    bare.load(str(folder / "index.ann"))
+    frame = pl.DataFrame({"item_id": [f"item-{number:06d}" for number in range(INDEXED)]})
+    catalogue = Catalogue(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
+    asked = np.random.default_rng(0).choice(INDEXED, QUERIES, replace=False).tolist()
+
+    def p50(ask: Callable[[int], object]) -> float:
+        return statistics.median(timed(lambda number=number: ask(number)) for number in asked)  # type: ignore[misc]
+
+    return [
+        built,
+        compare(
+            f"look-up, p50 of {QUERIES:,}, {INDEXED:,} items",
+            "at most 1.5",
+            lambda: p50(lambda number: lookup.similar(catalogue, ours, "r", catalogue.item_ids[number], K)),
+            lambda: p50(lambda number: bare.get_nns_by_item(number, K + 1, tuned.search_k, True)),
+        ),
+    ]
+
+
+def _ignore(*_: object) -> None:
+    """No progress in a benchmark."""
+
+
+def main() -> None:
+    """Run all; the table on standard error, JSON on standard output."""
+    calm()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        results = [prepare_against_polars(folder), *embed_against_loop(folder), *look_up_against_annoy(folder)]
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

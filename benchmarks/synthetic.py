@@ -1,0 +1,55 @@
+"""Made-up interactions and vectors of any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+ROW_GROUP = 100_000
+
+
+def interactions(path: Path, rows: int, users: int, items: int, seed: int = 0) -> Path:
+    """A Parquet file of `rows` interactions: users at random, items by Zipf's law, times at random."""
+    rng = np.random.default_rng(seed)
+    popularity = 1.0 / np.arange(1, items + 1)
+    drawn = rng.choice(items, rows, p=popularity / popularity.sum())
+    frame = pl.DataFrame(
+        {
+            "user_id": rng.integers(0, users, rows),
+            "item_id": drawn,
+            "timestamp": rng.integers(1_500_000_000, 1_700_000_000, rows).astype(np.float64),
+        }
+    )
+    text = frame.with_columns(
+        ("user-" + pl.col("user_id").cast(pl.String)).alias("user_id"),
+        ("item-" + pl.col("item_id").cast(pl.String)).alias("item_id"),
+    )
+    text.write_parquet(path, row_group_size=ROW_GROUP)
+    return path
+
+
+def catalogue(items: int, seed: int = 0) -> pl.DataFrame:
+    """Items with a category, up to eight tags and a price each."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 9, items)
+    tags = [rng.integers(0, 1_000, length).astype(str).tolist() for length in lengths]
+    return pl.DataFrame(
+        {
+            "item_id": [f"item-{number}" for number in range(items)],
+            "title": [f"Item {number}" for number in range(items)],
+            "category": rng.integers(0, 50, items).astype(str),
+            "tags": tags,
+            "price": rng.lognormal(3, 1, items),
+        }
+    ).sort("item_id")
+
+
+def vectors(items: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
+    """Unit vectors around 200 centres, as embeddings are: float32 [items, dimension]."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(200, dimension))
+    drawn = centres[rng.integers(0, len(centres), items)] + 0.7 * rng.normal(size=(items, dimension))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
