@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys.exact import top
 from recsys.sequences import Sequences
 from recsys.splitting import Target, known_before
 
@@ -59,17 +58,18 @@ class ItemKNN:
     def neighbours(self, numbers: NDArray[np.int32], k: int) -> NDArray[np.int32]:
         """The `k` best other items of each item; int32 [len(numbers), k], -1 pads."""
         answers = np.full((len(numbers), k), -1, np.int32)
-        width = min(k, self.touched.shape[1])
         for start in range(0, len(numbers), BLOCK):
             block = numbers[start : start + BLOCK]
-            scores = (self.by_item[block] @ self.touched).toarray()  # [block, num_items]
+            together = (self.by_item[block] @ self.touched).tocoo()  # [block, num_items]
+            other = together.col != block[together.row]
+            row, column, score = together.row[other], together.col[other], together.data[other]
             if self.cosine:
-                norms = self.norms[block][:, None] * self.norms[None, :] + self.shrinkage
-                scores = np.divide(scores, norms, out=np.zeros_like(scores), where=scores > 0)
-            scores[np.arange(len(block)), block] = 0
-            best = top(scores, width)
-            touched_together = np.take_along_axis(scores, best, axis=1) > 0
-            answers[start : start + BLOCK, :width] = np.where(touched_together, best, -1)
+                score = score / (self.norms[block[row]] * self.norms[column] + self.shrinkage)
+            order = np.lexsort((column, -score, row))
+            row, column = row[order], column[order]
+            rank = np.arange(len(row)) - np.searchsorted(row, row)
+            best = rank < k
+            answers[start + row[best], rank[best]] = column[best]
         return answers
 
 

@@ -186,7 +186,10 @@ def write(sources: dict[str, Path], manifest: dict[str, Any], releases: Path) ->
     final = releases / str(manifest["release_id"])
     if final.exists():
         return final
-    temporary = releases / f".tmp-{manifest['release_id']}-{secrets.token_hex(4)}"
+    prefix = f".tmp-{manifest['release_id']}-"
+    for leftover in releases.glob(f"{prefix}*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = releases / f"{prefix}{secrets.token_hex(4)}"
     temporary.mkdir(parents=True)
     try:
         entries = {}

@@ -1,0 +1,23 @@
+"""The program `recsys` as its users start it: another process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+RECSYS = Path(sysconfig.get_path("scripts")) / "recsys"
+TIMEOUT_S = 300
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run to the end, whatever the exit code."""
+    command = [os.fspath(RECSYS), *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Start, with standard error to be read line by line."""
+    command = [os.fspath(RECSYS), *(str(argument) for argument in arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
