@@ -113,7 +113,7 @@ def load(path: Path, vectors: Vectors, search_k: int) -> Index:
     try:
         annoy.load(os.fspath(path))
     except OSError as error:
-        raise InputError(f"index must be an Annoy file. Received {path}: {error}") from None
+        raise InputError(f"index must be an Annoy file of dimension {dimension}. Received {path}: {error}") from None
     if annoy.get_n_items() != num_items:
         raise InputError(
             f"index {path} must hold {num_items} items of dimension {dimension}. "
