@@ -114,7 +114,7 @@ def main(run: Callable[[], dict[str, Any]]) -> None:
 def calm() -> None:
     """Keep what TensorFlow, Beam and MLflow tell their own developers off the screen."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # same sums, whatever the number of threads
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no log level silences its notice
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it logs the traceback of what we report
     for name in ("alembic", "tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)

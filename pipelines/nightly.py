@@ -33,7 +33,9 @@ def nightly(night: Night) -> dict[str, Any]:
         RecsysError: from the stage that could not do its work; the ones before stay done.
     """
     night.report.say(f"Run {night.run.run_id}")
-    mlflow_run = night.mlflow_run  # before hours of work, not after them
+    with night.report.stage("mlflow") as advance:  # before hours of work, not after them
+        mlflow_run = night.mlflow_run
+        advance(1, 1, f"run {mlflow_run} at {night.tracker.shown_uri}")
     seconds, manifests = {}, {}
     try:
         for name, stage in STAGES.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 app = typer.Typer(help="Fetch or convert public data.", no_args_is_help=True)
 
@@ -17,7 +18,9 @@ def movielens_100k(output: Output) -> None:
     """Fetch MovieLens 100k: 943 users, 1,682 films, 100,000 ratings."""
     from recsys import datasets  # noqa: PLC0415
 
-    _next(datasets.movielens_100k(output))
+    with Console(stderr=True).status("Fetching MovieLens 100k"):
+        config = datasets.movielens_100k(output)
+    _next(config)
 
 
 @app.command("sequences")

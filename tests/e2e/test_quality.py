@@ -1,0 +1,48 @@
+"""The figures that are promised, on real data, through the program: leave-one-out, look-up from the last item."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e import program
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def night(config: Path, workspace: Path) -> dict[str, Any]:
+    """The evaluation of a whole night."""
+    done = program.run("nightly", "--config", config, "--set", f"data.workspace={workspace}", "--json")
+    assert done.returncode == 0, done.stderr
+    evaluation: dict[str, Any] = json.loads(done.stdout)["evaluation"]
+    return evaluation
+
+
+def check(evaluation: dict[str, Any], floor: float) -> None:
+    """At least the floor, and above every baseline of the same run."""
+    ours = evaluation["model"]["ndcg_at_20"]
+    assert ours >= floor
+    assert set(evaluation["baselines"]) == {"popularity", "co_occurrence", "item_knn"}
+    assert {name: figures["ndcg_at_20"] for name, figures in evaluation["baselines"].items() if
+            figures["ndcg_at_20"] >= ours} == {}  # fmt: skip
+
+
+def test_movielens_100k(movielens: Path, tmp_path: Path) -> None:
+    evaluation = night(movielens / "recsys.toml", tmp_path)
+    assert evaluation["questions"] == 943
+    check(evaluation, floor=0.080)
+
+
+def test_beauty(tmp_path: Path) -> None:
+    sequences = SHARED / "beauty.sequences.txt"
+    if not sequences.exists():
+        pytest.skip(f"needs the Beauty sequences at {sequences}")
+    attributes = SHARED / "beauty.item_attributes.json"
+    made = program.run("data", "sequences", sequences, "--attributes", attributes, "--output", tmp_path)
+    assert made.returncode == 0, made.stderr
+    evaluation = night(tmp_path / "recsys.toml", tmp_path / "workspace")
+    assert evaluation["questions"] == 20_000
+    check(evaluation, floor=0.050)
