@@ -6,8 +6,10 @@ many fields, a line that is no JSON) comes out beside the frame, with its line n
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ import pyarrow.parquet as pq
 from recsys.errors import InputError
 
 Format = Literal["parquet", "csv", "jsonl"]
+BLOCK_BYTES = 1 << 20
 SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
@@ -140,6 +143,7 @@ def _read_csv(unit: Unit) -> Raw:
         broken.append((row.number - 2, reason, row.text))
         return "skip"
 
+    _require_utf8(unit.path)
     with _open(unit.path) as file:
         header = file.readline().decode("utf-8-sig").strip()
     if not header:
@@ -164,25 +168,32 @@ def _read_jsonl(unit: Unit) -> Raw:
     rows: list[dict[str, object]] = []
     broken: list[tuple[int, str, str]] = []
     with _open(unit.path) as file:
-        lines = (line.decode("utf-8") for line in file)
-        for number, text in enumerate(text for text in lines if text.strip()):
-            try:
-                row = json.loads(text)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                rows.append(row)
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
+        for number, line in enumerate(line for line in text if line.strip()):
+            row = _json_object(line)
+            if row is None:
+                broken.append((number, "line is no JSON object", line.rstrip("\n")))
             else:
-                broken.append((number, "line is no JSON object", text.rstrip("\n")))
+                rows.append(row)
     columns = {column: [row.get(column) for row in rows] for column in dict.fromkeys(k for r in rows for k in r)}
     return _raw(pl.DataFrame([_column(name, values) for name, values in columns.items()]), broken)
+
+
+def _json_object(line: str) -> dict[str, object] | None:
+    try:
+        row = json.loads(line)
+        if "\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _column(name: str, values: list[object]) -> pl.Series:
     """Lists stay lists; of anything mixed, the text decides later what it is."""
     try:
         return pl.Series(name, values, strict=True)
-    except (TypeError, pl.exceptions.PolarsError):
+    except (TypeError, OverflowError, pl.exceptions.PolarsError):
         texts = [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
         return pl.Series(name, texts, pl.String)
 
@@ -192,6 +203,15 @@ def _raw(frame: pl.DataFrame, broken: list[tuple[int, str, str]], first_row: int
     bad = pl.DataFrame(broken, schema=schema, orient="row")
     places = pl.int_range(first_row, first_row + frame.height + bad.height, dtype=pl.UInt32, eager=True)
     return Raw(frame, places.filter(~places.is_in(bad["row"].implode())), bad)
+
+
+def _require_utf8(path: Path) -> None:
+    """Checked before, since pyarrow prints a traceback where it cannot decode a broken line."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with _open(path) as file:
+        while block := file.read(BLOCK_BYTES):
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
 
 
 def _open(path: Path) -> IO[bytes]:

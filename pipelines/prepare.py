@@ -30,7 +30,7 @@ from recsys import pairs
 from recsys.catalogue import Catalogue
 from recsys.config import Config
 from recsys.errors import InputError, StageError
-from recsys.interactions import SCHEMA, check_interactions, check_items
+from recsys.interactions import SCHEMA, SEEN_BEFORE, as_json, check_interactions, check_items
 from recsys.sequences import Sequences
 from recsys.splitting import known_before
 
@@ -129,7 +129,7 @@ def check(job: Job, number: int) -> None:
     unit = job.interactions[number]
     raw = io.read(unit)
     checked = check_interactions(raw.frame, str(unit.path))
-    letters = _letters(checked.rejects, [(str(unit.path), raw)])
+    letters = _letters(checked.rejects, raw, str(unit.path))
     letters.write_parquet(job.work / f"dead-check-{number:05d}.parquet")
     rows = checked.rows.with_columns(
         row=raw.numbers.gather(checked.rows["row"]), shard=pl.col("user_id").hash(0) % job.shards
@@ -142,19 +142,28 @@ def check(job: Job, number: int) -> None:
 
 def number_items(job: Job, _: int) -> None:
     """Phase 2: the catalogue, from the items, or without them from what was touched."""
+    read = 0
+    letters = [pl.DataFrame(schema=LETTER)]
     if job.items:
-        raws = [(str(unit.path), io.read(unit)) for unit in job.items]
-        frame = pl.concat([raw.frame for _, raw in raws], how="diagonal_relaxed")
-        checked = check_items(frame, job.config.items, ", ".join(sorted({path for path, _ in raws})))
-        rows = checked.rows.drop("row")
-        letters = _letters(checked.rejects, raws)
+        usable = []
+        for unit in job.items:
+            raw = io.read(unit)
+            read += raw.frame.height + raw.broken.height
+            checked = check_items(raw.frame, job.config.items, str(unit.path))
+            letters.append(_letters(checked.rejects, raw, str(unit.path)))
+            place = raw.numbers.gather(checked.rows["row"])
+            usable.append(checked.rows.with_columns(row=place, source=pl.lit(str(unit.path))))
+        everything = pl.concat(usable)
+        again = ~everything["item_id"].is_first_distinct()  # within a file it was seen already
+        rows = everything.filter(~again).drop("row", "source")
+        letters.append(_letters_of(everything.filter(again), SEEN_BEFORE))
     else:
         touched = [pl.read_parquet(path) for path in sorted(job.work.glob("ids-*.parquet"))]
         rows = pl.concat(touched).unique().with_columns(title=pl.lit(None, pl.String))
-        letters = pl.DataFrame(schema=LETTER)
-    letters.write_parquet(job.work / "dead-number-00000.parquet")
+    dead = pl.concat(letters)
+    dead.write_parquet(job.work / "dead-number-00000.parquet")
     rows.sort("item_id").write_parquet(job.work / CATALOGUE)
-    job.finish("number", 0, read=rows.height + letters.height, dead=_tally(letters), used=rows.height)
+    job.finish("number", 0, read=read, dead=_tally(dead), used=rows.height)
 
 
 def sequence(job: Job, shard: int) -> None:
@@ -171,12 +180,8 @@ def sequence(job: Job, shard: int) -> None:
     # equal times keep the order of the input
     rows = rows.join(numbers, on="item_id", how="left").sort("user_id", "timestamp", "unit", "row")
     paths = [str(unit.path) for unit in job.interactions]
-    letters = rows.filter(pl.col("item").is_null()).select(
-        source=pl.lit(pl.Series(paths)).gather("unit"),
-        row="row",
-        reason=pl.lit(UNKNOWN_ITEM),
-        content=pl.struct(list(SCHEMA)).struct.json_encode(),
-    )
+    unknown = rows.filter(pl.col("item").is_null())
+    letters = _letters_of(unknown.select("row", *SCHEMA, source=pl.lit(pl.Series(paths)).gather("unit")), UNKNOWN_ITEM)
     letters.write_parquet(job.work / f"dead-sequence-{shard:05d}.parquet")
     rows = rows.filter(pl.col("item").is_not_null())
     repeats = (pl.col("item") == pl.col("item").shift()) & (pl.col("user_id") == pl.col("user_id").shift())
@@ -230,9 +235,9 @@ def commit(job: Job) -> dict[str, Any]:
     }
     items = {"read": numbered["read"], "used": numbered["used"], "filtered": {}, "dead_letters": numbered["dead"]}
     limit = job.config.prepare.max_dead_letter_ratio
-    _settle(job.interactions, interactions, limit)
     if job.items:
         _settle(job.items, items, limit)
+    _settle(job.interactions, interactions, limit)
     num_users, num_items = sum(entry["users"] for entry in sequenced), numbered["used"]
     if num_items < MIN_ITEMS:
         raise InputError(f"the catalogue must hold at least {MIN_ITEMS} items. Received: {num_items}.")
@@ -258,14 +263,16 @@ def commit(job: Job) -> dict[str, Any]:
     }
 
 
-def _letters(rejects: pl.DataFrame, raws: list[tuple[str, io.Raw]]) -> pl.DataFrame:
-    """Dead letters of rejected rows, counted over all the files that were read, and of what was no row."""
-    places = pl.concat([pl.DataFrame({"row": raw.numbers}).with_columns(source=pl.lit(path)) for path, raw in raws])
-    rejected = rejects.rename({"row": "position"}).with_columns(
-        row=places["row"].gather(rejects["row"]), source=places["source"].gather(rejects["row"])
-    )
-    broken = [raw.broken.with_columns(source=pl.lit(path)) for path, raw in raws]
-    return pl.concat([frame.select(*LETTER) for frame in (rejected, *broken)])
+def _letters(rejects: pl.DataFrame, raw: io.Raw, source: str) -> pl.DataFrame:
+    """Dead letters of a file: rows that were rejected, and what was no row."""
+    rejected = rejects.with_columns(row=raw.numbers.gather(rejects["row"]))
+    both = [frame.with_columns(source=pl.lit(source)).select(*LETTER) for frame in (rejected, raw.broken)]
+    return pl.concat(both)
+
+
+def _letters_of(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
+    """Dead letters of rows that were good by themselves, with `source` and `row`."""
+    return rows.select("source", "row", reason=pl.lit(reason), content=as_json(rows.drop("source", "row")))
 
 
 def _tally(letters: pl.DataFrame) -> dict[str, int]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 POLL_S = 0.1
+FAILURE = ".error"
+"""Ending of the file that a unit leaves which could not do its work."""
 
 
 class Phase(NamedTuple):
@@ -41,13 +43,15 @@ class _Once(NamedTuple):
     phase: Phase
 
     def __call__(self, unit: int) -> int:
-        if not self.phase.done(unit).exists():
-            try:
-                self.phase.work(unit)
-            except RecsysError as error:
-                told = {"type": type(error).__name__, "message": str(error)}
-                _failure(self.phase, unit).write_text(json.dumps(told))
-                raise
+        done = self.phase.done(unit)
+        if done.exists() or any(done.parent.glob(f"*{FAILURE}")):
+            return unit
+        try:
+            self.phase.work(unit)
+        except RecsysError as error:
+            # runners change type and text of an exception, print its traceback, or try again
+            told = {"type": type(error).__name__, "message": str(error)}
+            done.with_suffix(FAILURE).write_text(json.dumps(told))
         return unit
 
 
@@ -55,21 +59,20 @@ def run(phases: list[Phase], config: BeamConfig, advance: Advance) -> None:
     """Run the phases one after the other, the units of each side by side.
 
     Raises:
-        RecsysError: from a unit, as it was raised there: runners change type and text of an exception, or
-            lose it, so it comes back through a file.
+        RecsysError: the first that a unit raised; no unit is begun after it.
     """
+    failures = [phase.done(unit).with_suffix(FAILURE) for phase in phases for unit in phase.units]
+    for path in failures:  # of an earlier try
+        path.unlink(missing_ok=True)
     beam = _beam()
     pipeline = beam.Pipeline(options=_options(config))
     build(pipeline, phases)
     with _Watch(phases, advance):
-        try:
-            pipeline.run().wait_until_finish()
-        except Exception:
-            for path in (_failure(phase, unit) for phase in phases for unit in phase.units):
-                if path.exists():
-                    told = json.loads(path.read_text())
-                    raise getattr(errors, told["type"])(told["message"]) from None
-            raise
+        pipeline.run().wait_until_finish()
+    for path in failures:
+        if path.exists():
+            told = json.loads(path.read_text())
+            raise getattr(errors, told["type"])(told["message"])
 
 
 def build(pipeline: beam.Pipeline, phases: list[Phase]) -> None:
@@ -91,10 +94,6 @@ def build(pipeline: beam.Pipeline, phases: list[Phase]) -> None:
             | f"{phase.name}: unit" >> beam.Map(_key).with_output_types(int)
             | f"{phase.name}: work" >> beam.Map(_Once(phase)).with_output_types(int)
         )
-
-
-def _failure(phase: Phase, unit: int) -> Path:
-    return phase.done(unit).with_suffix(".error")
 
 
 def _beam() -> ModuleType:

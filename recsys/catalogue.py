@@ -56,7 +56,7 @@ class Catalogue:
         try:
             return self._numbers[item_id]
         except KeyError:
-            raise UnknownItemError(item_id) from None
+            raise UnknownItemError(f"item_id must be in the catalogue. Received: {item_id!r}.") from None
 
     def numbers(self, item_ids: Sequence[str], *, missing: int) -> NDArray[np.int32]:
         """Numbers of many items, int32 [len(item_ids)]; `missing` stands for unknown ones."""

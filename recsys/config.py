@@ -23,6 +23,10 @@ Positive = Annotated[float, Field(gt=0)]
 Columns = Annotated[tuple[str, ...], Field(strict=False)]
 
 
+RESERVED = {"item_id", "interactions"}
+"""Columns of the catalogue that are no features; `title` is one only where it is the title."""
+
+
 class Table(BaseModel):
     """Base of all tables: frozen, strictly typed, no unknown keys, no NaN."""
 
@@ -59,6 +63,9 @@ class ItemsConfig(Table):
     @model_validator(mode="after")
     def _one_role_a_column(self) -> ItemsConfig:
         roles = [*self.categorical, *self.multi_categorical, *self.numeric]
+        taken = RESERVED & {*roles}
+        if taken or (self.title != "title" and "title" in roles):
+            raise ValueError(f"no feature may be called {', '.join(sorted(taken)) or 'title'}: the catalogue has it")
         twice = sorted({column for column in roles if roles.count(column) > 1})
         if twice:
             raise ValueError(f"a column may have one role only; named twice: {', '.join(twice)}")
@@ -320,19 +327,16 @@ def _explain(problem: dict[str, Any]) -> str:
 
 
 def _nearest(location: list[str]) -> str:
-    """The known key that looks most like the unknown one, in its own table first."""
+    """The known key that looks most like the unknown one, by its own name: in its table, else in another."""
     tables = {name: cast("type[Table]", field.annotation) for name, field in Config.model_fields.items()}
-    known = [f"{name}.{key}" for name, table in tables.items() for key in table.model_fields]
-    if len(location) == 1:
-        known = list(tables)
-    elif location[0] in tables:
-        own = [f"{location[0]}.{key}" for key in tables[location[0]].model_fields]
-        close = difflib.get_close_matches(".".join(location), own, n=1, cutoff=0.6)
+    table, *rest = location
+    if not rest:
+        close = difflib.get_close_matches(table, tables, n=1)
+        return f" Did you mean {close[0]!r}?" if close else f" Known tables: {', '.join(tables)}."
+    key, own = rest[0], tables[table].model_fields
+    elsewhere = {other: name for name, model in tables.items() for other in model.model_fields}
+    for known, names in ((own, dict.fromkeys(own, table)), (elsewhere, elsewhere)):
+        close = [key] if key in known else difflib.get_close_matches(key, known, n=1)
         if close:
-            return f" Did you mean {close[0]!r}?"
-        by_key = [name for name in known if name.split(".")[1] == location[1]]
-        if by_key:
-            return f" Did you mean {by_key[0]!r}?"
-        return f" Known keys of [{location[0]}]: {', '.join(name.split('.')[1] for name in own)}."
-    close = difflib.get_close_matches(".".join(location), known, n=1, cutoff=0.4)
-    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(sorted(tables))}."
+            return f" Did you mean {names[close[0]] + '.' + close[0]!r}?"
+    return f" Known keys of [{table}]: {', '.join(own)}."

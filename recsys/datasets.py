@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import polars as pl
+from pydantic import TypeAdapter, ValidationError
 
 from recsys.errors import InputError
 
@@ -73,7 +73,7 @@ def sequences(file: Path, attributes: Path | None, output: Path) -> Path:
         InputError: a file is missing, empty or of another form.
     """
     lines = pl.DataFrame({"line": _text(file, "sequences").splitlines()}, schema={"line": pl.String})
-    words = lines.select(pl.col("line").str.strip_chars().str.split(" ")).filter(pl.col("line").list.len() > 1)
+    words = lines.select(pl.col("line").str.extract_all(r"\S+")).filter(pl.col("line").list.len() > 1)
     if words.height == 0:
         raise InputError(f"sequences must have lines like 'user item item …'. Received: none in {file}.")
     interactions = (
@@ -140,8 +140,12 @@ def _text(path: Path, name: str) -> str:
 
 def _attributes(path: Path) -> pl.DataFrame:
     try:
-        known = json.loads(_text(path, "attributes"))
-        columns = {"item_id": list(known), "attributes": [[str(v) for v in values] for values in known.values()]}
-        return pl.DataFrame(columns, schema={"item_id": pl.String, "attributes": pl.List(pl.String)})
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"attributes must be JSON like {{item: [attribute, …]}}. Received {path}: {error}.") from None
+        known = TypeAdapter(dict[str, list[str | int]]).validate_json(_text(path, "attributes"))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise InputError(
+            f"attributes must be JSON like {{item: [attribute, …]}}. Received {path}: "
+            f"{wrong['msg']} at {'.'.join(str(part) for part in wrong['loc']) or 'the top'}."
+        ) from None
+    columns = {"item_id": list(known), "attributes": [[str(v) for v in values] for values in known.values()]}
+    return pl.DataFrame(columns, schema={"item_id": pl.String, "attributes": pl.List(pl.String)})

@@ -48,6 +48,6 @@ def load(path: Path) -> Vectors:
         InputError: it is none.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        return np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"embeddings must be a .npy file. Received {path}: {error}") from None

@@ -36,10 +36,6 @@ class InputError(RecsysError):
 class UnknownItemError(InputError):
     """An item id that is not in the catalogue."""
 
-    def __init__(self, item_id: str) -> None:
-        super().__init__(f"item_id must be in the catalogue. Received: {item_id!r}.")
-        self.item_id = item_id
-
 
 class StageError(RecsysError):
     """A stage could not do its work: too many dead letters, a recall below the floor, a missing stage."""

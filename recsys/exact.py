@@ -38,10 +38,8 @@ class ExactIndex:
 
 def top(scores: NDArray[np.float32], k: int) -> NDArray[np.int32]:
     """Columns of the `k` largest scores of each row, largest first, ties by column; int32 [rows, k]."""
-    if k < scores.shape[1]:
-        columns = np.sort(np.argpartition(scores, -k, axis=1)[:, -k:], axis=1)
-    else:
-        columns = np.broadcast_to(np.arange(k), (len(scores), k))
-    kept = np.take_along_axis(scores, columns, axis=1)
-    order = np.argsort(-kept, axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1).astype(np.int32)
+    cut = np.partition(scores, -k, axis=1)[:, -k]  # the k-th largest of each row
+    row, column = np.nonzero(scores >= cut[:, None])  # k a row, and more where several equal the cut
+    order = np.lexsort((column, -scores[row, column], row))
+    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    return column[order][rank < k].reshape(len(scores), k).astype(np.int32)

@@ -85,8 +85,9 @@ class Features:
         numeric = []
         for column in items.numeric:
             values = frame[column].drop_nulls().to_numpy()
-            mean, deviation = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
-            numeric.append(NumericFeature(column, mean, deviation or 1.0))
+            mean = float(values.mean()) if len(values) else 0.0
+            varies = len(values) > 0 and values.min() < values.max()  # equal values may deviate by a rounding error
+            numeric.append(NumericFeature(column, mean, float(values.std()) if varies else 1.0))
         return cls(frame["item_id"].filter(pl.Series(seen)).to_list(), tokens, numeric)
 
     @property

@@ -8,17 +8,31 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 from recsys.config import ItemsConfig
 from recsys.errors import InputError
 
 REQUIRED = ("user_id", "item_id", "timestamp")
-OPTIONAL = ("weight",)
+
+NOT_IN_JSON = ("Binary", "Object")
+"""Types, also inside lists and structs, that have no JSON."""
 
 EARLIEST, LATEST = 0.0, 4_102_444_800.0  # 1970-01-01 to 2100-01-01, in seconds
-ISO_FORMATS = ("%+", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+ISO_FORMATS = (
+    "%+",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M%#z",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%d",
+)
+"""Tried in this order; what has no zone is UTC."""
 
+REASON = "reason"
+SEEN_BEFORE = "item_id was seen before"
 SCHEMA = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Float64, "weight": pl.Float32}
 
 
@@ -44,70 +58,63 @@ def check_interactions(raw: pl.DataFrame, origin: str) -> Checked:
         InputError: a column is missing, or of a type that can never fit.
     """
     _require(raw, REQUIRED, origin)
-    weight = _number(raw, "weight", origin) if "weight" in raw.columns else pl.lit(1.0)
-    given_weight = pl.col("weight").is_not_null() if "weight" in raw.columns else pl.lit(False)
-    timestamp = _seconds(raw, origin)
-    typed = raw.with_row_index("row").with_columns(
-        _identifier(raw, "user_id", origin).alias("_user"),
-        _identifier(raw, "item_id", origin).alias("_item"),
-        timestamp.alias("_seconds"),
-        weight.cast(pl.Float64).alias("_weight"),
-        given_weight.alias("_weight_given"),
+    weighted = "weight" in raw.columns
+    typed = raw.select(
+        user_id=_identifier(raw, "user_id", origin),
+        item_id=_identifier(raw, "item_id", origin),
+        timestamp=_seconds(raw, origin),
+        timestamp_given=~_is_blank(raw, "timestamp"),
+        weight=_number(raw, "weight", origin).cast(pl.Float32) if weighted else pl.lit(1.0, pl.Float32),
+        weight_given=~_is_blank(raw, "weight") if weighted else pl.lit(False),
     )
+    seconds, weight, weight_given = pl.col("timestamp"), pl.col("weight"), pl.col("weight_given")
     reason = _first_reason(
         {
-            "user_id is missing": pl.col("_user").fill_null("") == "",
-            "item_id is missing": pl.col("_item").fill_null("") == "",
-            "timestamp is missing": _is_blank(raw, "timestamp"),
-            "timestamp is neither a number of seconds nor ISO 8601": pl.col("_seconds").is_null(),
-            "timestamp is not a finite number": ~pl.col("_seconds").is_finite(),
-            "timestamp is outside 1970 to 2100 (seconds are expected, not milliseconds)": ~pl.col(
-                "_seconds"
-            ).is_between(EARLIEST, LATEST),
-            "weight is not a number": pl.col("_weight_given") & pl.col("_weight").is_null(),
-            "weight is not finite and above 0": pl.col("_weight_given")
-            & ~(pl.col("_weight").is_finite() & (pl.col("_weight") > 0)),
+            "user_id is missing": pl.col("user_id").fill_null("") == "",
+            "item_id is missing": pl.col("item_id").fill_null("") == "",
+            "timestamp is missing": ~pl.col("timestamp_given"),
+            "timestamp is neither a number of seconds nor ISO 8601": seconds.is_null(),
+            "timestamp is not a finite number": ~seconds.is_finite(),
+            "timestamp is outside 1970 to 2100 (seconds are expected, not milliseconds)": ~seconds.is_between(
+                EARLIEST, LATEST
+            ),
+            "weight is not a number": weight_given & weight.is_null(),
+            "weight is not finite and above 0": weight_given & ~(weight.is_finite() & (weight > 0)),
         }
     )
-    rows = {
-        "user_id": pl.col("_user"),
-        "item_id": pl.col("_item"),
-        "timestamp": pl.col("_seconds"),
-        "weight": pl.col("_weight").fill_null(1.0).cast(pl.Float32),
-    }
-    return _split(typed, reason, rows, raw.columns)
+    judged = typed.with_columns(reason=reason, weight=weight.fill_null(1.0))
+    return _split(raw, judged, [*SCHEMA])
 
 
 def check_items(raw: pl.DataFrame, items: ItemsConfig, origin: str) -> Checked:
     """Split items into usable rows and rejects.
 
     Usable rows have `item_id`, `title` (text, may be null) and the feature columns: categorical as text,
-    multi-categorical as lists of text without repeats, numeric as float64; each may be null. Of several rows
-    with one id the first is used, the others are rejects.
+    multi-categorical as lists of text without repeats, numeric as float64; each may be null. Of several usable
+    rows with one id the first is used, the others are rejects.
 
     Raises:
         InputError: a column that the config names is missing, or of a type that can never fit.
     """
     named = [column for column in (items.title, *items.categorical) if column is not None]
     _require(raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin)
-    numbers = {column: f"_number_{position}" for position, column in enumerate(items.numeric)}
-    typed = raw.with_row_index("row").with_columns(
-        _identifier(raw, "item_id", origin).alias("_item"),
-        *(_number(raw, column, origin).alias(name) for column, name in numbers.items()),
-    )
-    reasons = {
-        "item_id is missing": pl.col("_item").fill_null("") == "",
-        "item_id was seen before": ~pl.col("_item").is_first_distinct(),
-    }
-    for column, name in numbers.items():
-        reasons[f"{column} is not a number"] = pl.col(name).is_null() & ~_is_blank(raw, column)
-        reasons[f"{column} is not a finite number"] = ~pl.col(name).is_finite()
-    title = pl.col(items.title).cast(pl.String) if items.title else pl.lit(None, pl.String)
-    rows = {"item_id": pl.col("_item"), "title": title}
-    rows |= {column: pl.col(column).cast(pl.String) for column in items.categorical}
-    rows |= {column: _tokens(raw, column, items.separator) for column in items.multi_categorical}
-    rows |= {column: pl.col(name) for column, name in numbers.items()}
-    return _split(typed, _first_reason(reasons), rows, raw.columns)
+    columns = {"item_id": _identifier(raw, "item_id", origin)}
+    columns["title"] = _text(raw, items.title, origin) if items.title else pl.lit(None, pl.String)
+    columns |= {column: _text(raw, column, origin) for column in items.categorical}
+    columns |= {column: _tokens(raw, column, items.separator, origin) for column in items.multi_categorical}
+    columns |= {column: _number(raw, column, origin) for column in items.numeric}
+    # `select` keeps the raw columns out, `alias` any name that a column may have
+    typed = raw.select(expression.alias(column) for column, expression in columns.items())
+    given = raw.select((~_is_blank(raw, column)).alias(column) for column in items.numeric)
+
+    reasons = {"item_id is missing": pl.col("item_id").fill_null("") == ""}
+    for column in items.numeric:
+        reasons[f"{column} is not a number"] = pl.col(column).is_null() & pl.lit(given[column])
+        reasons[f"{column} is not a finite number"] = ~pl.col(column).is_finite()
+    judged = typed.with_columns(_first_reason(reasons).alias(REASON))
+    seen_before = ~pl.struct("item_id", pl.col(REASON).is_null()).is_first_distinct()
+    again = pl.when(seen_before).then(pl.lit(SEEN_BEFORE))
+    return _split(raw, judged.with_columns(pl.coalesce(REASON, again).alias(REASON)), [*columns])
 
 
 def _require(raw: pl.DataFrame, columns: tuple[str, ...], origin: str) -> None:
@@ -152,11 +159,19 @@ def _seconds(raw: pl.DataFrame, origin: str) -> pl.Expr:
     return pl.coalesce(seconds, *(moment.dt.timestamp("us") / 1e6 for moment in moments))
 
 
-def _tokens(raw: pl.DataFrame, column: str, separator: str) -> pl.Expr:
-    if isinstance(raw.schema[column], pl.List):
+def _text(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
+    dtype = raw.schema[column]
+    if dtype.is_nested() or isinstance(dtype, pl.Binary | pl.Object):
+        raise InputError(f"{origin}: {column} must be one value a row. Received: {dtype}.")
+    return pl.col(column).cast(pl.String)
+
+
+def _tokens(raw: pl.DataFrame, column: str, separator: str, origin: str) -> pl.Expr:
+    dtype = raw.schema[column]
+    if isinstance(dtype, pl.List | pl.Array):
         tokens = pl.col(column).cast(pl.List(pl.String))
     else:
-        tokens = pl.col(column).cast(pl.String).str.split(separator)
+        tokens = _text(raw, column, origin).str.split(separator)
     stripped = tokens.list.eval(pl.element().str.strip_chars())
     return stripped.list.eval(pl.element().filter(pl.element().fill_null("") != "")).list.unique(maintain_order=True)
 
@@ -172,15 +187,18 @@ def _first_reason(reasons: dict[str, pl.Expr]) -> pl.Expr:
     return pl.coalesce(*(pl.when(broken.fill_null(False)).then(pl.lit(reason)) for reason, broken in reasons.items()))
 
 
-def _split(typed: pl.DataFrame, reason: pl.Expr, rows: dict[str, pl.Expr], raw_columns: list[str]) -> Checked:
-    judged = typed.with_columns(reason.alias("_reason"))
-    good = judged.filter(pl.col("_reason").is_null())
-    bad = judged.filter(pl.col("_reason").is_not_null())
+def as_json(rows: pl.DataFrame) -> pl.Series:
+    """Each row as JSON, for people to look at: numbers with a fraction as text, since JSON has no NaN."""
+    showable = [name for name, dtype in rows.schema.items() if not any(kind in str(dtype) for kind in NOT_IN_JSON)]
+    shown = rows.select(showable).with_columns(pl.selectors.float().cast(pl.String))
+    return shown.select(pl.struct(pl.all()).struct.json_encode().alias("content"))["content"]
+
+
+def _split(raw: pl.DataFrame, judged: pl.DataFrame, columns: list[str]) -> Checked:
+    """Rows without a reason, in our columns; rows with one, as they came."""
+    rejected = judged[REASON].is_not_null()
+    place = pl.Series("row", np.arange(raw.height, dtype=np.uint32))
     return Checked(
-        good.select(pl.col("row"), **rows),
-        bad.select(
-            pl.col("row"),
-            pl.col("_reason").alias("reason"),
-            pl.struct(pl.col(raw_columns)).struct.json_encode().alias("content"),
-        ),
+        judged.filter(~rejected).select(columns).insert_column(0, place.filter(~rejected)),
+        pl.DataFrame([place.filter(rejected), judged[REASON].filter(rejected), as_json(raw.filter(rejected))]),
     )

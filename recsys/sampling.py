@@ -104,12 +104,14 @@ class Sampler:
         others = np.ones(self.num_items, bool)
         others[anchors] = False
         others[positives] = False
-        if len(positives) > self.config.max_positives:
-            share = weight[positives] / weight[positives].sum()
-            positives = self.rng.choice(positives, self.config.max_positives, replace=False, p=share)
-        certain = np.concatenate([np.unique(anchors), positives])
         pool = np.flatnonzero(others).astype(np.int32)
-        drawn = self.rng.choice(pool, min(len(pool), self.num_candidates - len(certain)), replace=False)
+        # more than `max_positives` where there are too few others to make up the fixed number
+        room = max(self.config.max_positives, self.num_candidates - len(anchors) - len(pool))
+        if len(positives) > room:
+            share = weight[positives] / weight[positives].sum()
+            positives = self.rng.choice(positives, room, replace=False, p=share)
+        certain = np.concatenate([anchors, positives])
+        drawn = self.rng.choice(pool, self.num_candidates - len(certain), replace=False)
         inclusion = np.log(max(len(drawn), 1) / max(len(pool), 1))
         log_inclusion = np.concatenate([np.zeros(len(certain)), np.full(len(drawn), inclusion)])
         return np.concatenate([certain, drawn]).astype(np.int32), log_inclusion.astype(np.float32)

@@ -56,9 +56,9 @@ class Tracker:
         self.uri = config.tracking_uri
         self.model = config.tracking.model
         self.workspace = config.workspace
-        if self.uri.startswith("sqlite:///"):
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         with self._translated():
+            if self.uri.startswith("sqlite:///"):
+                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self.uri)  # for what resolves `runs:/` on its own
             self.client = mlflow.MlflowClient(self.uri)
             self.experiment_id = self._experiment(config.tracking.experiment)

@@ -68,10 +68,10 @@ class Siamese(keras.Model):
 
 
 class PassOfBatches(keras.utils.PyDataset):
-    """The batches of one pass, made in a thread while the step before is computed."""
+    """The batches of one pass; Keras makes the next ones while a step is computed."""
 
     def __init__(self, sampler: Sampler) -> None:
-        super().__init__(workers=1, max_queue_size=4)
+        super().__init__()
         self.sampler = sampler
         self.on_epoch_end()
 

@@ -1,0 +1,310 @@
+"""Bad input through the program: one message that can be acted on, the right exit code, and nothing half done."""
+
+import json
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+ROWS = [f"u{user},i{item},{1_000 + 10 * user + item}" for user in range(4) for item in range(user, user + 5)]
+HEADER = "user_id,item_id,timestamp"
+ITEMS = ["item_id", *(f"i{item}" for item in range(8))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A config with usable interactions and items; each test spoils one thing of it."""
+    (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log.csv"\nitems = "items.csv"\n')
+    write(tmp_path / "log.csv", HEADER, *ROWS)
+    write(tmp_path / "items.csv", *ITEMS)
+    return tmp_path
+
+
+def write(path: Path, *lines: str) -> None:
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_log(folder: Path, frame: pl.DataFrame) -> None:
+    """Interactions with types of their own."""
+    frame.write_parquet(folder / "log.parquet")
+    (folder / "recsys.toml").write_text('[data]\ninteractions = "log.parquet"\n')
+
+
+def log(**columns: Any) -> pl.DataFrame:
+    """Usable interactions, some columns replaced."""
+    usable = {
+        "user_id": [row.split(",")[0] for row in ROWS],
+        "item_id": [row.split(",")[1] for row in ROWS],
+        "timestamp": [float(row.split(",")[2]) for row in ROWS],
+    }
+    return pl.DataFrame({**usable, **columns})
+
+
+def leftovers(folder: Path) -> list[str]:
+    """What a stage or a release left in the workspace; a run's lock is none of it."""
+    found = [*folder.glob("**/runs/*/*"), *folder.glob("**/releases/*")]
+    return sorted(path.name for path in found if path.name != ".lock")
+
+
+def assert_refused(outcome: Any, exit_code: int, folder: Path, *told: object) -> None:
+    """The right exit code, a message that says all that, no traceback, no result."""
+    assert outcome.exit_code == exit_code, outcome
+    for part in told:
+        assert str(part) in outcome.err
+    assert "Traceback" not in outcome.err + outcome.out
+    assert outcome.out == ""
+    assert leftovers(folder) == []
+
+
+def test_the_usable_input_is_done(folder: Path, program: Any) -> None:
+    """What all tests below spoil."""
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert outcome.exit_code == 0
+    assert leftovers(folder) == ["prepare"]
+
+
+# --- files
+
+
+def test_a_missing_file(folder: Path, program: Any) -> None:
+    (folder / "log.csv").unlink()
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 2, folder, "data.interactions must be a file", folder / "log.csv")
+
+
+def test_an_empty_file(folder: Path, program: Any) -> None:
+    (folder / "items.csv").write_text("")
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 2, folder, folder / "items.csv", "must hold rows", "an empty file")
+
+
+def test_a_file_with_a_header_and_no_rows(folder: Path, program: Any) -> None:
+    write(folder / "log.csv", HEADER)
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 2, folder, folder / "log.csv", "must hold rows", "none")
+
+
+def test_items_with_a_header_and_no_rows(folder: Path, program: Any) -> None:
+    write(folder / "items.csv", "item_id")
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 2, folder, folder / "items.csv", "must hold rows")
+
+
+def test_a_missing_column(folder: Path, program: Any) -> None:
+    write(folder / "log.csv", "user_id,film,timestamp", *ROWS)
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    columns = "column 'item_id' must be there. Received columns: user_id, film, timestamp"
+    assert_refused(outcome, 2, folder, folder / "log.csv", columns)
+
+
+def test_a_missing_feature_column(folder: Path, program: Any) -> None:
+    setting = 'items.numeric=["year"]'
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", setting)
+    assert_refused(outcome, 2, folder, folder / "items.csv", "column 'year' must be there", "item_id")
+
+
+# --- the config
+
+
+def test_an_unknown_config_key_names_the_nearest(folder: Path, program: Any) -> None:
+    with (folder / "recsys.toml").open("a") as file:
+        file.write("[prepare]\nwindows = 5\n")
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 2, folder, folder / "recsys.toml", "unknown key 'prepare.windows'", "'prepare.window'?")
+
+
+def test_a_wrong_type_in_the_config(folder: Path, program: Any) -> None:
+    with (folder / "recsys.toml").open("a") as file:
+        file.write('[prepare]\nwindow = "wide"\n')
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    told = "prepare.window: should be a valid integer. Received: 'wide'"
+    assert_refused(outcome, 2, folder, folder / "recsys.toml", told)
+
+
+def test_a_config_that_is_no_toml(folder: Path, program: Any) -> None:
+    (folder / "recsys.toml").write_text("[data\n")
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 2, folder, folder / "recsys.toml", "must be valid TOML", "line 1")
+
+
+def test_a_missing_config(folder: Path, program: Any) -> None:
+    outcome = program("prepare", "--config", folder / "none.toml")
+    assert_refused(outcome, 2, folder, "config file must exist", folder / "none.toml")
+
+
+def test_a_set_without_an_equals_sign(folder: Path, program: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.window")
+    assert_refused(outcome, 2, folder, "--set must look like table.key=value", "'prepare.window'")
+
+
+# --- columns and rows
+
+
+def test_a_wrong_column_type(folder: Path, program: Any) -> None:
+    write_log(folder, log(user_id=[row / 2 for row in range(len(ROWS))]))
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 2, folder, folder / "log.parquet", "user_id must be text or integers", "Float64")
+
+
+def test_a_timestamp_that_is_none(folder: Path, program: Any) -> None:
+    spoilt = [row if number % 5 else row.rsplit(",", 1)[0] + ",soon" for number, row in enumerate(ROWS)]
+    write(folder / "log.csv", HEADER, *spoilt)
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    reason = "4 of 20 (4 timestamp is neither a number of seconds nor ISO 8601)"
+    assert_refused(outcome, 1, folder, folder / "log.csv", "at most 1.00% of the rows", reason)
+
+
+def test_numbers_that_are_nan(folder: Path, program: Any) -> None:
+    write_log(folder, log(weight=[float("nan")] * 3 + [1.0] * 17))
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    reason = "3 of 20 (3 weight is not finite and above 0)"
+    assert_refused(outcome, 1, folder, folder / "log.parquet", "at most 1.00% of the rows", reason)
+
+
+def test_numbers_that_are_infinite(folder: Path, program: Any) -> None:
+    timestamps = log()["timestamp"].to_list()
+    write_log(folder, log(timestamp=[float("inf"), float("-inf"), *timestamps[2:]]))
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    reason = "2 of 20 (2 timestamp is not a finite number)"
+    assert_refused(outcome, 1, folder, folder / "log.parquet", "at most 1.00% of the rows", reason)
+
+
+def test_duplicate_items(folder: Path, program: Any) -> None:
+    write(folder / "items.csv", *ITEMS, "i3", "i5")
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    reason = "2 of 10 (2 item_id was seen before)"
+    assert_refused(outcome, 1, folder, folder / "items.csv", "at most 1.00% of the rows", reason)
+
+
+def test_interactions_with_unknown_items(folder: Path, program: Any) -> None:
+    write(folder / "log.csv", HEADER, *ROWS, "u1,elsewhere,5000")
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    reason = "1 of 21 (1 item_id is not in the catalogue)"
+    assert_refused(outcome, 1, folder, folder / "log.csv", "at most 1.00% of the rows", reason)
+
+
+def test_one_user_only(folder: Path, program: Any) -> None:
+    write(folder / "log.csv", HEADER, *(row for row in ROWS if row.startswith("u2,")))
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 2, folder, "interactions must be of at least 2 users", "Received: 1")
+
+
+def test_one_item_only(folder: Path, program: Any) -> None:
+    write(folder / "items.csv", "item_id", "i4")
+    write(folder / "log.csv", HEADER, *(row for row in ROWS if ",i4," in row))
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 2, folder, "the catalogue must hold at least 2 items", "Received: 1")
+
+
+# --- places
+
+
+@pytest.mark.parametrize("command", ["prepare", "nightly"])
+def test_a_workspace_that_cannot_be_written(folder: Path, program: Any, command: str) -> None:
+    blocked = folder / "items.csv" / "work"
+    outcome = program(command, "--config", folder / "recsys.toml", "--set", f"data.workspace={blocked}")
+    assert_refused(outcome, 2, folder, "data.workspace must be a folder that we may write to", blocked)
+
+
+@pytest.mark.parametrize("command", [["releases", "list"], ["similar", "i1"]], ids=["list", "similar"])
+def test_a_workspace_that_cannot_be_written_when_nothing_is_built(
+    folder: Path, program: Any, command: list[str]
+) -> None:
+    blocked = folder / "items.csv" / "work"
+    (folder / "recsys.toml").write_text(f'[data]\ninteractions = "log.csv"\nworkspace = "{blocked}"\n')
+    outcome = program(*command, "--config", folder / "recsys.toml")
+    assert outcome.exit_code in (1, 2)
+    assert str(blocked) in outcome.err
+    assert outcome.out == ""
+
+
+def test_a_stage_before_the_one_it_needs(folder: Path, program: Any) -> None:
+    outcome = program("train", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 1, folder, "stage prepare must be finished first", "recsys prepare")
+
+
+# --- questions
+
+
+@pytest.fixture
+def small_release(write_release: Callable[[list[str]], Path]) -> Path:
+    return write_release(["a", "b", "c", "007"])
+
+
+def test_a_catalogue_of_fewer_than_k_items_answers_with_what_there_is(small_release: Path, program: Any) -> None:
+    outcome = program("similar", "b", "--k", 50, "--release", small_release, "--json")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    neighbours = json.loads(outcome.out)["neighbours"]
+    assert sorted(neighbour["item_id"] for neighbour in neighbours) == ["007", "a", "c"]
+    assert [neighbour["rank"] for neighbour in neighbours] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("item", ["7", "A", ""])
+def test_an_unknown_item(small_release: Path, program: Any, item: str) -> None:
+    outcome = program("similar", "a", item, "--release", small_release)
+    assert outcome[:2] == (2, "")
+    assert outcome.err == f"error: item_id must be in the catalogue. Received: {item!r}.\n"
+
+
+@pytest.mark.parametrize(
+    ("k", "rule"),
+    [
+        ("0", "greater than or equal to 1"),
+        ("-3", "greater than or equal to 1"),
+        ("many", "valid integer"),
+        ("1.5", "valid integer"),
+    ],
+)
+def test_a_k_that_is_no_number_of_items(small_release: Path, program: Any, k: str, rule: str) -> None:
+    outcome = program("similar", "a", "--k", k, "--release", small_release)
+    assert outcome[:2] == (2, "")
+    assert "--k" in outcome.err
+    assert rule in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_release_that_is_none(tmp_path: Path, program: Any) -> None:
+    outcome = program("similar", "a", "--release", tmp_path)
+    assert outcome[:2] == (1, "")
+    assert f"release must be a folder with a manifest.json. Received: {tmp_path}" in outcome.err
+
+
+# --- the installed program, in a process of its own
+
+
+def installed(*arguments: object) -> subprocess.CompletedProcess[str]:
+    program = Path(sysconfig.get_path("scripts")) / "recsys"
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_installed_program_refuses_a_missing_file(folder: Path) -> None:
+    """Found before any job runs."""
+    done = installed("prepare", "--config", folder / "recsys.toml", "--set", f"data.items={folder / 'gone.csv'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: data.items must be a file")
+    assert str(folder / "gone.csv") in done.stderr
+    assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize("profile", ["local", "local-threads"])
+def test_the_installed_program_refuses_a_bad_column_without_a_traceback_of_beam(folder: Path, profile: str) -> None:
+    """Found in a unit of a Beam job, whose own log must stay silent."""
+    write_log(folder, log(item_id=[[row] for row in ROWS]))
+    done = installed("prepare", "--config", folder / "recsys.toml", "--set", f"beam.profile={profile}")
+    assert (done.returncode, done.stdout) == (2, "")
+    told = "error: {}: item_id must be text or integers. Received: List(String).\n"
+    assert done.stderr == told.format(folder / "log.parquet")
+    assert leftovers(folder) == []
+
+
+def test_the_installed_program_refuses_a_broken_line_that_is_not_utf_8_without_a_traceback(folder: Path) -> None:
+    with (folder / "log.csv").open("ab") as file:
+        file.write(b"u1,caf\xe9\n")
+    done = installed("prepare", "--config", folder / "recsys.toml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert str(folder / "log.csv") in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,282 @@
+"""The commands: help, results for people and for programs, exit codes."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import typer
+
+from recsys import cli
+
+NEEDS = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command and group of the program."""
+    yield path, command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from commands(child, (*path, name))
+
+
+COMMANDS = dict(commands(typer.main.get_command(cli.app)))
+
+
+def test_all_commands_are_there() -> None:
+    stages = {"prepare", "train", "embed", "index", "evaluate", "publish", "promote", "nightly"}
+    assert {path[0] for path in COMMANDS if path} == {*stages, "data", "releases", "similar", "serve", "doctor"}
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_names_the_purpose_and_every_option(program: Any, path: tuple[str, ...]) -> None:
+    outcome = program(*path, "--help")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    command = COMMANDS[path]
+    summary = (command.help or "").splitlines()[0]
+    assert len(summary) > 10
+    assert summary.replace("`", "") in outcome.out
+    for parameter in command.params:
+        assert (parameter.metavar if parameter.param_type_name == "argument" else parameter.opts[0]) in outcome.out
+    for name in getattr(command, "commands", {}):
+        assert name in outcome.out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["prepare", "--nonsense"], ["similar"], ["data", "sequences", "file"]]
+)
+def test_a_wrong_command_line_is_told_with_exit_code_2(program: Any, arguments: list[str]) -> None:
+    outcome = program(*arguments)
+    assert outcome[:2] == (2, "")
+    assert "Usage:" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+# --- recsys data sequences
+
+
+def test_sequences_can_be_converted_and_prepared(tmp_path: Path, program: Any) -> None:
+    """From a file of sequences to a finished stage, with nothing edited by hand."""
+    (tmp_path / "sequences.txt").write_text("1 a b c d\n2 b c\n3 d a b\n")
+    (tmp_path / "attributes.json").write_text('{"a": [1, 2], "new": [2]}')
+    outcome = program(
+        *("data", "sequences", tmp_path / "sequences.txt", "--output", tmp_path / "out"),
+        *("--attributes", tmp_path / "attributes.json"),
+    )
+    config = tmp_path / "out" / "recsys.toml"
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    assert f"recsys nightly --config {config}" in outcome.out
+
+    prepared = program("prepare", "--config", config, "--json")
+    account = json.loads(prepared.out)["account"]
+    assert (account["interactions"]["used"], account["items"]["used"]) == (9, 5)
+    (catalogue,) = tmp_path.glob("out/workspace/runs/*/prepare/catalogue.parquet")
+    rows = pl.read_parquet(catalogue)
+    assert rows["item_id"].to_list() == ["a", "b", "c", "d", "new"]
+    assert rows["attributes"].to_list() == [["1", "2"], None, None, None, ["2"]]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"], ids=["missing", "empty", "not UTF-8"])
+def test_bad_sequences_are_refused_by_name(tmp_path: Path, program: Any, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "sequences.txt").write_bytes(content)
+    outcome = program("data", "sequences", tmp_path / "sequences.txt", "--output", tmp_path / "out")
+    assert outcome[:2] == (2, "")
+    assert str(tmp_path / "sequences.txt") in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_attributes_are_refused_by_name(tmp_path: Path, program: Any) -> None:
+    (tmp_path / "sequences.txt").write_text("1 a b\n")
+    (tmp_path / "attributes.json").write_text("[1")
+    outcome = program(
+        *("data", "sequences", tmp_path / "sequences.txt", "--output", tmp_path / "out"),
+        *("--attributes", tmp_path / "attributes.json"),
+    )
+    assert outcome[:2] == (2, "")
+    assert str(tmp_path / "attributes.json") in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_below_a_file_is_refused_by_name(tmp_path: Path, program: Any) -> None:
+    (tmp_path / "sequences.txt").write_text("1 a b\n")
+    outcome = program("data", "sequences", tmp_path / "sequences.txt", "--output", tmp_path / "sequences.txt" / "out")
+    assert outcome[:2] == (2, "")
+    assert str(tmp_path / "sequences.txt" / "out") in outcome.err
+
+
+# --- recsys prepare
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    rows = ["user_id,item_id,timestamp", *(f"u{n % 3},i{n % 4},{n}" for n in range(16))]
+    (tmp_path / "log.csv").write_text("\n".join(rows))
+    (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log.csv"\n')
+    return tmp_path / "recsys.toml"
+
+
+def test_a_stage_prints_its_manifest_as_one_json_object_and_the_rest_elsewhere(config: Path, program: Any) -> None:
+    outcome = program("prepare", "--config", config, "--json")
+    assert outcome.exit_code == 0
+    assert len(outcome.out.splitlines()) == 1
+    (manifest,) = config.parent.glob("workspace/runs/*/prepare/_MANIFEST.json")
+    assert json.loads(outcome.out) == json.loads(manifest.read_text())
+    assert "16 interactions, 4 items" in outcome.err
+
+
+def test_a_stage_prints_no_result_for_people(config: Path, program: Any) -> None:
+    outcome = program("prepare", "--config", config)
+    assert outcome[:2] == (0, "")
+    assert "prepare" in outcome.err
+
+
+def test_a_finished_stage_gives_the_same_answer_again(config: Path, program: Any) -> None:
+    first, second = (program("prepare", "--config", config, "--json") for _ in range(2))
+    assert first.out == second.out
+    assert second.err == ""
+
+
+def test_the_config_may_come_from_the_environment(config: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_CONFIG", str(config))
+    assert program("prepare").exit_code == 0
+
+
+def test_the_last_override_of_a_setting_counts(config: Path, program: Any) -> None:
+    def pairs(*overrides: str) -> int:
+        settings = [part for override in overrides for part in ("--set", override)]
+        return int(json.loads(program("prepare", "--config", config, "--json", *settings).out)["num_pairs"])
+
+    assert pairs("prepare.window=1") < pairs("prepare.window=1", "prepare.window=9") == pairs()
+
+
+# --- recsys similar, recsys releases
+
+
+@pytest.fixture
+def release(write_release: Callable[[list[str]], Path]) -> Path:
+    return write_release([f"item {number:02d}" for number in range(33)])
+
+
+def test_similar_answers_in_the_order_of_the_exact_cosine(release: Path, program: Any) -> None:
+    outcome = program("similar", "item 07", "--k", 5, "--release", release, "--json")
+    answer = json.loads(outcome.out)
+    vectors = np.load(release / "embeddings.npy")
+    cosines = vectors @ vectors[7]
+    nearest = [number for number in np.argsort(-cosines) if number != 7][:5]
+    assert (answer["release_id"], answer["item_id"], answer["title"]) == (
+        "0123456789ab",
+        "item 07",
+        "Title of item 07",
+    )
+    assert [neighbour["item_id"] for neighbour in answer["neighbours"]] == [f"item {number:02d}" for number in nearest]
+    assert [neighbour["similarity"] for neighbour in answer["neighbours"]] == pytest.approx(
+        cosines[nearest].tolist(), abs=1e-5
+    )
+
+
+def test_similar_shows_people_a_table_for_each_item(release: Path, program: Any) -> None:
+    outcome = program("similar", "item 07", "item 30", "--k", 3, "--release", release)
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    assert outcome.out.index("More like Title of item 07") < outcome.out.index("More like Title of item 30")
+
+
+def test_similar_prints_several_answers_in_the_order_of_the_questions(release: Path, program: Any) -> None:
+    outcome = program("similar", "item 30", "item 07", "--release", release, "--json")
+    answers = json.loads(outcome.out)
+    assert [answer["item_id"] for answer in answers] == ["item 30", "item 07"]
+    assert [len(answer["neighbours"]) for answer in answers] == [10, 10]
+
+
+def test_a_release_is_shown_as_its_manifest(release: Path, program: Any) -> None:
+    outcome = program("releases", "show", release, "--json")
+    assert json.loads(outcome.out) == json.loads((release / "manifest.json").read_text())
+    for_people = program("releases", "show", release)
+    assert "release_id: 0123456789ab" in for_people.out
+
+
+def test_a_whole_release_verifies(release: Path, program: Any) -> None:
+    outcome = program("releases", "verify", release, "--json")
+    assert outcome.exit_code == 0
+    assert json.loads(outcome.out) == {"release_id": "0123456789ab", "path": str(release), "num_items": 33}
+
+
+@pytest.mark.parametrize("name", ["catalogue.parquet", "embeddings.npy", "index.ann", "tower.keras", "features.json"])
+def test_a_release_with_one_changed_byte_does_not_verify(release: Path, program: Any, name: str) -> None:
+    content = bytearray((release / name).read_bytes())
+    content[-1] ^= 1
+    (release / name).write_bytes(content)
+    outcome = program("releases", "verify", release)
+    assert outcome[:2] == (1, "")
+    assert f"SHA-256 of {name} must be" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_release_id_is_looked_up_in_the_workspace(release: Path, config: Path, program: Any) -> None:
+    config.write_text(f'[data]\ninteractions = "log.csv"\nworkspace = "{release.parent.parent}"\n')
+    outcome = program("releases", "verify", "0123456789ab", "--config", config, "--json")
+    assert json.loads(outcome.out)["num_items"] == 33
+    missing = program("releases", "verify", "ba9876543210", "--config", config)
+    assert missing[:2] == (1, "")
+    assert "ba9876543210" in missing.err
+
+
+# --- recsys doctor
+
+
+def test_doctor_without_a_config_finds_that_and_the_packages(tmp_path: Path, program: Any) -> None:
+    outcome = program("doctor", "--config", tmp_path / "none.toml", "--json")
+    assert (outcome.exit_code, outcome.err) == (1, "")
+    findings = {finding["name"]: finding for finding in json.loads(outcome.out)}
+    assert findings["config"]["ok"] is False
+    assert str(tmp_path / "none.toml") in findings["config"]["detail"]
+    assert all(findings[name]["ok"] for name in NEEDS)
+
+
+def test_doctor_tells_people_what_is_not_right(tmp_path: Path, program: Any) -> None:
+    outcome = program("doctor", "--config", tmp_path / "none.toml")
+    assert outcome.exit_code == 1
+    assert "Traceback" not in outcome.out + outcome.err
+    wrong = [line for line in outcome.out.splitlines() if line.startswith("NOT")]
+    assert len(wrong) == 1
+    assert "config file must exist" in wrong[0]
+
+
+def test_doctor_names_a_missing_package(tmp_path: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recsys.cli import doctor
+
+    there = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "keras" else there(name))
+    outcome = program("doctor", "--config", tmp_path / "none.toml", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(outcome.out)}
+    assert (findings["keras"]["ok"], findings["keras"]["detail"]) == (False, "not installed")
+    assert findings["polars"]["ok"] is True
+
+
+def test_doctor_is_content_where_everything_is_there(config: Path, program: Any) -> None:
+    outcome = program("doctor", "--config", config, "--json")
+    findings = {finding["name"]: finding for finding in json.loads(outcome.out)}
+    assert [name for name, finding in findings.items() if not finding["ok"]] == []
+    assert findings["mlflow server"]["detail"] == "no champion yet"
+    assert outcome.exit_code == 0
+
+
+def test_doctor_finds_a_workspace_that_cannot_be_written(config: Path, program: Any) -> None:
+    config.write_text(f'[data]\ninteractions = "log.csv"\nworkspace = "{config}/work"\n')
+    outcome = program("doctor", "--config", config)
+    assert outcome.exit_code == 1
+    assert f"{config}/work" in outcome.out
+
+
+def test_a_workspace_without_releases_lists_none(config: Path, program: Any) -> None:
+    assert json.loads(program("releases", "list", "--config", config, "--json").out) == []
+
+
+def test_before_the_first_night_there_is_no_champion_to_ask(config: Path, program: Any) -> None:
+    outcome = program("similar", "i1", "--config", config)
+    assert outcome[:2] == (1, "")
+    assert "model item-tower must have a champion" in outcome.err
+    assert f"recsys nightly --config {config}" in outcome.err

@@ -1,0 +1,371 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys import config
+from recsys.errors import ConfigError
+
+DATA = {"interactions": "log.csv"}
+
+
+def parse(**tables):
+    return config.parse({"data": DATA, **tables})
+
+
+def write(folder, text):
+    path = folder / "night.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- reading
+
+
+def test_an_empty_table_has_the_defaults():
+    assert parse(train={}) == parse()
+
+
+def test_values_of_the_file_arrive(tmp_path):
+    path = write(
+        tmp_path,
+        '[data]\ninteractions = "log.csv"\n[items]\ncategorical = ["brand", "language"]\n'
+        "[tower]\nhidden = [12, 5]\n[train]\nlearning_rate = 1\n",
+    )
+    loaded = config.load(path)
+    assert loaded.items.categorical == ("brand", "language")
+    assert loaded.tower.hidden == (12, 5)
+    assert loaded.train.learning_rate == 1.0
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        parse().train.passes = 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"[data\n", "valid TOML"), (b'[data]\ninteractions = "\xff"\n', "cannot be read")],
+    ids=["no TOML", "no UTF-8"],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
+    path = tmp_path / "night.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.toml"):
+        config.load(tmp_path / "absent.toml")
+
+
+def test_a_folder_is_no_config_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(tmp_path)
+
+
+# --- wrong keys and values
+
+
+@pytest.mark.parametrize(
+    ("tables", "unknown", "nearest"),
+    [
+        ({"train": {"batchsize": 3}}, "train.batchsize", "train.batch_size"),
+        ({"tower": {"dimensions": 8}}, "tower.dimensions", "tower.dimension"),
+        ({"trian": {"passes": 3}}, "trian", "train"),
+        pytest.param(
+            {"train": {"window": 3}},
+            "train.window",
+            "prepare.window",
+        ),
+        ({"index": {"max_searchk": 3}}, "index.max_searchk", "index.max_search_k"),
+    ],
+    ids=["spelling", "plural", "table", "another table's", "underscore"],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_known_one(tables, unknown, nearest):
+    with pytest.raises(ConfigError) as caught:
+        parse(**tables)
+    assert f"unknown key {unknown!r}" in str(caught.value)
+    assert f"Did you mean {nearest!r}?" in str(caught.value)
+
+
+def test_an_unknown_key_like_no_other_is_answered_with_all_keys_of_its_table():
+    with pytest.raises(ConfigError) as caught:
+        parse(promote={"zzzz": 1})
+    assert "[promote]: tolerance" in str(caught.value)
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(ConfigError, match=r"data\.interactions must be set"):
+        config.parse({"data": {}})
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        ("train", "passes", "5"),
+        ("train", "passes", 5.0),
+        ("train", "passes", True),
+        ("train", "passes", 0),
+        ("train", "learning_rate", "fast"),
+        ("train", "learning_rate", float("nan")),
+        ("train", "temperature", 0.0),
+        ("train", "seed", 2**31),
+        ("tower", "hidden", 32),
+        ("tower", "hidden", ["32"]),
+        ("tower", "dropout", 1.0),
+        ("prepare", "decay", float("inf")),
+        ("prepare", "max_dead_letter_ratio", 1.5),
+        ("items", "numeric", ["year", 3]),
+        ("evaluate", "shrinkage", []),
+        ("beam", "profile", "cloud"),
+        ("serve", "port", 65536),
+        ("index", "n_jobs", -2),
+    ],
+    ids="{}".format,
+)
+def test_a_wrong_value_is_named_with_its_key_and_what_was_received(table, key, value):
+    with pytest.raises(ConfigError) as caught:
+        parse(**{table: {key: value}})
+    assert f"{table}.{key}" in str(caught.value)
+    innermost = value if not isinstance(value, list) or not value else value[-1]
+    assert f"Received: {innermost!r}" in str(caught.value)
+
+
+def test_every_wrong_key_has_its_own_line():
+    with pytest.raises(ConfigError) as caught:
+        parse(train={"passes": 0, "bach_size": 1}, tower={"dimension": 1})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert all(any(key in line for line in lines) for key in ("train.passes", "train.bach_size", "tower.dimension"))
+
+
+def test_a_column_has_one_role_only():
+    with pytest.raises(ConfigError, match="named twice: brand"):
+        parse(items={"categorical": ["brand"], "multi_categorical": ["tags", "brand"]})
+
+
+def test_the_recall_floor_is_not_above_the_target():
+    with pytest.raises(ConfigError, match="recall_floor must not be above recall_target"):
+        parse(index={"recall_floor": 0.9, "recall_target": 0.8})
+    assert parse(index={"recall_floor": 0.8, "recall_target": 0.8}).index.recall_floor == 0.8
+
+
+# --- paths
+
+
+def test_paths_of_the_file_are_relative_to_the_file(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    path = write(tmp_path / "configs", '[data]\ninteractions = "logs/*.csv"\nitems = "../items.csv"\n')
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = config.load(path)
+    assert loaded.data.interactions == str(tmp_path / "configs" / "logs" / "*.csv")
+    assert Path(loaded.data.items).resolve() == tmp_path / "items.csv"
+    assert loaded.workspace == tmp_path / "configs" / "workspace"
+
+
+def test_absolute_paths_stay(tmp_path):
+    path = write(tmp_path, f'[data]\ninteractions = "{tmp_path.parent}/log.csv"\n')
+    assert config.load(path).data.interactions == f"{tmp_path.parent}/log.csv"
+
+
+def test_paths_of_a_set_are_relative_to_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    path = write(tmp_path, '[data]\ninteractions = "log.csv"\n')
+    monkeypatch.chdir(tmp_path / "here")
+    loaded = config.load(path, ["data.interactions=other.csv", 'data.workspace="night"'])
+    assert loaded.data.interactions == str(tmp_path / "here" / "other.csv")
+    assert loaded.data.workspace == str(tmp_path / "here" / "night")
+
+
+def test_the_default_tracking_store_lies_in_the_workspace(tmp_path):
+    path = write(tmp_path, '[data]\ninteractions = "log.csv"\nworkspace = "night"\n')
+    assert config.load(path).tracking_uri == f"sqlite:///{tmp_path / 'night' / 'mlflow.db'}"
+    assert config.load(path, ["tracking.uri=http://tracker:5000"]).tracking_uri == "http://tracker:5000"
+
+
+# --- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "table", "key", "value"),
+    [
+        ("train.passes=7", "train", "passes", 7),
+        ("train.passes = 7", "train", "passes", 7),
+        ("train.learning_rate=1e-2", "train", "learning_rate", 0.01),
+        ("items.title=name", "items", "title", "name"),
+        ('items.title="7"', "items", "title", "7"),
+        ("items.separator==", "items", "separator", "="),
+        ('items.categorical=["brand", "maker"]', "items", "categorical", ("brand", "maker")),
+        ("tower.hidden=[]", "tower", "hidden", ()),
+    ],
+    ids="{}".format,
+)
+def test_a_set_is_read_as_toml_or_else_as_text(tmp_path, override, table, key, value):
+    path = write(tmp_path, '[data]\ninteractions = "log.csv"\n[train]\npasses = 3\n')
+    received = getattr(getattr(config.load(path, [override]), table), key)
+    assert received == value
+    assert type(received) is type(value)
+
+
+def test_the_last_set_counts(tmp_path):
+    path = write(tmp_path, '[data]\ninteractions = "log.csv"\n[train]\npasses = 3\nseed = 9\n')
+    loaded = config.load(path, ["train.passes=4", "train.passes=5"])
+    assert (loaded.train.passes, loaded.train.seed) == (5, 9)
+
+
+@pytest.mark.parametrize("override", ["train.passes", "passes=3", "=3", ".passes=3", "train.=3", ""], ids=repr)
+def test_a_set_of_another_form_is_refused(tmp_path, override):
+    path = write(tmp_path, '[data]\ninteractions = "log.csv"\n')
+    with pytest.raises(ConfigError, match=r"table\.key=value") as caught:
+        config.load(path, [override])
+    assert repr(override) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("train.passes=many", "train.passes"), ("train.pases=3", "train.passes"), ("nothing.here=3", "nothing")],
+)
+def test_a_set_is_checked_like_the_file(tmp_path, override, named):
+    path = write(tmp_path, '[data]\ninteractions = "log.csv"\n')
+    with pytest.raises(ConfigError, match=named):
+        config.load(path, [override])
+
+
+# --- fingerprint
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"items": {"separator": ","}},
+        {"prepare": {"window": 3}},
+        {"tower": {"dimension": 16}},
+        {"train": {"seed": 2}},
+        {"index": {"n_trees": 7}},
+        {"evaluate": {"users": 5}},
+    ],
+    ids=lambda tables: next(iter(tables)),
+)
+def test_the_fingerprint_changes_with_what_shapes_a_release(tables):
+    assert parse(**tables).fingerprint() != parse().fingerprint()
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"data": {"interactions": "elsewhere.csv", "workspace": "other"}},
+        {"embed": {"batch_size": 3}},
+        {"tracking": {"experiment": "other"}},
+        {"beam": {"profile": "local-threads"}},
+        {"serve": {"port": 1}},
+        {"promote": {"tolerance": 0.5}},
+        {"train": {"seed": 1}},
+    ],
+    ids=lambda tables: next(iter(tables)),
+)
+def test_the_fingerprint_stays_with_where_and_how_the_work_is_done(tables):
+    assert config.parse({"data": DATA, **tables}).fingerprint() == parse().fingerprint()
+
+
+# --- every table
+
+
+names = st.text(min_size=1, max_size=8)
+counts = st.integers(1, 10**6)
+shares = st.floats(0, 1)
+below_one = st.floats(0, 1, exclude_max=True)
+positive = st.floats(0, 1e6, exclude_min=True)
+not_negative = st.floats(0, 1e6)
+seeds = st.integers(0, 2**31 - 1)
+roles = st.lists(names, unique=True, max_size=6).flatmap(
+    lambda columns: st.tuples(st.just(columns), st.integers(0, len(columns)), st.integers(0, len(columns)))
+)
+
+
+@st.composite
+def configs(draw):
+    columns, one, two = draw(roles)
+    low, high = sorted((one, two))
+    floor, target = sorted((draw(shares), draw(shares)))
+
+    def filled(**strategies):
+        return {key: draw(strategy) for key, strategy in strategies.items()}
+
+    return config.Config(
+        data=config.DataConfig(**filled(interactions=names, items=st.none() | names, workspace=names)),
+        items=config.ItemsConfig(
+            **filled(title=st.none() | names, separator=names),
+            categorical=columns[:low],
+            multi_categorical=columns[low:high],
+            numeric=columns[high:],
+        ),
+        prepare=config.PrepareConfig(
+            **filled(window=counts, decay=not_negative, max_dead_letter_ratio=shares, rows_per_unit=counts)
+        ),
+        tower=config.TowerConfig(
+            **filled(
+                dimension=st.integers(2, 512),
+                hidden=st.lists(counts, max_size=3),
+                dropout=below_one,
+                id_dropout=below_one,
+            )
+        ),
+        train=config.TrainConfig(
+            **filled(
+                passes=counts,
+                patience=counts,
+                batch_size=counts,
+                learning_rate=positive,
+                temperature=positive,
+                anchor_power=shares,
+                whole_catalogue_up_to=counts,
+                max_positives=counts,
+                negatives=counts,
+                validation_users=counts,
+                seed=seeds,
+            )
+        ),
+        embed=config.EmbedConfig(**filled(batch_size=counts, items_per_unit=counts)),
+        index=config.IndexConfig(
+            **filled(
+                n_trees=counts,
+                seed=seeds,
+                n_jobs=st.integers(-1, 8),
+                recall_k=counts,
+                max_search_k=counts,
+                sample=counts,
+            ),
+            recall_floor=floor,
+            recall_target=target,
+        ),
+        evaluate=config.EvaluateConfig(
+            **filled(users=counts, shrinkage=st.lists(not_negative, min_size=1, max_size=3))
+        ),
+        promote=config.PromoteConfig(**filled(tolerance=shares)),
+        tracking=config.TrackingConfig(**filled(uri=st.none() | names, experiment=names, model=names)),
+        beam=config.BeamConfig(**filled(profile=st.sampled_from(["local", "local-threads"]), workers=counts)),
+        serve=config.ServeConfig(**filled(host=names, port=st.integers(0, 65535), max_k=counts)),
+    )
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(configs(), st.sampled_from(["python", "json"]))
+def test_every_table_survives_being_dumped_and_parsed(whole, mode):
+    """A manifest keeps the config as JSON: reading it back must give the same config and the same run."""
+    again = config.parse(whole.model_dump(mode=mode))
+    assert again == whole
+    assert again.fingerprint() == whole.fingerprint()
+
+
+@settings(max_examples=1, deadline=None, derandomize=True)
+@given(configs())
+def test_every_key_of_every_table_is_tried_above(whole):
+    """A key that is added to a table and not to the strategy would keep its default for ever."""
+    for name in config.Config.model_fields:
+        table = getattr(whole, name)
+        assert table.model_fields_set == set(type(table).model_fields), name

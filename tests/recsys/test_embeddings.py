@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from recsys import embeddings
+from recsys.errors import InputError
+
+
+def unit_vectors(rows, dimension):
+    vectors = np.random.default_rng(0).normal(size=(rows, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_unit_vectors_pass():
+    embeddings.check(unit_vectors(5, 3), 5)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "received"),
+    [
+        (unit_vectors(4, 3), r"float32 \[4, 3\]"),
+        (unit_vectors(5, 3).astype(np.float64), "float64"),
+        (unit_vectors(5, 3)[0], r"\[3\]"),
+        (unit_vectors(5, 3)[:, :, None], r"\[5, 3, 1\]"),
+    ],
+    ids=["other number of items", "float64", "one vector", "three axes"],
+)
+def test_another_type_or_shape_is_refused(vectors, received):
+    with pytest.raises(InputError, match=rf"release 7 must be float32 \[5, dimension\].*{received}"):
+        embeddings.check(vectors, 5, "release 7")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[0, 0, 0], [0.9, 0, 0], [1.1, 0, 0], [np.nan, 0, 1], [np.inf, 0, 0]],
+    ids=["zero", "short", "long", "NaN", "inf"],
+)
+def test_a_vector_that_is_not_of_unit_length_is_named(wrong):
+    vectors = unit_vectors(5, 3)
+    vectors[3] = wrong
+    with pytest.raises(InputError, match="item number 3 "):
+        embeddings.check(vectors, 5)
+
+
+def test_a_wrong_vector_is_found_in_any_block(monkeypatch):
+    monkeypatch.setattr(embeddings, "BLOCK", 4)
+    vectors = unit_vectors(11, 3)
+    vectors[9] *= 2
+    with pytest.raises(InputError, match="item number 9 of length 2"):
+        embeddings.check(vectors, 11)
+
+
+def test_survives_being_saved_and_is_mapped(tmp_path):
+    vectors = unit_vectors(5, 3)
+    embeddings.save(vectors, tmp_path / "embeddings.npy")
+    loaded = embeddings.load(tmp_path / "embeddings.npy")
+    assert isinstance(loaded, np.memmap)
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, vectors)
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01"], ids=["empty", "text", "cut off"])
+def test_a_file_that_is_no_array_is_refused(tmp_path, content):
+    (tmp_path / "embeddings.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"embeddings\.npy"):
+        embeddings.load(tmp_path / "embeddings.npy")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.npy"):
+        embeddings.load(tmp_path / "absent.npy")
+
+
+def test_an_array_of_python_objects_is_refused(tmp_path):
+    np.save(tmp_path / "embeddings.npy", np.array([{}, None], object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"embeddings\.npy"):
+        embeddings.load(tmp_path / "embeddings.npy")
+
+
+def test_an_archive_of_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "arrays.npz", vectors=unit_vectors(5, 3))
+    with pytest.raises(InputError, match=r"arrays\.npz"):
+        embeddings.load(tmp_path / "arrays.npz")

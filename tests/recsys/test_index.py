@@ -1,0 +1,261 @@
+import numpy as np
+import pytest
+
+from recsys import index
+from recsys.config import IndexConfig
+from recsys.errors import InputError, StageError
+from recsys.exact import ExactIndex
+from tests.contracts.neighbours import NeighboursContract
+
+DIMENSION = 5
+
+
+def unit_vectors(rows, dimension=DIMENSION, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(rows, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def build(folder, vectors, **options):
+    return index.build(vectors, IndexConfig(**{"n_trees": 4} | options), folder / "index.ann")
+
+
+class TestIndex(NeighboursContract):
+    @pytest.fixture
+    def num_items(self):
+        return 17
+
+    @pytest.fixture
+    def model(self, num_items, tmp_path):
+        return build(tmp_path, unit_vectors(num_items))
+
+
+class TestIndexWithATinySearch(NeighboursContract):
+    """Annoy alone would answer with fewer neighbours than asked for."""
+
+    @pytest.fixture
+    def num_items(self):
+        return 41
+
+    @pytest.fixture
+    def model(self, num_items, tmp_path):
+        built = build(tmp_path, unit_vectors(num_items), n_trees=1)
+        built.search_k = 1
+        return built
+
+    # a search that is cut short may find for many what it did not find for few
+    test_fewer_neighbours_are_the_first_of_more = None
+
+    def test_is_full_as_long_as_there_are_items(self, model, queries, num_items):
+        for k in (1, 7, num_items - 1):
+            assert (model.neighbours(queries, k) >= 0).all()
+
+
+class TestIndexOfTwins(NeighboursContract):
+    """Every vector is there four times, so that an item is not the first of its own neighbours."""
+
+    @pytest.fixture
+    def num_items(self):
+        return 12
+
+    @pytest.fixture
+    def model(self, num_items, tmp_path):
+        return build(tmp_path, np.repeat(unit_vectors(num_items // 4), 4, axis=0))
+
+
+class TestIndexOfOneItem(NeighboursContract):
+    @pytest.fixture
+    def num_items(self):
+        return 1
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        return build(tmp_path, unit_vectors(1))
+
+
+# --- queries
+
+
+def test_a_thorough_search_is_exact(tmp_path):
+    vectors, numbers = unit_vectors(60), np.array([3, 59, 0, 3], np.int32)
+    built = build(tmp_path, vectors)
+    built.search_k = 60 * 4
+    np.testing.assert_array_equal(built.neighbours(numbers, 7), ExactIndex(vectors).neighbours(numbers, 7))
+
+
+def test_nearest_gives_the_cosines_largest_first(tmp_path):
+    vectors = unit_vectors(30)
+    numbers, similarities = build(tmp_path, vectors).nearest(11, 6)
+    assert similarities == pytest.approx([float(vectors[11] @ vectors[number]) for number in numbers], abs=1e-5)
+    assert similarities == sorted(similarities, reverse=True)
+    assert len(similarities) == 6
+
+
+def test_nearest_knows_opposite_and_orthogonal_vectors(tmp_path):
+    vectors = np.array([[1, 0, 0], [0, 1, 0], [-1, 0, 0], [0.6, 0.8, 0]], np.float32)
+    numbers, similarities = build(tmp_path, vectors).nearest(0, 9)
+    assert numbers == [3, 1, 2]
+    assert similarities == pytest.approx([0.6, 0, -1], abs=1e-6)
+
+
+def test_length_is_the_number_of_items(tmp_path):
+    assert len(build(tmp_path, unit_vectors(7))) == 7
+
+
+# --- build
+
+
+def test_building_twice_gives_the_same_bytes(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    vectors = unit_vectors(200)
+    build(tmp_path / "one", vectors, seed=3)
+    build(tmp_path / "two", vectors, seed=3)
+    assert (tmp_path / "one" / "index.ann").read_bytes() == (tmp_path / "two" / "index.ann").read_bytes()
+
+
+def test_another_seed_gives_another_index(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    build(tmp_path / "one", unit_vectors(200), seed=3)
+    build(tmp_path / "two", unit_vectors(200), seed=4)
+    assert (tmp_path / "one" / "index.ann").read_bytes() != (tmp_path / "two" / "index.ann").read_bytes()
+
+
+def test_all_vectors_arrive_whatever_the_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "BLOCK", 4)
+    vectors = unit_vectors(11)
+    build(tmp_path, vectors)
+    loaded = index.load(tmp_path / "index.ann", vectors, search_k=100)
+    assert len(loaded) == 11
+    np.testing.assert_array_equal(
+        loaded.neighbours(np.arange(11, dtype=np.int32), 3),
+        ExactIndex(vectors).neighbours(np.arange(11, dtype=np.int32), 3),
+    )
+
+
+# --- load
+
+
+def test_a_loaded_index_answers_like_the_built_one(tmp_path):
+    vectors, numbers = unit_vectors(80), np.arange(0, 80, 7, dtype=np.int32)
+    built = build(tmp_path, vectors)
+    loaded = index.load(tmp_path / "index.ann", vectors, search_k=built.search_k)
+    np.testing.assert_array_equal(loaded.neighbours(numbers, 9), built.neighbours(numbers, 9))
+    assert loaded.search_k == built.search_k
+
+
+@pytest.mark.parametrize("dimension", [DIMENSION - 1, DIMENSION + 1, 2 * DIMENSION], ids="dimension {}".format)
+def test_an_index_of_another_dimension_is_refused(tmp_path, dimension):
+    build(tmp_path, unit_vectors(20))
+    with pytest.raises(InputError, match=r"index\.ann"):
+        index.load(tmp_path / "index.ann", unit_vectors(20, dimension), search_k=10)
+
+
+@pytest.mark.parametrize("num_items", [19, 21], ids="{} items".format)
+def test_an_index_of_another_number_of_items_is_refused(tmp_path, num_items):
+    build(tmp_path, unit_vectors(20))
+    with pytest.raises(InputError, match=f"must hold {num_items} items"):
+        index.load(tmp_path / "index.ann", unit_vectors(num_items), search_k=10)
+
+
+def test_an_index_of_other_vectors_is_refused(tmp_path):
+    vectors = unit_vectors(20)
+    build(tmp_path, vectors)
+    with pytest.raises(InputError, match="another vector"):
+        index.load(tmp_path / "index.ann", vectors[::-1].copy(), search_k=10)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9], ids="{} of the bytes".format)
+def test_a_truncated_file_is_refused(tmp_path, share):
+    vectors, path = unit_vectors(40), tmp_path / "index.ann"
+    build(tmp_path, vectors)
+    content = path.read_bytes()
+    cut = tmp_path / "cut.ann"
+    cut.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=r"cut\.ann"):
+        index.load(cut, vectors, search_k=10)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.ann"):
+        index.load(tmp_path / "absent.ann", unit_vectors(3), search_k=10)
+
+
+# --- recall and tuning
+
+
+def naive_recall(built, vectors, sample, k):
+    shares = []
+    for number in sample.tolist():
+        cosines = vectors.astype(float) @ vectors[number]
+        cosines[number] = -np.inf
+        exact = set(np.argsort(-cosines)[:k].tolist())
+        shares.append(len(exact & set(built.nearest(number, k)[0])) / k)
+    return float(np.mean(shares))
+
+
+@pytest.mark.parametrize("search_k", [1, 30, 10_000], ids="search_k {}".format)
+def test_recall_is_the_share_of_the_exact_nearest_that_are_found(tmp_path, search_k):
+    vectors, sample = unit_vectors(300), np.arange(0, 300, 11, dtype=np.int32)
+    built = build(tmp_path, vectors, n_trees=2)
+    built.search_k = search_k
+    assert index.recall(built, vectors, sample, 8) == pytest.approx(naive_recall(built, vectors, sample, 8), abs=1e-9)
+
+
+def test_among_equally_near_items_any_counts_as_found(tmp_path):
+    """Ten items at one place: which three of the nine others come is free."""
+    vectors = np.repeat(unit_vectors(4), 10, axis=0)
+    built = build(tmp_path, vectors)
+    assert index.recall(built, vectors, np.arange(40, dtype=np.int32), 3) == 1.0
+
+
+def test_recall_of_a_catalogue_smaller_than_k_counts_what_there_is(tmp_path):
+    vectors = unit_vectors(6)
+    assert index.recall(build(tmp_path, vectors), vectors, np.arange(6, dtype=np.int32), 20) == 1.0
+
+
+def test_tuning_reaches_the_target_with_about_the_smallest_search(tmp_path):
+    vectors = unit_vectors(600, 12)
+    config = IndexConfig(n_trees=3, recall_k=9, recall_target=0.9, recall_floor=0.8, sample=120)
+    built = index.build(vectors, config, tmp_path / "index.ann")
+    seen = []
+    tuned = index.tune(built, vectors, config, on_try=lambda *tried: seen.append(tried))
+    everyone = np.arange(600, dtype=np.int32)
+    assert built.search_k == tuned.search_k
+    assert tuned.recall >= 0.9
+    assert naive_recall(built, vectors, everyone, 9) == pytest.approx(tuned.recall, abs=0.05)
+    assert tuned.curve == sorted(seen)
+    assert dict(tuned.curve)[tuned.search_k] == tuned.recall
+    assert all(recall < 0.9 for search_k, recall in tuned.curve if search_k < 0.89 * tuned.search_k)
+
+
+def test_tuning_repeats(tmp_path):
+    vectors = unit_vectors(200, 12)
+    config = IndexConfig(n_trees=2, recall_k=5, recall_target=0.9, recall_floor=0.8, sample=50)
+    built = index.build(vectors, config, tmp_path / "index.ann")
+    assert index.tune(built, vectors, config) == index.tune(built, vectors, config)
+
+
+def test_tuning_fails_where_the_allowed_search_stays_below_the_floor(tmp_path):
+    vectors = unit_vectors(600, 24)
+    config = IndexConfig(n_trees=1, recall_k=10, max_search_k=3, sample=60)
+    built = index.build(vectors, config, tmp_path / "index.ann")
+    with pytest.raises(StageError, match=r"at least 0\.95.*search_k 3\b"):
+        index.tune(built, vectors, config)
+
+
+def test_tuning_takes_the_largest_search_between_floor_and_target(tmp_path):
+    vectors = unit_vectors(600, 24)
+    config = IndexConfig(n_trees=1, recall_k=10, recall_floor=0.05, recall_target=1.0, max_search_k=40, sample=60)
+    built = index.build(vectors, config, tmp_path / "index.ann")
+    tuned = index.tune(built, vectors, config)
+    assert tuned.search_k == built.search_k == 40
+    assert 0.05 <= tuned.recall < 1
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 6], ids="{} items".format)
+def test_tuning_copes_with_fewer_items_than_neighbours(tmp_path, num_items):
+    vectors = unit_vectors(num_items)
+    config = IndexConfig(n_trees=2)
+    built = index.build(vectors, config, tmp_path / "index.ann")
+    assert index.tune(built, vectors, config).recall == 1.0

@@ -1,0 +1,52 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.sequences import Sequences
+
+
+def frame(users, items):
+    return pl.DataFrame({"user_id": users, "items": items}, schema={"user_id": pl.String, "items": pl.List(pl.Int32)})
+
+
+@pytest.fixture
+def sequences():
+    """Three, no, one and two interactions."""
+    return Sequences.from_frame(frame(["c", "empty", "a", "b"], [[4, 4, 1], [], [9], [0, 4]]))
+
+
+def test_users_lie_one_after_the_other(sequences):
+    assert sequences.user_ids == ["c", "empty", "a", "b"]
+    assert sequences.items.tolist() == [4, 4, 1, 9, 0, 4]
+    assert sequences.items.dtype == np.int32
+    assert sequences.offsets.tolist() == [0, 3, 3, 4, 6]
+    assert sequences.offsets.dtype == np.int64
+    assert len(sequences) == 4
+
+
+def test_lengths_are_the_interactions_of_each_user(sequences):
+    assert sequences.lengths.tolist() == [3, 0, 1, 2]
+
+
+def test_users_names_the_user_of_each_interaction(sequences):
+    assert sequences.users.tolist() == [0, 0, 0, 2, 3, 3]
+
+
+def test_from_end_counts_what_the_same_user_did_later(sequences):
+    assert sequences.from_end.tolist() == [2, 1, 0, 0, 1, 0]
+
+
+def test_no_users_are_no_interactions():
+    nobody = Sequences.from_frame(frame([], []))
+    assert len(nobody) == 0
+    assert nobody.items.tolist() == []
+    assert nobody.from_end.tolist() == []
+
+
+def test_load_reads_the_parts_in_the_order_given(tmp_path):
+    frame(["a"], [[1, 2]]).write_parquet(tmp_path / "x.parquet")
+    frame(["b", "c"], [[3], [4, 5, 6]]).write_parquet(tmp_path / "y.parquet")
+    loaded = Sequences.load([tmp_path / "y.parquet", tmp_path / "x.parquet"])
+    assert loaded.user_ids == ["b", "c", "a"]
+    assert loaded.items.tolist() == [3, 4, 5, 6, 1, 2]
+    assert loaded.offsets.tolist() == [0, 1, 4, 6]

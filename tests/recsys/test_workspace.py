@@ -1,0 +1,221 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from recsys import config, workspace
+from recsys.errors import InputError, StageError
+from recsys.workspace import Run, code_version, data_snapshot
+
+
+def settings(folder, **tables):
+    return config.parse({"data": {"interactions": "log.csv", "workspace": str(folder / "ws")}, **tables})
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\na,b,1\n")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, log):
+    return Run.of(settings(tmp_path), [log], [])
+
+
+# --- the id of a run
+
+
+def test_the_same_input_is_the_same_run(tmp_path, log, run):
+    again = Run.of(settings(tmp_path), [log], [])
+    assert again == run
+    assert run.folder == tmp_path / "ws" / "runs" / run.run_id
+    assert run.folder.is_dir()
+
+
+def test_a_copy_of_the_data_elsewhere_is_the_same_run(tmp_path, log, run):
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(log.read_bytes())
+    assert Run.of(settings(tmp_path), [copy], []).run_id == run.run_id
+
+
+def test_other_data_are_another_run(tmp_path, log, run):
+    log.write_text(log.read_text() + "a,c,2\n")
+    assert Run.of(settings(tmp_path), [log], []).run_id != run.run_id
+
+
+def test_items_are_part_of_the_data(tmp_path, log, run):
+    assert Run.of(settings(tmp_path), [log], [log]).run_id != run.run_id
+
+
+def test_another_config_is_another_run(tmp_path, log, run):
+    assert Run.of(settings(tmp_path, train={"seed": 7}), [log], []).run_id != run.run_id
+
+
+def test_a_config_that_shapes_nothing_is_the_same_run(tmp_path, log, run):
+    assert Run.of(settings(tmp_path, serve={"port": 1234}), [log], []).run_id == run.run_id
+
+
+def test_other_code_is_another_run(tmp_path, log, run, monkeypatch):
+    monkeypatch.setattr(workspace, "code_version", lambda: "9.9+0123456789ab")
+    other = Run.of(settings(tmp_path), [log], [])
+    assert other.run_id != run.run_id
+    assert other.code_version == "9.9+0123456789ab"
+
+
+def test_a_workspace_that_cannot_be_a_folder_is_refused(tmp_path, log):
+    (tmp_path / "ws").write_text("a file")
+    with pytest.raises(InputError, match=r"data\.workspace"):
+        Run.of(settings(tmp_path), [log], [])
+
+
+def test_a_snapshot_depends_on_content_order_and_role(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("1")
+    two.write_text("2")
+    snapshots = [
+        data_snapshot([one, two], []),
+        data_snapshot([two, one], []),
+        data_snapshot([one], [two]),
+        data_snapshot([], [one, two]),
+        data_snapshot([one], []),
+        data_snapshot([], []),
+    ]
+    assert len(set(snapshots)) == len(snapshots)
+    assert data_snapshot([one, two], []) == snapshots[0]
+
+
+def test_the_code_version_is_stable_and_says_the_version_of_the_package():
+    assert code_version() == code_version()
+    package, _, digest = code_version().partition("+")
+    assert package.count(".") == 2
+    assert len(digest) == 12
+
+
+@pytest.mark.parametrize("library", ["numpy", "annoy", "polars"])
+def test_the_code_version_changes_with_a_library(monkeypatch, library):
+    before = code_version()
+    original = workspace.version
+    monkeypatch.setattr(workspace, "version", lambda name: "0.0.0" if name == library else original(name))
+    assert code_version() != before
+
+
+def test_the_code_version_changes_with_the_source(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "module.py").write_text("x = 1\n")
+    (tmp_path / "notes.txt").write_text("no source")
+    monkeypatch.setattr(workspace.resources, "files", lambda _: tmp_path)
+    before = code_version()
+    (tmp_path / "notes.txt").write_text("still none")
+    assert code_version() == before
+    (tmp_path / "deep" / "module.py").write_text("x = 2\n")
+    assert code_version() != before
+
+
+# --- stages
+
+
+def test_a_finished_stage_has_its_files_and_its_manifest(run):
+    assert not run.done("train")
+    with run.stage("train") as (folder, manifest):
+        (folder / "tower.txt").write_text("weights")
+        manifest["passes"] = 3
+        assert not run.done("train")
+    assert run.done("train")
+    assert run.path("train", "tower.txt").read_text() == "weights"
+    assert run.manifest("train") == {"passes": 3}
+    assert sorted(path.name for path in run.folder.iterdir()) == ["train"]
+
+
+def test_a_stage_that_raises_leaves_nothing(run):
+    def work():
+        with run.stage("train") as (folder, manifest):
+            (folder / "half.txt").write_text("half")
+            manifest["passes"] = 3
+            raise ValueError("midway")
+
+    with pytest.raises(ValueError, match="midway"):
+        work()
+    assert list(run.folder.iterdir()) == []
+    assert not run.done("train")
+
+
+def test_a_manifest_that_cannot_be_written_leaves_nothing(run):
+    def work():
+        with run.stage("train") as (_, manifest):
+            manifest["passes"] = object()
+
+    with pytest.raises(TypeError):
+        work()
+    assert list(run.folder.iterdir()) == []
+
+
+def test_a_stage_can_be_done_after_it_failed(run):
+    with pytest.raises(KeyError), run.stage("train"):
+        raise KeyError("first try")
+    with run.stage("train") as (folder, _):
+        (folder / "tower.txt").write_text("weights")
+    assert run.path("train", "tower.txt").read_text() == "weights"
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_same_stage_only(run):
+    for name in (".tmp-train-0badcafe", ".tmp-embed-0badcafe"):
+        (run.folder / name).mkdir()
+        (run.folder / name / "half.txt").write_text("half")
+    with run.stage("train"):
+        pass
+    assert sorted(path.name for path in run.folder.iterdir()) == [".tmp-embed-0badcafe", "train"]
+
+
+def test_a_file_of_a_stage_that_was_not_run_is_an_error_that_says_what_to_run(run):
+    with pytest.raises(StageError, match="recsys train"):
+        run.path("train", "tower.txt")
+    with pytest.raises(StageError, match="recsys train"):
+        run.manifest("train")
+
+
+def test_a_folder_without_a_manifest_is_not_done(run):
+    (run.folder / "train").mkdir()
+    assert not run.done("train")
+
+
+def test_manifests_are_json(run):
+    with run.stage("train") as (_, manifest):
+        manifest["rows"] = {"read": 5, "used": 4}
+    (path,) = (run.folder / "train").iterdir()
+    assert json.loads(path.read_text()) == {"rows": {"read": 5, "used": 4}}
+
+
+# --- the lock
+
+
+def test_a_run_is_worked_on_by_one_at_a_time(tmp_path, log, run):
+    again = Run.of(settings(tmp_path), [log], [])
+    with run.locked(), pytest.raises(StageError, match=run.run_id), again.locked():
+        pass
+    with again.locked():
+        assert run.folder.is_dir()
+
+
+def test_the_lock_goes_when_the_work_fails(run):
+    with pytest.raises(KeyError), run.locked():
+        raise KeyError("midway")
+    with run.locked():
+        assert run.folder.is_dir()
+
+
+def test_another_process_that_holds_the_lock_is_respected_until_it_ends(run):
+    program = (
+        "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(run.folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(StageError, match="another one"), run.locked():
+            pass
+        other.kill()
+    with run.locked():
+        assert run.folder.is_dir()
