@@ -31,7 +31,7 @@ from recsys.catalogue import Catalogue
 from recsys.config import Config
 from recsys.errors import InputError, StageError
 from recsys.interactions import SCHEMA, SEEN_BEFORE, as_json, check_interactions, check_items
-from recsys.sequences import Sequences
+from recsys.sequences import Sequences, arrange, by_user
 from recsys.splitting import known_before
 
 STAGE = "prepare"
@@ -177,17 +177,15 @@ def sequence(job: Job, shard: int) -> None:
     nothing = pl.DataFrame(schema={"row": pl.UInt32, **SCHEMA, "unit": pl.UInt32})
     rows = pl.concat([nothing, *frames])
     numbers = pl.read_parquet(job.work / CATALOGUE, columns=["item_id"]).with_row_index("item")
-    # equal times keep the order of the input
-    rows = rows.join(numbers, on="item_id", how="left").sort("user_id", "timestamp", "unit", "row")
+    rows = rows.join(numbers, on="item_id", how="left", maintain_order="left")
     paths = [str(unit.path) for unit in job.interactions]
     unknown = rows.filter(pl.col("item").is_null())
     letters = _letters_of(unknown.select("row", *SCHEMA, source=pl.lit(pl.Series(paths)).gather("unit")), UNKNOWN_ITEM)
     letters.write_parquet(job.work / f"dead-sequence-{shard:05d}.parquet")
-    rows = rows.filter(pl.col("item").is_not_null())
-    repeats = (pl.col("item") == pl.col("item").shift()) & (pl.col("user_id") == pl.col("user_id").shift())
-    kept = rows.filter(~repeats.fill_null(False))
+    known = rows.filter(pl.col("item").is_not_null())
+    kept = arrange(known)
 
-    users = kept.group_by("user_id", maintain_order=True).agg(pl.col("item").cast(pl.Int32).alias("items"))
+    users = by_user(kept)
     users.write_parquet(job.out / SEQUENCES / f"part-{shard:05d}.parquet")
     sequences = Sequences.from_frame(users)
     num_items = numbers.height
@@ -207,7 +205,7 @@ def sequence(job: Job, shard: int) -> None:
         "sequence",
         shard,
         dead=_tally(letters),
-        filtered={REPEAT: rows.height - kept.height},
+        filtered={REPEAT: known.height - kept.height},
         used=kept.height,
         users=users.height,
     )

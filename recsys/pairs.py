@@ -102,11 +102,16 @@ def by_anchor(pairs: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def load(parts: Iterable[Path], num_items: int, weight: Weight) -> sparse.csr_array:
-    """The symmetric matrix of pair weights, float32 [num_items, num_items], zeros left out."""
-    columns = ["anchor", "positives", weight]
-    rows = pl.concat([pl.read_parquet(part, columns=columns) for part in parts])
-    flat = rows.explode("positives", weight, empty_as_null=False).filter(pl.col(weight) > 0)
+def matrix(rows: pl.DataFrame, num_items: int, weight: Weight) -> sparse.csr_array:
+    """What `by_anchor` gives as a symmetric matrix, float32 [num_items, num_items], zeros left out."""
+    flat = rows.select("anchor", "positives", weight).explode("positives", weight, empty_as_null=False)
+    flat = flat.filter(pl.col(weight) > 0)
     coordinates = (flat["anchor"].to_numpy(), flat["positives"].to_numpy())
     shape = (num_items, num_items)
     return sparse.coo_array((flat[weight].to_numpy(), coordinates), shape=shape, dtype=np.float32).tocsr()
+
+
+def load(parts: Iterable[Path], num_items: int, weight: Weight) -> sparse.csr_array:
+    """`matrix` of Parquet parts."""
+    columns = ["anchor", "positives", weight]
+    return matrix(pl.concat([pl.read_parquet(part, columns=columns) for part in parts]), num_items, weight)

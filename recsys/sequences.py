@@ -11,6 +11,24 @@ import polars as pl
 from numpy.typing import NDArray
 
 
+def arrange(rows: pl.DataFrame) -> pl.DataFrame:
+    """Interactions user by user, oldest first, those of one time in the order of the rows.
+
+    One that repeats the user's previous item is left out: it says nothing about what goes together.
+
+    Args:
+        rows: with `user_id`, `item` (number) and `timestamp`.
+    """
+    ordered = rows.sort("user_id", "timestamp", maintain_order=True)
+    repeats = (pl.col("item") == pl.col("item").shift()) & (pl.col("user_id") == pl.col("user_id").shift())
+    return ordered.filter(~repeats.fill_null(False))
+
+
+def by_user(arranged: pl.DataFrame) -> pl.DataFrame:
+    """One row a user: `user_id` (text) and `items` (list of int32, oldest first)."""
+    return arranged.group_by("user_id", maintain_order=True).agg(pl.col("item").cast(pl.Int32).alias("items"))
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Users' items in the order of time, one user after the other."""
@@ -44,7 +62,7 @@ class Sequences:
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> Sequences:
-        """From `user_id` (text) and `items` (lists of int32)."""
+        """From what `by_user` gives."""
         lengths = frame["items"].list.len().to_numpy()
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
         items = frame["items"].explode(empty_as_null=False).cast(pl.Int32).to_numpy()
