@@ -18,7 +18,7 @@ demo: $(VENV)/.installed ## the whole night on MovieLens 100k, and what it found
 	@$(BIN)/recsys similar 1 50 98 --k 5 --config $(DEMO)/recsys.toml
 
 test: check ## lint, types, import contracts and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.installed ## lint, types and import contracts alone
 	$(BIN)/ruff check .

@@ -8,9 +8,8 @@ Python and importing libraries is not counted on either side.
 
 from __future__ import annotations
 
-import json
+import gc
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,26 +34,22 @@ INDEXED, DIMENSION, QUERIES, K = 100_000, 128, 2_000, 10
 ROUNDS = 5
 
 
-def compare(name: str, limit: str, ours: Callable[[], float], plain: Callable[[], float]) -> dict[str, object]:
-    """Median of both sides in seconds, and of the ratios ours / plain, over rounds in turn."""
-    ours(), plain()  # warm caches, traces and pools
-    rounds = [(ours(), plain()) for _ in range(ROUNDS)]
+def compare(name: str, limit: str, ours: Callable[[], float], plain: Callable[[], float]) -> None:
+    """Median of both sides in seconds, and of the ratios ours / plain, over rounds in turn; one line."""
+
+    def fresh(side: Callable[[], float]) -> float:
+        gc.collect()  # or one side pays for what the other one left
+        return side()
+
+    fresh(ours), fresh(plain)  # warm caches, traces and pools
+    rounds = [(fresh(ours), fresh(plain)) for _ in range(ROUNDS)]
     ratios = sorted(a / b for a, b in rounds)
-    result: dict[str, object] = {
-        "name": name,
-        "wanted": limit,
-        "ours_s": statistics.median(a for a, _ in rounds),
-        "plain_s": statistics.median(b for _, b in rounds),
-        "ratio": statistics.median(ratios),
-        "ratio_min": ratios[0],
-        "ratio_max": ratios[-1],
-    }
+    ours_s, plain_s = (statistics.median(side) for side in zip(*rounds, strict=True))
     print(
-        f"{name:<46} {result['ours_s']:>10.5f} s {result['plain_s']:>10.5f} s   ratio {result['ratio']:.2f} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f})   wanted: {limit}",
-        file=sys.stderr,
+        f"{name:<52} {ours_s:>9.5f} s {plain_s:>9.5f} s  {statistics.median(ratios):>5.2f} "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f})  {limit}",
+        flush=True,
     )
-    return result
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -64,7 +59,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def prepare_against_polars(folder: Path) -> dict[str, object]:
+def prepare_against_polars(folder: Path) -> None:
     """The prepare stage beside one Polars query that groups and counts the same pairs."""
     path = synthetic.interactions(folder / "interactions.parquet", ROWS, USERS, ITEMS)
     window = configuration.PrepareConfig().window
@@ -79,7 +74,7 @@ def prepare_against_polars(folder: Path) -> dict[str, object]:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             return timed(lambda: plain_prepare(path, window, Path(out)))
 
-    return compare(f"prepare, {ROWS:,} interactions", "at most 5", ours, plain)
+    compare(f"prepare, {ROWS:,} interactions", "at most 5", ours, plain)
 
 
 def plain_prepare(path: Path, window: int, out: Path) -> None:
@@ -99,12 +94,16 @@ def plain_prepare(path: Path, window: int, out: Path) -> None:
         .filter(pl.col("anchor") != pl.col("positive"))
         for gap in range(1, window + 1)
     ]
-    one_way = pl.concat(gaps)
-    other_way = one_way.select(pl.col("positive").alias("anchor"), pl.col("anchor").alias("positive"), "weight")
-    (
-        pl.concat([one_way, other_way])
+    # each pair once, and its mirror only after the sum: half the rows to group
+    once = (
+        pl.concat(gaps)
+        .with_columns(pl.min_horizontal("anchor", "positive"), positive=pl.max_horizontal("anchor", "positive"))
         .group_by("anchor", "positive")
         .agg(pl.col("weight").sum())
+    )
+    mirrored = once.select(pl.col("positive").alias("anchor"), pl.col("anchor").alias("positive"), "weight")
+    (
+        pl.concat([once, mirrored])
         .sort("anchor", "positive")
         .group_by("anchor", maintain_order=True)
         .agg("positive", "weight")
@@ -113,7 +112,7 @@ def plain_prepare(path: Path, window: int, out: Path) -> None:
     )
 
 
-def embed_against_loop(folder: Path) -> list[dict[str, object]]:
+def embed_against_loop(folder: Path) -> None:
     """The embed job beside a plain loop over the traced tower."""
     from recsys import tower
 
@@ -156,13 +155,11 @@ def embed_against_loop(folder: Path) -> list[dict[str, object]]:
 
     encode = tower.encoder(model, settings.batch_size)
     limit = "at most 1 / 0.7 = 1.43"
-    return [
-        compare(f"embed, {EMBEDDED:,} items, files to file", limit, ours_from_files, plain_from_files),
-        compare(f"embed, {EMBEDDED:,} items, tower already loaded", "told beside it", ours, plain),
-    ]
+    compare(f"embed, {EMBEDDED:,} items, files to file", limit, ours_from_files, plain_from_files)
+    compare(f"embed, {EMBEDDED:,} items, tower already loaded", "told beside it", ours, plain)
 
 
-def look_up_against_annoy(folder: Path) -> list[dict[str, object]]:
+def look_up_against_annoy(folder: Path) -> None:
     """Building, and one look-up after the other, beside bare Annoy with the same search_k."""
     vectors = synthetic.vectors(INDEXED, DIMENSION)
     settings = IndexConfig()
@@ -181,10 +178,9 @@ def look_up_against_annoy(folder: Path) -> list[dict[str, object]]:
     def our_build() -> float:
         return timed(lambda: index.build(vectors, settings, folder / "ours.ann"))
 
-    built = compare(f"index, build of {INDEXED:,} x {DIMENSION}", "at most 1.1", our_build, plain_build)
+    compare(f"index, build of {INDEXED:,} x {DIMENSION}", "at most 1.1", our_build, plain_build)
     ours = index.build(vectors, settings, folder / "index.ann")
     tuned = index.tune(ours, vectors, settings)
-    print(f"{'':<46} tuned search_k {tuned.search_k}, recall {tuned.recall:.4f}", file=sys.stderr)
     bare = AnnoyIndex(DIMENSION, "angular")
     bare.load(str(folder / "index.ann"))
     frame = pl.DataFrame({"item_id": [f"item-{number:06d}" for number in range(INDEXED)]})
@@ -194,15 +190,12 @@ def look_up_against_annoy(folder: Path) -> list[dict[str, object]]:
     def p50(ask: Callable[[int], object]) -> float:
         return statistics.median(timed(lambda number=number: ask(number)) for number in asked)  # type: ignore[misc]
 
-    return [
-        built,
-        compare(
-            f"look-up, p50 of {QUERIES:,}, {INDEXED:,} items",
-            "at most 1.5",
-            lambda: p50(lambda number: lookup.similar(catalogue, ours, "r", catalogue.item_ids[number], K)),
-            lambda: p50(lambda number: bare.get_nns_by_item(number, K + 1, tuned.search_k, True)),
-        ),
-    ]
+    compare(
+        f"look-up of {K}, p50 of {QUERIES:,}, search_k {tuned.search_k}",
+        "at most 1.5",
+        lambda: p50(lambda number: lookup.similar(catalogue, ours, "r", catalogue.item_ids[number], K)),
+        lambda: p50(lambda number: bare.get_nns_by_item(number, K + 1, tuned.search_k, True)),
+    )
 
 
 def _ignore(*_: object) -> None:
@@ -210,12 +203,12 @@ def _ignore(*_: object) -> None:
 
 
 def main() -> None:
-    """Run all; the table on standard error, JSON on standard output."""
+    """Run all; a line each as it is done."""
     calm()
+    print(f"{'':<52} {'ours':>11} {'plain':>11}  ratio (least to most)  wanted")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        results = [prepare_against_polars(folder), *embed_against_loop(folder), *look_up_against_annoy(folder)]
-    print(json.dumps(results))
+        for benchmark in (prepare_against_polars, embed_against_loop, look_up_against_annoy):
+            benchmark(Path(name))
 
 
 if __name__ == "__main__":

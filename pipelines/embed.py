@@ -87,7 +87,10 @@ def embed_unit(job: Job, unit: int) -> None:
     features, encode = _encoder(job.tower, job.features, job.config.batch_size)
     frame = pl.scan_parquet(job.catalogue).slice(start, length).collect()
     vectors = encode(features.transform(frame))
-    np.load(job.out, mmap_mode="r+")[start : start + len(vectors)] = vectors
+    mapped = np.load(job.out, mmap_mode="r")
+    with job.out.open("r+b") as file:  # written, not mapped: a mapping faults in page after page
+        file.seek(mapped.offset + start * mapped.strides[0])
+        vectors.tofile(file)
     job.finished(unit).touch()
 
 

@@ -40,6 +40,8 @@ CATALOGUE, SEQUENCES, PAIRS, DEAD_LETTERS = "catalogue.parquet", "sequences", "p
 MIN_ITEMS = MIN_USERS = 2
 """Below, nothing can be like another thing, and nobody can have touched both."""
 
+EXAMPLE_CHARACTERS = 300
+
 REPEAT = "repeats the user's previous item"
 UNKNOWN_ITEM = "item_id is not in the catalogue"
 
@@ -70,6 +72,10 @@ class Job:
     def entries(self, phase: str) -> list[dict[str, Any]]:
         """What the units of a phase counted, in order."""
         return [json.loads(path.read_text()) for path in sorted(self.work.glob(f"{phase}-*.json"))]
+
+    def letters(self, phase: str) -> pl.DataFrame:
+        """Dead letters of a phase, in the order of its units."""
+        return pl.concat([pl.read_parquet(path) for path in sorted(self.work.glob(f"dead-{phase}-*.parquet"))])
 
     def checked(self, unit: int, shard: int) -> Path:
         """Usable rows of a unit, of a shard of users."""
@@ -232,10 +238,13 @@ def commit(job: Job) -> dict[str, Any]:
         "dead_letters": dict(dead),
     }
     items = {"read": numbered["read"], "used": numbered["used"], "filtered": {}, "dead_letters": numbered["dead"]}
+    item_letters = job.letters("number")
+    interaction_letters = pl.concat([job.letters("check"), job.letters("sequence")])
     limit = job.config.prepare.max_dead_letter_ratio
     if job.items:
-        _settle(job.items, items, limit)
-    _settle(job.interactions, interactions, limit)
+        _settle(job.items, items, item_letters, limit)
+    _settle(job.interactions, interactions, interaction_letters, limit)
+
     num_users, num_items = sum(entry["users"] for entry in sequenced), numbered["used"]
     if num_items < MIN_ITEMS:
         raise InputError(f"the catalogue must hold at least {MIN_ITEMS} items. Received: {num_items}.")
@@ -246,9 +255,8 @@ def commit(job: Job) -> dict[str, Any]:
         pl.read_parquet(job.work / CATALOGUE).with_columns(interactions=pl.Series(touched, dtype=pl.Int64))
     )
     catalogue.save(job.out / CATALOGUE)
+    pl.concat([item_letters, interaction_letters]).write_parquet(job.out / DEAD_LETTERS)
     num_pairs = sum(entry["pairs"] for entry in job.entries("merge"))
-    letters = [pl.read_parquet(path) for path in sorted(job.work.glob("dead-*.parquet"))]
-    pl.concat(letters).write_parquet(job.out / DEAD_LETTERS)
     shutil.rmtree(job.work)
     return {
         "num_users": num_users,
@@ -278,19 +286,21 @@ def _tally(letters: pl.DataFrame) -> dict[str, int]:
     return dict(letters["reason"].value_counts().iter_rows())
 
 
-def _settle(units: list[io.Unit], account: dict[str, Any], max_dead_letter_ratio: float) -> None:
+def _settle(units: list[io.Unit], account: dict[str, Any], letters: pl.DataFrame, max_dead_letter_ratio: float) -> None:
     """The account must add up and hold rows, few enough of them dead."""
     files = ", ".join(sorted({str(unit.path) for unit in units}))
     dead, filtered = sum(account["dead_letters"].values()), sum(account["filtered"].values())
-    if account["read"] != account["used"] + filtered + dead:
+    if account["read"] != account["used"] + filtered + dead or dead != letters.height:
         raise StageError(f"every row of {files} must be accounted for. Received: {account}.")
     if account["read"] == 0:
         raise InputError(f"{files} must hold rows. Received: none.")
     if dead > max_dead_letter_ratio * account["read"]:
         reasons = "; ".join(f"{rows:,} {reason}" for reason, rows in sorted(account["dead_letters"].items()))
+        example = letters.row(0, named=True)
         raise StageError(
             f"at most {max_dead_letter_ratio:.2%} of the rows of {files} may be unusable. "
-            f"Received: {dead:,} of {account['read']:,} ({reasons}). "
+            f"Received: {dead:,} of {account['read']:,} ({reasons}), such as row {example['row']} of "
+            f"{example['source']}: {example['content'][:EXAMPLE_CHARACTERS]}. "
             "Mend the input, or raise prepare.max_dead_letter_ratio."
         )
 

@@ -130,7 +130,7 @@ class EmbedConfig(Table):
 
     batch_size: Count = 4_096
     """Items a call of the tower. Speed only."""
-    items_per_unit: Count = 65_536
+    items_per_unit: Count = 131_072
     """Items a unit of work. Speed and memory only."""
 
 
@@ -190,7 +190,7 @@ class TrackingConfig(Table):
     """Tracking URI. Without it: an SQLite file in the workspace."""
     experiment: str = "recsys"
     """Name of the experiment."""
-    model: str = "item-tower"
+    model: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "item-tower"
     """Name of the registered model."""
 
 

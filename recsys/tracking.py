@@ -188,8 +188,9 @@ class Tracker:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _version_of(self, release_id: str) -> Version | None:
-        found = self.client.search_model_versions(f"name = '{self.model}'")
-        return next((self._version(v) for v in found if v.tags.get(RELEASE_TAG) == release_id), None)
+        wanted = f"name = '{self.model}' and tags.`{RELEASE_TAG}` = '{release_id}'"
+        found = self.client.search_model_versions(wanted, max_results=1)
+        return self._version(found[0]) if found else None
 
     def _version(self, found: Any) -> Version:
         if RELEASE_TAG not in found.tags:

@@ -347,7 +347,11 @@ def configs(draw):
             **filled(users=counts, shrinkage=st.lists(not_negative, min_size=1, max_size=3))
         ),
         promote=config.PromoteConfig(**filled(tolerance=shares)),
-        tracking=config.TrackingConfig(**filled(uri=st.none() | names, experiment=names, model=names)),
+        tracking=config.TrackingConfig(
+            **filled(
+                uri=st.none() | names, experiment=names, model=st.from_regex(r"[a-z][a-z0-9._-]{0,9}", fullmatch=True)
+            )
+        ),
         beam=config.BeamConfig(**filled(profile=st.sampled_from(["local", "local-threads"]), workers=counts)),
         serve=config.ServeConfig(**filled(host=names, port=st.integers(0, 65535), max_k=counts)),
     )
