@@ -60,7 +60,8 @@ class Night:
     def mlflow_run(self) -> str:
         """Id of the MLflow run of this night."""
         mlflow_run = self.tracker.start(self.run.run_id, self.run.data_snapshot)
-        self.tracker.log_params(mlflow_run, self.config.model_dump(mode="json"))
+        # the others may differ when a run is gone on with, and a URI may hold a password
+        self.tracker.log_params(mlflow_run, self.config.shaping())
         self.tracker.log_tags(mlflow_run, {"recsys.code_version": self.run.code_version})
         return mlflow_run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from pipelines.embed import embed
@@ -14,6 +15,7 @@ from pipelines.prepare import prepare
 from pipelines.promote import promote
 from pipelines.publish import publish
 from pipelines.train import train
+from recsys.errors import TrackingError
 
 STAGES: dict[str, Stage] = {
     "prepare": prepare,
@@ -43,7 +45,8 @@ def nightly(night: Night) -> dict[str, Any]:
             manifests[name] = stage(night)
             seconds[name] = round(time.monotonic() - started, 3)
     except BaseException:
-        night.tracker.finish(mlflow_run, "FAILED")
+        with suppress(TrackingError):  # it may be what failed
+            night.tracker.finish(mlflow_run, "FAILED")
         raise
     night.tracker.finish(mlflow_run, "FINISHED")
     return {

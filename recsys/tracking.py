@@ -61,32 +61,33 @@ class Tracker:
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self.uri)  # for what resolves `runs:/` on its own
             self.client = mlflow.MlflowClient(self.uri)
-            self.experiment_id = self._experiment(config.tracking.experiment)
+        self.experiment = config.tracking.experiment
 
-    def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
+    def _experiment_id(self) -> str:
+        found = self.client.get_experiment_by_name(self.experiment)
         if found is not None:
             return str(found.experiment_id)
         # without a server MLflow would write artefacts into whatever folder we are started from
         local = self.uri.startswith("sqlite:")
         location = (self.workspace.resolve() / "mlartifacts").as_uri() if local else None
-        return str(self.client.create_experiment(name, artifact_location=location))
+        return str(self.client.create_experiment(self.experiment, artifact_location=location))
 
     @property
     def shown_uri(self) -> str:
         """The tracking URI, its password left out."""
-        return _without_password(self.uri)
+        return self._without_secret(self.uri)
 
     def start(self, run_id: str, snapshot: str) -> str:
         """The MLflow run of one of our runs, begun anew or gone on with; its MLflow id."""
         with self._translated():
-            found = self.client.search_runs([self.experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1)
+            experiment_id = self._experiment_id()
+            found = self.client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1)
             if found:
                 mlflow_run = str(found[0].info.run_id)
                 self.client.update_run(mlflow_run, status="RUNNING")
                 return mlflow_run
             tags = {RUN_TAG: run_id, SNAPSHOT_TAG: snapshot}
-            created = self.client.create_run(self.experiment_id, tags=tags, run_name=f"night {run_id}")
+            created = self.client.create_run(experiment_id, tags=tags, run_name=f"night {run_id}")
             return str(created.info.run_id)
 
     def finish(self, mlflow_run: str, status: str) -> None:
@@ -206,10 +207,11 @@ class Tracker:
             yield
         except (MlflowException, OSError) as error:
             raise TrackingError(
-                f"MLflow at {self.shown_uri} must answer. Received: {error}. Check tracking.uri, or start the server."
-            ) from error
+                f"MLflow at {self.shown_uri} must answer. Received: {self._without_secret(str(error))}. "
+                "Check tracking.uri, or start the server."
+            ) from None  # its own text may hold the password
 
-
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}…@{rest.rpartition('@')[2]}" if "@" in rest else uri
+    def _without_secret(self, text: str) -> str:
+        """A text in which `user:password` of the tracking URI is not to be read."""
+        user, at, _ = self.uri.partition("://")[2].rpartition("@")
+        return text.replace(f"{user}@", "…@") if at else text

@@ -33,3 +33,6 @@ def main() -> None:
     except RecsysError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a file that went away: the machine's word is the message
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(RecsysError.exit_code)

@@ -13,8 +13,15 @@ import typer
 from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, show
 from recsys.errors import RecsysError
 
-PACKAGES = ("recsys", "annoy", "apache-beam", "fastapi", "keras", "mlflow", "numpy", "polars", "pyarrow")
-ALTERNATIVES = ("tensorflow", "tensorflow-cpu")
+PACKAGES = {
+    "": ("recsys", "annoy", "numpy", "polars"),
+    "train": ("keras", "tensorflow", "scipy"),
+    "jobs": ("apache-beam", "pyarrow"),
+    "serve": ("fastapi", "uvicorn"),
+    "tracking": ("mlflow",),
+}
+"""By extra; what an extra brings may be absent, on a server by design."""
+ALSO_AS = {"tensorflow": "tensorflow-cpu"}
 MIN_FREE_GB = 1.0
 
 
@@ -40,10 +47,13 @@ def doctor(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
 
 
 def _packages() -> list[Finding]:
-    found = {name: _version(name) for name in (*PACKAGES, *ALTERNATIVES)}
-    tensorflow = next((f"{name} {found[name]}" for name in ALTERNATIVES if found[name]), None)
-    rows = [Finding(name, bool(found[name]), found[name] or "not installed") for name in PACKAGES]
-    return [*rows, Finding("tensorflow", bool(tensorflow), tensorflow or "not installed")]
+    rows = []
+    for extra, names in PACKAGES.items():
+        for name in names:
+            found = _version(name) or _version(ALSO_AS.get(name, name))
+            absent = f"not installed; recsys[{extra}] brings it" if extra else "not installed"
+            rows.append(Finding(name, bool(found or extra), found or absent))
+    return rows
 
 
 def _setting(path: Any) -> list[Finding]:

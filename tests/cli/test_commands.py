@@ -245,14 +245,16 @@ def test_doctor_tells_people_what_is_not_right(tmp_path: Path, program: Any) -> 
     assert "config file must exist" in wrong[0]
 
 
-def test_doctor_names_a_missing_package(tmp_path: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_missing_packages(tmp_path: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server has no Keras on purpose; without Annoy nothing works."""
     from recsys.cli import doctor
 
     there = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "keras" else there(name))
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in {"keras", "annoy"} else there(name))
     outcome = program("doctor", "--config", tmp_path / "none.toml", "--json")
     findings = {finding["name"]: finding for finding in json.loads(outcome.out)}
-    assert (findings["keras"]["ok"], findings["keras"]["detail"]) == (False, "not installed")
+    assert (findings["annoy"]["ok"], findings["annoy"]["detail"]) == (False, "not installed")
+    assert (findings["keras"]["ok"], findings["keras"]["detail"]) == (True, "not installed; recsys[train] brings it")
     assert findings["polars"]["ok"] is True
 
 

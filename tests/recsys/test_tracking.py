@@ -1,0 +1,91 @@
+"""MLflow, for real, on an SQLite file: runs that go on, versions that are found again, errors that say where."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recsys import Release, config
+from recsys.errors import ReleaseError, TrackingError
+from recsys.tracking import Tracker
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> config.Config:
+    return config.parse({"data": {"interactions": "log.csv", "workspace": str(tmp_path / "workspace")}})
+
+
+@pytest.fixture
+def tracker(settings: config.Config) -> Tracker:
+    return Tracker(settings)
+
+
+def test_a_run_that_is_begun_again_goes_on(tracker: Tracker) -> None:
+    """A night that was killed has one run in MLflow, not two."""
+    first = tracker.start("abc", "snapshot")
+    tracker.log_params(first, {"train": {"passes": 3}})
+    tracker.finish(first, "FAILED")
+    again = tracker.start("abc", "snapshot")
+    tracker.log_params(again, {"train": {"passes": 3}})
+    assert again == first
+    assert tracker.client.get_run(first).info.status == "RUNNING"
+    assert tracker.start("def", "snapshot") != first
+
+
+def test_artefacts_lie_in_the_workspace(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in whatever folder the night was started from."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run = tracker.start("abc", "snapshot")
+    tracker.log_artifact(run, GOLDEN / "features.json", "release")
+    assert list(elsewhere.iterdir()) == []
+    assert list((tmp_path / "workspace" / "mlartifacts").rglob("features.json"))
+
+
+def test_a_release_is_registered_once_and_fetched_by_its_version(tracker: Tracker, tmp_path: Path) -> None:
+    release = Release.load(GOLDEN)
+    run = tracker.start("abc", "snapshot")
+    version = tracker.register(run, release)
+    assert tracker.register(run, release) == version
+    assert version.number == "1"
+    folder = tracker.fetch(version, tmp_path / "fetched")
+    assert folder == tmp_path / "fetched" / release.release_id
+    assert Release.load(folder).manifest == release.manifest
+    assert [path.name for path in folder.parent.iterdir()] == [release.release_id]
+
+
+def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: Path) -> None:
+    """The tag says one thing, the artefact another."""
+    version = tracker.register(tracker.start("abc", "snapshot"), Release.load(GOLDEN))
+    with pytest.raises(ReleaseError, match=r"must hold release other. Received: 571d78ec1c0d"):
+        tracker.fetch(replace(version, release_id="other"), tmp_path)
+    assert list(tmp_path.glob("other")) == []
+
+
+def test_no_champion_before_the_first_promotion(tracker: Tracker) -> None:
+    assert tracker.champion() is None
+    version = tracker.register(tracker.start("abc", "snapshot"), Release.load(GOLDEN))
+    assert tracker.champion() is None
+    tracker.promote(version, None)
+    assert tracker.champion() == version
+
+
+def test_a_closed_port_is_told_in_seconds_and_without_the_password(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    settings = config.parse(
+        {
+            "data": {"interactions": "log.csv", "workspace": str(tmp_path)},
+            "tracking": {"uri": f"http://someone:sesame@127.0.0.1:{port}"},
+        }
+    )
+    with pytest.raises(TrackingError, match=rf"MLflow at http://…@127\.0\.0\.1:{port} must answer") as caught:
+        Tracker(settings).champion()
+    assert "sesame" not in str(caught.value)
