@@ -52,6 +52,8 @@ def checks(
 ) -> list[Check]:
     """All checks of a challenger; against the champion on the same questions, both asked now.
 
+    Without questions nothing shows that the challenger is not worse, so the champion stays.
+
     Args:
         challenger: the new release.
         champion: the one in service, None before the first.
@@ -60,6 +62,8 @@ def checks(
         tolerance: the share of the champion's NDCG@20 by which the challenger may be worse.
     """
     result = [Check("index_recall", challenger.manifest.index_recall, recall_floor)]
+    if champion is not None:
+        result.append(Check("held_out_questions", len(questions.queries), 1))
     if champion is not None and len(questions.queries):
         limit = score(champion, questions)[TARGET_METRIC] * (1 - tolerance)
         result.append(Check(TARGET_METRIC, score(challenger, questions)[TARGET_METRIC], limit))
