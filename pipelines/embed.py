@@ -24,9 +24,9 @@ from recsys import embeddings
 from recsys.config import BeamConfig, EmbedConfig
 from recsys.embeddings import Vectors
 from recsys.features import Features, Inputs
+from recsys.release import CATALOGUE, EMBEDDINGS, FEATURES, TOWER
 
 STAGE = "embed"
-EMBEDDINGS = "embeddings.npy"
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def embed(night: Night) -> dict[str, Any]:
     if night.run.done(STAGE):
         return night.run.manifest(STAGE)
     num_items = night.run.manifest(prepare.STAGE)["num_items"]
-    catalogue = night.run.path(prepare.STAGE, prepare.CATALOGUE)
-    tower, features = night.run.path(train.STAGE, train.TOWER), night.run.path(train.STAGE, train.FEATURES)
+    catalogue = night.run.path(prepare.STAGE, CATALOGUE)
+    tower, features = night.run.path(train.STAGE, TOWER), night.run.path(train.STAGE, FEATURES)
     with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
         work = folder / ".work"
         work.mkdir()

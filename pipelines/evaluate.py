@@ -21,10 +21,10 @@ from recsys import index as annoy
 from recsys.baselines import ItemKNN, Popularity, touched_before
 from recsys.evaluation import TARGET_METRIC, Neighbours
 from recsys.evaluation import evaluate as measure
+from recsys.release import EMBEDDINGS, INDEX
 from recsys.splitting import leave_one_out
 
 STAGE = "evaluate"
-EVALUATION = "evaluation.json"
 
 
 def evaluate(night: Night) -> dict[str, Any]:
@@ -35,9 +35,9 @@ def evaluate(night: Night) -> dict[str, Any]:
     """
     if night.run.done(STAGE):
         return night.run.manifest(STAGE)
-    vectors = embeddings.load(night.run.path(embed.STAGE, embed.EMBEDDINGS))
+    vectors = embeddings.load(night.run.path(embed.STAGE, EMBEDDINGS))
     search_k = night.run.manifest(indexing.STAGE)["search_k"]
-    index = annoy.load(night.run.path(indexing.STAGE, indexing.INDEX), vectors, search_k)
+    index = annoy.load(night.run.path(indexing.STAGE, INDEX), vectors, search_k)
     sequences, num_items = load_sequences(night), night.run.manifest(prepare.STAGE)["num_items"]
     config = night.config.evaluate
     with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (_, manifest):

@@ -9,9 +9,9 @@ from pipelines import embed
 from pipelines.night import Night, command, main
 from recsys import embeddings
 from recsys import index as annoy
+from recsys.release import EMBEDDINGS, INDEX
 
 STAGE = "index"
-INDEX = "index.ann"
 
 
 def index(night: Night) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def index(night: Night) -> dict[str, Any]:
     """
     if night.run.done(STAGE):
         return night.run.manifest(STAGE)
-    vectors = embeddings.load(night.run.path(embed.STAGE, embed.EMBEDDINGS))
+    vectors = embeddings.load(night.run.path(embed.STAGE, EMBEDDINGS))
     config = night.config.index
     with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
         advance(0, None, f"{config.n_trees} trees")

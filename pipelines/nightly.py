@@ -37,7 +37,7 @@ def nightly(night: Night) -> dict[str, Any]:
     night.report.say(f"Run {night.run.run_id}")
     with night.report.stage("mlflow") as advance:  # before hours of work, not after them
         mlflow_run = night.mlflow_run
-        advance(1, 1, f"run {mlflow_run} at {night.tracker.shown_uri}")
+        advance(1, 1, f"run {mlflow_run}")
     seconds, manifests = {}, {}
     try:
         for name, stage in STAGES.items():

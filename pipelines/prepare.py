@@ -31,11 +31,12 @@ from recsys.catalogue import Catalogue
 from recsys.config import Config
 from recsys.errors import InputError, StageError
 from recsys.interactions import SCHEMA, SEEN_BEFORE, as_json, check_interactions, check_items
+from recsys.release import CATALOGUE
 from recsys.sequences import Sequences, arrange, by_user
 from recsys.splitting import known_before
 
 STAGE = "prepare"
-CATALOGUE, SEQUENCES, PAIRS, DEAD_LETTERS = "catalogue.parquet", "sequences", "pairs", "dead_letters.parquet"
+SEQUENCES, PAIRS, DEAD_LETTERS = "sequences", "pairs", "dead_letters.parquet"
 
 MIN_ITEMS = MIN_USERS = 2
 """Below, nothing can be like another thing, and nobody can have touched both."""

@@ -16,7 +16,7 @@ from pipelines.train import load_sequences
 from recsys import gate
 from recsys.catalogue import Catalogue
 from recsys.errors import RefusedError
-from recsys.release import Release
+from recsys.release import CATALOGUE, Release
 from recsys.splitting import leave_one_out
 
 STAGE = "promote"
@@ -56,7 +56,7 @@ def promote(night: Night) -> dict[str, Any]:
 
 
 def _ask(night: Night, challenger: Release, champion: Release | None) -> list[gate.Check]:
-    catalogue = Catalogue.load(night.run.path(prepare.STAGE, prepare.CATALOGUE))
+    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
     holdout = leave_one_out(load_sequences(night), "test", night.config.evaluate.users)
     questions = gate.Questions(
         [catalogue.item_ids[number] for number in holdout.queries],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pipelines import embed, evaluate, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night, command, main
 from recsys import release as releases
-from recsys.catalogue import Catalogue
 from recsys.release import Release
 from recsys.similarity import METRIC
 from recsys.workspace import MANIFEST
@@ -42,19 +42,20 @@ def publish(night: Night) -> dict[str, Any]:
     }
 
 
-def _write(night: Night) -> Any:
+def _write(night: Night) -> Path:
     final = night.releases / night.run.run_id
     if final.exists():
         return final
     run, config = night.run, night.config
-    sources = {
-        releases.CATALOGUE: run.path(prepare.STAGE, prepare.CATALOGUE),
-        releases.EMBEDDINGS: run.path(embed.STAGE, embed.EMBEDDINGS),
-        releases.INDEX: run.path(indexing.STAGE, indexing.INDEX),
-        releases.TOWER: run.path(train.STAGE, train.TOWER),
-        releases.FEATURES: run.path(train.STAGE, train.FEATURES),
-        releases.EVALUATION: run.path(evaluate.STAGE, MANIFEST),
+    made_by = {
+        releases.CATALOGUE: prepare.STAGE,
+        releases.TOWER: train.STAGE,
+        releases.FEATURES: train.STAGE,
+        releases.EMBEDDINGS: embed.STAGE,
+        releases.INDEX: indexing.STAGE,
     }
+    sources = {name: run.path(stage, name) for name, stage in made_by.items()}
+    sources[releases.EVALUATION] = run.path(evaluate.STAGE, MANIFEST)
     index, embedded = run.manifest(indexing.STAGE), run.manifest(embed.STAGE)
     champion = night.tracker.champion()
     manifest = {
@@ -69,7 +70,7 @@ def _write(night: Night) -> Any:
         "search_k": index["search_k"],
         "recall_k": config.index.recall_k,
         "index_recall": index["recall"],
-        "catalogue_fingerprint": Catalogue.load(sources[releases.CATALOGUE]).fingerprint,
+        "catalogue_fingerprint": run.manifest(prepare.STAGE)["catalogue_fingerprint"],
         "data_snapshot": run.data_snapshot,
         "code_version": run.code_version,
         "parent_release": champion.release_id if champion else None,

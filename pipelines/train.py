@@ -18,11 +18,11 @@ from recsys import pairs
 from recsys.catalogue import Catalogue
 from recsys.evaluation import TARGET_METRIC
 from recsys.features import Features
+from recsys.release import CATALOGUE, FEATURES, TOWER
 from recsys.sequences import Sequences
 from recsys.splitting import leave_one_out
 
 STAGE = "train"
-TOWER, FEATURES = "tower.keras", "features.json"
 
 
 def train(night: Night) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def train(night: Night) -> dict[str, Any]:
     """
     if night.run.done(STAGE):
         return night.run.manifest(STAGE)
-    catalogue = Catalogue.load(night.run.path(prepare.STAGE, prepare.CATALOGUE))
+    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
     with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
         from recsys.training import Fit, fit  # noqa: PLC0415 - TensorFlow takes seconds
 

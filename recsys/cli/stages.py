@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -74,8 +76,13 @@ def _tell(summary: dict[str, Any], config: Any) -> None:
             style = "bold" if name == "siamese tower" else None
             table.add_row(name.replace("_", " "), *(f"{figures[c]:.4f}" for c in columns), style=style)
         console.print(table)
-    console.print(f"Release   {summary['path']}", markup=False)
-    console.print(f"MLflow    version {summary['version']} of {summary['model']}, champion", markup=False)
-    console.print(f"Ask       recsys similar ITEM --config {config}", markup=False)
-    console.print(f"Serve     recsys serve --config {config}", markup=False)
-    console.print(f"Open      mlflow ui --backend-store-uri {summary['tracking_uri']}", markup=False)
+    here = f"{Path.cwd()}{os.sep}"  # short names are easier to read and to copy
+    lines = {
+        "Release": summary["path"],
+        "MLflow": f"version {summary['version']} of {summary['model']}, champion",
+        "Ask": f"recsys similar ITEM --config {config}",
+        "Serve": f"recsys serve --config {config}",
+        "Open": f"mlflow ui --backend-store-uri {summary['tracking_uri']}",
+    }
+    for name, text in lines.items():
+        console.print(f"{name:<9} {text.replace(here, '')}", markup=False)
