@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -144,7 +143,7 @@ def check(job: Job, number: int) -> None:
     for (shard,), part in rows.partition_by("shard", as_dict=True, include_key=False).items():
         part.write_ipc(job.checked(number, shard))
     checked.rows.select(pl.col("item_id").unique()).write_parquet(job.work / f"ids-{number:05d}.parquet")
-    job.finish("check", number, read=raw.frame.height + raw.broken.height, dead=_tally(letters))
+    job.finish("check", number, read=raw.frame.height + raw.broken.height)
 
 
 def number_items(job: Job, _: int) -> None:
@@ -170,7 +169,7 @@ def number_items(job: Job, _: int) -> None:
     dead = pl.concat(letters)
     dead.write_parquet(job.work / "dead-number-00000.parquet")
     rows.sort("item_id").write_parquet(job.work / CATALOGUE)
-    job.finish("number", 0, read=read, dead=_tally(dead), used=rows.height)
+    job.finish("number", 0, read=read, used=rows.height)
 
 
 def sequence(job: Job, shard: int) -> None:
@@ -208,14 +207,7 @@ def sequence(job: Job, shard: int) -> None:
     both = pairs.mirror(counted).with_columns(shard=pl.col("anchor").cast(pl.Int64) * job.shards // max(num_items, 1))
     for (anchors,), part in both.partition_by("shard", as_dict=True, include_key=False).items():
         part.write_ipc(job.counted(shard, anchors))
-    job.finish(
-        "sequence",
-        shard,
-        dead=_tally(letters),
-        filtered={REPEAT: known.height - kept.height},
-        used=kept.height,
-        users=users.height,
-    )
+    job.finish("sequence", shard, repeats=known.height - kept.height, used=kept.height, users=users.height)
 
 
 def merge(job: Job, shard: int) -> None:
@@ -230,21 +222,22 @@ def merge(job: Job, shard: int) -> None:
 def commit(job: Job) -> dict[str, Any]:
     """Check the account, write catalogue and dead letters, drop the work files; the stage's manifest."""
     checks, numbered, sequenced = job.entries("check"), job.entries("number")[0], job.entries("sequence")
-    dead = sum((Counter(entry["dead"]) for entry in checks + sequenced), Counter())
-    filtered = sum((Counter(entry["filtered"]) for entry in sequenced), Counter())
-    interactions = {
-        "read": sum(entry["read"] for entry in checks),
-        "used": sum(entry["used"] for entry in sequenced),
-        "filtered": {rule: rows for rule, rows in filtered.items() if rows},
-        "dead_letters": dict(dead),
-    }
-    items = {"read": numbered["read"], "used": numbered["used"], "filtered": {}, "dead_letters": numbered["dead"]}
     item_letters = job.letters("number")
     interaction_letters = pl.concat([job.letters("check"), job.letters("sequence")])
     limit = job.config.prepare.max_dead_letter_ratio
+    account = {}
     if job.items:
-        _settle(job.items, items, item_letters, limit)
-    _settle(job.interactions, interactions, interaction_letters, limit)
+        account["items"] = _settle(
+            job.items, item_letters, limit, read=numbered["read"], used=numbered["used"], filtered={}
+        )
+    account["interactions"] = _settle(
+        job.interactions,
+        interaction_letters,
+        limit,
+        read=sum(entry["read"] for entry in checks),
+        used=sum(entry["used"] for entry in sequenced),
+        filtered={REPEAT: sum(entry["repeats"] for entry in sequenced)},
+    )
 
     num_users, num_items = sum(entry["users"] for entry in sequenced), numbered["used"]
     if num_items < MIN_ITEMS:
@@ -264,7 +257,7 @@ def commit(job: Job) -> dict[str, Any]:
         "num_items": num_items,
         "num_pairs": num_pairs,
         "catalogue_fingerprint": catalogue.fingerprint,
-        "account": {"interactions": interactions, "items": items},
+        "account": account,
         "sequences": sorted(path.name for path in (job.out / SEQUENCES).iterdir()),
         "pairs": sorted(path.name for path in (job.out / PAIRS).iterdir()),
     }
@@ -282,28 +275,32 @@ def _letters_of(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
     return rows.select("source", "row", reason=pl.lit(reason), content=as_json(rows.drop("source", "row")))
 
 
-def _tally(letters: pl.DataFrame) -> dict[str, int]:
-    """Dead letters by reason."""
-    return dict(letters["reason"].value_counts().iter_rows())
-
-
-def _settle(units: list[io.Unit], account: dict[str, Any], letters: pl.DataFrame, max_dead_letter_ratio: float) -> None:
-    """The account must add up and hold rows, few enough of them dead."""
+def _settle(
+    units: list[io.Unit], letters: pl.DataFrame, max_ratio: float, *, read: int, used: int, filtered: dict[str, int]
+) -> dict[str, Any]:
+    """The account of some files: it must add up and hold rows, few enough of them dead."""
     files = ", ".join(sorted({str(unit.path) for unit in units}))
-    dead, filtered = sum(account["dead_letters"].values()), sum(account["filtered"].values())
-    if account["read"] != account["used"] + filtered + dead or dead != letters.height:
+    by_reason = dict(letters["reason"].value_counts(sort=True).iter_rows())
+    account = {
+        "read": read,
+        "used": used,
+        "filtered": {rule: rows for rule, rows in filtered.items() if rows},
+        "dead_letters": by_reason,
+    }
+    if read != used + sum(filtered.values()) + letters.height:
         raise StageError(f"every row of {files} must be accounted for. Received: {account}.")
-    if account["read"] == 0:
+    if read == 0:
         raise InputError(f"{files} must hold rows. Received: none.")
-    if dead > max_dead_letter_ratio * account["read"]:
-        reasons = "; ".join(f"{rows:,} {reason}" for reason, rows in sorted(account["dead_letters"].items()))
+    if letters.height > max_ratio * read:
+        reasons = "; ".join(f"{rows:,} {reason}" for reason, rows in by_reason.items())
         example = letters.row(0, named=True)
         raise StageError(
-            f"at most {max_dead_letter_ratio:.2%} of the rows of {files} may be unusable. "
-            f"Received: {dead:,} of {account['read']:,} ({reasons}), such as row {example['row']} of "
+            f"at most {max_ratio:.2%} of the rows of {files} may be unusable. "
+            f"Received: {letters.height:,} of {read:,} ({reasons}), such as row {example['row']} of "
             f"{example['source']}: {example['content'][:EXAMPLE_CHARACTERS]}. "
             "Mend the input, or raise prepare.max_dead_letter_ratio."
         )
+    return account
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
