@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from recsys.cli.options import typed
+
 app = typer.Typer(help="Fetch or convert public data.", no_args_is_help=True)
 
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the data and its config.")]
@@ -39,4 +41,4 @@ def sequences(
 
 def _next(config: Path) -> None:
     typer.echo(f"Wrote interactions and items beside {config}")
-    typer.echo(f"Next: recsys nightly --config {config}")
+    typer.echo(f"Next: {typed('recsys')} nightly --config {config}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,3 +31,10 @@ def show(result: Any, as_json: bool, text: Callable[[], None]) -> None:
         typer.echo(json.dumps(result))
     else:
         text()
+
+
+def typed(program: str) -> str:
+    """A program as the reader can type it: by its name where it is found, else beside the one that runs."""
+    if shutil.which(program):
+        return program
+    return os.path.relpath(Path(sys.argv[0]).with_name(program))

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, show
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, show, typed
 from recsys.errors import ConfigError
 
 STAGES = {
@@ -80,9 +80,9 @@ def _tell(summary: dict[str, Any], config: Any) -> None:
     lines = {
         "Release": summary["path"],
         "MLflow": f"version {summary['version']} of {summary['model']}, champion",
-        "Ask": f"recsys similar ITEM --config {config}",
-        "Serve": f"recsys serve --config {config}",
-        "Open": f"mlflow ui --backend-store-uri {summary['tracking_uri']}",
+        "Ask": f"{typed('recsys')} similar ITEM --config {config}",
+        "Serve": f"{typed('recsys')} serve --config {config}",
+        "Open": f"{typed('mlflow')} ui --backend-store-uri {summary['tracking_uri']}",
     }
     for name, text in lines.items():
         console.print(f"{name:<9} {text.replace(here, '')}", markup=False)
