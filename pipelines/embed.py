@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -84,7 +85,8 @@ def embed_items(job: Job, num_items: int, dimension: int, config: BeamConfig, ad
 def embed_unit(job: Job, unit: int) -> None:
     """One range of items through the tower."""
     start, length = unit * job.config.items_per_unit, job.config.items_per_unit
-    features, encode = _encoder(job.tower, job.features, job.config.batch_size)
+    with _loading:
+        features, encode = _encoder(job.tower, job.features, job.config.batch_size)
     frame = pl.scan_parquet(job.catalogue).slice(start, length).collect()
     vectors = encode(features.transform(frame))
     mapped = np.load(job.out, mmap_mode="r")
@@ -94,15 +96,16 @@ def embed_unit(job: Job, unit: int) -> None:
     job.finished(unit).touch()
 
 
+_loading = threading.Lock()
+"""One thread loads, the others wait: the tower is in memory once a process."""
+
+
 @lru_cache(maxsize=1)
 def _encoder(tower: Path, features: Path, batch_size: int) -> tuple[Features, Callable[[Inputs], Vectors]]:
     """The tower of this process: loading and tracing take longer than a unit, and its file never changes."""
     from recsys import tower as towers  # noqa: PLC0415 - TensorFlow takes seconds
 
     return Features.load(features), towers.encoder(towers.load(tower), batch_size)
-
-
-forget_towers = _encoder.cache_clear
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -129,9 +129,9 @@ class EmbedConfig(Table):
     """Catalogue -> embeddings."""
 
     batch_size: Count = 4_096
-    """Items a call of the tower. Speed only."""
+    """Items a call of the tower. Speed and memory; embeddings differ by rounding at most."""
     items_per_unit: Count = 131_072
-    """Items a unit of work. Speed and memory only."""
+    """Items a unit of work. Speed and memory; embeddings differ by rounding at most."""
 
 
 class IndexConfig(Table):
@@ -195,7 +195,7 @@ class TrackingConfig(Table):
 
 
 class BeamConfig(Table):
-    """How the Beam jobs run. Results do not depend on it."""
+    """How the Beam jobs run. Releases do not depend on it."""
 
     profile: Literal["local", "local-threads"] = "local"
     """`local`: one worker in this process. `local-threads`: `workers` threads."""

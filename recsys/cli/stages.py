@@ -76,13 +76,14 @@ def _tell(summary: dict[str, Any], config: Any) -> None:
             style = "bold" if name == "siamese tower" else None
             table.add_row(name.replace("_", " "), *(f"{figures[c]:.4f}" for c in columns), style=style)
         console.print(table)
+    uri = summary["tracking_uri"]
     here = f"{Path.cwd()}{os.sep}"  # short names are easier to read and to copy
     lines = {
         "Release": summary["path"],
         "MLflow": f"version {summary['version']} of {summary['model']}, champion",
         "Ask": f"{typed('recsys')} similar ITEM --config {config}",
         "Serve": f"{typed('recsys')} serve --config {config}",
-        "Open": f"{typed('mlflow')} ui --backend-store-uri {summary['tracking_uri']}",
+        "Open": uri if uri.startswith("http") else f"{typed('mlflow')} ui --backend-store-uri {uri}",
     }
     for name, text in lines.items():
         console.print(f"{name:<9} {text.replace(here, '')}", markup=False)
