@@ -118,7 +118,7 @@ def embed_against_loop(folder: Path) -> None:
 
     items = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
     frame = synthetic.catalogue(EMBEDDED).with_columns(interactions=pl.lit(1, pl.Int64))
-    features = Features.fit(frame, items, np.ones(EMBEDDED, bool))
+    features = Features.fit(frame, items, TowerConfig(), np.ones(EMBEDDED, np.int64))
     model = tower.build(features, TowerConfig(), seed=1)
     frame.write_parquet(folder / "catalogue.parquet")
     features.save(folder / "features.json")

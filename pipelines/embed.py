@@ -26,6 +26,7 @@ from recsys.config import BeamConfig, EmbedConfig
 from recsys.embeddings import Vectors
 from recsys.features import Features, Inputs
 from recsys.release import CATALOGUE, EMBEDDINGS, FEATURES, TOWER
+from recsys.similarity import DISTANCES
 
 STAGE = "embed"
 
@@ -64,7 +65,7 @@ def embed(night: Night) -> dict[str, Any]:
         job = Job(night.config.embed, catalogue, tower, features, work, folder / EMBEDDINGS)
         embed_items(job, num_items, night.config.tower.dimension, night.config.beam, advance)
         shutil.rmtree(work)
-        embeddings.check(embeddings.load(job.out), num_items)
+        embeddings.check(embeddings.load(job.out), num_items, distance=DISTANCES[night.config.tower.distance])
         new = pl.read_parquet(catalogue, columns=["interactions"]).filter(pl.col("interactions") == 0).height
         manifest |= {
             "num_items": num_items,

@@ -1,8 +1,8 @@
 """evaluate: the index and the baselines on the held-out interactions.
 
-Look-up from the last item before the target, against the whole catalogue, nothing but the query left out.
-ItemKNN's shrinkage is chosen on the validation target; all test figures come from what is known before the
-test target.
+Two look-ups against the whole catalogue: from the last item before the target, nothing but the query left out;
+and from the user's history, all of which is left out. What a baseline can be tuned by is chosen on the
+validation target; all test figures come from what is known before the test target.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import embed, prepare
+from pipelines import embed, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night, command, main
-from pipelines.train import load_sequences
-from recsys import embeddings
+from recsys import bags, comparison, embeddings, pairs
 from recsys import index as annoy
-from recsys.baselines import ItemKNN, Popularity, touched_before
-from recsys.evaluation import TARGET_METRIC, Neighbours
-from recsys.evaluation import evaluate as measure
-from recsys.release import EMBEDDINGS, INDEX
-from recsys.splitting import leave_one_out
+from recsys.baselines import touched_before
+from recsys.catalogue import Catalogue
+from recsys.comparison import LOOK_UPS, Families
+from recsys.config import PrepareConfig
+from recsys.evaluation import TARGET_METRIC, report
+from recsys.families import families
+from recsys.release import CATALOGUE, EMBEDDINGS, INDEX
+from recsys.similarity import DISTANCES
+from recsys.splitting import Split, Target
 
 STAGE = "evaluate"
 
 
 def evaluate(night: Night) -> dict[str, Any]:
     """Do the stage if it is not done, and return its manifest: the figures.
+
+    `model` and `baselines` are of look-ups from the last item, the same below `history` of look-ups from a
+    history; `settings` and `validation` tell what was chosen for each baseline, and its figures there.
 
     Raises:
         StageError: index was not run.
@@ -37,49 +43,79 @@ def evaluate(night: Night) -> dict[str, Any]:
         return night.run.manifest(STAGE)
     vectors = embeddings.load(night.run.path(embed.STAGE, EMBEDDINGS))
     search_k = night.run.manifest(indexing.STAGE)["search_k"]
-    index = annoy.load(night.run.path(indexing.STAGE, INDEX), vectors, search_k)
-    sequences, num_items = load_sequences(night), night.run.manifest(prepare.STAGE)["num_items"]
+    distance = DISTANCES[night.config.tower.distance]
+    index = annoy.load(night.run.path(indexing.STAGE, INDEX), vectors, search_k, distance=distance)
+    trained = night.run.manifest(train.STAGE)
     config = night.config.evaluate
     with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (_, manifest):
-        test = leave_one_out(sequences, "test", config.users)
-        validation = leave_one_out(sequences, "validation", config.users)
-        steps = len(config.shrinkage) + 4
-        before_validation = touched_before(sequences, "validation", num_items)
-        tried = []
-        for step, shrinkage in enumerate(config.shrinkage):
-            advance(step, steps, f"ItemKNN, shrinkage {shrinkage:g}")
-            knn = ItemKNN(before_validation, cosine=True, shrinkage=shrinkage)
-            tried.append(measure(knn, validation).get(TARGET_METRIC, 0.0))
-        best = config.shrinkage[int(np.argmax(tried))]
+        split = train.load_split(night)
+        catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+        step = 0
 
-        before_test = touched_before(sequences, "test", num_items)
-        models: dict[str, Neighbours] = {
-            "popularity": Popularity(np.asarray(before_test.sum(axis=0)).ravel()),
-            "co_occurrence": ItemKNN(before_test, cosine=False),
-            "item_knn": ItemKNN(before_test, cosine=True, shrinkage=best),
-            "model": index,
-        }
-        figures = {}
-        for step, (name, model) in enumerate(models.items(), len(config.shrinkage)):
-            advance(step, steps, name)
-            figures[name] = measure(model, test)
+        def on_model(note: str) -> None:
+            nonlocal step
+            advance(step, 2 * len(rivals), note)
+            step += 1
+
+        rivals = fitted_before("validation", night, split, catalogue)
+        validation = split.holdout("validation", config.users)
+        chosen = comparison.choose(rivals, validation, config, on_model)
+        test = split.holdout("test", config.users)
+        popularity = catalogue.frame["interactions"].to_numpy()
+        measured = comparison.measure(
+            fitted_before("test", night, split, catalogue), chosen, test, popularity, config, on_model=on_model
+        )
+        model = {}
+        for look_up in LOOK_UPS:
+            asked = comparison.queries(test, look_up, trained["recency"], config)
+            model[look_up] = report(index, asked, test.targets, popularity, config.resamples)
         manifest |= {
             "target": "test",
+            "split": config.split,
             "questions": len(test),
-            "model": figures.pop("model"),
-            "baselines": figures,
-            "settings": {"item_knn": {"shrinkage": best}},
+            "model": model["last_item"],
+            "baselines": measured["last_item"],
+            "history": {
+                "recency": trained["recency"],
+                "model": model["history"],
+                "baselines": measured["history"],
+            },
+            "settings": {
+                name: {look_up: choice.settings for look_up, choice in choices.items()}
+                for name, choices in chosen.items()
+            },
+            "validation": {
+                **trained["validation"],
+                "baselines": {
+                    name: {look_up: choice.validation for look_up, choice in choices.items()}
+                    for name, choices in chosen.items()
+                },
+            },
         }
         if len(test):
-            advance(
-                steps,
-                steps,
-                f"NDCG@20 {manifest['model'][TARGET_METRIC]:.4f}, "
-                + ", ".join(f"{name} {value[TARGET_METRIC]:.4f}" for name, value in figures.items()),
-            )
+            others = {name: value[TARGET_METRIC] for name, value in measured["last_item"].items()}
+            best = max(others, key=lambda name: others[name])
+            advance(1, 1, f"NDCG@20 {model['last_item'][TARGET_METRIC]:.4f}, best baseline {best} {others[best]:.4f}")
         else:
-            advance(steps, steps, "no user with 3 interactions to evaluate")
+            advance(1, 1, "no user with enough interactions to evaluate")
     return night.run.manifest(STAGE)
+
+
+def fitted_before(target: Target, night: Night, split: Split, catalogue: Catalogue) -> Families:
+    """The baselines, to be fitted on what is known before a target."""
+    config, weight, num_items = night.config, train.BEFORE[target], len(catalogue)
+    touched = touched_before(split, target, num_items)
+    counted = {
+        (config.prepare.window, config.prepare.decay): train.load_pairs(night, weight, num_items).matrix(),
+    }
+    if len(split.sequences.items) <= config.evaluate.windows_up_to:
+        alike = np.ones(len(split.sequences.items), np.float32)
+        for window, decay in config.evaluate.windows:
+            counting = PrepareConfig(window=window, decay=decay)
+            found = pairs.mirror(pairs.count(split, alike, num_items, counting, newest=0.0))
+            counted.setdefault((window, decay), pairs.matrix(found, num_items, weight))
+    attributes = bags.of(catalogue.frame, config.items)
+    return families(touched, counted, attributes, touched.sum(axis=0), config.evaluate)
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pipelines.night import Night, command, main
 from recsys import embeddings
 from recsys import index as annoy
 from recsys.release import EMBEDDINGS, INDEX
+from recsys.similarity import DISTANCES
 
 STAGE = "index"
 
@@ -26,7 +27,7 @@ def index(night: Night) -> dict[str, Any]:
     config = night.config.index
     with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
         advance(0, None, f"{config.n_trees} trees")
-        built = annoy.build(vectors, config, folder / INDEX)
+        built = annoy.build(vectors, config, folder / INDEX, distance=DISTANCES[night.config.tower.distance])
         tries = 0
 
         def on_try(search_k: int, recall: float) -> None:

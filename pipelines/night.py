@@ -20,7 +20,8 @@ from pipelines import io
 from pipelines.progress import Reporter
 from recsys import config as configuration
 from recsys.config import Config
-from recsys.errors import RecsysError
+from recsys.errors import InputError, RecsysError, ReleaseError
+from recsys.release import MANIFEST, read_manifest
 from recsys.workspace import Run
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Night:
     run: Run
     interactions: list[Path]
     items: list[Path]
+    labelled: list[Path] = field(default_factory=list)
     report: Reporter = field(default_factory=lambda: Reporter(quiet=True))
 
     @classmethod
@@ -46,8 +48,11 @@ class Night:
         """
         interactions = io.find(config.data.interactions, "data.interactions")
         items = io.find(config.data.items, "data.items") if config.data.items else []
-        run = Run.of(config, interactions, items)
-        return cls(config, run, interactions, items, report or Reporter(quiet=True))
+        labelled = io.find(config.data.labelled_pairs, "data.labelled_pairs") if config.data.labelled_pairs else []
+        inputs = {"interactions": interactions, "items": items, "labelled_pairs": labelled}
+        if config.data.warm_start is not None:
+            inputs["warm_start"] = [manifest_of(Path(config.data.warm_start))]
+        return cls(config, Run.of(config, inputs), interactions, items, labelled, report or Reporter(quiet=True))
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -73,6 +78,19 @@ class Night:
     def releases(self) -> Path:
         """Folder of all releases."""
         return self.config.workspace / "releases"
+
+
+def manifest_of(release: Path) -> Path:
+    """The manifest of the release to go on from: it names every other file.
+
+    Raises:
+        InputError: there is none, or it is of no release.
+    """
+    try:
+        read_manifest(release)
+    except ReleaseError as error:
+        raise InputError(f"data.warm_start must be the folder of a release: {error}") from None
+    return release / MANIFEST
 
 
 Stage = Callable[[Night], dict[str, Any]]

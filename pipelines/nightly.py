@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from pipelines.calibrate import calibrate
 from pipelines.embed import embed
 from pipelines.evaluate import evaluate
 from pipelines.index import index
@@ -23,6 +24,7 @@ STAGES: dict[str, Stage] = {
     "embed": embed,
     "index": index,
     "evaluate": evaluate,
+    "calibrate": calibrate,
     "publish": publish,
     "promote": promote,
 }

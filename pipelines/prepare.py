@@ -1,11 +1,12 @@
 """prepare: interactions and items -> catalogue, sequences, pairs, dead letters and the row account.
 
-Four phases over files, so that memory follows the size of a unit and not of the log:
+Five phases over files, so that memory follows the size of a unit and not of the log:
 
 1. check      a unit of the input -> its usable rows, by shard of users; its dead letters
 2. number     all units           -> the catalogue
 3. sequence   a shard of users    -> their items oldest first; pair weights, by shard of anchors
 4. merge      a shard of anchors  -> one row an anchor
+5. label      pairs that people judged, if there are any -> the same with item numbers
 
 Every row read is used, filtered by a rule, or a dead letter with its reason; the account must add up.
 """
@@ -29,13 +30,24 @@ from recsys import pairs
 from recsys.catalogue import Catalogue
 from recsys.config import Config
 from recsys.errors import InputError, StageError
-from recsys.interactions import SCHEMA, SEEN_BEFORE, as_json, check_interactions, check_items
+from recsys.interactions import (
+    EARLIEST,
+    SCHEMA,
+    SEEN_BEFORE,
+    UNWEIGHED,
+    as_json,
+    check_interactions,
+    check_items,
+    weigh_events,
+)
+from recsys.labelled import SCHEMA as LABELLED_SCHEMA
+from recsys.labelled import check_labelled
 from recsys.release import CATALOGUE
 from recsys.sequences import Sequences, arrange, by_user
-from recsys.splitting import known_before
+from recsys.splitting import DAY_S, Split, cut
 
 STAGE = "prepare"
-SEQUENCES, PAIRS, DEAD_LETTERS = "sequences", "pairs", "dead_letters.parquet"
+SEQUENCES, PAIRS, LABELLED, DEAD_LETTERS = "sequences", "pairs", "labelled.parquet", "dead_letters.parquet"
 
 MIN_ITEMS = MIN_USERS = 2
 """Below, nothing can be like another thing, and nobody can have touched both."""
@@ -56,6 +68,7 @@ class Job:
     config: Config
     interactions: list[io.Unit]
     items: list[io.Unit]
+    labelled: list[io.Unit]
     work: Path
     out: Path
     shards: int
@@ -72,6 +85,11 @@ class Job:
     def entries(self, phase: str) -> list[dict[str, Any]]:
         """What the units of a phase counted, in order."""
         return [json.loads(path.read_text()) for path in sorted(self.work.glob(f"{phase}-*.json"))]
+
+    @property
+    def newest(self) -> float:
+        """Time of the newest interaction, in seconds; known after the phase `check`."""
+        return float(max(entry["newest"] for entry in self.entries("check")))
 
     def letters(self, phase: str) -> pl.DataFrame:
         """Dead letters of a phase, in the order of its units."""
@@ -110,6 +128,7 @@ def prepare(night: Night) -> dict[str, Any]:
             job.phase("number", [0], number_items),
             job.phase("sequence", shards, sequence),
             job.phase("merge", shards, merge),
+            job.phase("label", [0], label),
         ]
         runner.run(phases, night.config.beam, advance)
         manifest.update(commit(job))
@@ -127,23 +146,31 @@ def plan(night: Night, work: Path, out: Path) -> Job:
     for folder in (work, out / SEQUENCES, out / PAIRS):
         folder.mkdir(parents=True)
     shards = max(1, round(sum(unit.rows for unit in interactions) / rows_per_unit))
-    return Job(night.config, interactions, io.plan(night.items, rows_per_unit), work, out, shards)
+    items, labelled = io.plan(night.items, rows_per_unit), io.plan(night.labelled, rows_per_unit)
+    return Job(night.config, interactions, items, labelled, work, out, shards)
 
 
 def check(job: Job, number: int) -> None:
     """Phase 1: read one unit, put usable rows into the shard of their user and the others aside."""
     unit = job.interactions[number]
     raw = io.read(unit)
-    checked = check_interactions(raw.frame, str(unit.path))
+    factors = job.config.prepare.event_weights
+    checked = check_interactions(raw.frame, str(unit.path), events=bool(factors))
     letters = _letters(checked.rejects, raw, str(unit.path))
     letters.write_parquet(job.work / f"dead-check-{number:05d}.parquet")
-    rows = checked.rows.with_columns(
-        row=raw.numbers.gather(checked.rows["row"]), shard=pl.col("user_id").hash(0) % job.shards
-    )
+    weighed = weigh_events(checked.rows, factors) if factors else checked.rows
+    rows = weighed.with_columns(row=raw.numbers.gather(weighed["row"]), shard=pl.col("user_id").hash(0) % job.shards)
     for (shard,), part in rows.partition_by("shard", as_dict=True, include_key=False).items():
         part.write_ipc(job.checked(number, shard))
-    checked.rows.select(pl.col("item_id").unique()).write_parquet(job.work / f"ids-{number:05d}.parquet")
-    job.finish("check", number, read=raw.frame.height + raw.broken.height)
+    rows.select(pl.col("item_id").unique()).write_parquet(job.work / f"ids-{number:05d}.parquet")
+    job.finish(
+        "check",
+        number,
+        read=raw.frame.height + raw.broken.height,
+        unweighed=checked.rows.height - rows.height,
+        newest=rows["timestamp"].max() or EARLIEST,
+        oldest=rows["timestamp"].min() or EARLIEST,
+    )
 
 
 def number_items(job: Job, _: int) -> None:
@@ -193,21 +220,24 @@ def sequence(job: Job, shard: int) -> None:
 
     users = by_user(kept)
     users.write_parquet(job.out / SEQUENCES / f"part-{shard:05d}.parquet")
-    sequences = Sequences.from_frame(users)
-    num_items = numbers.height
-    trained = sequences.items[known_before(sequences, "test")]
-    np.save(job.work / f"touched-{shard:05d}.npy", np.bincount(trained, minlength=num_items))
-    counted = pairs.count(
-        sequences,
-        kept["weight"].to_numpy(),
-        num_items,
-        job.config.prepare.window,
-        job.config.prepare.decay,
-    )
-    both = pairs.mirror(counted).with_columns(shard=pl.col("anchor").cast(pl.Int64) * job.shards // max(num_items, 1))
+    num_items, newest = numbers.height, job.newest
+    split = Split(Sequences.from_frame(users), cut(newest, job.config.evaluate))
+    touched = split.sequences.items[split.known_before("test")]
+    np.save(job.work / f"touched-{shard:05d}.npy", np.bincount(touched, minlength=num_items))
+    both = pairs.count(split, kept["weight"].to_numpy(), num_items, job.config.prepare, newest)
+    if not job.config.prepare.directed:
+        both = pairs.mirror(both)
+    both = both.with_columns(shard=pl.col("anchor").cast(pl.Int64) * job.shards // max(num_items, 1))
     for (anchors,), part in both.partition_by("shard", as_dict=True, include_key=False).items():
         part.write_ipc(job.counted(shard, anchors))
-    job.finish("sequence", shard, repeats=known.height - kept.height, used=kept.height, users=users.height)
+    job.finish(
+        "sequence",
+        shard,
+        repeats=known.height - kept.height,
+        used=kept.height,
+        users=users.height,
+        before_validation=int(split.known_before("validation").sum()),
+    )
 
 
 def merge(job: Job, shard: int) -> None:
@@ -215,8 +245,33 @@ def merge(job: Job, shard: int) -> None:
     parts = [job.counted(users, shard) for users in range(job.shards)]
     frames = [pl.read_ipc(part) for part in parts if part.exists()]
     merged = pairs.by_anchor(pl.concat([pl.DataFrame(schema=pairs.SCHEMA), *frames]))
-    merged.write_parquet(job.out / PAIRS / f"part-{shard:05d}.parquet")
-    job.finish("merge", shard, pairs=int(merged["positives"].list.len().sum()))
+    pairs.write(merged, job.out / PAIRS / f"part-{shard:05d}.parquet")
+    job.finish("merge", shard, pairs=int(merged["size"].sum()))
+
+
+def label(job: Job, _: int) -> None:
+    """Phase 5: pairs that people judged, with item numbers."""
+    read = 0
+    nothing = pl.DataFrame(schema={"first": pl.Int32, "second": pl.Int32, "same": pl.Boolean})
+    pieces, letters = [nothing], [pl.DataFrame(schema=LETTER)]
+    numbers = pl.read_parquet(job.work / CATALOGUE, columns=["item_id"]).with_row_index("number")
+    for unit in job.labelled:
+        raw = io.read(unit)
+        read += raw.frame.height + raw.broken.height
+        checked = check_labelled(raw.frame, str(unit.path))
+        letters.append(_letters(checked.rejects, raw, str(unit.path)))
+        rows = checked.rows.with_columns(row=raw.numbers.gather(checked.rows["row"]), source=pl.lit(str(unit.path)))
+        for column, name in (("item_a", "first"), ("item_b", "second")):
+            rows = rows.join(
+                numbers.rename({"item_id": column, "number": name}), on=column, how="left", maintain_order="left"
+            )
+        known = pl.col("first").is_not_null() & pl.col("second").is_not_null()
+        letters.append(_letters_of(rows.filter(~known).select("source", "row", *LABELLED_SCHEMA), UNKNOWN_ITEM))
+        pieces.append(rows.filter(known).select(pl.col("first", "second").cast(pl.Int32), "same"))
+    pl.concat(letters).write_parquet(job.work / "dead-label-00000.parquet")
+    labelled = pl.concat(pieces)
+    labelled.write_parquet(job.out / LABELLED)
+    job.finish("label", 0, read=read, used=labelled.height)
 
 
 def commit(job: Job) -> dict[str, Any]:
@@ -236,26 +291,46 @@ def commit(job: Job) -> dict[str, Any]:
         limit,
         read=sum(entry["read"] for entry in checks),
         used=sum(entry["used"] for entry in sequenced),
-        filtered={REPEAT: sum(entry["repeats"] for entry in sequenced)},
+        filtered={
+            UNWEIGHED: sum(entry["unweighed"] for entry in checks),
+            REPEAT: sum(entry["repeats"] for entry in sequenced),
+        },
     )
 
+    if job.labelled:
+        labelled = job.entries("label")[0]
+        account["labelled_pairs"] = _settle(
+            job.labelled, job.letters("label"), limit, read=labelled["read"], used=labelled["used"], filtered={}
+        )
+
     num_users, num_items = sum(entry["users"] for entry in sequenced), numbered["used"]
+    unweighed = account["interactions"]["filtered"].get(UNWEIGHED, 0)
+    left_out = f" Left out were {unweighed:,} rows: {UNWEIGHED}." if unweighed else ""
     if num_items < MIN_ITEMS:
-        raise InputError(f"the catalogue must hold at least {MIN_ITEMS} items. Received: {num_items}.")
+        raise InputError(f"the catalogue must hold at least {MIN_ITEMS} items. Received: {num_items}.{left_out}")
     if num_users < MIN_USERS:
-        raise InputError(f"interactions must be of at least {MIN_USERS} users. Received: {num_users}.")
+        raise InputError(f"interactions must be of at least {MIN_USERS} users. Received: {num_users}.{left_out}")
+    instants = cut(job.newest, job.config.evaluate)
+    if instants is not None and not sum(entry["before_validation"] for entry in sequenced):
+        days = (job.newest - min(entry["oldest"] for entry in checks)) / DAY_S
+        raise InputError(
+            "evaluate.validation_days and evaluate.test_days must leave interactions to train on. Received: "
+            f"{job.config.evaluate.validation_days:g} and {job.config.evaluate.test_days:g} days, held out of a log "
+            f"of {days:.1f} days."
+        )
     touched = sum(np.load(path) for path in sorted(job.work.glob("touched-*.npy")))
     catalogue = Catalogue(
         pl.read_parquet(job.work / CATALOGUE).with_columns(interactions=pl.Series(touched, dtype=pl.Int64))
     )
     catalogue.save(job.out / CATALOGUE)
-    pl.concat([item_letters, interaction_letters]).write_parquet(job.out / DEAD_LETTERS)
+    pl.concat([item_letters, interaction_letters, job.letters("label")]).write_parquet(job.out / DEAD_LETTERS)
     num_pairs = sum(entry["pairs"] for entry in job.entries("merge"))
     shutil.rmtree(job.work)
     return {
         "num_users": num_users,
         "num_items": num_items,
         "num_pairs": num_pairs,
+        "cut": instants,
         "catalogue_fingerprint": catalogue.fingerprint,
         "account": account,
         "sequences": sorted(path.name for path in (job.out / SEQUENCES).iterdir()),

@@ -12,12 +12,11 @@ from typing import Any
 
 from pipelines import prepare
 from pipelines.night import Night, command, main
-from pipelines.train import load_sequences
+from pipelines.train import load_split
 from recsys import gate
 from recsys.catalogue import Catalogue
 from recsys.errors import RefusedError
 from recsys.release import CATALOGUE, Release
-from recsys.splitting import leave_one_out
 
 STAGE = "promote"
 VERDICT_TAG = "recsys.gate"
@@ -57,7 +56,7 @@ def promote(night: Night) -> dict[str, Any]:
 
 def _ask(night: Night, challenger: Release, champion: Release | None) -> list[gate.Check]:
     catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
-    holdout = leave_one_out(load_sequences(night), "test", night.config.evaluate.users)
+    holdout = load_split(night).holdout("test", night.config.evaluate.users)
     questions = gate.Questions(
         [catalogue.item_ids[number] for number in holdout.queries],
         [catalogue.item_ids[number] for number in holdout.targets],

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines import embed, evaluate, prepare, train
+from pipelines import calibrate, embed, evaluate, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night, command, main
 from recsys import release as releases
 from recsys.release import Release
-from recsys.similarity import METRIC
+from recsys.similarity import DISTANCES
 from recsys.workspace import MANIFEST
 
 STAGE = "publish"
@@ -53,6 +53,7 @@ def _write(night: Night) -> Path:
         releases.FEATURES: train.STAGE,
         releases.EMBEDDINGS: embed.STAGE,
         releases.INDEX: indexing.STAGE,
+        releases.CALIBRATION: calibrate.STAGE,
     }
     sources = {name: run.path(stage, name) for name, stage in made_by.items()}
     sources[releases.EVALUATION] = run.path(evaluate.STAGE, MANIFEST)
@@ -63,13 +64,15 @@ def _write(night: Night) -> Path:
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "num_items": embedded["num_items"],
         "dimension": embedded["dimension"],
-        "metric": METRIC,
+        "metric": DISTANCES[config.tower.distance].metric,
+        "distance": config.tower.distance,
         "n_trees": config.index.n_trees,
         "seed": config.index.seed,
         "n_jobs": config.index.n_jobs,
         "search_k": index["search_k"],
         "recall_k": config.index.recall_k,
         "index_recall": index["recall"],
+        "recency": run.manifest(train.STAGE).get("recency"),
         "catalogue_fingerprint": run.manifest(prepare.STAGE)["catalogue_fingerprint"],
         "data_snapshot": run.data_snapshot,
         "code_version": run.code_version,
@@ -82,18 +85,28 @@ def _write(night: Night) -> Path:
 
 def _log(night: Night, release: Release) -> None:
     """Figures, accounts and what is needed to find the release again."""
-    figures = dict(release.evaluation["model"])
-    for name, values in release.evaluation["baselines"].items():
-        figures |= {f"{name}_{metric}": value for metric, value in values.items()}
+    measured = release.evaluation
+    figures: dict[str, float] = {}
+    for prefix, look_up in (("", measured), ("history_", measured["history"])):
+        figures |= {f"{prefix}{metric}": value for metric, value in _figures(look_up["model"]).items()}
+        for name, values in look_up["baselines"].items():
+            figures |= {f"{prefix}{name}_{metric}": value for metric, value in _figures(values).items()}
     account = night.run.manifest(prepare.STAGE)["account"]
     for table, rows in account.items():
         figures |= {f"{table}_{key}": rows[key] for key in ("read", "used")}
         figures |= {f"{table}_{key}": sum(rows[key].values()) for key in ("filtered", "dead_letters")}
     figures |= {"index_recall": release.manifest.index_recall, "search_k": release.manifest.search_k}
+    if release.calibration:
+        figures["expected_calibration_error"] = release.calibration.expected_calibration_error.value
     night.log_metrics(figures)
     night.tracker.log_tags(night.mlflow_run, {"recsys.release_id": release.release_id})
     night.tracker.log_artifact(night.mlflow_run, night.run.path(prepare.STAGE, prepare.DEAD_LETTERS), "prepare")
     night.tracker.log_artifact(night.mlflow_run, night.run.path(prepare.STAGE, MANIFEST), "prepare")
+
+
+def _figures(values: dict[str, Any]) -> dict[str, float]:
+    """What can be logged of an evaluation: not its intervals and strata."""
+    return {name: value for name, value in values.items() if isinstance(value, float)}
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

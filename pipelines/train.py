@@ -1,28 +1,43 @@
 """train: pairs -> tower.
 
-First a fit on everything before the validation targets, which says how many passes are best; then a fit of so
-many passes on everything before the test targets. That one is kept.
+First a fit on everything before the validation targets, which says how many passes are best, and with which
+recency a history is looked up; then a fit of so many passes on everything before the test targets. That one is
+kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
 
 from pipelines import prepare
 from pipelines.night import Night, command, main
-from recsys import pairs
+from recsys.batches import HistoryBatches, LabelledBatches, PairBatches
 from recsys.catalogue import Catalogue
-from recsys.evaluation import TARGET_METRIC
+from recsys.comparison import LOOK_UPS, queries
+from recsys.embeddings import Vectors
+from recsys.errors import InputError, ReleaseError
+from recsys.evaluation import TARGET_METRIC, choose_recency, report
+from recsys.exact import ExactIndex
 from recsys.features import Features
-from recsys.release import CATALOGUE, FEATURES, TOWER
+from recsys.labelled import LabelledPairs
+from recsys.pairs import Pairs, Weight
+from recsys.queries import middle
+from recsys.release import CATALOGUE, FEATURES, TOWER, Release
 from recsys.sequences import Sequences
-from recsys.splitting import leave_one_out
+from recsys.similarity import DISTANCES
+from recsys.splitting import Cut, Split, Target
+
+if TYPE_CHECKING:
+    from recsys.training import Batches, OnPass
 
 STAGE = "train"
+
+BEFORE: dict[Target, Weight] = {"validation": "weight_before_validation", "test": "weight"}
+"""Which pairs are known before a target."""
 
 
 def train(night: Night) -> dict[str, Any]:
@@ -30,59 +45,167 @@ def train(night: Night) -> dict[str, Any]:
 
     Raises:
         StageError: prepare was not run, there is nothing to train on, or training diverged.
+        InputError: `data.warm_start` is no release, or of another shape.
     """
     if night.run.done(STAGE):
         return night.run.manifest(STAGE)
-    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
     with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
-        from recsys.training import Fit, fit  # noqa: PLC0415 - TensorFlow takes seconds
-
         config = night.config
-        validation = leave_one_out(
-            load_sequences(night), "validation", config.train.validation_users, config.train.seed
-        )
-
-        def fit_on(
-            weight: pairs.Weight, passes: int, on_pass: Callable[..., None], **options: Any
-        ) -> tuple[Features, Fit]:
-            matrix = load_pairs(night, weight, len(catalogue))
-            seen = np.asarray(matrix.sum(axis=1)).ravel() > 0
-            features = Features.fit(catalogue.frame, config.items, seen)
-            inputs = features.transform(catalogue.frame)
-            return features, fit(
-                features, inputs, matrix, config.tower, config.train, passes=passes, on_pass=on_pass, **options
-            )
 
         def on_tuning_pass(number: int, figures: dict[str, float]) -> None:
             score = figures.get(f"validation_{TARGET_METRIC}")
             note = f"loss {figures['loss']:.3f}" + (f", validation NDCG@20 {score:.4f}" if score is not None else "")
-            advance(number, config.train.passes, note)
+            advance(number, config.train.passes + config.train.history_passes, note)
             night.log_metrics({f"train_{name}": value for name, value in figures.items()}, number)
 
         def on_final_pass(number: int, figures: dict[str, float]) -> None:
-            advance(number, best.passes, f"final fit, loss {figures['loss']:.3f}")
+            advance(number, max(1, sum(best.passes.values())), f"final fit, loss {figures['loss']:.3f}")
             night.log_metrics({"final_loss": figures["loss"]}, number)
 
-        _, best = fit_on("weight_before_validation", config.train.passes, on_tuning_pass, validation=validation)
-        features, final = fit_on("weight", best.passes, on_final_pass)
+        most = {"pairs": config.train.passes, "histories": config.train.history_passes}
+        best = fit_before("validation", night, most, on_tuning_pass)
+        judged = judge(night, best.vectors)
+        final = fit_before("test", night, best.passes, on_final_pass, best.recency)
         final.tower.save(folder / TOWER)
-        features.save(folder / FEATURES)
-        manifest |= {"passes": best.passes, "curve": best.curve, "final_curve": final.curve}
-        reached = best.curve[best.passes - 1].get(f"validation_{TARGET_METRIC}")
-        advance(1, 1, f"{best.passes} passes" + (f", validation NDCG@20 {reached:.4f}" if reached else ""))
+        final.features.save(folder / FEATURES)
+        manifest.update(
+            passes=best.passes, **judged, curve=best.curve, final_curve=final.curve, warm_start=final.warm_start
+        )
+        reached = judged["validation"].get("last_item", {}).get(TARGET_METRIC)
+        advance(1, 1, f"{best.passes['pairs']} passes" + (f", validation NDCG@20 {reached:.4f}" if reached else ""))
     return night.run.manifest(STAGE)
 
 
-def load_sequences(night: Night) -> Sequences:
-    """What prepare wrote."""
-    names = night.run.manifest(prepare.STAGE)["sequences"]
-    return Sequences.load(night.run.path(prepare.STAGE, prepare.SEQUENCES) / name for name in names)
+class Fitted(NamedTuple):
+    """A tower, and how it came to be."""
+
+    tower: Any
+    features: Features
+    vectors: Vectors
+    """Embeddings of the catalogue, float32 [num_items, dimension]."""
+    passes: dict[str, int]
+    """Over `pairs`, and then over `histories`."""
+    recency: float
+    """With which histories were trained."""
+    curve: list[dict[str, float]]
+    """Figures of each pass."""
+    warm_start: dict[str, dict[str, int]]
+    """Weights that were `copied` from an earlier tower and those that are `new`, by encoder."""
 
 
-def load_pairs(night: Night, weight: pairs.Weight, num_items: int) -> sparse.csr_array:
+def fit_before(
+    target: Target, night: Night, passes: Mapping[str, int], on_pass: OnPass, recency: float | None = None
+) -> Fitted:
+    """A tower trained on what is known before a target.
+
+    Before the validation target, `passes` are the most, and the look-ups say how many are best; before the test
+    target, where nothing may be looked at, they are done as they are. Histories are trained with the recency
+    that is given, else with the one that is best after the pairs.
+    """
+    from recsys import tower, training  # noqa: PLC0415 - TensorFlow takes seconds
+
+    config = night.config
+    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+    split = load_split(night)
+    pairs = load_pairs(night, BEFORE[target], len(catalogue))
+    batches: Batches
+    if night.labelled:
+        labelled, _ = load_labelled(night)
+        batches = LabelledBatches(labelled, len(catalogue), config)
+        counts = np.bincount(np.concatenate([labelled.first, labelled.second]), minlength=len(catalogue))
+    else:
+        batches, counts = PairBatches(pairs, config), pairs.counts
+    features = Features.fit(catalogue.frame, config.items, config.tower, counts)
+    inputs = features.transform(catalogue.frame)
+    validation = None
+    if target == "validation":
+        holdout = split.holdout(target, config.train.validation_users, config.train.seed)
+        validation = training.Validation(holdout, config) if len(holdout) else None
+    model = tower.build(features, config.tower, config.train.seed)
+    copied: dict[str, dict[str, int]] = {}
+    if config.data.warm_start is not None:
+        earlier = earlier_release(Path(config.data.warm_start))
+        copied = tower.warm_start(model, features, tower.load(earlier / TOWER), Features.load(earlier / FEATURES))
+    fit = training.fit(
+        model, features, inputs, batches, config,
+        passes=passes["pairs"], validation=validation, on_pass=on_pass,
+    )  # fmt: skip
+    done, curve, vectors = {"pairs": fit.passes, "histories": 0}, fit.curve, fit.vectors
+    recency = recency or best_recency(night, split, fit.vectors) or middle(config.evaluate.recency)
+    if passes["histories"] and not night.labelled:
+        refined = training.fit(
+            model, features, inputs, HistoryBatches(split, target, pairs, config, recency), config,
+            passes=passes["histories"], validation=validation, to_beat=fit.score, fade=True,
+            on_pass=lambda number, figures: on_pass(len(fit.curve) + number, figures),
+        )  # fmt: skip
+        done["histories"] = passes["histories"] if refined.passes else 0
+        curve, vectors = curve + refined.curve, refined.vectors
+    return Fitted(model, features, vectors, done, recency, curve, copied)
+
+
+def best_recency(night: Night, split: Split, vectors: Vectors) -> float | None:
+    """The recency with which histories are looked up best on the validation target, None without users to ask."""
+    config = night.config
+    validation = split.holdout("validation", config.evaluate.users)
+    if not len(validation):
+        return None
+    index = ExactIndex(vectors, DISTANCES[config.tower.distance])
+    return choose_recency(index, validation, config.evaluate.recency, config.evaluate.history)[0]
+
+
+def earlier_release(folder: Path) -> Path:
+    """The release to go on from, checked.
+
+    Raises:
+        InputError: it is none, or damaged.
+    """
+    try:
+        return Release.load(folder).path
+    except ReleaseError as error:
+        raise InputError(f"data.warm_start must be the folder of a release: {error}") from None
+
+
+def judge(night: Night, vectors: Vectors) -> dict[str, Any]:
+    """The recency that is best on the validation target, and all figures there, by exact search."""
+    config = night.config
+    split = load_split(night)
+    validation = split.holdout("validation", config.evaluate.users)
+    if not len(validation):
+        return {"recency": None, "validation": {}}
+    index = ExactIndex(vectors, DISTANCES[config.tower.distance])
+    recency = best_recency(night, split, vectors)
+    popularity = np.bincount(split.sequences.items[split.known_before("validation")], minlength=len(vectors))
+    figures = {
+        look_up: report(
+            index,
+            queries(validation, look_up, recency, config.evaluate),
+            validation.targets,
+            popularity,
+            config.evaluate.resamples,
+        )
+        for look_up in LOOK_UPS
+    }
+    return {"recency": recency, "validation": figures}
+
+
+def load_split(night: Night) -> Split:
+    """What prepare wrote, in known and held-out interactions."""
+    prepared = night.run.manifest(prepare.STAGE)
+    folder = night.run.path(prepare.STAGE, prepare.SEQUENCES)
+    sequences = Sequences.load(folder / name for name in prepared["sequences"])
+    return Split(sequences, Cut(*prepared["cut"]) if prepared["cut"] else None)
+
+
+def load_pairs(night: Night, weight: Weight, num_items: int) -> Pairs:
     """What prepare wrote."""
-    names = night.run.manifest(prepare.STAGE)["pairs"]
-    return pairs.load((night.run.path(prepare.STAGE, prepare.PAIRS) / name for name in names), num_items, weight)
+    folder = night.run.path(prepare.STAGE, prepare.PAIRS)
+    return Pairs([folder / name for name in night.run.manifest(prepare.STAGE)["pairs"]], num_items, weight)
+
+
+def load_labelled(night: Night) -> tuple[LabelledPairs, LabelledPairs]:
+    """Pairs that people judged: to train on, and to calibrate with."""
+    path = night.run.path(prepare.STAGE, prepare.LABELLED)
+    return LabelledPairs.load(path).parts(night.config.train.seed)
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Columns = Annotated[tuple[str, ...], Field(strict=False)]
+WindowAndDecay = Annotated[tuple[Count, Annotated[float, Field(ge=0)]], Field(strict=False)]
 
 
 RESERVED = {"item_id", "interactions"}
@@ -42,6 +43,11 @@ class DataConfig(Table):
     """Interactions: a path or a glob; Parquet, CSV (also .gz) or JSON lines (also .gz)."""
     items: str | None = None
     """Items, in the same formats. Without it the catalogue is the items that somebody touched."""
+    labelled_pairs: str | None = None
+    """Pairs of items that people judged, in the same formats: `item_a`, `item_b`, `same` (0 or 1). With them the
+    tower is trained on those alone; interactions still say when to stop, and measure."""
+    warm_start: str | None = None
+    """Folder of a release whose tower training goes on from. New items start from their features."""
     workspace: str = "workspace"
     """Folder for runs, releases and, by default, the MLflow database."""
 
@@ -59,13 +65,16 @@ class ItemsConfig(Table):
     """Cuts the text of multi-categorical columns. Only text: lists are taken as they are."""
     numeric: Columns = ()
     """Columns with a number each (year, price). Missing values are allowed."""
+    text: Columns = ()
+    """Columns of free text (title, description). The title may be one."""
 
     @model_validator(mode="after")
     def _one_role_a_column(self) -> ItemsConfig:
         roles = [*self.categorical, *self.multi_categorical, *self.numeric]
-        taken = RESERVED & {*roles}
-        if taken or (self.title != "title" and "title" in roles):
+        taken = RESERVED & {*roles, *self.text}
+        if taken or (self.title != "title" and "title" in [*roles, *self.text]):
             raise ValueError(f"no feature may be called {', '.join(sorted(taken)) or 'title'}: the catalogue has it")
+        roles += self.text  # the title may be read as text
         twice = sorted({column for column in roles if roles.count(column) > 1})
         if twice:
             raise ValueError(f"a column may have one role only; named twice: {', '.join(twice)}")
@@ -79,6 +88,18 @@ class PrepareConfig(Table):
     """Two items of one user make a pair if at most this many positions apart. More is slower."""
     decay: Annotated[float, Field(ge=0)] = 1.0
     """A pair `gap` positions apart weighs gap ** -decay. 0 weighs all alike."""
+    directed: bool = False
+    """Only what came later is a positive of what came before. Otherwise each is one of the other."""
+    session_gap_minutes: Positive | None = None
+    """A longer pause of a user ends a session: no pair reaches across it."""
+    half_life_days: Positive | None = None
+    """A pair weighs half for each so many days before the newest interaction of the log."""
+    max_user_interactions: Annotated[int, Field(ge=2)] | None = None
+    """Only so many of a user's newest interactions make pairs: a bot must not outweigh the others."""
+    user_power: Share = 0.0
+    """A user's pairs are divided by their summed weight to this power. 1 lets all users count alike."""
+    event_weights: dict[str, Positive] = {}
+    """Factor of an interaction by its `event`. Events that are not named are filtered out; {} keeps all alike."""
     max_dead_letter_ratio: Share = 0.01
     """The job stops when a larger share of the rows is bad."""
     rows_per_unit: Count = 500_000
@@ -90,6 +111,16 @@ class TowerConfig(Table):
 
     dimension: Annotated[int, Field(ge=2)] = 128
     """Length of an embedding. More is slower everywhere and rarely better above 128."""
+    distance: Literal["cosine", "euclidean", "manhattan"] = "cosine"
+    """What "near" means: in training, in the index and in the similarity of an answer."""
+    fusion: Literal["sum", "concatenation", "gating"] = "sum"
+    """How the encoded features become one vector. Gating weighs them item by item."""
+    text_encoder: Literal["bag", "convolutional", "recurrent"] = "bag"
+    """Text: a bag of word and character n-grams, or words in their order. A bag is fastest."""
+    min_count: Count = 1
+    """Items with fewer pairs share hashed id buckets instead of an id of their own."""
+    hash_buckets: Count = 1_024
+    """Buckets of those items."""
     hidden: Annotated[tuple[Count, ...], Field(strict=False)] = ()
     """Sizes of the hidden layers between the summed features and the embedding."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -98,27 +129,71 @@ class TowerConfig(Table):
     """Share of items whose id is hidden at each step: lets features carry items without interactions."""
 
 
+class CandidatesConfig(Table):
+    """What an anchor's positives are told apart from."""
+
+    kind: Literal["auto", "catalogue", "sampled", "in_batch", "mixed"] = "auto"
+    """`catalogue`: all items. `sampled`: the batch's positives and drawn negatives. `in_batch`: one drawn positive
+    an anchor, each the others' negative. `mixed`: the same and drawn negatives. `auto`: the catalogue while small."""
+    whole_catalogue_up_to: Count = 20_000
+    """`auto` takes the whole catalogue up to this many items, and samples above."""
+    max_positives: Count = 8_192
+    """`sampled`: at most so many positives of the batch."""
+    negatives: Count = 4_096
+    """`sampled` and `mixed`: negatives drawn a step."""
+    popularity_power: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    """Negatives are drawn in proportion to popularity to this power. 0 draws all alike, 1 popular ones more."""
+    popularity_correction: Share = 0.0
+    """0 learns what is touched together; 1 what is so beyond popularity. More is a longer tail, and worse for items
+    that nobody touched yet."""
+    hard_negatives: Annotated[int, Field(ge=0)] = 0
+    """Near items that are no positives, added for each anchor. Not with `catalogue`, which has them."""
+    hard_ranks: Annotated[tuple[Count, Count], Field(strict=False)] = (100, 500)
+    """Hard negatives are drawn from these ranks (first, last) of an anchor's neighbours."""
+    hard_margin: Share = 0.05
+    """A hard negative must be less similar than this share below the least similar positive: false ones are near."""
+    hard_after: Count = 1
+    """Passes before the first hard negatives: neighbours must mean something first."""
+
+    @model_validator(mode="after")
+    def _ranks_in_order(self) -> CandidatesConfig:
+        if self.hard_ranks[0] > self.hard_ranks[1]:
+            raise ValueError("hard_ranks must be a first rank and a last one that is not before it")
+        return self
+
+
 class TrainConfig(Table):
     """Pairs -> tower."""
 
+    loss: Literal["cross_entropy", "contrastive", "triplet"] = "cross_entropy"
+    """`docs/losses.md` says when to use which. Cross-entropy is the one for interactions."""
+    temperature: Positive = 0.1
+    """Cross-entropy: divides the similarity before the softmax. Smaller looks harder at the nearest candidates."""
+    margin: Positive = 0.5
+    """Contrastive and triplet: how far negatives have to stay."""
+    mining: Literal["semi_hard", "hard", "soft_margin"] = "semi_hard"
+    """Triplet: the negative for each positive. `soft_margin` takes the hardest, and log(1 + exp) for the margin."""
     passes: Count = 40
     """Passes over the anchors at most; early stopping usually ends before."""
     patience: Count = 4
     """Passes without a better validation NDCG@20 before training stops."""
+    history_passes: Annotated[int, Field(ge=0)] = 1
+    """Passes over users' histories after those over the pairs, kept where they are better: better look-ups from
+    several items. One costs several passes over pairs."""
     batch_size: Count = 256
     """Anchors a step."""
     learning_rate: Positive = 0.003
     """Adam's learning rate."""
-    temperature: Positive = 0.1
-    """Divides the cosine before the softmax. Smaller looks harder at the nearest candidates."""
+    learning_rates: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Factor of the learning rate by encoder: "id", "numeric", or a column. 0 freezes it."""
+    thaw_after: Annotated[int, Field(ge=0)] = 0
+    """Passes after which frozen encoders learn too. 0: never."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's weight decay of everything but biases."""
     anchor_power: Share = 1.0
     """An anchor counts with its summed pair weight to this power. 0 counts all anchors alike."""
-    whole_catalogue_up_to: Count = 20_000
-    """Up to this many items every item is a candidate at every step; above, candidates are sampled."""
-    max_positives: Count = 8_192
-    """Sampled candidates: at most so many positives of the batch."""
-    negatives: Count = 4_096
-    """Sampled candidates: uniform negatives beside the positives."""
+    shuffle_pairs: Count = 4_000_000
+    """Pairs held at a time while they are streamed in random order: memory."""
     validation_users: Count = 20_000
     """Users whose validation target is looked up after each pass."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
@@ -161,9 +236,48 @@ class IndexConfig(Table):
         return self
 
 
-class EvaluateConfig(Table):
-    """Release and baselines on the held-out interactions."""
+class Span(Table):
+    """A range of numbers to search."""
 
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    log: bool = False
+    """Search on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Span:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError("low must be below high, and above 0 on a logarithmic scale")
+        return self
+
+
+Range = Span | Annotated[list[bool | int | float | str], Field(min_length=1)]
+"""Values that tuning may choose."""
+
+
+class EvaluateConfig(Table):
+    """What is held out, and how release and baselines are measured on it."""
+
+    split: Literal["leave_one_out", "global_time"] = "leave_one_out"
+    """`leave_one_out`: each user's last item is held out. `global_time`: all that is of the last days, whoever
+    touched it; a user's first item of that time is asked for."""
+    test_days: Positive = 1.0
+    """`global_time`: days before the newest interaction that are held out for the test."""
+    validation_days: Positive = 1.0
+    """`global_time`: days before those that are held out for validation."""
+    recency: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False, min_length=1)] = (
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.7,
+        0.9,
+    )
+    """A history is looked up with this weight a step back; the best on the validation target is kept."""
+    history: Count = 50
+    """Newest items of a user that a look-up takes into account."""
     users: Count = 20_000
     """Users to evaluate at most: a fixed sample of them where there are more."""
     shrinkage: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False, min_length=1)] = (
@@ -173,7 +287,53 @@ class EvaluateConfig(Table):
         100.0,
         200.0,
     )
-    """Values tried for the ItemKNN baseline; the best on the validation target is used."""
+    """Values tried for the ItemKNN baselines; the best on the validation target is used."""
+    windows: Annotated[tuple[WindowAndDecay, ...], Field(strict=False)] = (
+        (5, 1.0),
+        (10, 0.5),
+        (20, 0.5),
+    )
+    """Windows and decays tried for the windowed ItemKNN baseline, beside those of `prepare`."""
+    windows_up_to: Annotated[int, Field(ge=0)] = 1_000_000
+    """Interactions up to which these are counted anew, in memory; above, only the pairs of `prepare` are tried."""
+    ease_penalty: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (100.0, 300.0, 1_000.0)
+    """Values tried for the EASE baseline."""
+    ease_up_to: Annotated[int, Field(ge=0)] = 5_000
+    """EASE inverts a matrix of items by items: left out of larger catalogues."""
+    resamples: Count = 1_000
+    """Bootstrap samples behind each interval."""
+
+
+class CalibrateConfig(Table):
+    """Similarity -> probability that two items belong together, from held-out pairs."""
+
+    pairs: Count = 20_000
+    """Held-out pairs to fit and measure with at most, and as many that do not belong together."""
+    precision: Annotated[tuple[Annotated[float, Field(gt=0.5, lt=1)], ...], Field(strict=False)] = (0.8, 0.9, 0.95)
+    """Precisions to give a threshold for."""
+    false_positive_rate: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False)] = (0.01, 0.05)
+    """False-positive rates to give a threshold for."""
+
+
+class TuneConfig(Table):
+    """Search for better settings on the validation target."""
+
+    minutes: Positive = 30.0
+    """Time for all trials together; a tuning that is resumed counts on."""
+    trials: Count = 200
+    """Trials at most."""
+    ranges: dict[str, Range] = {
+        "train.temperature": Span(low=0.05, high=0.25, log=True),
+        "train.learning_rate": Span(low=0.001, high=0.006, log=True),
+        "train.anchor_power": Span(low=0.5, high=1.0),
+        "candidates.popularity_correction": Span(low=0.0, high=0.7),
+        "prepare.window": [3, 5, 10, 20],
+        "prepare.decay": Span(low=0.3, high=1.5),
+        "prepare.user_power": Span(low=0.0, high=1.0),
+        "tower.id_dropout": Span(low=0.0, high=0.5),
+        "train.history_passes": [1, 2],
+    }
+    """Setting -> its values: a list to choose from, or {low, high, log}."""
 
 
 class PromoteConfig(Table):
@@ -214,6 +374,10 @@ class ServeConfig(Table):
     """Most neighbours that one question may ask for."""
 
 
+SHAPING = {"items", "prepare", "tower", "candidates", "train", "index", "evaluate", "calibrate"}
+"""Tables that can change a release."""
+
+
 class Config(Table):
     """The whole file."""
 
@@ -221,18 +385,21 @@ class Config(Table):
     items: ItemsConfig = ItemsConfig()
     prepare: PrepareConfig = PrepareConfig()
     tower: TowerConfig = TowerConfig()
+    candidates: CandidatesConfig = CandidatesConfig()
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
     promote: PromoteConfig = PromoteConfig()
+    tune: TuneConfig = TuneConfig()
     tracking: TrackingConfig = TrackingConfig()
     beam: BeamConfig = BeamConfig()
     serve: ServeConfig = ServeConfig()
 
     def shaping(self) -> dict[str, Any]:
         """Every setting that can change a release: not where things lie, nor how they are run."""
-        return self.model_dump(mode="json", include={"items", "prepare", "tower", "train", "index", "evaluate"})
+        return self.model_dump(mode="json", include=SHAPING)
 
     def fingerprint(self) -> str:
         """SHA-256 of the settings that can change a release."""
@@ -283,7 +450,7 @@ def parse(tables: dict[str, Any], source: str = "config") -> Config:
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-PATH_KEYS = ("interactions", "items", "workspace")
+PATH_KEYS = ("interactions", "items", "labelled_pairs", "warm_start", "workspace")
 
 
 def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:

@@ -2,17 +2,21 @@
 
 Every input is a dense array with one row an item, so a batch is a slice:
 
-- `id`: int32 [n]. 0 is "unknown": items that training did not see.
+- `id`: int32 [n]. 0 is "unknown": items that training did not see. Then the ids that have an index of their own,
+  then the buckets that rarer ids share.
 - one per categorical column: int32 [n]. 0 is "missing or unknown".
 - one per multi-categorical column: int32 [n, length]. 0 pads, 1 is "none known".
+- one per text column: a bag of n-grams, which looks like a multi-categorical column; or for the encoders that
+  read in order the words, int32 [n, MAX_WORDS]. 0 pads at the end, 1 is "unknown word" or "no word".
 - `numeric`: float32 [n, 2 c] for c numeric columns: standardised values (0 where missing), then 1 where missing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,13 +24,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.config import ItemsConfig
+from recsys import text
+from recsys.config import ItemsConfig, TowerConfig
 
 Inputs = dict[str, NDArray[np.int32] | NDArray[np.float32]]
 
 PADDING, NONE_KNOWN = 0, 1
 MAX_TOKENS = 64
-"""Tokens of a multi-categorical column that an item can have; the rest is left out."""
+"""Tokens of a bag that an item can have; the rest is left out, of a text its shortest n-grams first."""
+TEXT_CHUNK = 50_000
+"""Texts whose n-grams are held at a time: memory."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,17 @@ class TokenFeature:
     """A column of tokens and its vocabulary; the index of a token is its position plus the reserved ones."""
 
     column: str
-    kind: Literal["categorical", "multi_categorical"]
+    kind: Literal["categorical", "multi_categorical", "text"]
     vocabulary: list[str]
+    text_encoder: Literal["bag", "convolutional", "recurrent"] | None = None
+    """What reads it, if it is a text."""
+
+    @property
+    def shape(self) -> Literal["value", "bag", "sequence"]:
+        """One index an item, several without an order, or several in their order."""
+        if self.kind == "categorical":
+            return "value"
+        return "sequence" if self.text_encoder in ("convolutional", "recurrent") else "bag"
 
     @property
     def reserved(self) -> int:
@@ -62,18 +78,25 @@ class Features:
     """All that turns a catalogue's columns into the inputs of one tower."""
 
     item_ids: list[str]
-    """Ids that training saw; the index of an id is its position plus 1."""
+    """Ids with an index of their own: their position plus 1."""
     tokens: list[TokenFeature]
     numeric: list[NumericFeature]
+    rare_ids: list[str] = field(default_factory=list)
+    """Ids that training saw too seldom for an index of their own."""
+    hash_buckets: int = 0
+    """Indices that the rare ids share, after those of `item_ids`."""
 
     @classmethod
-    def fit(cls, frame: pl.DataFrame, items: ItemsConfig, seen: NDArray[np.bool_]) -> Features:
+    def fit(
+        cls, frame: pl.DataFrame, items: ItemsConfig, tower: TowerConfig, pair_counts: NDArray[np.int64]
+    ) -> Features:
         """Collect vocabularies and scales.
 
         Args:
             frame: the catalogue's columns, one row an item.
             items: which column is what.
-            seen: items that have pairs to train on, bool [num_items].
+            tower: how texts are read, and from which count on an id has an index of its own.
+            pair_counts: pairs that each item has to train on, int64 [num_items].
         """
         tokens = []
         for column in items.categorical:
@@ -82,13 +105,28 @@ class Features:
         for column in items.multi_categorical:
             vocabulary = frame[column].explode(empty_as_null=False).drop_nulls().unique().sort().to_list()
             tokens.append(TokenFeature(column, "multi_categorical", vocabulary))
+        for column in items.text:
+            fit_text = text.fit_bag if tower.text_encoder == "bag" else text.fit_sequence
+            tokens.append(TokenFeature(column, "text", fit_text(frame[column]), tower.text_encoder))
         numeric = []
         for column in items.numeric:
             values = frame[column].drop_nulls().to_numpy()
             mean = float(values.mean()) if len(values) else 0.0
             varies = len(values) > 0 and values.min() < values.max()  # equal values may deviate by a rounding error
             numeric.append(NumericFeature(column, mean, float(values.std()) if varies else 1.0))
-        return cls(frame["item_id"].filter(pl.Series(seen)).to_list(), tokens, numeric)
+        own, rare = pair_counts >= tower.min_count, (pair_counts > 0) & (pair_counts < tower.min_count)
+        return cls(
+            item_ids=frame["item_id"].filter(pl.Series(own)).to_list(),
+            tokens=tokens,
+            numeric=numeric,
+            rare_ids=frame["item_id"].filter(pl.Series(rare)).to_list(),
+            hash_buckets=tower.hash_buckets if tower.min_count > 1 else 0,
+        )
+
+    @property
+    def num_ids(self) -> int:
+        """Rows of the id's embedding table."""
+        return 1 + len(self.item_ids) + self.hash_buckets
 
     @property
     def input_names(self) -> list[str]:
@@ -98,13 +136,9 @@ class Features:
 
     def transform(self, frame: pl.DataFrame) -> Inputs:
         """Tower inputs of a catalogue's columns; ids and tokens that `fit` did not see are unknown."""
-        inputs: Inputs = {"id": _positions(frame["item_id"], self.item_ids, reserved=1, missing=0)}
+        inputs: Inputs = {"id": self.id_indices(frame["item_id"])}
         for position, feature in enumerate(self.tokens):
-            name, column = token_input(position), frame[feature.column]
-            if feature.kind == "categorical":
-                inputs[name] = _positions(column, feature.vocabulary, feature.reserved, missing=0)
-            else:
-                inputs[name] = _bags(column, feature)
+            inputs[token_input(position)] = _token_input(frame[feature.column], feature)
         if self.numeric:
             scaled = frame.select(
                 ((pl.col(f.column) - f.mean) / f.deviation).cast(pl.Float32).alias(str(position))
@@ -114,18 +148,34 @@ class Features:
             inputs["numeric"] = np.hstack([scaled.fill_null(0.0).to_numpy(), missing]).astype(np.float32)
         return inputs
 
+    def id_indices(self, item_ids: pl.Series) -> NDArray[np.int32]:
+        """Index of each id, int32 [n]."""
+        index = positions(item_ids, self.item_ids, reserved=1, missing=0)
+        if self.rare_ids:
+            rare = np.flatnonzero(item_ids.is_in(pl.Series(self.rare_ids, dtype=pl.String).implode()).to_numpy())
+            index = index.copy()  # Polars hands out its own memory, read-only
+            index[rare] = [self.bucket(item_id) for item_id in item_ids.gather(rare)]
+        return index
+
+    def bucket(self, item_id: str) -> int:
+        """The index that a rare id shares. SHA-256: the same everywhere, and in all versions."""
+        digest = hashlib.sha256(item_id.encode("utf-8", "surrogatepass")).digest()
+        return 1 + len(self.item_ids) + int.from_bytes(digest[:8], "big") % self.hash_buckets
+
     def save(self, path: Path) -> None:
         """Write JSON."""
         path.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Features:
-        """Read what `save` wrote."""
+        """Read what `save` wrote, or wrote before there were texts and buckets."""
         saved = json.loads(path.read_text(encoding="utf-8"))
         return cls(
-            saved["item_ids"],
-            [TokenFeature(**feature) for feature in saved["tokens"]],
-            [NumericFeature(**feature) for feature in saved["numeric"]],
+            **saved
+            | {
+                "tokens": [TokenFeature(**feature) for feature in saved["tokens"]],
+                "numeric": [NumericFeature(**feature) for feature in saved["numeric"]],
+            }
         )
 
 
@@ -134,9 +184,22 @@ def token_input(position: int) -> str:
     return f"tokens_{position}"
 
 
-def _positions(column: pl.Series, vocabulary: Sequence[str], reserved: int, missing: int) -> NDArray[np.int32]:
+def _token_input(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
+    if feature.shape == "value":
+        return positions(column, feature.vocabulary, feature.reserved, missing=0)
+    if feature.kind == "multi_categorical":
+        return _bags(column, feature)
+    return _text_bags(column, feature) if feature.shape == "bag" else _sequences(column, feature)
+
+
+def _known(vocabulary: Sequence[str], reserved: int) -> pl.DataFrame:
+    """Index of each token of a vocabulary."""
+    return pl.DataFrame({"token": vocabulary}, schema={"token": pl.String}).with_row_index("index", reserved)
+
+
+def positions(column: pl.Series, vocabulary: Sequence[str], reserved: int, missing: int) -> NDArray[np.int32]:
     """Index of each value in the vocabulary, int32 [n]."""
-    known = pl.DataFrame({"token": vocabulary}, schema={"token": pl.String}).with_row_index("index", reserved)
+    known = _known(vocabulary, reserved)
     joined = pl.DataFrame({"token": column}).join(known, on="token", how="left", maintain_order="left")
     return joined["index"].cast(pl.Int32).fill_null(missing).to_numpy()
 
@@ -145,14 +208,53 @@ def _bags(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
     """Padded indices of each list, int32 [n, longest]."""
     lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
     tokens = column.explode(empty_as_null=False, keep_nulls=False)
-    index = _positions(tokens, feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
+    index = positions(tokens, feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
     row = np.repeat(np.arange(len(column)), lengths)
     known = index != NONE_KNOWN  # an unknown token says nothing beside a known one
-    row, index = row[known], index[known]
-    counts = np.bincount(row, minlength=len(column))
-    slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = slot < MAX_TOKENS
-    bags = np.full((len(column), max(1, min(MAX_TOKENS, int(counts.max(initial=0))))), PADDING, np.int32)
-    bags[row[kept], slot[kept]] = index[kept]
-    bags[counts == 0, 0] = NONE_KNOWN
-    return bags
+    return _trimmed(_padded([(row[known], index[known])], len(column), MAX_TOKENS))
+
+
+def _text_bags(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
+    """Padded indices of each text's known n-grams, int32 [n, longest]."""
+    known = _known(feature.vocabulary, feature.reserved)
+    bags = [np.empty((0, MAX_TOKENS), np.int32)]
+    for start in range(0, len(column), TEXT_CHUNK):
+        texts = column.slice(start, TEXT_CHUNK)
+        parts = ((part["row"].to_numpy(), part["index"].to_numpy()) for part in text.bags(texts, known))
+        bags.append(_padded(parts, len(texts), MAX_TOKENS))
+    return _trimmed(np.concatenate(bags))
+
+
+def _sequences(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
+    """Padded indices of each text's words, int32 [n, MAX_WORDS]."""
+    read = text.words(column)
+    index = positions(read["token"], feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
+    return _padded([(read["row"].to_numpy(), index)], len(column), text.MAX_WORDS)
+
+
+def _padded(
+    parts: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]], num_rows: int, width: int
+) -> NDArray[np.int32]:
+    """Tokens put side by side, int32 [num_rows, width]; a row without any has `NONE_KNOWN`.
+
+    Args:
+        parts: rows (ascending) and indices, each [tokens]; a later part goes behind the earlier ones.
+        num_rows: rows of the result.
+        width: tokens that a row takes; the rest is left out.
+    """
+    padded = np.full((num_rows, width), PADDING, np.int32)
+    filled = np.zeros(num_rows, np.int64)
+    for row, index in parts:
+        counts = np.bincount(row, minlength=num_rows)
+        slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts - filled, counts)
+        kept = slot < width
+        padded[row[kept], slot[kept]] = index[kept]
+        filled += counts
+    padded[filled == 0, 0] = NONE_KNOWN
+    return padded
+
+
+def _trimmed(padded: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Without the columns that only pad, but at least one."""
+    used = int((padded != PADDING).sum(axis=1).max(initial=1))
+    return np.ascontiguousarray(padded[:, :used])

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from recsys.evaluation import CUTS, TARGET_METRIC, metrics, ranks
+from recsys.queries import Queries
 from recsys.release import Release
-from recsys.splitting import Holdout
 
 
 class Check(NamedTuple):
@@ -40,10 +40,10 @@ class Questions(NamedTuple):
 def score(release: Release, questions: Questions) -> dict[str, float]:
     """Figures of a release on the questions; one about an item that it does not hold is a miss."""
     numbers = release.catalogue.numbers
-    holdout = Holdout(numbers(questions.queries, missing=-1), numbers(questions.targets, missing=-1))
-    known = (holdout.queries >= 0) & (holdout.targets >= 0)
-    rank = np.full(len(holdout), max(CUTS))
-    rank[known] = ranks(release.index, Holdout(holdout.queries[known], holdout.targets[known]))
+    queries, targets = numbers(questions.queries, missing=-1), numbers(questions.targets, missing=-1)
+    known = (queries >= 0) & (targets >= 0)
+    rank = np.full(len(known), max(CUTS))
+    rank[known] = ranks(release.index, Queries.of_items(queries[known]), targets[known])
     return metrics(rank)
 
 

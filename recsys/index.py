@@ -8,7 +8,7 @@ compares what is stored with the embeddings.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +17,20 @@ from annoy import AnnoyIndex
 from numpy.typing import NDArray
 
 from recsys.config import IndexConfig
-from recsys.embeddings import Vectors
+from recsys.embeddings import Vectors, means
 from recsys.errors import InputError, StageError
 from recsys.exact import ExactIndex
-from recsys.similarity import METRIC, similarity
+from recsys.queries import Queries
+from recsys.similarity import COSINE, Distance
 
 BLOCK = 10_000
 """Vectors handed to Annoy at a time as Python lists, its fastest input."""
+
+MEANS = 1_024
+"""Queries whose weighted means are made together: bounds memory."""
+
+TOLERANCE = 1e-6
+"""Relative, of a cosine absolute: rounding of float32 must not tell equals apart."""
 
 PROBES = 16
 """Stored vectors that `load` compares with the embeddings."""
@@ -33,21 +40,23 @@ class Index:
     """Nearest neighbours by Annoy.
 
     Args:
-        annoy: a built index of unit vectors.
+        annoy: a built index, its metric the distance's.
         search_k: nodes that a query inspects: more is slower and finds more of the true neighbours.
+        distance: what "near" means.
     """
 
-    def __init__(self, annoy: AnnoyIndex, search_k: int) -> None:
+    def __init__(self, annoy: AnnoyIndex, search_k: int, *, distance: Distance = COSINE) -> None:
         self._annoy = annoy
         self._size = annoy.get_n_items()
         self._everything = self._size * max(annoy.get_n_trees(), 1)
         self.search_k = search_k
+        self.distance = distance
 
     def __len__(self) -> int:
         return self._size
 
     def nearest(self, number: int, k: int) -> tuple[list[int], list[float]]:
-        """The `k` nearest other items of one item, nearest first, and their cosines.
+        """The `k` nearest other items of one item, nearest first, and their similarities.
 
         Fewer only where the catalogue holds no more.
         """
@@ -59,6 +68,7 @@ class Index:
             if len(numbers) > wanted or search_k >= self._everything:
                 break
             search_k *= 2
+        similarity = self.distance.similarity
         similarities = [similarity(distance) for distance in distances]
         try:
             own = numbers.index(number)
@@ -67,13 +77,84 @@ class Index:
         del numbers[own], similarities[own]
         return numbers, similarities
 
-    def neighbours(self, numbers: NDArray[np.int32], k: int) -> NDArray[np.int32]:
-        """The `k` nearest other items of each item; int32 [len(numbers), k], -1 pads."""
-        answers = np.full((len(numbers), k), -1, np.int32)
-        for row, number in enumerate(numbers.tolist()):
-            found, _ = self.nearest(number, k)
+    def nearest_to(
+        self, vector: NDArray[np.floating], k: int, excluded: Collection[int] = ()
+    ) -> tuple[list[int], list[float]]:
+        """The `k` items nearest to a place, nearest first, and their similarities.
+
+        Args:
+            vector: the place, [dimension]; of any length, also for cosine.
+            k: how many.
+            excluded: item numbers that may not be among them.
+
+        Returns:
+            Fewer than `k` only where the catalogue holds no more.
+
+        Raises:
+            InputError: no finite vector of the index's dimension.
+        """
+        if vector.shape != (self._annoy.f,) or not np.isfinite(vector).all():
+            raise InputError(
+                f"a vector to look up must be finite and of shape [{self._annoy.f}]. "
+                f"Received: shape {list(vector.shape)}, {np.isfinite(vector).sum()} finite numbers."
+            )
+        place, left_out = vector.tolist(), set(excluded)
+        wanted = min(k, self._size - len(left_out))
+        if wanted <= 0:
+            return [], []
+        search_k = self.search_k
+        while True:
+            # in the worst case, all that are left out come first
+            numbers, distances = self._annoy.get_nns_by_vector(place, wanted + len(left_out), search_k, True)
+            kept = [rank for rank, number in enumerate(numbers) if number not in left_out][:wanted]
+            if len(kept) == wanted or search_k >= self._everything:
+                break
+            search_k *= 2
+        similarity = self.distance.similarity
+        return [numbers[rank] for rank in kept], [similarity(distances[rank]) for rank in kept]
+
+    def answer(self, queries: Queries, k: int) -> NDArray[np.int32]:
+        """The `k` items nearest to the weighted mean of each query's items; as `ExactIndex.answer`.
+
+        Returns:
+            int32 [n, k], -1 pads.
+        """
+        answers = np.full((len(queries), k), -1, np.int32)
+        alone = _alone(queries)
+        rows = alone < 0
+        places = self._means(Queries(queries.items[rows], queries.weights[rows], queries.excluded[rows]))
+        for row, number in enumerate(alone.tolist()):
+            if number >= 0:
+                found, _ = self.nearest(number, k)
+            else:
+                excluded = queries.excluded[row]
+                found, _ = self.nearest_to(next(places), k, excluded[excluded >= 0].tolist())
             answers[row, : len(found)] = found
         return answers
+
+    def neighbours(self, numbers: NDArray[np.int32], k: int) -> NDArray[np.int32]:
+        """The `k` nearest other items of each item, int32 [n], as `answer` gives them."""
+        return self.answer(Queries.of_items(numbers), k)
+
+    def _means(self, queries: Queries) -> Iterator[Vectors]:
+        """The place of each query, [dimension] each; Annoy hands vectors out one by one, so each item's once."""
+        for start in range(0, len(queries), MEANS):
+            block = queries[start : start + MEANS]
+            held, positions = np.unique(np.maximum(block.items, 0), return_inverse=True)
+            vectors = np.array([self._annoy.get_item_vector(number) for number in held.tolist()], np.float32)
+            items = np.where(block.items >= 0, positions.reshape(block.items.shape), -1).astype(np.int32)
+            yield from means(vectors, items, block.weights)
+
+
+def _alone(queries: Queries) -> NDArray[np.int32]:
+    """The item of each query that is about one item and leaves out that one only, else -1; int32 [n]."""
+    counts = (queries.items >= 0) & (queries.weights > 0)
+    if not counts.size:
+        return np.full(len(queries), -1, np.int32)
+    own = np.take_along_axis(queries.items, counts.argmax(axis=1)[:, None], axis=1)  # [n, 1]
+    itself = queries.excluded == own
+    only = (counts.sum(axis=1) == 1) & itself.any(axis=1) & (itself | (queries.excluded < 0)).all(axis=1)
+    return np.where(only, own[:, 0], -1).astype(np.int32)
 
 
 class Tuned(NamedTuple):
@@ -86,30 +167,33 @@ class Tuned(NamedTuple):
     """Each search_k that was tried, with its recall, ascending."""
 
 
-def build(vectors: Vectors, config: IndexConfig, path: Path) -> Index:
-    """Build an index of unit vectors, float32 [num_items, dimension], and write it to `path`.
+def build(vectors: Vectors, config: IndexConfig, path: Path, *, distance: Distance = COSINE) -> Index:
+    """Build an index of vectors, float32 [num_items, dimension], and write it to `path`.
 
     The same vectors, `seed` and `n_jobs` = 1 give the same bytes.
     """
     num_items, dimension = vectors.shape
-    annoy = AnnoyIndex(dimension, METRIC)
+    annoy = AnnoyIndex(dimension, distance.metric)
     annoy.set_seed(config.seed)
     for start in range(0, num_items, BLOCK):
         for number, vector in enumerate(vectors[start : start + BLOCK].tolist(), start):
             annoy.add_item(number, vector)
     annoy.build(config.n_trees, config.n_jobs)
     annoy.save(os.fspath(path))
-    return Index(annoy, search_k=config.n_trees * config.recall_k)
+    return Index(annoy, config.n_trees * config.recall_k, distance=distance)
 
 
-def load(path: Path, vectors: Vectors, search_k: int) -> Index:
+def load(path: Path, vectors: Vectors, search_k: int, *, distance: Distance = COSINE) -> Index:
     """Map an index file: processes that read the same file share its memory.
+
+    The file does not say its distance. One of another distance is refused where its layout differs; Euclidean
+    and Manhattan look alike, and only the recall would tell.
 
     Raises:
         InputError: no index, or not one of these vectors.
     """
     num_items, dimension = vectors.shape
-    annoy = AnnoyIndex(dimension, METRIC)
+    annoy = AnnoyIndex(dimension, distance.metric)
     try:
         annoy.load(os.fspath(path))
     except OSError as error:
@@ -126,7 +210,7 @@ def load(path: Path, vectors: Vectors, search_k: int) -> Index:
                 f"index {path} must hold the embeddings beside it, of dimension {dimension}. "
                 f"Received: another vector for item number {number}, or another dimension."
             )
-    return Index(annoy, search_k)
+    return Index(annoy, search_k, distance=distance)
 
 
 def recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], k: int) -> float:
@@ -135,7 +219,7 @@ def recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], k: int) ->
     An item as near as the last of the exact ones counts as found: among equals the choice is free
     (ann-benchmarks does the same).
     """
-    return _recall(index, vectors, sample, ExactIndex(vectors).neighbours(sample, k))
+    return _recall(index, vectors, sample, ExactIndex(vectors, index.distance).neighbours(sample, k))
 
 
 def tune(
@@ -148,7 +232,7 @@ def tune(
     """
     rng = np.random.default_rng(config.seed)
     sample = np.sort(rng.choice(len(index), min(config.sample, len(index)), replace=False)).astype(np.int32)
-    exact = ExactIndex(vectors).neighbours(sample, config.recall_k)
+    exact = ExactIndex(vectors, index.distance).neighbours(sample, config.recall_k)
     tried: dict[int, float] = {}
 
     def reached(search_k: int) -> bool:
@@ -176,8 +260,11 @@ def _recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], exact: ND
     k = min(exact.shape[1], len(index) - 1)
     if k == 0:
         return 1.0
-    queries = vectors[sample]
-    last = np.einsum("nd,nd->n", queries, vectors[exact[:, k - 1]])  # the k-th largest cosine
+
+    def similarities(found: NDArray[np.int32]) -> NDArray[np.floating]:
+        return index.distance.similarity(index.distance.between(vectors[sample][:, None], vectors[found]))  # type: ignore[no-any-return]
+
+    last = similarities(exact[:, k - 1 : k])  # of the k-th nearest
     found = index.neighbours(sample, k)  # [n, k]
-    cosines = np.einsum("nd,nkd->nk", queries, vectors[found])
-    return float(((cosines >= last[:, None] - 1e-6) & (found >= 0)).mean())
+    tolerance = TOLERANCE * (1 if index.distance.unit else last)
+    return float(((similarities(found) >= last - tolerance) & (found >= 0)).mean())

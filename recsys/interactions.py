@@ -6,6 +6,7 @@ reason each. No row is changed to make it fit, and none is lost: usable + reject
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,9 @@ ISO_FORMATS = (
 REASON = "reason"
 SEEN_BEFORE = "item_id was seen before"
 SCHEMA = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Float64, "weight": pl.Float32}
+WEIGHTS = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+"""The smallest and the largest weight of an interaction."""
+UNWEIGHED = "event has no weight in prepare.event_weights"
 
 
 class Checked(NamedTuple):
@@ -45,7 +49,7 @@ class Checked(NamedTuple):
     """`row` (uint32), `reason` (text) and `content` (the raw row as JSON)."""
 
 
-def check_interactions(raw: pl.DataFrame, origin: str) -> Checked:
+def check_interactions(raw: pl.DataFrame, origin: str, *, events: bool = False) -> Checked:
     """Split a chunk of interactions into usable rows (`SCHEMA` and `row`) and rejects.
 
     Args:
@@ -53,22 +57,29 @@ def check_interactions(raw: pl.DataFrame, origin: str) -> Checked:
             datetime; one without a zone is UTC), optional `weight` (> 0, 1 where empty); other columns are
             ignored.
         origin: the file, for messages.
+        events: whether the rows are to have `event` (text, may be null) too.
 
     Raises:
         InputError: a column is missing, or of a type that can never fit.
     """
-    _require(raw, REQUIRED, origin)
+    require(raw, REQUIRED, origin)
+    if events and "event" not in raw.columns:
+        raise InputError(
+            f"{origin}: column 'event' must be there where prepare.event_weights is set. "
+            f"Received columns: {', '.join(raw.columns)}."
+        )
     weighted = "weight" in raw.columns
     typed = raw.select(
-        user_id=_identifier(raw, "user_id", origin),
-        item_id=_identifier(raw, "item_id", origin),
+        user_id=identifier(raw, "user_id", origin),
+        item_id=identifier(raw, "item_id", origin),
         timestamp=_seconds(raw, origin),
         timestamp_given=~_is_blank(raw, "timestamp"),
-        weight=_number(raw, "weight", origin).cast(pl.Float32) if weighted else pl.lit(1.0, pl.Float32),
+        weight=number(raw, "weight", origin).cast(pl.Float32) if weighted else pl.lit(1.0, pl.Float32),
         weight_given=~_is_blank(raw, "weight") if weighted else pl.lit(False),
+        event=_text(raw, "event", origin) if events else pl.lit(None, pl.String),
     )
     seconds, weight, weight_given = pl.col("timestamp"), pl.col("weight"), pl.col("weight_given")
-    reason = _first_reason(
+    reason = first_reason(
         {
             "user_id is missing": pl.col("user_id").fill_null("") == "",
             "item_id is missing": pl.col("item_id").fill_null("") == "",
@@ -83,26 +94,34 @@ def check_interactions(raw: pl.DataFrame, origin: str) -> Checked:
         }
     )
     judged = typed.with_columns(reason=reason, weight=weight.fill_null(1.0))
-    return _split(raw, judged, [*SCHEMA])
+    return split(raw, judged, [*SCHEMA, "event"] if events else [*SCHEMA])
+
+
+def weigh_events(rows: pl.DataFrame, factors: Mapping[str, float]) -> pl.DataFrame:
+    """Usable rows with `event`: their weight times the event's factor; those of other events are left out."""
+    factor = pl.col("event").replace_strict(dict(factors), default=None, return_dtype=pl.Float64)
+    # a product of two usable factors may be none: neither infinite nor 0 is a weight
+    weight = (pl.col("weight").cast(pl.Float64) * factor).clip(*WEIGHTS).cast(pl.Float32)
+    return rows.with_columns(weight=weight).drop("event").filter(pl.col("weight").is_not_null())
 
 
 def check_items(raw: pl.DataFrame, items: ItemsConfig, origin: str) -> Checked:
     """Split items into usable rows and rejects.
 
     Usable rows have `item_id`, `title` (text, may be null) and the feature columns: categorical as text,
-    multi-categorical as lists of text without repeats, numeric as float64; each may be null. Of several usable
-    rows with one id the first is used, the others are rejects.
+    multi-categorical as lists of text without repeats, numeric as float64, text as text, also where it is the
+    title; each may be null. Of several usable rows with one id the first is used, the others are rejects.
 
     Raises:
         InputError: a column that the config names is missing, or of a type that can never fit.
     """
-    named = [column for column in (items.title, *items.categorical) if column is not None]
-    _require(raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin)
-    columns = {"item_id": _identifier(raw, "item_id", origin)}
+    named = [column for column in (items.title, *items.categorical, *items.text) if column is not None]
+    require(raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin)
+    columns = {"item_id": identifier(raw, "item_id", origin)}
     columns["title"] = _text(raw, items.title, origin) if items.title else pl.lit(None, pl.String)
-    columns |= {column: _text(raw, column, origin) for column in items.categorical}
+    columns |= {column: _text(raw, column, origin) for column in (*items.categorical, *items.text)}
     columns |= {column: _tokens(raw, column, items.separator, origin) for column in items.multi_categorical}
-    columns |= {column: _number(raw, column, origin) for column in items.numeric}
+    columns |= {column: number(raw, column, origin) for column in items.numeric}
     # `select` keeps the raw columns out, `alias` any name that a column may have
     typed = raw.select(expression.alias(column) for column, expression in columns.items())
     given = raw.select((~_is_blank(raw, column)).alias(column) for column in items.numeric)
@@ -111,13 +130,18 @@ def check_items(raw: pl.DataFrame, items: ItemsConfig, origin: str) -> Checked:
     for column in items.numeric:
         reasons[f"{column} is not a number"] = pl.col(column).is_null() & pl.lit(given[column])
         reasons[f"{column} is not a finite number"] = ~pl.col(column).is_finite()
-    judged = typed.with_columns(_first_reason(reasons).alias(REASON))
+    judged = typed.with_columns(first_reason(reasons).alias(REASON))
     seen_before = ~pl.struct("item_id", pl.col(REASON).is_null()).is_first_distinct()
     again = pl.when(seen_before).then(pl.lit(SEEN_BEFORE))
-    return _split(raw, judged.with_columns(pl.coalesce(REASON, again).alias(REASON)), [*columns])
+    return split(raw, judged.with_columns(pl.coalesce(REASON, again).alias(REASON)), [*columns])
 
 
-def _require(raw: pl.DataFrame, columns: tuple[str, ...], origin: str) -> None:
+def require(raw: pl.DataFrame, columns: tuple[str, ...], origin: str) -> None:
+    """Columns that must be there.
+
+    Raises:
+        InputError: one is not.
+    """
     missing = [column for column in columns if column not in raw.columns]
     if missing:
         raise InputError(
@@ -126,14 +150,24 @@ def _require(raw: pl.DataFrame, columns: tuple[str, ...], origin: str) -> None:
         )
 
 
-def _identifier(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
+def identifier(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
+    """A column of ids as text.
+
+    Raises:
+        InputError: it is neither text nor integers.
+    """
     dtype = raw.schema[column]
     if not (dtype.is_integer() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum | pl.Null)):
         raise InputError(f"{origin}: {column} must be text or integers. Received: {dtype}.")
     return pl.col(column).cast(pl.String)
 
 
-def _number(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
+def number(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
+    """A column of numbers as float64, null where it is none.
+
+    Raises:
+        InputError: it can hold none.
+    """
     dtype = raw.schema[column]
     if not (dtype.is_numeric() or isinstance(dtype, pl.String | pl.Null)):
         raise InputError(f"{origin}: {column} must be numbers. Received: {dtype}.")
@@ -148,7 +182,7 @@ def _seconds(raw: pl.DataFrame, origin: str) -> pl.Expr:
         return column.dt.timestamp("us") / 1e6
     if isinstance(dtype, pl.Date):
         return column.cast(pl.Datetime("us")).dt.timestamp("us") / 1e6
-    seconds = _number(raw, "timestamp", origin)
+    seconds = number(raw, "timestamp", origin)
     if not isinstance(dtype, pl.String):
         return seconds
     text = column.str.strip_chars()
@@ -182,7 +216,7 @@ def _is_blank(raw: pl.DataFrame, column: str) -> pl.Expr:
     return pl.col(column).is_null()
 
 
-def _first_reason(reasons: dict[str, pl.Expr]) -> pl.Expr:
+def first_reason(reasons: dict[str, pl.Expr]) -> pl.Expr:
     """The first rule that a row breaks, null where it breaks none."""
     return pl.coalesce(*(pl.when(broken.fill_null(False)).then(pl.lit(reason)) for reason, broken in reasons.items()))
 
@@ -194,7 +228,7 @@ def as_json(rows: pl.DataFrame) -> pl.Series:
     return shown.select(pl.struct(pl.all()).struct.json_encode().alias("content"))["content"]
 
 
-def _split(raw: pl.DataFrame, judged: pl.DataFrame, columns: list[str]) -> Checked:
+def split(raw: pl.DataFrame, judged: pl.DataFrame, columns: list[str]) -> Checked:
     """Rows without a reason, in our columns; rows with one, as they came."""
     rejected = judged[REASON].is_not_null()
     place = pl.Series("row", np.arange(raw.height, dtype=np.uint32))

@@ -15,19 +15,20 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recsys import embeddings, index, lookup
+from recsys import calibration, embeddings, index, lookup
+from recsys.calibration import Calibration
 from recsys.catalogue import Catalogue
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
 from recsys.index import Index
-from recsys.similarity import METRIC
+from recsys.similarity import DISTANCES, Distance
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 CATALOGUE = "catalogue.parquet"
@@ -36,7 +37,13 @@ INDEX = "index.ann"
 TOWER = "tower.keras"
 FEATURES = "features.json"
 EVALUATION = "evaluation.json"
-FILES = (CATALOGUE, EMBEDDINGS, INDEX, TOWER, FEATURES, EVALUATION)
+CALIBRATION = "calibration.json"
+_FILES_1 = (CATALOGUE, EMBEDDINGS, INDEX, TOWER, FEATURES, EVALUATION)
+FILES_OF = {1: _FILES_1, 2: (*_FILES_1, CALIBRATION)}
+"""Beside the manifest, by format version."""
+FILES = FILES_OF[FORMAT_VERSION]
+FIELDS_SINCE: dict[int, dict[str, Any]] = {2: {"distance": "cosine", "recency": None}}
+"""Fields of the manifest that came with a version, and what held without saying before."""
 
 SELF_TEST_ITEMS, SELF_TEST_K = 8, 10
 
@@ -62,6 +69,9 @@ class Manifest(BaseModel):
     num_items: int
     dimension: int
     metric: str
+    """Annoy's name of the distance."""
+    distance: Literal["cosine", "euclidean", "manhattan"]
+    """What "near" means."""
     n_trees: int
     seed: int
     n_jobs: int
@@ -70,6 +80,8 @@ class Manifest(BaseModel):
     recall_k: int
     index_recall: float
     """Share of the exact nearest `recall_k` that the index returns at `search_k`."""
+    recency: float | None
+    """Weight for each step back of a look-up from a history, chosen on validation; null where none was."""
     catalogue_fingerprint: str
     data_snapshot: str
     """SHA-256 over the input files."""
@@ -96,6 +108,8 @@ class Release:
     vectors: Vectors
     """float32 [num_items, dimension], mapped."""
     index: Index
+    calibration: Calibration | None = None
+    """None where the release is of format 1, or had too few held-out pairs."""
 
     @classmethod
     def load(cls, path: str | Path) -> Release:
@@ -114,12 +128,14 @@ class Release:
             _compare(path, "items in the catalogue", manifest.num_items, len(catalogue))
             _compare(path, "catalogue fingerprint", manifest.catalogue_fingerprint, catalogue.fingerprint)
             _compare(path, "shape of the embeddings", (manifest.num_items, manifest.dimension), vectors.shape)
-            _compare(path, "metric", METRIC, manifest.metric)
-            embeddings.check(vectors, manifest.num_items, str(path / EMBEDDINGS))
-            annoy = index.load(path / INDEX, vectors, manifest.search_k)
+            distance = DISTANCES[manifest.distance]
+            _compare(path, "metric", distance.metric, manifest.metric)
+            embeddings.check(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
+            annoy = index.load(path / INDEX, vectors, manifest.search_k, distance=distance)
+            calibrated = calibration.load(path / CALIBRATION) if CALIBRATION in manifest.files else None
         except InputError as error:
             raise ReleaseError(f"release {path} is not usable: {error}") from None
-        release = cls(path, manifest, catalogue, vectors, annoy)
+        release = cls(path, manifest, catalogue, vectors, annoy, calibrated)
         release._self_test()
         return release
 
@@ -128,6 +144,11 @@ class Release:
         """Id of the release, in every answer."""
         return self.manifest.release_id
 
+    @property
+    def distance(self) -> Distance:
+        """What "near" means here."""
+        return DISTANCES[self.manifest.distance]
+
     @cached_property
     def evaluation(self) -> dict[str, Any]:
         """Figures of the release and of the baselines, as they were measured when it was built."""
@@ -135,7 +156,47 @@ class Release:
 
     def similar(self, item_id: str, k: int = 10) -> lookup.Answer:
         """The `k` items most like one item; see `recsys.lookup.similar`."""
-        return lookup.similar(self.catalogue, self.index, self.release_id, item_id, k)
+        return lookup.similar(self.catalogue, self.index, self.release_id, item_id, k, calibration=self.calibration)
+
+    def similarity(self, item_a: str, item_b: str) -> float:
+        """How similar two items are, exactly: larger is closer, of equal vectors 1.
+
+        Raises:
+            UnknownItemError: the catalogue does not hold one of them.
+        """
+        numbers = [self.catalogue.number(item_id) for item_id in (item_a, item_b)]
+        return float(calibration.similarities(self.distance, self.vectors[numbers[:1]], self.vectors[numbers[1:]])[0])
+
+    def verify(
+        self, item_a: str, item_b: str, *, precision: float | None = None, false_positive_rate: float | None = None
+    ) -> lookup.Verdict:
+        """Whether two items belong together: whether their similarity reaches a calibrated threshold.
+
+        Args:
+            item_a: one item.
+            item_b: the other; the answer is the same the other way round.
+            precision: take the threshold of this precision.
+            false_positive_rate: take the threshold of this false-positive rate. Without either, two items are the
+                same where the probability is at least one half.
+
+        Raises:
+            UnknownItemError: the catalogue does not hold one of them.
+            InputError: the release has no calibration, or none for this target.
+        """
+        similarity = self.similarity(item_a, item_b)
+        if self.calibration is None:
+            raise InputError(
+                f"release must have a calibration to tell whether items are the same. Received: {self.release_id}, "
+                f"of format {self.manifest.format_version}, has none. Build a release from more held-out pairs."
+            )
+        return lookup.verdict(
+            self.catalogue,
+            self.release_id,
+            (item_a, item_b),
+            similarity=similarity,
+            calibration=self.calibration,
+            threshold=self.calibration.threshold(precision=precision, false_positive_rate=false_positive_rate),
+        )
 
     def _self_test(self) -> None:
         """Known questions: on some machines an Annoy build answers every query with one neighbour (Annoy #679)."""
@@ -163,10 +224,14 @@ def read_manifest(path: Path) -> Manifest:
         raise ReleaseError(f"release must be a folder with a {MANIFEST}. Received: {path}.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReleaseError(f"{path / MANIFEST} must be the manifest of a release. Received: {error!r}.") from None
-    if version != FORMAT_VERSION:
+    if version not in FILES_OF:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         remedy = "Update recsys to read it." if newer else "Build the release again."
-        raise ReleaseError(f"release {path} must have format version {FORMAT_VERSION}. Received: {version!r}. {remedy}")
+        known = " or ".join(map(str, FILES_OF))
+        raise ReleaseError(f"release {path} must have format version {known}. Received: {version!r}. {remedy}")
+    for since, fields in FIELDS_SINCE.items():
+        if version < since:
+            saved = {**fields, **saved}
     try:
         return Manifest.model_validate(saved)
     except ValidationError as error:
@@ -233,7 +298,7 @@ def _flush(path: Path) -> None:
 
 
 def _verify_files(path: Path, manifest: Manifest) -> None:
-    _compare(path, "files in the manifest", sorted(FILES), sorted(manifest.files))
+    _compare(path, "files in the manifest", sorted(FILES_OF[manifest.format_version]), sorted(manifest.files))
     for name, entry in manifest.files.items():
         if not (path / name).is_file():
             raise ReleaseError(f"release {path} must hold {name}. Received: no such file.")

@@ -1,4 +1,4 @@
-"""What each user touched, oldest first, as item numbers: the log in four bytes an interaction."""
+"""What each user touched and when, oldest first, as item numbers: the log in twelve bytes an interaction."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def arrange(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def by_user(arranged: pl.DataFrame) -> pl.DataFrame:
-    """One row a user: `user_id` (text) and `items` (list of int32, oldest first)."""
-    return arranged.group_by("user_id", maintain_order=True).agg(pl.col("item").cast(pl.Int32).alias("items"))
+    """One row a user: `user_id` (text), `items` (list of int32, oldest first) and `times` (list of float64)."""
+    return arranged.group_by("user_id", maintain_order=True).agg(
+        pl.col("item").cast(pl.Int32).alias("items"), pl.col("timestamp").alias("times")
+    )
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Sequences:
     """Item numbers, int32 [num_interactions]."""
     offsets: NDArray[np.int64]
     """User u owns `items[offsets[u]:offsets[u + 1]]`; int64 [num_users + 1]."""
+    times: NDArray[np.float64]
+    """When each item was touched, in seconds, float64 [num_interactions]."""
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -66,7 +70,8 @@ class Sequences:
         lengths = frame["items"].list.len().to_numpy()
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
         items = frame["items"].explode(empty_as_null=False).cast(pl.Int32).to_numpy()
-        return cls(frame["user_id"].to_list(), items, offsets)
+        times = frame["times"].explode(empty_as_null=False).to_numpy()
+        return cls(frame["user_id"].to_list(), items, offsets, times)
 
     @classmethod
     def load(cls, parts: Iterable[Path]) -> Sequences:

@@ -1,8 +1,8 @@
-"""The one encoder that both sides of a pair share: item inputs -> unit vector.
+"""The one encoder that both sides of a pair share: item inputs -> vector.
 
-Each feature has its own encoder to the tower's dimension; their sum goes through the hidden layers, if any,
-and is normalised. The id of some items is hidden at each training step, so that the other features learn to
-carry an item alone: new items, whose id is unknown, then find their place.
+Each feature has its own encoder to the tower's dimension; what they give is fused, goes through the hidden
+layers, if any, and is normalised where near means cosine. The id of some items is hidden at each training step,
+so that the other features learn to carry an item alone: new items, whose id is unknown, then find their place.
 """
 
 from __future__ import annotations
@@ -15,92 +15,172 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+import polars as pl
 from numpy.typing import NDArray
 
 from recsys.config import TowerConfig
+from recsys.encoders import ConvolvedWords, Gate, IdDropout, MeanOfBag, ReadWords
 from recsys.errors import InputError
-from recsys.features import PADDING, Features, Inputs, token_input
+from recsys.features import Features, Inputs, TokenFeature, positions, token_input
+from recsys.text import MAX_WORDS
 
-register = keras.saving.register_keras_serializable(package="recsys")
-
-
-@register
-class IdDropout(keras.layers.Layer):
-    """Replaces a share of the ids by 0, "unknown", during training.
-
-    DropoutNet (Volkovs et al., 2017) takes 0.5 for new items; 0.1 is enough to regularise.
-    """
-
-    def __init__(self, rate: float, seed: int = 0, **options: Any) -> None:
-        super().__init__(**options)
-        self.rate = rate
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-
-    def call(self, ids: Any, training: bool = False) -> Any:
-        """int32 [n] -> int32 [n]."""
-        if not training or self.rate == 0:
-            return ids
-        kept = keras.random.uniform(ops.shape(ids), seed=self.seed_generator) >= self.rate
-        return ops.where(kept, ids, 0)
-
-    def get_config(self) -> dict[str, Any]:
-        """What the constructor takes."""
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
-
-
-@register
-class MeanOfBag(keras.layers.Layer):
-    """Mean embedding of the indices of a row, padding left out."""
-
-    def __init__(self, size: int, dimension: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.size = size
-        self.dimension = dimension
-        self.embedding = keras.layers.Embedding(size, dimension)
-
-    def build(self, shape: Any) -> None:
-        """Create the table."""
-        self.embedding.build(shape)
-
-    def call(self, bags: Any) -> Any:
-        """int32 [n, length] -> float32 [n, dimension]."""
-        present = ops.cast(bags != PADDING, "float32")  # [n, length]
-        summed = ops.einsum("nl,nld->nd", present, self.embedding(bags))
-        return summed / ops.maximum(ops.sum(present, axis=1, keepdims=True), 1.0)
-
-    def get_config(self) -> dict[str, Any]:
-        """What the constructor takes."""
-        return {**super().get_config(), "size": self.size, "dimension": self.dimension}
+ID_ENCODER, NUMERIC_ENCODER = "id_embedding", "numeric_encoder"
+FUSION, HIDDEN = "fusion", "hidden"
 
 
 def build(features: Features, config: TowerConfig, seed: int) -> keras.Model:
-    """An untrained tower: a dictionary of inputs (see `recsys.features`) -> float32 [n, dimension], unit length."""
+    """An untrained tower: a dictionary of inputs (see `recsys.features`) -> float32 [n, dimension].
+
+    Embeddings have unit length if the distance is cosine. The output layer has the distance's name.
+    """
     keras.utils.set_random_seed(seed)
     dimension = config.dimension
     ids = keras.Input((), dtype="int32", name="id")
     inputs = {"id": ids}
     hidden_ids = IdDropout(config.id_dropout, seed)(ids)
-    encoded = [keras.layers.Embedding(len(features.item_ids) + 1, dimension, name="id_embedding")(hidden_ids)]
+    encoded = [keras.layers.Embedding(features.num_ids, dimension, name=ID_ENCODER)(hidden_ids)]
     for position, feature in enumerate(features.tokens):
         name = token_input(position)
-        if feature.kind == "categorical":
-            inputs[name] = keras.Input((), dtype="int32", name=name)
-            encoded.append(keras.layers.Embedding(feature.size, dimension)(inputs[name]))
-        else:
-            inputs[name] = keras.Input((None,), dtype="int32", name=name)
-            encoded.append(MeanOfBag(feature.size, dimension)(inputs[name]))
+        shapes: dict[str, tuple[int | None, ...]] = {"value": (), "bag": (None,), "sequence": (MAX_WORDS,)}
+        inputs[name] = keras.Input(shapes[feature.shape], dtype="int32", name=name)
+        encoded.append(_token_encoder(feature, dimension, _token_layer(position))(inputs[name]))
     if features.numeric:
         inputs["numeric"] = keras.Input((2 * len(features.numeric),), name="numeric")
-        encoded.append(keras.layers.Dense(dimension)(inputs["numeric"]))
-    vector = keras.layers.Add()(encoded) if len(encoded) > 1 else encoded[0]
-    for size in config.hidden:
-        vector = keras.layers.Dense(size, activation="relu")(vector)
+        encoded.append(keras.layers.Dense(dimension, name=NUMERIC_ENCODER)(inputs["numeric"]))
+    vector = _fuse(encoded, config) if len(encoded) > 1 else encoded[0]
+    for position, size in enumerate(config.hidden):
+        vector = keras.layers.Dense(size, activation="relu", name=f"{HIDDEN}_{position}")(vector)
         vector = keras.layers.Dropout(config.dropout)(vector)
     if config.hidden:
-        vector = keras.layers.Dense(dimension)(vector)
-    return keras.Model(inputs, keras.layers.UnitNormalization(axis=-1)(vector), name="tower")
+        vector = keras.layers.Dense(dimension, name=f"{HIDDEN}_{len(config.hidden)}")(vector)
+    unit = config.distance == "cosine"
+    output = keras.layers.UnitNormalization(name="cosine") if unit else keras.layers.Identity(name=config.distance)
+    return keras.Model(inputs, output(vector), name="tower")
+
+
+def _token_encoder(feature: TokenFeature, dimension: int, name: str) -> keras.layers.Layer:
+    if feature.shape == "value":
+        return keras.layers.Embedding(feature.size, dimension, name=name)
+    if feature.shape == "bag":
+        return MeanOfBag(feature.size, dimension, name=name)
+    reads = ConvolvedWords if feature.text_encoder == "convolutional" else ReadWords
+    return reads(feature.size, dimension, name=name)
+
+
+def _fuse(encoded: list[Any], config: TowerConfig) -> Any:
+    if config.fusion == "gating":
+        return Gate(len(encoded), name=FUSION)(encoded)
+    if config.fusion == "concatenation":
+        return keras.layers.Dense(config.dimension, name=FUSION)(keras.layers.Concatenate()(encoded))
+    return keras.layers.Add()(encoded)
+
+
+def _token_layer(position: int) -> str:
+    return f"{token_input(position)}_encoder"
+
+
+def encoder_names(features: Features) -> dict[str, str]:
+    """Name of each encoder's layer -> name of the encoder: "id", "numeric", or the column."""
+    names = {ID_ENCODER: "id"}
+    names |= {_token_layer(position): feature.column for position, feature in enumerate(features.tokens)}
+    return names | ({NUMERIC_ENCODER: "numeric"} if features.numeric else {})
+
+
+def distance(tower: keras.Model) -> str:
+    """The distance that a tower was built for."""
+    output = tower.layers[-1]
+    return "cosine" if isinstance(output, keras.layers.UnitNormalization) else str(output.name)
+
+
+def warm_start(
+    tower: keras.Model, features: Features, earlier_tower: keras.Model, earlier_features: Features
+) -> dict[str, dict[str, int]]:
+    """Give a new tower what an earlier one learned, in place.
+
+    Rows of ids, tokens and numeric columns that both have are copied; the others start at zero, so that new items
+    start from their features, and where features are summed the tower starts as the earlier one. An id that has
+    left its bucket starts from that. Standardised numbers keep their weights, though their scale may have moved.
+    Layers behind the encoders are copied if they read the same encoders and have the same shapes.
+
+    Returns:
+        Rows `copied` and `new` of each encoder, by its name; of "fusion" and "hidden", where there are any, weights.
+
+    Raises:
+        InputError: the earlier tower has another dimension or distance.
+    """
+    shapes = [f"{model.output.shape[-1]} dimensions, {distance(model)}" for model in (earlier_tower, tower)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"the tower to start from must have tower.dimension and tower.distance of the config: {shapes[1]}. "
+            f"Received: {shapes[0]}. Change the config, or leave data.warm_start out."
+        )
+    report = {}
+    earlier_encoders = _encoders(earlier_tower, earlier_features)
+    for (name, kind), layer in _encoders(tower, features).items():
+        earlier_layer = earlier_encoders.get((name, kind))
+        rows = _earlier_rows(name, kind, features, earlier_features)
+        known = (rows >= 0) & (earlier_layer is not None)
+        table, *others = layer.get_weights()
+        table[~known] = 0
+        if earlier_layer is not None:
+            earlier_table, *others = earlier_layer.get_weights()
+            table[known] = earlier_table[rows[known]]
+        layer.set_weights([table, *others])
+        report[name] = {"copied": int(known.sum()), "new": int((~known).sum())}
+    same_encoders = list(earlier_encoders) == list(_encoders(tower, features))
+    behind, earlier_behind = _behind(tower, features), _behind(earlier_tower, earlier_features)
+    for part, layers in behind.items():
+        weights = [weight for layer in layers for weight in layer.weights]
+        learned = [weight for layer in earlier_behind[part] for weight in layer.weights]
+        agree = [weight.shape for weight in weights] == [weight.shape for weight in learned]
+        copied = agree and (same_encoders or part == HIDDEN)
+        if copied:
+            for weight, value in zip(weights, learned, strict=True):
+                weight.assign(value)
+        if weights:
+            report[part] = {"copied": len(weights) * copied, "new": len(weights) * (not copied)}
+    return report
+
+
+def _encoders(tower: keras.Model, features: Features) -> dict[tuple[str, str], keras.layers.Layer]:
+    """The encoder layers by name and kind, found by what they read: older towers named them otherwise."""
+    readers = {id(layer.input): layer for layer in tower.layers if not isinstance(layer.input, list)}
+    encoders = {("id", "id"): readers[id(readers[id(tower.input["id"])].output)]}
+    for position, feature in enumerate(features.tokens):
+        kind = f"{feature.kind} {feature.text_encoder}"
+        encoders[feature.column, kind] = readers[id(tower.input[token_input(position)])]
+    if features.numeric:
+        encoders["numeric", "numeric"] = readers[id(tower.input["numeric"])]
+    return encoders
+
+
+def _behind(tower: keras.Model, features: Features) -> dict[str, list[keras.layers.Layer]]:
+    """The layers with weights that follow the encoders."""
+    encoders = list(_encoders(tower, features).values())
+    rest = [layer for layer in tower.layers if layer not in encoders and layer.weights]
+    return {
+        FUSION: [layer for layer in rest if layer.name == FUSION],
+        HIDDEN: [layer for layer in rest if isinstance(layer, keras.layers.Dense) and layer.name != FUSION],
+    }
+
+
+def _earlier_rows(name: str, kind: str, features: Features, earlier: Features) -> NDArray[np.int64]:
+    """For each row of an encoder's table the row that the earlier tower had for the same, -1 where it had none."""
+    if kind == "id":
+        own = earlier.id_indices(pl.Series(features.item_ids, dtype=pl.String)).astype(np.int64)
+        own[own == 0] = -1
+        same = features.hash_buckets == earlier.hash_buckets
+        buckets = 1 + len(earlier.item_ids) + np.arange(features.hash_buckets)
+        return np.concatenate([[0], own, buckets if same else np.full(features.hash_buckets, -1)])
+    if kind == "numeric":
+        columns = [feature.column for feature in earlier.numeric]
+        found = np.array([columns.index(f.column) if f.column in columns else -1 for f in features.numeric])
+        return np.concatenate([found, np.where(found < 0, -1, found + len(columns))])  # values, then missing flags
+    (feature,) = (feature for feature in features.tokens if feature.column == name)
+    vocabulary = [token for old in earlier.tokens if old.column == name for token in old.vocabulary]
+    reserved = np.arange(feature.reserved)
+    known = positions(pl.Series(feature.vocabulary, dtype=pl.String), vocabulary, feature.reserved, missing=-1)
+    return np.concatenate([reserved, known.astype(np.int64)])
 
 
 def load(path: Path) -> keras.Model:

@@ -1,4 +1,4 @@
-"""MLflow: the run of a night, the versions of the model, and the alias of the one in service.
+"""MLflow: the run of a night and of a tuning, the versions of the model, and the alias of the one in service.
 
 The only file that imports MLflow. Everything that MLflow raises leaves here as a `TrackingError`.
 """
@@ -30,6 +30,8 @@ from mlflow.exceptions import MlflowException
 
 CHAMPION, PREVIOUS = "champion", "previous"
 RUN_TAG, RELEASE_TAG, SNAPSHOT_TAG = "recsys.run_id", "recsys.release_id", "recsys.data_snapshot"
+PARENT_TAG = "mlflow.parentRunId"
+"""By which MLflow shows one run below another."""
 ARTIFACT = "release"
 MAX_PARAM = 6_000
 """Characters of a parameter that MLflow accepts."""
@@ -77,7 +79,7 @@ class Tracker:
         """The tracking URI, its password left out."""
         return self._without_secret(self.uri)
 
-    def start(self, run_id: str, snapshot: str) -> str:
+    def start(self, run_id: str, snapshot: str, kind: str = "night") -> str:
         """The MLflow run of one of our runs, begun anew or gone on with; its MLflow id."""
         with self._translated():
             experiment_id = self._experiment_id()
@@ -87,7 +89,14 @@ class Tracker:
                 self.client.update_run(mlflow_run, status="RUNNING")
                 return mlflow_run
             tags = {RUN_TAG: run_id, SNAPSHOT_TAG: snapshot}
-            created = self.client.create_run(experiment_id, tags=tags, run_name=f"night {run_id}")
+            created = self.client.create_run(experiment_id, tags=tags, run_name=f"{kind} {run_id}")
+            return str(created.info.run_id)
+
+    def start_child(self, parent: str, name: str) -> str:
+        """A new MLflow run below another; its MLflow id."""
+        with self._translated():
+            experiment_id = self.client.get_run(parent).info.experiment_id
+            created = self.client.create_run(experiment_id, tags={PARENT_TAG: parent}, run_name=name)
             return str(created.info.run_id)
 
     def finish(self, mlflow_run: str, status: str) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -34,6 +34,10 @@ LIBRARIES = ("annoy", "keras", "numpy", "polars", "scipy", "tensorflow", "tensor
 """Whose version may change a release."""
 
 
+Inputs = Mapping[str, Iterable[Path]]
+"""Input files by their part: interactions, items and so on."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One pass of data, config and code through the stages."""
@@ -44,13 +48,13 @@ class Run:
     code_version: str
 
     @classmethod
-    def of(cls, config: Config, interactions: Iterable[Path], items: Iterable[Path]) -> Run:
+    def of(cls, config: Config, inputs: Inputs) -> Run:
         """The run that belongs to these input files and this config.
 
         Raises:
             InputError: the workspace cannot be written.
         """
-        snapshot = data_snapshot(interactions, items)
+        snapshot = data_snapshot(inputs)
         code = code_version()
         run_id = hashlib.sha256(f"{snapshot} {config.fingerprint()} {code}".encode()).hexdigest()[:12]
         folder = config.workspace / "runs" / run_id
@@ -120,10 +124,10 @@ class Run:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def data_snapshot(interactions: Iterable[Path], items: Iterable[Path]) -> str:
+def data_snapshot(inputs: Inputs) -> str:
     """SHA-256 over the content of the input files, in order."""
     digest = hashlib.sha256()
-    for role, paths in (("interactions", interactions), ("items", items)):
+    for role, paths in inputs.items():
         for path in paths:
             digest.update(f"{role} {sha256(path)}\n".encode())
     return digest.hexdigest()

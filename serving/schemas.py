@@ -10,8 +10,11 @@ class NeighbourBody(BaseModel):
 
     item_id: str
     title: str | None
-    similarity: float = Field(ge=-1, le=1, description="Cosine; larger is closer.")
+    similarity: float = Field(ge=-1, le=1, description="A cosine, or 1 / (1 + distance); larger is closer.")
     rank: int = Field(ge=1, description="1 is the nearest.")
+    probability: float | None = Field(
+        ge=0, le=1, description="That both belong together; null where the release is not calibrated."
+    )
 
 
 class AnswerBody(BaseModel):

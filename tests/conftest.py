@@ -42,13 +42,33 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def write_release(tmp_path: Path) -> Callable[[Sequence[str]], Path]:
-    """A whole release of items with random vectors; tower and features are stand-ins that no look-up opens."""
-    from recsys import embeddings, index, release
+def write_release(tmp_path: Path) -> Callable[..., Path]:
+    """A whole release of items with random vectors; tower and features are stand-ins that no look-up opens.
+
+    Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
+    """
+    from recsys import calibration, embeddings, index, release
+    from recsys.calibration import Calibration, Estimate, Measured, Threshold
     from recsys.catalogue import Catalogue
     from recsys.config import Config, DataConfig, IndexConfig
 
-    def write(item_ids: Sequence[str]) -> Path:
+    share = Estimate(value=0.75, low=0.5, high=0.875)
+    measured = Measured(precision=share, recall=share, false_positive_rate=share, accuracy=share)
+    thresholds = [("probability", 0.5, 0.1), ("precision", 0.9, 0.5), ("false_positive_rate", 0.05, 0.625)]
+    known = Calibration(
+        similarities=(-0.5, 0.0, 0.5),
+        probabilities=(0.125, 0.375, 1.0),
+        fitted_pairs=40,
+        measured_pairs=42,
+        expected_calibration_error=share,
+        auc=0.875,
+        thresholds=(
+            *(Threshold(rule=r, wanted=w, similarity=s, measured=measured) for r, w, s in thresholds),
+            Threshold(rule="precision", wanted=0.95, similarity=None, measured=None),
+        ),
+    )
+
+    def write(item_ids: Sequence[str], *, calibrated: bool = True) -> Path:
         rng = np.random.default_rng(len(item_ids))
         vectors = rng.normal(size=(len(item_ids), 5)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -59,6 +79,7 @@ def write_release(tmp_path: Path) -> Callable[[Sequence[str]], Path]:
         embeddings.save(vectors, tmp_path / "vectors.npy")
         (tmp_path / "vectors.npy").rename(sources[release.EMBEDDINGS])
         built = index.build(vectors, IndexConfig(n_trees=10), sources[release.INDEX])
+        calibration.save(known if calibrated else None, sources[release.CALIBRATION], "too few held-out pairs")
         for stand_in in (release.TOWER, release.FEATURES, release.EVALUATION):
             sources[stand_in].write_text("{}")
         manifest = {
@@ -67,12 +88,14 @@ def write_release(tmp_path: Path) -> Callable[[Sequence[str]], Path]:
             "num_items": len(item_ids),
             "dimension": vectors.shape[1],
             "metric": "angular",
+            "distance": "cosine",
             "n_trees": 10,
             "seed": 1,
             "n_jobs": 1,
             "search_k": built.search_k,
             "recall_k": 20,
             "index_recall": 1.0,
+            "recency": 0.5,
             "catalogue_fingerprint": catalogue.fingerprint,
             "data_snapshot": "0" * 64,
             "code_version": "test",

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from recsys.cli import data, doctor, releases, serve, similar, stages
+from recsys.cli import data, doctor, releases, serve, similar, stages, tune, verify
 from recsys.errors import RecsysError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(releases.app, name="releases")
-for register in (stages.register, similar.register, serve.register, doctor.register):
+for register in (stages.register, tune.register, similar.register, verify.register, serve.register, doctor.register):
     register(app)
 
 

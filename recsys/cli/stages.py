@@ -19,6 +19,7 @@ STAGES = {
     "embed": "Embed the whole catalogue (Beam).",
     "index": "Build the Annoy index and tune it to the wanted recall.",
     "evaluate": "Measure index and baselines on the held-out interactions.",
+    "calibrate": "Turn similarities into probabilities and thresholds, on held-out pairs.",
     "publish": "Write the release, verify it, and register it in MLflow.",
     "promote": "Put the release into service if the gate lets it.",
 }

@@ -200,6 +200,91 @@ def test_one_item_only(folder: Path, program: Any) -> None:
     assert_refused(outcome, 2, folder, "the catalogue must hold at least 2 items", "Received: 1")
 
 
+# --- events, time and judged pairs
+
+
+def test_event_weights_without_a_column_of_events(folder: Path, program: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 1 }")
+    told = "column 'event' must be there where prepare.event_weights is set. Received columns: user_id, item_id"
+    assert_refused(outcome, 2, folder, folder / "log.csv", told)
+
+
+def test_events_that_are_no_single_values(folder: Path, program: Any) -> None:
+    write_log(folder, log(event=[["view"]] * len(ROWS)))
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 1 }")
+    assert_refused(outcome, 2, folder, folder / "log.parquet", "event must be one value a row", "List(String)")
+
+
+def test_events_of_which_none_has_a_weight(folder: Path, program: Any) -> None:
+    write_log(folder, log(event=["view"] * len(ROWS)))
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ View = 1 }")
+    told = "Received: 0. Left out were 20 rows: event has no weight in prepare.event_weights"
+    assert_refused(outcome, 2, folder, "the catalogue must hold at least 2 items", told)
+
+
+def test_an_event_weight_of_nothing(folder: Path, program: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 0 }")
+    assert_refused(outcome, 2, folder, "prepare.event_weights.view: should be greater than 0. Received: 0")
+
+
+def test_a_test_window_that_leaves_nothing_to_train_on(folder: Path, program: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "evaluate.split=global_time")
+    told = "evaluate.validation_days and evaluate.test_days must leave interactions to train on"
+    assert_refused(outcome, 2, folder, told, "1 and 1 days, held out of a log of 0.0 days")
+
+
+@pytest.fixture
+def judged(folder: Path) -> Callable[..., tuple[str, str]]:
+    """Writes rows of judged pairs, and gives the override that names them."""
+
+    def spoil(*rows: str, header: str = "item_a,item_b,same") -> tuple[str, str]:
+        write(folder / "labelled.csv", header, *rows)
+        return "--set", f"data.labelled_pairs={folder / 'labelled.csv'}"
+
+    return spoil
+
+
+def test_judged_pairs_that_are_missing(folder: Path, program: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.labelled_pairs={folder}/none.csv")
+    assert_refused(outcome, 2, folder, "data.labelled_pairs must be a file", folder / "none.csv")
+
+
+def test_judged_pairs_without_rows(folder: Path, program: Any, judged: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", *judged())
+    assert_refused(outcome, 2, folder, folder / "labelled.csv", "must hold rows")
+
+
+def test_judged_pairs_without_a_column(folder: Path, program: Any, judged: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", *judged("i1,i2,1", header="a,item_b,same"))
+    assert_refused(outcome, 2, folder, folder / "labelled.csv", "column 'item_a' must be there", "a, item_b, same")
+
+
+def test_judged_pairs_of_unknown_items_only(folder: Path, program: Any, judged: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", *judged("x,y,1", "y,z,0"))
+    reason = "2 of 2 (2 item_id is not in the catalogue)"
+    assert_refused(outcome, 1, folder, folder / "labelled.csv", "at most 1.00% of the rows", reason)
+
+
+def test_judgements_that_are_none(folder: Path, program: Any, judged: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", *judged("i1,i2,yes", "i1,i3,1"))
+    reason = "1 of 2 (1 same is neither 0 nor 1)"
+    assert_refused(outcome, 1, folder, folder / "labelled.csv", reason, "row 0", '"same":"yes"')
+
+
+# --- a release to start from
+
+
+def test_a_start_from_a_folder_that_is_no_release(folder: Path, program: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.warm_start={folder}")
+    assert_refused(outcome, 2, folder, "data.warm_start must be the folder of a release", folder)
+
+
+def test_a_start_from_a_release_of_another_format(folder: Path, program: Any) -> None:
+    write(folder / "manifest.json", '{"format_version": 99}')
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.warm_start={folder}")
+    assert_refused(outcome, 2, folder, "data.warm_start", "must have format version 1 or 2. Received: 99")
+
+
 # --- places
 
 

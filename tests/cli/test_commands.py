@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from recsys import cli
+from recsys.release import FILES
 
 NEEDS = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]
 
@@ -26,8 +27,9 @@ COMMANDS = dict(commands(typer.main.get_command(cli.app)))
 
 
 def test_all_commands_are_there() -> None:
-    stages = {"prepare", "train", "embed", "index", "evaluate", "publish", "promote", "nightly"}
-    assert {path[0] for path in COMMANDS if path} == {*stages, "data", "releases", "similar", "serve", "doctor"}
+    stages = {"prepare", "train", "embed", "index", "evaluate", "calibrate", "publish", "promote", "nightly"}
+    others = {"data", "doctor", "releases", "serve", "similar", "tune", "verify"}
+    assert {path[0] for path in COMMANDS if path} == stages | others
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -204,7 +206,7 @@ def test_a_whole_release_verifies(release: Path, program: Any) -> None:
     assert json.loads(outcome.out) == {"release_id": "0123456789ab", "path": str(release), "num_items": 33}
 
 
-@pytest.mark.parametrize("name", ["catalogue.parquet", "embeddings.npy", "index.ann", "tower.keras", "features.json"])
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_a_release_with_one_changed_byte_does_not_verify(release: Path, program: Any, name: str) -> None:
     content = bytearray((release / name).read_bytes())
     content[-1] ^= 1

@@ -19,11 +19,25 @@ def towards(vector, goal, share):
     return unit((1 - share) * vector + share * goal)
 
 
-class LossContract:
-    """Inherit and define `loss(anchors, candidates, targets, log_inclusion)` -> the loss of each anchor, [B]."""
+def values(loss, *batch):
+    """The loss of each anchor, [B]."""
+    return np.asarray(loss(*(tf.constant(part) for part in batch)))
 
-    def loss(self, anchors, candidates, targets, log_inclusion):
-        raise NotImplementedError
+
+def gradients(loss, anchors, candidates, *rest):
+    """Of the summed loss, by anchors and by candidates."""
+    moving = [tf.Variable(anchors), tf.Variable(candidates)]
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(loss(*moving, *(tf.constant(part) for part in rest)))
+    return [tf.convert_to_tensor(gradient).numpy() for gradient in tape.gradient(total, moving)]
+
+
+class LossContract:
+    """Inherit and give `loss` as a fixture.
+
+    Called with anchors, candidates, targets, log_inclusion [C] and log_popularity [C], it gives the loss of each
+    anchor, [B]. A margin should be wide enough for random unit vectors to lie within it.
+    """
 
     @pytest.fixture
     def batch(self):
@@ -39,102 +53,130 @@ class LossContract:
             unit(rng.normal(size=(CANDIDATES, DIMENSION))),
             targets,
             rng.uniform(-2, 0, CANDIDATES).astype(np.float32),
+            rng.uniform(-2, 0, CANDIDATES).astype(np.float32),
         )
 
-    def values(self, *batch):
-        return np.asarray(self.loss(*(tf.constant(part) for part in batch)))
+    def test_gives_one_finite_value_an_anchor(self, loss, batch):
+        found = values(loss, *batch)
+        assert found.shape == (BATCH,)
+        assert found.dtype == np.float32
+        assert np.isfinite(found).all()
 
-    def gradients(self, anchors, candidates, targets, log_inclusion):
-        """Of the summed loss, by anchors and by candidates."""
-        moving = [tf.Variable(anchors), tf.Variable(candidates)]
-        with tf.GradientTape() as tape:
-            total = tf.reduce_sum(self.loss(*moving, tf.constant(targets), tf.constant(log_inclusion)))
-        return [gradient.numpy() for gradient in tape.gradient(total, moving)]
+    def test_says_the_same_compiled_for_any_number_of_candidates(self, loss, batch):
+        """Training compiles it with XLA, and knows no shape but the dimension while it is traced."""
+        shapes = [(None, DIMENSION), (None, DIMENSION), (None, None), (None,), (None,)]
 
-    def test_gives_one_finite_value_an_anchor(self, batch):
-        values = self.values(*batch)
-        assert values.shape == (BATCH,)
-        assert np.isfinite(values).all()
+        @tf.function(jit_compile=True, input_signature=[tf.TensorSpec(shape) for shape in shapes])
+        def compiled(*parts):
+            with tf.GradientTape() as tape:
+                tape.watch(parts[:2])
+                each = loss(*parts)
+                total = tf.reduce_sum(each)
+            return each, tape.gradient(total, parts[:2])
 
-    def test_an_ignored_candidate_gets_no_gradient_at_all(self, batch):
-        anchors, candidates, targets, log_inclusion = batch
+        each, slopes = compiled(*map(tf.constant, batch))
+        np.testing.assert_allclose(each, values(loss, *batch), rtol=1e-5, atol=1e-6)
+        for slope, expected in zip(slopes, gradients(loss, *batch), strict=True):
+            np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-5)
+
+    def test_an_ignored_candidate_gets_no_gradient_at_all(self, loss, batch):
+        anchors, candidates, targets, *logs = batch
         targets[:, IGNORED] = -1
-        _, by_candidate = self.gradients(anchors, candidates, targets, log_inclusion)
+        _, by_candidate = gradients(loss, anchors, candidates, targets, *logs)
         assert (by_candidate[IGNORED] == 0).all()
-        assert (by_candidate[NEGATIVE] != 0).any()
+        assert (by_candidate[POSITIVE] != 0).any()
 
-    def test_an_ignored_candidate_changes_nothing_wherever_it_lies(self, batch):
-        anchors, candidates, targets, log_inclusion = batch
+    def test_an_ignored_candidate_changes_nothing_wherever_it_lies(self, loss, batch):
+        anchors, candidates, targets, *logs = batch
         targets[:, IGNORED] = -1
         elsewhere = candidates.copy()
         elsewhere[IGNORED] = anchors[0]
-        here = self.values(anchors, candidates, targets, log_inclusion)
-        np.testing.assert_array_equal(self.values(anchors, elsewhere, targets, log_inclusion), here)
+        here = values(loss, anchors, candidates, targets, *logs)
+        np.testing.assert_array_equal(values(loss, anchors, elsewhere, targets, *logs), here)
 
-    def test_an_ignored_candidate_may_as_well_be_absent(self, batch):
-        anchors, candidates, targets, log_inclusion = batch
+    def test_an_ignored_candidate_may_as_well_be_absent(self, loss, batch):
+        anchors, candidates, targets, *logs = batch
         targets[:, IGNORED] = -1
         kept = np.delete(np.arange(CANDIDATES), IGNORED)
-        without = self.values(anchors, candidates[kept], targets[:, kept], log_inclusion[kept])
-        np.testing.assert_allclose(self.values(*batch), without, rtol=1e-5)
+        without = values(loss, anchors, candidates[kept], targets[:, kept], *(part[kept] for part in logs))
+        np.testing.assert_allclose(values(loss, *batch), without, rtol=1e-5)
 
-    def test_the_order_of_the_candidates_does_not_matter(self, batch):
-        anchors, candidates, targets, log_inclusion = batch
+    def test_the_order_of_the_candidates_does_not_matter(self, loss, batch):
+        anchors, candidates, targets, *logs = batch
         order = np.array([4, 0, 6, 2, 5, 1, 3])
-        shuffled = self.values(anchors, candidates[order], targets[:, order], log_inclusion[order])
-        np.testing.assert_allclose(shuffled, self.values(*batch), rtol=1e-5)
+        shuffled = values(loss, anchors, candidates[order], targets[:, order], *(part[order] for part in logs))
+        np.testing.assert_allclose(shuffled, values(loss, *batch), rtol=1e-5)
 
-    def test_the_order_of_the_batch_does_not_matter(self, batch):
-        anchors, candidates, targets, log_inclusion = batch
+    def test_the_order_of_the_batch_does_not_matter(self, loss, batch):
+        anchors, candidates, targets, *logs = batch
         order = np.array([2, 3, 1, 0])
-        shuffled = self.values(anchors[order], candidates, targets[order], log_inclusion)
-        np.testing.assert_allclose(shuffled, self.values(*batch)[order], rtol=1e-5)
+        shuffled = values(loss, anchors[order], candidates, targets[order], *logs)
+        np.testing.assert_allclose(shuffled, values(loss, *batch)[order], rtol=1e-5)
 
-    def test_an_anchor_without_positives_is_harmless(self, batch):
+    def test_only_the_proportions_of_an_anchors_weights_count(self, loss, batch):
+        anchors, candidates, targets, *logs = batch
+        scaled = np.where(targets > 0, targets * np.array([[4.0], [0.5], [8.0], [1.0]]), targets).astype(np.float32)
+        np.testing.assert_allclose(values(loss, anchors, candidates, scaled, *logs), values(loss, *batch), rtol=1e-5)
+
+    def test_an_anchor_without_positives_is_harmless(self, loss, batch):
         """Its loss is finite and so is every gradient."""
-        assert np.isfinite(self.values(*batch)[WITHOUT_POSITIVES])
-        for gradient in self.gradients(*batch):
+        assert np.isfinite(values(loss, *batch)[WITHOUT_POSITIVES])
+        for gradient in gradients(loss, *batch):
             assert np.isfinite(gradient).all()
 
-    def test_an_anchor_against_ignored_candidates_only_is_harmless(self, batch):
-        anchors, candidates, targets, log_inclusion = batch
+    def test_an_anchor_without_negatives_is_harmless(self, loss, batch):
+        anchors, candidates, targets, *logs = batch
+        targets[0] = np.where(targets[0] == 0, -1, targets[0])
+        assert np.isfinite(values(loss, anchors, candidates, targets, *logs)).all()
+        for gradient in gradients(loss, anchors, candidates, targets, *logs):
+            assert np.isfinite(gradient).all()
+
+    def test_an_anchor_against_ignored_candidates_only_is_harmless(self, loss, batch):
+        anchors, candidates, targets, *logs = batch
         targets[WITHOUT_POSITIVES] = -1
-        assert np.isfinite(self.values(anchors, candidates, targets, log_inclusion)).all()
-        for gradient in self.gradients(anchors, candidates, targets, log_inclusion):
+        assert np.isfinite(values(loss, anchors, candidates, targets, *logs)).all()
+        for gradient in gradients(loss, anchors, candidates, targets, *logs):
             assert np.isfinite(gradient).all()
 
-    def test_falls_when_a_positive_moves_closer(self, batch):
-        anchors, candidates, targets, log_inclusion = batch
+    def test_candidates_at_the_very_place_of_an_anchor_are_harmless(self, loss, batch):
+        anchors, candidates, *rest = batch
+        candidates[:] = anchors[0]
+        assert np.isfinite(values(loss, anchors, candidates, *rest)).all()
+        for gradient in gradients(loss, anchors, candidates, *rest):
+            assert np.isfinite(gradient).all()
+
+    def test_falls_when_a_positive_moves_closer(self, loss, batch):
+        anchors, candidates, *rest = batch
         losses = []
         for share in (0.0, 0.3, 0.6, 0.9):
             moved = candidates.copy()
             moved[POSITIVE] = towards(candidates[POSITIVE], anchors[0], share)
-            losses.append(self.values(anchors, moved, targets, log_inclusion)[0])
+            losses.append(values(loss, anchors, moved, *rest)[0])
         assert losses == sorted(losses, reverse=True)
         assert losses[-1] < losses[0]
 
-    def test_rises_when_a_negative_moves_closer(self, batch):
-        anchors, candidates, targets, log_inclusion = batch
+    def test_rises_when_a_negative_moves_closer(self, loss, batch):
+        anchors, candidates, *rest = batch
         losses = []
         for share in (0.0, 0.3, 0.6, 0.9):
             moved = candidates.copy()
             moved[NEGATIVE] = towards(candidates[NEGATIVE], anchors[0], share)
-            losses.append(self.values(anchors, moved, targets, log_inclusion)[0])
+            losses.append(values(loss, anchors, moved, *rest)[0])
         assert losses == sorted(losses)
         assert losses[-1] > losses[0]
 
-    def test_the_gradient_is_the_slope_of_the_values(self, batch):
+    def test_the_gradient_is_the_slope_of_the_values(self, loss, batch):
         """Central differences, in one direction for all anchors and candidates at once."""
-        anchors, candidates, targets, log_inclusion = batch
+        anchors, candidates, *rest = batch
         rng = np.random.default_rng(5)
         directions = [rng.normal(size=part.shape).astype(np.float32) for part in (anchors, candidates)]
-        step = 5e-3
+        step = 1e-3
 
         def total(sign):
             moved = [part + sign * step * way for part, way in zip((anchors, candidates), directions, strict=True)]
-            return self.values(*moved, targets, log_inclusion).astype(np.float64).sum()
+            return values(loss, *moved, *rest).astype(np.float64).sum()
 
         slope = (total(1) - total(-1)) / (2 * step)
-        by_anchor, by_candidate = self.gradients(*batch)
+        by_anchor, by_candidate = gradients(loss, *batch)
         expected = (by_anchor * directions[0]).sum() + (by_candidate * directions[1]).sum()
         assert slope == pytest.approx(expected, rel=0.02)

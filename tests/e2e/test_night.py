@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from recsys import Release
 from recsys.errors import ReleaseError
+from recsys.release import FILES
 from tests.e2e import program, world
 
 
@@ -112,7 +113,11 @@ def test_mlflow_holds_the_night(night: Night) -> None:
     run = client.get_run(version.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["tower.dimension"] == "16"
-    assert run.data.metrics["ndcg_at_20"] == night.summary["evaluation"]["model"]["ndcg_at_20"]
+    evaluation = night.summary["evaluation"]
+    for prefix, figures in (("", evaluation), ("history_", evaluation["history"])):
+        assert run.data.metrics[f"{prefix}ndcg_at_20"] == figures["model"]["ndcg_at_20"]
+        for name in ("popularity", "windowed_item_knn", "content"):
+            assert run.data.metrics[f"{prefix}{name}_hr_at_10"] == figures["baselines"][name]["hr_at_10"]
     assert run.data.metrics["interactions_read"] == world.BLOCKS * world.USERS_A_BLOCK * world.TOUCHED
     assert run.data.tags["recsys.data_snapshot"] == version.tags["recsys.data_snapshot"]
     curve = client.get_metric_history(version.run_id, "train_validation_ndcg_at_20")
@@ -177,6 +182,21 @@ def test_a_release_that_is_not_worse_takes_over(night: Night, tmp_path: Path) ->
     assert Release.load(summary["path"]).manifest.parent_release == night.summary["release_id"]
 
 
+def test_a_night_goes_on_from_the_release_of_another(night: Night, tmp_path: Path) -> None:
+    """A warm start is another run, and what it starts from is in its id."""
+    world.write(tmp_path, seed=4)
+    start = f"data.warm_start={night.summary['path']}"
+    done = program.run("nightly", "--config", tmp_path / "recsys.toml", "--set", start, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    cold = program.run("prepare", "--config", tmp_path / "recsys.toml")
+    assert cold.returncode == 0, cold.stderr
+    runs = {path.name for path in (tmp_path / "workspace" / "runs").iterdir()}
+    assert len(runs) == 2
+    assert summary["release_id"] in runs
+    assert Release.load(summary["path"]).similar("item-3-1", k=7)
+
+
 def copy_of(night: Night, folder: Path) -> Path:
     """The world and its workspace after that night, to go on with; the path of the config."""
     shutil.copytree(night.config.parent, folder, dirs_exist_ok=True)
@@ -189,7 +209,8 @@ MOMENTS = {
     "embed": r"^  train ",
     "index": r"^  embed ",
     "evaluate": r"^  index ",
-    "publish": r"^  evaluate ",
+    "calibrate": r"^  evaluate ",
+    "publish": r"^  calibrate ",
     "promote": r"^  publish ",
 }
 """What the program says right before a stage begins."""
@@ -197,7 +218,7 @@ MOMENTS = {
 
 SLOWLY = [
     *("--set", "index.n_trees=5000"),
-    *("--set", f"evaluate.shrinkage={[float(number) for number in range(500)]}"),
+    *("--set", f"evaluate.shrinkage={[float(number) for number in range(100)]}"),
     *("--set", "promote.tolerance=0.2"),
 ]
 """Work enough for the short stages of a small world to be met by a signal, and chance enough to be promoted."""
@@ -212,7 +233,7 @@ def test_a_night_killed_in_every_stage_is_completed_by_the_next(night: Night, tm
     for stage, moment in MOMENTS.items():
         process = program.start(*go)
         said = kill_when(process, moment)
-        if process.returncode == 0 and stage in {"publish", "promote"}:
+        if process.returncode == 0 and stage in {"calibrate", "publish", "promote"}:
             break  # they are short: on a busy machine the night may be over before the signal comes
         assert process.returncode == -9, f"{stage}: {said}"
         killed_run = re.search(r"^Run (\w+)", said, re.MULTILINE).group(1)  # type: ignore[union-attr]
@@ -270,7 +291,7 @@ def cut_in_half(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_in_half, Path.unlink], ids=["byte flipped", "truncated", "gone"])
-@pytest.mark.parametrize("name", ["catalogue.parquet", "embeddings.npy", "index.ann", "tower.keras", "features.json"])
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_a_damaged_release_does_not_load(night: Night, tmp_path: Path, name: str, damage: Any) -> None:
     """Whatever file is hurt, the error names it."""
     damaged = tmp_path / "release"

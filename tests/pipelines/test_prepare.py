@@ -28,8 +28,12 @@ class Result(NamedTuple):
     catalogue: pl.DataFrame
     sequences: dict[str, list[str]]
     """Item ids by user."""
+    times: dict[str, list[float]]
+    """When each was touched."""
     pairs: dict[tuple[str, str], tuple[float, float]]
     """Both weights by anchor and positive."""
+    labelled: list[tuple[str, str, bool]]
+    """Judged pairs, in the order of the input."""
     letters: pl.DataFrame
 
 
@@ -51,10 +55,14 @@ def write(path: Path, rows: Iterable[Row | str], row_group_size: int = 5) -> Pat
     return path
 
 
-def night(folder: Path, items_file: str | None = None, workspace: str = "work", **tables: Any) -> Night:
+def night(
+    folder: Path, items_file: str | None = None, workspace: str = "work", labelled: str | None = None, **tables: Any
+) -> Night:
     data = {"interactions": str(folder / "log*"), "workspace": str(folder / workspace)}
     if items_file:
         data["items"] = str(folder / items_file)
+    if labelled:
+        data["labelled_pairs"] = str(folder / labelled)
     return Night.of(config.parse({"data": data, **tables}))
 
 
@@ -69,7 +77,8 @@ def prepared(job: Night) -> Result:
         manifest,
         folder,
         catalogue,
-        {user: [ids[number] for number in numbers] for user, numbers in sequences.iter_rows()},
+        {user: [ids[number] for number in numbers] for user, numbers, _ in sequences.iter_rows()},
+        {user: times for user, _, times in sequences.iter_rows()},
         {
             (ids[row["anchor"]], ids[positive]): (weight, before)
             for row in pairs.iter_rows(named=True)
@@ -77,6 +86,7 @@ def prepared(job: Night) -> Result:
                 row["positives"], row["weight"], row["weight_before_validation"], strict=True
             )
         },
+        [(ids[a], ids[b], same) for a, b, same in pl.read_parquet(folder / "labelled.parquet").iter_rows()],
         pl.read_parquet(folder / "dead_letters.parquet"),
     )
 
@@ -113,26 +123,39 @@ def naive_sequences(log: list[Row], known: set[str]) -> dict[str, list[Row]]:
     return users
 
 
-def naive_known(length: int, held_out: int) -> int:
-    """How many of a user's rows training may see, with so many held out."""
-    return length - held_out if length >= 3 else length
+def naive_known(rows: list[Row], held_out: int, until: float | None = None) -> int:
+    """How many of a user's rows training may see: with so many held out, or those before an instant."""
+    if until is not None:
+        return sum(row["timestamp"] < until for row in rows)
+    return len(rows) - held_out if len(rows) >= 3 else len(rows)
 
 
-def naive_pairs(users: dict[str, list[Row]], window: int, decay: float) -> dict[tuple[str, str], tuple[float, float]]:
-    """Every two rows of a user, one after the other."""
+def naive_pairs(
+    users: dict[str, list[Row]], window: int, decay: float, cut: tuple[float, float] | None = None, **settings: Any
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Every two rows of a user, one after the other, with the settings of `prepare`; `cut`: validation, test."""
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    newest = max(row["timestamp"] for rows in users.values() for row in rows)
     for rows in users.values():
-        before_test, before_validation = naive_known(len(rows), 1), naive_known(len(rows), 2)
+        known = [naive_known(rows, 1, cut and cut[1]), naive_known(rows, 2, cut and cut[0])]
+        own: list[tuple[str, str, int, int, float]] = []
         for i, first in enumerate(rows):
             for j in range(i + 1, min(i + window + 1, len(rows))):
                 one, other = first["item_id"], rows[j]["item_id"]
-                if one == other:
+                steps = [b["timestamp"] - a["timestamp"] for a, b in zip(rows[i:j], rows[i + 1 : j + 1], strict=True)]
+                if one == other or max(steps) > 60 * settings.get("session_gap_minutes", float("inf")):
                     continue
                 weight = first["weight"] * rows[j]["weight"] / (j - i) ** decay
-                for key in ((one, other), (other, one)):
-                    sums[key][0] += weight * (j < before_test)
-                    sums[key][1] += weight * (j < before_validation)
-    return {key: (weight, before) for key, (weight, before) in sums.items() if weight > 0}
+                age = (newest - rows[j]["timestamp"]) / 86_400
+                own.append((one, other, i, j, weight * 0.5 ** (age / settings.get("half_life_days", float("inf")))))
+        for which, end in enumerate(known):
+            begin = end - settings.get("max_user_interactions", end)
+            counted = [(one, other, weight) for one, other, i, j, weight in own if begin <= i < j < end]
+            share = (sum(weight for *_, weight in counted) or 1.0) ** -settings.get("user_power", 0.0)
+            for one, other, weight in counted:
+                for key in ((one, other),) if settings.get("directed") else ((one, other), (other, one)):
+                    sums[key][which] += weight * share
+    return {key: (weight, before) for key, (weight, before) in sums.items() if weight or before}
 
 
 # --- what the stage hands on
@@ -171,11 +194,190 @@ def test_pairs_equal_a_plain_double_loop(tmp_path: Path, log: list[Row], window:
     assert any(before < weight for weight, before in expected.values())
 
 
+def test_times_are_kept_beside_the_items(tmp_path: Path, log: list[Row]) -> None:
+    expected = naive_sequences(log, {row["item_id"] for row in log})
+    assert prepared(night(tmp_path)).times == {
+        user: [row["timestamp"] for row in rows] for user, rows in expected.items()
+    }
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "directed": {"directed": True},
+    "session gap": {"session_gap_minutes": 0.04},
+    "half-life": {"half_life_days": 1e-4},
+    "newest of each user": {"max_user_interactions": 4},
+    "users count alike": {"user_power": 1.0},
+    "users count less unlike": {"user_power": 0.4},
+    "all at once": {
+        "directed": True,
+        "session_gap_minutes": 0.05,
+        "half_life_days": 3e-4,
+        "max_user_interactions": 6,
+        "user_power": 0.7,
+    },
+}
+
+
+@pytest.mark.parametrize("rows_per_unit", [500_000, 20], ids=["one shard", "many shards"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_pairs_by_every_setting_equal_a_plain_double_loop(
+    tmp_path: Path, log: list[Row], settings: dict[str, Any], rows_per_unit: int
+) -> None:
+    """The newest interaction is one of the whole log, whatever shard a user is in."""
+    result = prepared(night(tmp_path, prepare={"window": 3, "rows_per_unit": rows_per_unit, **settings}))
+    users = naive_sequences(log, {row["item_id"] for row in log})
+    expected = naive_pairs(users, 3, 1.0, **settings)
+    assert result.pairs == {key: pytest.approx(weights, rel=1e-4) for key, weights in expected.items()}
+    assert expected != naive_pairs(users, 3, 1.0)
+
+
+@pytest.mark.parametrize("rows_per_unit", [500_000, 20], ids=["one shard", "many shards"])
+@pytest.mark.parametrize("settings", [{}, {"user_power": 0.5, "max_user_interactions": 5}], ids=["plain", "weighed"])
+def test_with_a_cut_through_time_pairs_know_nothing_after_it(
+    tmp_path: Path, log: list[Row], settings: dict[str, Any], rows_per_unit: int
+) -> None:
+    """The log is of 40 seconds: the last 10 are held out for the test, the 10 before for validation."""
+    seconds = 1 / 86_400
+    split = {"split": "global_time", "test_days": 10 * seconds, "validation_days": 10 * seconds}
+    result = prepared(night(tmp_path, prepare={"rows_per_unit": rows_per_unit, **settings}, evaluate=split))
+    newest = max(row["timestamp"] for row in log)
+    cut = (newest - 20, newest - 10)
+    assert result.manifest["cut"] == [pytest.approx(instant, abs=1e-5) for instant in cut]
+    counts = {row["item_id"]: 0 for row in log}
+    for rows in naive_sequences(log, set(counts)).values():
+        for row in rows:
+            counts[row["item_id"]] += row["timestamp"] < cut[1] - 1e-5
+    assert dict(result.catalogue.select("item_id", "interactions").iter_rows()) == counts
+    users = naive_sequences(log, set(counts))
+    expected = naive_pairs(users, 10, 1.0, (cut[0] - 1e-5, cut[1] - 1e-5), **settings)
+    assert result.pairs == {key: pytest.approx(weights, rel=1e-4) for key, weights in expected.items()}
+    assert any(before < weight for weight, before in expected.values())
+
+
+def test_what_happens_after_the_test_cut_changes_no_pair(tmp_path: Path) -> None:
+    """The same log twice, with other items in its last day: equal pairs and equal counts of interactions."""
+    day = 86_400
+    rows = [{"user_id": f"u{n % 5}", "item_id": f"i{n * n % 7}", "timestamp": n * day // 10} for n in range(100)]
+    split = {"split": "global_time", "test_days": 1.0, "validation_days": 2.0}
+    write(tmp_path / "items.csv", [{"item_id": f"i{n}"} for n in range(7)])
+    found = []
+    for shift in (0, 3):
+        moved = [
+            {**row, "item_id": f"i{(int(row['item_id'][1:]) + shift) % 7}"} if row["timestamp"] >= 8.9 * day else row
+            for row in rows
+        ]
+        write(tmp_path / "log.csv", moved)
+        found.append(prepared(night(tmp_path, "items.csv", evaluate=split)))
+    assert found[0].sequences != found[1].sequences
+    assert found[0].pairs == found[1].pairs
+    assert_frame_equal(found[0].catalogue, found[1].catalogue)
+
+
+@pytest.mark.parametrize("rows_per_unit", [500_000, 20], ids=["one shard", "many shards"])
+def test_events_weigh_what_the_config_says_and_the_others_are_filtered(tmp_path: Path, rows_per_unit: int) -> None:
+    """What is filtered is in nobody's sequence: what stands before and after it becomes next to each other."""
+    factors = {"view": 0.5, "buy": 3.0}
+    rng = random.Random(4)  # noqa: S311 - made-up data
+    log = [{**row, "event": rng.choice(["view", "buy", "scroll", ""])} for row in made_up_log(seed=4)]
+    spread(tmp_path, log)
+    result = prepared(night(tmp_path, prepare={"event_weights": factors, "rows_per_unit": rows_per_unit}))
+    left = [{**row, "weight": row["weight"] * factors[row["event"]]} for row in log if row["event"] in factors]
+    users = naive_sequences(left, {row["item_id"] for row in left})
+    kept = sum(map(len, users.values()))
+    assert result.manifest["account"]["interactions"] == {
+        "read": len(log),
+        "used": kept,
+        "filtered": {
+            "event has no weight in prepare.event_weights": len(log) - len(left),
+            "repeats the user's previous item": len(left) - kept,
+        },
+        "dead_letters": {},
+    }
+    assert result.sequences == {user: [row["item_id"] for row in rows] for user, rows in users.items()}
+    expected = naive_pairs(users, 10, 1.0)
+    assert result.pairs == {key: pytest.approx(weights, rel=1e-5) for key, weights in expected.items()}
+
+
+def test_without_event_weights_events_are_like_any_other_column(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", [{**row, "event": "any"} for row in LOG])
+    account = prepared(night(tmp_path)).manifest["account"]["interactions"]
+    assert (account["used"], account["filtered"]) == (len(LOG), {})
+
+
+# --- pairs that people judged
+
+
+def test_judged_pairs_come_out_with_item_numbers_in_the_order_of_the_input(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", LOG)
+    judged = [("i3", "i1", 1), ("i0", "i2", 0), ("i1", "i3", 1)]
+    rows = [{"item_a": a, "item_b": b, "same": same} for a, b, same in judged]
+    write(tmp_path / "judged-1.csv", rows[:1])
+    write(tmp_path / "judged-2.jsonl.gz", rows[1:2])
+    write(tmp_path / "judged-3.parquet", rows[2:])
+    result = prepared(night(tmp_path, labelled="judged-*"))
+    assert result.labelled == [(a, b, same == 1) for a, b, same in judged]
+    assert result.manifest["account"]["labelled_pairs"] == {"read": 3, "used": 3, "filtered": {}, "dead_letters": {}}
+
+
+def test_without_judged_pairs_there_is_an_empty_file_and_no_account_of_them(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", LOG)
+    result = prepared(night(tmp_path))
+    assert result.labelled == []
+    assert "labelled_pairs" not in result.manifest["account"]
+
+
+@pytest.mark.parametrize("rows_per_unit", [500_000, 2], ids=["one unit", "many units"])
+def test_bad_judged_pairs_are_dead_letters_and_the_account_adds_up(tmp_path: Path, rows_per_unit: int) -> None:
+    write(tmp_path / "log.csv", LOG)
+    files = {
+        "judged-1.csv": [
+            Planted({"item_a": "i1", "item_b": "i2", "same": 1}),
+            Planted({"item_a": "i1", "item_b": "elsewhere", "same": 1}, UNKNOWN),
+            Planted({"item_a": "i1", "item_b": "i3", "same": "maybe"}, "same is neither 0 nor 1"),
+            Planted("one", "line has 1 fields where the header has 3"),
+            Planted({"item_a": "i2", "item_b": "i2", "same": 1}, "item_a and item_b are one item"),
+            Planted({"item_a": "i3", "item_b": "i2", "same": 0}),
+        ],
+        "judged-2.parquet": [
+            Planted({"item_a": None, "item_b": "i2", "same": 1}, "item_a is missing"),
+            Planted({"item_a": "i0", "item_b": "i2", "same": 2}, "same is neither 0 nor 1"),
+            Planted({"item_a": "nowhere", "item_b": "elsewhere", "same": 0}, UNKNOWN),
+            Planted({"item_a": "i0", "item_b": "", "same": 1}, "item_b is missing"),
+            Planted({"item_a": "i0", "item_b": "i1", "same": 1}),
+        ],
+    }
+    plant(tmp_path, files)
+    limits = {"max_dead_letter_ratio": 1.0, "rows_per_unit": rows_per_unit}
+    result = prepared(night(tmp_path, labelled="judged-*", prepare=limits))
+    assert result.manifest["account"]["labelled_pairs"] == tally(files)
+    assert result.labelled == [("i1", "i2", True), ("i3", "i2", False), ("i0", "i1", True)]
+    expected = {
+        (str(tmp_path / name), number, planted.reason)
+        for name, rows in files.items()
+        for number, planted in enumerate(rows)
+        if planted.reason
+    }
+    assert set(result.letters.select("source", "row", "reason").iter_rows()) == expected
+    assert result.letters.height == len(expected)
+    unknown = result.letters.filter(pl.col("reason") == UNKNOWN)["content"]
+    assert json.loads(unknown[0]) == {"item_a": "i1", "item_b": "elsewhere", "same": True}
+
+
+def test_too_many_bad_judged_pairs_fail_the_stage(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", LOG)
+    write(tmp_path / "judged.csv", [{"item_a": f"x{n}", "item_b": "i1", "same": 1} for n in range(3)])
+    with pytest.raises(StageError, match=rf"{tmp_path}/judged\.csv .* 3 of 3 \(3 item_id is not in the catalogue\)"):
+        prepare.prepare(night(tmp_path, labelled="judged.csv"))
+
+
+# --- the catalogue
+
+
 def test_the_catalogue_is_sorted_and_counts_what_training_sees(tmp_path: Path, log: list[Row]) -> None:
     """Test targets are not counted, the whole of a user too short for a test target is."""
     counts = {row["item_id"]: 0 for row in log}
     for rows in naive_sequences(log, set(counts)).values():
-        for row in rows[: naive_known(len(rows), 1)]:
+        for row in rows[: naive_known(rows, 1)]:
             counts[row["item_id"]] += 1
     catalogue = prepared(night(tmp_path)).catalogue
     assert catalogue["item_id"].to_list() == sorted(counts)
@@ -475,6 +677,7 @@ def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
         "_MANIFEST.json",
         "catalogue.parquet",
         "dead_letters.parquet",
+        "labelled.parquet",
         *(f"sequences/{name}" for name in result.manifest["sequences"]),
         *(f"pairs/{name}" for name in result.manifest["pairs"]),
     }
@@ -591,3 +794,22 @@ def test_pair_weights_are_finite_and_above_0_whatever_the_weights(tmp_path: Path
     write(tmp_path / "log.csv", [odd, *({**row, "weight": 1.0} for row in LOG)])
     result = prepared(night(tmp_path, prepare={"max_dead_letter_ratio": 0.1}))
     assert all(0 < pair < float("inf") for pair, _ in result.pairs.values())
+
+
+def test_events_that_are_all_filtered_are_told_with_their_rule(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", [{**row, "event": "view"} for row in LOG])
+    for items in (None, "items.csv"):
+        write(tmp_path / "items.csv", ITEMS)
+        with pytest.raises(InputError, match=r"20 rows: event has no weight in prepare\.event_weights"):
+            prepare.prepare(night(tmp_path, items, prepare={"event_weights": {"buy": 1.0}}))
+
+
+@pytest.mark.parametrize(("test", "validation"), [(400.0, 1.0), (1.0, 400.0)])
+def test_a_test_window_larger_than_the_log_is_told_with_both(tmp_path: Path, test: float, validation: float) -> None:
+    write(tmp_path / "log.csv", [{**row, "timestamp": row["timestamp"] * 86_400} for row in LOG])
+    split = {"split": "global_time", "test_days": test, "validation_days": validation}
+    with pytest.raises(
+        InputError, match=r"evaluate\.validation_days and evaluate\.test_days .* of 19\.0 days"
+    ) as caught:
+        prepare.prepare(night(tmp_path, evaluate=split))
+    assert f"{validation:g} and {test:g} days" in str(caught.value)

@@ -2,11 +2,24 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys.baselines import BLOCK, ItemKNN, Popularity, touched_before
+from recsys import baselines
+from recsys.baselines import (
+    Content,
+    CoOccurrence,
+    Ease,
+    ItemKNN,
+    Popularity,
+    WindowedItemKNN,
+    touched_before,
+    users_of_both,
+)
+from recsys.queries import Queries
 from recsys.sequences import Sequences
-from tests.contracts.neighbours import NeighboursContract
+from recsys.splitting import Split
+from tests.contracts.neighbours import NeighboursContract, asked, histories
 
-NUM_USERS, NUM_ITEMS = 23, 9
+NUM_USERS, NUM_ITEMS, MANY_ITEMS = 23, 9, 50
+COUNTS = np.array([3, 0, 7, 7, 1, 0, 2, 9, 3])
 
 
 def touched(seed=0, num_users=NUM_USERS, num_items=NUM_ITEMS):
@@ -17,35 +30,124 @@ def touched(seed=0, num_users=NUM_USERS, num_items=NUM_ITEMS):
     return dense
 
 
-def naive_scores(dense, *, cosine, shrinkage):
+def pair_weights(seed=0, num_items=NUM_ITEMS, *, directed=False):
+    """Weights of item pairs, dense, as a window with a decay gives them; the last item has none."""
+    rng = np.random.default_rng(seed)
+    dense = rng.choice([0, 0.5, 1, 1.5, 7], (num_items, num_items), p=[0.5, 0.2, 0.1, 0.1, 0.1]).astype(np.float32)
+    dense = dense if directed else dense + dense.T
+    np.fill_diagonal(dense, 0)
+    dense[-1] = dense[:, -1] = 0
+    return dense
+
+
+def attributes(seed=0, num_items=NUM_ITEMS, size=5):
+    """Weights of attributes, dense; the same attribute weighs the same everywhere, the last item has none."""
+    rng = np.random.default_rng(seed)
+    dense = (rng.random((num_items, size)) < 0.5) * np.linspace(0.5, 2, size)
+    dense[-1] = 0
+    return dense
+
+
+def shared(dense):
+    return users_of_both(sparse.csr_array(dense))
+
+
+def naive_counts(dense):
     """Count the users of both items, pair by pair."""
     users, items = dense.shape
-    scores = np.zeros((items, items))
+    counts = np.zeros((items, items))
     for one in range(items):
         for other in range(items):
-            together = sum(dense[user, one] * dense[user, other] for user in range(users))
-            if cosine and together:
+            counts[one, other] = sum(dense[user, one] * dense[user, other] for user in range(users))
+    return counts
+
+
+def naive_co_occurrence(dense):
+    counts = naive_counts(dense)
+    np.fill_diagonal(counts, 0)
+    return counts
+
+
+def naive_item_knn(dense, shrinkage):
+    counts = naive_counts(dense)
+    scores = np.zeros_like(counts)
+    for one in range(len(counts)):
+        for other in range(len(counts)):
+            if one != other and counts[one, other]:
                 norms = np.sqrt(dense[:, one].sum()) * np.sqrt(dense[:, other].sum())
-                together = together / (norms + shrinkage)
-            scores[one, other] = together
-    np.fill_diagonal(scores, 0)
+                scores[one, other] = counts[one, other] / (norms + shrinkage)
     return scores
 
 
-def weighted(scores, numbers, answers):
-    """Scores of the answers, 0 for padding: independent of the choice among equals."""
-    return [
-        [scores[number, other] if other >= 0 else 0 for other in row]
-        for number, row in zip(numbers, answers.tolist(), strict=True)
-    ]
+def naive_windowed(dense, shrinkage):
+    scores = np.zeros(dense.shape)
+    for one in range(len(dense)):
+        for other in range(len(dense)):
+            if dense[one, other]:
+                norms = np.sqrt(sum(dense[one, :].tolist()) * sum(dense[:, other].tolist()))
+                scores[one, other] = dense[one, other] / (norms + shrinkage)
+    return scores
 
 
-MANY_ITEMS = 50
+def naive_ease(dense, penalty):
+    """Each item on all others by ridge regression: least squares with a row sqrt(penalty) for each weight."""
+    items = dense.shape[1]
+    weights = np.zeros((items, items))
+    for target in range(items):
+        others = [item for item in range(items) if item != target]
+        rows = np.vstack([dense[:, others], np.sqrt(penalty) * np.eye(len(others))])
+        goal = np.concatenate([dense[:, target], np.zeros(len(others))])
+        weights[others, target] = np.linalg.lstsq(rows.astype(np.float64), goal, rcond=None)[0]
+    return weights
+
+
+def naive_content(dense):
+    items = len(dense)
+    scores = np.zeros((items, items))
+    for one in range(items):
+        for other in range(items):
+            product = sum(a * b for a, b in zip(dense[one], dense[other], strict=True))
+            if product:
+                scores[one, other] = product / np.sqrt((dense[one] ** 2).sum() * (dense[other] ** 2).sum())
+    return scores
+
+
+MODELS = {
+    "co-occurrence": lambda: (CoOccurrence(shared(touched())), naive_co_occurrence(touched())),
+    "item knn": lambda: (ItemKNN(shared(touched())), naive_item_knn(touched(), 0)),
+    "item knn 3.5": lambda: (ItemKNN(shared(touched()), 3.5), naive_item_knn(touched(), 3.5)),
+    "windowed": lambda: (
+        WindowedItemKNN(sparse.csr_array(pair_weights())),
+        naive_windowed(pair_weights(), 0),
+    ),
+    "windowed directed 20": lambda: (
+        WindowedItemKNN(sparse.csr_array(pair_weights(directed=True)), 20.0),
+        naive_windowed(pair_weights(directed=True), 20),
+    ),
+    "ease": lambda: (Ease(shared(touched()), 2.5), naive_ease(touched(), 2.5)),
+    "content": lambda: (Content(sparse.csr_array(attributes())), naive_content(attributes())),
+    "content popularity": lambda: (Content(sparse.csr_array(attributes()), COUNTS), naive_content(attributes())),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("k", [1, 4, 9], ids="k={}".format)
+def test_finds_the_largest_sums_of_weighted_scores(name, k):
+    """Each place in an answer has the score that it should have: independent of the choice among equals."""
+    model, scores = MODELS[name]()
+    rows = [*histories(NUM_ITEMS), *([(number, 1.0)] for number in range(NUM_ITEMS))]
+    answers = model.answer(asked(rows), k).tolist()
+    for row, answer in zip(rows, answers, strict=True):
+        total = [sum(weight * scores[item, other] for item, weight in row) for other in range(NUM_ITEMS)]
+        allowed = [total[other] for other in range(NUM_ITEMS) if other not in {item for item, _ in row}]
+        best = sorted((score for score in allowed if score > 1e-6), reverse=True)[:k]
+        named = [total[number] for number in answer if number != -1]
+        np.testing.assert_allclose(named, best, rtol=1e-4)
 
 
 def with_ties():
     """Far more items than counts: many are equally good neighbours."""
-    return sparse.csr_array(touched(num_items=MANY_ITEMS))
+    return shared(touched(num_items=MANY_ITEMS))
 
 
 class TestPopularity(NeighboursContract):
@@ -55,32 +157,33 @@ class TestPopularity(NeighboursContract):
 
     @pytest.fixture
     def model(self):
-        return Popularity(np.array([3, 0, 7, 7, 1, 0, 2, 9, 3], np.float32))
+        return Popularity(COUNTS)
 
 
-class TestItemKNN(NeighboursContract):
+class TestScored(NeighboursContract):
     @pytest.fixture
     def num_items(self):
         return MANY_ITEMS
 
-    @pytest.fixture(params=[0.0, 50.0], ids="shrinkage {}".format)
+    @pytest.fixture(
+        params=[
+            lambda: CoOccurrence(with_ties()),
+            lambda: ItemKNN(with_ties()),
+            lambda: ItemKNN(with_ties(), 50.0),
+            lambda: WindowedItemKNN(sparse.csr_array(pair_weights(num_items=MANY_ITEMS)), 10.0),
+            lambda: Ease(with_ties(), 5.0),
+            lambda: Content(sparse.csr_array(attributes(num_items=MANY_ITEMS))),
+            lambda: Content(sparse.csr_array(attributes(num_items=MANY_ITEMS)), np.arange(MANY_ITEMS) % 7),
+        ],
+        ids=["co-occurrence", "knn", "knn 50", "windowed", "ease", "content", "content popularity"],
+    )
     def model(self, request):
-        return ItemKNN(with_ties(), cosine=True, shrinkage=request.param)
-
-
-class TestCooccurrence(NeighboursContract):
-    @pytest.fixture
-    def num_items(self):
-        return MANY_ITEMS
-
-    @pytest.fixture
-    def model(self):
-        return ItemKNN(with_ties(), cosine=False)
+        return request.param()
 
 
 def test_popularity_names_the_most_touched_others_ties_by_number():
-    model = Popularity(np.array([3, 0, 7, 7, 1], np.float32))
-    assert model.neighbours(np.array([0, 2, 3, 1], np.int32), 3).tolist() == [
+    model = Popularity(np.array([3, 0, 7, 7, 1]))
+    assert model.answer(Queries.of_items(np.array([0, 2, 3, 1], np.int32)), 3).tolist() == [
         [2, 3, 4],
         [3, 0, 4],
         [2, 0, 4],
@@ -88,42 +191,96 @@ def test_popularity_names_the_most_touched_others_ties_by_number():
     ]
 
 
-@pytest.mark.parametrize(
-    ("cosine", "shrinkage"), [(False, 0.0), (True, 0.0), (True, 3.5), (True, 100.0)], ids=["count", "0", "3.5", "100"]
-)
-@pytest.mark.parametrize("k", [2, 4, 9], ids="k={}".format)
-def test_item_knn_finds_the_largest_scores(cosine, shrinkage, k):
+def test_popularity_always_fills():
+    """Also with what nobody touched, and after many exclusions."""
+    model = Popularity(np.array([3, 0, 7, 7, 1]))
+    queries = asked([[(1, 1.0)], [(4, 1.0)]], [[2, 3, 0], []])
+    assert model.answer(queries, 3).tolist() == [[4, 1, -1], [2, 3, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.float32])
+def test_counts_may_be_of_any_type(dtype):
+    """Minus an unsigned 0 is still the smallest."""
+    counts = np.array([0, 2, 1], dtype)
+    query = asked([[(0, 1.0)]], [[]])
+    assert Popularity(counts).answer(query, 3).tolist() == [[1, 2, 0]]
+    assert Content(sparse.csr_array(np.ones((3, 1))), counts).answer(query, 3).tolist() == [[1, 2, 0]]
+
+
+def test_users_of_both_counts_users():
     dense = touched()
-    numbers = np.array([5, 0, 8, 3, 3], np.int32)
-    answers = ItemKNN(sparse.csr_array(dense), cosine=cosine, shrinkage=shrinkage).neighbours(numbers, k)
-    scores = naive_scores(dense, cosine=cosine, shrinkage=shrinkage)
-    expected = [sorted(scores[number], reverse=True)[:k] for number in numbers]
-    np.testing.assert_allclose(weighted(scores, numbers, answers), expected, rtol=1e-5)
+    np.testing.assert_array_equal(shared(dense).toarray(), naive_counts(dense))
+
+
+def test_equal_scores_go_by_number():
+    """Item 0 shares one user with each of the others."""
+    dense = np.array([[1, 1, 1, 1, 1]], np.float32)
+    query = Queries.of_items(np.array([2], np.int32))
+    for model in (CoOccurrence(shared(dense)), ItemKNN(shared(dense)), Ease(shared(dense), 1.0)):
+        assert model.answer(query, 3).tolist() == [[0, 1, 3]]
 
 
 def test_items_that_no_user_shares_are_no_neighbours():
     dense = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0]], np.float32)
-    answers = ItemKNN(sparse.csr_array(dense), cosine=True).neighbours(np.arange(4, dtype=np.int32), 2)
-    assert answers.tolist() == [[1, -1], [0, -1], [-1, -1], [-1, -1]]
+    queries = Queries.of_items(np.arange(4, dtype=np.int32))
+    for model in (CoOccurrence(shared(dense)), ItemKNN(shared(dense)), Ease(shared(dense), 1.0)):
+        assert model.answer(queries, 2).tolist() == [[1, -1], [0, -1], [-1, -1], [-1, -1]]
 
 
 def test_shrinkage_prefers_what_many_users_share():
-    """Items 0 and 1 share the only user of 1; items 0 and 2 share three users of five."""
-    dense = np.array(
-        [[1, 1, 1], [1, 0, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1]] + [[0, 0, 1]] * 5,
-        np.float32,
-    )
-    query = np.array([0], np.int32)
-    near = ItemKNN(sparse.csr_array(dense), cosine=True).neighbours(query, 1)
-    trusted = ItemKNN(sparse.csr_array(dense), cosine=True, shrinkage=50.0).neighbours(query, 1)
-    assert (near.item(), trusted.item()) == (1, 2)
+    """Items 0 and 1 share the only user of 1; items 0 and 2 share three users of ten."""
+    dense = np.array([[1, 1, 1], [1, 0, 1], [1, 0, 1]] + [[0, 0, 1]] * 7, np.float32)
+    query = Queries.of_items(np.array([0], np.int32))
+    assert ItemKNN(shared(dense)).answer(query, 1).item() == 1
+    assert ItemKNN(shared(dense), 50.0).answer(query, 1).item() == 2
 
 
-def test_more_queries_than_a_block_are_answered_alike():
-    model = ItemKNN(sparse.csr_array(touched()), cosine=True)
-    queries = np.resize(np.arange(NUM_ITEMS, dtype=np.int32), BLOCK + 5)
-    each = model.neighbours(np.arange(NUM_ITEMS, dtype=np.int32), 4)
-    np.testing.assert_array_equal(model.neighbours(queries, 4), each[queries])
+def test_directed_pairs_lead_one_way():
+    """After 0 comes 1; nothing is known of what comes after 1."""
+    model = WindowedItemKNN(sparse.csr_array(np.array([[0, 2], [0, 0]], np.float32)))
+    assert model.answer(Queries.of_items(np.array([0, 1], np.int32)), 1).tolist() == [[1], [-1]]
+
+
+@pytest.mark.parametrize("penalty", [0.5, 30.0], ids="penalty {}".format)
+def test_ease_solves_the_least_squares_problem(penalty):
+    model = Ease(shared(touched()), penalty)
+    np.testing.assert_allclose(model.matrix, naive_ease(touched(), penalty), atol=1e-5)
+    assert model.matrix.dtype == np.float32
+    assert (np.diagonal(model.matrix) == 0).all()
+
+
+def test_ease_does_not_name_what_speaks_against_the_query():
+    """All have item 2; who has 0 never has 1, and the other way round."""
+    dense = np.array([[1, 0, 1], [1, 0, 1], [0, 1, 1], [0, 1, 1]], np.float32)
+    model = Ease(shared(dense), 0.1)
+    assert model.matrix[0, 1] < 0
+    assert model.answer(Queries.of_items(np.array([0], np.int32)), 3).tolist() == [[2, -1, -1]]
+
+
+def test_content_knows_nothing_of_interactions_unless_told():
+    """Items 1, 2 and 3 have the attribute of 0, and 2 is the most touched of them; 4 has another one."""
+    bags = sparse.csr_array(np.array([[1, 0], [1, 0], [1, 0], [1, 0], [0, 1]], np.float64))
+    query = Queries.of_items(np.array([0], np.int32))
+    assert Content(bags).answer(query, 4).tolist() == [[1, 2, 3, -1]]
+    assert Content(bags, np.array([9, 4, 8, 4, 9])).answer(query, 4).tolist() == [[2, 1, 3, -1]]
+    assert Content(bags, np.array([9, 4, 8, 4, 9])).answer(query, 1).tolist() == [[2]]
+
+
+def test_popularity_only_settles_ties():
+    """Item 1 has both attributes of 0; item 2, the most touched, one of them."""
+    bags = sparse.csr_array(np.array([[1, 1], [1, 1], [1, 0]], np.float64))
+    query = Queries.of_items(np.array([0], np.int32))
+    assert Content(bags, np.array([0, 1, 99])).answer(query, 2).tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("cells", [1, 4 * NUM_ITEMS + 1], ids=["one row", "four rows"])
+def test_more_queries_than_a_block_are_answered_alike(monkeypatch, name, cells):
+    model, _ = MODELS[name]()
+    queries = asked([*histories(NUM_ITEMS), *histories(NUM_ITEMS)])
+    together = model.answer(queries, 4)
+    monkeypatch.setattr(baselines, "CELLS", cells)
+    np.testing.assert_array_equal(model.answer(queries, 4), together)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +294,8 @@ def test_touched_before_is_what_comes_before_the_target(target, expected):
     """An item touched twice is touched; users with two interactions keep them."""
     log = [[0, 1, 0, 2, 4], [1, 2], [2, 2, 2, 2], []]
     items = np.array([item for own in log for item in own], np.int32)
-    sequences = Sequences(["a", "b", "c", "d"], items, np.cumsum([0, *map(len, log)]))
-    matrix = touched_before(sequences, target, 5)
+    times = np.arange(len(items), dtype=np.float64)
+    sequences = Sequences(["a", "b", "c", "d"], items, np.cumsum([0, *map(len, log)]), times)
+    matrix = touched_before(Split(sequences), target, 5)
     assert matrix.toarray().tolist() == expected
     assert matrix.dtype == np.float32

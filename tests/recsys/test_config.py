@@ -11,7 +11,7 @@ DATA = {"interactions": "log.csv"}
 
 
 def parse(**tables):
-    return config.parse({"data": DATA, **tables})
+    return config.parse({**tables, "data": {**DATA, **tables.get("data", {})}})
 
 
 def write(folder, text):
@@ -82,8 +82,11 @@ def test_a_folder_is_no_config_file(tmp_path):
             "prepare.window",
         ),
         ({"index": {"max_searchk": 3}}, "index.max_searchk", "index.max_search_k"),
+        ({"train": {"negatives": 3}}, "train.negatives", "candidates.negatives"),
+        ({"calibrate": {"precisions": [0.9]}}, "calibrate.precisions", "calibrate.precision"),
+        ({"data": {"warmstart": "x"}}, "data.warmstart", "data.warm_start"),
     ],
-    ids=["spelling", "plural", "table", "another table's", "underscore"],
+    ids=["spelling", "plural", "table", "another table's", "underscore", "moved", "list", "path"],
 )
 def test_an_unknown_key_is_answered_with_the_nearest_known_one(tables, unknown, nearest):
     with pytest.raises(ConfigError) as caught:
@@ -124,6 +127,43 @@ def test_a_missing_key_is_named():
         ("beam", "profile", "cloud"),
         ("serve", "port", 65536),
         ("index", "n_jobs", -2),
+        ("items", "text", ["blurb", 3]),
+        ("prepare", "session_gap_minutes", 0),
+        ("prepare", "half_life_days", -1.0),
+        ("prepare", "max_user_interactions", 1),
+        ("prepare", "user_power", 1.5),
+        ("prepare", "directed", 1),
+        ("prepare", "event_weights", 3),
+        ("tower", "distance", "dot"),
+        ("tower", "fusion", "mean"),
+        ("tower", "text_encoder", "attention"),
+        ("tower", "min_count", 0),
+        ("candidates", "kind", "none"),
+        ("candidates", "popularity_power", -1.5),
+        ("candidates", "popularity_correction", 1.1),
+        ("candidates", "hard_negatives", -1),
+        ("candidates", "hard_ranks", [1, 0]),
+        ("train", "loss", "hinge"),
+        ("train", "margin", 0),
+        ("train", "mining", "easy"),
+        ("train", "history_passes", -1),
+        ("train", "thaw_after", -1),
+        ("train", "weight_decay", -0.1),
+        ("train", "shuffle_pairs", 0),
+        ("evaluate", "split", "random"),
+        ("evaluate", "test_days", 0),
+        ("evaluate", "validation_days", -1.0),
+        ("evaluate", "recency", []),
+        ("evaluate", "recency", [0.5, 0.0]),
+        ("evaluate", "recency", [0.5, 1.5]),
+        ("evaluate", "history", 0),
+        ("evaluate", "ease_penalty", [0.0]),
+        ("evaluate", "resamples", 0),
+        ("calibrate", "pairs", 0),
+        ("calibrate", "precision", [0.9, 0.5]),
+        ("calibrate", "false_positive_rate", [0.0]),
+        ("tune", "minutes", 0),
+        ("tune", "trials", 0),
     ],
     ids="{}".format,
 )
@@ -148,6 +188,81 @@ def test_a_column_has_one_role_only():
         parse(items={"categorical": ["brand"], "multi_categorical": ["tags", "brand"]})
 
 
+@pytest.mark.parametrize("column", ["item_id", "interactions"])
+@pytest.mark.parametrize("role", ["categorical", "multi_categorical", "numeric", "text"])
+def test_no_feature_has_the_name_of_what_the_catalogue_has(role, column):
+    with pytest.raises(ConfigError, match=f"no feature may be called {column}"):
+        parse(items={role: [column]})
+
+
+def test_a_column_called_title_is_a_feature_only_where_it_is_the_title():
+    with pytest.raises(ConfigError, match="no feature may be called title"):
+        parse(items={"title": "name", "categorical": ["title"]})
+    for role in ("categorical", "text"):
+        assert getattr(parse(items={"title": "title", role: ["title"]}).items, role) == ("title",)
+
+
+def test_the_title_may_be_read_as_text_but_not_twice():
+    assert parse(items={"title": "name", "text": ["name", "blurb"]}).items.text == ("name", "blurb")
+    with pytest.raises(ConfigError, match="named twice: blurb"):
+        parse(items={"text": ["blurb"], "categorical": ["blurb"]})
+
+
+def test_an_event_weighs_more_than_nothing_and_is_named_with_its_event():
+    assert parse(prepare={"event_weights": {"view": 1, "buy": 5.5}}).prepare.event_weights == {"view": 1, "buy": 5.5}
+    for weight in (0, -1.0, float("nan"), "much"):
+        with pytest.raises(ConfigError, match=r"prepare\.event_weights\.view: ") as caught:
+            parse(prepare={"event_weights": {"view": weight}})
+        assert f"Received: {weight!r}" in str(caught.value)
+
+
+def test_a_factor_of_a_learning_rate_may_be_0_but_not_below():
+    assert parse(train={"learning_rates": {"id": 0, "genre": 0.5}}).train.learning_rates == {"id": 0, "genre": 0.5}
+    with pytest.raises(ConfigError, match=r"train\.learning_rates\.id: "):
+        parse(train={"learning_rates": {"id": -0.5}})
+
+
+def test_hard_ranks_are_in_order():
+    assert parse(candidates={"hard_ranks": [7, 7]}).candidates.hard_ranks == (7, 7)
+    with pytest.raises(ConfigError, match="hard_ranks must be a first rank and a last one"):
+        parse(candidates={"hard_ranks": [8, 7]})
+    with pytest.raises(ConfigError, match=r"candidates\.hard_ranks"):
+        parse(candidates={"hard_ranks": [7]})
+
+
+def test_windows_are_a_window_and_a_decay_each():
+    assert parse(evaluate={"windows": [[3, 0.5], [7, 1]]}).evaluate.windows == ((3, 0.5), (7, 1.0))
+    assert parse(evaluate={"windows": []}).evaluate.windows == ()
+    for wrong in ([[3]], [[0, 1.0]], [[3, -1.0]], [3]):
+        with pytest.raises(ConfigError, match=r"evaluate\.windows"):
+            parse(evaluate={"windows": wrong})
+
+
+def test_a_range_is_a_list_or_a_span():
+    ranges = {"prepare.window": [3, 5], "train.learning_rate": {"low": 0.001, "high": 0.1, "log": True}}
+    parsed = parse(tune={"ranges": ranges}).tune.ranges
+    assert parsed["prepare.window"] == [3, 5]
+    assert parsed["train.learning_rate"] == config.Span(low=0.001, high=0.1, log=True)
+
+
+@pytest.mark.parametrize(
+    ("span", "rule"),
+    [
+        ({"low": 0.5, "high": 0.5}, "low must be below high"),
+        ({"low": 2.0, "high": 1.0}, "low must be below high"),
+        ({"low": 0.0, "high": 1.0, "log": True}, "above 0 on a logarithmic scale"),
+        ({"low": 0.0}, "high"),
+        ([], "at least 1"),
+    ],
+    ids=["no width", "turned round", "log of 0", "half", "empty list"],
+)
+def test_a_range_that_is_none_is_named(span, rule):
+    with pytest.raises(ConfigError, match=r"tune\.ranges") as caught:
+        parse(tune={"ranges": {"train.margin": span}})
+    assert rule in str(caught.value)
+    assert "train.margin" in str(caught.value)
+
+
 def test_the_recall_floor_is_not_above_the_target():
     with pytest.raises(ConfigError, match="recall_floor must not be above recall_target"):
         parse(index={"recall_floor": 0.9, "recall_target": 0.8})
@@ -166,6 +281,26 @@ def test_paths_of_the_file_are_relative_to_the_file(tmp_path, monkeypatch):
     assert loaded.data.interactions == str(tmp_path / "configs" / "logs" / "*.csv")
     assert Path(loaded.data.items).resolve() == tmp_path / "items.csv"
     assert loaded.workspace == tmp_path / "configs" / "workspace"
+
+
+OPTIONAL_PATHS = ("items", "labelled_pairs", "warm_start")
+
+
+@pytest.mark.parametrize("key", OPTIONAL_PATHS)
+def test_every_path_is_anchored_or_not_there(tmp_path, monkeypatch, key):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    plain = write(tmp_path / "configs", '[data]\ninteractions = "log.csv"\n')
+    assert getattr(config.load(plain).data, key) is None
+    assert getattr(config.load(plain, [f"data.{key}=there"]).data, key) == str(tmp_path / "here" / "there")
+    named = write(tmp_path / "configs", f'[data]\ninteractions = "log.csv"\n{key} = "there"\n')
+    assert getattr(config.load(named).data, key) == str(tmp_path / "configs" / "there")
+
+
+def test_no_path_is_forgotten():
+    """A key of [data] that is no path would need no anchor; there is none."""
+    assert set(config.PATH_KEYS) == set(config.DataConfig.model_fields)
 
 
 def test_absolute_paths_stay(tmp_path):
@@ -248,6 +383,8 @@ def test_a_set_is_checked_like_the_file(tmp_path, override, named):
         {"train": {"seed": 2}},
         {"index": {"n_trees": 7}},
         {"evaluate": {"users": 5}},
+        {"candidates": {"negatives": 5}},
+        {"calibrate": {"pairs": 5}},
     ],
     ids=lambda tables: next(iter(tables)),
 )
@@ -258,12 +395,13 @@ def test_the_fingerprint_changes_with_what_shapes_a_release(tables):
 @pytest.mark.parametrize(
     "tables",
     [
-        {"data": {"interactions": "elsewhere.csv", "workspace": "other"}},
+        {"data": {"interactions": "elsewhere.csv", "workspace": "other", "warm_start": "x", "labelled_pairs": "y"}},
         {"embed": {"batch_size": 3}},
         {"tracking": {"experiment": "other"}},
         {"beam": {"profile": "local-threads"}},
         {"serve": {"port": 1}},
         {"promote": {"tolerance": 0.5}},
+        {"tune": {"trials": 5}},
         {"train": {"seed": 1}},
     ],
     ids=lambda tables: next(iter(tables)),
@@ -282,50 +420,104 @@ below_one = st.floats(0, 1, exclude_max=True)
 positive = st.floats(0, 1e6, exclude_min=True)
 not_negative = st.floats(0, 1e6)
 seeds = st.integers(0, 2**31 - 1)
-roles = st.lists(names, unique=True, max_size=6).flatmap(
-    lambda columns: st.tuples(st.just(columns), st.integers(0, len(columns)), st.integers(0, len(columns)))
+columns = names.filter(lambda name: name not in {"item_id", "interactions", "title"})
+roles = st.lists(columns, unique=True, max_size=8).flatmap(
+    lambda found: st.tuples(st.just(found), *[st.integers(0, len(found))] * 3)
 )
+above_one_half = st.floats(0.5, 1, exclude_min=True, exclude_max=True)
+inside = st.floats(0, 1, exclude_min=True, exclude_max=True)
+spans = st.tuples(st.floats(-9, 0), st.floats(0, 9, exclude_min=True)).map(
+    lambda ends: config.Span(low=ends[0], high=ends[1])
+)
+log_spans = st.tuples(st.floats(0.1, 1), st.floats(2, 9)).map(
+    lambda ends: config.Span(low=ends[0], high=ends[1], log=True)
+)
+choices = st.lists(st.booleans() | st.integers() | st.floats(-9, 9) | names, min_size=1, max_size=3)
 
 
 @st.composite
 def configs(draw):
-    columns, one, two = draw(roles)
-    low, high = sorted((one, two))
+    found, *places = draw(roles)
+    low, middle, high = sorted(places)
     floor, target = sorted((draw(shares), draw(shares)))
 
     def filled(**strategies):
         return {key: draw(strategy) for key, strategy in strategies.items()}
 
     return config.Config(
-        data=config.DataConfig(**filled(interactions=names, items=st.none() | names, workspace=names)),
+        data=config.DataConfig(
+            **filled(
+                interactions=names,
+                items=st.none() | names,
+                labelled_pairs=st.none() | names,
+                warm_start=st.none() | names,
+                workspace=names,
+            )
+        ),
         items=config.ItemsConfig(
-            **filled(title=st.none() | names, separator=names),
-            categorical=columns[:low],
-            multi_categorical=columns[low:high],
-            numeric=columns[high:],
+            **filled(title=st.none() | columns, separator=names),
+            categorical=found[:low],
+            multi_categorical=found[low:middle],
+            numeric=found[middle:high],
+            text=found[high:],
         ),
         prepare=config.PrepareConfig(
-            **filled(window=counts, decay=not_negative, max_dead_letter_ratio=shares, rows_per_unit=counts)
+            **filled(
+                window=counts,
+                decay=not_negative,
+                directed=st.booleans(),
+                session_gap_minutes=st.none() | positive,
+                half_life_days=st.none() | positive,
+                max_user_interactions=st.none() | st.integers(2, 10**6),
+                user_power=shares,
+                event_weights=st.dictionaries(names, positive, max_size=3),
+                max_dead_letter_ratio=shares,
+                rows_per_unit=counts,
+            )
         ),
         tower=config.TowerConfig(
             **filled(
                 dimension=st.integers(2, 512),
+                distance=st.sampled_from(["cosine", "euclidean", "manhattan"]),
+                fusion=st.sampled_from(["sum", "concatenation", "gating"]),
+                text_encoder=st.sampled_from(["bag", "convolutional", "recurrent"]),
+                min_count=counts,
+                hash_buckets=counts,
                 hidden=st.lists(counts, max_size=3),
                 dropout=below_one,
                 id_dropout=below_one,
             )
         ),
-        train=config.TrainConfig(
+        candidates=config.CandidatesConfig(
             **filled(
-                passes=counts,
-                patience=counts,
-                batch_size=counts,
-                learning_rate=positive,
-                temperature=positive,
-                anchor_power=shares,
+                kind=st.sampled_from(["auto", "catalogue", "sampled", "in_batch", "mixed"]),
                 whole_catalogue_up_to=counts,
                 max_positives=counts,
                 negatives=counts,
+                popularity_power=st.floats(-1, 1),
+                popularity_correction=shares,
+                hard_negatives=st.integers(0, 100),
+                hard_ranks=st.lists(counts, min_size=2, max_size=2).map(sorted),
+                hard_margin=shares,
+                hard_after=counts,
+            )
+        ),
+        train=config.TrainConfig(
+            **filled(
+                loss=st.sampled_from(["cross_entropy", "contrastive", "triplet"]),
+                temperature=positive,
+                margin=positive,
+                mining=st.sampled_from(["semi_hard", "hard", "soft_margin"]),
+                passes=counts,
+                patience=counts,
+                history_passes=st.integers(0, 100),
+                batch_size=counts,
+                learning_rate=positive,
+                learning_rates=st.dictionaries(names, not_negative, max_size=3),
+                thaw_after=st.integers(0, 100),
+                weight_decay=not_negative,
+                anchor_power=shares,
+                shuffle_pairs=counts,
                 validation_users=counts,
                 seed=seeds,
             )
@@ -344,7 +536,34 @@ def configs(draw):
             recall_target=target,
         ),
         evaluate=config.EvaluateConfig(
-            **filled(users=counts, shrinkage=st.lists(not_negative, min_size=1, max_size=3))
+            **filled(
+                split=st.sampled_from(["leave_one_out", "global_time"]),
+                test_days=positive,
+                validation_days=positive,
+                recency=st.lists(st.floats(0, 1, exclude_min=True), min_size=1, max_size=3),
+                history=counts,
+                users=counts,
+                shrinkage=st.lists(not_negative, min_size=1, max_size=3),
+                windows=st.lists(st.tuples(counts, not_negative), max_size=3),
+                windows_up_to=st.integers(0, 10**9),
+                ease_penalty=st.lists(positive, min_size=1, max_size=3),
+                ease_up_to=st.integers(0, 10**6),
+                resamples=counts,
+            )
+        ),
+        calibrate=config.CalibrateConfig(
+            **filled(
+                pairs=counts,
+                precision=st.lists(above_one_half, max_size=3),
+                false_positive_rate=st.lists(inside, max_size=3),
+            )
+        ),
+        tune=config.TuneConfig(
+            **filled(
+                minutes=positive,
+                trials=counts,
+                ranges=st.dictionaries(names, choices | spans | log_spans, max_size=3),
+            )
         ),
         promote=config.PromoteConfig(**filled(tolerance=shares)),
         tracking=config.TrackingConfig(

@@ -1,35 +1,59 @@
+import json
 import math
 
 import numpy as np
 import pytest
 
-from recsys.evaluation import evaluate, metrics, ranks
+from recsys.evaluation import (
+    choose_recency,
+    coverage,
+    evaluate,
+    gini,
+    intervals,
+    metrics,
+    ranks,
+    report,
+    strata,
+)
 from recsys.exact import ExactIndex
+from recsys.queries import Queries
 from recsys.splitting import Holdout
+from tests.contracts.neighbours import asked
+
+NAMES = [f"{name}_at_{k}" for name in ("hr", "ndcg", "mrr") for k in (5, 10, 20)]
 
 
 class Canned:
-    """Answers from a table, and remembers what it was asked."""
+    """Answers by the query's first item from a table, and remembers what it was asked."""
 
     def __init__(self, answers):
         self.answers = answers
         self.asked = []
 
-    def neighbours(self, numbers, k):
-        self.asked.append((numbers.tolist(), k))
-        rows = [(self.answers[number] + [-1] * k)[:k] for number in numbers.tolist()]
-        return np.array(rows, np.int32).reshape(len(numbers), k)
+    def answer(self, queries, k):
+        self.asked.append((queries.items.tolist(), k))
+        rows = [(self.answers[number] + [-1] * k)[:k] for number, *_ in queries.items.tolist()]
+        return np.array(rows, np.int32).reshape(len(queries), k)
 
 
-def holdout(*questions):
-    queries, targets = zip(*questions, strict=True) if questions else ((), ())
-    return Holdout(np.array(queries, np.int32), np.array(targets, np.int32))
+def questions(*pairs):
+    """Look-ups from one item each, and the targets."""
+    queries, targets = zip(*pairs, strict=True) if pairs else ((), ())
+    return Queries.of_items(np.array(queries, np.int32)), np.array(targets, np.int32)
+
+
+def holdout(*histories):
+    """Each history ends with its target."""
+    items = np.array([item for history in histories for item in history], np.int32)
+    lengths = np.array([len(history) for history in histories], np.int64)
+    ends = np.cumsum(lengths)
+    return Holdout(items, ends - lengths, ends - 1)
 
 
 def naive(positions):
     """One user at a time; a position is a rank from 1, or None for a miss."""
     figures = {}
-    for k in (10, 20):
+    for k in (5, 10, 20):
         gains = {"hr": 0.0, "ndcg": 0.0, "mrr": 0.0}
         for position in positions:
             if position is not None and position <= k:
@@ -40,48 +64,81 @@ def naive(positions):
     return figures
 
 
+def shuffled(num_items, seed=3):
+    """For each item all others, in some order."""
+    rng = np.random.default_rng(seed)
+    return {
+        number: rng.permutation([other for other in range(num_items) if other != number]).tolist()
+        for number in range(num_items)
+    }
+
+
 def test_ranks_are_the_places_of_the_targets():
     model = Canned({4: [7, 1, 2], 9: [1, 0, 7], 2: []})
-    assert ranks(model, holdout((9, 7), (4, 7), (4, 2), (2, 1), (9, 5)), k=3).tolist() == [2, 0, 2, 3, 3]
+    rank = ranks(model, *questions((9, 7), (4, 7), (4, 2), (2, 1), (9, 5)), k=3)
+    assert rank.tolist() == [2, 0, 2, 3, 3]
+    assert rank.dtype == np.int64
 
 
-def test_each_query_is_asked_once():
+def test_each_item_is_asked_about_once():
     model = Canned({4: [7], 9: [1]})
-    ranks(model, holdout((9, 7), (4, 7), (9, 1), (9, 7)), k=3)
-    assert model.asked == [([4, 9], 3)]
+    ranks(model, *questions((9, 7), (4, 7), (9, 1), (9, 7)), k=3)
+    assert model.asked == [([[4], [9]], 3)]
+
+
+@pytest.mark.parametrize(
+    "queries",
+    [
+        asked([[(9, 1.0)], [(4, 1.0)], [(9, 1.0)]], [[9], [4], [8]]),
+        asked([[(9, 1.0)], [(4, 1.0)], [(9, 1.0)]], [[9], [4], [9, 8]]),
+        asked([[(9, 1.0)], [(4, 1.0)], [(9, 0.0)]]),
+        asked([[(9, 1.0), (4, 0.5)], [(4, 1.0)], [(9, 1.0)]]),
+    ],
+    ids=["other exclusion", "more excluded", "no weight", "several items"],
+)
+def test_questions_that_differ_in_more_than_the_item_are_asked_as_they_are(queries):
+    model = Canned({4: [7], 9: [1, 7]})
+    assert ranks(model, queries, np.array([7, 7, 1], np.int32), k=3).tolist() == [1, 0, 0]
+    assert model.asked == [(queries.items.tolist(), 3)]
 
 
 @pytest.mark.parametrize(
     ("rank", "expected"),
     [
-        (0, (1, 1, 1, 1, 1, 1)),
-        (2, (1, 1, 0.5, 0.5, 1 / 3, 1 / 3)),
-        (9, (1, 1, 1 / math.log2(11), 1 / math.log2(11), 0.1, 0.1)),
-        (10, (0, 1, 0, 1 / math.log2(12), 0, 1 / 11)),
-        (19, (0, 1, 0, 1 / math.log2(21), 0, 1 / 20)),
-        (20, (0, 0, 0, 0, 0, 0)),
+        (0, (1, 1, 1, 1, 1, 1, 1, 1, 1)),
+        (2, (1, 1, 1, 0.5, 0.5, 0.5, 1 / 3, 1 / 3, 1 / 3)),
+        (4, (1, 1, 1, 1 / math.log2(6), 1 / math.log2(6), 1 / math.log2(6), 0.2, 0.2, 0.2)),
+        (5, (0, 1, 1, 0, 1 / math.log2(7), 1 / math.log2(7), 0, 1 / 6, 1 / 6)),
+        (9, (0, 1, 1, 0, 1 / math.log2(11), 1 / math.log2(11), 0, 0.1, 0.1)),
+        (10, (0, 0, 1, 0, 0, 1 / math.log2(12), 0, 0, 1 / 11)),
+        (19, (0, 0, 1, 0, 0, 1 / math.log2(21), 0, 0, 1 / 20)),
+        (20, (0, 0, 0, 0, 0, 0, 0, 0, 0)),
     ],
     ids=lambda value: f"rank {value}" if isinstance(value, int) else "",
 )
 def test_metrics_of_one_question(rank, expected):
     figures = metrics(np.array([rank]))
-    names = ["hr_at_10", "hr_at_20", "ndcg_at_10", "ndcg_at_20", "mrr_at_10", "mrr_at_20"]
-    assert [figures[name] for name in names] == pytest.approx(list(expected))
-    assert len(figures) == 6
+    assert [figures[name] for name in NAMES] == pytest.approx(list(expected))
+    assert len(figures) == len(NAMES)
 
 
-def test_evaluate_is_the_mean_over_the_questions():
-    rng = np.random.default_rng(3)
-    answers = {
-        number: rng.permutation([other for other in range(40) if other != number]).tolist() for number in range(40)
-    }
-    questions = [(int(query), int(target)) for query, target in rng.integers(0, 40, (61, 2)) if query != target]
-    places = [answers[query].index(target) + 1 for query, target in questions]
-    assert evaluate(Canned(answers), holdout(*questions)) == pytest.approx(naive(places))
+def test_metrics_are_means_over_the_questions():
+    answers = shuffled(40)
+    drawn = np.random.default_rng(5).integers(0, 40, (61, 2)).tolist()
+    pairs = [(query, target) for query, target in drawn if query != target]
+    places = [answers[query].index(target) + 1 for query, target in pairs]
+    assert metrics(ranks(Canned(answers), *questions(*pairs))) == pytest.approx(naive(places))
+    assert evaluate(Canned(answers), holdout(*pairs)) == pytest.approx(naive(places))
 
 
-def test_evaluate_asks_an_index_like_anything_else():
-    """On a circle, 30 degrees apart: the neighbours are the nearest by angle."""
+def test_evaluate_asks_from_the_last_item_before_the_target():
+    model = Canned({4: [7], 9: [1]})
+    assert evaluate(model, holdout((9, 4, 7), (4, 9, 4, 1), (4, 9, 1)))["hr_at_5"] == pytest.approx(2 / 3)
+    assert model.asked == [([[4], [9]], 20)]
+
+
+def test_evaluate_asks_exact_search_like_anything_else():
+    """On a circle: the neighbours are the nearest by angle."""
     angles = np.radians([0, 30, 70, 120])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     figures = evaluate(ExactIndex(vectors), holdout((0, 1), (0, 3), (2, 3)))
@@ -94,3 +151,180 @@ def test_padding_is_no_hit():
 
 def test_without_questions_there_are_no_figures():
     assert evaluate(Canned({}), holdout()) == {}
+    assert intervals(np.empty(0, np.int64), 10) == {}
+
+
+def test_intervals_are_those_of_drawing_questions_again():
+    """Percentiles of 4,000 resamples, ours and naive ones.
+
+    Both estimate the same quantile q = 0.025 from n draws of a nearly normal mean of deviation s: the standard
+    error is sqrt(q (1 - q) / n) / density = sqrt(0.025 * 0.975 / 4000) / (0.0584 / s) = 0.042 s, times sqrt(2)
+    for the difference of two. Six such errors are 0.36 s. HR of 83 questions comes in steps of 1 / 83 = 0.012,
+    so a step is allowed beside it.
+    """
+    rng = np.random.default_rng(1)
+    rank = np.minimum(rng.geometric(0.08, 83) - 1, 20)
+    ours = intervals(rank, 4_000, seed=2)
+    resampled = [metrics(rng.choice(rank, len(rank))) for _ in range(4_000)]
+    assert sorted(ours) == sorted(NAMES)
+    for name in NAMES:
+        values = [figures[name] for figures in resampled]
+        assert ours[name] == pytest.approx(
+            np.percentile(values, [2.5, 97.5]).tolist(), abs=0.36 * np.std(values) + 1 / 83
+        )
+
+
+def test_intervals_hold_the_figure_and_shrink_with_the_questions():
+    rank = np.random.default_rng(0).integers(0, 21, 50)
+    few, many = intervals(rank, 500), intervals(np.tile(rank, 100), 500)
+    for name, value in metrics(rank).items():
+        assert few[name][0] < value < few[name][1]
+        assert many[name][0] < value < many[name][1]
+        # a hundred times the questions, a tenth of the width; a width of 500 resamples is good to some 10%
+        width = many[name][1] - many[name][0]
+        assert width == pytest.approx((few[name][1] - few[name][0]) / 10, rel=0.4)
+
+
+def test_intervals_repeat_with_the_seed():
+    rank = np.random.default_rng(0).integers(0, 21, 50)
+    assert intervals(rank, 100, seed=4) == intervals(rank, 100, seed=4)
+    assert intervals(rank, 100, seed=4) != intervals(rank, 100, seed=5)
+
+
+def test_intervals_of_what_does_not_vary_are_points():
+    for low, high in intervals(np.zeros(7, np.int64), 50).values():
+        assert (low, high) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize(
+    ("popularity", "expected"),
+    [
+        ([1, 1, 1], [0, 1, 2]),
+        ([0, 4, 0, 5, 2, 1, 0], [3, 1, 3, 0, 2, 2, 3]),
+        ([2, 2, 2, 2, 2, 2], [0, 0, 1, 1, 2, 2]),
+        ([10, 1, 1], [0, 2, 2]),
+        ([3, 4, 3], [1, 0, 2]),
+        ([0, 0], [3, 3]),
+        ([7], [0]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_strata_are_thirds_of_the_interactions(popularity, expected):
+    stratum = strata(np.array(popularity, np.int64))
+    assert stratum.tolist() == strata(np.array(popularity, np.uint32)).tolist() == expected
+    assert stratum.dtype == np.int8
+
+
+def test_strata_as_one_would_count_them_by_hand():
+    popularity = np.random.default_rng(7).geometric(0.05, 97) - 1
+    total, before, expected = int(popularity.sum()), 0, {}
+    for number in sorted(range(97), key=lambda item: (-popularity[item], item)):
+        thirds = 0 if before < total / 3 else 1 if before < 2 * total / 3 else 2
+        expected[number] = thirds if popularity[number] else 3
+        before += int(popularity[number])
+    assert strata(popularity).tolist() == [expected[number] for number in range(97)]
+
+
+@pytest.mark.parametrize(("shown", "expected"), [([0, 0], 0), ([3, 0, 1, 0, 0], 0.4), ([1, 9], 1), ([], 0)], ids=str)
+def test_coverage_is_the_share_that_is_shown(shown, expected):
+    assert coverage(np.array(shown, np.int64)) == pytest.approx(expected)
+
+
+def naive_gini(shown):
+    """Mean difference of all pairs over twice the mean, and n / (n - 1) so that the extreme is 1."""
+    n = len(shown)
+    differences = sum(abs(one - other) for one in shown for other in shown)
+    return differences / (2 * n * sum(shown)) * n / (n - 1)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [([5, 5, 5], 0), ([0, 9, 0, 0], 1), ([1, 3], 0.5), ([0, 0, 0], 0), ([4], 0), ([], 0)],
+    ids=str,
+)
+def test_gini_runs_from_all_alike_to_one_alone(shown, expected):
+    assert gini(np.array(shown, np.int64)) == pytest.approx(expected)
+
+
+def test_gini_is_the_mean_difference_of_all_pairs():
+    shown = np.random.default_rng(2).geometric(0.2, 31) - 1
+    assert gini(shown) == pytest.approx(naive_gini(shown.tolist()))
+
+
+def naive_exposure(answers, queries, num_items):
+    shown = [0] * num_items
+    for query in queries:
+        for item in answers[query][:10]:
+            shown[item] += 1
+    return shown
+
+
+def test_report_asks_once_and_gives_all():
+    num_items = 27
+    answers = {number: others[: number + 3] for number, others in shuffled(num_items).items()}
+    pairs = [(query, target) for query, target in np.random.default_rng(6).integers(0, num_items, (53, 2)).tolist()]
+    popularity = np.random.default_rng(9).integers(0, 9, num_items)
+    model = Canned(answers)
+    figures = report(model, *questions(*pairs), popularity, 200, seed=3)
+    assert len(model.asked) == 1
+
+    top = [answers[query][:20] for query, _ in pairs]
+    places = [
+        found.index(target) + 1 if target in found else None for found, (_, target) in zip(top, pairs, strict=True)
+    ]
+    assert {name: figures[name] for name in NAMES} == pytest.approx(naive(places))
+    shown = naive_exposure(answers, [query for query, _ in pairs], num_items)
+    assert figures["coverage_at_10"] == pytest.approx(sum(count > 0 for count in shown) / num_items)
+    assert figures["gini_at_10"] == pytest.approx(naive_gini(shown))
+    rank = np.array([20 if place is None else place - 1 for place in places])
+    assert figures["intervals"] == intervals(rank, 200, seed=3)
+    stratum = strata(popularity)
+    for number, name in enumerate(["head", "torso", "tail", "new"]):
+        own = [place for place, (_, target) in zip(places, pairs, strict=True) if stratum[target] == number]
+        expected = {"questions": len(own)} | naive(own)
+        assert figures["strata"][name] == pytest.approx(expected)
+    assert sum(part["questions"] for part in figures["strata"].values()) == len(pairs)
+    assert set(figures) == {*NAMES, "coverage_at_10", "gini_at_10", "intervals", "strata"}
+
+
+def test_a_report_is_ready_for_json():
+    figures = report(Canned(shuffled(30)), *questions((1, 2), (3, 4)), np.arange(30), 20)
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+
+
+def test_a_report_of_no_questions_counts_them():
+    figures = report(Canned({}), *questions(), np.arange(5), 20)
+    assert figures == {
+        "intervals": {},
+        "strata": {name: {"questions": 0} for name in ("head", "torso", "tail", "new")},
+    }
+
+
+class ByWeight:
+    """Answers well if the second newest item weighs as much as `best` says; remembers the items it was asked."""
+
+    def __init__(self, best):
+        self.best = best
+        self.widths = set()
+
+    def answer(self, queries, k):
+        self.widths.add(queries.items.shape[1])
+        answers = np.full((len(queries), k), -1, np.int32)
+        place = np.rint(10 * np.abs(queries.weights[:, 1] - self.best)).astype(int)
+        answers[np.arange(len(queries)), place] = 5
+        return answers
+
+
+@pytest.mark.parametrize(("best", "chosen"), [(0.5, 0.5), (0.2, 0.3), (0.6, 0.5)], ids=str)
+def test_the_recency_with_the_best_ndcg_is_chosen_the_first_of_equals(best, chosen):
+    """At 0.6, the recencies 0.5 and 0.7 are equally far."""
+    model = ByWeight(best)
+    recency, figures = choose_recency(model, holdout((1, 2, 3, 5), (4, 2, 5)), (0.9, 0.5, 0.3, 0.7), 2)
+    assert recency == chosen
+    assert figures == pytest.approx(naive([1 + round(10 * abs(chosen - best))] * 2))
+    assert model.widths == {2}
+
+
+def test_without_questions_the_first_recency_is_chosen():
+    assert choose_recency(Canned({}), holdout(), (0.3, 0.5), 4) == (0.3, {})

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 
+from recsys import exact
 from recsys.exact import BLOCK, ExactIndex, top
+from recsys.queries import Queries
+from recsys.similarity import COSINE, DISTANCES
 from tests.contracts.neighbours import NeighboursContract
 
 NUM_ITEMS, DIMENSION = 13, 3
+every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=list(DISTANCES))
 
 
 def unit_vectors(rows, dimension, seed=0):
@@ -12,10 +16,16 @@ def unit_vectors(rows, dimension, seed=0):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def naive(vectors, number, k):
-    cosines = {other: float(vectors[other].astype(float) @ vectors[number]) for other in range(len(vectors))}
-    del cosines[number]
-    return sorted(cosines, key=lambda other: -cosines[other])[:k]
+def vectors_for(distance, rows, seed=0):
+    """Unit vectors only where the distance asks for it."""
+    stretched = np.random.default_rng(seed + 1).uniform(0.2, 3, (rows, 1)).astype(np.float32)
+    return unit_vectors(rows, DIMENSION, seed) * (1 if distance.unit else stretched)
+
+
+def naive(vectors, place, k, *, distance=COSINE, excluded=()):
+    """One item after the other."""
+    apart = {number: float(distance.between(place, vector)) for number, vector in enumerate(vectors.astype(float))}
+    return sorted(set(apart) - set(excluded), key=lambda number: apart[number])[:k]
 
 
 class TestExactIndex(NeighboursContract):
@@ -23,9 +33,10 @@ class TestExactIndex(NeighboursContract):
     def num_items(self):
         return NUM_ITEMS
 
-    @pytest.fixture
-    def model(self):
-        return ExactIndex(unit_vectors(NUM_ITEMS, DIMENSION))
+    @pytest.fixture(params=list(DISTANCES))
+    def model(self, request):
+        distance = DISTANCES[request.param]
+        return ExactIndex(vectors_for(distance, NUM_ITEMS), distance)
 
 
 class TestExactIndexOfOneItem(NeighboursContract):
@@ -38,18 +49,45 @@ class TestExactIndexOfOneItem(NeighboursContract):
         return ExactIndex(unit_vectors(1, DIMENSION))
 
 
-def test_finds_the_largest_cosines():
-    vectors = unit_vectors(NUM_ITEMS, DIMENSION)
-    answers = ExactIndex(vectors).neighbours(np.array([4, 12, 0, 4], np.int32), 5)
-    assert answers.tolist() == [naive(vectors, number, 5) for number in (4, 12, 0, 4)]
+@every_distance
+def test_finds_the_nearest(distance):
+    vectors = vectors_for(distance, NUM_ITEMS)
+    answers = ExactIndex(vectors, distance).neighbours(np.array([4, 12, 0, 4], np.int32), 5)
+    expected = [naive(vectors, vectors[number], 5, distance=distance, excluded=[number]) for number in (4, 12, 0, 4)]
+    assert answers.tolist() == expected
 
 
-def test_more_queries_than_a_block_are_answered_alike():
-    vectors = unit_vectors(40, DIMENSION)
+@every_distance
+def test_several_items_are_looked_up_by_their_weighted_mean(distance):
+    vectors = vectors_for(distance, NUM_ITEMS)
+    items, weights = [[3, 7, 1], [5, 5, -1]], [[1.0, 0.5, 0.25], [1.0, 0.5, 0.0]]
+    excluded = [[3, 7, 1, 12], [-1, 2, -1, -1]]
+    queries = Queries(np.array(items, np.int32), np.array(weights, np.float32), np.array(excluded, np.int32))
+    means = [(vectors[3] + vectors[7] / 2 + vectors[1] / 4) / 1.75, vectors[5]]
+    expected = [
+        naive(vectors, mean, 6, distance=distance, excluded=left_out)
+        for mean, left_out in zip(means, excluded, strict=True)
+    ]
+    assert ExactIndex(vectors, distance).answer(queries, 6).tolist() == expected
+
+
+@every_distance
+def test_more_queries_than_a_block_are_answered_alike(distance):
+    vectors = vectors_for(distance, 40)
     queries = np.resize(np.arange(40, dtype=np.int32), BLOCK + 17)
-    answers = ExactIndex(vectors).neighbours(queries, 3)
-    expected = [naive(vectors, number, 3) for number in range(40)]
+    answers = ExactIndex(vectors, distance).neighbours(queries, 3)
+    expected = [naive(vectors, vectors[number], 3, distance=distance, excluded=[number]) for number in range(40)]
     assert answers.tolist() == [expected[number] for number in queries]
+
+
+def test_histories_of_more_than_a_block_are_answered_alike(monkeypatch):
+    rng = np.random.default_rng(6)
+    items = rng.integers(0, 30, (11, 4)).astype(np.int32)
+    queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
+    model = ExactIndex(unit_vectors(30, DIMENSION))
+    together = model.answer(queries, 7)
+    monkeypatch.setattr(exact, "BLOCK", 4)
+    np.testing.assert_array_equal(model.answer(queries, 7), together)
 
 
 def test_length_is_the_number_of_items():

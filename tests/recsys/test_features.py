@@ -1,8 +1,15 @@
+import itertools
+import json
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from recsys.config import ItemsConfig
+from recsys import text
+from recsys.config import ItemsConfig, TowerConfig
 from recsys.features import MAX_TOKENS, Features
 
 ROLES = ItemsConfig(categorical=("brand", "kind of"), multi_categorical=("tags",), numeric=("price", "year"))
@@ -26,12 +33,13 @@ FITTED = (
     ("c", None, "old", None, None, 2000.0),
     ("d", "acme", "new", ["green"], 8.0, 2010.0),
 )
-SEEN = np.array([True, False, True, True])
+COUNTS = np.array([3, 0, 1, 2])
+TOWER = TowerConfig()
 
 
 @pytest.fixture
 def features():
-    return Features.fit(items(*FITTED), ROLES, SEEN)
+    return Features.fit(items(*FITTED), ROLES, TOWER, COUNTS)
 
 
 def test_inputs_are_dense_arrays_with_a_row_an_item(features):
@@ -80,7 +88,7 @@ def test_a_bag_is_as_wide_as_its_longest_and_never_wider_than_the_cap():
     many = [f"t{number:03}" for number in range(MAX_TOKENS + 9)]
     roles = ItemsConfig(multi_categorical=("tags",))
     table = pl.DataFrame({"item_id": ["a", "b"], "tags": [many, ["t001"]]})
-    features = Features.fit(table, roles, np.ones(2, bool))
+    features = Features.fit(table, roles, TOWER, np.ones(2, int))
     bags = features.transform(table)["tokens_0"]
     assert bags.shape == (2, MAX_TOKENS)
     assert len(set(bags[0].tolist())) == MAX_TOKENS
@@ -109,7 +117,7 @@ def test_new_items_are_scaled_like_the_fitted_ones(features):
 @pytest.mark.parametrize("values", [[5.0, 5.0, 5.0], [None, None, None]], ids=["constant", "all missing"])
 def test_a_column_that_says_nothing_stays_finite(values):
     table = pl.DataFrame({"item_id": ["a", "b", "c"], "price": pl.Series(values, dtype=pl.Float64)})
-    features = Features.fit(table, ItemsConfig(numeric=("price",)), np.ones(3, bool))
+    features = Features.fit(table, ItemsConfig(numeric=("price",)), TOWER, np.ones(3, int))
     numeric = features.transform(table)["numeric"]
     assert numeric[:, 0].tolist() == [0, 0, 0]
     new = features.transform(pl.DataFrame({"item_id": ["n"], "price": [6.0]}))["numeric"]
@@ -120,14 +128,14 @@ def test_a_column_that_says_nothing_stays_finite(values):
 def test_a_constant_that_rounds_does_not_blow_up_new_items(value, count):
     """A new item one above the constant must not be 10 ** 16 deviations away."""
     table = pl.DataFrame({"item_id": [str(row) for row in range(count)], "price": [value] * count})
-    features = Features.fit(table, ItemsConfig(numeric=("price",)), np.ones(count, bool))
+    features = Features.fit(table, ItemsConfig(numeric=("price",)), TOWER, np.ones(count, int))
     numeric = features.transform(pl.DataFrame({"item_id": ["n"], "price": [value + 1]}))["numeric"]
     assert abs(numeric[0, 0]) < 1e3
 
 
 def test_without_numeric_columns_there_is_no_numeric_input():
     table = items(*FITTED)
-    features = Features.fit(table, ItemsConfig(categorical=("brand",)), SEEN)
+    features = Features.fit(table, ItemsConfig(categorical=("brand",)), TOWER, COUNTS)
     assert list(features.transform(table)) == features.input_names == ["id", "tokens_0"]
 
 
@@ -161,3 +169,144 @@ def test_survives_being_saved(features, tmp_path):
     assert loaded == features
     for name, array in loaded.transform(items(*FITTED)).items():
         np.testing.assert_array_equal(array, features.transform(items(*FITTED))[name])
+
+
+# --- rare ids
+
+
+def of_counts(counts, **options):
+    table = pl.DataFrame({"item_id": [f"i{number}" for number in range(len(counts))]})
+    return table, Features.fit(table, ItemsConfig(), TowerConfig(**options), np.array(counts))
+
+
+def test_rare_ids_share_buckets_behind_the_own_ids_and_new_ids_are_zero():
+    table, features = of_counts([3, 0, 1, 2, 9], min_count=3, hash_buckets=4)
+    own, rare = features.item_ids, features.rare_ids
+    assert (own, rare, features.num_ids) == (["i0", "i4"], ["i2", "i3"], 7)
+    index = features.transform(table.vstack(pl.DataFrame({"item_id": ["never"]})))["id"]
+    assert index[[0, 1, 4, 5]].tolist() == [1, 0, 2, 0]
+    assert set(index[[2, 3]].tolist()) <= {3, 4, 5, 6}
+
+
+def test_buckets_are_stable_and_in_use():
+    """Fixed values: a bucket that moved would give an item another item's embedding."""
+    table, features = of_counts([1] * 200, min_count=2, hash_buckets=8)
+    index = features.transform(table)["id"]
+    assert [features.bucket(item_id) for item_id in ("i0", "i1", "é", "")] == [1, 1, 4, 5]
+    assert index.tolist() == [features.bucket(item_id) for item_id in table["item_id"]]
+    assert set(index.tolist()) == set(range(1, 9))
+
+
+def test_without_a_least_count_there_are_no_buckets():
+    _, features = of_counts([1, 0, 5], min_count=1, hash_buckets=4)
+    assert (features.item_ids, features.rare_ids, features.num_ids) == (["i0", "i2"], [], 3)
+
+
+# --- text
+
+TITLES = ["Red wine glass", "red wine", "GLASS", "blue wine", None, "wines", "", "the red, red wine"]
+TEXT_ROLES = ItemsConfig(title="title", text=("title",))
+
+
+def titled(titles):
+    return pl.DataFrame(
+        {"item_id": [str(row) for row in range(len(titles))], "title": pl.Series(titles, dtype=pl.String)}
+    )
+
+
+def of_titles(titles, text_encoder):
+    table = titled(titles)
+    config = TowerConfig(text_encoder=text_encoder)
+    return Features.fit(table, TEXT_ROLES, config, np.ones(len(titles), int))
+
+
+def test_a_bag_of_a_text_has_its_known_tokens_with_the_words_ahead():
+    features = of_titles(TITLES, "bag")
+    (feature,) = features.tokens
+    bags = features.transform(titled(TITLES))["tokens_0"]
+    assert bags.dtype == np.int32
+    for title, bag in zip(TITLES, bags.tolist(), strict=True):
+        words = (title or "").lower().replace(",", "").split()
+        pairs = [" ".join(pair) for pair in itertools.pairwise(words)]
+        grams = [
+            "~" + f"<{word}>"[start : start + length]
+            for length in (5, 4, 3)
+            for word in words
+            if len(word) + 2 > length
+            for start in range(len(word) + 3 - length)
+        ]
+        expected = [token for token in (*words, *pairs, *grams) if token in feature.vocabulary]
+        got = [token for token in bag if token]
+        assert got == ([feature.vocabulary.index(token) + 2 for token in expected] or [1])
+        assert not any(bag[len(got) :])
+
+
+def test_sequences_are_words_in_their_order():
+    """Vocabulary: glass 2, red 3, wine 4."""
+    features = of_titles(TITLES, "recurrent")
+    words = features.transform(titled([*TITLES, "wine of old red"]))["tokens_0"]
+    assert words.shape == (9, text.MAX_WORDS)
+    kept = [[3, 4, 2], [3, 4], [2], [1, 4], [1], [1], [1], [1, 3, 3, 4], [4, 1, 1, 3]]
+    assert words[:, :4].tolist() == [row + [0] * (4 - len(row)) for row in kept]
+    assert not words[:, 4:].any()
+
+
+def test_a_bag_keeps_the_words_where_a_text_is_long():
+    long = " ".join(f"word{number}" for number in range(text.MAX_WORDS))
+    features = of_titles([long, long], "bag")
+    (feature,) = features.tokens
+    bag = features.transform(titled([long]))["tokens_0"][0]
+    assert len(bag) == MAX_TOKENS
+    kept = {feature.vocabulary[index - 2] for index in bag}
+    assert set(long.split()) < kept
+    assert {len(token) for token in kept if token.startswith("~")} <= {6}  # "~" and the longest n-grams
+
+
+def test_texts_are_alike_in_chunks_and_as_a_whole(monkeypatch):
+    features = of_titles(TITLES, "bag")
+    whole = features.transform(titled(TITLES))["tokens_0"]
+    monkeypatch.setattr("recsys.features.TEXT_CHUNK", 3)
+    np.testing.assert_array_equal(features.transform(titled(TITLES))["tokens_0"], whole)
+
+
+# --- files
+
+
+def test_features_of_before_texts_and_buckets_still_load():
+    golden = Path(__file__).parent.parent / "golden" / "v1"
+    features = Features.load(golden / "features.json")
+    catalogue = pl.read_parquet(golden / "catalogue.parquet")
+    assert (features.rare_ids, features.hash_buckets, features.num_ids) == ([], 0, len(features.item_ids) + 1)
+    assert [feature.text_encoder for feature in features.tokens] == [None]
+    inputs = features.transform(catalogue)
+    assert inputs["id"].tolist() == [
+        features.item_ids.index(item_id) + 1 if item_id in features.item_ids else 0 for item_id in catalogue["item_id"]
+    ]
+
+
+any_text = st.text(st.characters(codec="utf-8"), max_size=12)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(any_text, st.none() | any_text, st.integers(0, 4)), min_size=1, max_size=8),
+    st.sampled_from(["bag", "convolutional", "recurrent"]),
+    st.integers(1, 3),
+)
+def test_any_features_survive_being_saved(tmp_path_factory, rows, text_encoder, min_count):
+    table = pl.DataFrame(
+        {
+            "item_id": [f"{item_id}{row}" for row, (item_id, _, _) in enumerate(rows)],
+            "title": pl.Series([title for _, title, _ in rows], dtype=pl.String),
+        }
+    )
+    config = TowerConfig(text_encoder=text_encoder, min_count=min_count, hash_buckets=3)
+    features = Features.fit(table, TEXT_ROLES, config, np.array([count for _, _, count in rows]))
+    path = tmp_path_factory.mktemp("saved") / "features.json"
+    features.save(path)
+    assert json.loads(path.read_text(encoding="utf-8"))["hash_buckets"] == features.hash_buckets
+    loaded = Features.load(path)
+    assert loaded == features
+    for name, array in loaded.transform(table).items():
+        np.testing.assert_array_equal(array, features.transform(table)[name])
+        assert array.max() < {"id": features.num_ids, "tokens_0": features.tokens[0].size}[name]

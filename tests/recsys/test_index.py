@@ -5,6 +5,8 @@ from recsys import index
 from recsys.config import IndexConfig
 from recsys.errors import InputError, StageError
 from recsys.exact import ExactIndex
+from recsys.queries import Queries
+from recsys.similarity import COSINE, DISTANCES
 from tests.contracts.neighbours import NeighboursContract
 
 DIMENSION = 5
@@ -15,8 +17,17 @@ def unit_vectors(rows, dimension=DIMENSION, seed=0):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def build(folder, vectors, **options):
-    return index.build(vectors, IndexConfig(**{"n_trees": 4} | options), folder / "index.ann")
+def vectors_for(distance, rows, dimension=DIMENSION, seed=0):
+    """Unit vectors only where the distance asks for it."""
+    stretched = np.random.default_rng(seed + 1).uniform(0.2, 3, (rows, 1)).astype(np.float32)
+    return unit_vectors(rows, dimension, seed) * (1 if distance.unit else stretched)
+
+
+def build(folder, vectors, *, distance=COSINE, **options):
+    return index.build(vectors, IndexConfig(**{"n_trees": 4} | options), folder / "index.ann", distance=distance)
+
+
+every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=list(DISTANCES))
 
 
 class TestIndex(NeighboursContract):
@@ -24,9 +35,10 @@ class TestIndex(NeighboursContract):
     def num_items(self):
         return 17
 
-    @pytest.fixture
-    def model(self, num_items, tmp_path):
-        return build(tmp_path, unit_vectors(num_items))
+    @pytest.fixture(params=list(DISTANCES))
+    def model(self, request, num_items, tmp_path):
+        distance = DISTANCES[request.param]
+        return build(tmp_path, vectors_for(distance, num_items), distance=distance)
 
 
 class TestIndexWithATinySearch(NeighboursContract):
@@ -47,7 +59,7 @@ class TestIndexWithATinySearch(NeighboursContract):
 
     def test_is_full_as_long_as_there_are_items(self, model, queries, num_items):
         for k in (1, 7, num_items - 1):
-            assert (model.neighbours(queries, k) >= 0).all()
+            assert (model.answer(queries, k) >= 0).all()
 
 
 class TestIndexOfTwins(NeighboursContract):
@@ -75,19 +87,98 @@ class TestIndexOfOneItem(NeighboursContract):
 # --- queries
 
 
-def test_a_thorough_search_is_exact(tmp_path):
-    vectors, numbers = unit_vectors(60), np.array([3, 59, 0, 3], np.int32)
-    built = build(tmp_path, vectors)
+def histories(num_items, seed=5):
+    """Queries of one to three items, some of them one item that is left out alone."""
+    rng = np.random.default_rng(seed)
+    items = rng.integers(0, num_items, (12, 3)).astype(np.int32)
+    weights = rng.uniform(0.1, 1, items.shape).astype(np.float32)
+    items[::3, 1:], weights[::3, 1:] = -1, 0
+    excluded = items.copy()
+    excluded[3, 1] = (items[3, 0] + 1) % num_items  # one item, and another left out
+    excluded[6] = -1  # one item, and nothing left out
+    return Queries(items, weights, excluded)
+
+
+@every_distance
+def test_a_thorough_search_is_exact(tmp_path, distance):
+    vectors, numbers = vectors_for(distance, 60), np.array([3, 59, 0, 3], np.int32)
+    built, exact = build(tmp_path, vectors, distance=distance), ExactIndex(vectors, distance)
     built.search_k = 60 * 4
-    np.testing.assert_array_equal(built.neighbours(numbers, 7), ExactIndex(vectors).neighbours(numbers, 7))
+    np.testing.assert_array_equal(built.neighbours(numbers, 7), exact.neighbours(numbers, 7))
+    np.testing.assert_array_equal(built.answer(histories(60), 7), exact.answer(histories(60), 7))
 
 
-def test_nearest_gives_the_cosines_largest_first(tmp_path):
-    vectors = unit_vectors(30)
-    numbers, similarities = build(tmp_path, vectors).nearest(11, 6)
-    assert similarities == pytest.approx([float(vectors[11] @ vectors[number]) for number in numbers], abs=1e-5)
+@every_distance
+def test_nearest_gives_the_similarities_largest_first(tmp_path, distance):
+    vectors = vectors_for(distance, 30)
+    numbers, similarities = build(tmp_path, vectors, distance=distance).nearest(11, 6)
+    expected = distance.similarities(vectors[11:12], vectors[numbers])[0]
+    assert similarities == pytest.approx(expected.tolist(), abs=1e-5)
     assert similarities == sorted(similarities, reverse=True)
     assert len(similarities) == 6
+
+
+@every_distance
+def test_nearest_to_the_place_of_an_item_is_that_item_and_then_its_neighbours(tmp_path, distance):
+    vectors = vectors_for(distance, 30)
+    built = build(tmp_path, vectors, distance=distance)
+    numbers, similarities = built.nearest(11, 6)
+    found, found_similarities = built.nearest_to(vectors[11], 7)
+    assert found == [11, *numbers]
+    assert found_similarities == pytest.approx([1, *similarities], abs=1e-3)  # rounding of an angle near 0
+    assert built.nearest_to(vectors[11], 6, excluded=[11])[0] == numbers
+
+
+@every_distance
+def test_nearest_to_leaves_out_what_it_is_told_to(tmp_path, distance):
+    vectors = vectors_for(distance, 30)
+    built, place = build(tmp_path, vectors, distance=distance), np.array([0.3, -0.2, 0.5, 0.1, 0], np.float32)
+    everything, similarities = built.nearest_to(place, 30)
+    assert sorted(everything) == list(range(30))
+    left_out = everything[:9]
+    found, found_similarities = built.nearest_to(place, 5, excluded=[*left_out, left_out[0]])
+    assert found == everything[9:14]
+    assert found_similarities == pytest.approx(similarities[9:14])
+
+
+@pytest.mark.parametrize(("k", "excluded"), [(0, ()), (3, range(30))], ids=["none wanted", "all left out"])
+def test_nearest_to_may_find_nothing(tmp_path, k, excluded):
+    vectors = unit_vectors(30)
+    assert build(tmp_path, vectors).nearest_to(vectors[0], k, excluded) == ([], [])
+
+
+def test_nearest_to_is_full_however_small_the_search(tmp_path):
+    vectors = unit_vectors(300)
+    built = build(tmp_path, vectors, n_trees=1)
+    built.search_k = 1
+    found, _ = built.nearest_to(vectors[0], 40, excluded=range(0, 300, 2))
+    assert len(found) == 40
+    assert all(number % 2 for number in found)
+
+
+def test_for_cosine_the_length_of_a_place_does_not_count(tmp_path):
+    vectors = unit_vectors(30)
+    built = build(tmp_path, vectors)
+    for length in (0.01, 20):
+        numbers, similarities = built.nearest_to(vectors[3] * length, 8)
+        assert (numbers, similarities) == (built.nearest_to(vectors[3], 8)[0], pytest.approx(similarities, abs=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("place", "received"),
+    [(np.zeros(4), r"shape \[4\]"), (np.zeros((1, 5)), r"\[1, 5\]"), (np.full(5, np.nan), "0 finite numbers")],
+    ids=["short", "two axes", "NaN"],
+)
+def test_a_place_that_is_none_is_refused(tmp_path, place, received):
+    with pytest.raises(InputError, match=rf"finite and of shape \[5\].*{received}"):
+        build(tmp_path, unit_vectors(9)).nearest_to(place, 3)
+
+
+def test_histories_beyond_a_block_are_answered_alike(tmp_path, monkeypatch):
+    built = build(tmp_path, unit_vectors(50))
+    together = built.answer(histories(50), 5)
+    monkeypatch.setattr(index, "MEANS", 3)
+    np.testing.assert_array_equal(built.answer(histories(50), 5), together)
 
 
 def test_nearest_knows_opposite_and_orthogonal_vectors(tmp_path):
@@ -158,6 +249,23 @@ def test_an_index_of_another_number_of_items_is_refused(tmp_path, num_items):
         index.load(tmp_path / "index.ann", unit_vectors(num_items), search_k=10)
 
 
+@every_distance
+def test_a_loaded_index_has_the_distance_it_was_loaded_with(tmp_path, distance):
+    vectors = vectors_for(distance, 20)
+    built = build(tmp_path, vectors, distance=distance)
+    loaded = index.load(tmp_path / "index.ann", vectors, built.search_k, distance=distance)
+    assert loaded.distance == built.distance == distance
+    assert loaded.nearest(3, 5) == built.nearest(3, 5)
+
+
+@pytest.mark.parametrize(("saved", "asked"), [("cosine", "euclidean"), ("manhattan", "cosine")], ids=str)
+def test_an_index_of_another_distance_is_refused_where_its_layout_differs(tmp_path, saved, asked):
+    vectors = unit_vectors(20)
+    build(tmp_path, vectors, distance=DISTANCES[saved])
+    with pytest.raises(InputError, match=r"index\.ann"):
+        index.load(tmp_path / "index.ann", vectors, search_k=10, distance=DISTANCES[asked])
+
+
 def test_an_index_of_other_vectors_is_refused(tmp_path):
     vectors = unit_vectors(20)
     build(tmp_path, vectors)
@@ -187,25 +295,28 @@ def test_a_missing_file_is_refused(tmp_path):
 def naive_recall(built, vectors, sample, k):
     shares = []
     for number in sample.tolist():
-        cosines = vectors.astype(float) @ vectors[number]
-        cosines[number] = -np.inf
-        exact = set(np.argsort(-cosines)[:k].tolist())
+        apart = built.distance.between(vectors.astype(float), vectors[number])
+        apart[number] = np.inf
+        exact = set(np.argsort(apart)[:k].tolist())
         shares.append(len(exact & set(built.nearest(number, k)[0])) / k)
     return float(np.mean(shares))
 
 
+@every_distance
 @pytest.mark.parametrize("search_k", [1, 30, 10_000], ids="search_k {}".format)
-def test_recall_is_the_share_of_the_exact_nearest_that_are_found(tmp_path, search_k):
-    vectors, sample = unit_vectors(300), np.arange(0, 300, 11, dtype=np.int32)
-    built = build(tmp_path, vectors, n_trees=2)
+def test_recall_is_the_share_of_the_exact_nearest_that_are_found(tmp_path, search_k, distance):
+    vectors, sample = vectors_for(distance, 300), np.arange(0, 300, 11, dtype=np.int32)
+    built = build(tmp_path, vectors, n_trees=2, distance=distance)
     built.search_k = search_k
     assert index.recall(built, vectors, sample, 8) == pytest.approx(naive_recall(built, vectors, sample, 8), abs=1e-9)
 
 
-def test_among_equally_near_items_any_counts_as_found(tmp_path):
+@every_distance
+@pytest.mark.parametrize("scale", [1, 1_000, 0.001], ids="scale {}".format)
+def test_among_equally_near_items_any_counts_as_found(tmp_path, distance, scale):
     """Ten items at one place: which three of the nine others come is free."""
-    vectors = np.repeat(unit_vectors(4), 10, axis=0)
-    built = build(tmp_path, vectors)
+    vectors = np.repeat(vectors_for(distance, 4), 10, axis=0) * np.float32(1 if distance.unit else scale)
+    built = build(tmp_path, vectors, distance=distance)
     assert index.recall(built, vectors, np.arange(40, dtype=np.int32), 3) == 1.0
 
 
@@ -214,10 +325,11 @@ def test_recall_of_a_catalogue_smaller_than_k_counts_what_there_is(tmp_path):
     assert index.recall(build(tmp_path, vectors), vectors, np.arange(6, dtype=np.int32), 20) == 1.0
 
 
-def test_tuning_reaches_the_target_with_about_the_smallest_search(tmp_path):
-    vectors = unit_vectors(600, 12)
+@every_distance
+def test_tuning_reaches_the_target_with_about_the_smallest_search(tmp_path, distance):
+    vectors = vectors_for(distance, 600, 12)
     config = IndexConfig(n_trees=3, recall_k=9, recall_target=0.9, recall_floor=0.8, sample=120)
-    built = index.build(vectors, config, tmp_path / "index.ann")
+    built = index.build(vectors, config, tmp_path / "index.ann", distance=distance)
     seen = []
     tuned = index.tune(built, vectors, config, on_try=lambda *tried: seen.append(tried))
     everyone = np.arange(600, dtype=np.int32)

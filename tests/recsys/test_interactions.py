@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from recsys.config import ItemsConfig
 from recsys.errors import InputError
-from recsys.interactions import check_interactions, check_items
+from recsys.interactions import check_interactions, check_items, weigh_events
 
 MOMENT = 1_704_164_645.0
 """2024-01-02 03:04:05 UTC: 19,724 days and 11,045 seconds after 1970 began."""
@@ -219,6 +219,65 @@ def test_an_empty_weight_is_one():
     assert check_interactions(log(weight=[""]), "log.csv").rows["weight"].to_list() == [1.0]
 
 
+# --- events
+
+
+def test_events_are_read_where_they_are_asked_for_and_may_be_missing():
+    raw = log(user_id=["a"] * 4, item_id=["i"] * 4, timestamp=[1] * 4, event=["view", None, "", " buy"])
+    assert "event" not in check_interactions(raw, "log.csv").rows.columns
+    rows = check_interactions(raw, "log.csv", events=True).rows
+    assert rows.columns == ["row", "user_id", "item_id", "timestamp", "weight", "event"]
+    assert rows["event"].to_list() == ["view", None, "", " buy"]
+
+
+def test_events_may_be_numbers():
+    rows = check_interactions(log(event=[3]), "log.csv", events=True).rows
+    assert rows["event"].to_list() == ["3"]
+
+
+def test_a_bad_row_is_rejected_whatever_its_event():
+    raw = log(user_id=["a", None], item_id=["i"] * 2, timestamp=[1, 1], event=["nothing", "view"])
+    checked = check_interactions(raw, "log.csv", events=True)
+    assert checked.rows["event"].to_list() == ["nothing"]
+    assert checked.rejects["reason"].to_list() == ["user_id is missing"]
+
+
+def test_an_event_scales_the_weight_and_one_without_a_factor_is_left_out():
+    events = ["view", "buy", "scroll", None, "view", "View"]
+    weights = [1.0, 2.0, 1.0, 1.0, 0.5, 1.0]
+    raw = log(user_id=["a"] * 6, item_id=["i"] * 6, timestamp=[1] * 6, event=events, weight=weights)
+    weighed = weigh_events(check_interactions(raw, "log.csv", events=True).rows, {"view": 0.5, "buy": 3})
+    assert weighed.columns == ["row", "user_id", "item_id", "timestamp", "weight"]
+    assert weighed.schema["weight"] == pl.Float32
+    assert weighed.select("row", "weight").rows() == [(0, 0.5), (1, 6.0), (4, 0.25)]
+
+
+def test_where_no_event_has_a_factor_nothing_is_left():
+    rows = check_interactions(log(event=["view"]), "log.csv", events=True).rows
+    assert weigh_events(rows, {"buy": 1.0}).height == 0
+    assert weigh_events(rows.head(0), {"buy": 1.0}).height == 0
+
+
+@pytest.mark.parametrize(("weight", "factor"), [(1e38, 1e6), (1e-38, 1e-30)], ids=["overflow", "underflow"])
+def test_no_weighed_interaction_is_infinite_or_zero(weight, factor):
+    """What is used is a float32: a product that has none is held at the nearest that it has."""
+    rows = check_interactions(log(weight=[weight], event=["buy"]), "log.csv", events=True).rows
+    (used,) = weigh_events(rows, {"buy": factor})["weight"].to_list()
+    assert math.isfinite(used)
+    assert used > 0
+
+
+def test_a_table_without_events_is_refused_only_where_they_are_asked_for():
+    assert check_interactions(log(), "log.csv").rows.height == 1
+    with pytest.raises(InputError, match=r"log\.csv.*'event'"):
+        check_interactions(log(), "log.csv", events=True)
+
+
+def test_a_list_of_events_is_refused():
+    with pytest.raises(InputError, match=r"log\.csv: event must be one value a row"):
+        check_interactions(log(event=[["view"]]), "log.csv", events=True)
+
+
 # --- tables that cannot be used
 
 
@@ -297,6 +356,24 @@ def test_usable_items_come_in_our_types():
         "year": pl.Float64,
     }
     assert rows.row(0) == (0, "12", "n", "7", ["x"], 1.5, 1999.0)
+
+
+def test_text_stays_as_it_is_and_may_be_the_title_too():
+    roles = ItemsConfig(title="name", text=("name", "blurb"))
+    raw = pl.DataFrame({"item_id": ["a", "b"], "name": ["N", None], "blurb": [" Some Text, ", None]})
+    checked = check_items(raw, roles, "items.csv")
+    assert checked.rows.columns == ["row", "item_id", "title", "name", "blurb"]
+    assert checked.rows.rows() == [(0, "a", "N", "N", " Some Text, "), (1, "b", None, None, None)]
+    titled = check_items(raw.rename({"name": "title"}), ItemsConfig(title="title", text=("title",)), "items.csv")
+    assert titled.rows.rows() == [(0, "a", "N"), (1, "b", None)]
+
+
+def test_text_must_be_there_and_be_one_value_a_row():
+    roles = ItemsConfig(text=("blurb",))
+    with pytest.raises(InputError, match=r"items\.csv.*'blurb'"):
+        check_items(pl.DataFrame({"item_id": ["a"]}), roles, "items.csv")
+    with pytest.raises(InputError, match=r"items\.csv: blurb must be one value a row"):
+        check_items(pl.DataFrame({"item_id": ["a"], "blurb": [["x", "y"]]}), roles, "items.csv")
 
 
 def test_without_a_title_column_there_are_no_titles():

@@ -3,10 +3,11 @@ import polars as pl
 import pytest
 
 from recsys import index
+from recsys.calibration import Calibration, Estimate, Measured, Threshold
 from recsys.catalogue import Catalogue
 from recsys.config import IndexConfig
 from recsys.errors import InputError, UnknownItemError
-from recsys.lookup import similar
+from recsys.lookup import similar, verdict
 
 ANGLES = {"north": 90, "east": 0, "north-east": 50, "south": 270, "west": 185}
 
@@ -22,6 +23,21 @@ def annoy(catalogue, tmp_path):
     angles = np.radians([ANGLES[item_id] for item_id in catalogue.item_ids])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     return index.build(vectors, IndexConfig(n_trees=3), tmp_path / "index.ann")
+
+
+@pytest.fixture
+def calibration():
+    share = Estimate(value=0.5, low=0.25, high=0.75)
+    measured = Measured(precision=None, recall=share, false_positive_rate=share, accuracy=share)
+    return Calibration(
+        similarities=(0.0, 0.8),
+        probabilities=(0.25, 0.75),
+        fitted_pairs=20,
+        measured_pairs=20,
+        expected_calibration_error=share,
+        auc=0.5,
+        thresholds=(Threshold(rule="probability", wanted=0.5, similarity=0.4, measured=measured),),
+    )
 
 
 def test_names_the_nearest_items_first(catalogue, annoy):
@@ -62,3 +78,21 @@ def test_an_unknown_item_is_an_error(catalogue, annoy):
 def test_asking_for_no_neighbours_is_an_error(catalogue, annoy, k):
     with pytest.raises(InputError, match=f"Received: {k}"):
         similar(catalogue, annoy, "r1", "north", k)
+
+
+def test_every_neighbour_has_its_probability_where_there_is_a_calibration(catalogue, annoy, calibration):
+    neighbours = similar(catalogue, annoy, "r1", "north", 4, calibration=calibration).neighbours
+    line = [0.25 + 0.5 * min(max(other.similarity, 0), 0.8) / 0.8 for other in neighbours]
+    assert [other.probability for other in neighbours] == pytest.approx(line)
+    assert {other.probability for other in similar(catalogue, annoy, "r1", "north", 4).neighbours} == {None}
+
+
+@pytest.mark.parametrize(
+    ("similarity", "same", "probability"), [(0.4, True, 0.5), (0.39, False, 0.49375), (-1, False, 0.25)]
+)
+def test_two_items_are_the_same_from_the_threshold_on(catalogue, calibration, similarity, same, probability):
+    asked = {"similarity": similarity, "calibration": calibration, "threshold": calibration.threshold()}
+    told = verdict(catalogue, "r1", ("north", "south"), **asked)
+    assert told.same is same
+    assert told.probability == pytest.approx(probability)
+    assert [tuple(item) for item in told.items] == [("north", "NORTH"), ("south", None)]

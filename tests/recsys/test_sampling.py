@@ -1,157 +1,531 @@
+import math
+
 import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys.config import TrainConfig
-from recsys.sampling import Sampler
+from recsys.config import CandidatesConfig
+from recsys.errors import StageError
+from recsys.sampling import Anchors, Sampler
 
-NUM_ITEMS = 11
+NUM_ITEMS = 23
 DENSE = np.zeros((NUM_ITEMS, NUM_ITEMS), np.float32)
-for one, other, pair_weight in ((0, 1, 3.0), (0, 4, 1.0), (1, 2, 0.5), (4, 7, 2.0), (7, 8, 1.5), (2, 9, 4.0)):
+for one, other, pair_weight in (
+    (0, 1, 3.0), (0, 4, 1.0), (0, 12, 0.25), (1, 2, 0.5), (4, 7, 2.0), (7, 8, 1.5), (2, 9, 4.0), (9, 11, 1.0),
+    (11, 12, 60.0), (13, 14, 2.5), (14, 15, 1.0), (16, 0, 0.75), (16, 18, 1.25), (19, 20, 3.0), (20, 14, 0.5),
+):  # fmt: skip
     DENSE[one, other] = DENSE[other, one] = pair_weight
-ANCHORS = [0, 1, 2, 4, 7, 8, 9]
-"""Items 3, 5, 6 and 10 have no pairs."""
+DENSE[21, [3, 0, 9]] = 1.0
+"""Items 5, 6, 10, 17 and 22 have no pairs; 21 is only an anchor, 3 only a positive."""
+
+SMALL = {"max_positives": 6, "negatives": 4, "whole_catalogue_up_to": 1}
+KINDS = ["catalogue", "sampled", "in_batch", "mixed"]
+BATCHES = [[[0], [4], [13]], [[9], [21], [2]], [[20], [11], [1]], [[19], [16], [0]]]
+HISTORIES = [
+    [[0, 5, 7], [22, -1, -1], [9, 0, -1]],
+    [[3, 21, 14], [10, 4, -1], [5, 6, 17]],
+    [[12, -1, -1], [7, 0, -1], [0, 7, 19]],
+]
+"""Newest items of three users; some of them have no pairs at all."""
 
 
-def sampler(seed=0, **options):
-    return Sampler(sparse.csr_array(DENSE), TrainConfig(**options), np.random.default_rng(seed))
+@pytest.fixture
+def sampler(store):
+    def make(kind="auto", *, dense=DENSE, seed=0, batch_size=3, width=1, **config):
+        candidates = CandidatesConfig(**{"kind": kind} | SMALL | config)
+        return Sampler(store(dense), candidates, batch_size, width, np.random.default_rng(seed))
+
+    return make
 
 
-def sampled(seed=0, *, max_positives=6, negatives=2, batch_size=2):
-    """A sampler whose candidates are fewer than the items."""
-    return sampler(
-        seed,
-        whole_catalogue_up_to=1,
-        max_positives=max_positives,
-        negatives=negatives,
-        batch_size=batch_size,
-    )
+def anchors_of(items, dense=DENSE, positives=None):
+    """Anchors whose positives are those of their first item, or the chosen items, weighing 1, 2, 3 and so on."""
+    items = np.array(items, np.int32)
+    rows = dense[items[:, 0]]
+    if positives is not None:
+        rows = np.zeros((len(items), len(dense)), np.float32)
+        for row, own in enumerate(positives):
+            rows[row, own] = np.arange(1, len(own) + 1)
+    shares = np.where(items >= 0, 0.5 ** np.arange(items.shape[1]), 0).astype(np.float32)
+    weights = np.linspace(0.5, 1.5, len(items)).astype(np.float32)
+    return Anchors(items, shares, sparse.csr_array(rows), weights)
 
 
-def of(*numbers):
-    return np.array(numbers, np.int32)
+def followers(items):
+    """Positives of some histories: some are in other histories, some in their own."""
+    return [[(first[0] + 5) % NUM_ITEMS, 8, 12, 14][: 2 + row] for row, first in enumerate(items)]
 
 
-# --- passes
+def asked(kind, items):
+    """Anchors of one item each with their positives, or histories with what followed."""
+    return anchors_of(items) if kind == "items" else anchors_of(items, positives=followers(items))
 
 
-def test_anchors_are_the_items_with_pairs():
-    assert sampler().anchors.tolist() == ANCHORS
+CASES = [("items", items) for items in BATCHES] + [("histories", items) for items in HISTORIES]
 
 
-@pytest.mark.parametrize(("batch_size", "batches"), [(1, 7), (3, 3), (7, 1), (100, 1)], ids="size {}".format)
-def test_a_pass_asks_every_anchor_and_fills_the_last_batch(batch_size, batches):
-    drawn = sampler(batch_size=batch_size)
-    order = drawn.pass_order()
-    assert len(drawn) == batches
-    assert len(order) == batches * drawn.batch_size
-    assert sorted(order[:7].tolist()) == ANCHORS
-    for start in range(0, len(order), drawn.batch_size):
-        batch = order[start : start + drawn.batch_size].tolist()
-        assert len(set(batch)) == len(batch)
+def ids(case):
+    return f"{case[0]} {case[1]}" if isinstance(case, tuple) else None
 
 
-def test_passes_have_different_orders_and_a_seed_repeats_them():
-    one, again = sampler(seed=5), sampler(seed=5)
-    first, second = one.pass_order().tolist(), one.pass_order().tolist()
-    assert first != second
-    assert [again.pass_order().tolist(), again.pass_order().tolist()] == [first, second]
+# --- what holds for every kind
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0], ids="power {}".format)
-def test_an_anchor_weighs_its_summed_pair_weight_to_the_power(power):
-    drawn = sampler(anchor_power=power)
-    totals = np.array([sum(row) for row in DENSE.tolist()])[ANCHORS] ** power
-    weights = drawn.batch(of(*ANCHORS)).anchor_weights
-    np.testing.assert_allclose(weights, totals / totals.mean(), rtol=1e-6)
-    assert weights.mean() == pytest.approx(1)
+@pytest.mark.parametrize("seed", range(3), ids="seed {}".format)
+@pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_items_of_the_anchors_are_candidates_and_ignored_for_their_own_anchor(sampler, kind, case, seed):
+    anchors = asked(*case)
+    batch = sampler(kind, seed=seed, width=anchors.items.shape[1]).batch(anchors)
+    for row, items in enumerate(case[1]):
+        for column, item in enumerate(items):
+            place = batch.anchors[row, column]
+            if item < 0:
+                assert (place, batch.shares[row, column]) == (0, 0)
+            else:
+                assert batch.candidates[place] == item
+                assert batch.targets[row, place] == -1
+    np.testing.assert_array_equal(batch.shares, anchors.shares)
+    np.testing.assert_array_equal(batch.anchor_weights, anchors.weights)
 
 
-# --- the whole catalogue
-
-
-def test_with_few_items_every_item_is_a_candidate():
-    batch = sampler().batch(of(4, 0, 9))
-    assert batch.candidates.tolist() == list(range(NUM_ITEMS))
-    assert batch.anchors.tolist() == [4, 0, 9]
-    assert (batch.log_inclusion == 0).all()
-    expected = DENSE[[4, 0, 9]]
-    expected[[0, 1, 2], [4, 0, 9]] = -1
-    np.testing.assert_array_equal(batch.targets, expected)
-
-
-# --- sampled candidates
-
-
-def test_sampled_batches_have_one_shape():
-    drawn = sampled()
-    shapes = {tuple(part.shape for part in drawn.batch(of(*anchors))) for anchors in ((0, 1), (2, 9), (8, 4), (9, 8))}
-    assert shapes == {((10,), (2,), (2, 10), (10,), (2,))}
-
-
-def test_sampled_batches_have_one_shape_also_where_positives_are_cut_and_others_are_few():
-    """Training is compiled once only if no batch has another number of candidates."""
-    dense = np.zeros((12, 12), np.float32)
-    dense[0, 1:10] = dense[1:10, 0] = 1.0
-    config = TrainConfig(whole_catalogue_up_to=1, max_positives=3, negatives=6, batch_size=1)
-    drawn = Sampler(sparse.csr_array(dense), config, np.random.default_rng(0))
-    assert len(drawn.batch(of(0)).candidates) == len(drawn.batch(of(1)).candidates)
-
-
-@pytest.mark.parametrize("seed", range(5), ids="seed {}".format)
-@pytest.mark.parametrize("anchors", [(0, 7), (2, 9), (8, 1)], ids=str)
-def test_sampled_targets_are_the_weights_of_the_pairs(anchors, seed):
-    batch = sampled(seed).batch(of(*anchors))
-    assert len(set(batch.candidates.tolist())) == len(batch.candidates)
-    assert batch.candidates[batch.anchors].tolist() == list(anchors)
-    for row, anchor in enumerate(anchors):
+@pytest.mark.parametrize("seed", range(3), ids="seed {}".format)
+@pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_known_positive_is_never_a_negative_and_all_else_is_one(sampler, kind, case, seed):
+    anchors = asked(*case)
+    rows = anchors.positives.toarray()
+    batch = sampler(kind, seed=seed, width=anchors.items.shape[1]).batch(anchors)
+    for row, items in enumerate(case[1]):
+        seen, positives = set(), 0
         for column, candidate in enumerate(batch.candidates.tolist()):
-            expected = -1 if candidate == anchor else DENSE[anchor, candidate]
-            assert batch.targets[row, column] == expected
+            target = batch.targets[row, column]
+            if candidate in seen or candidate in items:
+                assert target == -1  # fills up the fixed number, or is the anchor
+            elif not rows[row, candidate]:
+                assert target == 0
+            elif kind in ("catalogue", "sampled"):
+                assert target == rows[row, candidate]
+            else:
+                assert target in (-1, DENSE[0, 4])
+                positives += target == 1
+            seen.add(candidate)
+        assert positives <= 1
+        if kind in ("in_batch", "mixed") and case[0] == "items":
+            assert positives == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_have_one_shape(sampler, kind):
+    drawn = sampler(kind)
+    shapes = {tuple(part.shape for part in drawn.batch(anchors_of(items))) for items in BATCHES}
+    number = {"catalogue": NUM_ITEMS, "sampled": 3 + 6 + 4, "in_batch": 3 + 3, "mixed": 3 + 3 + 4}[kind]
+    assert shapes == {((number,), (3, 1), (3, 1), (3, number), (number,), (number,), (3,))}
+    assert drawn.num_candidates == number
+
+
+@pytest.mark.parametrize("kind", ["sampled", "in_batch", "mixed"])
+def test_candidates_differ_but_for_what_fills_up(sampler, kind):
+    drawn = sampler(kind, seed=1)
+    for items in BATCHES * 5:
+        batch = drawn.batch(anchors_of(items))
+        filler = (batch.targets == -1).all(axis=0)
+        proper = batch.candidates[~filler].tolist()
+        assert len(set(proper)) == len(proper)
+        assert set(batch.candidates[filler].tolist()) <= set(batch.candidates[: len(proper) + 3].tolist())
+        if kind == "sampled":
+            assert len(set(batch.candidates.tolist())) == drawn.num_candidates
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_a_batch_does_not_matter(sampler, kind):
+    """Each anchor has one positive, so that the order decides nothing that is drawn."""
+    dense = np.zeros((NUM_ITEMS, NUM_ITEMS), np.float32)
+    for number in range(0, 18, 2):
+        dense[number, number + 1] = dense[number + 1, number] = number + 1
+    items = np.array([[4], [9], [12], [1]])
+    order = np.array([2, 0, 3, 1])
+    options = {"dense": dense, "batch_size": 4, "popularity_power": 0.5, "seed": 8}
+    one = sampler(kind, **options).batch(anchors_of(items, dense))
+    other = sampler(kind, **options).batch(anchors_of(items[order], dense))
+    for same in ("candidates", "log_inclusion", "log_popularity"):
+        np.testing.assert_array_equal(getattr(one, same), getattr(other, same))
+    for moved in ("anchors", "targets", "shares"):
+        np.testing.assert_array_equal(getattr(one, moved)[order], getattr(other, moved))
+
+
+@pytest.mark.parametrize("correction", [0.0, 0.4, 1.0], ids="correction {}".format)
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_popularity_is_the_log_of_the_share_of_all_positives(sampler, kind, correction):
+    batch = sampler(kind, popularity_correction=correction).batch(anchors_of(BATCHES[2]))
+    sums = [sum(row[item] for row in DENSE.tolist()) for item in range(NUM_ITEMS)]
+    rarest = min(value for value in sums if value)
+    expected = [correction * math.log(max(sums[item], rarest) / sum(sums)) for item in batch.candidates.tolist()]
+    assert batch.log_popularity == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_pairs_there_is_nothing_to_draw(sampler):
+    with pytest.raises(StageError, match="at least one pair"):
+        sampler(dense=np.zeros((4, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("auto", {"whole_catalogue_up_to": NUM_ITEMS}, "catalogue"),
+        ("auto", {}, "sampled"),
+        ("auto", {"max_positives": 16}, "catalogue"),
+        ("auto", {"whole_catalogue_up_to": NUM_ITEMS, "hard_negatives": 1}, "sampled"),
+        ("catalogue", {}, "catalogue"),
+        ("sampled", {"negatives": 13}, "sampled"),
+        ("sampled", {"negatives": 14}, "catalogue"),
+        ("mixed", {"negatives": 17}, "catalogue"),
+        ("in_batch", {"whole_catalogue_up_to": NUM_ITEMS}, "in_batch"),
+    ],
+    ids=str,
+)
+def test_the_whole_catalogue_is_taken_where_it_is_small(sampler, kind, options, expected):
+    assert sampler(kind, **options).kind == expected
+
+
+def test_of_the_whole_catalogue_every_item_is_a_candidate_for_certain(sampler):
+    batch = sampler("catalogue").batch(anchors_of(BATCHES[1]))
+    assert batch.candidates.tolist() == list(range(NUM_ITEMS))
+    assert (batch.log_inclusion == 0).all()
+
+
+# --- sampled
 
 
 @pytest.mark.parametrize("seed", range(5), ids="seed {}".format)
-def test_all_anchors_and_positives_take_part_and_are_certain(seed):
-    batch = sampled(seed).batch(of(0, 7))
-    certain = {0, 7, 1, 4, 8}
+def test_all_anchors_and_positives_take_part_and_are_certain(sampler, seed):
+    batch = sampler("sampled", seed=seed).batch(anchors_of([[0], [7], [19]]))
+    certain = {0, 7, 19, 1, 4, 12, 16, 8, 20}
     inclusion = dict(zip(batch.candidates.tolist(), batch.log_inclusion.tolist(), strict=True))
     assert certain <= inclusion.keys()
     assert {number for number, log in inclusion.items() if log == 0} == certain
 
 
 @pytest.mark.parametrize("seed", range(8), ids="seed {}".format)
-def test_a_positive_that_was_cut_is_no_negative(seed):
-    """Anchor 0 has two positives and one place for them: the other one takes no part at all."""
-    batch = sampled(seed, max_positives=1, negatives=4, batch_size=1).batch(of(0))
-    positives = batch.targets[0][batch.targets[0] > 0]
-    assert len(positives) == 1
-    assert len({1, 4} & set(batch.candidates.tolist())) == 1
+def test_a_positive_that_was_cut_takes_no_part_at_all(sampler, seed):
+    """Anchor 0 has four positives and two places for them."""
+    batch = sampler("sampled", seed=seed, max_positives=2, batch_size=1).batch(anchors_of([[0]]))
+    present = {1, 4, 12, 16} & set(batch.candidates.tolist())
+    assert len(present) == 2
+    assert {number: batch.targets[0, place] for place, number in enumerate(batch.candidates.tolist())} == {
+        number: -1 if number == 0 else DENSE[0, number] for number in batch.candidates.tolist()
+    }
 
 
-def test_the_inclusion_probability_is_how_often_an_item_takes_part():
-    drawn = sampled(max_positives=3, negatives=2, batch_size=2)
-    draws, counts, told = 3000, np.zeros(NUM_ITEMS), np.zeros(NUM_ITEMS)
+def test_batches_have_one_shape_also_where_positives_are_cut_and_others_are_few(sampler):
+    dense = np.zeros((12, 12), np.float32)
+    dense[0, 1:10] = dense[1:10, 0] = 1.0
+    drawn = sampler("sampled", dense=dense, max_positives=3, negatives=6, batch_size=1)
+    assert len(drawn.batch(anchors_of([[0]], dense)).candidates) == 10
+    assert len(drawn.batch(anchors_of([[1]], dense)).candidates) == 10
+
+
+def test_positives_whose_weights_are_of_very_different_size_can_be_cut(sampler):
+    dense = np.zeros((30, 30), np.float32)
+    dense[0, 1:10] = 1e-44
+    dense[0, 10] = 1e6
+    drawn = sampler("sampled", dense=dense, max_positives=5, negatives=3, batch_size=1)
+    assert 10 in drawn.batch(anchors_of([[0]], dense)).candidates
+
+
+def naive_inclusion(sizes, number):
+    """Probabilities in proportion to the sizes, at most 1, that sum to `number`: the factor found by halving."""
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        middle = (low + high) / 2
+        if sum(min(1.0, middle * size) for size in sizes) < number:
+            low = middle
+        else:
+            high = middle
+    return [min(1.0, high * size) for size in sizes]
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, -0.5], ids="power {}".format)
+def test_the_inclusion_probability_is_how_often_a_negative_takes_part(sampler, power):
+    drawn = sampler("sampled", batch_size=2, popularity_power=power, seed=7)
+    assert drawn.num_candidates == 2 + 6 + 4
+    draws, counts, told = 3000, np.zeros(NUM_ITEMS), np.full(NUM_ITEMS, np.nan)
+    anchors = anchors_of([[13], [19]])
     for _ in range(draws):
-        batch = drawn.batch(of(0, 4))
+        batch = drawn.batch(anchors)
         counts[batch.candidates] += 1
         told[batch.candidates] = np.exp(batch.log_inclusion)
-    # of anchors 0 and 4 the positives are 1 and 7; three of the seven others are drawn
-    assert told == pytest.approx(np.array([1, 1, *[3 / 7] * 2, 1, *[3 / 7] * 2, 1, *[3 / 7] * 3]))
-    np.testing.assert_allclose(counts / draws, told, atol=0.04)
+    certain = [13, 14, 19, 20]
+    others = [number for number in range(NUM_ITEMS) if number not in certain]
+    popularity = DENSE.sum(axis=0)
+    rarest = popularity[popularity > 0].min()
+    expected = naive_inclusion([float(max(popularity[number], rarest)) ** power for number in others], 8)
+    assert told[others] == pytest.approx(expected, rel=1e-5)
+    assert (told[certain] == 1).all()
+    tolerance = 4.5 * np.sqrt(told * (1 - told) / draws) + 1e-6
+    assert (np.abs(counts / draws - told) <= tolerance).all()
+    if power == 1:
+        assert told[others].max() == 1  # two items weigh so much that they always take part
+        assert told[others].min() < 0.2
 
 
-def test_the_sampled_partition_function_is_unbiased():
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, -1.0], ids="power {}".format)
+def test_so_many_different_negatives_are_drawn_as_were_asked_for(sampler, power):
+    drawn = sampler(popularity_power=power)
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        pool = np.sort(rng.choice(NUM_ITEMS, rng.integers(1, NUM_ITEMS + 1), replace=False)).astype(np.int32)
+        number = int(rng.integers(1, NUM_ITEMS + 3))
+        items, log_inclusion = drawn._draw(pool, number)
+        assert len(set(items.tolist())) == len(items) == len(log_inclusion) == min(number, len(pool))
+        assert set(items.tolist()) <= set(pool.tolist())
+        assert (log_inclusion <= 0).all()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.7], ids="power {}".format)
+def test_the_sampled_partition_function_is_unbiased(sampler, power):
     """The mean over many draws of sum exp(logit) / inclusion is the sum over the whole catalogue."""
-    rng = np.random.default_rng(2)
-    logits = rng.normal(0, 2, (2, NUM_ITEMS))
-    drawn, anchors = sampled(seed=9), of(2, 7)
+    logits = np.random.default_rng(2).normal(0, 2, (3, NUM_ITEMS))
+    drawn, anchors = sampler("sampled", seed=9, popularity_power=power), anchors_of([[2], [7], [20]])
     estimates = []
     for _ in range(4000):
         batch = drawn.batch(anchors)
         weighed = np.exp(logits[:, batch.candidates] - batch.log_inclusion)
         estimates.append(np.where(batch.targets < 0, 0, weighed).sum(axis=1))
     estimates = np.array(estimates)
-    whole = np.exp(logits).sum(axis=1) - np.exp(logits[[0, 1], anchors])
+    whole = np.exp(logits).sum(axis=1) - np.exp(logits[[0, 1, 2], anchors.items[:, 0]])
     error = estimates.std(axis=0) / np.sqrt(len(estimates))
-    assert (np.abs(estimates.mean(axis=0) - whole) < 4 * error).all()
+    assert (np.abs(estimates.mean(axis=0) - whole) < 4 * error + 1e-9).all()
     assert (error < 0.05 * whole).all()
+
+
+# --- in batch, and mixed
+
+
+@pytest.mark.parametrize("kind", ["in_batch", "mixed"])
+def test_the_positive_of_an_anchor_is_drawn_by_weight(sampler, kind):
+    drawn, draws = sampler(kind, seed=3), 3000
+    counts = np.zeros((3, NUM_ITEMS))
+    items = [[0], [9], [14]]
+    for _ in range(draws):
+        batch = drawn.batch(anchors_of(items))
+        row, column = np.nonzero(batch.targets > 0)
+        counts[row, batch.candidates[column]] += 1
+    for row, (item,) in enumerate(items):
+        wanted = DENSE[item] / DENSE[item].sum()
+        tolerance = 4.5 * np.sqrt(wanted * (1 - wanted) / draws)
+        assert (np.abs(counts[row] / draws - wanted) <= tolerance).all()
+
+
+def skewed_world(num_items=240, num_cold=12):
+    """Many items whose popularity differs a hundredfold; some are only positives, the last have no pairs."""
+    rng = np.random.default_rng(11)
+    warm = num_items - num_cold
+    draw = 1 / (3.0 + np.arange(warm))
+    dense = np.zeros((num_items, num_items), np.float32)
+    for anchor in range(warm):
+        if anchor % 9 == 4:
+            continue
+        others = rng.choice(warm, rng.integers(2, 30), replace=False, p=draw / draw.sum())
+        dense[anchor, others[others != anchor]] = rng.uniform(0.2, 3, (others != anchor).sum())
+    return dense
+
+
+@pytest.mark.parametrize("power", [0.0, 0.6, -0.4], ids="power {}".format)
+@pytest.mark.parametrize("kind", ["in_batch", "mixed"])
+def test_the_inclusion_probability_is_how_often_an_item_is_in_a_batch(sampler, kind, power):
+    """Of batches of random anchors. The formula takes anchors for independent, so a small part may be off."""
+    dense = skewed_world()
+    drawn = sampler(kind, dense=dense, batch_size=16, negatives=30, popularity_power=power, seed=2)
+    anchors = np.flatnonzero(dense.any(axis=1))
+    rng = np.random.default_rng(5)
+    draws = 3000
+    counts, told = np.zeros(len(dense)), np.zeros(len(dense))
+    for _ in range(draws):
+        batch = drawn.batch(anchors_of(rng.choice(anchors, 16, replace=False)[:, None], dense))
+        proper = ~(batch.targets == -1).all(axis=0)
+        counts[batch.candidates[proper]] += 1
+        told[batch.candidates[proper]] += np.exp(batch.log_inclusion[proper])
+    seen = counts > 0
+    told[seen] /= counts[seen]
+    often = counts / draws
+    tolerance = 4.5 * np.sqrt(often * (1 - often) / draws) + 0.03 * often + 0.002
+    assert (np.abs(often - told)[seen] <= tolerance[seen]).all()
+    assert often.max() > (8 if kind == "in_batch" else 3) * often[seen].min()
+    if kind == "in_batch":
+        assert not seen[-12:].any()
+    else:
+        assert seen.all()
+
+
+@pytest.mark.parametrize("kind", ["in_batch", "mixed"])
+def test_an_item_without_pairs_that_stands_in_a_history_counts_as_the_rarest(sampler, kind):
+    """It would otherwise seem to be all but impossible, and its correction would drown all similarities."""
+    batch = sampler(kind, width=3).batch(anchors_of(HISTORIES[1], positives=[[10, 8], [5], [22, 0, 7]]))
+    assert np.isfinite(batch.log_inclusion).all()
+    assert batch.log_inclusion.min() > math.log(1e-3)
+
+
+# --- hard negatives
+
+
+def with_hard(made, hard):
+    """Let each item of `hard` have these hard negatives, as mining hands them on."""
+    made.hard = np.full((made.num_items, 64), -1, np.int32)
+    for item, numbers in hard.items():
+        made.hard[item, : len(numbers)] = numbers
+    return made
+
+
+@pytest.mark.parametrize("kind", ["sampled", "in_batch", "mixed"])
+def test_hard_negatives_take_part_for_certain(sampler, kind):
+    hard = {0: [17, 5, 22], 19: [6], 16: [10, 3]}
+    options = {"hard_negatives": 2, "max_positives": 5, "negatives": 1, "batch_size": 2}
+    drawn = with_hard(sampler(kind, **options), hard)
+    items = [[0], [19]]
+    found = []
+    for _ in range(60):
+        batch = drawn.batch(anchors_of(items))
+        certain = batch.candidates[(batch.log_inclusion == 0) & ~(batch.targets == -1).all(axis=0)].tolist()
+        mined = {17, 5, 22, 6, 10, 3} & set(certain)
+        assert 6 in mined
+        assert 1 <= len(mined - {6}) <= 2
+        for number in mined:
+            assert (batch.targets[:, certain_place(batch, number)] == 0).all()
+        found += mined
+        assert len(batch.candidates) == drawn.num_candidates
+    assert set(found) == {17, 5, 22, 6}
+
+
+def certain_place(batch, number):
+    return batch.candidates.tolist().index(number)
+
+
+@pytest.mark.parametrize("kind", ["sampled", "in_batch", "mixed"])
+def test_a_hard_negative_of_one_anchor_may_be_a_positive_of_another(sampler, kind):
+    drawn = with_hard(sampler(kind, hard_negatives=1, negatives=2), {0: [14], 13: [4], 19: [13]})
+    for _ in range(20):
+        batch = drawn.batch(anchors_of([[0], [13], [19]]))
+        place = certain_place(batch, 14)
+        assert batch.targets[0, place] == 0
+        assert batch.targets[1, place] in ({2.5} if kind == "sampled" else {1.0})
+        if 4 in batch.candidates:
+            assert batch.targets[0, certain_place(batch, 4)] in (-1, DENSE[0, 4])
+        assert batch.targets[1, certain_place(batch, 13)] == -1
+
+
+@pytest.mark.parametrize("kind", ["sampled", "in_batch", "mixed"])
+def test_what_takes_part_anyway_is_no_hard_negative_besides(sampler, kind):
+    """An item that were a candidate twice would push itself out of its place: nothing but what fills up does."""
+    drawn = with_hard(sampler(kind, hard_negatives=2, negatives=3), {0: [14, 19, 13], 13: [1, 4], 19: [12, 0]})
+    for _ in range(20):
+        numbers = drawn.batch(anchors_of([[0], [13], [19]])).candidates.tolist()
+        twice = {number for number in numbers if numbers.count(number) > 1}
+        assert not twice if kind == "sampled" else twice <= {numbers[0]}
+
+
+@pytest.mark.parametrize("kind", ["sampled", "in_batch", "mixed"])
+def test_before_anything_was_mined_there_are_no_hard_negatives(sampler, kind):
+    drawn = sampler(kind, hard_negatives=1, max_positives=3, negatives=3)
+    shapes = {drawn.batch(anchors_of(items)).targets.shape for items in BATCHES}
+    with_hard(drawn, {0: [17, 5], 19: [6]})
+    shapes |= {drawn.batch(anchors_of(items)).targets.shape for items in BATCHES}
+    assert shapes == {(3, drawn.num_candidates)}
+
+
+# --- gradients
+
+
+FEW, MANY = 2, 60
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5], ids="power {}".format)
+def test_the_sampled_gradient_tends_to_that_of_the_whole_catalogue(sampler, power):
+    few, many = (Gradients(sampler, "sampled", negatives=number, popularity_power=power) for number in (FEW, MANY))
+    for found in (few, many):
+        assert found.off < 0.5 * found.off_uncorrected
+        assert found.cosine > 0.98
+    assert many.off < 0.5 * few.off
+    assert many.off < 0.02 + 4 * many.error < 0.1
+    assert many.cosine > 0.999
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5], ids="power {}".format)
+@pytest.mark.parametrize("kind", ["in_batch", "mixed"])
+def test_the_in_batch_gradient_points_where_that_of_the_whole_catalogue_does(sampler, kind, power):
+    found = Gradients(sampler, kind, negatives=10, batch_size=12, popularity_power=power)
+    assert found.off < 0.5 * found.off_uncorrected
+    assert found.off < 0.03 + 4 * found.error < 0.3
+    assert found.cosine > 0.99
+
+
+class Gradients:
+    """The mean gradient of the cross-entropy by all embeddings over batches of random anchors.
+
+    `off`: how far it is from that over the whole catalogue, for the same anchors, as a share of the latter's length;
+    `off_uncorrected`: the same where no inclusion is corrected; `error`: standard error of `off`; `cosine` of the two.
+    """
+
+    def __init__(self, sampler, kind, draws=2500, batch_size=4, **options):
+        dense = small_world()
+        rng = np.random.default_rng(1)
+        vectors = rng.normal(size=(len(dense), 4)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        shared = {"dense": dense, "batch_size": batch_size, "max_positives": 5 * batch_size}
+        drawn, whole = sampler(kind, seed=4, **shared, **options), sampler("catalogue", **shared)
+        assert drawn.num_candidates < len(dense)
+        anchors = np.flatnonzero(dense.any(axis=1))
+        batches, wholes = [], []
+        for _ in range(draws):
+            asked = anchors_of(rng.choice(anchors, batch_size, replace=False)[:, None], dense)
+            batches.append(drawn.batch(asked))
+            wholes.append(whole.batch(asked))
+        exact = gradients(vectors, wholes)
+        corrected = gradients(vectors, batches)
+        uncorrected = gradients(vectors, [batch._replace(log_inclusion=0 * batch.log_inclusion) for batch in batches])
+        mean, got = exact.mean(axis=0), corrected.mean(axis=0)
+        size = np.linalg.norm(mean)
+        self.off = np.linalg.norm(got - mean) / size
+        self.off_uncorrected = np.linalg.norm(uncorrected.mean(axis=0) - mean) / size
+        self.error = np.sqrt(((corrected - exact).var(axis=0) / draws).sum()) / size
+        self.cosine = (got * mean).sum() / np.linalg.norm(got) / size
+
+
+def small_world(num_items=150):
+    """Each anchor has at most five positives, popular ones more often."""
+    rng = np.random.default_rng(12)
+    popularity = 1 / (3.0 + np.arange(num_items))
+    dense = np.zeros((num_items, num_items), np.float32)
+    for anchor in range(num_items):
+        others = rng.choice(num_items, rng.integers(1, 6), replace=False, p=popularity / popularity.sum())
+        dense[anchor, others] = rng.uniform(0.2, 3, len(others))
+    np.fill_diagonal(dense, 0)
+    return dense
+
+
+def gradients(vectors, batches):
+    """By all embeddings, of each batch, float64 [n, num_items, d]."""
+    import tensorflow as tf
+
+    from recsys.losses import CrossEntropy
+    from recsys.similarity import COSINE
+
+    loss = CrossEntropy(COSINE, 0.3)
+    table = tf.constant(vectors)
+
+    def gradient(batch):
+        anchors, candidates, targets, log_inclusion = batch
+        with tf.GradientTape() as tape:
+            tape.watch(table)
+            values = loss(
+                tf.gather(table, anchors), tf.gather(table, candidates), targets, log_inclusion, 0 * log_inclusion
+            )
+            value = tf.reduce_mean(values)
+        return tf.convert_to_tensor(tape.gradient(value, table))
+
+    own = np.stack([batch.candidates[batch.anchors[:, 0]] for batch in batches])
+    parts = [
+        np.stack([getattr(batch, name) for batch in batches]) for name in ("candidates", "targets", "log_inclusion")
+    ]
+    together = tf.function(lambda *stacked: tf.map_fn(gradient, stacked, fn_output_signature=tf.float32))
+    return together(own, *parts).numpy().astype(np.float64)

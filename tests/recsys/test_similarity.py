@@ -1,8 +1,53 @@
 import numpy as np
 import pytest
 from annoy import AnnoyIndex
+from hypothesis import given
+from hypothesis import strategies as st
 
-from recsys.similarity import METRIC, distance, similarity
+from recsys import similarity
+from recsys.errors import InputError
+from recsys.similarity import COSINE, DISTANCES, by_metric
+
+EUCLIDEAN, MANHATTAN = DISTANCES["euclidean"], DISTANCES["manhattan"]
+every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=list(DISTANCES))
+
+
+def random_vectors(distance, rows, dimension, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(rows, dimension))
+    if distance.unit:
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32)
+
+
+def naive(distance, one, other):
+    """Annoy's distance of two vectors, in pure Python."""
+    if distance is COSINE:
+        lengths = [sum(a * a for a in vector) ** 0.5 for vector in (one, other)]
+        product = sum(a * b for a, b in zip(one, other, strict=True))
+        return max(0.0, 2 - 2 * product / lengths[0] / lengths[1]) ** 0.5
+    differences = [abs(a - b) for a, b in zip(one, other, strict=True)]
+    return sum(differences) if distance is MANHATTAN else sum(value**2 for value in differences) ** 0.5
+
+
+def test_each_distance_has_its_names():
+    known = {each.name: (each.metric, each.unit) for each in DISTANCES.values()}
+    assert known == {
+        "cosine": ("angular", True),
+        "euclidean": ("euclidean", False),
+        "manhattan": ("manhattan", False),
+    }
+    assert {name: each.name for name, each in DISTANCES.items()} == {name: name for name in known}
+
+
+@every_distance
+def test_is_found_by_the_name_of_annoy(distance):
+    assert by_metric(distance.metric) == distance
+
+
+@pytest.mark.parametrize("metric", ["dot", "cosine", "", "Angular"])
+def test_another_metric_is_refused(metric):
+    with pytest.raises(InputError, match=rf"one of angular, euclidean, manhattan\. Received: '{metric}'"):
+        by_metric(metric)
 
 
 @pytest.mark.parametrize(
@@ -10,30 +55,107 @@ from recsys.similarity import METRIC, distance, similarity
     [(0, 0.0), (60, 1.0), (90, 1.4142135), (120, 1.7320508), (180, 2.0)],
     ids="{}".format,
 )
-def test_similarity_and_distance_at_known_angles(degrees, chord):
+def test_cosine_at_known_angles(degrees, chord):
     """The distance is the chord of the angle on the unit circle, 2 sin(angle / 2)."""
     cosine = np.cos(np.radians(degrees))
-    assert similarity(chord) == pytest.approx(cosine, abs=1e-6)
-    assert distance(cosine) == pytest.approx(chord, abs=1e-6)
+    assert COSINE.similarity(chord) == pytest.approx(cosine, abs=1e-6)
+    assert COSINE.distance(cosine) == pytest.approx(chord, abs=1e-6)
 
 
-def test_agrees_with_annoy_on_the_cosine_of_two_vectors():
-    rng = np.random.default_rng(1)
-    vectors = rng.normal(size=(5, 3))
-    annoy = AnnoyIndex(3, METRIC)
+@pytest.mark.parametrize(("apart", "expected"), [(0.0, 1.0), (1.0, 0.5), (3.0, 0.25), (99.0, 0.01)], ids=str)
+@pytest.mark.parametrize("distance", [EUCLIDEAN, MANHATTAN], ids=["euclidean", "manhattan"])
+def test_similarity_of_an_unbounded_distance(distance, apart, expected):
+    assert distance.similarity(apart) == pytest.approx(expected)
+    assert distance.distance(expected) == pytest.approx(apart)
+
+
+@every_distance
+@given(distances=st.lists(st.floats(0, 2), min_size=2, max_size=20))
+def test_what_is_farther_is_not_more_similar(distance, distances):
+    ascending = np.sort(np.array(distances))
+    similarities = distance.similarity(ascending)
+    assert (np.diff(similarities) <= 0).all()
+    assert (np.diff(similarities)[np.diff(ascending) > 1e-6] < 0).all()
+
+
+@every_distance
+def test_distance_is_the_inverse_of_similarity(distance):
+    apart = np.array([[0.0, 0.5, 1.25], [1.0, 2.0, 0.75]])
+    np.testing.assert_allclose(distance.distance(distance.similarity(apart)), apart, atol=1e-12)
+
+
+@every_distance
+def test_a_similarity_just_above_one_is_no_distance(distance):
+    """Rounding must not turn into NaN."""
+    assert distance.distance(np.float32(1.0000001)) == 0.0
+
+
+@every_distance
+def test_between_is_the_distance_that_annoy_reports(distance):
+    vectors = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    annoy = AnnoyIndex(3, distance.metric)
     for number, vector in enumerate(vectors):
         annoy.add_item(number, vector.tolist())
     annoy.build(1)
     for one, other in ((0, 1), (2, 3), (1, 4)):
-        cosine = vectors[one] @ vectors[other] / np.linalg.norm(vectors[one]) / np.linalg.norm(vectors[other])
-        assert similarity(annoy.get_distance(one, other)) == pytest.approx(cosine, abs=1e-6)
+        expected = naive(distance, vectors[one].tolist(), vectors[other].tolist())
+        assert annoy.get_distance(one, other) == pytest.approx(expected, abs=1e-6)
+        assert distance.between(vectors[one], vectors[other]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_takes_arrays_elementwise():
-    cosines = np.array([[1.0, 0.5, -0.25], [0.0, -1.0, 0.75]])
-    np.testing.assert_allclose(similarity(distance(cosines)), cosines, atol=1e-12)
+@every_distance
+def test_similarities_are_those_of_the_distances_that_annoy_reports(distance):
+    vectors = random_vectors(distance, 9, 4)
+    annoy = AnnoyIndex(4, distance.metric)
+    for number, vector in enumerate(vectors):
+        annoy.add_item(number, vector.tolist())
+    annoy.build(1)
+    expected = [[distance.similarity(annoy.get_distance(one, other)) for other in range(9)] for one in range(9)]
+    np.testing.assert_allclose(distance.similarities(vectors, vectors), expected, atol=1e-6)
 
 
-def test_a_cosine_just_above_one_is_no_distance():
-    """Rounding must not turn into NaN."""
-    assert distance(np.float32(1.0000001)) == 0.0
+@every_distance
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 5), (3, 4), (5, 11)], ids=str)
+def test_similarities_are_those_of_each_two_whatever_the_blocks(distance, rows, columns, monkeypatch):
+    monkeypatch.setattr(similarity, "ROWS", 3)
+    monkeypatch.setattr(similarity, "COLUMNS", 4)
+    queries, vectors = random_vectors(distance, rows, 6), random_vectors(distance, columns, 6, seed=1)
+    expected = [[distance.similarity(naive(distance, one, other)) for other in vectors.tolist()] for one in queries]
+    found = distance.similarities(queries, vectors)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    pairwise = distance.similarity(distance.between(queries[:, None], vectors[None]))
+    np.testing.assert_allclose(found, pairwise, rtol=1e-5, atol=1e-6)
+
+
+@every_distance
+def test_no_queries_have_no_similarities(distance):
+    assert distance.similarities(np.empty((0, 3), np.float32), random_vectors(distance, 4, 3)).shape == (0, 4)
+
+
+@every_distance
+def test_what_is_equal_has_similarity_one(distance):
+    """Also far from the origin, where squares are large and cancel."""
+    vectors = random_vectors(distance, 5, 64) * (1 if distance.unit else 1_000)
+    np.testing.assert_allclose(np.diag(distance.similarities(vectors, vectors)), 1, atol=1e-5)
+
+
+def test_euclidean_tells_near_vectors_apart_far_from_the_origin():
+    """The second is 0.001 away and the third 0.002, at a length of 100."""
+    vectors = np.array([[100, 0], [100, 0.001], [100, 0.002]], np.float32)
+    found = EUCLIDEAN.similarities(vectors[:1], vectors)
+    np.testing.assert_allclose(found, [[1, 1 / 1.001, 1 / 1.002]], atol=1e-6)
+
+
+def test_for_cosine_the_length_of_a_query_does_not_count():
+    vectors = random_vectors(COSINE, 4, 3)
+    np.testing.assert_allclose(
+        COSINE.similarities(vectors * 0.01, vectors), COSINE.similarities(vectors, vectors), atol=1e-6
+    )
+
+
+def test_a_query_without_direction_is_at_a_right_angle_to_everything():
+    """As for Annoy, which reports the square root of 2."""
+    nothing, vectors = np.zeros((1, 3), np.float32), random_vectors(COSINE, 4, 3)
+    assert COSINE.similarities(nothing, vectors).tolist() == [[0, 0, 0, 0]]
+    np.testing.assert_allclose(COSINE.similarity(COSINE.between(nothing, vectors)), 0, atol=1e-6)

@@ -1,63 +1,195 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from recsys.config import EvaluateConfig
 from recsys.sequences import Sequences
-from recsys.splitting import known_before, leave_one_out
+from recsys.splitting import DAY_S, Cut, Split, cut
 
 LOG = [[10, 11, 12, 13], [20, 21], [30, 31, 32], [40], [], [50, 51, 50, 51, 52]]
 """Users' items by hand; those with 4, 3 and 5 interactions take part."""
 
+TARGETS = ["test", "validation"]
 
-def sequences_of(log):
+
+def sequences_of(log, times=None):
+    """Users' items, at times of their own or at 0, 1, 2 and so on."""
     lengths = [len(items) for items in log]
     items = np.array([item for items in log for item in items], np.int32)
-    return Sequences([str(user) for user in range(len(log))], items, np.cumsum([0, *lengths]))
+    moments = times or [list(range(length)) for length in lengths]
+    flat = np.array([moment for own in moments for moment in own], np.float64)
+    return Sequences([str(user) for user in range(len(log))], items, np.cumsum([0, *lengths]), flat)
+
+
+def left_out(log=LOG):
+    return Split(sequences_of(log))
+
+
+# --- leave-one-out
 
 
 def test_the_test_target_is_the_last_item_and_its_query_the_one_before():
-    holdout = leave_one_out(sequences_of(LOG), "test", max_users=100)
+    holdout = left_out().holdout("test", max_users=100)
     assert holdout.queries.tolist() == [12, 31, 51]
     assert holdout.targets.tolist() == [13, 32, 52]
     assert len(holdout) == 3
 
 
 def test_the_validation_target_is_the_last_but_one():
-    holdout = leave_one_out(sequences_of(LOG), "validation", max_users=100)
+    holdout = left_out().holdout("validation", max_users=100)
     assert holdout.queries.tolist() == [11, 30, 50]
     assert holdout.targets.tolist() == [12, 31, 51]
 
 
 def test_known_before_the_test_target_is_all_but_the_last_of_those_who_take_part():
-    known = known_before(sequences_of(LOG), "test").tolist()
+    known = left_out().known_before("test").tolist()
     assert known == [True, True, True, False, True, True, True, True, False, True, True, True, True, True, False]
 
 
 def test_known_before_the_validation_target_is_all_but_the_last_two():
-    known = known_before(sequences_of(LOG), "validation").tolist()
+    known = left_out().known_before("validation").tolist()
     assert known == [True, True, False, False, True, True, True, False, False, True, True, True, True, False, False]
 
 
-@pytest.mark.parametrize("target", ["test", "validation"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_nothing_known_is_a_target_or_lies_after_it(target):
     log = [list(range(start, start + length)) for start, length in ((0, 3), (10, 7), (20, 2), (30, 4))]
-    sequences = sequences_of(log)
-    known = set(sequences.items[known_before(sequences, target)].tolist())
-    holdout = leave_one_out(sequences, target, max_users=100)
+    split = left_out(log)
+    known = set(split.sequences.items[split.known_before(target)].tolist())
+    holdout = split.holdout(target, max_users=100)
     assert not known & set(holdout.targets.tolist())
     assert set(holdout.queries.tolist()) <= known
 
 
 def test_a_sample_of_the_users_is_fixed_and_in_order():
-    log = [[100 + user, 200 + user, 300 + user] for user in range(50)]
-    sequences = sequences_of(log)
-    some = leave_one_out(sequences, "test", max_users=7)
-    again = leave_one_out(sequences, "test", max_users=7)
+    split = left_out([[100 + user, 200 + user, 300 + user] for user in range(50)])
+    some = split.holdout("test", max_users=7)
+    again = split.holdout("test", max_users=7)
     assert len(set(some.targets.tolist())) == 7
     assert some.targets.tolist() == again.targets.tolist() == sorted(some.targets.tolist())
     assert (some.targets - some.queries == 100).all()
-    other = leave_one_out(sequences, "test", max_users=7, seed=1)
+    other = split.holdout("test", max_users=7, seed=1)
     assert other.targets.tolist() != some.targets.tolist()
 
 
 def test_nobody_with_three_interactions_leaves_nothing_to_ask():
-    assert len(leave_one_out(sequences_of([[1, 2], [3]]), "test", max_users=5)) == 0
+    nobody = left_out([[1, 2], [3]]).holdout("test", max_users=5)
+    assert len(nobody) == 0
+    assert nobody.histories(10).shape == (0, 0)
+
+
+# --- through time
+
+
+@pytest.mark.parametrize(("validation", "test"), [(1.0, 1.0), (2.5, 0.5)])
+def test_time_is_cut_so_many_days_before_the_newest_interaction(validation, test):
+    config = EvaluateConfig(split="global_time", test_days=test, validation_days=validation)
+    instants = cut(1_000_000.0, config)
+    assert instants.test == 1_000_000 - test * 86_400
+    assert instants.validation == instants.test - validation * 86_400
+
+
+def test_leave_one_out_cuts_no_time():
+    assert cut(1_000_000.0, EvaluateConfig(test_days=3.0)) is None
+
+
+def test_global_time_by_hand():
+    """Who knows nothing before the cut, or does nothing after it, is not asked; nor who is late for validation."""
+    items = [[1, 2, 3, 4, 5], [6, 7], [8, 9], [10, 11, 12], [13, 14]]
+    times = [[0, 9, 10, 19, 20], [10, 20], [0, 9], [0, 20, 20], [3, 10]]
+    split = Split(sequences_of(items, times), Cut(validation=10.0, test=20.0))
+    test, validation = split.holdout("test", 100), split.holdout("validation", 100)
+    assert (test.queries.tolist(), test.targets.tolist()) == ([4, 6, 10], [5, 7, 11])
+    assert (validation.queries.tolist(), validation.targets.tolist()) == ([2, 13], [3, 14])
+    assert validation.histories(9).tolist() == [[2, 1], [13, -1]]
+
+
+logs = st.lists(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 12)), max_size=7).map(
+        lambda own: sorted(own, key=lambda moment: moment[1])
+    ),
+    max_size=6,
+)
+"""Users' (item, time), oldest first, with many ties."""
+
+cuts = st.none() | st.tuples(st.integers(0, 14), st.integers(0, 14)).map(lambda two: Cut(*map(float, sorted(two))))
+
+
+def naive_known(log, instants, target):
+    """One interaction after the other."""
+    known = []
+    for own in log:
+        for position, (_, time) in enumerate(own):
+            if instants is not None:
+                known.append(time < getattr(instants, target))
+            else:
+                held_out = {"test": 1, "validation": 2}[target]
+                known.append(len(own) < 3 or position < len(own) - held_out)
+    return known
+
+
+def naive_questions(log, instants, target):
+    """(items before the target, the target) of each user who is asked."""
+    questions = []
+    for own in log:
+        if instants is None:
+            if len(own) >= 3:
+                place = len(own) - {"test": 1, "validation": 2}[target]
+                questions.append(([item for item, _ in own[:place]], own[place][0]))
+            continue
+        begin = getattr(instants, target)
+        before = [item for item, time in own if time < begin]
+        after = [(item, time) for item, time in own if time >= begin]
+        if before and after and (target == "test" or after[0][1] < instants.test):
+            questions.append((before, after[0][0]))
+    return questions
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(logs, cuts, st.sampled_from(TARGETS), st.sampled_from([1, 3, 100]))
+def test_split_equals_one_user_after_the_other(log, instants, target, most):
+    items = [[item for item, _ in own] for own in log]
+    times = [[time for _, time in own] for own in log]
+    split = Split(sequences_of(items, times), instants)
+    assert split.known_before(target).tolist() == naive_known(log, instants, target)
+    holdout = split.holdout(target, max_users=100)
+    expected = naive_questions(log, instants, target)
+    assert holdout.queries.tolist() == [before[-1] for before, _ in expected]
+    assert holdout.targets.tolist() == [right for _, right in expected]
+    histories = [[item for item in row if item >= 0] for row in holdout.histories(most).tolist()]
+    assert histories == [before[::-1][:most] for before, _ in expected]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(logs, cuts)
+def test_what_is_known_before_validation_is_known_before_the_test(log, instants):
+    split = Split(sequences_of([[i for i, _ in own] for own in log], [[t for _, t in own] for own in log]), instants)
+    assert not (split.known_before("validation") & ~split.known_before("test")).any()
+    asked = split.holdout("validation", 100)
+    if instants is not None and len(asked):
+        moments = split.sequences.times[asked.ends]
+        assert (moments >= instants.validation).all()
+        assert (moments < instants.test).all()
+
+
+def test_a_sample_of_users_through_time_is_fixed():
+    log = [[user, 100 + user] for user in range(40)]
+    split = Split(sequences_of(log, [[0, DAY_S]] * 40), Cut(0.5 * DAY_S, DAY_S))
+    some, again = (split.holdout("test", max_users=6) for _ in range(2))
+    assert some.targets.tolist() == again.targets.tolist()
+    assert len(some) == 6
+    assert (some.targets - some.queries == 100).all()
+
+
+# --- histories
+
+
+def test_the_histories_of_a_bot_and_of_many_others_fit_into_memory():
+    """One user of 100,000 interactions among 20,000: what is kept of each is the newest, and int32."""
+    log = [list(range(100_000)), *([1, 2, user] for user in range(20_000))]
+    newest = left_out(log).holdout("test", max_users=100_000).histories(1_000)
+    assert newest.dtype == np.int32
+    assert newest.shape == (20_001, 1_000)
+    assert newest[0].tolist() == list(range(99_998, 98_998, -1))
+    assert newest[7, :3].tolist() == [2, 1, -1]

@@ -1,3 +1,6 @@
+import itertools
+from pathlib import Path
+
 import keras
 import numpy as np
 import polars as pl
@@ -5,6 +8,7 @@ import pytest
 
 from recsys import tower
 from recsys.config import ItemsConfig, TowerConfig
+from recsys.encoders import IdDropout, MeanOfBag
 from recsys.errors import InputError
 from recsys.features import Features
 
@@ -28,7 +32,7 @@ KNOWN = items(
 
 @pytest.fixture
 def features():
-    return Features.fit(KNOWN, ROLES, np.ones(5, bool))
+    return Features.fit(KNOWN, ROLES, TowerConfig(), np.ones(5, int))
 
 
 def built(features, seed=1, **options):
@@ -47,7 +51,7 @@ def naive(model, inputs):
         for layer in model.layers
         if isinstance(layer, keras.layers.Embedding) and layer.name != "id_embedding"
     )
-    (tags,) = (layer.get_weights()[0] for layer in model.layers if isinstance(layer, tower.MeanOfBag))
+    (tags,) = (layer.get_weights()[0] for layer in model.layers if isinstance(layer, MeanOfBag))
     ((kernel, bias),) = (layer.get_weights() for layer in model.layers if isinstance(layer, keras.layers.Dense))
     vectors = []
     for row in range(len(inputs["id"])):
@@ -73,7 +77,7 @@ def test_embeddings_are_float32_of_unit_length(features, hidden):
 
 
 def test_a_tower_of_ids_alone_needs_no_other_input():
-    features = Features.fit(KNOWN, ItemsConfig(), np.ones(5, bool))
+    features = Features.fit(KNOWN, ItemsConfig(), TowerConfig(), np.ones(5, int))
     model = built(features)
     vectors = embed(model, features.transform(KNOWN))
     table = model.get_layer("id_embedding").get_weights()[0]
@@ -125,20 +129,6 @@ def test_items_that_training_did_not_see_are_embedded_by_their_features(features
 # --- dropping ids
 
 
-def test_id_dropout_hides_its_share_of_the_ids_during_training():
-    layer, ids = tower.IdDropout(0.3, seed=2), np.arange(1, 10_001, dtype=np.int32)
-    hidden = np.asarray(layer(ids, training=True))
-    assert set(np.unique(hidden[hidden != ids])) == {0}
-    assert (hidden == 0).mean() == pytest.approx(0.3, abs=0.02)
-    assert not np.array_equal(hidden, np.asarray(layer(ids, training=True)))
-
-
-@pytest.mark.parametrize(("rate", "training"), [(0.9, False), (0.0, True)], ids=["looking up", "rate 0"])
-def test_id_dropout_leaves_ids_alone(rate, training):
-    ids = np.arange(7, dtype=np.int32)
-    np.testing.assert_array_equal(np.asarray(tower.IdDropout(rate)(ids, training=training)), ids)
-
-
 def test_a_tower_drops_ids_in_training_only(features):
     model, inputs = built(features, id_dropout=0.9), features.transform(KNOWN)
     unknown = inputs | {"id": np.zeros(5, np.int32)}
@@ -150,16 +140,182 @@ def test_a_tower_drops_ids_in_training_only(features):
     assert as_unknown.mean() == pytest.approx(0.9, abs=0.12)
 
 
-# --- mean of a bag
+# --- text, fusion and distance
+
+TEXT_ROLES = ItemsConfig(categorical=("brand",), multi_categorical=("tags",), numeric=("price",), text=("name",))
+NAMED = KNOWN.with_columns(name=pl.Series(["red wine", "wine of old", None, "old red wine", "unheard"]))
+SHAPES = list(
+    itertools.product(
+        ("sum", "concatenation", "gating"), ("bag", "convolutional", "recurrent"), ("cosine", "euclidean", "manhattan")
+    )
+)
 
 
-def test_the_mean_of_a_bag_leaves_padding_out():
-    layer = tower.MeanOfBag(5, 2)
-    bags = np.array([[2, 0, 0], [4, 2, 3], [0, 0, 0], [3, 3, 0]], np.int32)
-    means = np.asarray(layer(bags))
-    table = layer.get_weights()[0]
-    expected = [table[2], (table[4] + table[2] + table[3]) / 3, [0, 0], table[3]]
-    np.testing.assert_allclose(means, expected, atol=1e-6)
+def shaped(fusion, text_encoder, distance="cosine", *, frame=NAMED, seed=1, **options):
+    config = TowerConfig(
+        dimension=DIMENSION, fusion=fusion, text_encoder=text_encoder, distance=distance, min_count=2, hash_buckets=3
+    ).model_copy(update=options)
+    features = Features.fit(frame, TEXT_ROLES, config, np.arange(frame.height))
+    return features, tower.build(features, config, seed)
+
+
+@pytest.mark.parametrize(("fusion", "text_encoder", "distance"), SHAPES, ids=str)
+def test_every_shape_survives_being_saved_exactly(tmp_path, fusion, text_encoder, distance):
+    features, model = shaped(fusion, text_encoder, distance)
+    inputs = features.transform(NAMED)
+    vectors = embed(model, inputs)
+    model.save(tmp_path / "tower.keras")
+    loaded = tower.load(tmp_path / "tower.keras")
+    np.testing.assert_array_equal(embed(loaded, inputs), vectors)
+    assert tower.distance(loaded) == distance
+    assert len(np.unique(vectors, axis=0)) == len(NAMED)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) == (distance == "cosine")
+
+
+def encoded_apart(model, features, inputs):
+    """What each encoder gives, in the order of the tower."""
+    layers = [model.get_layer(name) for name in tower.encoder_names(features)]
+    return [np.asarray(layer(inputs[name])) for layer, name in zip(layers, features.input_names, strict=True)]
+
+
+def test_concatenation_is_one_product_over_all_encoders():
+    features, model = shaped("concatenation", "bag", "euclidean")
+    inputs = features.transform(NAMED)
+    kernel, bias = model.get_layer(tower.FUSION).get_weights()
+    assert kernel.shape == (5 * DIMENSION, DIMENSION)
+    expected = np.hstack(encoded_apart(model, features, inputs)) @ kernel + bias
+    np.testing.assert_allclose(embed(model, inputs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["sum", "gating"])
+def test_a_sum_adds_the_encoders_and_gating_begins_so(fusion):
+    features, model = shaped(fusion, "recurrent", "manhattan")
+    inputs = features.transform(NAMED)
+    np.testing.assert_allclose(embed(model, inputs), sum(encoded_apart(model, features, inputs)), atol=1e-5)
+
+
+def test_encoders_have_the_names_of_the_config():
+    features, model = shaped("sum", "bag")
+    names = tower.encoder_names(features)
+    assert list(names.values()) == ["id", "brand", "tags", "name", "numeric"]
+    assert {layer.name for layer in model.layers if layer.weights} == set(names)
+
+
+# --- warm start
+
+EARLIER = NAMED
+LATER = items(
+    ("b", "bolt", ["red"], 4.0),
+    ("d", "acme", ["blue", "never"], 9.0),
+    ("e", "newcomer", ["wide"], 2.5),
+    ("z", "acme", ["red"], 1.0),
+).with_columns(name=pl.Series(["wine of old", "old red wine", None, "old wine of old"]))
+
+
+def rows_of(layer_name, model):
+    return model.get_layer(layer_name).get_weights()[0]
+
+
+@pytest.mark.parametrize("text_encoder", ["bag", "convolutional", "recurrent"])
+@pytest.mark.parametrize("fusion", ["sum", "concatenation", "gating"])
+def test_the_same_vocabulary_starts_as_the_earlier_tower(fusion, text_encoder):
+    features, earlier = shaped(fusion, text_encoder, hidden=(7,))
+    _, model = shaped(fusion, text_encoder, hidden=(7,), seed=2)
+    inputs = features.transform(NAMED)
+    assert not np.allclose(embed(model, inputs), embed(earlier, inputs), atol=1e-3)
+    report = tower.warm_start(model, features, earlier, features)
+    np.testing.assert_array_equal(embed(model, inputs), embed(earlier, inputs))
+    assert {part: figures["new"] for part, figures in report.items()} == dict.fromkeys(report, 0)
+    behind = {"hidden"} if fusion == "sum" else {"fusion", "hidden"}
+    assert set(report) == {"id", "brand", "tags", "name", "numeric"} | behind
+
+
+def test_rows_of_known_ids_and_tokens_are_copied_and_new_ones_start_at_zero():
+    """Pairs: a 0, b 1 (in a bucket), c to e of their own; later b 0, d 1 (in a bucket), e and z of their own."""
+    features, earlier = shaped("sum", "bag")
+    new_features, model = shaped("sum", "bag", frame=LATER)
+    report = tower.warm_start(model, new_features, earlier, features)
+    old_ids, new_ids = rows_of("id_embedding", earlier), rows_of("id_embedding", model)
+    np.testing.assert_array_equal(new_ids[1], old_ids[features.item_ids.index("e") + 1])
+    np.testing.assert_array_equal(new_ids[0], old_ids[0])
+    np.testing.assert_array_equal(new_ids[-3:], old_ids[-3:])
+    assert not new_ids[2].any()
+    assert report["id"] == {"copied": 5, "new": 1}
+    for position, reserved in ((0, 1), (1, 2), (2, 2)):
+        layer = f"tokens_{position}_encoder"
+        old, new = rows_of(layer, earlier), rows_of(layer, model)
+        before, after = features.tokens[position].vocabulary, new_features.tokens[position].vocabulary
+        np.testing.assert_array_equal(new[:reserved], old[:reserved])
+        for row, token in enumerate(after, start=reserved):
+            expected = old[before.index(token) + reserved] if token in before else np.zeros(DIMENSION)
+            np.testing.assert_array_equal(new[row], expected)
+        unknown = len(set(after) - set(before))
+        assert report[features.tokens[position].column] == {"copied": len(new) - unknown, "new": unknown}
+    assert report["brand"]["new"] == report["tags"]["new"] == 1
+
+
+def test_an_id_that_has_left_its_bucket_starts_from_it():
+    features, earlier = shaped("sum", "bag")
+    config = TowerConfig(dimension=DIMENSION)
+    new_features = Features.fit(NAMED, TEXT_ROLES, config, np.ones(5, int))
+    model = tower.build(new_features, config, 2)
+    tower.warm_start(model, new_features, earlier, features)
+    row = new_features.item_ids.index("b") + 1
+    np.testing.assert_array_equal(
+        rows_of("id_embedding", model)[row], rows_of("id_embedding", earlier)[features.bucket("b")]
+    )
+
+
+def test_a_new_column_leaves_a_sum_as_it_was():
+    config = TowerConfig(dimension=DIMENSION)
+    features = Features.fit(NAMED, ROLES, config, np.ones(5, int))
+    earlier = tower.build(features, config, 1)
+    wider = TEXT_ROLES.model_copy(update={"numeric": ("size", "price")})
+    table = NAMED.with_columns(size=pl.Series([1.0, 2.0, None, 4.0, 5.0]))
+    new_features = Features.fit(table, wider, config, np.ones(5, int))
+    model = tower.build(new_features, config, 2)
+    report = tower.warm_start(model, new_features, earlier, features)
+    before, after = embed(earlier, features.transform(table)), embed(model, new_features.transform(table))
+    np.testing.assert_allclose(after, before, atol=1e-6)
+    assert report["name"]["copied"] == 0
+    assert report["numeric"] == {"copied": 2, "new": 2}
+
+
+def test_fusion_of_other_encoders_starts_anew():
+    features, earlier = shaped("concatenation", "bag")
+    fewer = TEXT_ROLES.model_copy(update={"text": ()})
+    config = TowerConfig(dimension=DIMENSION, fusion="concatenation")
+    new_features = Features.fit(NAMED, fewer, config, np.ones(5, int))
+    model = tower.build(new_features, config, 2)
+    fresh = [array.copy() for array in model.get_layer(tower.FUSION).get_weights()]
+    report = tower.warm_start(model, new_features, earlier, features)
+    assert report["fusion"] == {"copied": 0, "new": 2}
+    np.testing.assert_array_equal(model.get_layer(tower.FUSION).get_weights()[0], fresh[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "received"),
+    [({"dimension": 4}, "4 dimensions, cosine"), ({"distance": "manhattan"}, "6 dimensions, manhattan")],
+    ids=str,
+)
+def test_an_earlier_tower_of_another_shape_is_refused(options, received):
+    features, model = shaped("sum", "bag")
+    earlier_features, earlier = shaped("sum", "bag", **options)
+    with pytest.raises(InputError, match=rf"of the config: 6 dimensions, cosine\. Received: {received}"):
+        tower.warm_start(model, features, earlier, earlier_features)
+
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
+
+
+def test_a_tower_of_format_1_still_embeds_and_starts_a_new_one():
+    features, earlier = Features.load(GOLDEN / "features.json"), tower.load(GOLDEN / "tower.keras")
+    inputs = features.transform(pl.read_parquet(GOLDEN / "catalogue.parquet"))
+    vectors = embed(earlier, inputs)
+    np.testing.assert_allclose(vectors, np.load(GOLDEN / "embeddings.npy"), atol=1e-6)
+    model = tower.build(features, TowerConfig(dimension=vectors.shape[1]), 3)
+    tower.warm_start(model, features, earlier, features)
+    np.testing.assert_allclose(embed(model, inputs), vectors, atol=1e-6)
 
 
 # --- files
@@ -171,7 +327,7 @@ def test_survives_being_saved_exactly(features, tmp_path, hidden):
     model.save(tmp_path / "tower.keras")
     loaded = tower.load(tmp_path / "tower.keras")
     np.testing.assert_array_equal(embed(loaded, inputs), embed(model, inputs))
-    (dropout,) = (layer for layer in loaded.layers if isinstance(layer, tower.IdDropout))
+    (dropout,) = (layer for layer in loaded.layers if isinstance(layer, IdDropout))
     assert dropout.rate == 0.4
 
 

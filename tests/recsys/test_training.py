@@ -1,31 +1,39 @@
+import keras
 import numpy as np
 import polars as pl
 import pytest
-from scipy import sparse
 
-from recsys import tower, training
-from recsys.config import ItemsConfig, TowerConfig, TrainConfig
+from recsys import mining, optimiser, pairs, tower, training
+from recsys.batches import HistoryBatches, LabelledBatches, PairBatches
+from recsys.config import Config
 from recsys.errors import StageError
-from recsys.evaluation import evaluate
+from recsys.evaluation import metrics, ranks
 from recsys.exact import ExactIndex
 from recsys.features import Features
-from recsys.sampling import Sampler
-from recsys.splitting import Holdout
+from recsys.labelled import LabelledPairs
+from recsys.queries import Queries
+from recsys.sequences import Sequences
+from recsys.similarity import DISTANCES
+from recsys.splitting import Cut, Holdout, Split
 
 BLOCKS = (3, 4, 5, 6)
 """Users of a block touch its items and no others."""
 BLOCK_OF = np.repeat(np.arange(len(BLOCKS)), BLOCKS)
 NUM_ITEMS = len(BLOCK_OF)
 
-WHOLE = {"batch_size": 5}
-SAMPLED = {"batch_size": 2, "whole_catalogue_up_to": 1, "max_positives": 7, "negatives": 4}
+CANDIDATES = {
+    "catalogue": {},
+    "sampled": {"kind": "sampled", "max_positives": 7, "negatives": 4},
+    "in_batch": {"kind": "in_batch"},
+    "mixed": {"kind": "mixed", "negatives": 4},
+}
 
 
 def block_pairs():
-    dense = (BLOCK_OF[:, None] == BLOCK_OF[None, :]).astype(np.float32) * (1 + np.arange(NUM_ITEMS) % 2)
+    dense = (BLOCK_OF[:, None] == BLOCK_OF[None, :]) * (1.0 + np.arange(NUM_ITEMS) % 2)
     dense = np.minimum(dense, dense.T)
     np.fill_diagonal(dense, 0)
-    return sparse.csr_array(dense.astype(np.float32))
+    return dense
 
 
 def block_items(num_new=0):
@@ -34,139 +42,392 @@ def block_items(num_new=0):
     return pl.DataFrame({"item_id": [f"{number:02}" for number in range(len(brands))], "brand": brands})
 
 
-def fit(
-    candidates=WHOLE,
-    *,
-    roles=None,
-    passes=12,
-    seed=1,
-    id_dropout=0.0,
-    validation=None,
-    on_pass=None,
-    pairs=None,
-    **train,
-):
-    table = block_items()
-    features = Features.fit(table, roles or ItemsConfig(), np.ones(NUM_ITEMS, bool))
-    inputs = features.transform(table)
-    fitted = training.fit(
-        features,
-        inputs,
-        block_pairs() if pairs is None else pairs,
-        TowerConfig(dimension=8, id_dropout=id_dropout),
-        TrainConfig(**{"learning_rate": 0.05, "seed": seed} | candidates | train),
-        passes=passes,
-        validation=validation,
-        on_pass=on_pass or (lambda *_: None),
+def config_of(*, roles=None, candidates=None, distance="cosine", id_dropout=0.0, **train):
+    return Config(
+        data={"interactions": "log.csv"},
+        items=roles or {},
+        tower={"dimension": 8, "id_dropout": id_dropout, "distance": distance},
+        candidates={"popularity_correction": 0.0} | (candidates or {}),
+        train={"learning_rate": 0.05, "seed": 1, "batch_size": 5} | train,
     )
-    return fitted, features, tower.encoder(fitted.tower, 100)(inputs)
 
 
-@pytest.mark.parametrize("candidates", [WHOLE, SAMPLED], ids=["whole catalogue", "sampled"])
-def test_the_neighbours_of_an_item_are_exactly_those_of_its_block(candidates):
-    _, _, vectors = fit(candidates)
-    assert Sampler(block_pairs(), TrainConfig(**SAMPLED), np.random.default_rng(0)).num_candidates < NUM_ITEMS
+class World:
+    """The blocks, and towers fitted on them."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def fit(self, *, passes=12, dense=None, batches=None, validation=None, options=None, **config):
+        """What `training.fit` gives, the trained tower and the features."""
+        dense = block_pairs() if dense is None else dense
+        settings = config_of(**config)
+        table = block_items()
+        features = Features.fit(table, settings.items, settings.tower, np.ones(len(dense), np.int64))
+        inputs = features.transform(table)
+        model = tower.build(features, settings.tower, settings.train.seed)
+        batches = batches or PairBatches(self.store(dense), settings)
+        checks = None if validation is None else training.Validation(validation, settings)
+        options = options(model) if callable(options) else options or {}
+        fitted = training.fit(model, features, inputs, batches, settings, passes=passes, validation=checks, **options)
+        return fitted, model, features
+
+
+@pytest.fixture
+def world(store):
+    return World(store)
+
+
+def assert_blocks(vectors, distance="cosine"):
+    """The neighbours of an item are exactly the others of its block."""
+    index = ExactIndex(vectors, DISTANCES[distance])
     for number in range(NUM_ITEMS):
         others = np.flatnonzero((BLOCK_OF[number] == BLOCK_OF) & (np.arange(NUM_ITEMS) != number))
-        found = ExactIndex(vectors).neighbours(np.array([number], np.int32), len(others))
+        found = index.neighbours(np.array([number], np.int32), len(others))
         assert set(found[0].tolist()) == set(others.tolist())
 
 
-@pytest.mark.parametrize("candidates", [WHOLE, SAMPLED], ids=["whole catalogue", "sampled"])
-def test_a_seed_repeats_the_embeddings(candidates):
-    _, _, one = fit(candidates, passes=2, id_dropout=0.3)
-    _, _, same = fit(candidates, passes=2, id_dropout=0.3)
-    _, _, other = fit(candidates, passes=2, id_dropout=0.3, seed=2)
-    np.testing.assert_array_equal(one, same)
-    assert not np.allclose(one, other, atol=1e-3)
-
-
-def test_items_without_interactions_find_their_block_by_their_features():
-    fitted, features, vectors = fit(roles=ItemsConfig(categorical=("brand",)), id_dropout=0.5)
-    new = tower.encoder(fitted.tower, 100)(features.transform(block_items(num_new=1).tail(1)))
-    nearest = np.argsort(-(vectors @ new[0]))[: BLOCKS[2]]
-    assert set(BLOCK_OF[nearest]) == {2}
-
-
-def test_the_loss_falls_and_every_pass_is_reported():
-    told = []
-    fitted, _, _ = fit(passes=5, on_pass=lambda number, figures: told.append((number, figures)))
-    assert [number for number, _ in told] == [1, 2, 3, 4, 5]
-    assert [figures for _, figures in told] == fitted.curve
-    assert fitted.curve[-1]["loss"] < fitted.curve[0]["loss"]
-    assert fitted.passes == 5
+def questions(asked, targets):
+    """One question an item: after `asked` came `targets`."""
+    items = np.stack([asked, targets], axis=1).ravel().astype(np.int32)
+    starts = 2 * np.arange(len(asked))
+    return Holdout(items, starts, starts + 1)
 
 
 def misleading():
     """Questions whose answers lie in other blocks: the longer the training, the worse."""
-    queries = np.arange(NUM_ITEMS, dtype=np.int32)
-    return Holdout(queries, ((queries + 7) % NUM_ITEMS).astype(np.int32))
+    numbers = np.arange(NUM_ITEMS)
+    return questions(numbers, (numbers + 7) % NUM_ITEMS)
 
 
-def test_early_stopping_ends_after_its_patience_and_keeps_the_best_pass():
-    validation = misleading()
-    fitted, _, vectors = fit(passes=40, patience=3, validation=validation)
-    scores = [figures["validation_ndcg_at_20"] for figures in fitted.curve]
-    assert fitted.passes == 1 + scores.index(max(scores))
-    assert len(fitted.curve) == fitted.passes + 3 < 40
-    assert evaluate(ExactIndex(vectors), validation)["ndcg_at_20"] == pytest.approx(max(scores), abs=1e-9)
-    assert scores[-1] < max(scores)
+def scores_of(fitted):
+    return [training.Validation.score(figures) for figures in fitted.curve]
 
 
-def test_the_kept_pass_is_as_if_training_had_ended_there():
-    stopped, _, vectors = fit(passes=40, patience=2, validation=misleading())
-    _, _, direct = fit(passes=stopped.passes)
-    np.testing.assert_allclose(vectors, direct, atol=1e-5)
+# --- what is learned
 
 
-def test_a_holdout_without_questions_counts_as_none():
-    nothing = Holdout(np.empty(0, np.int32), np.empty(0, np.int32))
-    fitted, _, _ = fit(passes=3, patience=1, validation=nothing)
-    assert fitted.passes == 3
-    assert [set(figures) for figures in fitted.curve] == [{"loss"}] * 3
+@pytest.mark.parametrize("kind", CANDIDATES)
+def test_the_neighbours_of_an_item_are_exactly_those_of_its_block(world, kind):
+    fitted, _, _ = world.fit(candidates=CANDIDATES[kind], batch_size=2, passes=20 if kind == "in_batch" else 12)
+    assert_blocks(fitted.vectors)
+    assert fitted.curve[-1]["loss"] < fitted.curve[0]["loss"]
 
 
-def test_without_pairs_there_is_nothing_to_train_on():
-    with pytest.raises(StageError, match="at least one pair"):
-        fit(pairs=sparse.csr_array((NUM_ITEMS, NUM_ITEMS), dtype=np.float32))
+@pytest.mark.parametrize("distance", ["euclidean", "manhattan"])
+def test_other_distances_find_the_blocks_too(world, distance):
+    fitted, _, _ = world.fit(distance=distance, passes=15, temperature=0.3)
+    assert_blocks(fitted.vectors, distance)
 
 
-def test_a_loss_that_is_no_number_stops_the_training():
-    with pytest.raises(StageError, match="in pass 1"):
-        fit(passes=2, temperature=1e-39)
+def test_judged_pairs_bring_together_what_is_the_same(world):
+    """Each item is the same as the next of its block, and not the same as some of others."""
+    same, other = [], []
+    for number in range(NUM_ITEMS):
+        own = np.flatnonzero(BLOCK_OF[number] == BLOCK_OF).tolist()
+        same.append((number, own[(own.index(number) + 1) % len(own)]))
+        other += [(number, far % NUM_ITEMS) for far in range(number + 6, number + 10) if far % NUM_ITEMS not in own]
+    first, second = np.array([*same, *other], np.int32).T
+    labelled = LabelledPairs(first, second, np.arange(len(first)) < len(same))
+    batches = LabelledBatches(labelled, NUM_ITEMS, config_of(batch_size=7))
+    fitted, _, _ = world.fit(batches=batches, passes=30, loss="contrastive")
+    similarities = fitted.vectors @ fitted.vectors.T
+    mine = [similarities[pair] for pair in same]
+    theirs = [similarities[pair] for pair in other]
+    assert min(mine) > max(theirs)
+    assert fitted.curve[-1]["loss"] < 0.1 * fitted.curve[0]["loss"]
 
 
-def test_a_pass_asks_every_anchor_and_the_next_pass_in_another_order():
-    config = TrainConfig(batch_size=4)
-    batches = training.PassOfBatches(Sampler(block_pairs(), config, np.random.default_rng(3)))
-
-    def one_pass():
-        drawn = [batches[index][0] for index in range(len(batches))]
-        return np.concatenate([batch.candidates[batch.anchors] for batch in drawn]).tolist()
-
-    first = one_pass()
-    batches.on_epoch_end()
-    second = one_pass()
-    for order in (first, second):
-        assert sorted(order[:NUM_ITEMS]) == list(range(NUM_ITEMS))
-        assert len(order) == 20
-    assert first != second
+def test_items_without_interactions_find_their_block_by_their_features(world):
+    fitted, model, features = world.fit(roles={"categorical": ("brand",)}, id_dropout=0.5)
+    new = tower.encoder(model, 100)(features.transform(block_items(num_new=1).tail(1)))
+    nearest = np.argsort(-(fitted.vectors @ new[0]))[: BLOCKS[2]]
+    assert set(BLOCK_OF[nearest]) == {2}
 
 
-def test_the_loss_of_a_pass_is_the_weighted_mean_over_the_anchors():
-    """One batch, one pass, a learning rate too small to move anything: computed again in NumPy."""
-    pairs, temperature = block_pairs(), 0.3
-    fitted, _, vectors = fit(
-        passes=1, pairs=pairs, batch_size=NUM_ITEMS, learning_rate=1e-12, temperature=temperature, anchor_power=0.5
+@pytest.mark.parametrize("kind", CANDIDATES)
+def test_a_seed_repeats_the_embeddings(world, kind):
+    candidates = CANDIDATES[kind]
+    one, same, other = (
+        world.fit(candidates=candidates, passes=2, id_dropout=0.3, batch_size=2, seed=seed)[0] for seed in (1, 1, 2)
     )
-    weights = pairs.toarray().astype(float)
-    logits = vectors.astype(float) @ vectors.T / temperature
+    np.testing.assert_array_equal(one.vectors, same.vectors)
+    assert one.curve == same.curve
+    assert not np.allclose(one.vectors, other.vectors, atol=1e-3)
+
+
+def test_the_loss_falls_and_every_pass_is_reported(world):
+    told = []
+    fitted, model, features = world.fit(
+        passes=5, options={"on_pass": lambda number, figures: told.append((number, figures))}
+    )
+    assert [number for number, _ in told] == [1, 2, 3, 4, 5]
+    assert [figures for _, figures in told] == fitted.curve
+    assert fitted.curve[-1]["loss"] < fitted.curve[0]["loss"]
+    assert (fitted.passes, fitted.score) == (5, -np.inf)
+    assert [set(figures) for figures in fitted.curve] == [{"loss"}] * 5
+    encoded = tower.encoder(model, 7)(features.transform(block_items()))
+    np.testing.assert_allclose(fitted.vectors, encoded, atol=1e-6)
+
+
+def test_the_loss_of_a_pass_is_the_weighted_mean_over_the_anchors(world):
+    """One batch, one pass, a learning rate too small to move anything: computed again in NumPy."""
+    temperature = 0.3
+    fitted, _, _ = world.fit(
+        passes=1, batch_size=NUM_ITEMS, learning_rate=1e-12, temperature=temperature, anchor_power=0.5
+    )
+    weights = block_pairs()
+    logits = fitted.vectors.astype(float) @ fitted.vectors.T / temperature
     np.fill_diagonal(logits, -np.inf)
     losses = []
     for number in range(NUM_ITEMS):
         log_softmax = logits[number] - np.log(np.exp(logits[number]).sum())
         target = weights[number] / weights[number].sum()
         losses.append(-sum(t * p for t, p in zip(target, log_softmax, strict=True) if t))
-    anchor_weights = weights.sum(axis=1) ** 0.5
-    expected = np.average(losses, weights=anchor_weights)
+    expected = np.average(losses, weights=weights.sum(axis=1) ** 0.5)
     assert fitted.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+# --- when to stop, and what to keep
+
+
+def test_early_stopping_ends_after_its_patience_and_keeps_the_best_pass(world):
+    """The weights are those of the best pass, number by number, and no later ones."""
+    kept, validation = [], misleading()
+
+    def options(model):
+        return {"on_pass": lambda *_: kept.append(model.get_weights())}
+
+    fitted, model, _ = world.fit(passes=40, patience=3, validation=validation, options=options)
+    scores = scores_of(fitted)
+    assert fitted.passes == 1 + scores.index(max(scores))
+    assert fitted.score == max(scores) > scores[-1]
+    assert len(fitted.curve) == fitted.passes + 3 < 40
+    for weight, best, last in zip(model.get_weights(), kept[fitted.passes - 1], kept[-1], strict=True):
+        np.testing.assert_array_equal(weight, best)
+        assert not np.array_equal(best, last)
+    index = ExactIndex(fitted.vectors)
+    found = metrics(ranks(index, Queries.of_items(validation.queries), validation.targets))
+    best = fitted.curve[fitted.passes - 1]
+    for name, value in found.items():
+        assert best[f"validation_{name}"] == pytest.approx(value, abs=1e-9)
+
+
+def test_the_kept_pass_is_as_if_training_had_ended_there(world):
+    stopped, _, _ = world.fit(passes=40, patience=2, validation=misleading())
+    direct, _, _ = world.fit(passes=stopped.passes)
+    np.testing.assert_allclose(stopped.vectors, direct.vectors, atol=1e-5)
+
+
+def test_where_no_pass_is_better_the_tower_stays_as_it_was(world):
+    before = []
+
+    def options(model):
+        before.extend(model.get_weights())
+        return {"to_beat": 0.999}
+
+    fitted, model, _ = world.fit(passes=40, patience=2, validation=misleading(), options=options)
+    assert (fitted.passes, fitted.score, len(fitted.curve)) == (0, 0.999, 2)
+    for weight, start in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, start)
+
+
+def test_what_there_is_to_beat_can_be_beaten(world):
+    following = [
+        number + 1 if BLOCK_OF[number] in BLOCK_OF[number + 1 :] else number - 1 for number in range(NUM_ITEMS)
+    ]
+    helpful = questions(np.arange(NUM_ITEMS), following)
+    fitted, _, _ = world.fit(passes=8, patience=8, validation=helpful, options={"to_beat": 0.3})
+    assert fitted.passes >= 1
+    assert fitted.score == max(scores_of(fitted)) > 0.3
+
+
+def test_both_look_ups_are_measured_and_count_alike(world):
+    fitted, _, _ = world.fit(passes=1, validation=misleading())
+    (figures,) = fitted.curve
+    assert {f"validation_{prefix}ndcg_at_20" for prefix in ("", "history_")} < set(figures)
+    both = [figures["validation_ndcg_at_20"], figures["validation_history_ndcg_at_20"]]
+    assert fitted.score == pytest.approx(sum(both) / 2)
+
+
+def test_validation_asks_histories_with_the_middle_recency(world):
+    """Three items a user; computed again with the mean of their vectors."""
+    rng = np.random.default_rng(0)
+    log = [rng.choice(NUM_ITEMS, 4, replace=False) for _ in range(25)]
+    starts = 4 * np.arange(25)
+    holdout = Holdout(np.concatenate(log).astype(np.int32), starts, starts + 3)
+    fitted, _, _ = world.fit(passes=1, validation=holdout)
+    gains = []
+    for own in log:
+        mean = sum(0.4**step * fitted.vectors[item] for step, item in enumerate(own[:3][::-1]))
+        order = [n for n in np.argsort(-(fitted.vectors @ mean)).tolist() if n not in own[:3].tolist()]
+        gains.append(1 / np.log2(order.index(own[3]) + 2))
+    assert fitted.curve[0]["validation_history_ndcg_at_20"] == pytest.approx(np.mean(gains), abs=1e-9)
+
+
+# --- learning rates, and what goes wrong
+
+
+@pytest.fixture
+def learners(monkeypatch):
+    """The optimisers that were built."""
+    built, original = [], optimiser.build
+
+    def watched(*arguments, **options):
+        built.append(original(*arguments, **options))
+        return built[-1]
+
+    monkeypatch.setattr(optimiser, "build", watched)
+    return built
+
+
+def test_a_fading_fit_begins_with_a_third_of_the_rate_and_ends_at_0(world, learners):
+    rates = []
+
+    def on_pass(*_):
+        rates.append(float(keras.ops.convert_to_numpy(learners[0].learning_rate)))
+
+    world.fit(passes=4, batch_size=5, learning_rate=0.06, options={"fade": True, "on_pass": on_pass})
+    assert rates == pytest.approx([0.015, 0.01, 0.005, 0.0], abs=1e-8)
+    assert int(learners[0].iterations) == 4 * 4
+
+
+def test_without_fading_the_rate_stays(world, learners):
+    world.fit(passes=2, learning_rate=0.06)
+    assert float(keras.ops.convert_to_numpy(learners[0].learning_rate)) == pytest.approx(0.06)
+
+
+def test_a_frozen_encoder_learns_after_the_pass_that_thaws_it(world):
+    tables = []
+
+    def options(model):
+        layer = model.get_layer(tower.ID_ENCODER)
+        tables.append(layer.get_weights()[0])
+        return {"on_pass": lambda *_: tables.append(layer.get_weights()[0])}
+
+    world.fit(passes=3, roles={"categorical": ("brand",)}, learning_rates={"id": 0.0}, thaw_after=2, options=options)
+    np.testing.assert_array_equal(tables[0], tables[2])
+    assert not np.array_equal(tables[2], tables[3])
+
+
+def test_without_pairs_there_is_nothing_to_train_on(world):
+    with pytest.raises(StageError, match="at least one pair"):
+        world.fit(dense=np.zeros((NUM_ITEMS, NUM_ITEMS)))
+
+
+def test_a_loss_that_is_no_number_stops_the_training(world):
+    with pytest.raises(StageError, match="in pass 1"):
+        world.fit(passes=2, temperature=1e-39)
+
+
+def test_what_goes_wrong_while_a_batch_is_made_is_raised(world):
+    class Broken:
+        def __len__(self):
+            return 2
+
+        def one_pass(self):
+            yield from ()
+            raise StageError("the pairs cannot be read")
+
+    with pytest.raises(StageError, match="cannot be read"):
+        world.fit(batches=Broken())
+
+
+# --- hard negatives
+
+
+def test_hard_negatives_are_mined_after_the_set_pass_and_reported(world, store, monkeypatch):
+    candidates = CANDIDATES["sampled"] | {"hard_negatives": 1, "hard_ranks": (2, 14), "hard_after": 2, "negatives": 2}
+    settings = config_of(candidates=candidates, batch_size=2)
+    batches = PairBatches(store(block_pairs()), settings)
+    assert batches.sampler.kind == "sampled"
+    used, original = [], mining.mine
+
+    def watched(*arguments):
+        used.append(original(*arguments))
+        return used[-1]
+
+    monkeypatch.setattr(mining, "mine", watched)
+    fitted, _, _ = world.fit(passes=4, candidates=candidates, batches=batches, batch_size=2)
+    names = {f"hard_{name}" for name in ("considered", "known_positive", "too_similar", "kept")}
+    assert [names <= set(figures) for figures in fitted.curve] == [False, True, True, True]
+    assert set(fitted.curve[0]) == {"loss"}
+    for figures, mined in zip(fitted.curve[1:], used, strict=True):
+        assert {name: figures[f"hard_{name}"] for name in mined.report} == mined.report
+        assert figures["hard_considered"] == NUM_ITEMS * 13
+        assert figures["hard_kept"] > 0
+    assert batches.sampler.hard is used[-1].negatives
+    for number, row in enumerate(used[-1].negatives.tolist()):
+        assert all(BLOCK_OF[other] != BLOCK_OF[number] for other in row if other >= 0)
+    fitted, _, _ = world.fit(passes=12, candidates=candidates, batch_size=2)
+    assert_blocks(fitted.vectors)
+
+
+def test_without_hard_negatives_nothing_is_mined(world, monkeypatch):
+    monkeypatch.setattr(mining, "mine", lambda *_: pytest.fail("mined"))
+    world.fit(passes=2, candidates=CANDIDATES["sampled"])
+
+
+# --- histories
+
+SIDES, CONTEXT, ANSWERS = 2, 5, 4
+SHARED = SIDES * (CONTEXT + ANSWERS)
+"""The item that both sides have in common, just before the answer."""
+
+
+def context(side, number):
+    return side * (CONTEXT + ANSWERS) + number
+
+
+def answer(side, number):
+    return side * (CONTEXT + ANSWERS) + CONTEXT + number
+
+
+def ambiguous_log():
+    """Two items of a side, the shared one, an answer of the side: the last item alone says nothing of the side."""
+    rng = np.random.default_rng(4)
+    log = []
+    for user in range(160):
+        first, second = rng.choice(CONTEXT, 2, replace=False)
+        side = user % SIDES
+        log.append([context(side, first), context(side, second), SHARED, answer(side, rng.integers(ANSWERS))])
+    return log
+
+
+def test_passes_over_histories_make_look_ups_from_several_items_better(store):
+    """Pairs reach one item far: they tell what belongs to a side, but not which answers do."""
+    log = np.array(ambiguous_log(), np.int32)
+    known, asked = log[:120], log[120:]
+    config = Config(
+        data={"interactions": "log.csv"},
+        prepare={"window": 1},
+        tower={"dimension": 8, "id_dropout": 0.0},
+        candidates={"popularity_correction": 0.0},
+        train={"learning_rate": 0.03, "seed": 3, "batch_size": 8, "patience": 30},
+    )
+    times = np.arange(known.size, dtype=np.float64)
+    sequences = Sequences([str(n) for n in range(len(known))], known.ravel(), 4 * np.arange(len(known) + 1), times)
+    split = Split(sequences, Cut(1e9, 1e9))
+    dense = np.zeros((SHARED + 1, SHARED + 1))
+    counted = pairs.count(split, np.ones(known.size, np.float32), SHARED + 1, config.prepare, times[-1])
+    for anchor, positive, weight, _ in counted.rows():
+        dense[anchor, positive] = dense[positive, anchor] = weight
+    stored = store(dense)
+    starts = 4 * np.arange(len(asked))
+    validation = training.Validation(Holdout(asked.ravel(), starts, starts + 3), config)
+    table = pl.DataFrame({"item_id": [f"{number:02}" for number in range(SHARED + 1)]})
+    features = Features.fit(table, config.items, config.tower, np.ones(SHARED + 1, np.int64))
+    inputs = features.transform(table)
+    model = tower.build(features, config.tower, config.train.seed)
+    first = training.fit(model, features, inputs, PairBatches(stored, config), config, passes=15, validation=validation)
+    refined = training.fit(
+        model, features, inputs, HistoryBatches(split, "test", stored, config, 0.4), config,
+        passes=15, validation=validation, to_beat=first.score, fade=True,
+    )  # fmt: skip
+    name = "validation_history_ndcg_at_5"
+    before, after = first.curve[first.passes - 1][name], refined.curve[refined.passes - 1][name]
+    assert refined.passes > 0
+    assert refined.score > first.score
+    assert after > before + 0.15
+    best_possible = np.mean([1 / np.log2(place + 2) for place in range(ANSWERS)])
+    assert after > 0.8 * best_possible

@@ -22,14 +22,14 @@ def log(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, log):
-    return Run.of(settings(tmp_path), [log], [])
+    return Run.of(settings(tmp_path), {"interactions": [log]})
 
 
 # --- the id of a run
 
 
 def test_the_same_input_is_the_same_run(tmp_path, log, run):
-    again = Run.of(settings(tmp_path), [log], [])
+    again = Run.of(settings(tmp_path), {"interactions": [log]})
     assert again == run
     assert run.folder == tmp_path / "ws" / "runs" / run.run_id
     assert run.folder.is_dir()
@@ -38,29 +38,35 @@ def test_the_same_input_is_the_same_run(tmp_path, log, run):
 def test_a_copy_of_the_data_elsewhere_is_the_same_run(tmp_path, log, run):
     copy = tmp_path / "copy.csv"
     copy.write_bytes(log.read_bytes())
-    assert Run.of(settings(tmp_path), [copy], []).run_id == run.run_id
+    assert Run.of(settings(tmp_path), {"interactions": [copy]}).run_id == run.run_id
 
 
 def test_other_data_are_another_run(tmp_path, log, run):
     log.write_text(log.read_text() + "a,c,2\n")
-    assert Run.of(settings(tmp_path), [log], []).run_id != run.run_id
+    assert Run.of(settings(tmp_path), {"interactions": [log]}).run_id != run.run_id
 
 
-def test_items_are_part_of_the_data(tmp_path, log, run):
-    assert Run.of(settings(tmp_path), [log], [log]).run_id != run.run_id
+@pytest.mark.parametrize("part", ["items", "labelled_pairs", "warm_start"])
+def test_all_that_goes_in_is_part_of_the_data(tmp_path, log, run, part):
+    assert Run.of(settings(tmp_path), {"interactions": [log], part: []}).run_id == run.run_id
+    more = Run.of(settings(tmp_path), {"interactions": [log], part: [log]})
+    assert more.run_id != run.run_id
+    other = tmp_path / "other"
+    other.write_text("other")
+    assert Run.of(settings(tmp_path), {"interactions": [log], part: [other]}).run_id not in {run.run_id, more.run_id}
 
 
 def test_another_config_is_another_run(tmp_path, log, run):
-    assert Run.of(settings(tmp_path, train={"seed": 7}), [log], []).run_id != run.run_id
+    assert Run.of(settings(tmp_path, train={"seed": 7}), {"interactions": [log]}).run_id != run.run_id
 
 
 def test_a_config_that_shapes_nothing_is_the_same_run(tmp_path, log, run):
-    assert Run.of(settings(tmp_path, serve={"port": 1234}), [log], []).run_id == run.run_id
+    assert Run.of(settings(tmp_path, serve={"port": 1234}), {"interactions": [log]}).run_id == run.run_id
 
 
 def test_other_code_is_another_run(tmp_path, log, run, monkeypatch):
     monkeypatch.setattr(workspace, "code_version", lambda: "9.9+0123456789ab")
-    other = Run.of(settings(tmp_path), [log], [])
+    other = Run.of(settings(tmp_path), {"interactions": [log]})
     assert other.run_id != run.run_id
     assert other.code_version == "9.9+0123456789ab"
 
@@ -68,7 +74,7 @@ def test_other_code_is_another_run(tmp_path, log, run, monkeypatch):
 def test_a_workspace_that_cannot_be_a_folder_is_refused(tmp_path, log):
     (tmp_path / "ws").write_text("a file")
     with pytest.raises(InputError, match=r"data\.workspace"):
-        Run.of(settings(tmp_path), [log], [])
+        Run.of(settings(tmp_path), {"interactions": [log]})
 
 
 def test_a_snapshot_depends_on_content_order_and_role(tmp_path):
@@ -76,15 +82,17 @@ def test_a_snapshot_depends_on_content_order_and_role(tmp_path):
     one.write_text("1")
     two.write_text("2")
     snapshots = [
-        data_snapshot([one, two], []),
-        data_snapshot([two, one], []),
-        data_snapshot([one], [two]),
-        data_snapshot([], [one, two]),
-        data_snapshot([one], []),
-        data_snapshot([], []),
+        data_snapshot({"interactions": [one, two]}),
+        data_snapshot({"interactions": [two, one]}),
+        data_snapshot({"interactions": [one], "items": [two]}),
+        data_snapshot({"interactions": [one], "labelled_pairs": [two]}),
+        data_snapshot({"items": [one, two]}),
+        data_snapshot({"interactions": [one]}),
+        data_snapshot({}),
     ]
     assert len(set(snapshots)) == len(snapshots)
-    assert data_snapshot([one, two], []) == snapshots[0]
+    assert data_snapshot({"interactions": [one, two]}) == snapshots[0]
+    assert data_snapshot({"interactions": [one, two], "items": []}) == snapshots[0]
 
 
 def test_the_code_version_is_stable_and_says_the_version_of_the_package():
@@ -192,7 +200,7 @@ def test_manifests_are_json(run):
 
 
 def test_a_run_is_worked_on_by_one_at_a_time(tmp_path, log, run):
-    again = Run.of(settings(tmp_path), [log], [])
+    again = Run.of(settings(tmp_path), {"interactions": [log]})
     with run.locked(), pytest.raises(StageError, match=run.run_id), again.locked():
         pass
     with again.locked():

@@ -13,9 +13,11 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from recsys import Release
 from tests.e2e import program
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
+CALIBRATED = GOLDEN.parent / "v2"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,24 @@ def test_ten_neighbours_by_default(client: httpx.Client) -> None:
     assert answer["item_id"] == "item-0-0"
     assert answer["title"] == "Title of item-0-0"
     assert len(answer["neighbours"]) == 10
-    assert list(answer["neighbours"][0]) == ["item_id", "title", "similarity", "rank"]
+    assert list(answer["neighbours"][0]) == ["item_id", "title", "similarity", "rank", "probability"]
+    assert {neighbour["probability"] for neighbour in answer["neighbours"]} == {None}
+
+
+def test_a_calibrated_release_tells_probabilities(tmp_path: Path) -> None:
+    """Larger where the similarity is, and those of the library."""
+    elsewhere = tmp_path / "recsys.toml"
+    process = program.start("serve", "--release", CALIBRATED, "--port", 0, "--config", elsewhere)
+    assert process.stderr is not None
+    url = next(found.group(1) for line in process.stderr if (found := re.search(r"(http://127\.0\.0\.1:\d+)", line)))
+    answer = httpx.get(f"{url}/v1/items/item-0-0/similar", params={"k": 40}).json()
+    process.terminate()
+    process.communicate(timeout=program.TIMEOUT_S)
+    expected = Release.load(CALIBRATED).similar("item-0-0", 40)
+    assert answer["neighbours"] == [neighbour._asdict() for neighbour in expected.neighbours]
+    probabilities = [neighbour["probability"] for neighbour in answer["neighbours"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert 0 <= probabilities[-1] < 0.5 < probabilities[0] <= 1
 
 
 def test_larger_k_keeps_the_prefix(client: httpx.Client) -> None:

@@ -1,0 +1,79 @@
+"""Every loss and distance on one data set, through the product's own stages: the table of `docs/losses.md`.
+
+python -m benchmarks.losses --config FILE [--set TABLE.KEY=VALUE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.embed import embed
+from pipelines.evaluate import evaluate
+from pipelines.index import index
+from pipelines.night import Night, calm
+from pipelines.prepare import prepare
+from pipelines.train import train
+from recsys import config as configuration
+from recsys.errors import RecsysError
+
+VARIANTS = {
+    "cross-entropy": ['train.loss="cross_entropy"'],
+    "cross-entropy, candidates sampled": [
+        'candidates.kind="sampled"',
+        "candidates.negatives=256",
+        "candidates.max_positives=256",
+    ],
+    "cross-entropy, candidates in batch": ['candidates.kind="in_batch"'],
+    "cross-entropy, candidates mixed": ['candidates.kind="mixed"', "candidates.negatives=256"],
+    "contrastive": ['train.loss="contrastive"'],
+    "triplet, semi-hard": ['train.loss="triplet"', 'train.mining="semi_hard"'],
+    "triplet, hard": ['train.loss="triplet"', 'train.mining="hard"'],
+    "triplet, soft margin": ['train.loss="triplet"', 'train.mining="soft_margin"'],
+    "cross-entropy, Euclidean": ['tower.distance="euclidean"'],
+    "cross-entropy, Manhattan": ['tower.distance="manhattan"'],
+}
+BASELINES = ("popularity", "co_occurrence", "windowed_item_knn")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """A row of Markdown for each, as it is done."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
+    asked = parser.parse_args(argv)
+    calm()
+    print("| | NDCG@20, last item | NDCG@10, history | coverage@10 | passes | training |\n|---|---|---|---|---|---|")
+    try:
+        for name, settings in VARIANTS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                overrides = [*asked.set, *settings, f"data.workspace={folder}"]
+                night = Night.of(configuration.load(asked.config, overrides))
+                prepare(night)
+                started = time.monotonic()
+                passes = train(night)["passes"]["pairs"]
+                seconds = time.monotonic() - started
+                embed(night), index(night)
+                figures = evaluate(night)
+            _row(name, figures["model"], figures["history"]["model"], f"{passes}", f"{seconds:.0f} s")
+        for name in BASELINES:
+            _row(name.replace("_", " "), figures["baselines"][name], figures["history"]["baselines"][name], "", "")
+    except RecsysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _row(name: str, last_item: dict[str, float], history: dict[str, float], passes: str, seconds: str) -> None:
+    print(
+        f"| {name} | {last_item['ndcg_at_20']:.4f} | {history['ndcg_at_10']:.4f} | {last_item['coverage_at_10']:.2f} "
+        f"| {passes} | {seconds} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

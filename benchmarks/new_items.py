@@ -1,0 +1,144 @@
+"""Items that nobody touched yet: found by their features alone, beside comparing the features themselves.
+
+    python -m benchmarks.new_items --config FILE [--set TABLE.KEY=VALUE] --json OUT
+
+All interactions of a random tenth of the items are hidden from training, and the tower embeds these items by
+their features. Each is then asked for its neighbours among the other items. What they should be is known: the
+items that users did touch it together with, graded by the weight of the pair. The rivals are content-only cosine
+of idf-weighted attributes, and the same with popularity breaking ties.
+
+The price is looked at too: the same data without hiding, with and without id dropout, by the validation NDCG@20
+of look-ups from items that have interactions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import sparse
+
+from pipelines import evaluate, train
+from pipelines.embed import embed
+from pipelines.night import Night, calm
+from pipelines.prepare import prepare
+from pipelines.progress import Reporter
+from recsys import config as configuration
+from recsys import embeddings
+from recsys.catalogue import Catalogue
+from recsys.config import Config
+from recsys.errors import RecsysError
+from recsys.evaluation import Model
+from recsys.exact import ExactIndex
+from recsys.queries import Queries
+from recsys.similarity import DISTANCES
+
+HIDDEN_SHARE, K = 0.1, 20
+RIVALS = ("popularity", "content", "content_popularity")
+
+
+def ndcg(answers: NDArray[np.int32], relevance: sparse.csr_array) -> float:
+    """Mean NDCG@K with the pair weights as gains.
+
+    Args:
+        answers: int32 [n, K], -1 pads.
+        relevance: gains of each question, [n, num_items]; at least one a row.
+    """
+    discount = 1 / np.log2(np.arange(K) + 2.0)
+    values = []
+    for row, answer in enumerate(answers):
+        gains = relevance[[row]].toarray().ravel()
+        best = np.sort(gains)[::-1][:K]
+        values.append((gains[answer[answer >= 0]] @ discount[: (answer >= 0).sum()]) / (best @ discount[: len(best)]))
+    return float(np.mean(values))
+
+
+def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Hide, train, embed, ask; and the price for the other items."""
+    whole = Night.of(config, Reporter())
+    prepare(whole)
+    catalogue = Catalogue.load(whole.run.path("prepare", "catalogue.parquet"))
+    together = train.load_pairs(whole, "weight", len(catalogue)).matrix()
+    touched = np.flatnonzero(np.diff(together.indptr))
+    rng = np.random.default_rng(seed)
+    hidden = np.sort(rng.choice(touched, int(len(touched) * HIDDEN_SHARE), replace=False)).astype(np.int32)
+
+    ids = [catalogue.item_ids[number] for number in hidden]
+    rows = pl.concat([pl.read_parquet(path) for path in whole.interactions])
+    kept = rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids))
+    kept.write_parquet(folder / "interactions.parquet")
+    data = config.data.model_copy(
+        update={"interactions": str(folder / "interactions.parquet"), "workspace": str(folder / "hidden")}
+    )
+    night = Night.of(config.model_copy(update={"data": data}), Reporter())
+    for stage in (prepare, train.train, embed):
+        stage(night)
+
+    # the catalogue is that of the items file, so numbers agree; the hidden ones are no answers to each other
+    relevance = together[hidden].tolil()
+    relevance[:, hidden] = 0
+    graded = sparse.csr_array(relevance)
+    asked = np.diff(graded.indptr) > 0
+    graded.eliminate_zeros()
+    excluded = np.broadcast_to(hidden, (int(asked.sum()), len(hidden)))
+    items = hidden[asked][:, None]
+    queries = Queries(items, np.ones(items.shape, np.float32), excluded.astype(np.int32))
+    vectors = np.array(embeddings.load(night.run.path("embed", "embeddings.npy")))
+    models: dict[str, Model] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
+    split = train.load_split(night)
+    known = Catalogue.load(night.run.path("prepare", "catalogue.parquet"))
+    rivals = evaluate.fitted_before("test", night, split, known)
+    models |= {name: rivals[name][0].fit() for name in RIVALS if name in rivals}
+    figures = {name: ndcg(model.answer(queries, K), graded[asked]) for name, model in models.items()}
+    return {
+        "questions": int(asked.sum()),
+        "ndcg_at_20": figures,
+        "ratios": {name: figures["siamese"] / value for name, value in figures.items() if name != "siamese"},
+        "items_with_interactions": _price(config),
+    }
+
+
+def _price(config: Config) -> dict[str, float]:
+    """Validation NDCG@20 of items with interactions, with the config's id dropout and without."""
+    found = {}
+    for name, rate in (("id_dropout", config.tower.id_dropout), ("without", 0.0)):
+        tower = config.tower.model_copy(update={"id_dropout": rate})
+        night = Night.of(config.model_copy(update={"tower": tower}))
+        prepare(night)
+        most = {"pairs": config.train.passes, "histories": config.train.history_passes}
+        fitted = train.fit_before("validation", night, most, lambda *_: None)
+        judged = train.judge(night, fitted.vectors)["validation"]
+        found[name] = judged["last_item"]["ndcg_at_20"]
+        found[f"{name}_history"] = judged["history"]["ndcg_at_20"]
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The benchmark as a program."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True, help="of data with item features")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the figures go")
+    asked = parser.parse_args(argv)
+    calm()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            config = configuration.load(asked.config, [*asked.set, f"data.workspace={folder}/whole"])
+            result = measure(config, Path(folder))
+    except RecsysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    asked.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

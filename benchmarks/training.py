@@ -1,0 +1,162 @@
+"""Training beside gensim's item2vec, on the same sequences, in one run; and its memory when the pairs grow.
+
+    python -m benchmarks.training --config FILE [--set TABLE.KEY=VALUE] --json OUT
+
+The clock of the tower starts with the pairs on disk and runs through compiling, training and the look-ups that
+decide when to stop; it is read when the validation score (the mean of the NDCG@20 of both look-ups) first reaches
+95% of its best. The clock of item2vec (Barkan and Koenigstein, 2016: skip-gram with negative sampling; 64
+dimensions, 30 passes, 2 workers) starts with the sequences in memory. Both see what is known before the
+validation targets.
+
+For memory, training runs one pass in a process of its own on made-up pairs, and on ten times as many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks import synthetic
+from pipelines import train
+from pipelines.night import Night, calm
+from pipelines.prepare import prepare
+from pipelines.progress import Reporter
+from recsys import config as configuration
+from recsys import pairs
+from recsys.config import Config, DataConfig, ItemsConfig
+from recsys.errors import RecsysError
+from recsys.evaluation import evaluate
+from recsys.exact import ExactIndex
+
+SHARE = 0.95
+DIMENSION, PASSES, WORKERS = 64, 30, 2
+PAIRS_ITEMS, PAIRS_AN_ITEM, GROWTH = 5_000, 400, 10
+
+
+def race(config: Config) -> dict[str, Any]:
+    """Seconds of both, and what they came to."""
+    from recsys.training import Validation
+
+    night = Night.of(config, Reporter())
+    prepare(night)
+    curve: list[tuple[float, float]] = []
+    most = {"pairs": config.train.passes, "histories": config.train.history_passes}
+    started = time.perf_counter()
+    train.fit_before(
+        "validation", night, most,
+        lambda _, figures: curve.append((time.perf_counter() - started, Validation.score(figures))),
+    )  # fmt: skip
+    best = max(score for _, score in curve)
+    ours = next(seconds for seconds, score in curve if score >= SHARE * best)
+    vectors, theirs = item2vec(night)
+    split = train.load_split(night)
+    figures = evaluate(ExactIndex(vectors), split.holdout("validation", config.evaluate.users))
+    return {
+        "seconds_to_95_percent": ours,
+        "item2vec_seconds": theirs,
+        "ratio": ours / theirs,
+        "curve": curve,
+        "item2vec_validation": figures,
+    }
+
+
+def item2vec(night: Night) -> tuple[np.ndarray, float]:
+    """Unit vectors of the catalogue by gensim, and the seconds it took; zeros for what it did not see."""
+    from gensim.models import Word2Vec
+
+    split = train.load_split(night)
+    known, sequences = split.known_before("validation"), split.sequences
+    sentences = [
+        sequences.items[start:end][known[start:end]].astype(str).tolist()
+        for start, end in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)
+    ]
+    started = time.perf_counter()
+    model = Word2Vec(
+        sentences, vector_size=DIMENSION, window=night.config.prepare.window, min_count=1, sg=1, negative=5,
+        workers=WORKERS, epochs=PASSES, seed=1,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    vectors = np.zeros((night.run.manifest("prepare")["num_items"], DIMENSION), np.float32)
+    numbers = np.array([int(word) for word in model.wv.index_to_key])
+    vectors[numbers] = model.wv.get_normed_vectors()
+    return vectors, seconds
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory of one pass over made-up pairs, and over ten times as many, in MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for growth in (1, GROWTH):
+            part = Path(folder) / f"part-{growth}.parquet"
+            made_up(part, PAIRS_AN_ITEM * growth)
+            command = [sys.executable, "-m", "benchmarks.training", "--one-pass", str(part)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found[f"peak_mib_{growth}x"] = float(done.stdout)
+    return {**found, "ratio": found[f"peak_mib_{GROWTH}x"] / found["peak_mib_1x"]}
+
+
+def made_up(path: Path, positives: int) -> None:
+    """A file of pairs: every item with so many others, the next ones, at falling weights."""
+    item = np.arange(PAIRS_ITEMS, dtype=np.int32)[:, None]
+    others = np.sort((item + 1 + np.arange(positives)) % PAIRS_ITEMS, axis=1).astype(np.int32)
+    weights = np.broadcast_to(1 / np.arange(1.0, positives + 1), others.shape).astype(np.float32)
+    columns = {"positives": others, "weight": weights, "weight_before_validation": weights}
+    lists = {name: pl.Series(name, value).arr.to_list() for name, value in columns.items()}
+    rows = pl.DataFrame({"anchor": item.ravel(), **lists}).with_columns(size=pl.lit(positives, pl.Int32))
+    pairs.write(rows, path)
+
+
+def one_pass(part: Path) -> None:
+    """Train one pass, and print this process's peak memory in MiB."""
+    from recsys import tower, training
+    from recsys.batches import PairBatches
+    from recsys.features import Features
+
+    config = Config(data=DataConfig(interactions="none"))
+    frame = synthetic.catalogue(PAIRS_ITEMS)
+    streamed = pairs.Pairs([part], PAIRS_ITEMS, "weight")
+    small = config.model_copy(update={"train": config.train.model_copy(update={"shuffle_pairs": PAIRS_ITEMS * 200})})
+    features = Features.fit(frame, ItemsConfig(), config.tower, streamed.counts)
+    model = tower.build(features, config.tower, seed=1)
+    training.fit(model, features, features.transform(frame), PairBatches(streamed, small), small, passes=1)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The benchmark as a program."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", type=Path, help="of the data to race on")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="where the figures go")
+    parser.add_argument("--one-pass", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args(argv)
+    calm()
+    if asked.one_pass:
+        one_pass(asked.one_pass)
+        return
+    if not (asked.config and asked.json):
+        parser.error("--config and --json must be given")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            config = configuration.load(asked.config, [*asked.set, f"data.workspace={folder}"])
+            result = {"race": race(config), "memory": memory()}
+    except RecsysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    asked.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""calibrate: embeddings, held-out pairs -> what a similarity means: probabilities, and thresholds of "the same"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipelines import embed, train
+from pipelines.night import Night, command, main
+from recsys import calibrating, calibration, embeddings
+from recsys.calibrating import MIN_PAIRS, Judged
+from recsys.calibration import Calibration
+from recsys.release import CALIBRATION, EMBEDDINGS
+from recsys.similarity import DISTANCES
+
+STAGE = "calibrate"
+
+
+def calibrate(night: Night) -> dict[str, Any]:
+    """Do the stage if it is not done, and return its manifest.
+
+    Too few pairs stop no night: then the release has no calibration, and the manifest says why.
+
+    Raises:
+        StageError: embed was not run.
+    """
+    if night.run.done(STAGE):
+        return night.run.manifest(STAGE)
+    vectors = embeddings.load(night.run.path(embed.STAGE, EMBEDDINGS))
+    config = night.config
+    with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
+        judged = judged_pairs(night)
+        advance(0, 1, f"{len(judged.same):,} pairs")
+        similarities = calibration.similarities(
+            DISTANCES[config.tower.distance], vectors[judged.first], vectors[judged.second]
+        )
+        fitted = calibrating.fit(similarities, judged.same, config.calibrate, config.train.seed)
+        same = int(judged.same.sum())
+        manifest |= {"same": same, "others": len(judged.same) - same}
+        reason = ""
+        if fitted is None:
+            reason = (
+                f"a calibration needs {MIN_PAIRS} held-out pairs, and as many others. "
+                f"Received: {same} and {len(judged.same) - same}."
+            )
+            manifest["reason"] = reason
+        else:
+            manifest.update(fitted.model_dump(mode="json", exclude={"similarities", "probabilities"}))
+        calibration.save(fitted, folder / CALIBRATION, reason)
+        advance(1, 1, _summary(fitted) if fitted else f"none: {reason}")
+    return night.run.manifest(STAGE)
+
+
+def judged_pairs(night: Night) -> Judged:
+    """The pairs to fit and measure on: here alone a stage decides where judgements come from.
+
+    Where people judged, it is the part of their pairs that no fit saw; else it is what users did last.
+    """
+    config = night.config
+    if night.labelled:
+        _, held_out = train.load_labelled(night)
+        rng = np.random.default_rng(config.train.seed)
+        heaps = [rng.permutation(np.flatnonzero(heap)) for heap in (held_out.same, ~held_out.same)]
+        rows = np.concatenate([heap[: config.calibrate.pairs] for heap in heaps])
+        return Judged(held_out.first[rows], held_out.second[rows], held_out.same[rows])
+    holdout = train.load_split(night).holdout("test", config.calibrate.pairs, config.train.seed)
+    return calibrating.sample(holdout, config.train.seed)
+
+
+def _summary(fitted: Calibration) -> str:
+    """The figures that a person looks at first."""
+    even = fitted.thresholds[0].measured  # of an even chance, and there unless the curve tells nothing
+    accuracy = f", accuracy {even.accuracy.value:.4f}" if even else ""
+    return (
+        f"calibration error {fitted.expected_calibration_error.value:.4f} on {fitted.measured_pairs:,} pairs, "
+        f"AUC {fitted.auc:.4f}{accuracy}"
+    )
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The job by itself."""
+    return command(STAGE, (__doc__ or "").splitlines()[0], calibrate, argv)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,45 @@
+"""`recsys tune`: search for better settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, show
+from recsys.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("tune")(tune)
+
+
+def tune(
+    config: ConfigFile = CONFIG_DEFAULT,
+    overrides: Overrides = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", metavar="N", help="Time for all trials; the same as tune.minutes.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Search for better settings on the validation target.
+
+    Tries values of `tune.ranges` and prints, as TOML, what to put into the config.
+    Stopped and started again, it goes on.
+    """
+    from recsys import config as configuration  # noqa: PLC0415
+
+    settings = [*(overrides or ()), *([] if minutes is None else [f"tune.minutes={minutes}"])]
+    checked = configuration.load(config, settings)
+    try:
+        from pipelines import tune as tuning  # noqa: PLC0415
+        from pipelines.night import Night  # noqa: PLC0415
+        from pipelines.progress import Reporter  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"tuning needs {error.name}, which is not installed. Install recsys[train,jobs,tracking,tune]."
+        ) from None
+    found: dict[str, Any] = tuning.tune(Night.of(checked, Reporter()))
+    # all of it is TOML, so that it may be sent to a file as it is
+    show(found, as_json, lambda: typer.echo(f"{tuning.snippet(found)}# in {found['path']}"))

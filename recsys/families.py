@@ -1,0 +1,82 @@
+"""The baselines by name, each with the settings to try: who tunes them need not know what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import NamedTuple
+
+from scipy import sparse
+
+from recsys.baselines import (
+    Content,
+    CoOccurrence,
+    Counts,
+    Ease,
+    ItemKNN,
+    Popularity,
+    WindowedItemKNN,
+    users_of_both,
+)
+from recsys.config import EvaluateConfig
+from recsys.evaluation import Model
+
+
+class Variant(NamedTuple):
+    """A baseline with one choice of its settings."""
+
+    settings: dict[str, float]
+    """What to report, and to find the same variant by after another call of `families`."""
+    fit: Callable[[], Model]
+    """Makes the model."""
+
+
+def families(
+    touched: sparse.csr_array,
+    pairs: Mapping[tuple[int, float], sparse.csr_array],
+    bags: sparse.csr_array | None,
+    popularity: Counts,
+    config: EvaluateConfig,
+) -> dict[str, list[Variant]]:
+    """Name of a baseline -> its variants, in the order of the config; at least one.
+
+    Call it with what is known before the validation target to choose, and with what is known before the test
+    target to measure: both give the same names and settings. Nothing is fitted before `fit` is called, and what
+    variants share is made once.
+
+    Args:
+        touched: which user touched which item, 0 or 1, float32 [num_users, num_items].
+        pairs: (window, decay) -> weights of the item pairs counted so, float32 [num_items, num_items].
+        bags: attributes of the items, [num_items, num_attributes]; None leaves the content baselines out.
+        popularity: interactions an item, [num_items].
+        config: values to try; EASE is left out where the catalogue has more than `ease_up_to` items.
+    """
+
+    @cache
+    def shared() -> sparse.csr_array:
+        return users_of_both(touched)
+
+    found = {
+        "popularity": [Variant({}, lambda: Popularity(popularity))],
+        "co_occurrence": [Variant({}, lambda: CoOccurrence(shared()))],
+        "item_knn": [Variant({"shrinkage": value}, partial(_item_knn, shared, value)) for value in config.shrinkage],
+        "windowed_item_knn": [
+            Variant({"window": window, "decay": decay, "shrinkage": value}, partial(WindowedItemKNN, counted, value))
+            for (window, decay), counted in pairs.items()
+            for value in config.shrinkage
+        ],
+    }
+    if touched.shape[1] <= config.ease_up_to:
+        found["ease"] = [Variant({"penalty": value}, partial(_ease, shared, value)) for value in config.ease_penalty]
+    if bags is not None:
+        found["content"] = [Variant({}, partial(Content, bags))]
+        found["content_popularity"] = [Variant({}, partial(Content, bags, popularity))]
+    return found
+
+
+def _item_knn(shared: Callable[[], sparse.csr_array], shrinkage: float) -> Model:
+    return ItemKNN(shared(), shrinkage)
+
+
+def _ease(shared: Callable[[], sparse.csr_array], penalty: float) -> Model:
+    return Ease(shared(), penalty)

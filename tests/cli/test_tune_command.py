@@ -1,0 +1,120 @@
+"""`recsys tune`: what it prints for people and for programs, and what it refuses. Training is stood in for."""
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines.settings import with_settings
+from recsys import config as configuration
+
+CONFIG = """
+[data]
+interactions = "log.csv"
+
+[train]
+passes = 2
+
+[tune]
+trials = 3
+
+[tune.ranges]
+"train.temperature" = {low = 0.2, high = 0.4, log = true}
+"train.mining" = ["hard", "soft_margin"]
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    rows = ["user_id,item_id,timestamp", *(f"u{n % 5},i{n % 7},{n}" for n in range(40))]
+    (tmp_path / "log.csv").write_text("\n".join(rows))
+    (tmp_path / "recsys.toml").write_text(CONFIG)
+    return tmp_path / "recsys.toml"
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Temperatures that were tried; a higher one is better."""
+    from pipelines import tune
+
+    tried: list[float] = []
+
+    def fit_before(_: str, night: Any, passes: dict[str, int], on_pass: Any) -> Any:
+        tried.append(night.config.train.temperature)
+        for number in range(1, passes["pairs"] + 1):
+            on_pass(number, {"loss": 1.0, "validation_ndcg_at_20": 0.1, "validation_history_ndcg_at_20": 0.1})
+        return SimpleNamespace(vectors=tried[-1])
+
+    def judge(_: Any, value: float) -> dict[str, Any]:
+        return {"validation": {"last_item": {"ndcg_at_20": value}, "history": {"ndcg_at_20": value}}}
+
+    monkeypatch.setattr(tune, "fit_before", fit_before)
+    monkeypatch.setattr(tune, "judge", judge)
+    return tried
+
+
+def test_a_program_gets_one_object_and_a_person_toml_to_paste(
+    config: Path, program: Any, trained: list[float], tmp_path: Path
+) -> None:
+    outcome = program("tune", "--config", config, "--json")
+    assert outcome.exit_code == 0
+    assert len(outcome.out.splitlines()) == 1
+    found = json.loads(outcome.out)
+    assert set(found) == {"id", "trials", "best_value", "base_value", "settings", "path", "seconds"}
+    assert (found["trials"], found["base_value"], found["best_value"]) == (3, 0.1, max(trained))
+    assert trained[0] == 0.1
+    assert found["path"] == str(tmp_path / "workspace" / "tuning" / found["id"] / "best.toml")
+    lines = [line for line in outcome.err.splitlines() if line.startswith("  trial")]
+    assert [line.split()[1] for line in lines] == ["0", "1", "2"]
+    assert "0.1000, best 0.1000 of trial 0" in lines[0]
+    assert all(line.endswith(" s left") for line in lines)
+
+    for_people = program("tune", "--config", config)
+    assert (for_people.exit_code, for_people.err, len(trained)) == (0, "", 3)
+    assert "validation NDCG@20 0.1000 before" in for_people.out
+    assert found["path"] in for_people.out
+    printed, written = tomllib.loads(for_people.out), tomllib.loads(Path(found["path"]).read_text())
+    assert printed == written
+    assert printed["train"]["temperature"] == max(trained)
+
+    pasted = tmp_path / "pasted.toml"
+    pasted.write_text(f'data.interactions = "log.csv"\n{for_people.out}')
+    base = configuration.load(tmp_path / "recsys.toml")
+    assert configuration.load(pasted).train == with_settings(base, {**found["settings"], "train.passes": 40}).train
+
+
+def test_minutes_may_be_given(config: Path, program: Any, trained: list[float]) -> None:
+    outcome = program("tune", "--config", config, "--minutes", 0, "--json")
+    assert outcome[:2] == (2, "")
+    assert "tune.minutes: should be greater than 0" in outcome.err
+    outcome = program("tune", "--config", config, "--minutes", 1e-9, "--json")
+    assert (outcome.exit_code, json.loads(outcome.out)["trials"], trained) == (0, 1, [0.1])
+
+
+def test_what_cannot_be_searched_is_told_and_nothing_is_done(config: Path, program: Any, trained: list[float]) -> None:
+    with config.open("a") as file:
+        file.write('"train.temprature" = [0.1]\n"index.n_trees" = [10]\n')
+    outcome = program("tune", "--config", config)
+    assert outcome[:2] == (2, "")
+    assert "Did you mean 'train.temperature'?" in outcome.err
+    assert "Received: index.n_trees" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert trained == []
+
+
+def test_without_optuna_the_extra_is_named(config: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    outcome = program("tune", "--config", config)
+    assert outcome[:2] == (2, "")
+    assert outcome.err == "error: tuning needs optuna, which is not installed. Install recsys[tune].\n"
+
+
+def test_help_does_not_need_optuna(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    outcome = program("tune", "--help")
+    assert outcome.exit_code == 0
+    assert "--minutes" in outcome.out

@@ -1,0 +1,103 @@
+"""The stage on a world whose blocks are known, with vectors put there by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines import embed, prepare, train
+from pipelines.calibrate import STAGE, calibrate, judged_pairs
+from pipelines.night import Night
+from recsys import calibration
+from recsys import config as configuration
+from recsys.catalogue import Catalogue
+from recsys.errors import StageError
+from recsys.release import CALIBRATION, CATALOGUE, EMBEDDINGS
+from tests.e2e import world
+
+
+def embedded(folder: Path, *overrides: str) -> Night:
+    """A night whose items point where their block does, more or less."""
+    night = Night.of(configuration.load(world.write(folder), overrides))
+    prepare.prepare(night)
+    items = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE)).item_ids
+    rng = np.random.default_rng(0)
+    blocks = [int(item.split("-")[1]) if item.startswith("item-") else world.NEW_ITEM_BLOCK for item in items]
+    vectors = np.eye(world.BLOCKS)[blocks] + rng.normal(0, 0.3, (len(items), world.BLOCKS))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with night.run.stage(embed.STAGE) as (stage, _):
+        np.save(stage / EMBEDDINGS, vectors.astype(np.float32))
+    return night
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "manhattan"])
+def test_items_of_one_block_are_told_from_others(tmp_path: Path, distance: str) -> None:
+    night = embedded(tmp_path, f"tower.distance={distance}")
+    manifest = calibrate(night)
+    users = world.BLOCKS * world.USERS_A_BLOCK
+    assert (manifest["same"], manifest["others"]) == (users, users)
+    assert manifest["fitted_pairs"] + manifest["measured_pairs"] == 2 * users
+    assert manifest["auc"] > 0.9
+    fitted = calibration.load(night.run.path(STAGE, CALIBRATION))
+    assert fitted is not None
+    assert fitted.model_dump(mode="json").items() >= {k: manifest[k] for k in ("thresholds", "auc")}.items()
+    assert json.loads(json.dumps(manifest)) == manifest
+    assert calibrate(night) == manifest
+
+
+def people(folder: Path, pairs: int) -> list[str]:
+    """A world with judged pairs, half of them within a block; the override that names them."""
+    world.write(folder)
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(pairs):
+        (one, other), (place, shift) = rng.choice(world.BLOCKS, 2, replace=False), rng.integers(1, 8, 2)
+        same = number % 2
+        second = f"item-{one if same else other}-{(place + shift) % 8}"
+        rows.append((f"item-{one}-{place}", second, same))
+    frame = pl.DataFrame(rows, schema=["item_a", "item_b", "same"], orient="row")
+    frame.filter(pl.col("item_a") != pl.col("item_b")).write_csv(folder / "labelled.csv")
+    return [f"data.labelled_pairs={folder / 'labelled.csv'}"]
+
+
+def test_where_people_judged_their_held_out_pairs_are_taken(tmp_path: Path) -> None:
+    """And none of those that training saw."""
+    night = embedded(tmp_path, *people(tmp_path, 4_000))
+    judged = judged_pairs(night)
+    training, held_out = train.load_labelled(night)
+    assert sorted(zip(*(part.tolist() for part in judged), strict=True)) == sorted(
+        zip(held_out.first.tolist(), held_out.second.tolist(), held_out.same.tolist(), strict=True)
+    )
+    assert 200 < len(judged.same) < len(training) / 5
+    manifest = calibrate(night)
+    assert (manifest["same"], manifest["others"]) == (judged.same.sum(), (~judged.same).sum())
+    assert manifest["auc"] > 0.9
+
+
+def test_of_judged_pairs_at_most_so_many_of_each_kind_are_taken(tmp_path: Path) -> None:
+    night = embedded(tmp_path, *people(tmp_path, 4_000), "calibrate.pairs=30")
+    judged = judged_pairs(night)
+    assert (judged.same.sum(), (~judged.same).sum()) == (30, 30)
+    again = judged_pairs(night)
+    assert (judged.first == again.first).all()
+
+
+def test_too_few_held_out_judgements_stop_no_night(tmp_path: Path) -> None:
+    manifest = calibrate(embedded(tmp_path, *people(tmp_path, 20)))
+    assert "needs 20 held-out pairs, and as many others" in manifest["reason"]
+
+
+def test_too_few_held_out_pairs_stop_no_night(tmp_path: Path) -> None:
+    night = embedded(tmp_path, "calibrate.pairs=19")
+    manifest = calibrate(night)
+    assert "needs 20 held-out pairs, and as many others. Received: 19 and 19." in manifest["reason"]
+    assert calibration.load(night.run.path(STAGE, CALIBRATION)) is None
+    assert manifest["reason"] in night.run.path(STAGE, CALIBRATION).read_text()
+
+
+def test_without_embeddings_the_stage_to_run_is_named(tmp_path: Path) -> None:
+    night = Night.of(configuration.load(world.write(tmp_path)))
+    with pytest.raises(StageError, match="Run: recsys embed"):
+        calibrate(night)

@@ -1,0 +1,201 @@
+"""The stage on a small world, with vectors put there by hand: its figures, and what they may depend on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines import embed, evaluate, prepare, train
+from pipelines import index as indexing
+from pipelines.night import Night
+from recsys import config as configuration
+from recsys import evaluation
+from recsys.catalogue import Catalogue
+from recsys.errors import StageError
+from recsys.exact import ExactIndex
+from recsys.queries import Queries
+from recsys.release import CATALOGUE, EMBEDDINGS
+from tests.e2e import world
+from tests.pipelines.test_train import GLOBAL_TIME, moved
+
+BASELINES = {
+    "popularity",
+    "co_occurrence",
+    "item_knn",
+    "windowed_item_knn",
+    "ease",
+    "content",
+    "content_popularity",
+}
+QUICK = ["evaluate.resamples=20", "evaluate.shrinkage=[0.0, 20.0]", "evaluate.recency=[0.3, 0.9]"]
+RECENCY = 0.3
+CUTS = (5, 10, 20)
+
+
+def indexed(folder: Path, *overrides: str, recency: float | None = RECENCY) -> Night:
+    """A night that is ready to be evaluated: random vectors, and a tower that nobody asks for."""
+    night = Night.of(configuration.load(folder / "recsys.toml", [*QUICK, *overrides]))
+    prepare.prepare(night)
+    num_items = night.run.manifest(prepare.STAGE)["num_items"]
+    vectors = np.random.default_rng(0).normal(size=(num_items, 16))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with night.run.stage(train.STAGE) as (_, manifest):
+        manifest |= {"recency": recency, "validation": {"last_item": {"ndcg_at_20": 0.25}}}
+    with night.run.stage(embed.STAGE) as (stage, _):
+        np.save(stage / EMBEDDINGS, vectors.astype(np.float32))
+    indexing.index(night)
+    return night
+
+
+def rows_of(folder: Path) -> dict[str, list[str]]:
+    """Item ids by user, oldest first."""
+    rows = pl.read_parquet(folder / "interactions.parquet").sort("user_id", "timestamp")
+    return {user: items["item_id"].to_list() for (user,), items in rows.partition_by("user_id", as_dict=True).items()}
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
+    folder = tmp_path_factory.mktemp("world")
+    world.write(folder)
+    return indexed(folder)
+
+
+@pytest.fixture(scope="module")
+def figures(night: Night) -> dict[str, Any]:
+    return evaluate.evaluate(night)
+
+
+def test_every_baseline_is_measured_on_both_look_ups(night: Night, figures: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert (figures["target"], figures["split"]) == ("test", "leave_one_out")
+    assert figures["questions"] == world.BLOCKS * world.USERS_A_BLOCK
+    assert set(figures["settings"]) == set(figures["validation"]["baselines"]) == BASELINES
+    for measured in (figures, figures["history"]):
+        assert set(measured["baselines"]) == BASELINES
+        for report in (measured["model"], *measured["baselines"].values()):
+            names = {f"{name}_at_{k}" for name in ("hr", "ndcg", "mrr") for k in CUTS}
+            assert set(report) == names | {"coverage_at_10", "gini_at_10", "intervals", "strata"}
+            assert set(report["intervals"]) == names
+            assert sum(stratum["questions"] for stratum in report["strata"].values()) == figures["questions"]
+    assert evaluate.evaluate(night) == figures
+
+
+def test_the_model_is_asked_through_its_index_with_the_recency_of_training(
+    night: Night, figures: dict[str, Any]
+) -> None:
+    """Few items, so that the index finds what exact search finds."""
+    model = ExactIndex(np.load(night.run.path(embed.STAGE, EMBEDDINGS)))
+    test = train.load_split(night).holdout("test", 1_000)
+    popularity = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE)).frame["interactions"].to_numpy()
+    assert figures["history"]["recency"] == RECENCY
+    for queries, measured in (
+        (Queries.of_items(test.queries), figures["model"]),
+        (Queries.of_histories(test, RECENCY, 50), figures["history"]["model"]),
+    ):
+        exact = evaluation.report(model, queries, test.targets, popularity, 20)
+        assert measured["ndcg_at_20"] == pytest.approx(exact["ndcg_at_20"], rel=0.1)
+        assert measured["hr_at_20"] == pytest.approx(exact["hr_at_20"], rel=0.1)
+    assert figures["validation"]["last_item"] == {"ndcg_at_20": 0.25}
+
+
+def test_popularity_equals_a_plain_loop_over_the_log(night: Night, figures: dict[str, Any]) -> None:
+    """Counted before the test targets, asked for them, from the last item and from all before."""
+    users = rows_of(Path(night.config.data.interactions).parent)
+    ids = sorted(pl.read_csv(night.config.data.items or "")["item_id"])
+    counts = dict.fromkeys(ids, 0)
+    for items in users.values():
+        for item in set(items[:-1]):
+            counts[item] += 1
+    order = sorted(ids, key=lambda item: (-counts[item], ids.index(item)))
+    for excluded, measured in ((slice(-2, -1), figures), (slice(0, -1), figures["history"])):
+        gains = []
+        for items in users.values():
+            named = [item for item in order if item not in items[excluded]][:20]
+            gains.append(1 / np.log2(named.index(items[-1]) + 2) if items[-1] in named else 0.0)
+        assert measured["baselines"]["popularity"]["ndcg_at_20"] == pytest.approx(np.mean(gains))
+
+
+@pytest.mark.parametrize("split", [[], GLOBAL_TIME], ids=["leave one out", "global time"])
+def test_settings_are_chosen_without_the_test_targets(tmp_path: Path, split: list[str]) -> None:
+    """The same world with other test targets: other figures, the same choices, and the same figures of choosing."""
+    world.write(tmp_path / "one")
+    folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 1))
+    one, other = (evaluate.evaluate(indexed(folder, *split)) for folder in folders)
+    assert one["questions"] == other["questions"] == world.BLOCKS * world.USERS_A_BLOCK
+    assert one["settings"] == other["settings"]
+    assert one["validation"] == other["validation"]
+    for measured in (("baselines", "item_knn", "hr_at_20"), ("model", "hr_at_20")):
+        figures = [one, other]
+        for key in measured:
+            figures = [found[key] for found in figures]
+        assert figures[0] != figures[1]
+
+
+def test_settings_are_chosen_by_the_validation_targets(tmp_path: Path) -> None:
+    """Else nothing would be chosen at all."""
+    world.write(tmp_path / "one")
+    folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 2))
+    one, other = (evaluate.evaluate(indexed(folder)) for folder in folders)
+    assert one["validation"]["baselines"] != other["validation"]["baselines"]
+
+
+def tried(night: Night) -> set[tuple[float, float]]:
+    """Windows and decays of the windowed baseline."""
+    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+    found = evaluate.fitted_before("validation", night, train.load_split(night), catalogue)
+    return {(variant.settings["window"], variant.settings["decay"]) for variant in found["windowed_item_knn"]}
+
+
+def test_windows_are_those_of_the_config_and_of_prepare_but_for_large_logs(tmp_path: Path) -> None:
+    world.write(tmp_path)
+    windows = "evaluate.windows=[[2, 0.5], [3, 0.0], [4, 2.0]]"
+    prepared = ["prepare.window=4", "prepare.decay=2.0"]
+    interactions = world.BLOCKS * world.USERS_A_BLOCK * world.TOUCHED
+    few = indexed(tmp_path, windows, *prepared, f"evaluate.windows_up_to={interactions}")
+    assert tried(few) == {(4, 2.0), (2, 0.5), (3, 0.0)}
+    assert tried(indexed(tmp_path, windows, *prepared, f"evaluate.windows_up_to={interactions - 1}")) == {(4, 2.0)}
+
+
+@pytest.mark.parametrize("target", ["validation", "test"])
+def test_windows_that_are_counted_anew_equal_those_of_prepare(tmp_path: Path, target: Any) -> None:
+    """Where every interaction weighs 1: the same window as prepare's and as one that is tried, the same answers."""
+    world.write(tmp_path)
+    nights = [indexed(tmp_path, "prepare.window=3"), indexed(tmp_path, "evaluate.windows=[[3, 1.0]]")]
+    answers = []
+    for night in nights:
+        catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+        found = evaluate.fitted_before(target, night, train.load_split(night), catalogue)["windowed_item_knn"]
+        (variant,) = [v for v in found if v.settings == {"window": 3, "decay": 1.0, "shrinkage": 20.0}]
+        answers.append(variant.fit().answer(Queries.of_items(np.arange(len(catalogue), dtype=np.int32)), 10))
+    np.testing.assert_array_equal(*answers)
+
+
+def test_nobody_to_ask_is_told_and_stops_no_night(tmp_path: Path) -> None:
+    world.write(tmp_path)
+    rows = pl.read_parquet(tmp_path / "interactions.parquet")
+    rows.filter(pl.col("timestamp") < 1_600_000_000 + 120).write_parquet(tmp_path / "interactions.parquet")
+    figures = evaluate.evaluate(indexed(tmp_path, recency=None))
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert figures["questions"] == 0
+    assert "ndcg_at_20" not in figures["model"]
+    assert set(figures["history"]["baselines"]) == BASELINES
+
+
+def test_a_test_without_a_validation_takes_the_middle_recency_for_all(tmp_path: Path) -> None:
+    """Through time: everybody pauses on the day of validation."""
+    world.write(tmp_path)
+    rows = pl.read_parquet(tmp_path / "interactions.parquet")
+    last = 1_600_000_000 + 60 * (world.TOUCHED - 1)
+    rows.filter(pl.col("timestamp") != last - 60).write_parquet(tmp_path / "interactions.parquet")
+    figures = evaluate.evaluate(indexed(tmp_path, *GLOBAL_TIME, "evaluate.recency=[0.9, 0.3, 0.4]", recency=None))
+    assert figures["questions"] == world.BLOCKS * world.USERS_A_BLOCK
+    assert {choices["history"]["recency"] for choices in figures["settings"].values()} == {0.4}
+    assert figures["history"]["model"] != figures["model"]
+
+
+def test_without_index_the_stage_to_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="Run: recsys embed"):
+        evaluate.evaluate(Night.of(configuration.load(world.write(tmp_path))))

@@ -1,0 +1,581 @@
+"""The search on a made-up landscape: where it begins, how it goes on, what it leaves; and once with true training.
+
+Training is stood in for by a function of the settings, so that the right answer is known and a trial is quick.
+`prepare`, Optuna and MLflow are the true ones.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines import tune as tuning
+from pipelines.night import Night
+from pipelines.settings import with_settings
+from pipelines.tune import tune
+from recsys import config as configuration
+from recsys.config import Config, Span, TuneConfig
+from recsys.errors import ConfigError, StageError
+from recsys.tracking import Tracker
+from tests.e2e import world
+
+RANGES = {
+    "train.temperature": {"low": 0.05, "high": 0.25, "log": True},
+    "tower.dimension": {"low": 8, "high": 16},
+    "train.mining": ["hard", "soft_margin"],
+}
+BEST_TEMPERATURE = 0.2
+PASSES = 8
+
+
+def landscape(config: Config) -> float:
+    """The value of settings: the nearer the temperature is to its best, the better."""
+    return 0.5 - abs(math.log(config.train.temperature / BEST_TEMPERATURE)) / 10 + config.tower.dimension / 1_000
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: nothing that handles errors may hide it."""
+
+
+class Time:
+    """A clock that moves only when a pass is done."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Training:
+    """In place of training: every pass comes nearer to the value of the settings, and takes ten seconds."""
+
+    def __init__(self, clock: Time) -> None:
+        self.clock = clock
+        self.trained: list[Config] = []
+        self.folders: list[Path] = []
+        self.passes: list[int] = []
+        self.rising = True
+        self.fail: Callable[[Config], object] = lambda _: None
+
+    def fit_before(self, target: str, night: Night, passes: Mapping[str, int], on_pass: Any) -> Any:
+        assert target == "validation"
+        assert night.run.done("prepare")
+        self.trained.append(night.config)
+        self.folders.append(night.run.folder)
+        self.passes.append(0)
+        for number in range(1, passes["pairs"] + passes["histories"] + 1):
+            self.clock.seconds += 10.0
+            self.passes[-1] = number
+            self.fail(night.config)
+            score = landscape(night.config) * (1 - 0.5 ** (number if self.rising else 1))
+            figures = {"loss": 1.0, "validation_ndcg_at_20": score - 0.1, "validation_history_ndcg_at_20": score + 0.1}
+            on_pass(number, figures)
+        return SimpleNamespace(vectors=landscape(night.config))
+
+    def judge(self, _: Night, value: float) -> dict[str, Any]:
+        figures = {"last_item": {"ndcg_at_20": value - 0.1}, "history": {"ndcg_at_20": value + 0.1}}
+        return {"recency": 0.5, "validation": figures}
+
+
+@pytest.fixture
+def clock() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch, clock: Time) -> Training:
+    stand_in = Training(clock)
+    monkeypatch.setattr(tuning, "fit_before", stand_in.fit_before)
+    monkeypatch.setattr(tuning, "judge", stand_in.judge)
+    return stand_in
+
+
+@pytest.fixture(scope="module")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make the tables of a database."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    settings = configuration.parse({"data": {"interactions": "log.csv", "workspace": str(folder)}})
+    assert Tracker(settings).champion() is None
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def config(tmp_path: Path, empty_mlflow: Path) -> Config:
+    """Few interactions, since every trial may prepare anew."""
+    (tmp_path / "workspace").mkdir()
+    shutil.copy(empty_mlflow, tmp_path / "workspace")
+    rows = ["user_id,item_id,timestamp", *(f"u{n % 5},i{n % 7},{n}" for n in range(40))]
+    (tmp_path / "log.csv").write_text("\n".join(rows))
+    (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log.csv"\n')
+    return change(
+        configuration.load(tmp_path / "recsys.toml", [f"train.passes={PASSES}", "tower.dimension=10"]),
+        ranges=RANGES, trials=6, minutes=1_000.0,
+    )  # fmt: skip
+
+
+def change(config: Config, **values: Any) -> Config:
+    return with_settings(config, {f"tune.{key}": value for key, value in values.items()})
+
+
+def folder_of(config: Config) -> Path:
+    (folder,) = (config.workspace / "tuning").iterdir()
+    return folder
+
+
+def children(night: Night, tuning_id: str) -> tuple[Any, list[Any]]:
+    """The MLflow run of a tuning, and those below it, oldest first."""
+    client = night.tracker.client
+    experiment = client.get_experiment_by_name("recsys").experiment_id
+    (parent,) = client.search_runs([experiment], f"tags.`recsys.run_id` = '{tuning_id}'")
+    found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    return parent, sorted(found, key=lambda run: int(run.info.run_name.removeprefix("trial ")))
+
+
+# --- the search
+
+
+def test_the_first_trial_is_the_config_as_it_is(config: Config, training: Training, clock: Time) -> None:
+    found = tune(Night.of(config), clock=clock)
+    assert training.trained[0] == config
+    assert found["base_value"] == pytest.approx(landscape(config))
+
+
+def test_the_best_of_all_trials_is_found(config: Config, training: Training, clock: Time) -> None:
+    found = tune(Night.of(config), clock=clock)
+    values = [landscape(tried) for tried in training.trained]
+    assert found["best_value"] == pytest.approx(max(values))
+    assert found["best_value"] > found["base_value"]
+    assert landscape(with_settings(config, found["settings"])) == pytest.approx(max(values))
+    assert found["trials"] == len(values) == 6
+    assert found["seconds"] == 10.0 * sum(training.passes)
+
+
+def test_many_trials_come_near_the_optimum(config: Config, training: Training, clock: Time) -> None:
+    found = tune(Night.of(change(config, trials=16)), clock=clock)
+    assert found["settings"]["train.temperature"] == pytest.approx(BEST_TEMPERATURE, rel=0.15)
+    assert len(training.trained) == found["trials"]
+
+
+def test_settings_that_are_not_better_are_not_taken(
+    config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "landscape", lambda _: 0.25)
+    found = tune(Night.of(config), clock=clock)
+    assert (found["settings"], found["best_value"], found["base_value"]) == ({}, 0.25, 0.25)
+    assert len(training.trained) == 6
+    assert tomllib.loads(Path(found["path"]).read_text()) == {}
+
+
+def test_the_written_file_has_what_differs_and_makes_the_best_config(
+    config: Config, training: Training, clock: Time
+) -> None:
+    found = tune(Night.of(config), clock=clock)
+    tables = tomllib.loads(Path(found["path"]).read_text())
+    written = {f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()}
+    assert written == found["settings"]
+    best = with_settings(config, written)
+    assert best == max(training.trained, key=landscape)
+    base = config.model_dump()
+    assert all(base[name.split(".")[0]][name.split(".")[1]] != value for name, value in written.items())
+
+
+def test_values_are_of_their_type_in_their_range_and_short(config: Config, training: Training, clock: Time) -> None:
+    tune(Night.of(change(config, trials=15)), clock=clock)
+    for tried in training.trained[1:]:
+        assert 0.05 <= tried.train.temperature <= 0.25
+        assert float(f"{tried.train.temperature:.4g}") == tried.train.temperature
+        assert type(tried.tower.dimension) is int
+        assert 8 <= tried.tower.dimension <= 16
+        assert tried.train.mining in ("hard", "soft_margin", "semi_hard")
+    assert len({tried.tower.dimension for tried in training.trained}) > 2
+
+
+def test_the_same_seed_tries_the_same_and_another_something_else(
+    config: Config, training: Training, clock: Time, tmp_path: Path
+) -> None:
+    def tried(workspace: str, seed: int) -> list[float]:
+        training.trained.clear()
+        (tmp_path / workspace).mkdir()
+        shutil.copy(config.workspace / "mlflow.db", tmp_path / workspace)
+        moved = {"data.workspace": str(tmp_path / workspace), "train.seed": seed}
+        tune(Night.of(with_settings(change(config, trials=3), moved)), clock=clock)
+        return [each.train.temperature for each in training.trained]
+
+    first = tried("first", 1)
+    assert tried("second", 1) == first
+    assert tried("third", 2) != first
+
+
+def test_nothing_is_trained_twice_and_a_search_ends_where_everything_was_tried(
+    config: Config, training: Training, clock: Time
+) -> None:
+    """3 ways to mine, the config's own among them, by 2 to fuse."""
+    few = change(config, ranges={"train.mining": ["hard", "soft_margin"], "tower.fusion": ["gating"]}, trials=200)
+    found = tune(Night.of(few), clock=clock)
+    tried = {(each.train.mining, each.tower.fusion) for each in training.trained}
+    assert len(training.trained) == len(tried) == found["trials"] == 6
+
+
+# --- time
+
+
+def test_no_trial_begins_after_the_time_and_the_one_at_work_stops_after_its_pass(
+    config: Config, training: Training, clock: Time
+) -> None:
+    """270 s: three trials of 80 s, and three passes of a fourth."""
+    found = tune(Night.of(change(config, trials=100, minutes=4.5)), clock=clock)
+    assert training.passes == [PASSES, PASSES, PASSES, 3]
+    assert found["seconds"] == 270.0
+
+
+def test_the_config_as_it_is_comes_to_its_end_whatever_the_time(
+    config: Config, training: Training, clock: Time
+) -> None:
+    found = tune(Night.of(change(config, minutes=0.1)), clock=clock)
+    assert training.passes == [PASSES]
+    assert found["base_value"] == found["best_value"]
+
+
+def test_all_sessions_share_the_time_and_more_may_be_given(config: Config, training: Training, clock: Time) -> None:
+    first = tune(Night.of(change(config, trials=100, minutes=160 / 60)), clock=clock)
+    assert len(training.passes) == 2
+    clock.seconds += 100_000.0  # nights lie between
+    again = tune(Night.of(change(config, trials=100, minutes=160 / 60)), clock=clock)
+    assert again == first
+    assert len(training.passes) == 2
+    more = tune(Night.of(change(config, trials=100, minutes=320 / 60)), clock=clock)
+    assert (more["id"], more["trials"], training.passes) == (first["id"], 4, [PASSES] * 4)
+
+
+def test_hopeless_trials_are_pruned(
+    config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After patience and enough finished trials, and they count as tried."""
+    monkeypatch.setitem(globals(), "landscape", lambda _: 0.5 if len(training.trained) <= 5 else 0.1)
+    night = Night.of(change(config, trials=8))
+    found = tune(night, clock=clock)
+    assert training.passes == [*[PASSES] * 5, *[config.train.patience] * 3]
+    _, trials = children(night, found["id"])
+    assert "worse than most" in trials[-1].data.tags["recsys.outcome"]
+
+
+@pytest.mark.parametrize(("rising", "compared"), [(True, PASSES), (False, 5)], ids=["to the last", "out of patience"])
+def test_passes_over_histories_are_not_compared_with_passes_over_pairs(
+    config: Config, training: Training, clock: Time, rising: bool, compared: int
+) -> None:
+    """They come after a different number of passes in each trial; here after 4 that are no better than the first."""
+    training.rising = rising
+    night = Night.of(with_settings(config, {"train.history_passes": 3, "tune.trials": 2}))
+    found = tune(night, clock=clock)
+    assert training.passes == [PASSES + 3] * 2
+    study = tuning.Study(folder_of(config), tuning.ranges.check(night.config), night.config).study
+    assert [list(trial.intermediate_values) for trial in study.trials] == [list(range(1, compared + 1))] * 2
+    _, trials = children(night, found["id"])
+    curve = night.tracker.client.get_metric_history(trials[0].info.run_id, "train_validation_ndcg_at_20")
+    assert len(curve) == PASSES + 3
+
+
+# --- stopped and gone on with
+
+
+def test_a_tuning_that_was_killed_goes_on_and_repeats_nothing(config: Config, training: Training, clock: Time) -> None:
+    def kill(_: Config) -> None:
+        if len(training.trained) == 4 and training.passes[-1] == 3:
+            raise Killed
+
+    training.fail = kill
+    night = Night.of(config)
+    with pytest.raises(Killed):
+        tune(night, clock=clock)
+    before = list(training.trained)
+    training.fail = lambda _: None
+    found = tune(Night.of(config), clock=clock)
+    assert training.trained[:4] == before
+    assert len(training.trained) == 4 + 3
+    assert len({each.fingerprint() for each in training.trained}) == 7
+    assert found["trials"] == 6
+    assert found["seconds"] == 10.0 * PASSES * 6
+    parent, trials = children(night, found["id"])
+    assert parent.info.status == "FINISHED"
+    assert [run.info.status for run in trials] == [*["FINISHED"] * 3, "KILLED", *["FINISHED"] * 3]
+    assert trials[3].data.tags["recsys.outcome"] == "killed"
+
+
+def test_a_killed_first_trial_is_done_anew(config: Config, training: Training, clock: Time) -> None:
+    def kill(_: Config) -> None:
+        raise Killed
+
+    training.fail = kill
+    with pytest.raises(Killed):
+        tune(Night.of(config), clock=clock)
+    training.fail = lambda _: None
+    found = tune(Night.of(config), clock=clock)
+    assert training.trained[1] == config
+    assert found["base_value"] == pytest.approx(landscape(config))
+
+
+def test_half_a_line_and_a_lock_that_a_killed_process_left_do_no_harm(
+    config: Config, training: Training, clock: Time
+) -> None:
+    tune(Night.of(change(config, trials=2)), clock=clock)
+    journal = folder_of(config) / "study.log"
+    with journal.open("a") as file:
+        file.write('{"op_code":4,"wor')
+    (journal.parent / "study.log.lock").symlink_to(journal)
+    found = tune(Night.of(change(config, trials=4)), clock=clock)
+    assert found["trials"] == len(training.trained) == 4
+    assert tune(Night.of(change(config, trials=4)), clock=clock) == found
+
+
+def test_a_finished_tuning_gives_the_same_answer_without_work(
+    config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tune(Night.of(config), clock=clock)
+    trained = len(training.trained)
+    monkeypatch.setattr(tuning, "prepare", None)
+    Path(first["path"]).unlink()
+    assert tune(Night.of(config), clock=clock) == first
+    assert len(training.trained) == trained
+    assert Path(first["path"]).exists()
+
+
+@pytest.mark.usefixtures("training")
+def test_other_data_settings_or_ranges_are_another_tuning(config: Config, clock: Time) -> None:
+    def id_of(changed: Config) -> Any:
+        return tune(Night.of(changed), clock=clock)["id"]
+
+    short = change(config, trials=1)
+    first = id_of(short)
+    assert id_of(change(short, minutes=7.0)) == first
+    ids = [
+        first,
+        id_of(with_settings(short, {"train.patience": 3})),
+        id_of(change(short, ranges={"train.margin": [3]})),
+    ]
+    with Path(config.data.interactions).open("a") as file:
+        file.write("\nu1,i1,99")
+    ids.append(id_of(short))
+    assert len(set(ids)) == 4
+
+
+def test_two_processes_do_not_tune_the_same(config: Config, training: Training, clock: Time) -> None:
+    night = Night.of(config)
+    with tuning.tuning_run(night).locked(), pytest.raises(StageError, match="one process at a time"):
+        tune(night, clock=clock)
+    assert training.trained == []
+
+
+# --- failures
+
+
+def test_a_failed_trial_is_told_and_the_search_goes_on(
+    config: Config, training: Training, clock: Time, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def diverge(_: Config) -> None:
+        if len(training.trained) == 3:
+            raise StageError("the loss must stay a finite number")
+
+    training.fail = diverge
+    night = Night.of(config, tuning.Reporter())
+    found = tune(night, clock=clock)
+    assert (found["trials"], len(training.trained)) == (6, 6)
+    _, trials = children(night, found["id"])
+    assert trials[2].info.status == "FAILED"
+    assert trials[2].data.tags["recsys.outcome"] == "failed: the loss must stay a finite number"
+    assert "failed: the loss must stay a finite number" in capsys.readouterr().err
+
+
+def test_a_config_that_fails_may_be_beaten(config: Config, training: Training, clock: Time) -> None:
+    def diverge(tried: Config) -> None:
+        if tried == config:
+            raise StageError("the loss must stay a finite number")
+
+    training.fail = diverge
+    found = tune(Night.of(config), clock=clock)
+    assert found["base_value"] is None
+    assert found["settings"]
+    assert "unknown before" in Path(found["path"]).read_text()
+
+
+def test_failures_and_nothing_else_end_the_search_and_a_later_one_begins_anew(
+    config: Config, training: Training, clock: Time
+) -> None:
+    def always(_: Config) -> None:
+        raise StageError("no tower for anybody")
+
+    training.fail = always
+    night = Night.of(config)
+    with pytest.raises(StageError, match="no tower for anybody"):
+        tune(night, clock=clock)
+    assert len(training.trained) == tuning.MAX_FAILURES
+    training.fail = lambda _: None
+    found = tune(Night.of(config), clock=clock)
+    assert training.trained[3] == config
+    assert found["base_value"] == pytest.approx(landscape(config))
+
+
+def test_without_questions_nothing_is_tried(config: Config, training: Training, clock: Time) -> None:
+    Path(config.data.interactions).write_text("user_id,item_id,timestamp\nu1,i1,1\nu1,i2,2\nu2,i1,3\nu2,i2,4")
+    with pytest.raises(StageError, match="tuning needs users with a validation target"):
+        tune(Night.of(config), clock=clock)
+    assert training.trained == []
+
+
+# --- MLflow and the disk
+
+
+def test_trials_are_nested_runs_with_their_settings_curve_and_figures(
+    config: Config, training: Training, clock: Time
+) -> None:
+    night = Night.of(config)
+    found = tune(night, clock=clock)
+    parent, trials = children(night, found["id"])
+    assert (parent.info.run_name, parent.info.status) == (f"tuning {found['id']}", "FINISHED")
+    assert parent.data.metrics == pytest.approx({"best_value": found["best_value"], "base_value": found["base_value"]})
+    best = {key.removeprefix("best."): value for key, value in parent.data.tags.items() if key.startswith("best.")}
+    assert best == {name: str(value) for name, value in ({**start(config), **found["settings"]}).items()}
+    assert [run.info.run_name for run in trials] == [f"trial {number}" for number in range(6)]
+    for run, tried in zip(trials, training.trained, strict=True):
+        assert run.data.params == {name: str(value) for name, value in start(tried).items()}
+        assert run.data.metrics["value"] == pytest.approx(landscape(tried))
+        assert run.data.metrics["validation_last_item_ndcg_at_20"] == pytest.approx(landscape(tried) - 0.1)
+    curve = night.tracker.client.get_metric_history(trials[0].info.run_id, "train_validation_ndcg_at_20")
+    assert [point.step for point in curve] == list(range(1, PASSES + 1))
+
+
+def start(config: Config) -> dict[str, Any]:
+    return {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in RANGES}
+
+
+def test_trials_that_agree_on_prepare_share_its_folder_and_none_is_left(
+    config: Config, training: Training, clock: Time
+) -> None:
+    ranges = {"prepare.directed": [True], "train.mining": ["hard", "soft_margin"]}
+    tune(Night.of(change(config, ranges=ranges)), clock=clock)
+    both = {tried.prepare.directed: folder for tried, folder in zip(training.trained, training.folders, strict=True)}
+    assert [both[tried.prepare.directed] for tried in training.trained] == training.folders
+    assert len(set(both.values())) == len(both) == 2
+    assert len(training.folders) > 2
+    left = {path.name for path in folder_of(config).iterdir()}
+    assert left == {"study.log", "best.toml", ".lock"}
+
+
+def test_only_so_many_prepared_folders_lie_on_the_disk(config: Config, training: Training, clock: Time) -> None:
+    most = []
+    training.fail = lambda _: most.append(len(list(folder_of(config).glob("prepared-*"))))
+    tune(Night.of(change(config, ranges={"prepare.decay": {"low": 0.1, "high": 2.0}}, trials=8)), clock=clock)
+    assert len(set(training.folders)) == 8
+    assert max(most) == tuning.MAX_PREPARED
+
+
+# --- ranges
+
+
+@pytest.mark.parametrize(
+    ("ranges", "told"),
+    [
+        ({}, "tune.ranges must name settings to search"),
+        ({"temperature": [0.1]}, "named table.key. Received: 'temperature'"),
+        ({"train.temprature": [0.1]}, "Did you mean 'train.temperature'?"),
+        ({"trian.temperature": [0.1]}, "Did you mean 'train'?"),
+        ({"train.event_weights": [0.1]}, "Did you mean 'prepare.event_weights'?"),
+        *[
+            ({name: [1]}, f"change what is found on the validation target. Received: {name}")
+            for name in ("data.items", "tracking.model", "beam.workers", "serve.port", "tune.trials", "index.n_trees",
+                         "evaluate.users", "embed.batch_size", "items.title", "calibrate.pairs")
+        ],
+        ({"train.seed": [1, 2]}, "train.seed may not be tuned: that would be a search for luck"),
+        ({"train.validation_users": [10]}, "all trials must be asked the same questions"),
+        ({"train.temperature": [0.1, -1.0]}, "train.temperature: should be greater than 0. Received: -1.0"),
+        ({"train.temperature": {"low": -1, "high": 1}}, "train.temperature: should be greater than 0. Received: -1.0"),
+        ({"tower.id_dropout": {"low": 0, "high": 1}}, "tower.id_dropout: should be less than 1. Received: 1.0"),
+        ({"prepare.window": {"low": 1.5, "high": 9}}, "prepare.window must be a whole number. Received: low 1.5"),
+        ({"prepare.window": [1, 2.5]}, "prepare.window: should be a valid integer"),
+        ({"prepare.directed": {"low": 0, "high": 1}}, "prepare.directed is no number"),
+        ({"prepare.directed": [1, 0]}, "prepare.directed: should be a valid boolean"),
+        ({"tower.hidden": {"low": 8, "high": 16}}, "tower.hidden is no number"),
+        ({"tower.distance": ["cosine", "hamming"]}, "tower.distance: should be 'cosine', 'euclidean' or 'manhattan'"),
+        ({"train.temperature": [0.1, 0.2, 0.1]}, "must list each value once. Received twice: 0.1"),
+        ({"prepare.half_life_days": {"low": 1, "high": 9}}, "prepare.half_life_days is not set in the config"),
+        ({"train.weight_decay": {"low": 1e-6, "high": 1, "log": True}}, "0.0 in the config, and that has no logarithm"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_range_that_cannot_be_searched_is_told_before_the_first_trial(
+    config: Config, training: Training, ranges: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tune(Night.of(change(config, ranges=ranges)))
+    assert told in str(caught.value)
+    assert "tune.ranges" in str(caught.value)
+    assert training.trained == []
+    assert not (config.workspace / "tuning").exists()
+
+
+def test_all_bad_ranges_are_told_at_once(config: Config) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tune(Night.of(change(config, ranges={"train.seed": [1], "train.margin": [-1.0], "train.loss": ["triplet"]})))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_the_default_ranges_can_be_searched(config: Config) -> None:
+    space = tuning.ranges.check(change(config, ranges=TuneConfig().model_dump()["ranges"]))
+    assert list(space.ranges) == sorted(TuneConfig().ranges)
+    assert space.size == math.inf
+
+
+def test_a_range_reaches_to_the_value_of_the_config(config: Config) -> None:
+    wanted = {
+        "train.temperature": {"low": 0.2, "high": 0.3},
+        "prepare.half_life_days": [30, 90.0],
+        "train.passes": {"low": 20, "high": 30, "log": True},
+    }
+    space = tuning.ranges.check(change(config, ranges=wanted))
+    assert space.start == {"train.temperature": 0.1, "prepare.half_life_days": None, "train.passes": PASSES}
+    assert space.ranges == {
+        "train.temperature": tuning.ranges.Numbers(0.1, 0.3, log=False, whole=False),
+        "prepare.half_life_days": tuning.ranges.Values((None, 30.0, 90.0)),
+        "train.passes": tuning.ranges.Numbers(PASSES, 30, log=True, whole=True),
+    }
+
+
+def test_a_setting_that_is_not_set_can_be_searched_from_a_list(config: Config, training: Training, clock: Time) -> None:
+    ranges = {"prepare.half_life_days": [30, 90], "prepare.session_gap_minutes": [60]}
+    tune(Night.of(change(config, ranges=ranges, trials=50)), clock=clock)
+    tried = {(each.prepare.half_life_days, each.prepare.session_gap_minutes) for each in training.trained}
+    assert tried == {(days, minutes) for days in (None, 30.0, 90.0) for minutes in (None, 60.0)}
+
+
+def test_settings_replace_those_of_a_config_and_nothing_else(config: Config) -> None:
+    changed = with_settings(config, {"train.temperature": 0.08, "tower.distance": "euclidean"})
+    assert (changed.train.temperature, changed.tower.distance) == (0.08, "euclidean")
+    assert with_settings(changed, {"train.temperature": 0.1, "tower.distance": "cosine"}) == config
+    assert with_settings(config, {}) == config
+    assert isinstance(config.tune.ranges["train.temperature"], Span)
+
+
+# --- with everything
+
+
+def test_a_true_tuning_is_not_worse_than_the_config(tmp_path: Path) -> None:
+    """Two trials of a pass on the made-up world, without any stand-in."""
+    overrides = ["train.passes=1", "tune.trials=2"]
+    config = configuration.load(world.write(tmp_path), overrides)
+    night = Night.of(config)
+    found = tune(night)
+    assert found["trials"] == 2
+    assert 0 < found["base_value"] <= found["best_value"] <= 1
+    _, trials = children(night, found["id"])
+    assert [run.info.status for run in trials] == ["FINISHED", "FINISHED"]
+    assert trials[0].data.metrics["value"] == pytest.approx(found["base_value"])
+    assert {"validation_history_mrr_at_20", "train_loss"} <= set(trials[0].data.metrics)

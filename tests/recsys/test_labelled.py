@@ -1,0 +1,144 @@
+import json
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.errors import InputError
+from recsys.labelled import LabelledPairs, check_labelled
+
+
+def judged(**columns):
+    """One good row, some columns replaced."""
+    return pl.DataFrame({"item_a": ["a"], "item_b": ["b"], "same": [1]} | columns, strict=False)
+
+
+# --- rows
+
+
+def test_usable_rows_come_in_our_types_and_keep_their_position():
+    raw = judged(item_a=[7, None, 9], item_b=[8, 8, 7], same=[1, 0, 0], judge=["x", "y", "z"])
+    rows = check_labelled(raw, "pairs.csv").rows
+    assert rows.schema == {"row": pl.UInt32, "item_a": pl.String, "item_b": pl.String, "same": pl.Boolean}
+    assert rows.rows() == [(0, "7", "8", True), (2, "9", "7", False)]
+
+
+@pytest.mark.parametrize(
+    ("values", "same"),
+    [([0, 1], [False, True]), ([0.0, 1.0], [False, True]), (["0", " 1 "], [False, True]), ([True, False],) * 2],
+    ids=["integers", "floats", "text", "truth"],
+)
+def test_same_in_every_form(values, same):
+    raw = judged(item_a=["a", "c"], item_b=["b", "d"], same=values)
+    assert check_labelled(raw, "pairs.csv").rows["same"].to_list() == same
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"item_a": [None]}, "item_a is missing"),
+        ({"item_a": [""]}, "item_a is missing"),
+        ({"item_b": [None]}, "item_b is missing"),
+        ({"item_b": ["a"]}, "item_a and item_b are one item"),
+        ({"same": [2]}, "same is neither 0 nor 1"),
+        ({"same": [0.5]}, "same is neither 0 nor 1"),
+        ({"same": [-1]}, "same is neither 0 nor 1"),
+        ({"same": [math.nan]}, "same is neither 0 nor 1"),
+        ({"same": ["yes"]}, "same is neither 0 nor 1"),
+        ({"same": [""]}, "same is neither 0 nor 1"),
+        ({"same": [None]}, "same is neither 0 nor 1"),
+        ({"same": pl.Series([None], dtype=pl.Boolean)}, "same is neither 0 nor 1"),
+        ({"item_a": [None], "item_b": [None], "same": ["?"]}, "item_a is missing"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_row_is_rejected_once_for_its_reason(columns, reason):
+    checked = check_labelled(judged(**columns), "pairs.csv")
+    assert checked.rows.height == 0
+    assert checked.rejects.select("row", "reason").rows() == [(0, reason)]
+
+
+def test_a_dead_letter_keeps_the_raw_row():
+    rejects = check_labelled(judged(same=["maybe"], judge=["x"]), "pairs.csv").rejects
+    assert json.loads(rejects["content"].item()) == {"item_a": "a", "item_b": "b", "same": "maybe", "judge": "x"}
+
+
+@pytest.mark.parametrize("column", ["item_a", "item_b", "same"])
+def test_a_table_without_a_column_is_refused(column):
+    with pytest.raises(InputError, match=rf"pairs\.csv.*'{column}'"):
+        check_labelled(judged().drop(column), "pairs.csv")
+
+
+@pytest.mark.parametrize(("column", "values"), [("item_a", [1.5]), ("same", [[1]])], ids=["float id", "list"])
+def test_a_column_that_can_never_fit_is_refused(column, values):
+    with pytest.raises(InputError, match=rf"pairs\.csv: {column} must be"):
+        check_labelled(judged(**{column: values}), "pairs.csv")
+
+
+values = st.none() | st.text(max_size=2) | st.sampled_from(["", "a", "b", "0", "1"])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(values, values, values), max_size=10))
+def test_every_row_received_is_either_usable_or_rejected(rows):
+    raw = pl.DataFrame(rows, schema=dict.fromkeys(("item_a", "item_b", "same"), pl.String), orient="row")
+    checked = check_labelled(raw, "pairs.csv")
+    assert sorted([*checked.rows["row"], *checked.rejects["row"]]) == list(range(len(rows)))
+    for row, first, second, same in checked.rows.iter_rows():
+        assert (first, second) == rows[row][:2]
+        assert first != second
+        assert "" not in (first, second)
+        assert float(rows[row][2]) == same
+
+
+# --- pairs
+
+
+def pairs_of(*rows):
+    first, second, same = zip(*rows, strict=True) if rows else ((), (), ())
+    return LabelledPairs(np.array(first, np.int32), np.array(second, np.int32), np.array(same, bool))
+
+
+def rows_of(pairs):
+    return list(zip(pairs.first.tolist(), pairs.second.tolist(), pairs.same.tolist(), strict=True))
+
+
+def test_pairs_are_read_as_they_were_written(tmp_path):
+    schema = {"first": pl.Int32, "second": pl.Int32, "same": pl.Boolean}
+    pl.DataFrame({"first": [3, 1], "second": [0, 2], "same": [True, False]}, schema=schema).write_parquet(
+        tmp_path / "labelled.parquet"
+    )
+    loaded = LabelledPairs.load(tmp_path / "labelled.parquet")
+    assert rows_of(loaded) == [(3, 0, True), (1, 2, False)]
+    assert (loaded.first.dtype, loaded.second.dtype, loaded.same.dtype) == (np.int32, np.int32, np.bool_)
+    assert len(loaded) == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_tenth_is_held_out_and_nothing_is_lost(seed):
+    rng = np.random.default_rng(seed)
+    pairs = pairs_of(*((a, b, same) for a, b, same in rng.integers(0, 60, (3_000, 3)).tolist() if a != b))
+    training, held_out = pairs.parts(seed)
+    assert sorted(rows_of(training) + rows_of(held_out)) == sorted(rows_of(pairs))
+    assert 0.05 * len(pairs) < len(held_out) < 0.15 * len(pairs)
+
+
+def test_a_pair_its_mirror_and_its_repeats_are_on_one_side():
+    rng = np.random.default_rng(3)
+    rows = [(a, b, bool(same)) for a, b, same in rng.integers(0, 20, (400, 3)).tolist() if a != b]
+    training, held_out = pairs_of(*rows).parts(seed=1)
+    sides = [{frozenset(row[:2]) for row in rows_of(side)} for side in (training, held_out)]
+    assert not sides[0] & sides[1]
+    assert all(sides)
+
+
+def test_the_seed_chooses_the_part_and_repeats_it():
+    pairs = pairs_of(*((a, a + 1, True) for a in range(200)))
+    assert rows_of(pairs.parts(4)[1]) == rows_of(pairs.parts(4)[1]) != rows_of(pairs.parts(5)[1])
+
+
+def test_no_pairs_have_two_empty_parts():
+    assert [len(part) for part in pairs_of().parts(1)] == [0, 0]

@@ -1,0 +1,148 @@
+import keras
+import numpy as np
+import polars as pl
+import pytest
+from keras import ops
+
+from recsys import optimiser, tower
+from recsys.config import ItemsConfig, TowerConfig, TrainConfig
+from recsys.errors import ConfigError
+from recsys.features import Features
+
+TABLE = pl.DataFrame(
+    {
+        "item_id": list("abcdef"),
+        "brand": ["x", "y", None, "x", "z", "y"],
+        "price": [1.0, None, 3.0, 4.0, 5.0, 6.0],
+        "title": ["red wine", "wine", "red glass", "glass", None, "red"],
+    }
+)
+ROLES = ItemsConfig(categorical=("brand",), numeric=("price",), text=("title",))
+ENCODERS = ["id", "brand", "title", "numeric"]
+RATE = 0.01
+
+
+class Learner(keras.Model):
+    """A loss that pulls all embeddings to fixed points."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.tower = model
+        self.points = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+
+    def call(self, inputs, training=False):
+        return self.tower(inputs, training=training)
+
+    def compute_loss(self, x, y, y_pred, *_):  # noqa: ARG002 - Keras's signature
+        return ops.mean(ops.square(y_pred - self.points))
+
+
+class World:
+    """A small tower, what it learns from, and its weights before and after."""
+
+    def __init__(self, keras_optimiser=None, *, text_encoder="bag", fusion="gating", compiled=False, **options):
+        config = TowerConfig(
+            dimension=4, distance="euclidean", id_dropout=0.0, text_encoder=text_encoder, fusion=fusion, hidden=(5,)
+        )
+        self.features = Features.fit(TABLE, ROLES, config, np.ones(6, int))
+        self.inputs = self.features.transform(TABLE)
+        self.model = tower.build(self.features, config, 1)
+        train = TrainConfig(learning_rate=RATE, **options)
+        self.optimiser = keras_optimiser or optimiser.build(train, self.model, self.features)
+        self.learner = Learner(self.model)
+        self.compiled = compiled
+        self.compile(self.optimiser)
+
+    def compile(self, learner):
+        self.learner.compile(optimizer=learner, jit_compile=self.compiled, run_eagerly=not self.compiled)
+
+    def weights(self):
+        """By encoder; what belongs to none by its layer."""
+        names = tower.encoder_names(self.features)
+        return {names.get(layer.name, layer.name): layer.get_weights() for layer in self.model.layers if layer.weights}
+
+    def moved(self, steps=1):
+        """Each part's largest movement in some steps."""
+        before = self.weights()
+        self.learner.fit(self.inputs, epochs=steps, batch_size=6, shuffle=False, verbose=0)
+        after = self.weights()
+        return {
+            part: max(np.abs(new - old).max() for new, old in zip(after[part], before[part], strict=True))
+            for part in before
+        }
+
+
+@pytest.mark.parametrize("text_encoder", ["bag", "recurrent"])
+def test_without_settings_it_is_adam_number_by_number(text_encoder):
+    ours = World(text_encoder=text_encoder, compiled=True)
+    plain = World(keras.optimizers.Adam(RATE), text_encoder=text_encoder, compiled=True)
+    assert min(ours.moved(4).values()) > 0
+    plain.moved(4)
+    for got, expected in zip(ours.model.get_weights(), plain.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_frozen_encoder_does_not_move_while_all_others_do(encoder):
+    moved = World(learning_rates={encoder: 0.0}, weight_decay=0.1).moved(5)
+    assert moved.pop(encoder) == 0
+    assert min(moved.values()) > 0
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_factors_scale_the_first_steps_of_their_encoders_only(factor):
+    """Beside plain Adam, whose first step depends on the gradients of this step alone."""
+    plain = World().moved()
+    moved = World(learning_rates={"brand": factor, "numeric": factor}).moved()
+    expected = {part: step * (factor if part in ("brand", "numeric") else 1) for part, step in plain.items()}
+    assert moved == pytest.approx(expected, rel=1e-3)
+    assert min(expected.values()) > 0
+
+
+def test_a_frozen_encoder_learns_once_it_is_thawed():
+    world = World(learning_rates={"title": 0.0, "brand": 0.5}, thaw_after=1, compiled=True)
+    assert world.moved(5)["title"] == 0
+    world.optimiser.thaw()
+    step = world.moved()["title"]
+    assert RATE / 20 < step < 2 * RATE  # its moments are up to date: no first step out of proportion
+
+
+def test_unknown_encoders_are_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"tower: id, brand, title, numeric\. Received: colour, idd\."):
+        World(learning_rates={"idd": 1.0, "colour": 0.5, "id": 0.1})
+
+
+def test_weight_decay_is_that_of_adamw_and_spares_biases():
+    plain = keras.optimizers.AdamW(RATE, weight_decay=0.2)
+    plain.exclude_from_weight_decay(var_names=["bias"])
+    theirs, ours = World(plain, fusion="concatenation"), World(weight_decay=0.2, fusion="concatenation")
+    undecayed = World(fusion="concatenation")
+    for world in (theirs, ours, undecayed):
+        world.moved()
+    variables = ours.model.trainable_weights
+    assert {variable.name for variable in variables} >= {"bias", "kernel", "embeddings"}
+    for variable, expected, free in zip(
+        variables, theirs.model.trainable_weights, undecayed.model.trainable_weights, strict=True
+    ):
+        np.testing.assert_allclose(variable.numpy(), expected.numpy(), atol=1e-7)
+        assert np.array_equal(variable.numpy(), free.numpy()) == (variable.name == "bias")
+
+
+def test_a_factor_scales_the_decay_too():
+    """Row 0 of the ids has no gradient here: nothing but decay moves it."""
+    world = World(learning_rates={"id": 0.5}, weight_decay=0.2, fusion="sum")
+    before = world.weights()["id"][0][0].copy()
+    world.moved()
+    np.testing.assert_allclose(world.weights()["id"][0][0], before * (1 - RATE * 0.5 * 0.2), rtol=1e-6)
+
+
+def test_a_schedule_takes_the_place_of_the_rate():
+    world = World(learning_rates={"brand": 0.5})
+    schedule = keras.optimizers.schedules.PolynomialDecay(RATE / 4, 2, end_learning_rate=0.0)
+    learner = optimiser.build(TrainConfig(learning_rates={"brand": 0.5}), world.model, world.features, schedule)
+    world.compile(learner)
+    plain, moved = World().moved(), world.moved()
+    assert moved["brand"] == pytest.approx(plain["brand"] / 8, rel=1e-3)
+    assert moved["id"] == pytest.approx(plain["id"] / 4, rel=1e-3)
+    world.moved()
+    assert max(world.moved().values()) == 0
