@@ -14,7 +14,15 @@ from nbclient import NotebookClient
 TOUR = Path(__file__).parents[2] / "notebooks" / "tour.ipynb"
 FIGURES = {1: 1, 3: 1, 4: 3, 5: 1, 6: 2}
 """Section: figures that it draws."""
-BASELINES = ["popularity", "co-occurrence", "ItemKNN"]
+BASELINES = [
+    "popularity",
+    "co-occurrence",
+    "ItemKNN",
+    "windowed ItemKNN",
+    "EASE",
+    "content",
+    "content, popularity",
+]
 
 PROBE = """
 import json

@@ -219,7 +219,10 @@ def seen_of(batches, recency=RECENCY):
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize(("window", "decay"), [(1, 1.0), (4, 0.7), (50, 0.0)], ids=str)
 def test_histories_and_what_follows_them_agree_with_a_loop(history_batches, cut, target, window, decay):
-    """At a recency of 0.4 the seventh item weighs less than a hundredth. Batches of one, so that nothing is left out; nothing at or after the target is ever used."""
+    """Batches of one, so that nothing is left out; nothing at or after the target is ever used.
+
+    At the recency of 0.4 the seventh item of a history weighs less than a hundredth.
+    """
     batches = history_batches(cut, target, window=window, decay=decay, batch_size=1)
     seen = list(seen_of(batches.one_pass()))
     expected = [expected_of(*moment, window, decay) for moment in moments(cut, target)]

@@ -12,6 +12,7 @@ from recsys.exact import ExactIndex
 from recsys.features import Features
 from recsys.labelled import LabelledPairs
 from recsys.queries import Queries
+from recsys.sampling import Batch
 from recsys.sequences import Sequences
 from recsys.similarity import DISTANCES
 from recsys.splitting import Cut, Holdout, Split
@@ -20,6 +21,9 @@ BLOCKS = (3, 4, 5, 6)
 """Users of a block touch its items and no others."""
 BLOCK_OF = np.repeat(np.arange(len(BLOCKS)), BLOCKS)
 NUM_ITEMS = len(BLOCK_OF)
+
+RECENCY = 0.4
+"""The middle one of those to try."""
 
 CANDIDATES = {
     "catalogue": {},
@@ -48,6 +52,7 @@ def config_of(*, roles=None, candidates=None, distance="cosine", id_dropout=0.0,
         items=roles or {},
         tower={"dimension": 8, "id_dropout": id_dropout, "distance": distance},
         candidates={"popularity_correction": 0.0} | (candidates or {}),
+        evaluate={"recency": (0.9, 0.1, RECENCY)},
         train={"learning_rate": 0.05, "seed": 1, "batch_size": 5} | train,
     )
 
@@ -188,6 +193,49 @@ def test_the_loss_of_a_pass_is_the_weighted_mean_over_the_anchors(world):
     assert fitted.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+class OneBatch:
+    """A pass of one batch."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __len__(self):
+        return 1
+
+    def one_pass(self):
+        yield self.batch
+
+
+@pytest.mark.parametrize("distance", list(DISTANCES))
+def test_the_anchor_of_a_history_is_the_weighted_mean_of_its_items(world, distance):
+    """Two histories against five candidates, one of them ignored: computed again in NumPy, item by item."""
+    temperature = 0.7
+    histories, shares = [[1, 3, 0], [4, 0, 0]], [[1.0, 0.5, 0.25], [0.5, 0.0, 0.0]]
+    targets = np.array([[-1, -1, 2, -1, 0], [0, 1, -1, 3, -1]], np.float32)
+    candidates = np.array([12, 2, 7, 0, 17], np.int32)
+    drawn, popular = np.log([1, 0.5, 0.25, 0.9, 0.1]), np.array([0.3, -0.2, 0, 0.1, 0.5])
+    arrays = (shares, targets, drawn, popular, [0.5, 1.5])
+    batch = Batch(candidates, np.array(histories, np.int32), *(np.array(each, np.float32) for each in arrays))
+    fitted, _, _ = world.fit(
+        passes=1, batches=OneBatch(batch), distance=distance, learning_rate=1e-12, temperature=temperature
+    )
+    vectors = fitted.vectors.astype(float)[candidates]
+    losses = []
+    for row, (own, weights) in enumerate(zip(histories, shares, strict=True)):
+        mean = sum(weight * vectors[place] for place, weight in zip(own, weights, strict=True)) / sum(weights)
+        if distance == "cosine":
+            similar = vectors @ (mean / np.linalg.norm(mean))
+        elif distance == "euclidean":
+            similar = -((vectors - mean) ** 2).sum(axis=1) / 2
+        else:
+            similar = -np.abs(vectors - mean).sum(axis=1)
+        logits = similar / temperature + popular - np.where(targets[row] > 0, 0, drawn)
+        partition = sum(np.exp(logits[place]) for place in range(5) if targets[row, place] >= 0)
+        positive = np.maximum(targets[row], 0)
+        losses.append(-(positive / positive.sum()) @ (logits - np.log(partition)))
+    assert fitted.curve[0]["loss"] == pytest.approx(0.5 * (0.5 * losses[0] + 1.5 * losses[1]), rel=1e-4)
+
+
 # --- when to stop, and what to keep
 
 
@@ -259,7 +307,7 @@ def test_validation_asks_histories_with_the_middle_recency(world):
     fitted, _, _ = world.fit(passes=1, validation=holdout)
     gains = []
     for own in log:
-        mean = sum(0.4**step * fitted.vectors[item] for step, item in enumerate(own[:3][::-1]))
+        mean = sum(RECENCY**step * fitted.vectors[item] for step, item in enumerate(own[:3][::-1]))
         order = [n for n in np.argsort(-(fitted.vectors @ mean)).tolist() if n not in own[:3].tolist()]
         gains.append(1 / np.log2(order.index(own[3]) + 2))
     assert fitted.curve[0]["validation_history_ndcg_at_20"] == pytest.approx(np.mean(gains), abs=1e-9)
@@ -421,7 +469,7 @@ def test_passes_over_histories_make_look_ups_from_several_items_better(store):
     model = tower.build(features, config.tower, config.train.seed)
     first = training.fit(model, features, inputs, PairBatches(stored, config), config, passes=15, validation=validation)
     refined = training.fit(
-        model, features, inputs, HistoryBatches(split, "test", stored, config, 0.4), config,
+        model, features, inputs, HistoryBatches(split, "test", stored, config, RECENCY), config,
         passes=15, validation=validation, to_beat=first.score, fade=True,
     )  # fmt: skip
     name = "validation_history_ndcg_at_5"
