@@ -11,10 +11,10 @@ RECSYS = Path(sysconfig.get_path("scripts")) / "recsys"
 TIMEOUT_S = 300
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     """Run to the end, whatever the exit code."""
     command = [os.fspath(RECSYS), *(str(argument) for argument in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

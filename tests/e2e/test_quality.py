@@ -10,12 +10,16 @@ import pytest
 
 from tests.e2e import program
 
+NIGHT_TIMEOUT_S = 3_600
+"""A night of real data takes minutes, and a busy machine several times as long."""
+
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def night(config: Path, workspace: Path) -> dict[str, Any]:
     """The evaluation of a whole night."""
-    done = program.run("nightly", "--config", config, "--set", f"data.workspace={workspace}", "--json")
+    setting = f"data.workspace={workspace}"
+    done = program.run("nightly", "--config", config, "--set", setting, "--json", timeout_s=NIGHT_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     evaluation: dict[str, Any] = json.loads(done.stdout)["evaluation"]
     return evaluation
