@@ -41,7 +41,7 @@ LOOK_UPS = ("history", "last_item")
 def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes: float | None) -> dict[str, Any]:
     """Run the stages on a file of sequences, and gather what they found."""
     toml = datasets.sequences(sequences, attributes, folder)
-    everybody = [f"evaluate.users={EVERYBODY}", f"train.validation_users={EVERYBODY}", "evaluate.ease_up_to=15000"]
+    everybody = [f"evaluate.users={EVERYBODY}", f"train.validation_users={EVERYBODY}"]
     config = configuration.load(toml, everybody)
     seconds, settings = {}, {}
     if tune_minutes is not None:

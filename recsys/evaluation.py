@@ -7,7 +7,7 @@ that item; exposure is coverage and the Gini coefficient. All of it comes from a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,15 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
+class Ranking(Protocol):
+    """What can tell the rank of an item without sorting the others, as exact search can."""
+
+    def ranks(self, queries: Queries, targets: NDArray[np.int32], k: int) -> NDArray[np.int64]:
+        """What the function `ranks` gives."""
+        ...
+
+
 def ranks(model: Model, queries: Queries, targets: NDArray[np.int32], k: int = max(CUTS)) -> NDArray[np.int64]:
     """Rank from 0 of each target among its query's `k` answers, `k` where it is not among them; int64 [n].
 
@@ -45,6 +54,8 @@ def ranks(model: Model, queries: Queries, targets: NDArray[np.int32], k: int = m
         targets: the right answers, int32 [n].
         k: length of an answer.
     """
+    if isinstance(model, Ranking):
+        return model.ranks(queries, targets, k)
     return _places(_answers(model, queries, k), targets)
 
 

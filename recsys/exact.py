@@ -37,14 +37,34 @@ class ExactIndex:
         best = np.full((len(queries), k), -1, np.int32)
         width = min(k, len(self))
         for start in range(0, len(queries), BLOCK):
-            block = queries[start : start + BLOCK]
-            similarities = self.distance.similarities(means(self.vectors, block.items, block.weights), self.vectors)
-            row, column = np.nonzero(block.excluded >= 0)
-            similarities[row, block.excluded[row, column]] = -np.inf
+            similarities = self._similarities(queries[start : start + BLOCK])
             nearest = top(similarities, width)
             left_out = np.take_along_axis(similarities, nearest, axis=1) == -np.inf
             best[start : start + BLOCK, :width] = np.where(left_out, -1, nearest)
         return best
+
+    def ranks(self, queries: Queries, targets: NDArray[np.int32], k: int) -> NDArray[np.int64]:
+        """Rank from 0 of each target in `answer`, `k` where it is not among the first `k`; int64 [n].
+
+        Nothing is sorted: a target's rank is the number of items before it.
+        """
+        rank = np.empty(len(queries), np.int64)
+        for start in range(0, len(queries), BLOCK):
+            similarities = self._similarities(queries[start : start + BLOCK])
+            target = targets[start : start + BLOCK]
+            own = similarities[np.arange(len(target)), target][:, None]
+            before = np.count_nonzero(similarities > own, axis=1)
+            for row in np.flatnonzero(np.count_nonzero(similarities == own, axis=1) > 1):
+                before[row] += np.count_nonzero(similarities[row, : target[row]] == own[row])
+            rank[start : start + BLOCK] = np.where(own[:, 0] == -np.inf, k, before)
+        return np.minimum(rank, k)
+
+    def _similarities(self, queries: Queries) -> NDArray[np.float32]:
+        """Of each query to every item, -inf to what it excludes, float32 [n, num_items]."""
+        similarities = self.distance.similarities(means(self.vectors, queries.items, queries.weights), self.vectors)
+        row, column = np.nonzero(queries.excluded >= 0)
+        similarities[row, queries.excluded[row, column]] = -np.inf
+        return similarities
 
     def neighbours(self, numbers: NDArray[np.int32], k: int) -> NDArray[np.int32]:
         """The `k` nearest other items of each item, int32 [n], as `answer` gives them."""

@@ -29,8 +29,9 @@ dimension = 16
 
 [train]
 passes = 12
-batch_size = 16
+batch_size = 4
 """
+"""Small batches: the first pass over so few items is often the best, and must be steps enough to tell blocks apart."""
 
 
 def item_ids(block: int) -> list[str]:

@@ -116,7 +116,9 @@ def config(tmp_path: Path, empty_mlflow: Path) -> Config:
     (tmp_path / "log.csv").write_text("\n".join(rows))
     (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log.csv"\n')
     return change(
-        configuration.load(tmp_path / "recsys.toml", [f"train.passes={PASSES}", "tower.dimension=10"]),
+        configuration.load(
+            tmp_path / "recsys.toml", [f"train.passes={PASSES}", "train.history_passes=0", "tower.dimension=10"]
+        ),
         ranges=RANGES, trials=6, minutes=1_000.0,
     )  # fmt: skip
 

@@ -111,3 +111,20 @@ def test_top_keeps_the_first_of_equal_scores_at_the_cut():
     scores = np.random.default_rng(0).integers(0, 3, (20, 30)).astype(np.float32)
     expected = [sorted(range(30), key=lambda column: -row[column])[:4] for row in scores]
     assert top(scores, 4).tolist() == expected
+
+
+@every_distance
+def test_ranks_are_the_places_in_the_answer(distance):
+    """Also among equals, for targets that are excluded, and for those beyond the cut."""
+    rng = np.random.default_rng(8)
+    vectors = np.repeat(vectors_for(distance, 20), 3, axis=0)  # equals
+    items = rng.integers(0, 60, (200, 4)).astype(np.int32)
+    queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
+    targets = rng.integers(0, 60, 200).astype(np.int32)
+    index = ExactIndex(vectors, distance)
+    answers = index.answer(queries, 60).tolist()
+    places = [answer.index(target) if target in answer else 60 for answer, target in zip(answers, targets, strict=True)]
+    for k in (7, 60):
+        np.testing.assert_array_equal(index.ranks(queries, targets, k), np.minimum(places, k))
+    assert len({*places}) > 10
+    assert 60 in places

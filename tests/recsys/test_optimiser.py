@@ -17,7 +17,7 @@ TABLE = pl.DataFrame(
         "title": ["red wine", "wine", "red glass", "glass", None, "red"],
     }
 )
-ROLES = ItemsConfig(categorical=("brand",), numeric=("price",), text=("title",))
+ROLES = ItemsConfig(title="title", categorical=("brand",), numeric=("price",), text=("title",))
 ENCODERS = ["id", "brand", "title", "numeric"]
 RATE = 0.01
 
