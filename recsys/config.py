@@ -173,7 +173,7 @@ class TrainConfig(Table):
     """Contrastive and triplet: how far negatives have to stay."""
     mining: Literal["semi_hard", "hard", "soft_margin"] = "semi_hard"
     """Triplet: the negative for each positive. `soft_margin` takes the hardest, and log(1 + exp) for the margin."""
-    passes: Count = 40
+    passes: Count = 20
     """Passes over the anchors at most; early stopping usually ends before."""
     patience: Count = 4
     """Passes without a better validation NDCG@20 before training stops."""
@@ -288,11 +288,7 @@ class EvaluateConfig(Table):
         200.0,
     )
     """Values tried for the ItemKNN baselines; the best on the validation target is used."""
-    windows: Annotated[tuple[WindowAndDecay, ...], Field(strict=False)] = (
-        (5, 1.0),
-        (10, 0.5),
-        (20, 0.5),
-    )
+    windows: Annotated[tuple[WindowAndDecay, ...], Field(strict=False)] = ((10, 0.5),)
     """Windows and decays tried for the windowed ItemKNN baseline, beside those of `prepare`."""
     windows_up_to: Annotated[int, Field(ge=0)] = 1_000_000
     """Interactions up to which these are counted anew, in memory; above, only the pairs of `prepare` are tried."""
