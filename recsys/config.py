@@ -288,7 +288,7 @@ class EvaluateConfig(Table):
         200.0,
     )
     """Values tried for the ItemKNN baselines; the best on the validation target is used."""
-    windows: Annotated[tuple[WindowAndDecay, ...], Field(strict=False)] = ((10, 0.5),)
+    windows: Annotated[tuple[WindowAndDecay, ...], Field(strict=False)] = ((10, 0.5), (20, 0.5))
     """Windows and decays tried for the windowed ItemKNN baseline, beside those of `prepare`."""
     windows_up_to: Annotated[int, Field(ge=0)] = 1_000_000
     """Interactions up to which these are counted anew, in memory; above, only the pairs of `prepare` are tried."""
