@@ -13,8 +13,6 @@ For memory, training runs one pass in a process of its own on made-up pairs, and
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -28,15 +26,14 @@ import numpy as np
 import polars as pl
 
 from benchmarks import synthetic
+from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
 from pipelines import train
-from pipelines.night import Night, calm
+from pipelines.night import Night
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter
-from recsys import config as configuration
 from recsys import pairs
 from recsys.config import Config, DataConfig, ItemsConfig
-from recsys.errors import RecsysError
-from recsys.evaluation import evaluate
+from recsys.evaluation import SCORE, evaluate
 from recsys.exact import ExactIndex
 
 SHARE = 0.95
@@ -46,8 +43,6 @@ PAIRS_ITEMS, PAIRS_AN_ITEM, GROWTH = 5_000, 400, 10
 
 def race(config: Config) -> dict[str, Any]:
     """Seconds of both, and what they came to."""
-    from recsys.training import Validation
-
     night = Night.of(config, Reporter())
     prepare(night)
     curve: list[tuple[float, float]] = []
@@ -55,7 +50,7 @@ def race(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     train.fit_before(
         "validation", night, most,
-        lambda _, figures: curve.append((time.perf_counter() - started, Validation.score(figures))),
+        lambda _, figures: curve.append((time.perf_counter() - started, figures[SCORE])),
     )  # fmt: skip
     best = max(score for _, score in curve)
     ours = next(seconds for seconds, score in curve if score >= SHARE * best)
@@ -100,8 +95,8 @@ def memory() -> dict[str, Any]:
         for growth in (1, GROWTH):
             part = Path(folder) / f"part-{growth}.parquet"
             made_up(part, PAIRS_AN_ITEM * growth)
-            command = [sys.executable, "-m", "benchmarks.training", "--one-pass", str(part)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            program = f"from benchmarks.training import one_pass; print(one_pass({str(part)!r}))"
+            done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
             found[f"peak_mib_{growth}x"] = float(done.stdout)
     return {**found, "ratio": found[f"peak_mib_{GROWTH}x"] / found["peak_mib_1x"]}
 
@@ -117,45 +112,27 @@ def made_up(path: Path, positives: int) -> None:
     pairs.write(rows, path)
 
 
-def one_pass(part: Path) -> None:
-    """Train one pass, and print this process's peak memory in MiB."""
+def one_pass(part: str) -> float:
+    """Train one pass, and give this process's peak memory in MiB."""
     from recsys import tower, training
     from recsys.batches import PairBatches
     from recsys.features import Features
 
     config = Config(data=DataConfig(interactions="none"))
     frame = synthetic.catalogue(PAIRS_ITEMS)
-    streamed = pairs.Pairs([part], PAIRS_ITEMS, "weight")
+    streamed = pairs.Pairs([Path(part)], PAIRS_ITEMS, "weight")
     small = config.model_copy(update={"train": config.train.model_copy(update={"shuffle_pairs": PAIRS_ITEMS * 200})})
     features = Features.fit(frame, ItemsConfig(), config.tower, streamed.counts)
     model = tower.build(features, config.tower, seed=1)
     training.fit(model, features, features.transform(frame), PairBatches(streamed, small), small, passes=1)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The benchmark as a program."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", type=Path, help="of the data to race on")
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="where the figures go")
-    parser.add_argument("--one-pass", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args(argv)
-    calm()
-    if asked.one_pass:
-        one_pass(asked.one_pass)
-        return
-    if not (asked.config and asked.json):
-        parser.error("--config and --json must be given")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            config = configuration.load(asked.config, [*asked.set, f"data.workspace={folder}"])
-            result = {"race": race(config), "memory": memory()}
-    except RecsysError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    asked.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    asked = parser(__doc__, CONFIG, FIGURES).parse_args(argv)
+    with working() as folder:
+        print(write({"race": race(load(asked, folder)), "memory": memory()}, asked.json))
 
 
 if __name__ == "__main__":

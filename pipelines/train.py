@@ -67,7 +67,7 @@ def train(night: Night) -> dict[str, Any]:
         most = {"pairs": config.train.passes, "histories": config.train.history_passes}
         best = fit_before("validation", night, most, on_tuning_pass)
         judged = judge(night, best.vectors)
-        final = fit_before("test", night, best.passes, on_final_pass, best.recency)
+        final = fit_before("test", night, best.passes, on_final_pass, recency=best.recency)
         final.tower.save(folder / TOWER)
         final.features.save(folder / FEATURES)
         manifest.update(
@@ -87,8 +87,8 @@ class Fitted(NamedTuple):
     """Embeddings of the catalogue, float32 [num_items, dimension]."""
     passes: dict[str, int]
     """Over `pairs`, and then over `histories`."""
-    recency: float
-    """With which histories were trained."""
+    recency: float | None
+    """With which histories were trained; None where none were."""
     curve: list[dict[str, float]]
     """Figures of each pass."""
     warm_start: dict[str, dict[str, int]]
@@ -96,13 +96,20 @@ class Fitted(NamedTuple):
 
 
 def fit_before(
-    target: Target, night: Night, passes: Mapping[str, int], on_pass: OnPass, recency: float | None = None
+    target: Target,
+    night: Night,
+    passes: Mapping[str, int],
+    on_pass: OnPass,
+    *,
+    recency: float | None = None,
+    on_history_pass: OnPass | None = None,
 ) -> Fitted:
     """A tower trained on what is known before a target.
 
     Before the validation target, `passes` are the most, and the look-ups say how many are best; before the test
     target, where nothing may be looked at, they are done as they are. Histories are trained with the recency
-    that is given, else with the one that is best after the pairs.
+    that is given, else with the one that is best after the pairs. `on_history_pass` is called after a pass over
+    histories, where `on_pass` is not to be; passes are counted on.
     """
     from recsys import tower, training  # noqa: PLC0415 - TensorFlow takes seconds
 
@@ -133,12 +140,15 @@ def fit_before(
         passes=passes["pairs"], validation=validation, on_pass=on_pass,
     )  # fmt: skip
     done, curve, vectors = {"pairs": fit.passes, "histories": 0}, fit.curve, fit.vectors
-    recency = recency or best_recency(night, split, fit.vectors) or middle(config.evaluate.recency)
-    if passes["histories"] and not night.labelled:
+    if not passes["histories"] or night.labelled:
+        recency = None
+    else:
+        recency = recency or best_recency(night, split, fit.vectors) or middle(config.evaluate.recency)
+        told = on_history_pass or on_pass
         refined = training.fit(
             model, features, inputs, HistoryBatches(split, target, pairs, config, recency), config,
             passes=passes["histories"], validation=validation, to_beat=fit.score, fade=True,
-            on_pass=lambda number, figures: on_pass(len(fit.curve) + number, figures),
+            on_pass=lambda number, figures: told(len(fit.curve) + number, figures),
         )  # fmt: skip
         done["histories"] = passes["histories"] if refined.passes else 0
         curve, vectors = curve + refined.curve, refined.vectors

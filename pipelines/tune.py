@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
@@ -31,13 +30,11 @@ from pipelines.train import fit_before, judge, load_split
 from recsys.comparison import LOOK_UPS
 from recsys.config import Config
 from recsys.errors import RecsysError, StageError, TrackingError
-from recsys.evaluation import TARGET_METRIC
+from recsys.evaluation import SCORE, score
 from recsys.workspace import Run
 
 if TYPE_CHECKING:
     import optuna
-
-__all__ = ["tune", "with_settings"]
 
 NAME = "tune"
 BEST = "best.toml"
@@ -49,9 +46,6 @@ MAX_PREPARED = 4
 
 MAX_FAILURES = 3
 """So many failures and nothing else: it is not the settings that are wrong."""
-
-SCORED = tuple(f"validation_{prefix}{TARGET_METRIC}" for prefix in ("", "history_"))
-"""Figures of a pass whose mean training stops by."""
 
 OUTCOME_TAG = "recsys.outcome"
 MAX_TAG = 5_000
@@ -236,30 +230,29 @@ class _Tuning:
             optuna.TrialPruned: it is worse than most, or the time is up.
         """
         config = with_settings(self.config, settings)
-        pairs = _PairPasses(config)
         most = {"pairs": config.train.passes, "histories": config.train.history_passes}
 
-        def on_pass(number: int, figures: dict[str, float]) -> None:
-            score = sum(figures[name] for name in SCORED) / len(SCORED)
-            advance(number, sum(most.values()), f"{score:.4f}{self._standing(started)}")
+        def on_any_pass(number: int, figures: dict[str, float]) -> None:
+            advance(number, sum(most.values()), f"{figures[SCORE]:.4f}{self._standing(started)}")
             self.night.tracker.log_metrics(
                 trial.user_attrs[MLFLOW_RUN], {f"train_{name}": value for name, value in figures.items()}, number
             )
-            compared = not pairs.over
-            if compared:
-                trial.report(score, number)
-                pairs.see(number, score)
-            if not settings:
-                return  # nothing can be told to be better without the config as it is
-            if self._left(started) <= 0:
-                raise self.study.optuna.TrialPruned(f"stopped at {score:.4f}: the time is up")
-            if compared and trial.should_prune():
-                raise self.study.optuna.TrialPruned(f"stopped at {score:.4f}: worse than most after pass {number}")
+            # nothing can be told to be better without the config as it is
+            if settings and self._left(started) <= 0:
+                raise self.study.optuna.TrialPruned(f"stopped at {figures[SCORE]:.4f}: the time is up")
+
+        def on_pass(number: int, figures: dict[str, float]) -> None:
+            trial.report(figures[SCORE], number)
+            on_any_pass(number, figures)
+            if settings and trial.should_prune():
+                raise self.study.optuna.TrialPruned(f"{figures[SCORE]:.4f} at pass {number}: worse than most")
 
         night = self._prepare(config)
-        judged = judge(night, fit_before("validation", night, most, on_pass).vectors)["validation"]
+        # histories follow a different number of passes in each trial: the pruner would compare unlikes
+        fitted = fit_before("validation", night, most, on_pass, on_history_pass=on_any_pass)
+        judged = judge(night, fitted.vectors)["validation"]
         return {
-            "value": sum(judged[look_up][TARGET_METRIC] for look_up in LOOK_UPS) / len(LOOK_UPS),
+            "value": score(judged.values()),
             **{
                 f"validation_{look_up}_{name}": value
                 for look_up in LOOK_UPS
@@ -299,25 +292,6 @@ class _Tuning:
         tracker, values = self.night.tracker, {**self.space.start, **found["settings"]}
         tracker.log_metrics(self.mlflow_run, {"best_value": found["best_value"], **base}, number)
         tracker.log_tags(self.mlflow_run, {f"best.{name}": str(value) for name, value in values.items()})
-
-
-class _PairPasses:
-    """Follows the passes over the pairs to their end, by the rules of `training.fit`.
-
-    Passes over histories come after a different number of them in each trial, and are better than those at the
-    same number elsewhere: the pruner must not see them.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.passes, self.patience = config.train.passes, config.train.patience
-        self.best_pass, self.best_score = 0, -math.inf
-        self.over = False
-
-    def see(self, number: int, score: float) -> None:
-        """After a pass over the pairs."""
-        if score > self.best_score:
-            self.best_pass, self.best_score = number, score
-        self.over = number >= self.passes or number - self.best_pass >= self.patience
 
 
 def snippet(found: dict[str, Any]) -> str:

@@ -125,8 +125,8 @@ class TowerConfig(Table):
     """Sizes of the hidden layers between the summed features and the embedding."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout after each hidden layer."""
-    id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of items whose id is hidden at each step: lets features carry items without interactions."""
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of items whose id is hidden at each step. `train.new_item_weight` serves new items better."""
 
 
 class CandidatesConfig(Table):
@@ -190,6 +190,9 @@ class TrainConfig(Table):
     """Passes after which frozen encoders learn too. 0: never."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay of everything but biases."""
+    new_item_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of asking each anchor again by its features alone, as if it were new: new items find their place, and
+    the features of known ones learn more. 0 leaves it out."""
     anchor_power: Share = 1.0
     """An anchor counts with its summed pair weight to this power. 0 counts all anchors alike."""
     shuffle_pairs: Count = 4_000_000
@@ -326,7 +329,6 @@ class TuneConfig(Table):
         "prepare.window": [3, 5, 10, 20],
         "prepare.decay": Span(low=0.3, high=1.5),
         "prepare.user_power": Span(low=0.0, high=1.0),
-        "tower.id_dropout": Span(low=0.0, high=0.5),
         "train.history_passes": [1, 2],
     }
     """Setting -> its values: a list to choose from, or {low, high, log}."""

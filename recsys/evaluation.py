@@ -6,7 +6,7 @@ that item; exposure is coverage and the Gini coefficient. All of it comes from a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +18,9 @@ from recsys.splitting import Holdout
 CUTS = (5, 10, 20)
 TARGET_METRIC = "ndcg_at_20"
 """What training stops by and releases are compared by."""
+
+SCORE = "validation_score"
+"""Name of what `score` gives for the look-ups after a pass of training."""
 
 EXPOSURE_CUT = 10
 """Answers of this length are what users are taken to see."""
@@ -77,6 +80,11 @@ def metrics(rank: NDArray[np.int64]) -> dict[str, float]:
 def evaluate(model: Model, holdout: Holdout) -> dict[str, float]:
     """`metrics` of look-ups from the last item before each target, nothing but that item left out."""
     return metrics(ranks(model, Queries.of_items(holdout.queries), holdout.targets))
+
+
+def score(figures: Iterable[Mapping[str, Any]]) -> float:
+    """What training and tuning make as large as possible: the mean NDCG@20 of several look-ups' `metrics`."""
+    return float(np.mean([one[TARGET_METRIC] for one in figures]))
 
 
 def intervals(rank: NDArray[np.int64], resamples: int, seed: int = 0) -> dict[str, list[float]]:

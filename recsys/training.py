@@ -20,7 +20,7 @@ from recsys.batches import PairBatches
 from recsys.config import Config
 from recsys.embeddings import Vectors
 from recsys.errors import StageError
-from recsys.evaluation import TARGET_METRIC, metrics, ranks
+from recsys.evaluation import SCORE, metrics, ranks, score
 from recsys.exact import ExactIndex
 from recsys.features import Features, Inputs
 from recsys.queries import Queries, middle
@@ -56,7 +56,7 @@ class Fit(NamedTuple):
     passes: int
     """Passes that the weights took; 0 where none was better than the start."""
     score: float
-    """`Validation.score` of those weights, -inf without validation."""
+    """`SCORE` of those weights, -inf without validation."""
     curve: list[dict[str, float]]
     """Figures of each pass, the first pass first."""
 
@@ -64,35 +64,54 @@ class Fit(NamedTuple):
 class Siamese(keras.Model):
     """Both sides of the pairs through one tower, and the loss between them.
 
+    Each anchor may be asked a second time as if it were new: its newest item, by its features alone. A new item
+    then finds its place among the known ones, as DropoutNet (Volkovs et al., 2017) wants it; but the candidates
+    keep their ids, where dropping those as well costs 5% of the NDCG@20 of known items on Beauty and Toys.
+
     Args:
         tower: inputs -> float32 [n, d].
         inputs: of the whole catalogue, [num_items, ...] each.
         loss: of `recsys.losses`.
         unit: whether embeddings have length 1.
+        new_item_weight: of the second loss; 0 leaves it out.
     """
 
-    def __init__(self, tower: keras.Model, inputs: Inputs, loss: losses.Loss, *, unit: bool) -> None:
+    def __init__(
+        self, tower: keras.Model, inputs: Inputs, loss: losses.Loss, *, unit: bool, new_item_weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.unit = unit
         self.tower = tower
         self.inputs_of_items = {name: ops.convert_to_tensor(array) for name, array in inputs.items()}
         self.batch_loss = loss
+        self.new_item_weight = new_item_weight
 
-    def call(self, batch: Batch, training: bool = False) -> Any:
-        """Embeddings of the batch's candidates, float32 [C, d]."""
-        inputs = {name: ops.take(table, batch.candidates, axis=0) for name, table in self.inputs_of_items.items()}
-        return self.tower(inputs, training=training)
+    def call(self, batch: Batch, training: bool = False) -> tuple[Any, Any]:
+        """Embeddings of the batch's candidates, float32 [C, d], and of its anchors as new items, [B, d] or None."""
+        candidates = self.tower(self._inputs(batch.candidates), training=training)
+        if not self.new_item_weight:
+            return candidates, None
+        new = self._inputs(ops.take(batch.candidates, batch.anchors[:, 0]))
+        return candidates, self.tower({**new, "id": ops.zeros_like(new["id"])}, training=training)
+
+    def _inputs(self, numbers: Any) -> dict[str, Any]:
+        return {name: ops.take(table, numbers, axis=0) for name, table in self.inputs_of_items.items()}
 
     def compute_loss(self, x: Any, y: Any, y_pred: Any, *_: Any) -> Any:  # noqa: ARG002 - Keras's signature; `x` has the targets
         """Mean over the anchors, weighted."""
         batch = Batch(*x)
-        anchors = ops.einsum("bl,bld->bd", batch.shares, ops.take(y_pred, batch.anchors, axis=0))
+        candidates, new = y_pred
+        anchors = ops.einsum("bl,bld->bd", batch.shares, ops.take(candidates, batch.anchors, axis=0))
         if self.unit:
             anchors = ops.normalize(anchors, axis=1)
         else:
             anchors = anchors / ops.sum(batch.shares, axis=1, keepdims=True)
-        loss = self.batch_loss(anchors, y_pred, batch.targets, batch.log_inclusion, batch.log_popularity)  # [B]
-        return ops.mean(loss * batch.anchor_weights)
+
+        def loss_of(asked: Any) -> Any:
+            loss = self.batch_loss(asked, candidates, batch.targets, batch.log_inclusion, batch.log_popularity)  # [B]
+            return ops.mean(loss * batch.anchor_weights)
+
+        return loss_of(anchors) if new is None else loss_of(anchors) + self.new_item_weight * loss_of(new)
 
 
 @dataclass
@@ -114,18 +133,13 @@ class Validation:
         }
 
     def figures(self, vectors: Vectors) -> dict[str, float]:
-        """HR, NDCG and MRR of both look-ups by exact search."""
+        """HR, NDCG and MRR of both look-ups by exact search, and their `SCORE`."""
         index = ExactIndex(vectors, DISTANCES[self.config.tower.distance])
-        found: dict[str, float] = {}
-        for prefix, queries in self._queries.items():
-            values = metrics(ranks(index, queries, self.holdout.targets))
-            found |= {f"validation_{prefix}{name}": value for name, value in values.items()}
-        return found
-
-    @staticmethod
-    def score(figures: dict[str, float]) -> float:
-        """What is to be as large as possible."""
-        return (figures[f"validation_{TARGET_METRIC}"] + figures[f"validation_{HISTORY}{TARGET_METRIC}"]) / 2
+        found = {
+            prefix: metrics(ranks(index, queries, self.holdout.targets)) for prefix, queries in self._queries.items()
+        }
+        named = {f"validation_{prefix}{name}": value for prefix, one in found.items() for name, value in one.items()}
+        return named | {SCORE: score(found.values())}
 
 
 def fit(
@@ -161,7 +175,11 @@ def fit(
         StageError: the loss was not finite.
     """
     distance = DISTANCES[config.tower.distance]
-    siamese = Siamese(model, inputs, losses.of(config.train, config.tower), unit=distance.unit)
+    has_features = len(features.input_names) > 1
+    siamese = Siamese(
+        model, inputs, losses.of(config.train, config.tower),
+        unit=distance.unit, new_item_weight=config.train.new_item_weight if has_features else 0.0,
+    )  # fmt: skip
     rate: Any = config.train.learning_rate
     if fade:
         rate = keras.optimizers.schedules.PolynomialDecay(rate / 3, passes * len(batches), end_learning_rate=0.0)
@@ -174,18 +192,15 @@ def fit(
     best_pass, best_score, best_weights = 0, to_beat, model.get_weights()
     for number in range(1, passes + 1):
         figures = {"loss": _one_pass(siamese, batches, number)}
-        vectors = encode(inputs)
-        if validation is not None:
-            figures |= validation.figures(vectors)
-        figures |= _mine(batches, vectors, config, number)
+        figures |= _look(lambda: encode(inputs), batches, validation, config, number)
         if number == config.train.thaw_after:
             learner.thaw()
         curve.append(figures)
         on_pass(number, figures)
         if validation is None:
             best_pass = number
-        elif Validation.score(figures) > best_score:
-            best_pass, best_score, best_weights = number, Validation.score(figures), model.get_weights()
+        elif figures[SCORE] > best_score:
+            best_pass, best_score, best_weights = number, figures[SCORE], model.get_weights()
         elif number - best_pass >= config.train.patience:
             break
     if best_pass < len(curve):
@@ -215,11 +230,17 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def _mine(batches: Batches, vectors: Vectors, config: Config, number: int) -> dict[str, float]:
-    """Hard negatives for the next pass; what was found and dropped."""
-    wanted = config.candidates.hard_negatives and number >= config.candidates.hard_after
-    if not (wanted and isinstance(batches, PairBatches)):
+def _look(
+    vectors_now: Callable[[], Vectors], batches: Batches, validation: Validation | None, config: Config, number: int
+) -> dict[str, float]:
+    """What the tower does after a pass: figures of the look-ups; and of the hard negatives for the next pass."""
+    mines = bool(config.candidates.hard_negatives) and number >= config.candidates.hard_after
+    if validation is None and not mines:
         return {}
-    mined = mining.mine(vectors, batches.pairs, DISTANCES[config.tower.distance], config.candidates, batches.rng)
-    batches.sampler.hard = mined.negatives
-    return {f"hard_{name}": float(value) for name, value in mined.report.items()}
+    vectors = vectors_now()
+    figures = validation.figures(vectors) if validation is not None else {}
+    if mines and isinstance(batches, PairBatches):
+        mined = mining.mine(vectors, batches.pairs, DISTANCES[config.tower.distance], config.candidates, batches.rng)
+        batches.sampler.hard = mined.negatives
+        figures |= {f"hard_{name}": float(value) for name, value in mined.report.items()}
+    return figures

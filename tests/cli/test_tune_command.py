@@ -44,10 +44,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     tried: list[float] = []
 
-    def fit_before(_: str, night: Any, passes: dict[str, int], on_pass: Any) -> Any:
+    def fit_before(_: str, night: Any, passes: dict[str, int], on_pass: Any, **__: Any) -> Any:
         tried.append(night.config.train.temperature)
         for number in range(1, passes["pairs"] + 1):
-            on_pass(number, {"loss": 1.0, "validation_ndcg_at_20": 0.1, "validation_history_ndcg_at_20": 0.1})
+            on_pass(number, {"loss": 1.0, "validation_score": 0.1})
         return SimpleNamespace(vectors=tried[-1])
 
     def judge(_: Any, value: float) -> dict[str, Any]:

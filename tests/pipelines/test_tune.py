@@ -65,19 +65,22 @@ class Training:
         self.rising = True
         self.fail: Callable[[Config], object] = lambda _: None
 
-    def fit_before(self, target: str, night: Night, passes: Mapping[str, int], on_pass: Any) -> Any:
+    def fit_before(
+        self, target: str, night: Night, passes: Mapping[str, int], on_pass: Any, *, on_history_pass: Any
+    ) -> Any:
         assert target == "validation"
         assert night.run.done("prepare")
         self.trained.append(night.config)
         self.folders.append(night.run.folder)
         self.passes.append(0)
-        for number in range(1, passes["pairs"] + passes["histories"] + 1):
+        pairs = passes["pairs"] if self.rising else 1 + night.config.train.patience
+        for number in range(1, pairs + passes["histories"] + 1):
             self.clock.seconds += 10.0
             self.passes[-1] = number
             self.fail(night.config)
             score = landscape(night.config) * (1 - 0.5 ** (number if self.rising else 1))
-            figures = {"loss": 1.0, "validation_ndcg_at_20": score - 0.1, "validation_history_ndcg_at_20": score + 0.1}
-            on_pass(number, figures)
+            figures = {"loss": 1.0, "validation_ndcg_at_20": score - 0.1, "validation_score": score}
+            (on_pass if number <= pairs else on_history_pass)(number, figures)
         return SimpleNamespace(vectors=landscape(night.config))
 
     def judge(self, _: Night, value: float) -> dict[str, Any]:
@@ -277,12 +280,12 @@ def test_passes_over_histories_are_not_compared_with_passes_over_pairs(
     training.rising = rising
     night = Night.of(with_settings(config, {"train.history_passes": 3, "tune.trials": 2}))
     found = tune(night, clock=clock)
-    assert training.passes == [PASSES + 3] * 2
+    assert training.passes == [compared + 3] * 2
     study = tuning.Study(folder_of(config), tuning.ranges.check(night.config), night.config).study
     assert [list(trial.intermediate_values) for trial in study.trials] == [list(range(1, compared + 1))] * 2
     _, trials = children(night, found["id"])
     curve = night.tracker.client.get_metric_history(trials[0].info.run_id, "train_validation_ndcg_at_20")
-    assert len(curve) == PASSES + 3
+    assert len(curve) == compared + 3
 
 
 # --- stopped and gone on with
@@ -490,7 +493,7 @@ def test_only_so_many_prepared_folders_lie_on_the_disk(config: Config, training:
         ({"temperature": [0.1]}, "named table.key. Received: 'temperature'"),
         ({"train.temprature": [0.1]}, "Did you mean 'train.temperature'?"),
         ({"trian.temperature": [0.1]}, "Did you mean 'train'?"),
-        ({"train.event_weights": [0.1]}, "Did you mean 'prepare.event_weights'?"),
+        ({"train.half_life_days": [7.0]}, "Did you mean 'prepare.half_life_days'?"),
         *[
             ({name: [1]}, f"change what is found on the validation target. Received: {name}")
             for name in ("data.items", "tracking.model", "beam.workers", "serve.port", "tune.trials", "index.n_trees",

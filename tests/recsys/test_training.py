@@ -7,7 +7,7 @@ from recsys import mining, optimiser, pairs, tower, training
 from recsys.batches import HistoryBatches, LabelledBatches, PairBatches
 from recsys.config import Config
 from recsys.errors import StageError
-from recsys.evaluation import metrics, ranks
+from recsys.evaluation import SCORE, metrics, ranks
 from recsys.exact import ExactIndex
 from recsys.features import Features
 from recsys.labelled import LabelledPairs
@@ -106,7 +106,7 @@ def misleading():
 
 
 def scores_of(fitted):
-    return [training.Validation.score(figures) for figures in fitted.curve]
+    return [figures[SCORE] for figures in fitted.curve]
 
 
 # --- what is learned
@@ -143,8 +143,9 @@ def test_judged_pairs_bring_together_what_is_the_same(world):
     assert fitted.curve[-1]["loss"] < 0.1 * fitted.curve[0]["loss"]
 
 
-def test_items_without_interactions_find_their_block_by_their_features(world):
-    fitted, model, features = world.fit(roles={"categorical": ("brand",)}, id_dropout=0.5)
+@pytest.mark.parametrize("hiding", [{"new_item_weight": 0.5}, {"id_dropout": 0.5, "new_item_weight": 0.0}], ids=str)
+def test_items_without_interactions_find_their_block_by_their_features(world, hiding):
+    fitted, model, features = world.fit(roles={"categorical": ("brand",)}, **hiding)
     new = tower.encoder(model, 100)(features.transform(block_items(num_new=1).tail(1)))
     nearest = np.argsort(-(fitted.vectors @ new[0]))[: BLOCKS[2]]
     assert set(BLOCK_OF[nearest]) == {2}
