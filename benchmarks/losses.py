@@ -5,21 +5,16 @@ python -m benchmarks.losses --config FILE [--set TABLE.KEY=VALUE]
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from benchmarks.command import CONFIG, load, parser, working
 from pipelines.embed import embed
 from pipelines.evaluate import evaluate
 from pipelines.index import index
-from pipelines.night import Night, calm
+from pipelines.night import Night
 from pipelines.prepare import prepare
 from pipelines.train import train
-from recsys import config as configuration
-from recsys.errors import RecsysError
 
 VARIANTS = {
     "cross-entropy": ['train.loss="cross_entropy"'],
@@ -42,29 +37,20 @@ BASELINES = ("popularity", "co_occurrence", "windowed_item_knn")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """A row of Markdown for each, as it is done."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
-    asked = parser.parse_args(argv)
-    calm()
+    asked = parser(__doc__, CONFIG).parse_args(argv)
     print("| | NDCG@20, last item | NDCG@10, history | coverage@10 | passes | training |\n|---|---|---|---|---|---|")
-    try:
-        for name, settings in VARIANTS.items():
-            with tempfile.TemporaryDirectory() as folder:
-                overrides = [*asked.set, *settings, f"data.workspace={folder}"]
-                night = Night.of(configuration.load(asked.config, overrides))
-                prepare(night)
-                started = time.monotonic()
-                passes = train(night)["passes"]["pairs"]
-                seconds = time.monotonic() - started
-                embed(night), index(night)
-                figures = evaluate(night)
-            _row(name, figures["model"], figures["history"]["model"], f"{passes}", f"{seconds:.0f} s")
-        for name in BASELINES:
-            _row(name.replace("_", " "), figures["baselines"][name], figures["history"]["baselines"][name], "", "")
-    except RecsysError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    for name, settings in VARIANTS.items():
+        with working() as folder:
+            night = Night.of(load(asked, folder, settings))
+            prepare(night)
+            started = time.monotonic()
+            passes = train(night)["passes"]["pairs"]
+            seconds = time.monotonic() - started
+            embed(night), index(night)
+            figures = evaluate(night)
+        _row(name, figures["model"], figures["history"]["model"], f"{passes}", f"{seconds:.0f} s")
+    for name in BASELINES:
+        _row(name.replace("_", " "), figures["baselines"][name], figures["history"]["baselines"][name], "", "")
 
 
 def _row(name: str, last_item: dict[str, float], history: dict[str, float], passes: str, seconds: str) -> None:

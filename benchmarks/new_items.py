@@ -13,10 +13,6 @@ of look-ups from items that have interactions.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,16 +22,15 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
 from pipelines import evaluate, train
 from pipelines.embed import embed
-from pipelines.night import Night, calm
+from pipelines.night import Night
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter
-from recsys import config as configuration
 from recsys import embeddings
 from recsys.catalogue import Catalogue
 from recsys.config import Config
-from recsys.errors import RecsysError
 from recsys.evaluation import Model
 from recsys.exact import ExactIndex
 from recsys.queries import Queries
@@ -123,21 +118,9 @@ def _price(config: Config) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The benchmark as a program."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", type=Path, required=True, help="of data with item features")
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
-    parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the figures go")
-    asked = parser.parse_args(argv)
-    calm()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            config = configuration.load(asked.config, [*asked.set, f"data.workspace={folder}/whole"])
-            result = measure(config, Path(folder))
-    except RecsysError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    asked.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    asked = parser(__doc__, CONFIG, FIGURES).parse_args(argv)
+    with working() as folder:
+        print(write(measure(load(asked, folder / "whole"), folder), asked.json))
 
 
 if __name__ == "__main__":

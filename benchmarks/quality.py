@@ -12,25 +12,22 @@ The JSON holds the model and every baseline: `{"model": {"validation": {…}, "t
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import FIGURES, parser, working, write
 from pipelines.embed import embed
 from pipelines.evaluate import evaluate
 from pipelines.index import index
-from pipelines.night import Night, calm
+from pipelines.night import Night
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter
+from pipelines.settings import with_settings
 from pipelines.train import train
 from recsys import config as configuration
 from recsys import datasets
-from recsys.errors import RecsysError
 
 EVERYBODY = 1_000_000_000
 STAGES = (prepare, train, embed, index, evaluate)
@@ -45,7 +42,7 @@ def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes
     config = configuration.load(toml, everybody)
     seconds, settings = {}, {}
     if tune_minutes is not None:
-        from pipelines.tune import tune, with_settings
+        from pipelines.tune import tune
 
         started = time.monotonic()
         config = configuration.load(toml, [*everybody, f"tune.minutes={tune_minutes}"])
@@ -94,22 +91,15 @@ def _tell(result: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The benchmark as a program."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sequences", type=Path, required=True, help="lines of user item item …, oldest first")
-    parser.add_argument("--attributes", type=Path, help="JSON: item to a list of attributes")
-    parser.add_argument("--tune-minutes", type=float, metavar="N", help="search settings so long")
-    parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the figures go")
-    parser.add_argument("--workspace", type=Path, help="keep the work here")
-    asked = parser.parse_args(argv)
-    calm()
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = asked.workspace or Path(temporary)
-            result = measure(folder, asked.sequences, asked.attributes, asked.tune_minutes)
-            asked.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    except RecsysError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    options = parser(__doc__, FIGURES)
+    options.add_argument("--sequences", type=Path, required=True, help="lines of user item item …, oldest first")
+    options.add_argument("--attributes", type=Path, help="JSON: item to a list of attributes")
+    options.add_argument("--tune-minutes", type=float, metavar="N", help="search settings so long")
+    options.add_argument("--workspace", type=Path, help="keep the work here")
+    asked = options.parse_args(argv)
+    with working() as folder:
+        result = measure(asked.workspace or folder, asked.sequences, asked.attributes, asked.tune_minutes)
+        write(result, asked.json)
     _tell(result)
 
 

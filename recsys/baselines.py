@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,7 @@ class _Scored(ABC):
         Scores that are equal in float32 are ties.
         """
         answers = np.full((len(queries), k), -1, np.int32)
-        rows = max(1, CELLS // self.num_items)
-        for start in range(0, len(queries), rows):
-            block = queries[start : start + rows]
+        for start, block in self._blocks(queries):
             scores = self.scores(_weights(block, self.num_items))
             allowed_of = _allowed(block.excluded, self.num_items)
             for row, ((numbers, score), allowed) in enumerate(zip(_rows(scores), allowed_of, strict=True), start):
@@ -78,6 +77,29 @@ class _Scored(ABC):
                 named = self._best(numbers[possible], score[possible], k)
                 answers[row, : len(named)] = named
         return answers
+
+    def ranks(self, queries: Queries, targets: NDArray[np.int32], k: int) -> NDArray[np.int64]:
+        """Rank from 0 of each target in `answer`, `k` where it is not among the first `k`; int64 [n].
+
+        Nothing is sorted: a target's rank is the number of items before it.
+        """
+        rank = np.empty(len(queries), np.int64)
+        for start, block in self._blocks(queries):
+            scores, excluded = self.scores(_weights(block, self.num_items)), _excluded(block, self.num_items)
+            every, target = np.arange(len(block)), targets[start : start + len(block)]
+            own = np.asarray(scores[every, target], np.float32)
+            named = (own > 0) & ~excluded[every, target]
+            row, number, score = _not_below(np.where(named, own, np.inf), scores)
+            first = (score > own[row]) | (self.tie_order[number] < self.tie_order[target[row]])
+            before = np.bincount(row[first & ~excluded[row, number]], minlength=len(block))
+            rank[start : start + len(block)] = np.where(named, before, k)
+        return np.minimum(rank, k)
+
+    def _blocks(self, queries: Queries) -> Iterator[tuple[int, Queries]]:
+        """Queries with at most `CELLS` scores, or one, and the place of the first of them."""
+        rows = max(1, CELLS // self.num_items)
+        for start in range(0, len(queries), rows):
+            yield start, queries[start : start + rows]
 
     def _best(self, numbers: NDArray[np.int32], score: NDArray[np.float32], k: int) -> NDArray[np.int32]:
         if len(numbers) > k:  # sort only what can be in the answer: those not below the k-th largest
@@ -87,7 +109,7 @@ class _Scored(ABC):
 
 
 class _Neighbourhood(_Scored):
-    """Scores from a sparse matrix of all items by all, float64 [num_items, num_items]."""
+    """Scores from a sparse matrix of all items by all, float64 [num_items, num_items], nothing below 0."""
 
     def __init__(self, matrix: sparse.csr_array) -> None:
         super().__init__(matrix.shape[0])
@@ -95,6 +117,46 @@ class _Neighbourhood(_Scored):
 
     def scores(self, asked: sparse.csr_array) -> sparse.csr_array:
         return asked @ self.matrix
+
+    def ranks(self, queries: Queries, targets: NDArray[np.int32], k: int) -> NDArray[np.int64]:
+        """Rank from 0 of each target in `answer`, `k` where it is not among the first `k`; int64 [n].
+
+        Most targets are far down, which is cheap to see; only for the others are all items scored.
+        """
+        rank = np.full(len(queries), k, np.int64)
+        for start, block in self._blocks(queries):
+            target = targets[start : start + len(block)]
+            near = np.flatnonzero(self._near(block, target, k))
+            few = Queries(block.items[near], block.weights[near], block.excluded[near])
+            rank[start + near] = super().ranks(few, target[near], k)
+        return rank
+
+    def _near(self, queries: Queries, targets: NDArray[np.int32], k: int) -> NDArray[np.bool_]:
+        """Which targets share something with the query, and are not shut out by one of its items alone; bool [n].
+
+        Scores only grow with each item of a query. So where one item gives `k` allowed items more than all give
+        the target, these stand before it.
+        """
+        asked = _weights(queries, self.num_items)
+        depth = k + np.count_nonzero(queries.excluded >= 0, axis=1)
+        indptr, falling = self.matrix.indptr, self._falling
+        row = np.repeat(np.arange(len(queries)), np.diff(asked.indptr))
+        own = np.bincount(row, asked.data * self.matrix[asked.indices, targets[row]], minlength=len(queries))
+        deepest = indptr[asked.indices] + depth[row] - 1
+        full = deepest < indptr[asked.indices + 1]
+        least = (asked.data[full] * falling[deepest[full]]).astype(np.float32)
+        # the same sum in another order may round to the next float32
+        shut_out = least > np.nextafter(own.astype(np.float32), np.float32(np.inf))[row[full]]
+        near: NDArray[np.bool_] = own > 0
+        near[row[full][shut_out]] = False
+        return near
+
+    @cached_property
+    def _falling(self) -> NDArray[np.float64]:
+        """The scores of each row of the matrix, largest first, float64 [nnz]."""
+        row = np.repeat(np.arange(self.num_items), np.diff(self.matrix.indptr))
+        falling: NDArray[np.float64] = self.matrix.data[np.lexsort((-self.matrix.data, row))]
+        return falling
 
 
 class CoOccurrence(_Neighbourhood):
@@ -230,6 +292,14 @@ def _allowed(excluded: NDArray[np.int32], num_items: int) -> Iterator[NDArray[np
         allowed[out] = True
 
 
+def _excluded(queries: Queries, num_items: int) -> NDArray[np.bool_]:
+    """Which item may not be named, bool [n, num_items]."""
+    excluded = np.zeros((len(queries), num_items), np.bool_)
+    row, column = np.nonzero(queries.excluded >= 0)
+    excluded[row, queries.excluded[row, column]] = True
+    return excluded
+
+
 def _rows(scores: sparse.csr_array | NDArray[np.float32]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
     """Numbers and scores of the items of each query; what is left out scores 0."""
     if isinstance(scores, np.ndarray):
@@ -239,6 +309,19 @@ def _rows(scores: sparse.csr_array | NDArray[np.float32]) -> Iterator[tuple[NDAr
         data = scores.data.astype(np.float32)
         for start, end in zip(scores.indptr[:-1], scores.indptr[1:], strict=True):
             yield scores.indices[start:end], data[start:end]
+
+
+def _not_below(
+    bounds: NDArray[np.float32], scores: sparse.csr_array | NDArray[np.float32]
+) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]], NDArray[np.float32]]:
+    """Row, item number and float32 score of all that scores no less than the bound of its row, which is above 0."""
+    if isinstance(scores, np.ndarray):
+        row, number = np.nonzero(scores >= bounds[:, None])
+        return row, number, scores[row, number]
+    data, size = scores.data.astype(np.float32), np.diff(scores.indptr)
+    kept = np.flatnonzero(data >= np.repeat(bounds, size))
+    row_of = np.repeat(np.arange(len(bounds), dtype=np.int32), size)
+    return row_of[kept], scores.indices[kept], data[kept]
 
 
 def _others(matrix: sparse.csr_array) -> sparse.coo_array:

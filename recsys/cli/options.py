@@ -20,6 +20,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting; repeatable."),
 ]
+ReleaseFolder = Annotated[
+    Path | None,
+    typer.Option("--release", metavar="DIR", help="A release folder; without it, the champion."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 CONFIG_DEFAULT = Path("recsys.toml")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Overrides
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Overrides, ReleaseFolder
 from recsys.errors import ConfigError
 
 
@@ -17,9 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    release: Annotated[
-        Path | None, typer.Option("--release", metavar="DIR", help="A release folder; without it, the champion.")
-    ] = None,
+    release: ReleaseFolder = None,
     host: Annotated[str | None, typer.Option("--host", help="Address; by default serve.host.")] = None,
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; by default serve.port.")] = None,
     config: ConfigFile = CONFIG_DEFAULT,

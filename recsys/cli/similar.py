@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, show
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleaseFolder, show
 
 if TYPE_CHECKING:
     from recsys.lookup import Answer
@@ -24,9 +24,7 @@ def register(app: typer.Typer) -> None:
 def similar(
     items: Annotated[list[str], typer.Argument(metavar="ITEM…", help="Item ids.")],
     k: Annotated[int, typer.Option("--k", min=1, help="Neighbours of each.")] = 10,
-    release: Annotated[
-        Path | None, typer.Option("--release", metavar="DIR", help="A release folder; without it, the champion.")
-    ] = None,
+    release: ReleaseFolder = None,
     config: ConfigFile = CONFIG_DEFAULT,
     as_json: Json = False,
 ) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, show
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleaseFolder, show
 from recsys.cli.similar import open_release
 
 if TYPE_CHECKING:
@@ -30,9 +29,7 @@ def verify(
         float | None,
         typer.Option("--false-positive-rate", metavar="F", help="Take the threshold of this false-positive rate."),
     ] = None,
-    release: Annotated[
-        Path | None, typer.Option("--release", metavar="DIR", help="A release folder; without it, the champion.")
-    ] = None,
+    release: ReleaseFolder = None,
     config: ConfigFile = CONFIG_DEFAULT,
     as_json: Json = False,
 ) -> None:

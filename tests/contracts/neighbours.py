@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from recsys.evaluation import ranks
 from recsys.queries import PADDING, Queries
 
 
@@ -78,6 +79,16 @@ class NeighboursContract:
         ]
         expected = [answer + [PADDING] * (num_items - len(answer)) for answer in left]
         self.same(model.answer(asked(rows, more), num_items), np.array(expected, np.int32))
+
+    @pytest.mark.parametrize("k", [1, 4], ids="k={}".format)
+    def test_ranks_are_the_places_in_the_answer(self, model, any_queries, num_items, k):
+        """Every item is the target of every query once, also those that are excluded."""
+        answers = model.answer(any_queries, k).tolist()
+        for target in range(num_items):
+            expected = [answer.index(target) if target in answer else k for answer in answers]
+            found = ranks(model, any_queries, np.full(len(any_queries), target, np.int32), k)
+            assert found.tolist() == expected
+            assert found.dtype == np.int64
 
     def test_names_no_neighbour_twice(self, model, any_queries, num_items):
         for answer in model.answer(any_queries, num_items + 2).tolist():

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -10,6 +12,8 @@ from recsys.baselines import (
     ItemKNN,
     Popularity,
     WindowedItemKNN,
+    _Neighbourhood,
+    _Scored,
     touched_before,
     users_of_both,
 )
@@ -143,6 +147,118 @@ def test_finds_the_largest_sums_of_weighted_scores(name, k):
         best = sorted((score for score in allowed if score > 1e-6), reverse=True)[:k]
         named = [total[number] for number in answer if number != -1]
         np.testing.assert_allclose(named, best, rtol=1e-4)
+
+
+def naive_rank(scores, order, query, target, k):
+    """Count the allowed items that score more than the target, or as much and come first; `scores` of float64."""
+    row, excluded = query
+    total = sum((weight * scores[item] for item, weight in row), np.zeros(len(scores))).astype(np.float32)
+    if target in excluded or not total[target] > 0:
+        return k
+    before = 0
+    for other in range(len(scores)):
+        ahead = total[other] > total[target] or (total[other] == total[target] and order[other] < order[target])
+        before += ahead and other not in excluded
+    return min(before, k)
+
+
+def matrix_of_few_values(num_items=MANY_ITEMS):
+    """Scores in quarters, exact in floats whatever the order of a sum, and many of them equal."""
+    rng = np.random.default_rng(5)
+    return rng.choice([0, 0.25, 1, 4], (num_items, num_items), p=[0.6, 0.2, 0.15, 0.05])
+
+
+class Listed(_Neighbourhood):
+    """Scores that a test gives, with the columns of each row in no order, and ties from the last item up."""
+
+    def __init__(self, dense):
+        super().__init__(sparse.csr_array(dense))
+        self.tie_order = np.arange(self.num_items)[::-1]
+
+    def scores(self, asked):
+        rows = super().scores(asked)
+        shuffled = [np.random.default_rng(6).permutation(np.arange(*ends)) for ends in pairwise(rows.indptr)]
+        order = np.concatenate([*shuffled, np.empty(0, np.int64)]).astype(np.int64)
+        return sparse.csr_array((rows.data[order], rows.indices[order], rows.indptr), shape=rows.shape)
+
+
+class ListedDense(_Scored):
+    """The same with an array for scores, some of them below 0."""
+
+    def __init__(self, dense):
+        super().__init__(len(dense))
+        self.dense = dense.astype(np.float32)
+        self.tie_order = np.arange(self.num_items)[::-1]
+
+    def scores(self, asked):
+        return np.asarray(asked.astype(np.float32) @ self.dense)
+
+
+def hard_questions(num_items=MANY_ITEMS, n=300):
+    """Rows of 0 to 5 (item, weight), some twice, what is excluded of each, which need not be the same; targets."""
+    rng = np.random.default_rng(7)
+    rows = [
+        [(item, 0.5 ** rng.integers(0, 4)) for item in rng.integers(0, num_items, size % 6).tolist()]
+        for size in range(n)
+    ]
+    excluded = [
+        [*(item for item, _ in row[:2]), *rng.integers(0, num_items, rng.integers(0, 9)).tolist()] for row in rows
+    ]
+    return rows, excluded, rng.integers(0, num_items, n).astype(np.int32)
+
+
+@pytest.mark.parametrize("cells", [1, 7 * MANY_ITEMS + 3, baselines.CELLS], ids=["one row", "seven rows", "all rows"])
+@pytest.mark.parametrize("k", [1, 6, MANY_ITEMS + 3], ids="k={}".format)
+@pytest.mark.parametrize("kind", [Listed, ListedDense])
+def test_ranks_agree_with_a_count(monkeypatch, kind, k, cells):
+    monkeypatch.setattr(baselines, "CELLS", cells)
+    scores = matrix_of_few_values()
+    if kind is ListedDense:
+        scores = scores - 0.5 * (np.random.default_rng(9).random(scores.shape) < 0.1)
+    model = kind(scores)
+    rows, excluded, targets = hard_questions()
+    expected = [
+        naive_rank(scores, model.tie_order, query, target, k)
+        for *query, target in zip(rows, excluded, targets.tolist(), strict=True)
+    ]
+    queries = asked(rows, excluded)
+    assert model.ranks(queries, targets, k).tolist() == expected
+    answers = model.answer(queries, k).tolist()
+    places = [answer.index(target) if target in answer else k for answer, target in zip(answers, targets, strict=True)]
+    assert expected == places
+    assert k == 1 or len({*expected}) > 5
+    assert k in expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ranks_of_no_questions_and_of_empty_ones(name):
+    """What asks about nothing, or about items without weight, has no answer."""
+    model, _ = MODELS[name]()
+    assert model.ranks(asked([]), np.empty(0, np.int32), 3).shape == (0,)
+    empty = asked([[], [(1, 0.0)], []])
+    assert model.ranks(empty, np.array([0, 2, 1], np.int32), 3).tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("excluded", [[], [2], [4, 2, 4, 1]], ids=str)
+def test_the_last_of_an_answer_is_not_shut_out(excluded):
+    """Items 1 to 6 are named in this order."""
+    scores = np.zeros((7, 7))
+    scores[0] = np.arange(7)[::-1] + 1
+    scores[0, 0] = 0
+    model = _Neighbourhood(sparse.csr_array(scores))
+    named = [item for item in range(1, 7) if item not in excluded]
+    for k in range(1, 8):
+        expected = [min(named.index(target), k) if target in named else k for target in range(7)]
+        queries = asked([[(0, 1.0)]] * 7, [excluded] * 7)
+        assert model.ranks(queries, np.arange(7, dtype=np.int32), k).tolist() == expected
+
+
+def test_a_target_is_not_shut_out_by_a_tie():
+    """One item gives 3 more than both give 2, but not in float32: equal, and 2 comes first."""
+    scores = np.zeros((5, 5))
+    scores[0, 2], scores[1, 2], scores[0, 3] = 0.1, 0.2, 0.3 + 1e-10
+    queries = asked([[(0, 1.0), (1, 1.0)]] * 2, [[], []])
+    assert _Neighbourhood(sparse.csr_array(scores)).ranks(queries, np.array([2, 3], np.int32), 1).tolist() == [0, 1]
 
 
 def with_ties():
