@@ -210,10 +210,10 @@ def fit(
 
 def _one_pass(siamese: Siamese, batches: Batches, number: int) -> float:
     """One pass over the anchors; the mean loss of its steps."""
-    siamese.reset_metrics()
-    loss = np.nan
-    for batch in _ahead(batches.one_pass()):
-        loss = float(siamese.train_on_batch(batch, return_dict=True)["loss"])  # the mean so far
+    steps = [
+        float(siamese.train_on_batch(batch, return_dict=True)["loss"]) for batch in _ahead(batches.one_pass())
+    ]
+    loss = float(np.mean(steps))
     if not np.isfinite(loss):
         raise StageError(
             f"the loss must stay a finite number. Received: {loss} in pass {number}. Try a smaller train.learning_rate."

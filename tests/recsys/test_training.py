@@ -291,6 +291,14 @@ def test_what_there_is_to_beat_can_be_beaten(world):
     assert fitted.score == max(scores_of(fitted)) > 0.3
 
 
+def test_the_loss_of_a_pass_is_the_mean_over_its_anchors_however_they_are_batched(world):
+    """Nothing is learned, so the order does not matter."""
+    still = {"passes": 1, "learning_rate": 1e-12}
+    whole, parts = (world.fit(batch_size=size, **still)[0].curve[0]["loss"] for size in (NUM_ITEMS, 3))
+    assert NUM_ITEMS % 3 == 0
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
 def test_both_look_ups_are_measured_and_count_alike(world):
     fitted, _, _ = world.fit(passes=1, validation=misleading())
     (figures,) = fitted.curve
