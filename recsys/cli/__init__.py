@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from recsys.cli import data, doctor, releases, serve, similar, stages, tune, verify
+from recsys.cli import data, doctor, neighbours, releases, serve, similar, stages, tune, verify
 from recsys.errors import RecsysError
 
 app = typer.Typer(
@@ -22,8 +22,8 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(releases.app, name="releases")
-for register in (stages.register, tune.register, similar.register, verify.register, serve.register, doctor.register):
-    register(app)
+for command in (stages, tune, similar, verify, neighbours, serve, doctor):
+    command.register(app)
 
 
 def main() -> None:

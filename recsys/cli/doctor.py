@@ -19,6 +19,7 @@ PACKAGES = {
     "jobs": ("apache-beam", "pyarrow"),
     "serve": ("fastapi", "uvicorn"),
     "tracking": ("mlflow",),
+    "export": ("psycopg", "redis"),
 }
 """By extra; what an extra brings may be absent, on a server by design."""
 ALSO_AS = {"tensorflow": "tensorflow-cpu"}

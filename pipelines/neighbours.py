@@ -1,0 +1,230 @@
+"""neighbours: the nearest of every item of a release -> Parquet, JSON lines, SQLite, PostgreSQL or Redis.
+
+No stage of a night: it asks a release that is published, as the service does. A unit is a range of items, and
+writes one part. Parts stay in the workspace until the next export, so a job that was killed goes on where it
+was; from the parts, the sink is written (`pipelines.sinks`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import shutil
+import threading
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipelines import runner, sinks
+from pipelines.night import calm, main
+from pipelines.progress import Advance, Reporter
+from pipelines.sinks.address import Address
+from pipelines.sinks.sink import Export, deliver
+from recsys import config as configuration
+from recsys.config import Config, NeighboursConfig
+from recsys.errors import StageError
+from recsys.neighbours import Filter, nearest
+from recsys.release import MANIFEST as RELEASE_MANIFEST
+from recsys.release import Release, sha256
+from recsys.workspace import MANIFEST, Run, code_version
+
+NAME = "neighbours"
+"""Of the job, and of its folder in the workspace."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the units of one export share; travels to the workers. Where it goes is none of their business."""
+
+    release: Path
+    k: int
+    wanted: Filter
+    items_per_unit: int
+    folder: Path
+
+    @classmethod
+    def of(cls, release: Release, config: NeighboursConfig, run: Run) -> Job:
+        """The export of a release by a config."""
+        wanted = Filter(config.min_similarity, config.min_interactions, config.where, config.reach)
+        return cls(release.path.resolve(), config.k, wanted, config.items_per_unit, run.folder / run.run_id)
+
+    def part(self, unit: int) -> Path:
+        """Rows of a unit, of `recsys.neighbours.SCHEMA`."""
+        return self.folder / f"part-{unit:05d}.parquet"
+
+    def entry(self, unit: int) -> Path:
+        """The file that says that a unit's part is there, and what is in it."""
+        return self.folder / f"part-{unit:05d}.json"
+
+
+def neighbours(release: Release, config: Config, report: Reporter) -> dict[str, Any]:
+    """Export the neighbours of every item, unless the sink has this very export.
+
+    Args:
+        release: verified; the library that the service answers with asks it.
+        config: its table `neighbours` says what, and where to; the others only how.
+        report: for progress.
+
+    Returns:
+        Ready for JSON: `export_id`, `release_id`, `k`; `items` with neighbours, `items_without_neighbours`, and
+        `rows` of all; `to`, without a password.
+
+    Raises:
+        ConfigError: no sink has this name, or its library is not installed.
+        InputError: a filter that does not fit the catalogue, or a file that we may not write.
+        StageError: nothing is left to export, the sink is away, or another process is at it.
+    """
+    calm()
+    to = config.neighbours.to
+    run = _run(release, config)
+    with closing(sinks.at(to)) as sink:  # before the work, not after it
+        delivered = sink.current() == run.run_id
+    job = Job.of(release, config.neighbours, run)
+    with run.locked():
+        if not run.done(run.run_id):
+            with report.stage("nearest") as advance:
+                _ask(job, release, config, advance)
+        manifest = run.manifest(run.run_id)
+        export = _export(manifest, job)
+        with closing(sinks.at(to)) as sink:
+            if delivered:
+                sink.clean(export)  # if it was killed before that
+            else:
+                with report.stage("deliver") as advance:
+                    deliver(export, sink, advance)
+                    advance(1, 1, f"{export.rows:,} rows to {Address(to).shown}")
+        for folder in run.folder.iterdir():  # the next night exports another release
+            if folder.is_dir() and folder != job.folder:
+                shutil.rmtree(folder)
+    return {**manifest, "to": Address(to).shown}
+
+
+def _run(release: Release, config: Config) -> Run:
+    """The folder of all exports, and the id of this one: the same id is the same rows."""
+    folder = config.workspace / NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    code = code_version()
+    settings = config.neighbours.model_dump(mode="json", exclude={"to"})
+    shaping = [sha256(release.path / RELEASE_MANIFEST), json.dumps(settings, sort_keys=True), code]
+    export_id = f"{release.release_id}-{hashlib.sha256(' '.join(shaping).encode()).hexdigest()[:8]}"
+    return Run(export_id, folder, release.manifest.data_snapshot, code)
+
+
+def _ask(job: Job, release: Release, config: Config, advance: Advance) -> None:
+    """All items, unit by unit, over Beam; then the manifest."""
+    hold(job, release)
+    units = list(range(math.ceil(len(release.catalogue) / job.items_per_unit)))
+    job.folder.mkdir(exist_ok=True)
+    runner.run([runner.Phase(NAME, units, partial(ask_unit, job), job.entry)], config.beam, advance)
+    entries = [json.loads(job.entry(unit).read_text()) for unit in units]
+    items, rows = (sum(entry[name] for entry in entries) for name in ("items", "rows"))
+    without = len(release.catalogue) - items
+    if rows == 0:
+        raise StageError(
+            f"at least one item must have a neighbour. Received: {without:,} items, and no neighbour that "
+            "neighbours.min_similarity, neighbours.min_interactions and neighbours.where let through. Ask for less."
+        )
+    manifest = {
+        "export_id": job.folder.name,
+        "release_id": release.release_id,
+        "k": job.k,
+        "items": items,
+        "items_without_neighbours": without,
+        "rows": rows,
+    }
+    _write(job.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    advance(1, 1, f"{rows:,} neighbours of {items:,} items, {without:,} items without")
+
+
+def ask_unit(job: Job, unit: int) -> None:
+    """The neighbours of one range of items."""
+    release, allowed = _opened(job)
+    start = unit * job.items_per_unit
+    numbers = range(start, min(start + job.items_per_unit, len(release.catalogue)))
+    rows = nearest(
+        release.catalogue,
+        release.index,
+        numbers,
+        job.k,
+        calibration=release.calibration,
+        wanted=job.wanted,
+        allowed=allowed,
+    )
+    _write_part(rows, job.part(unit))
+    _write(job.entry(unit), json.dumps({"items": rows["item_id"].n_unique(), "rows": rows.height}))
+
+
+def hold(job: Job, release: Release) -> None:
+    """Let this process's units ask a release that is loaded and verified, instead of loading it again."""
+    _held.clear()
+    _held[job.folder] = _Opened(release, job.wanted.allowed(release.catalogue))
+
+
+class _Opened(NamedTuple):
+    """A release, and which of its items may be neighbours."""
+
+    release: Release
+    allowed: NDArray[np.bool_] | None
+
+
+_held: dict[Path, _Opened] = {}
+"""What this process asks, by the folder of the export: opening takes longer than a unit."""
+_opening = threading.Lock()
+
+
+def _opened(job: Job) -> _Opened:
+    with _opening:
+        if job.folder not in _held:
+            release = Release.load(job.release)
+            _held[job.folder] = _Opened(release, job.wanted.allowed(release.catalogue))
+        return _held[job.folder]
+
+
+def _export(manifest: dict[str, Any], job: Job) -> Export:
+    parts = tuple(sorted(job.folder.glob("part-*.parquet")))
+    about = {name: manifest[name] for name in ("export_id", "release_id", "k", "items", "rows")}
+    return Export(**about, parts=parts)
+
+
+def _write_part(rows: pl.DataFrame, path: Path) -> None:
+    import pyarrow as pa  # noqa: PLC0415 - only jobs have it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    # plain strings: Polars' own kind is unknown to older readers
+    table = rows.to_arrow()
+    plain = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema]
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(table.cast(pa.schema(plain)), temporary)
+    temporary.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The job by itself, of a release folder. `recsys neighbours` also finds the champion."""
+    parser = argparse.ArgumentParser(prog=f"python -m pipelines.{NAME}", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", required=True, metavar="FILE", help="the TOML config")
+    parser.add_argument("--release", required=True, metavar="DIR", help="a release folder")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting; repeatable"
+    )
+    parsed = parser.parse_args(argv)
+    config = configuration.load(parsed.config, parsed.set)
+    return neighbours(Release.load(parsed.release), config, Reporter())
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,45 @@
+"""The tables that the neighbours of an SQL database lie in; see `docs/neighbours.md`.
+
+Statements that SQLite and PostgreSQL understand alike. Names are fixed, and values are bound.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+ROWS, CURRENT, VIEW = "recsys_neighbours_by_export", "recsys_neighbours_current", "recsys_neighbours"
+
+COLUMNS: Final = ("item_id", "rank", "neighbour_id", "similarity", "probability")
+ABOUT: Final = ("export_id", "release_id", "k", "items", "rows")
+
+CREATE_ROWS = f"""CREATE TABLE {ROWS} (
+    export_id TEXT NOT NULL,
+    item_id TEXT NOT NULL,
+    rank INTEGER NOT NULL,
+    neighbour_id TEXT NOT NULL,
+    similarity DOUBLE PRECISION NOT NULL,
+    probability DOUBLE PRECISION,
+    PRIMARY KEY (export_id, item_id, rank)
+)"""
+CREATE_CURRENT = f"""CREATE TABLE {CURRENT} (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    export_id TEXT NOT NULL,
+    release_id TEXT NOT NULL,
+    k INTEGER NOT NULL,
+    items BIGINT NOT NULL,
+    rows BIGINT NOT NULL
+)"""
+CREATE_VIEW = (
+    f"CREATE VIEW {VIEW} AS SELECT {', '.join(COLUMNS)} FROM {ROWS} "  # noqa: S608 - no value from outside
+    f"WHERE export_id = (SELECT export_id FROM {CURRENT})"
+)
+
+
+def switch(placeholder: str) -> str:
+    """The statement that makes an export the current one; its values are `Export.about`'s, in order."""
+    values = ", ".join([placeholder] * len(ABOUT))
+    changed = ", ".join(f"{column} = excluded.{column}" for column in ABOUT)
+    return (
+        f"INSERT INTO {CURRENT} (one, {', '.join(ABOUT)}) VALUES (1, {values}) "  # noqa: S608
+        f"ON CONFLICT (one) DO UPDATE SET {changed}"
+    )

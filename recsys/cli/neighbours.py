@@ -1,0 +1,70 @@
+"""`recsys neighbours`: the nearest of every item, for readers that do not ask the service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, show
+from recsys.cli.similar import open_release
+from recsys.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("neighbours")(neighbours)
+
+
+def neighbours(
+    *,
+    release: Annotated[
+        Path | None, typer.Option("--release", metavar="DIR", help="A release folder; without it, the champion.")
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            envvar="RECSYS_NEIGHBOURS_TO",
+            metavar="PLACE",
+            help="A folder for Parquet, a file.jsonl, sqlite:///FILE, postgresql://… or redis://…; "
+            "the same as neighbours.to. The variable keeps a password out of files and the list of processes.",
+        ),
+    ] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Neighbours of each; the same as neighbours.k.")] = None,
+    config: ConfigFile = CONFIG_DEFAULT,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Export the nearest items of every item, with their similarity.
+
+    To Parquet, JSON lines, SQLite, PostgreSQL or Redis, in the order of `recsys similar`. Readers see the export
+    before, whole, until this one is complete. Stopped and started again, it goes on; done, it does nothing.
+    """
+    from recsys import config as configuration  # noqa: PLC0415
+
+    settings = [
+        *(overrides or ()),
+        *([] if to is None else [f"neighbours.to={json.dumps(to, ensure_ascii=False)}"]),
+        *([] if k is None else [f"neighbours.k={k}"]),
+    ]
+    checked = configuration.load(config, settings)
+    try:
+        from pipelines import neighbours as job  # noqa: PLC0415
+        from pipelines.progress import Reporter  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the jobs need {error.name}, which is not installed. Install recsys[jobs,export], and tracking for the "
+            "champion."
+        ) from None
+    done: dict[str, Any] = job.neighbours(open_release(release, config), checked, Reporter())
+    show(
+        done,
+        as_json,
+        lambda: typer.echo(
+            f"Neighbours of {done['items']:,} items of release {done['release_id']} are in {done['to']}: "
+            f"{done['rows']:,} rows"
+        ),
+    )

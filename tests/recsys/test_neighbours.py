@@ -1,0 +1,156 @@
+"""The neighbours of many items as a table: what the service answers, item by item, less what is filtered."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys import Release
+from recsys.catalogue import Catalogue
+from recsys.config import IndexConfig
+from recsys.errors import InputError
+from recsys.index import build
+from recsys.neighbours import SCHEMA, Filter, nearest
+from recsys.similarity import DISTANCES
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+NUM_ITEMS, DIMENSION = 60, 7
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    """Each column takes its values from the item number."""
+    numbers = range(NUM_ITEMS)
+    return Catalogue(
+        pl.DataFrame(
+            {
+                "item_id": [f"item {number:02d}" for number in numbers],
+                "title": [None if number % 5 == 0 else f"Title {number % 2}" for number in numbers],
+                "interactions": [number % 7 for number in numbers],
+                "year": [None if number % 11 == 0 else 1990.0 + number % 3 for number in numbers],
+                "tags": [None if number % 13 == 0 else [f"t{number % 4}", f"t{number % 6}"] for number in numbers],
+            },
+            schema_overrides={"tags": pl.List(pl.String)},
+        )
+    )
+
+
+@pytest.fixture(params=sorted(DISTANCES))
+def index(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    vectors = np.random.default_rng(5).normal(size=(NUM_ITEMS, DIMENSION)).astype(np.float32)
+    distance = DISTANCES[request.param]
+    if distance.unit:
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    built = build(vectors, IndexConfig(n_trees=8), tmp_path / "index.ann", distance=distance)
+    built.search_k = 100 * NUM_ITEMS  # finds all, so that a longer answer begins with the shorter one
+    return built
+
+
+def by_item(rows: pl.DataFrame) -> dict[str, list[tuple[Any, ...]]]:
+    assert rows.schema == pl.Schema(SCHEMA)
+    return {str(item): group.drop("item_id").rows() for (item,), group in rows.group_by("item_id", maintain_order=True)}
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("k", [1, 7, 1_000])
+def test_every_item_has_the_answer_of_the_release(version: str, k: int) -> None:
+    """To the last digit. Format 1 has no calibration."""
+    release = Release.load(GOLDEN / version)
+    numbers = range(len(release.catalogue))
+    rows = by_item(nearest(release.catalogue, release.index, numbers, k, calibration=release.calibration))
+    assert list(rows) == release.catalogue.item_ids
+    for item_id, found in rows.items():
+        answer = release.similar(item_id, k).neighbours
+        assert found == [(n.rank, n.item_id, n.similarity, n.probability) for n in answer]
+
+
+def test_items_are_answered_in_the_order_of_the_question(catalogue: Catalogue, index: Any) -> None:
+    rows = by_item(nearest(catalogue, index, [40, 3, 17], 2))
+    assert list(rows) == ["item 40", "item 03", "item 17"]
+    assert {len(found) for found in rows.values()} == {2}
+
+
+def test_no_item_is_a_table_without_rows(catalogue: Catalogue, index: Any) -> None:
+    assert by_item(nearest(catalogue, index, [], 3)) == {}
+
+
+def test_one_item_alone_has_no_neighbour(write_release: Callable[..., Path]) -> None:
+    release = Release.load(write_release(["only"]))
+    assert by_item(nearest(release.catalogue, release.index, range(1), 3, calibration=release.calibration)) == {}
+
+
+FILTERS: dict[str, tuple[Filter, Callable[[int], bool]]] = {
+    "interactions": (Filter(min_interactions=5), lambda n: n % 7 >= 5),
+    "text": (Filter(where={"title": ["Title 1", "Title 7"]}), lambda n: n % 5 != 0 and n % 2 == 1),
+    "number": (Filter(where={"year": [1990, 1992.0]}), lambda n: n % 11 != 0 and n % 3 in (0, 2)),
+    "list": (Filter(where={"tags": ["t5", "t0"]}), lambda n: n % 13 != 0 and (n % 4 == 0 or n % 6 in (0, 5))),
+    "all": (
+        Filter(min_interactions=2, where={"title": ["Title 0"], "year": [1991]}),
+        lambda n: n % 7 >= 2 and n % 5 != 0 and n % 2 == 0 and n % 11 != 0 and n % 3 == 1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("k", [3, 40])
+def test_a_filter_leaves_the_order_and_fills_up_from_behind(
+    catalogue: Catalogue, index: Any, name: str, k: int
+) -> None:
+    """Against the whole ranking, filtered here. Items that are no neighbours are asked about all the same."""
+    wanted, passes = FILTERS[name]
+    allowed = wanted.allowed(catalogue)
+    assert allowed is not None
+    assert [bool(each) for each in allowed] == [passes(number) for number in range(NUM_ITEMS)]
+    rows = by_item(nearest(catalogue, index, range(NUM_ITEMS), k, wanted=wanted, allowed=allowed))
+    for number in range(NUM_ITEMS):
+        everything, _ = index.nearest(number, NUM_ITEMS)
+        expected = [f"item {other:02d}" for other in everything if passes(other)][:k]
+        found = rows.get(f"item {number:02d}", [])
+        assert [row[1] for row in found] == expected
+        assert [row[0] for row in found] == list(range(1, len(expected) + 1))
+
+
+def test_the_reach_bounds_how_far_a_filter_looks(catalogue: Catalogue, index: Any) -> None:
+    wanted = Filter(min_interactions=6, reach=12)
+    allowed = wanted.allowed(catalogue)
+    rows = by_item(nearest(catalogue, index, range(NUM_ITEMS), 4, wanted=wanted, allowed=allowed))
+    for number in range(NUM_ITEMS):
+        near, _ = index.nearest(number, 12)
+        expected = [f"item {other:02d}" for other in near if other % 7 == 6][:4]
+        assert [row[1] for row in rows.get(f"item {number:02d}", [])] == expected
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_the_smallest_similarity_cuts_the_end_off(catalogue: Catalogue, index: Any, filtered: bool) -> None:
+    whole = nearest(catalogue, index, range(NUM_ITEMS), NUM_ITEMS)
+    if filtered:
+        whole = whole.filter(pl.col("neighbour_id").str.slice(5).cast(int) % 7 >= 3)
+    least = float(whole["similarity"].quantile(0.6, "lower") or 0)
+    wanted = Filter(min_similarity=least, min_interactions=3 if filtered else 0)
+    rows = nearest(catalogue, index, range(NUM_ITEMS), NUM_ITEMS, wanted=wanted, allowed=wanted.allowed(catalogue))
+    expected = whole.filter(pl.col("similarity") >= least)
+    assert 0 < rows.height < whole.height
+    assert rows.drop("rank").rows() == expected.drop("rank").rows()
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ({"colour": ["red"]}, "item_id, title, interactions, year, tags. Received: 'colour'"),
+        ({"title": ["Title 1", 2]}, r"where.title must list texts, .* Received: 2"),
+        ({"year": ["1990"]}, r"where.year must list numbers, .* Received: '1990'"),
+        ({"tags": [1]}, r"where.tags must list texts, .* Received: 1"),
+    ],
+)
+def test_a_filter_that_does_not_fit_the_catalogue_is_refused(
+    catalogue: Catalogue, where: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        Filter(where=where).allowed(catalogue)
+
+
+def test_without_a_filter_all_may_be_neighbours(catalogue: Catalogue) -> None:
+    assert Filter(min_similarity=0.5).allowed(catalogue) is None
