@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines import calibrate, embed, evaluate, prepare, train
+from pipelines import calibrate, data_page, embed, evaluate, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night, command, main
 from recsys import release as releases
@@ -100,8 +100,8 @@ def _log(night: Night, release: Release) -> None:
         figures["expected_calibration_error"] = release.calibration.expected_calibration_error.value
     night.log_metrics(figures)
     night.tracker.log_tags(night.mlflow_run, {"recsys.release_id": release.release_id})
-    night.tracker.log_artifact(night.mlflow_run, night.run.path(prepare.STAGE, prepare.DEAD_LETTERS), "prepare")
-    night.tracker.log_artifact(night.mlflow_run, night.run.path(prepare.STAGE, MANIFEST), "prepare")
+    for name in (prepare.DEAD_LETTERS, MANIFEST, data_page.REPORT, data_page.PAGE):
+        night.tracker.log_artifact(night.mlflow_run, night.run.path(prepare.STAGE, name), "prepare")
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float]:

@@ -10,10 +10,21 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from recsys.errors import ConfigError
 
@@ -79,6 +90,117 @@ class ItemsConfig(Table):
         if twice:
             raise ValueError(f"a column may have one role only; named twice: {', '.join(twice)}")
         return self
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Columns that are read -> their kind."""
+        return {
+            **dict.fromkeys(("item_id", *filter(None, [self.title]), *self.categorical, *self.text), "text"),
+            **dict.fromkeys(self.multi_categorical, "lists of text"),
+            **dict.fromkeys(self.numeric, "numbers"),
+        }
+
+
+def _instant(of_day: time) -> BeforeValidator:
+    """Reads a moment; one without a zone is UTC, a date stands for this time of the day."""
+
+    def read(value: Any) -> Any:
+        try:
+            moment = datetime.fromisoformat(value) if isinstance(value, str) and "T" in value else value
+            moment = date.fromisoformat(moment) if isinstance(moment, str) else moment
+        except ValueError:
+            return value  # the model reports it
+        if isinstance(moment, date) and not isinstance(moment, datetime):
+            moment = datetime.combine(moment, of_day)
+        return moment.replace(tzinfo=moment.tzinfo or UTC) if isinstance(moment, datetime) else value
+
+    return BeforeValidator(read)
+
+
+class Contract(Table):
+    """What the values of one column have to be. A rule that is left out allows everything."""
+
+    type: Literal["integer", "number"] | None = None
+    """What text has to be, or a number: `integer` has no fraction. `number` is implied where numbers are asked for."""
+    min: float | None = None
+    """Smallest number."""
+    max: float | None = None
+    """Largest number."""
+    allowed: Annotated[tuple[str | float, ...], Field(strict=False, min_length=1)] | None = None
+    """All values that there may be: texts or numbers."""
+    earliest: Annotated[datetime, _instant(time.min)] | None = None
+    """First moment of a timestamp. A date begins at midnight UTC."""
+    latest: Annotated[datetime, _instant(time.max)] | None = None
+    """Last moment of a timestamp. A date ends before midnight UTC."""
+    missing: bool = True
+    """Whether a value may be missing: empty, blank or not there."""
+
+    @property
+    def of_numbers(self) -> bool:
+        """Whether a rule asks for numbers."""
+        numbers = self.allowed is not None and not isinstance(self.allowed[0], str)
+        return numbers or any(rule is not None for rule in (self.type, self.min, self.max))
+
+    @property
+    def rules(self) -> set[str]:
+        """The rules that are stated."""
+        return set(self.model_dump(exclude_defaults=True))
+
+    @model_validator(mode="after")
+    def _make_sense(self) -> Contract:
+        if not self.rules:
+            raise ValueError(f"a contract must state a rule: {', '.join(Contract.model_fields)}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("min must not be above max")
+        if self.earliest is not None and self.latest is not None and self.earliest > self.latest:
+            raise ValueError("earliest must not be after latest")
+        if self.allowed is not None and len({isinstance(value, str) for value in self.allowed}) > 1:
+            raise ValueError("allowed must list texts or numbers, not both")
+        if self.allowed is not None and self.rules & {"type", "min", "max"}:
+            raise ValueError("allowed names all values: type, min and max must be left out")
+        return self
+
+
+RULES = {
+    "text": {"type", "min", "max", "allowed", "missing"},
+    "numbers": {"type", "min", "max", "allowed", "missing"},
+    "lists of text": {"allowed", "missing"},
+    "timestamps": {"earliest", "latest", "missing"},
+}
+"""Kind of a column -> the rules that it may have."""
+INTERACTION_KINDS = {
+    "user_id": "text",
+    "item_id": "text",
+    "timestamp": "timestamps",
+    "weight": "numbers",
+    "event": "text",
+}
+"""Columns of the interactions -> their kind."""
+
+
+class ContractsConfig(Table):
+    """What the team promises of its data. A row that breaks it is a dead letter."""
+
+    interactions: dict[str, Contract] = {}
+    """Column -> its contract: `user_id`, `item_id`, `timestamp`, `weight` or `event`."""
+    items: dict[str, Contract] = {}
+    """Column -> its contract: `item_id`, or a column that [items] names."""
+
+
+def _require_sense(table: str, contracts: dict[str, Contract], kinds: dict[str, str]) -> None:
+    """Refuse contracts of columns that are not read, and rules that do not go with a column's kind."""
+    for column, contract in contracts.items():
+        if column not in kinds:
+            close = difflib.get_close_matches(column, kinds, n=1)
+            known = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(kinds)}"
+            raise ValueError(f"{table}.{column} must be a column that is read ({known})")
+        kind = kinds[column]
+        wrong = contract.rules - RULES[kind]
+        if wrong:
+            takes = ", ".join(sorted(RULES[kind]))
+            raise ValueError(f"{table}.{column} holds {kind}, which takes {takes}: not {', '.join(sorted(wrong))}")
+        if contract.allowed is not None and kind != "text" and contract.of_numbers != (kind == "numbers"):
+            raise ValueError(f"{table}.{column} holds {kind}: allowed must list such values")
 
 
 class PrepareConfig(Table):
@@ -314,6 +436,26 @@ class CalibrateConfig(Table):
     """False-positive rates to give a threshold for."""
 
 
+class NeighboursConfig(Table):
+    """Release -> the nearest of every item, exported for readers that do not ask the service."""
+
+    to: Annotated[str, Field(repr=False)] = "neighbours.parquet"
+    """Where to: a folder of Parquet files, a file that ends in `.jsonl`, or a URL: `sqlite:///FILE`, `postgresql://`,
+    `redis://` or `rediss://`. `docs/neighbours.md` says what readers find there, and where a password goes."""
+    k: Count = 20
+    """Neighbours of an item; fewer where the catalogue, or what is let through, holds no more."""
+    min_similarity: float | None = None
+    """Less similar items are no neighbours."""
+    min_interactions: Annotated[int, Field(ge=0)] = 0
+    """Items with fewer interactions are nobody's neighbours."""
+    where: dict[str, Annotated[list[int | float | str], Field(min_length=1)]] = {}
+    """Column of the catalogue -> values: items with none of them there are nobody's neighbours."""
+    reach: Count = 1_000
+    """With `min_interactions` or `where`, neighbours are searched among this many nearest: bounds the time."""
+    items_per_unit: Count = 5_000
+    """Items a unit of work, and a file of Parquet."""
+
+
 class TuneConfig(Table):
     """Search for better settings on the validation target."""
 
@@ -355,10 +497,13 @@ class TrackingConfig(Table):
 class BeamConfig(Table):
     """How the Beam jobs run. Releases do not depend on it."""
 
-    profile: Literal["local", "local-threads"] = "local"
-    """`local`: one worker in this process. `local-threads`: `workers` threads."""
+    profile: Literal["local", "local-threads", "portable", "flink", "spark", "dataflow"] = "local"
+    """`local`: one worker in this process. `local-threads`: `workers` threads. `portable`: a job server and a worker
+    of their own. `flink`, `spark`, `dataflow`: a cluster; `docs/runners.md` says what each needs."""
     workers: Count = 2
-    """Threads of the profile `local-threads`."""
+    """Threads of `local-threads`; on a cluster, units that are worked on at a time."""
+    options: Annotated[dict[str, JsonValue], Field(repr=False)] = {}
+    """Options of Beam itself, by its names, over those of the profile. One that Beam does not know is an error."""
 
 
 class ServeConfig(Table):
@@ -372,7 +517,7 @@ class ServeConfig(Table):
     """Most neighbours that one question may ask for."""
 
 
-SHAPING = {"items", "prepare", "tower", "candidates", "train", "index", "evaluate", "calibrate"}
+SHAPING = {"items", "contracts", "prepare", "tower", "candidates", "train", "index", "evaluate", "calibrate"}
 """Tables that can change a release."""
 
 
@@ -381,6 +526,7 @@ class Config(Table):
 
     data: DataConfig
     items: ItemsConfig = ItemsConfig()
+    contracts: ContractsConfig = ContractsConfig()
     prepare: PrepareConfig = PrepareConfig()
     tower: TowerConfig = TowerConfig()
     candidates: CandidatesConfig = CandidatesConfig()
@@ -389,11 +535,22 @@ class Config(Table):
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
+    neighbours: NeighboursConfig = NeighboursConfig()
     promote: PromoteConfig = PromoteConfig()
     tune: TuneConfig = TuneConfig()
     tracking: TrackingConfig = TrackingConfig()
     beam: BeamConfig = BeamConfig()
     serve: ServeConfig = ServeConfig()
+
+    @field_validator("contracts")
+    @classmethod
+    def _contracts_of_what_is_read(cls, contracts: ContractsConfig, read: ValidationInfo) -> ContractsConfig:
+        if {"data", "items"} <= read.data.keys():  # else the model reports those
+            _require_sense("interactions", contracts.interactions, INTERACTION_KINDS)
+            _require_sense("items", contracts.items, read.data["items"].kinds)
+            if contracts.items and read.data["data"].items is None:
+                raise ValueError("items can only be checked where data.items is set")
+        return contracts
 
     def shaping(self) -> dict[str, Any]:
         """Every setting that can change a release: not where things lie, nor how they are run."""
@@ -449,6 +606,9 @@ def parse(tables: dict[str, Any], source: str = "config") -> Config:
 
 
 PATH_KEYS = ("interactions", "items", "labelled_pairs", "warm_start", "workspace")
+SECRET = {"neighbours.to", "tracking.uri"}
+"""Settings that may hold a password: no error shows them."""
+SQLITE = "sqlite:///"
 
 
 def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
@@ -459,6 +619,19 @@ def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
     for key in PATH_KEYS:
         if isinstance(data.get(key), str):
             data[key] = str(folder / data[key])
+    neighbours = tables.setdefault("neighbours", {})
+    if isinstance(neighbours, dict):
+        to = neighbours.setdefault("to", NeighboursConfig.model_fields["to"].default)
+        neighbours["to"] = _anchor_target(to, folder)
+
+
+def _anchor_target(to: Any, folder: Path) -> Any:
+    """Where neighbours go: files are relative to the folder, SQLite's too, servers are not."""
+    if not isinstance(to, str):
+        return to  # the model reports it
+    if to.startswith(SQLITE):
+        return f"{SQLITE}{folder / to.removeprefix(SQLITE)}"
+    return to if "://" in to else str(folder / to)
 
 
 def _apply(tables: dict[str, Any], override: str) -> None:
@@ -474,6 +647,8 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         value = text  # a bare word is text: --set items.title=name
     if table == "data" and key in PATH_KEYS and isinstance(value, str):
         value = str(Path.cwd() / value)
+    if (table, key) == ("neighbours", "to"):
+        value = _anchor_target(value, Path.cwd())
     target = tables.setdefault(table, {})
     if isinstance(target, dict):
         target[key] = value
@@ -482,26 +657,31 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 def _explain(problem: dict[str, Any]) -> str:
     location = [str(part) for part in problem["loc"]]
     name = ".".join(location)
-    received = problem.get("input")
+    received = "not shown, since it may hold a password" if name in SECRET else repr(problem.get("input"))
     if problem["type"] == "extra_forbidden":
         return f"unknown key {name!r}.{_nearest(location)}"
     if problem["type"] == "missing":
         return f"{name} must be set."
     rule = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{name}: {rule}. Received: {received!r}."
+    return f"{name}: {rule}. Received: {received}."
+
+
+NESTED: dict[str, type[Table]] = {"contracts": Contract, "tune": Span}
+"""What lies in tables within these tables."""
 
 
 def _nearest(location: list[str]) -> str:
     """The known key that looks most like the unknown one, by its own name: in its table, else in another."""
     tables = {name: cast("type[Table]", field.annotation) for name, field in Config.model_fields.items()}
-    table, *rest = location
-    if not rest:
-        close = difflib.get_close_matches(table, tables, n=1)
+    *owners, key = location
+    if not owners:
+        close = difflib.get_close_matches(key, tables, n=1)
         return f" Did you mean {close[0]!r}?" if close else f" Known tables: {', '.join(tables)}."
-    key, own = rest[0], tables[table].model_fields
+    table, owner = owners[0], ".".join(owners)
+    own = (tables if owner == table else NESTED)[table].model_fields
     elsewhere = {other: name for name, model in tables.items() for other in model.model_fields}
-    for known, names in ((own, dict.fromkeys(own, table)), (elsewhere, elsewhere)):
+    for known, names in ((own, dict.fromkeys(own, owner)), (elsewhere, elsewhere)):
         close = [key] if key in known else difflib.get_close_matches(key, known, n=1)
         if close:
             return f" Did you mean {names[close[0]] + '.' + close[0]!r}?"
-    return f" Known keys of [{table}]: {', '.join(own)}."
+    return f" Known keys of [{owner}]: {', '.join(own)}."

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from recsys.config import ItemsConfig
+from recsys.config import Contract, ItemsConfig
+from recsys.contracts import violations
 from recsys.errors import InputError
 
 REQUIRED = ("user_id", "item_id", "timestamp")
@@ -39,6 +40,8 @@ WEIGHTS = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 """The smallest and the largest weight of an interaction."""
 UNWEIGHED = "event has no weight in prepare.event_weights"
 
+NO_CONTRACTS: Mapping[str, Contract] = {}
+
 
 class Checked(NamedTuple):
     """Rows in two heaps."""
@@ -49,7 +52,9 @@ class Checked(NamedTuple):
     """`row` (uint32), `reason` (text) and `content` (the raw row as JSON)."""
 
 
-def check_interactions(raw: pl.DataFrame, origin: str, *, events: bool = False) -> Checked:
+def check_interactions(
+    raw: pl.DataFrame, origin: str, *, events: bool = False, contracts: Mapping[str, Contract] = NO_CONTRACTS
+) -> Checked:
     """Split a chunk of interactions into usable rows (`SCHEMA` and `row`) and rejects.
 
     Args:
@@ -58,25 +63,26 @@ def check_interactions(raw: pl.DataFrame, origin: str, *, events: bool = False) 
             ignored.
         origin: the file, for messages.
         events: whether the rows are to have `event` (text, may be null) too.
+        contracts: what the columns have to keep besides, by column.
 
     Raises:
         InputError: a column is missing, or of a type that can never fit.
     """
-    require(raw, REQUIRED, origin)
+    require(raw, (*REQUIRED, *_expected(contracts)), origin)
     if events and "event" not in raw.columns:
         raise InputError(
             f"{origin}: column 'event' must be there where prepare.event_weights is set. "
             f"Received columns: {', '.join(raw.columns)}."
         )
-    weighted = "weight" in raw.columns
+    weighted, eventful = "weight" in raw.columns, "event" in raw.columns and (events or "event" in contracts)
     typed = raw.select(
         user_id=identifier(raw, "user_id", origin),
         item_id=identifier(raw, "item_id", origin),
         timestamp=_seconds(raw, origin),
         timestamp_given=~_is_blank(raw, "timestamp"),
-        weight=number(raw, "weight", origin).cast(pl.Float32) if weighted else pl.lit(1.0, pl.Float32),
+        weight=number(raw, "weight", origin).cast(pl.Float32) if weighted else pl.lit(None, pl.Float32),
         weight_given=~_is_blank(raw, "weight") if weighted else pl.lit(False),
-        event=_text(raw, "event", origin) if events else pl.lit(None, pl.String),
+        event=_text(raw, "event", origin) if eventful else pl.lit(None, pl.String),
     )
     seconds, weight, weight_given = pl.col("timestamp"), pl.col("weight"), pl.col("weight_given")
     reason = first_reason(
@@ -91,6 +97,7 @@ def check_interactions(raw: pl.DataFrame, origin: str, *, events: bool = False) 
             ),
             "weight is not a number": weight_given & weight.is_null(),
             "weight is not finite and above 0": weight_given & ~(weight.is_finite() & (weight > 0)),
+            **violations(typed, contracts, "interactions"),
         }
     )
     judged = typed.with_columns(reason=reason, weight=weight.fill_null(1.0))
@@ -105,35 +112,45 @@ def weigh_events(rows: pl.DataFrame, factors: Mapping[str, float]) -> pl.DataFra
     return rows.with_columns(weight=weight).drop("event").filter(pl.col("weight").is_not_null())
 
 
-def check_items(raw: pl.DataFrame, items: ItemsConfig, origin: str) -> Checked:
+def check_items(
+    raw: pl.DataFrame, items: ItemsConfig, origin: str, contracts: Mapping[str, Contract] = NO_CONTRACTS
+) -> Checked:
     """Split items into usable rows and rejects.
 
     Usable rows have `item_id`, `title` (text, may be null) and the feature columns: categorical as text,
     multi-categorical as lists of text without repeats, numeric as float64, text as text, also where it is the
     title; each may be null. Of several usable rows with one id the first is used, the others are rejects.
+    `contracts`: what the columns of the file have to keep besides, by column.
 
     Raises:
         InputError: a column that the config names is missing, or of a type that can never fit.
     """
     named = [column for column in (items.title, *items.categorical, *items.text) if column is not None]
-    require(raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin)
+    require(raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin)  # all that has a contract
     columns = {"item_id": identifier(raw, "item_id", origin)}
     columns["title"] = _text(raw, items.title, origin) if items.title else pl.lit(None, pl.String)
     columns |= {column: _text(raw, column, origin) for column in (*items.categorical, *items.text)}
     columns |= {column: _tokens(raw, column, items.separator, origin) for column in items.multi_categorical}
     columns |= {column: number(raw, column, origin) for column in items.numeric}
     # `select` keeps the raw columns out, `alias` any name that a column may have
-    typed = raw.select(expression.alias(column) for column, expression in columns.items())
+    titled = {items.title: columns["title"]} if items.title is not None and items.title in contracts else {}
+    typed = raw.select(expression.alias(column) for column, expression in (titled | columns).items())
     given = raw.select((~_is_blank(raw, column)).alias(column) for column in items.numeric)
 
     reasons = {"item_id is missing": pl.col("item_id").fill_null("") == ""}
     for column in items.numeric:
         reasons[f"{column} is not a number"] = pl.col(column).is_null() & pl.lit(given[column])
         reasons[f"{column} is not a finite number"] = ~pl.col(column).is_finite()
+    reasons |= violations(typed, contracts, "items")
     judged = typed.with_columns(first_reason(reasons).alias(REASON))
     seen_before = ~pl.struct("item_id", pl.col(REASON).is_null()).is_first_distinct()
     again = pl.when(seen_before).then(pl.lit(SEEN_BEFORE))
     return split(raw, judged.with_columns(pl.coalesce(REASON, again).alias(REASON)), [*columns])
+
+
+def _expected(contracts: Mapping[str, Contract]) -> tuple[str, ...]:
+    """Columns that may not be missing."""
+    return tuple(column for column, contract in contracts.items() if not contract.missing)
 
 
 def require(raw: pl.DataFrame, columns: tuple[str, ...], origin: str) -> None:

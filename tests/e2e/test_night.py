@@ -125,6 +125,8 @@ def test_mlflow_holds_the_night(night: Night) -> None:
     assert len(curve) > 1
     artefacts = {artefact.path for artefact in client.list_artifacts(version.run_id, "release")}
     assert {"release/manifest.json", "release/index.ann", "release/tower.keras"} <= artefacts
+    artefacts = {artefact.path for artefact in client.list_artifacts(version.run_id, "prepare")}
+    assert {"prepare/dead_letters.parquet", "prepare/data_report.json", "prepare/data_report.html"} <= artefacts
 
 
 def test_release_comes_back_whole_from_mlflow(night: Night, tmp_path: Path) -> None:

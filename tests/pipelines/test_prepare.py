@@ -676,6 +676,8 @@ def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
     assert files == {
         "_MANIFEST.json",
         "catalogue.parquet",
+        "data_report.html",
+        "data_report.json",
         "dead_letters.parquet",
         "labelled.parquet",
         *(f"sequences/{name}" for name in result.manifest["sequences"]),

@@ -1,3 +1,5 @@
+import datetime as dt
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -85,8 +87,13 @@ def test_a_folder_is_no_config_file(tmp_path):
         ({"train": {"negatives": 3}}, "train.negatives", "candidates.negatives"),
         ({"calibrate": {"precisions": [0.9]}}, "calibrate.precisions", "calibrate.precision"),
         ({"data": {"warmstart": "x"}}, "data.warmstart", "data.warm_start"),
+        (
+            {"contracts": {"interactions": {"weight": {"minimum": 1}}}},
+            "contracts.interactions.weight.minimum",
+            "contracts.interactions.weight.min",
+        ),
     ],
-    ids=["spelling", "plural", "table", "another table's", "underscore", "moved", "list", "path"],
+    ids=["spelling", "plural", "table", "another table's", "underscore", "moved", "list", "path", "nested"],
 )
 def test_an_unknown_key_is_answered_with_the_nearest_known_one(tables, unknown, nearest):
     with pytest.raises(ConfigError) as caught:
@@ -269,6 +276,82 @@ def test_the_recall_floor_is_not_above_the_target():
     assert parse(index={"recall_floor": 0.8, "recall_target": 0.8}).index.recall_floor == 0.8
 
 
+# --- contracts
+
+
+READ = {
+    "data": {"items": "items.csv"},
+    "items": {"title": "name", "categorical": ["brand"], "multi_categorical": ["tags"], "numeric": ["price"]},
+}
+
+
+def contracts(text):
+    """Contracts as they stand in a file."""
+    return parse(**READ, contracts=tomllib.loads(text)).contracts
+
+
+def test_a_contract_states_rules_and_leaves_the_others_open():
+    price = contracts('items.price = { type = "integer", min = 1, missing = false }').items["price"]
+    assert price == config.Contract(type="integer", min=1.0, missing=False)
+    assert (price.max, price.allowed, price.rules) == (None, None, {"type", "min", "missing"})
+
+
+@pytest.mark.parametrize(
+    ("written", "earliest", "latest"),
+    [
+        ("2020-02-03", (0, 0, 0, 0), (23, 59, 59, 999_999)),
+        ('"2020-02-03"', (0, 0, 0, 0), (23, 59, 59, 999_999)),
+        ("2020-02-03T04:05:06", (4, 5, 6, 0), (4, 5, 6, 0)),
+        ("2020-02-03T06:05:06+02:00", (4, 5, 6, 0), (4, 5, 6, 0)),
+        ('"2020-02-03T04:05:06Z"', (4, 5, 6, 0), (4, 5, 6, 0)),
+    ],
+)
+def test_a_moment_without_a_zone_is_utc_and_a_date_is_the_whole_day(written, earliest, latest):
+    for rule, time in (("earliest", earliest), ("latest", latest)):
+        contract = contracts(f"interactions.timestamp = {{ {rule} = {written} }}").interactions["timestamp"]
+        assert getattr(contract, rule) == dt.datetime(2020, 2, 3, *time, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("items.price = {}", "contracts.items.price: a contract must state a rule"),
+        ("items.price = { missing = true }", "contracts.items.price: a contract must state a rule"),
+        ("items.price = { min = 3, max = 1 }", "contracts.items.price: min must not be above max"),
+        ("items.price = { min = 'low' }", "contracts.items.price.min: "),
+        ("items.price = { min = nan }", "contracts.items.price.min: "),
+        ("items.brand = { type = 'text' }", "contracts.items.brand.type: should be 'integer' or 'number'"),
+        ("items.brand = { allowed = [] }", "contracts.items.brand.allowed: "),
+        ("items.brand = { allowed = [1, 'a'] }", "allowed must list texts or numbers, not both"),
+        ("items.brand = { allowed = ['a'], min = 1 }", "type, min and max must be left out"),
+        ("items.prise = { min = 1 }", "items.prise must be a column that is read (did you mean 'price'?)"),
+        ("items.title = { missing = false }", "items.title must be a column that is read"),
+        ("items.colour = { missing = false }", "(known: item_id, name, brand, tags, price)"),
+        ("items.tags = { min = 1 }", "items.tags holds lists of text, which takes allowed, missing: not min"),
+        ("items.tags = { allowed = [1] }", "items.tags holds lists of text: allowed must list such values"),
+        ("items.price = { allowed = ['1'] }", "items.price holds numbers: allowed must list such values"),
+        ("items.price = { earliest = 2020-01-01 }", "items.price holds numbers, which takes "),
+        ("interactions.country = { missing = false }", "(known: user_id, item_id, timestamp, weight, event)"),
+        ("interactions.timestamp = { min = 5 }", "holds timestamps, which takes earliest, latest, missing: not min"),
+        ("interactions.timestamp = { latest = 'soon' }", "contracts.interactions.timestamp.latest: "),
+        (
+            "interactions.timestamp = { earliest = 2020-01-02, latest = 2020-01-01 }",
+            "contracts.interactions.timestamp: earliest must not be after latest",
+        ),
+    ],
+    ids=lambda text: text if "=" in text else "",
+)
+def test_a_contract_that_makes_no_sense_is_refused_at_once(text, told):
+    with pytest.raises(ConfigError) as caught:
+        contracts(text)
+    assert told in str(caught.value)
+
+
+def test_contracts_of_items_need_items():
+    with pytest.raises(ConfigError, match=r"contracts: items can only be checked where data\.items is set"):
+        parse(contracts={"items": {"item_id": {"type": "integer"}}})
+
+
 # --- paths
 
 
@@ -385,6 +468,7 @@ def test_a_set_is_checked_like_the_file(tmp_path, override, named):
         {"evaluate": {"users": 5}},
         {"candidates": {"negatives": 5}},
         {"calibrate": {"pairs": 5}},
+        {"contracts": {"interactions": {"weight": {"min": 1}}}},
     ],
     ids=lambda tables: next(iter(tables)),
 )
@@ -398,9 +482,10 @@ def test_the_fingerprint_changes_with_what_shapes_a_release(tables):
         {"data": {"interactions": "elsewhere.csv", "workspace": "other", "warm_start": "x", "labelled_pairs": "y"}},
         {"embed": {"batch_size": 3}},
         {"tracking": {"experiment": "other"}},
-        {"beam": {"profile": "local-threads"}},
+        {"beam": {"profile": "local-threads", "options": {"parallelism": 3}}},
         {"serve": {"port": 1}},
         {"promote": {"tolerance": 0.5}},
+        {"neighbours": {"k": 5, "to": "redis://:secret@host"}},
         {"tune": {"trials": 5}},
         {"train": {"seed": 1}},
     ],
@@ -433,6 +518,14 @@ log_spans = st.tuples(st.floats(0.1, 1), st.floats(2, 9)).map(
     lambda ends: config.Span(low=ends[0], high=ends[1], log=True)
 )
 choices = st.lists(st.booleans() | st.integers() | st.floats(-9, 9) | names, min_size=1, max_size=3)
+moments = st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(2100, 1, 1), timezones=st.just(dt.UTC))  # noqa: DTZ001
+periods = st.tuples(moments, moments, st.booleans()).map(
+    lambda of: config.Contract(earliest=min(of[:2]), latest=max(of[:2]), missing=of[2])
+)
+amounts = st.tuples(st.floats(-9, 0), st.floats(0, 9), st.sampled_from([None, "integer", "number"])).map(
+    lambda of: config.Contract(min=of[0], max=of[1], type=of[2])
+)
+choices_of_text = st.lists(names, min_size=1, max_size=3).map(lambda texts: config.Contract(allowed=texts))
 
 
 @st.composite
@@ -460,6 +553,12 @@ def configs(draw):
             multi_categorical=found[low:middle],
             numeric=found[middle:high],
             text=found[high:],
+        ),
+        contracts=config.ContractsConfig(
+            interactions=draw(
+                st.fixed_dictionaries({}, optional={"timestamp": periods, "weight": amounts, "event": choices_of_text})
+            ),
+            items={},  # those depend on the columns above
         ),
         prepare=config.PrepareConfig(
             **filled(
@@ -516,6 +615,7 @@ def configs(draw):
                 learning_rates=st.dictionaries(names, not_negative, max_size=3),
                 thaw_after=st.integers(0, 100),
                 weight_decay=not_negative,
+                new_item_weight=not_negative,
                 anchor_power=shares,
                 shuffle_pairs=counts,
                 validation_users=counts,
@@ -558,6 +658,17 @@ def configs(draw):
                 false_positive_rate=st.lists(inside, max_size=3),
             )
         ),
+        neighbours=config.NeighboursConfig(
+            **filled(
+                to=names,
+                k=counts,
+                min_similarity=st.none() | shares,
+                min_interactions=st.integers(0, 10**6),
+                where=st.dictionaries(names, st.lists(names | counts, min_size=1, max_size=3), max_size=3),
+                reach=counts,
+                items_per_unit=counts,
+            )
+        ),
         tune=config.TuneConfig(
             **filled(
                 minutes=positive,
@@ -571,7 +682,13 @@ def configs(draw):
                 uri=st.none() | names, experiment=names, model=st.from_regex(r"[a-z][a-z0-9._-]{0,9}", fullmatch=True)
             )
         ),
-        beam=config.BeamConfig(**filled(profile=st.sampled_from(["local", "local-threads"]), workers=counts)),
+        beam=config.BeamConfig(
+            **filled(
+                profile=st.sampled_from(["local", "local-threads", "portable", "flink", "spark", "dataflow"]),
+                workers=counts,
+                options=st.dictionaries(names, names | counts | st.booleans() | st.lists(names), max_size=3),
+            )
+        ),
         serve=config.ServeConfig(**filled(host=names, port=st.integers(0, 65535), max_k=counts)),
     )
 
