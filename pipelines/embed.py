@@ -59,9 +59,12 @@ def embed(night: Night) -> dict[str, Any]:
     num_items = night.run.manifest(prepare.STAGE)["num_items"]
     catalogue = night.run.path(prepare.STAGE, CATALOGUE)
     tower, features = night.run.path(train.STAGE, TOWER), night.run.path(train.STAGE, FEATURES)
-    with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
+    with (
+        night.report.stage(STAGE) as advance,
+        night.run.stage(STAGE, str(night.config.embed.items_per_unit)) as (folder, manifest),
+    ):
         work = folder / ".work"
-        work.mkdir()
+        work.mkdir(exist_ok=True)
         job = Job(night.config.embed, catalogue, tower, features, work, folder / EMBEDDINGS)
         embed_items(job, num_items, night.config.tower.dimension, night.config.beam, advance)
         shutil.rmtree(work)
@@ -78,7 +81,8 @@ def embed(night: Night) -> dict[str, Any]:
 
 def embed_items(job: Job, num_items: int, dimension: int, config: BeamConfig, advance: Advance) -> None:
     """All items through the tower, unit by unit, over Beam."""
-    np.lib.format.open_memmap(job.out, mode="w+", dtype=np.float32, shape=(num_items, dimension))
+    if not any(job.work.iterdir()):  # nothing was finished before
+        np.lib.format.open_memmap(job.out, mode="w+", dtype=np.float32, shape=(num_items, dimension))
     units = list(range(math.ceil(num_items / job.config.items_per_unit)))
     runner.run([runner.Phase(STAGE, units, partial(embed_unit, job), job.finished)], config, advance)
 

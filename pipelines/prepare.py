@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipelines import io, runner
+from pipelines import data_page, io, runner
 from pipelines.night import Night, command, main
 from recsys import pairs
 from recsys.catalogue import Catalogue
@@ -48,6 +48,9 @@ from recsys.splitting import DAY_S, Split, cut
 
 STAGE = "prepare"
 SEQUENCES, PAIRS, LABELLED, DEAD_LETTERS = "sequences", "pairs", "labelled.parquet", "dead_letters.parquet"
+
+WORK, SPENT = ".work", ".spent"
+"""Folder of what the phases hand on, and its name while it is being removed."""
 
 MIN_ITEMS = MIN_USERS = 2
 """Below, nothing can be like another thing, and nobody can have touched both."""
@@ -119,9 +122,11 @@ def prepare(night: Night) -> dict[str, Any]:
     """
     if night.run.done(STAGE):
         return night.run.manifest(STAGE)
-    with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
-        work = folder / ".work"
-        job = plan(night, work, folder)
+    with (
+        night.report.stage(STAGE) as advance,
+        night.run.stage(STAGE, str(night.config.prepare.rows_per_unit)) as (folder, manifest),
+    ):
+        job = plan(night, folder)
         shards = list(range(job.shards))
         phases = [
             job.phase("check", [unit.number for unit in job.interactions], check),
@@ -132,6 +137,7 @@ def prepare(night: Night) -> dict[str, Any]:
         ]
         runner.run(phases, night.config.beam, advance)
         manifest.update(commit(job))
+        data_page.write(night, folder, manifest, SEQUENCES)
         account = manifest["account"]["interactions"]
         advance(
             1, 1, f"{account['read']:,} interactions, {manifest['num_items']:,} items, {manifest['num_pairs']:,} pairs"
@@ -139,12 +145,14 @@ def prepare(night: Night) -> dict[str, Any]:
     return night.run.manifest(STAGE)
 
 
-def plan(night: Night, work: Path, out: Path) -> Job:
+def plan(night: Night, out: Path) -> Job:
     """Cut the input into units and choose the number of shards."""
+    work = out / WORK
+    shutil.rmtree(out / SPENT, ignore_errors=True)
     rows_per_unit = night.config.prepare.rows_per_unit
     interactions = io.plan(night.interactions, rows_per_unit)
     for folder in (work, out / SEQUENCES, out / PAIRS):
-        folder.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)
     shards = max(1, round(sum(unit.rows for unit in interactions) / rows_per_unit))
     items, labelled = io.plan(night.items, rows_per_unit), io.plan(night.labelled, rows_per_unit)
     return Job(night.config, interactions, items, labelled, work, out, shards)
@@ -155,7 +163,8 @@ def check(job: Job, number: int) -> None:
     unit = job.interactions[number]
     raw = io.read(unit)
     factors = job.config.prepare.event_weights
-    checked = check_interactions(raw.frame, str(unit.path), events=bool(factors))
+    promised = job.config.contracts.interactions
+    checked = check_interactions(raw.frame, str(unit.path), events=bool(factors), contracts=promised)
     letters = _letters(checked.rejects, raw, str(unit.path))
     letters.write_parquet(job.work / f"dead-check-{number:05d}.parquet")
     weighed = weigh_events(checked.rows, factors) if factors else checked.rows
@@ -182,7 +191,7 @@ def number_items(job: Job, _: int) -> None:
         for unit in job.items:
             raw = io.read(unit)
             read += raw.frame.height + raw.broken.height
-            checked = check_items(raw.frame, job.config.items, str(unit.path))
+            checked = check_items(raw.frame, job.config.items, str(unit.path), job.config.contracts.items)
             letters.append(_letters(checked.rejects, raw, str(unit.path)))
             place = raw.numbers.gather(checked.rows["row"])
             usable.append(checked.rows.with_columns(row=place, source=pl.lit(str(unit.path))))
@@ -325,7 +334,8 @@ def commit(job: Job) -> dict[str, Any]:
     catalogue.save(job.out / CATALOGUE)
     pl.concat([item_letters, interaction_letters, job.letters("label")]).write_parquet(job.out / DEAD_LETTERS)
     num_pairs = sum(entry["pairs"] for entry in job.entries("merge"))
-    shutil.rmtree(job.work)
+    job.work.rename(job.out / SPENT)  # at once: of some of these files a killed job could not be gone on with
+    shutil.rmtree(job.out / SPENT)
     return {
         "num_users": num_users,
         "num_items": num_items,

@@ -147,7 +147,7 @@ def fit_before(
         told = on_history_pass or on_pass
         refined = training.fit(
             model, features, inputs, HistoryBatches(split, target, pairs, config, recency), config,
-            passes=passes["histories"], validation=validation, to_beat=fit.score, fade=True,
+            passes=passes["histories"], validation=validation, to_beat=fit.score, refine=True,
             on_pass=lambda number, figures: told(len(fit.curve) + number, figures),
         )  # fmt: skip
         done["histories"] = passes["histories"] if refined.passes else 0

@@ -152,7 +152,7 @@ def fit(
     passes: int,
     validation: Validation | None = None,
     to_beat: float = -np.inf,
-    fade: bool = False,
+    refine: bool = False,
     on_pass: OnPass = lambda *_: None,
 ) -> Fit:
     """Train a tower, in place.
@@ -167,8 +167,8 @@ def fit(
         validation: look-ups that decide when to stop and which pass to keep; without any, all passes are done
             and the last is kept.
         to_beat: score of the tower as it is: where no pass is better, it stays so.
-        fade: begin with a third of the learning rate, and let it fall to 0 over all passes, for what refines; what
-            was to thaw has done so.
+        refine: begin with a third of the learning rate, and let it fall to 0 over all passes; what was to thaw has
+            done so.
         on_pass: called after each pass.
 
     Raises:
@@ -181,10 +181,10 @@ def fit(
         unit=distance.unit, new_item_weight=config.train.new_item_weight if has_features else 0.0,
     )  # fmt: skip
     rate: Any = config.train.learning_rate
-    if fade:
+    if refine:
         rate = keras.optimizers.schedules.PolynomialDecay(rate / 3, passes * len(batches), end_learning_rate=0.0)
     learner = optimiser.build(config.train, model, features, rate)
-    if fade:
+    if refine:
         learner.thaw()
     siamese.compile(optimizer=learner, jit_compile=True)
     encode = tower.encoder(model, ENCODE_BATCH)
@@ -210,9 +210,7 @@ def fit(
 
 def _one_pass(siamese: Siamese, batches: Batches, number: int) -> float:
     """One pass over the anchors; the mean loss of its steps."""
-    steps = [
-        float(siamese.train_on_batch(batch, return_dict=True)["loss"]) for batch in _ahead(batches.one_pass())
-    ]
+    steps = [float(siamese.train_on_batch(batch, return_dict=True)["loss"]) for batch in _ahead(batches.one_pass())]
     loss = float(np.mean(steps))
     if not np.isfinite(loss):
         raise StageError(

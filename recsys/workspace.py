@@ -106,22 +106,30 @@ class Run:
         return json.loads(self.path(stage, MANIFEST).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
     @contextmanager
-    def stage(self, stage: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def stage(self, stage: str, plan: str | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
         """A temporary folder for a stage's files, and a dictionary for its manifest.
 
         On leaving, the manifest is written and the folder gets the stage's name; on an error it is removed.
+
+        Args:
+            stage: its name.
+            plan: names how a stage is cut into units of work. What a process that was killed or interrupted
+                finished of the same plan is there again; without a plan the stage begins anew.
         """
+        temporary = self.folder / f".tmp-{stage}-{plan or secrets.token_hex(4)}"
         for leftover in self.folder.glob(f".tmp-{stage}-*"):  # of a process that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary = self.folder / f".tmp-{stage}-{secrets.token_hex(4)}"
-        temporary.mkdir()
+            if leftover != temporary:
+                shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir(exist_ok=True)
         manifest: dict[str, Any] = {}
         try:
             yield temporary, manifest
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             temporary.rename(self.folder / stage)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        except BaseException as error:
+            if plan is None or isinstance(error, Exception):
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def data_snapshot(inputs: Inputs) -> str:

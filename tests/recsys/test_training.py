@@ -344,7 +344,7 @@ def test_a_fading_fit_begins_with_a_third_of_the_rate_and_ends_at_0(world, learn
     def on_pass(*_):
         rates.append(float(keras.ops.convert_to_numpy(learners[0].learning_rate)))
 
-    world.fit(passes=4, batch_size=5, learning_rate=0.06, options={"fade": True, "on_pass": on_pass})
+    world.fit(passes=4, batch_size=5, learning_rate=0.06, options={"refine": True, "on_pass": on_pass})
     assert rates == pytest.approx([0.015, 0.01, 0.005, 0.0], abs=1e-8)
     assert int(learners[0].iterations) == 4 * 4
 
@@ -479,7 +479,7 @@ def test_passes_over_histories_make_look_ups_from_several_items_better(store):
     first = training.fit(model, features, inputs, PairBatches(stored, config), config, passes=15, validation=validation)
     refined = training.fit(
         model, features, inputs, HistoryBatches(split, "test", stored, config, RECENCY), config,
-        passes=15, validation=validation, to_beat=first.score, fade=True,
+        passes=15, validation=validation, to_beat=first.score, refine=True,
     )  # fmt: skip
     name = "validation_history_ndcg_at_5"
     before, after = first.curve[first.passes - 1][name], refined.curve[refined.passes - 1][name]

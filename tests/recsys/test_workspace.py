@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -175,6 +176,35 @@ def test_what_a_killed_process_left_is_cleared_by_the_same_stage_only(run):
     with run.stage("train"):
         pass
     assert sorted(path.name for path in run.folder.iterdir()) == [".tmp-embed-0badcafe", "train"]
+
+
+def interrupted(run, plan):
+    """The folder of a stage that was interrupted after its first unit."""
+    with suppress(KeyboardInterrupt), run.stage("embed", plan) as (folder, _):
+        (folder / "unit-0").touch()
+        raise KeyboardInterrupt
+    return folder
+
+
+def test_a_plan_finds_what_it_finished_before_it_was_interrupted(run):
+    interrupted(run, "units of 7")
+    with run.stage("embed", "units of 7") as (folder, manifest):
+        assert (folder / "unit-0").exists()
+        manifest["units"] = 1
+    assert run.manifest("embed") == {"units": 1}
+
+
+def test_another_plan_finds_nothing(run):
+    earlier = interrupted(run, "units of 7")
+    with run.stage("embed", "units of 9") as (folder, _):
+        assert not [*folder.iterdir()]
+    assert not earlier.exists()
+
+
+def test_an_error_leaves_nothing_of_a_plan(run):
+    with pytest.raises(StageError), run.stage("embed", "units of 7") as (folder, _):
+        raise StageError("no")
+    assert not folder.exists()
 
 
 def test_a_file_of_a_stage_that_was_not_run_is_an_error_that_says_what_to_run(run):
