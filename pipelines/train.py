@@ -7,6 +7,7 @@ kept.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,8 +16,9 @@ import numpy as np
 
 from pipelines import prepare
 from pipelines.night import Night, command, main
-from recsys.batches import HistoryBatches, LabelledBatches, PairBatches
+from recsys.batches import Batches, HistoryBatches, LabelledBatches, PairBatches
 from recsys.catalogue import Catalogue
+from recsys.checkpoint import Checkpoint
 from recsys.comparison import LOOK_UPS, queries
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
@@ -32,9 +34,10 @@ from recsys.similarity import DISTANCES
 from recsys.splitting import Cut, Split, Target
 
 if TYPE_CHECKING:
-    from recsys.training import Batches, OnPass
+    from recsys.training import OnPass
 
 STAGE = "train"
+CHECKPOINTS = ".checkpoints"
 
 BEFORE: dict[Target, Weight] = {"validation": "weight_before_validation", "test": "weight"}
 """Which pairs are known before a target."""
@@ -49,7 +52,7 @@ def train(night: Night) -> dict[str, Any]:
     """
     if night.run.done(STAGE):
         return night.run.manifest(STAGE)
-    with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
+    with night.report.stage(STAGE) as advance, night.run.stage(STAGE, "passes") as (folder, manifest):
         config = night.config
 
         def on_tuning_pass(number: int, figures: dict[str, float]) -> None:
@@ -65,9 +68,12 @@ def train(night: Night) -> dict[str, Any]:
             night.log_metrics({"final_loss": figures["loss"]}, number)
 
         most = {"pairs": config.train.passes, "histories": config.train.history_passes}
-        best = fit_before("validation", night, most, on_tuning_pass)
+        best = fit_before("validation", night, most, on_tuning_pass, checkpoints=folder / CHECKPOINTS)
         judged = judge(night, best.vectors)
-        final = fit_before("test", night, best.passes, on_final_pass, recency=best.recency)
+        final = fit_before(
+            "test", night, best.passes, on_final_pass, recency=best.recency, checkpoints=folder / CHECKPOINTS
+        )
+        shutil.rmtree(folder / CHECKPOINTS)
         final.tower.save(folder / TOWER)
         final.features.save(folder / FEATURES)
         manifest.update(
@@ -103,13 +109,15 @@ def fit_before(
     *,
     recency: float | None = None,
     on_history_pass: OnPass | None = None,
+    checkpoints: Path | None = None,
 ) -> Fitted:
     """A tower trained on what is known before a target.
 
     Before the validation target, `passes` are the most, and the look-ups say how many are best; before the test
     target, where nothing may be looked at, they are done as they are. Histories are trained with the recency
     that is given, else with the one that is best after the pairs. `on_history_pass` is called after a pass over
-    histories, where `on_pass` is not to be; passes are counted on.
+    histories, where `on_pass` is not to be; passes are counted on. A fit that was killed goes on from its
+    checkpoint, if there is a folder for them.
     """
     from recsys import tower, training  # noqa: PLC0415 - TensorFlow takes seconds
 
@@ -135,9 +143,13 @@ def fit_before(
     if config.data.warm_start is not None:
         earlier = earlier_release(Path(config.data.warm_start))
         copied = tower.warm_start(model, features, tower.load(earlier / TOWER), Features.load(earlier / FEATURES))
+
+    def checkpoint(phase: str) -> Checkpoint | None:
+        return Checkpoint(checkpoints / f"{target}-{phase}.npz") if checkpoints else None
+
     fit = training.fit(
         model, features, inputs, batches, config,
-        passes=passes["pairs"], validation=validation, on_pass=on_pass,
+        passes=passes["pairs"], validation=validation, checkpoint=checkpoint("pairs"), on_pass=on_pass,
     )  # fmt: skip
     done, curve, vectors = {"pairs": fit.passes, "histories": 0}, fit.curve, fit.vectors
     if not passes["histories"] or night.labelled:
@@ -148,6 +160,7 @@ def fit_before(
         refined = training.fit(
             model, features, inputs, HistoryBatches(split, target, pairs, config, recency), config,
             passes=passes["histories"], validation=validation, to_beat=fit.score, refine=True,
+            checkpoint=checkpoint("histories"),
             on_pass=lambda number, figures: told(len(fit.curve) + number, figures),
         )  # fmt: skip
         done["histories"] = passes["histories"] if refined.passes else 0

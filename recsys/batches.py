@@ -216,6 +216,10 @@ class LabelledBatches:
         return row[kept], rows.indices[kept]
 
 
+Batches = PairBatches | HistoryBatches | LabelledBatches
+"""What training draws its steps from: passes of batches of one shape, and the `rng` of all their randomness."""
+
+
 def _judged(labelled: LabelledPairs, rows: NDArray[np.bool_], num_items: int) -> sparse.csr_array:
     """Some judged pairs in both directions, float32 [num_items, num_items]."""
     first = np.concatenate([labelled.first[rows], labelled.second[rows]])

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from recsys import losses, mining, optimiser, tower
-from recsys.batches import PairBatches
+from recsys.batches import Batches, PairBatches
+from recsys.checkpoint import Checkpoint, Progress
 from recsys.config import Config
 from recsys.embeddings import Vectors
 from recsys.errors import StageError
@@ -34,18 +35,6 @@ HISTORY = "history_"
 
 OnPass = Callable[[int, dict[str, float]], None]
 """Called after each pass with its number from 1 and its figures."""
-
-
-class Batches(Protocol):
-    """What training draws its steps from; see `recsys.batches`."""
-
-    def __len__(self) -> int:
-        """Batches a pass."""
-        ...
-
-    def one_pass(self) -> Iterator[Batch]:
-        """The batches of one pass, all of the same shapes, so that the step is compiled once."""
-        ...
 
 
 class Fit(NamedTuple):
@@ -153,6 +142,7 @@ def fit(
     validation: Validation | None = None,
     to_beat: float = -np.inf,
     refine: bool = False,
+    checkpoint: Checkpoint | None = None,
     on_pass: OnPass = lambda *_: None,
 ) -> Fit:
     """Train a tower, in place.
@@ -169,7 +159,8 @@ def fit(
         to_beat: score of the tower as it is: where no pass is better, it stays so.
         refine: begin with a third of the learning rate, and let it fall to 0 over all passes; what was to thaw has
             done so.
-        on_pass: called after each pass.
+        checkpoint: written after each pass; where it is there, the fit goes on from it.
+        on_pass: called after each pass that is done here.
 
     Raises:
         StageError: the loss was not finite.
@@ -188,24 +179,31 @@ def fit(
         learner.thaw()
     siamese.compile(optimizer=learner, jit_compile=True)
     encode = tower.encoder(model, ENCODE_BATCH)
-    curve: list[dict[str, float]] = []
-    best_pass, best_score, best_weights = 0, to_beat, model.get_weights()
-    for number in range(1, passes + 1):
+    learner.build(siamese.trainable_variables)
+    state = [*siamese.variables, *learner.variables]
+    progress, best_weights = Progress(to_beat), model.get_weights()
+    if checkpoint is not None:
+        progress, best_weights = checkpoint.restore(state, best_weights, batches) or (progress, best_weights)
+    while len(progress.curve) < passes and not _out_of_patience(progress, validation, config):
+        number = len(progress.curve) + 1
         figures = {"loss": _one_pass(siamese, batches, number)}
         figures |= _look(lambda: encode(inputs), batches, validation, config, number)
         if number == config.train.thaw_after:
             learner.thaw()
-        curve.append(figures)
+        progress.curve.append(figures)
+        if validation is None or figures[SCORE] > progress.best_score:
+            progress.best_pass, progress.best_score = number, figures.get(SCORE, to_beat)
+            best_weights = model.get_weights()
+        if checkpoint is not None:
+            checkpoint.save(progress, state, best_weights, batches)
         on_pass(number, figures)
-        if validation is None:
-            best_pass = number
-        elif figures[SCORE] > best_score:
-            best_pass, best_score, best_weights = number, figures[SCORE], model.get_weights()
-        elif number - best_pass >= config.train.patience:
-            break
-    if best_pass < len(curve):
-        model.set_weights(best_weights)
-    return Fit(encode(inputs), best_pass, best_score, curve)
+    model.set_weights(best_weights)
+    return Fit(encode(inputs), progress.best_pass, progress.best_score, progress.curve)
+
+
+def _out_of_patience(progress: Progress, validation: Validation | None, config: Config) -> bool:
+    """Whether too many passes were no better than the best one."""
+    return validation is not None and len(progress.curve) - progress.best_pass >= config.train.patience
 
 
 def _one_pass(siamese: Siamese, batches: Batches, number: int) -> float:

@@ -5,6 +5,7 @@ import pytest
 
 from recsys import mining, optimiser, pairs, tower, training
 from recsys.batches import HistoryBatches, LabelledBatches, PairBatches
+from recsys.checkpoint import Checkpoint
 from recsys.config import Config
 from recsys.errors import StageError
 from recsys.evaluation import SCORE, metrics, ranks
@@ -488,3 +489,51 @@ def test_passes_over_histories_make_look_ups_from_several_items_better(store):
     assert after > before + 0.15
     best_possible = np.mean([1 / np.log2(place + 2) for place in range(ANSWERS)])
     assert after > 0.8 * best_possible
+
+
+# --- going on after a kill
+
+
+class Killed(BaseException):
+    """Nothing that handles errors may hide it."""
+
+
+RESUMED = {
+    "catalogue": {},
+    "hard negatives": {"candidates": CANDIDATES["sampled"] | {"hard_negatives": 2, "hard_ranks": (1, 9)}},
+    "dropout": {"id_dropout": 0.3, "roles": {"categorical": ("brand",)}},
+}
+
+
+@pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize("validated", [True, False], ids=["validated", "all passes"])
+def test_a_fit_that_was_killed_twice_comes_to_the_same_curve_and_tower(world, tmp_path, settings, validated):
+    validation = misleading() if validated else None
+    settings = settings | {"passes": 7, "patience": 3, "batch_size": 4, "validation": validation}
+    whole, model, _ = world.fit(**settings)
+    checkpoint = Checkpoint(tmp_path / "pairs.npz")
+    done = []
+
+    def on_pass(number, _):
+        done.append(number)
+        if len(done) in {2, 3}:
+            raise Killed
+
+    options = {"checkpoint": checkpoint, "on_pass": on_pass}
+    for _ in range(2):
+        with pytest.raises(Killed):
+            world.fit(**settings, options=options)
+    resumed, model_after, _ = world.fit(**settings, options=options)
+    assert done == list(range(1, len(whole.curve) + 1))
+    assert resumed.curve == whole.curve
+    assert (resumed.passes, resumed.score) == (whole.passes, whole.score)
+    np.testing.assert_array_equal(resumed.vectors, whole.vectors)
+    for weight, same in zip(model.get_weights(), model_after.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, same)
+
+
+def test_a_fit_that_was_finished_is_not_done_again(world, tmp_path):
+    options = {"checkpoint": Checkpoint(tmp_path / "pairs.npz")}
+    whole, _, _ = world.fit(passes=3, options=options)
+    again, _, _ = world.fit(passes=3, options=options | {"on_pass": lambda *_: pytest.fail("a pass was done")})
+    np.testing.assert_array_equal(again.vectors, whole.vectors)
