@@ -3,11 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,jobs,serve,tracking,tune,bench,dev
+EXTRAS := train,jobs,serve,tracking,tune,export,bench,dev
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench serve clean check requirements
+.PHONY: help demo test flink spark bench serve clean check requirements
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -25,6 +25,16 @@ check: $(VENV)/.installed ## lint, types and import contracts alone
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+flink: $(VENV)/.installed build/flink/job-server.jar ## the Beam jobs on Flink, embedded and as a cluster: the same rows as here
+	RECSYS_JOB_SERVERS=$(abspath build) $(BIN)/python -m pytest tests/pipelines/test_clusters.py -k flink --log-cli-level INFO
+
+spark: $(VENV)/.installed build/spark/job-server.jar ## the Beam jobs on embedded Spark: the same rows as here
+	RECSYS_JOB_SERVERS=$(abspath build) $(BIN)/python -m pytest tests/pipelines/test_clusters.py -k spark --log-cli-level INFO
+
+build/%/job-server.jar: runners/%.xml
+	@command -v mvn >/dev/null 2>&1 || { echo "error: Maven and Java 17 are needed to fetch Beam's job servers." >&2; exit 2; }
+	mvn --quiet --batch-mode --file $< -Doutput=$(abspath $(@D)) package
 
 bench: $(VENV)/.installed ## speed against plain code, as ratios of one run
 	$(BIN)/python -m benchmarks.speed

@@ -11,14 +11,17 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipelines import loopback, profiles, servers
 from pipelines.progress import Advance
 from recsys import errors
 from recsys.config import BeamConfig
-from recsys.errors import RecsysError
+from recsys.errors import ConfigError, RecsysError, StageError
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -44,8 +47,8 @@ class _Once(NamedTuple):
 
     def __call__(self, unit: int) -> int:
         done = self.phase.done(unit)
-        if done.exists() or any(done.parent.glob(f"*{FAILURE}")):
-            return unit
+        if done.exists() or not done.parent.is_dir() or any(done.parent.glob(f"*{FAILURE}")):
+            return unit  # without its file: `run` tells a folder that is not shared from work that is done
         try:
             self.phase.work(unit)
         except RecsysError as error:
@@ -60,31 +63,47 @@ def run(phases: list[Phase], config: BeamConfig, advance: Advance) -> None:
 
     Raises:
         RecsysError: the first that a unit raised; no unit is begun after it.
+        ConfigError: options that the profile does not take.
+        StageError: a server of the profile does not start, or workers do not share the folder of the run.
     """
     failures = [phase.done(unit).with_suffix(FAILURE) for phase in phases for unit in phase.units]
     for path in failures:  # of an earlier try
         path.unlink(missing_ok=True)
-    beam = _beam()
-    pipeline = beam.Pipeline(options=_options(config))
-    build(pipeline, phases)
-    with _Watch(phases, advance):
-        pipeline.run().wait_until_finish()
+    _beam()  # before anything else imports it, and less quietly
+    options = profiles.options(config)
+    if config.profile == "dataflow" and find_spec("apitools") is None:
+        raise ConfigError('the profile dataflow must find Google\'s libraries. Run: pip install "apache-beam[gcp]"')
+    with servers.beside(options) if options["runner"] == "PortableRunner" else nullcontext(options) as options:
+        pipeline = _pipeline(options)
+        build(pipeline, phases)
+        with loopback.confined(), _Watch(phases, advance):
+            pipeline.run().wait_until_finish()
     for path in failures:
         if path.exists():
             told = json.loads(path.read_text())
             raise getattr(errors, told["type"])(told["message"])
+    for phase in phases:
+        for path in map(phase.done, phase.units):
+            if not path.exists():
+                raise StageError(
+                    f"every worker must reach the folder of the run, {path.parent}, under this path. "
+                    f"Received: a finished job, and no {path.name}. Put data.workspace where all workers share it."
+                )
+
+
+def _pipeline(options: dict[str, Any]) -> Any:
+    beam = _beam()
+    try:
+        return beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions.from_dictionary(options))
+    except ValueError as error:
+        raise ConfigError(f"beam.options must pass Beam's own checks. Received: {error}") from None
 
 
 def build(pipeline: beam.Pipeline, phases: list[Phase]) -> None:
-    """The graph: Create -> Map, and between two phases a barrier of one key."""
+    """The graph: a start, and for each phase a barrier of one key, behind which its units are spread."""
     beam = _beam()
-    first, *later = phases
-    finished = (
-        pipeline
-        | f"{first.name}: units" >> beam.Create(first.units, reshuffle=False)
-        | f"{first.name}: work" >> beam.Map(_Once(first)).with_output_types(int)
-    )
-    for phase in later:
+    finished = pipeline | "start" >> beam.Create([0], reshuffle=False).with_output_types(int)
+    for phase in phases:
         finished = (
             finished
             | f"{phase.name}: wait" >> beam.Map(_to_one_key).with_output_types(tuple[int, int])
@@ -119,18 +138,6 @@ class _Fan(NamedTuple):
 
 def _key(pair: tuple[int, Iterable[int]]) -> int:
     return pair[0]
-
-
-def _options(config: BeamConfig) -> object:
-    from apache_beam.options.pipeline_options import PipelineOptions  # noqa: PLC0415
-
-    threads = config.profile == "local-threads"
-    return PipelineOptions(
-        # named, since Beam otherwise tries to download a runner
-        runner="FnApiRunner",
-        direct_running_mode="multi_threading" if threads else "in_memory",
-        direct_num_workers=config.workers if threads else 1,
-    )
 
 
 class _Watch:

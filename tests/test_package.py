@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def test_a_wheel_installs_and_serves_without_training_parts(tmp_path: Path) -> N
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     wheel = next(tmp_path.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as content:
+        assert "pipelines/data_page.html" in content.namelist()
     venv.create(tmp_path / "clean", with_pip=True)
     python = tmp_path / "clean" / "bin" / "python"
     install = [

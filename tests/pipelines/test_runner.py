@@ -3,6 +3,7 @@
 import ast
 import json
 import pickle
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,18 +13,20 @@ import polars as pl
 import pytest
 
 import pipelines
-from pipelines import embed, prepare, runner
+from pipelines import embed, neighbours, prepare, runner
 from pipelines.night import Night
 from recsys import config, errors
 from recsys.config import BeamConfig
 from recsys.errors import InputError, ReleaseError, StageError, UnknownItemError
+from recsys.release import Release
 
 beam = runner._beam()
 from apache_beam.pipeline import PipelineVisitor  # noqa: E402 - after the import that keeps Beam quiet
 from apache_beam.transforms.core import CallableWrapperDoFn  # noqa: E402
 
-Profile = Literal["local", "local-threads"]
-PROFILES: tuple[Profile, ...] = ("local", "local-threads")
+Profile = Literal["local", "local-threads", "portable"]
+GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
+PROFILES: tuple[Profile, ...] = ("local", "local-threads", "portable")
 
 
 def silent(*_: object, **__: object) -> None:
@@ -72,7 +75,7 @@ def walked(pipeline: Any) -> Portable:
 
 
 def empty_pipeline() -> Any:
-    return beam.Pipeline(options=runner._options(BeamConfig()))
+    return beam.Pipeline(runner="FnApiRunner")
 
 
 class Captured(Exception):  # noqa: N818 - no error, but the way out of a job
@@ -100,13 +103,20 @@ def phases_of_embed(night: Night) -> None:
     embed.embed(night)
 
 
-@pytest.fixture(params=[phases_of_prepare, phases_of_embed], ids=["prepare", "embed"])
+def phases_of_neighbours(night: Night) -> None:
+    neighbours.neighbours(Release.load(GOLDEN), night.config, night.report)
+
+
+@pytest.fixture(
+    params=[phases_of_prepare, phases_of_embed, phases_of_neighbours], ids=["prepare", "embed", "neighbours"]
+)
 def phases(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[runner.Phase]:
     """The phases of each job that uses Beam, over several units."""
     frame = pl.DataFrame({"user_id": ["u", "v"] * 50, "item_id": ["i"] * 100, "timestamp": range(100)})
     frame.write_parquet(tmp_path / "log.parquet", row_group_size=30)
     data = {"interactions": str(tmp_path / "log.parquet"), "workspace": str(tmp_path / "work")}
-    small = {"prepare": {"rows_per_unit": 30}, "embed": {"items_per_unit": 64}}
+    exported = {"items_per_unit": 10, "to": str(tmp_path / "neighbours.parquet")}
+    small = {"prepare": {"rows_per_unit": 30}, "embed": {"items_per_unit": 64}, "neighbours": exported}
 
     def capture(phases: list[runner.Phase], *_: object) -> None:
         raise Captured(phases)
@@ -124,7 +134,7 @@ def test_the_jobs_stay_within_the_portable_subset(phases: list[runner.Phase]) ->
     visitor = walked(pipeline)
     assert visitor.refused == []
     assert visitor.seen.count("Impulse") == 1
-    assert visitor.seen.count("GroupByKey") == 2 * (len(phases) - 1)
+    assert visitor.seen.count("GroupByKey") == 2 * len(phases)
 
 
 def test_the_units_of_the_jobs_can_travel_to_other_processes(phases: list[runner.Phase]) -> None:
@@ -165,7 +175,7 @@ def test_the_walk_refuses_what_is_outside_the_subset(step: Callable[[Any], objec
     assert walked(pipeline).refused != []
 
 
-def test_only_the_runner_imports_beam() -> None:
+def test_only_the_runner_and_its_servers_import_beam() -> None:
     """So that no job builds a graph of its own."""
     (folder,) = pipelines.__path__
     importing = {
@@ -175,7 +185,7 @@ def test_only_the_runner_imports_beam() -> None:
         if (isinstance(node, ast.Import) and any(name.name.startswith("apache_beam") for name in node.names))
         or (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("apache_beam"))
     }
-    assert importing == {"runner.py"}
+    assert importing == {"loopback.py", "profiles.py", "runner.py", "workers.py"}
 
 
 # --- running phases
@@ -221,6 +231,22 @@ def test_every_unit_is_worked_on_once_and_a_phase_begins_after_the_one_before(tm
             (before,) = log[unit]
             assert set(before) - own == earlier
         earlier |= own
+
+
+def meet(folder: Path, phase: str, unit: int) -> None:
+    """Finish only beside another unit of the phase."""
+    (folder / f"{phase}-{unit}.begun").touch()
+    deadline = time.monotonic() + 30
+    while len(list(folder.glob(f"{phase}-*.begun"))) < 2:
+        if time.monotonic() > deadline:
+            raise StageError("nobody came")
+        time.sleep(0.01)
+    done(folder, phase, unit).touch()
+
+
+def test_threads_work_on_the_units_of_every_phase_side_by_side(tmp_path: Path) -> None:
+    phases = [phase(tmp_path, name, 8, meet) for name in ("first", "second")]
+    runner.run(phases, BeamConfig(profile="local-threads", workers=2), silent)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -1,0 +1,84 @@
+"""A Flink session cluster of two task managers, on loopback, from the jars of the job server."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.error import URLError
+
+from pipelines import profiles, servers
+from pipelines.loopback import HOST
+from pipelines.servers import Server
+
+TASK_MANAGERS = 2
+DEADLINE_S = 120
+
+OPEN = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in profiles.JAVA_17]
+JAVA = ["java", "-Xmx512m", *OPEN]
+JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
+TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
+
+# what Flink's own scripts would work out: a task manager does not start without
+MEMORY = """
+taskmanager.cpu.cores: 1
+taskmanager.memory.task.heap.size: 256m
+taskmanager.memory.task.off-heap.size: 0
+taskmanager.memory.managed.size: 64m
+taskmanager.memory.network.min: 64m
+taskmanager.memory.network.max: 64m
+taskmanager.memory.framework.heap.size: 128m
+taskmanager.memory.framework.off-heap.size: 128m
+taskmanager.memory.jvm-metaspace.size: 256m
+taskmanager.memory.jvm-overhead.min: 192m
+taskmanager.memory.jvm-overhead.max: 192m
+"""
+
+
+@contextmanager
+def session_cluster(jars: Path, folder: Path) -> Iterator[str]:
+    """Start it, and yield the address that jobs are sent to."""
+    rest, rpc = servers.free_port(), servers.free_port()
+    settings = {
+        "jobmanager.rpc.address": HOST,
+        "jobmanager.rpc.port": rpc,
+        "jobmanager.bind-host": HOST,
+        "rest.address": HOST,
+        "rest.bind-address": HOST,
+        "rest.port": rest,
+        "taskmanager.host": HOST,
+        "taskmanager.bind-host": HOST,
+        "taskmanager.numberOfTaskSlots": 1,
+        "io.tmp.dirs": folder,
+        # a job brings the same jars again
+        "classloader.resolve-order": "parent-first",
+    }
+    (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()) + MEMORY)
+    java = [*JAVA, "-cp", f"{jars}/*"]
+    with ExitStack() as started:
+        command = [*java, JOB_MANAGER, f"--configDir={folder}"]
+        job_manager = started.enter_context(Server("job manager", command, rest, folder))
+        for number in range(TASK_MANAGERS):
+            command = [*java, TASK_MANAGER, f"--configDir={folder}"]
+            started.enter_context(Server(f"task manager {number}", command, 0, folder))
+        job_manager.wait()
+        deadline = time.monotonic() + DEADLINE_S
+        while _asked(rest, "taskmanagers") < TASK_MANAGERS:
+            assert time.monotonic() < deadline, "the task managers must register"
+            time.sleep(0.1)
+        yield f"{HOST}:{rest}"
+
+
+def finished_jobs(address: str) -> int:
+    """Jobs that the cluster brought to their end."""
+    with urllib.request.urlopen(f"http://{address}/jobs/overview") as answer:
+        return sum(job["state"] == "FINISHED" for job in json.load(answer)["jobs"])
+
+
+def _asked(port: int, what: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/{what}") as answer:
+            return len(json.load(answer)[what])
+    except URLError:  # not ready yet
+        return 0

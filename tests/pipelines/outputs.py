@@ -1,0 +1,26 @@
+"""What a job wrote, as what it says: two runs are the same if every row of theirs is, wherever it was written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+
+def rows(folder: Path) -> dict[str, Any]:
+    """By file below a folder: rows in their order, vectors, what JSON says, or bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): _content(path) for path in files}
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".parquet":
+        frame = pl.read_parquet(path)
+        return frame.schema, frame.to_dicts()
+    if path.suffix == ".npy":
+        vectors = np.load(path)
+        return vectors.dtype, vectors.tolist()
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    return path.read_bytes()
