@@ -319,7 +319,7 @@ class TrainConfig(Table):
     """An anchor counts with its summed pair weight to this power. 0 counts all anchors alike."""
     shuffle_pairs: Count = 4_000_000
     """Pairs held at a time while they are streamed in random order: memory."""
-    validation_users: Count = 20_000
+    validation_users: Count = 10_000
     """Users whose validation target is looked up after each pass."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     """Seed of initial weights, order of anchors, dropout and samples."""
