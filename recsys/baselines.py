@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -121,42 +120,24 @@ class _Neighbourhood(_Scored):
     def ranks(self, queries: Queries, targets: NDArray[np.int32], k: int) -> NDArray[np.int64]:
         """Rank from 0 of each target in `answer`, `k` where it is not among the first `k`; int64 [n].
 
-        Most targets are far down, which is cheap to see; only for the others are all items scored.
+        Most targets of a large catalogue share nothing with the query, which is cheap to see; only for the others
+        are all items scored.
         """
         rank = np.full(len(queries), k, np.int64)
         for start, block in self._blocks(queries):
             target = targets[start : start + len(block)]
-            near = np.flatnonzero(self._near(block, target, k))
+            near = np.flatnonzero(self._shared(block, target))
             few = Queries(block.items[near], block.weights[near], block.excluded[near])
             rank[start + near] = super().ranks(few, target[near], k)
         return rank
 
-    def _near(self, queries: Queries, targets: NDArray[np.int32], k: int) -> NDArray[np.bool_]:
-        """Which targets share something with the query, and are not shut out by one of its items alone; bool [n].
-
-        Scores only grow with each item of a query. So where one item gives `k` allowed items more than all give
-        the target, these stand before it.
-        """
+    def _shared(self, queries: Queries, targets: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which targets share something with an item of the query, bool [n]."""
         asked = _weights(queries, self.num_items)
-        depth = k + np.count_nonzero(queries.excluded >= 0, axis=1)
-        indptr, falling = self.matrix.indptr, self._falling
         row = np.repeat(np.arange(len(queries)), np.diff(asked.indptr))
-        own = np.bincount(row, asked.data * self.matrix[asked.indices, targets[row]], minlength=len(queries))
-        deepest = indptr[asked.indices] + depth[row] - 1
-        full = deepest < indptr[asked.indices + 1]
-        least = (asked.data[full] * falling[deepest[full]]).astype(np.float32)
-        # the same sum in another order may round to the next float32
-        shut_out = least > np.nextafter(own.astype(np.float32), np.float32(np.inf))[row[full]]
-        near: NDArray[np.bool_] = own > 0
-        near[row[full][shut_out]] = False
-        return near
-
-    @cached_property
-    def _falling(self) -> NDArray[np.float64]:
-        """The scores of each row of the matrix, largest first, float64 [nnz]."""
-        row = np.repeat(np.arange(self.num_items), np.diff(self.matrix.indptr))
-        falling: NDArray[np.float64] = self.matrix.data[np.lexsort((-self.matrix.data, row))]
-        return falling
+        own = asked.data * self.matrix[asked.indices, targets[row]]
+        shared: NDArray[np.bool_] = np.bincount(row, own, minlength=len(queries)) > 0
+        return shared
 
 
 class CoOccurrence(_Neighbourhood):
