@@ -239,9 +239,12 @@ def sequence(job: Job, shard: int) -> None:
     both = both.with_columns(shard=pl.col("anchor").cast(pl.Int64) * job.shards // max(num_items, 1))
     for (anchors,), part in both.partition_by("shard", as_dict=True, include_key=False).items():
         part.write_ipc(job.counted(shard, anchors))
+    over = split.sequences.lengths - job.config.prepare.max_user_interactions
     job.finish(
         "sequence",
         shard,
+        users_over=int((over > 0).sum()),
+        rows_over=int(over[over > 0].sum()),
         repeats=known.height - kept.height,
         used=kept.height,
         users=users.height,
@@ -340,6 +343,10 @@ def commit(job: Job) -> dict[str, Any]:
         "num_users": num_users,
         "num_items": num_items,
         "num_pairs": num_pairs,
+        "over_max_user_interactions": {
+            "users": sum(entry["users_over"] for entry in sequenced),
+            "interactions": sum(entry["rows_over"] for entry in sequenced),
+        },
         "cut": instants,
         "catalogue_fingerprint": catalogue.fingerprint,
         "account": account,

@@ -216,8 +216,9 @@ class PrepareConfig(Table):
     """A longer pause of a user ends a session: no pair reaches across it."""
     half_life_days: Positive | None = None
     """A pair weighs half for each so many days before the newest interaction of the log."""
-    max_user_interactions: Annotated[int, Field(ge=2)] | None = None
-    """Only so many of a user's newest interactions make pairs: a bot must not outweigh the others."""
+    max_user_interactions: Annotated[int, Field(ge=2)] = 10_000
+    """Only so many of a user's newest interactions make pairs: a bot must not outweigh the others. The manifest
+    counts those that are over it."""
     user_power: Share = 0.0
     """A user's pairs are divided by their summed weight to this power. 1 lets all users count alike."""
     event_weights: dict[str, Positive] = {}

@@ -119,10 +119,8 @@ def _sessions(sequences: Sequences, gap_minutes: float | None) -> NDArray[np.int
     return np.cumsum(begins)
 
 
-def _recent(sequences: Sequences, known: NDArray[np.bool_], most: int | None) -> NDArray[np.bool_]:
+def _recent(sequences: Sequences, known: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
     """Which interactions are no older than the `most` newest known ones of their user, bool [num_interactions]."""
-    if most is None:
-        return np.ones(len(known), bool)
     users = sequences.users
     first = sequences.offsets[:-1] + np.bincount(users[known], minlength=len(sequences)) - most
     return np.arange(len(known)) >= first[users]

@@ -194,6 +194,19 @@ def test_pairs_equal_a_plain_double_loop(tmp_path: Path, log: list[Row], window:
     assert any(before < weight for weight, before in expected.values())
 
 
+def test_what_a_bot_touched_beyond_the_cap_is_counted_and_makes_no_pair(tmp_path: Path) -> None:
+    """It touched most of all rows, and in a shard of its own it makes no more pairs than the cap lets it."""
+    people = [{"user_id": f"u{n % 9}", "item_id": f"i{n % 5}", "timestamp": n} for n in range(90)]
+    bot = [{"user_id": "bot", "item_id": f"b{n % 700}", "timestamp": n} for n in range(5_000)]
+    write(tmp_path / "log.csv", people + bot)
+    found = prepared(night(tmp_path, prepare={"max_user_interactions": 40, "rows_per_unit": 100}))
+    assert found.manifest["over_max_user_interactions"] == {"users": 1, "interactions": 5_000 - 40}
+    assert found.manifest["account"]["interactions"]["used"] == 5_090
+    for which, newest in enumerate((1, 2)):  # held out before the test, and before validation
+        of_the_bot = {item for pair, w in found.pairs.items() if w[which] for item in pair if item.startswith("b")}
+        assert of_the_bot == {f"b{n % 700}" for n in range(5_000 - newest - 40, 5_000 - newest)}
+
+
 def test_times_are_kept_beside_the_items(tmp_path: Path, log: list[Row]) -> None:
     expected = naive_sequences(log, {row["item_id"] for row in log})
     assert prepared(night(tmp_path)).times == {

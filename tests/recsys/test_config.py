@@ -567,7 +567,7 @@ def configs(draw):
                 directed=st.booleans(),
                 session_gap_minutes=st.none() | positive,
                 half_life_days=st.none() | positive,
-                max_user_interactions=st.none() | st.integers(2, 10**6),
+                max_user_interactions=st.integers(2, 10**6),
                 user_power=shares,
                 event_weights=st.dictionaries(names, positive, max_size=3),
                 max_dead_letter_ratio=shares,

