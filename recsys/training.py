@@ -96,11 +96,15 @@ class Siamese(keras.Model):
         else:
             anchors = anchors / ops.sum(batch.shares, axis=1, keepdims=True)
 
-        def loss_of(asked: Any) -> Any:
+        def loss_of(asked: Any, weights: Any) -> Any:
             loss = self.batch_loss(asked, candidates, batch.targets, batch.log_inclusion, batch.log_popularity)  # [B]
-            return ops.mean(loss * batch.anchor_weights)
+            return ops.mean(loss * weights)
 
-        return loss_of(anchors) if new is None else loss_of(anchors) + self.new_item_weight * loss_of(new)
+        loss = loss_of(anchors, batch.anchor_weights)
+        if new is None:
+            return loss
+        # new items are not the popular ones, which would make up most of the loss
+        return loss + self.new_item_weight * loss_of(new, ops.sqrt(batch.anchor_weights))
 
 
 @dataclass

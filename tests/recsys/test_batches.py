@@ -78,10 +78,12 @@ def test_the_last_batch_is_filled_with_others_where_there_are_enough(pair_batche
 
 
 @pytest.mark.parametrize("at_once", [30, 10_000], ids="buffer {}".format)
-def test_the_targets_are_the_weights_of_the_pairs(pair_batches, at_once):
+def test_the_targets_are_the_weights_of_the_pairs_and_what_is_nobodys_positive_takes_no_part(pair_batches, at_once):
+    touched = np.flatnonzero(DENSE.sum(axis=0)).tolist()
+    assert len(touched) < NUM_ITEMS
     for batch in pair_batches(shuffle_pairs=at_once).one_pass():
         for row, anchor in enumerate(anchors_of(batch)):
-            assert as_dictionary(batch, row) == {n: DENSE[anchor, n] for n in range(NUM_ITEMS) if n != anchor}
+            assert as_dictionary(batch, row) == {n: DENSE[anchor, n] for n in touched if n != anchor}
         assert (batch.shares == 1).all()
 
 
