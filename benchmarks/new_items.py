@@ -7,8 +7,8 @@ their features. Each is then asked for its neighbours among the other items. Wha
 items that users did touch it together with, graded by the weight of the pair. The rivals are content-only cosine
 of idf-weighted attributes, and the same with popularity breaking ties.
 
-The price is looked at too: the same data without hiding, with and without id dropout, by the validation NDCG@20
-of look-ups from items that have interactions.
+The price is looked at too: the same data without hiding, with what serves new items (`train.new_item_weight`,
+`tower.id_dropout`) and without, by the validation NDCG@20 of look-ups from items that have interactions.
 """
 
 from __future__ import annotations
@@ -102,11 +102,14 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
 
 
 def _price(config: Config) -> dict[str, float]:
-    """Validation NDCG@20 of items with interactions, with the config's id dropout and without."""
+    """Validation NDCG@20 of items with interactions, with what serves new items and without."""
+    without = {
+        "train": config.train.model_copy(update={"new_item_weight": 0.0}),
+        "tower": config.tower.model_copy(update={"id_dropout": 0.0}),
+    }
     found = {}
-    for name, rate in (("id_dropout", config.tower.id_dropout), ("without", 0.0)):
-        tower = config.tower.model_copy(update={"id_dropout": rate})
-        night = Night.of(config.model_copy(update={"tower": tower}))
+    for name, tried in (("serving_new_items", config), ("without", config.model_copy(update=without))):
+        night = Night.of(tried)
         prepare(night)
         most = {"pairs": config.train.passes, "histories": config.train.history_passes}
         fitted = train.fit_before("validation", night, most, lambda *_: None)
