@@ -127,8 +127,7 @@ class _Neighbourhood(_Scored):
         for start, block in self._blocks(queries):
             target = targets[start : start + len(block)]
             near = np.flatnonzero(self._shared(block, target))
-            few = Queries(block.items[near], block.weights[near], block.excluded[near])
-            rank[start + near] = super().ranks(few, target[near], k)
+            rank[start + near] = super().ranks(block[near], target[near], k)
         return rank
 
     def _shared(self, queries: Queries, targets: NDArray[np.int32]) -> NDArray[np.bool_]:

@@ -38,9 +38,7 @@ class Checkpoint:
 
     path: Path
 
-    def save(
-        self, progress: Progress, variables: Sequence[Any], best: Sequence[NDArray[Any]], batches: Batches
-    ) -> None:
+    def save(self, progress: Progress, variables: Sequence[Any], best: Weights, batches: Batches) -> None:
         """Write it, in the place of the last one.
 
         Args:

@@ -43,7 +43,7 @@ class Queries:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, rows: slice) -> Queries:
+    def __getitem__(self, rows: slice | NDArray[np.intp]) -> Queries:
         return Queries(self.items[rows], self.weights[rows], self.excluded[rows])
 
     @classmethod

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, show
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, ReleaseFolder, show
 from recsys.cli.similar import open_release
 from recsys.errors import ConfigError
 
@@ -20,9 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def neighbours(
     *,
-    release: Annotated[
-        Path | None, typer.Option("--release", metavar="DIR", help="A release folder; without it, the champion.")
-    ] = None,
+    release: ReleaseFolder = None,
     to: Annotated[
         str | None,
         typer.Option(
