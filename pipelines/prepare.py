@@ -1,12 +1,15 @@
 """prepare: interactions and items -> catalogue, sequences, pairs, dead letters and the row account.
 
-Five phases over files, so that memory follows the size of a unit and not of the log:
+Phases over files, so that memory follows the size of a unit, and neither the log nor the catalogue:
 
-1. check      a unit of the input -> its usable rows, by shard of users; its dead letters
-2. number     all units           -> the catalogue
-3. sequence   a shard of users    -> their items oldest first; pair weights, by shard of anchors
-4. merge      a shard of anchors  -> one row an anchor
-5. label      pairs that people judged, if there are any -> the same with item numbers
+1. check      a unit of the interactions -> its usable rows, its item ids; its dead letters
+2. describe   a unit of the items        -> its usable rows; its dead letters
+3. cut        samples of the ids         -> ranges of ids (`pipelines.numbering`)
+4. number     a range of ids             -> a part of the catalogue; the numbers of the ids of each unit
+5. place      a unit of the interactions -> its rows with item numbers, by shard of users
+6. sequence   a shard of users           -> their items oldest first; pair weights, by range of anchors
+7. merge      a range of anchors         -> one row an anchor; how often each item was touched
+8. label      pairs that people judged, if there are any -> the same with item numbers
 
 Every row read is used, filtered by a rule, or a dead letter with its reason; the account must add up.
 """
@@ -15,31 +18,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from pipelines import data_page, io, runner
+from pipelines import account, data_page, io, numbering, runner, shuffle
+from pipelines.account import LETTER
 from pipelines.night import Night, command, main
+from pipelines.numbering import Ranges
 from recsys import pairs
-from recsys.catalogue import Catalogue
+from recsys.catalogue import fingerprint
 from recsys.config import Config
-from recsys.errors import InputError, StageError
-from recsys.interactions import (
-    EARLIEST,
-    SCHEMA,
-    SEEN_BEFORE,
-    UNWEIGHED,
-    as_json,
-    check_interactions,
-    check_items,
-    weigh_events,
-)
+from recsys.errors import InputError
+from recsys.interactions import EARLIEST, SCHEMA, SEEN_BEFORE, UNWEIGHED, check_interactions, check_items, weigh_events
 from recsys.labelled import SCHEMA as LABELLED_SCHEMA
 from recsys.labelled import check_labelled
 from recsys.release import CATALOGUE
@@ -55,13 +54,8 @@ WORK, SPENT = ".work", ".spent"
 MIN_ITEMS = MIN_USERS = 2
 """Below, nothing can be like another thing, and nobody can have touched both."""
 
-EXAMPLE_CHARACTERS = 300
-
 REPEAT = "repeats the user's previous item"
 UNKNOWN_ITEM = "item_id is not in the catalogue"
-
-LETTER = {"source": pl.String, "row": pl.UInt32, "reason": pl.String, "content": pl.String}
-"""A dead letter: the file, the row in it from 0 (a CSV's header not counted), why, and the row as JSON."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ class Job:
     work: Path
     out: Path
     shards: int
-    """Of users, and as many of anchors."""
+    """Of users, and as many ranges of items."""
 
     def entry(self, phase: str, unit: int) -> Path:
         """The file that says that a unit is finished, and what it counted."""
@@ -89,28 +83,43 @@ class Job:
         """What the units of a phase counted, in order."""
         return [json.loads(path.read_text()) for path in sorted(self.work.glob(f"{phase}-*.json"))]
 
-    @property
-    def newest(self) -> float:
-        """Time of the newest interaction, in seconds; known after the phase `check`."""
-        return float(max(entry["newest"] for entry in self.entries("check")))
-
-    def letters(self, phase: str) -> pl.DataFrame:
-        """Dead letters of a phase, in the order of its units."""
-        return pl.concat([pl.read_parquet(path) for path in sorted(self.work.glob(f"dead-{phase}-*.parquet"))])
-
-    def checked(self, unit: int, shard: int) -> Path:
-        """Usable rows of a unit, of a shard of users."""
-        return self.work / f"checked-{shard:05d}-{unit:05d}.arrow"
-
-    def counted(self, users: int, anchors: int) -> Path:
-        """Pairs of a shard of users, of a shard of anchors."""
-        return self.work / f"counted-{anchors:05d}-{users:05d}.arrow"
-
     def finish(self, phase: str, unit: int, **counted: Any) -> None:
         """Write a unit's entry, after all its other files."""
         path = self.entry(phase, unit)
         path.with_suffix(".tmp").write_text(json.dumps(counted))
         path.with_suffix(".tmp").replace(path)
+
+    def file(self, name: str, unit: int) -> Path:
+        """A file that a unit hands on."""
+        return self.work / f"{name}-{unit:05d}.arrow"
+
+    def chunks(self, units: list[io.Unit], number: int) -> Iterator[io.Raw]:
+        """The rows of a unit, as many at once as a unit should have."""
+        return io.read(units[number], self.config.prepare.rows_per_unit)
+
+    def bury(self, letters: pl.DataFrame, phase: str, unit: int, chunk: int = 0) -> None:
+        """Keep the dead letters of a unit, or of a chunk of it."""
+        letters.write_parquet(self.work / f"dead-{phase}-{unit:05d}-{chunk:05d}.parquet")
+
+    def letters(self, *phases: str) -> pl.LazyFrame:
+        """Dead letters of some phases, in the order of their units."""
+        paths = [path for phase in phases for path in sorted(self.work.glob(f"dead-{phase}-*.parquet"))]
+        return pl.scan_parquet(paths) if paths else pl.LazyFrame(schema=LETTER)
+
+    @property
+    def ranges(self) -> Path:
+        """The ranges of item ids; known after the phase `cut`."""
+        return self.work / "ranges.json"
+
+    @property
+    def bases(self) -> list[int]:
+        """First item number of each range, and the number of items; known after the phase `number`."""
+        return list(accumulate((entry["used"] for entry in self.entries("number")), initial=0))
+
+    @property
+    def newest(self) -> float:
+        """Time of the newest interaction, in seconds; known after the phase `check`."""
+        return float(max(entry["newest"] for entry in self.entries("check")))
 
 
 def prepare(night: Night) -> dict[str, Any]:
@@ -127,20 +136,23 @@ def prepare(night: Night) -> dict[str, Any]:
         night.run.stage(STAGE, str(night.config.prepare.rows_per_unit)) as (folder, manifest),
     ):
         job = plan(night, folder)
-        shards = list(range(job.shards))
+        logs, shards = [unit.number for unit in job.interactions], list(range(job.shards))
         phases = [
-            job.phase("check", [unit.number for unit in job.interactions], check),
-            job.phase("number", [0], number_items),
+            job.phase("check", logs, check),
+            job.phase("describe", [unit.number for unit in job.items], describe),
+            job.phase("cut", [0], cut_ids),
+            job.phase("number", shards, number),
+            job.phase("place", logs, place),
             job.phase("sequence", shards, sequence),
             job.phase("merge", shards, merge),
             job.phase("label", [0], label),
         ]
-        runner.run(phases, night.config.beam, advance)
+        runner.run([phase for phase in phases if phase.units], night.config.beam, advance)
         manifest.update(commit(job))
         data_page.write(night, folder, manifest, SEQUENCES)
-        account = manifest["account"]["interactions"]
+        counted = manifest["account"]["interactions"]
         advance(
-            1, 1, f"{account['read']:,} interactions, {manifest['num_items']:,} items, {manifest['num_pairs']:,} pairs"
+            1, 1, f"{counted['read']:,} interactions, {manifest['num_items']:,} items, {manifest['num_pairs']:,} pairs"
         )
     return night.run.manifest(STAGE)
 
@@ -150,95 +162,138 @@ def plan(night: Night, out: Path) -> Job:
     work = out / WORK
     shutil.rmtree(out / SPENT, ignore_errors=True)
     rows_per_unit = night.config.prepare.rows_per_unit
-    interactions = io.plan(night.interactions, rows_per_unit)
+    interactions, items, labelled = (
+        io.plan(sources, rows_per_unit) for sources in (night.interactions, night.items, night.labelled)
+    )
     for folder in (work, out / SEQUENCES, out / PAIRS):
         folder.mkdir(exist_ok=True)
-    shards = max(1, round(sum(unit.rows for unit in interactions) / rows_per_unit))
-    items, labelled = io.plan(night.items, rows_per_unit), io.plan(night.labelled, rows_per_unit)
-    return Job(night.config, interactions, items, labelled, work, out, shards)
+    most = max(sum(unit.rows for unit in units) for units in (interactions, items))
+    return Job(night.config, interactions, items, labelled, work, out, max(1, round(most / rows_per_unit)))
 
 
-def check(job: Job, number: int) -> None:
-    """Phase 1: read one unit, put usable rows into the shard of their user and the others aside."""
-    unit = job.interactions[number]
-    raw = io.read(unit)
-    factors = job.config.prepare.event_weights
-    promised = job.config.contracts.interactions
-    checked = check_interactions(raw.frame, str(unit.path), events=bool(factors), contracts=promised)
-    letters = _letters(checked.rejects, raw, str(unit.path))
-    letters.write_parquet(job.work / f"dead-check-{number:05d}.parquet")
-    weighed = weigh_events(checked.rows, factors) if factors else checked.rows
-    rows = weighed.with_columns(row=raw.numbers.gather(weighed["row"]), shard=pl.col("user_id").hash(0) % job.shards)
-    for (shard,), part in rows.partition_by("shard", as_dict=True, include_key=False).items():
-        part.write_ipc(job.checked(number, shard))
-    rows.select(pl.col("item_id").unique()).write_parquet(job.work / f"ids-{number:05d}.parquet")
-    job.finish(
-        "check",
-        number,
-        read=raw.frame.height + raw.broken.height,
-        unweighed=checked.rows.height - rows.height,
-        newest=rows["timestamp"].max() or EARLIEST,
-        oldest=rows["timestamp"].min() or EARLIEST,
-    )
+def check(job: Job, unit: int) -> None:
+    """Phase 1: read a unit of the interactions; hand on its usable rows with the place of their id among its ids."""
+    source = job.interactions[unit].source
+    factors, promised = job.config.prepare.event_weights, job.config.contracts.interactions
+    counted = {"read": 0, "unweighed": 0, "newest": EARLIEST, "oldest": np.inf}
+    samples = []
+    with (
+        closing(shuffle.Writer(job.file("checked", unit))) as handed_on,
+        closing(shuffle.Writer(job.file("ids", unit))) as ids_file,
+    ):
+        for chunk, raw in enumerate(job.chunks(job.interactions, unit)):
+            checked = check_interactions(raw.frame, source, events=bool(factors), contracts=promised)
+            job.bury(account.letters_of(checked.rejects, raw, source), "check", unit, chunk)
+            weighed = weigh_events(checked.rows, factors) if factors else checked.rows
+            ids = weighed["item_id"].unique().sort()
+            places = weighed["item_id"].rank("dense").cast(pl.UInt32) - 1
+            handed_on.write(weighed.drop("item_id").with_columns(row=raw.numbers.gather(weighed["row"]), place=places))
+            ids_file.write(ids.to_frame())
+            samples.append(numbering.sample(ids))
+            counted["read"] += raw.frame.height + raw.broken.height
+            counted["unweighed"] += checked.rows.height - weighed.height
+            times = weighed["timestamp"].to_numpy()
+            counted["newest"] = times.max(initial=counted["newest"])
+            counted["oldest"] = times.min(initial=counted["oldest"])
+    job.finish("check", unit, **counted, samples=samples)
 
 
-def number_items(job: Job, _: int) -> None:
-    """Phase 2: the catalogue, from the items, or without them from what was touched."""
-    read = 0
-    letters = [pl.DataFrame(schema=LETTER)]
-    if job.items:
-        usable = []
-        for unit in job.items:
-            raw = io.read(unit)
+def describe(job: Job, unit: int) -> None:
+    """Phase 2: read a unit of the items; hand on its usable rows, sorted by id."""
+    source, read, samples = job.items[unit].source, 0, []
+    with closing(shuffle.Writer(job.file("described", unit))) as handed_on:
+        for chunk, raw in enumerate(job.chunks(job.items, unit)):
+            checked = check_items(raw.frame, job.config.items, source, job.config.contracts.items)
+            job.bury(account.letters_of(checked.rejects, raw, source), "describe", unit, chunk)
+            rows = checked.rows.with_columns(row=raw.numbers.gather(checked.rows["row"]))
+            rows = rows.with_columns(source=pl.lit(source)).sort("item_id")
+            handed_on.write(rows)
+            samples.append(numbering.sample(rows["item_id"]))
             read += raw.frame.height + raw.broken.height
-            checked = check_items(raw.frame, job.config.items, str(unit.path), job.config.contracts.items)
-            letters.append(_letters(checked.rejects, raw, str(unit.path)))
-            place = raw.numbers.gather(checked.rows["row"])
-            usable.append(checked.rows.with_columns(row=place, source=pl.lit(str(unit.path))))
-        everything = pl.concat(usable)
-        again = ~everything["item_id"].is_first_distinct()  # within a file it was seen already
-        rows = everything.filter(~again).drop("row", "source")
-        letters.append(_letters_of(everything.filter(again), SEEN_BEFORE))
+    job.finish("describe", unit, read=read, samples=samples)
+
+
+def cut_ids(job: Job, _: int) -> None:
+    """Phase 3: ranges of ids: of the items, or without them of what was touched."""
+    entries = job.entries("describe" if job.items else "check")
+    Ranges.of([tuple(each) for entry in entries for each in entry["samples"]], job.shards).save(job.ranges)
+    job.finish("cut", 0)
+
+
+def number(job: Job, part: int) -> None:
+    """Phase 4: the items of one range of ids, and their numbers within the range for each unit."""
+    ranges = Ranges.load(job.ranges)
+    touched = [[*_within(job.file("ids", unit.number), ranges, part)] for unit in job.interactions]
+    if job.items:
+        described = [rows for unit in job.items for rows in _within(job.file("described", unit.number), ranges, part)]
+        everything = pl.concat(described)
+        first = everything["item_id"].is_first_distinct()  # within a chunk it was seen already
+        rows = everything.filter(first).drop("row", "source")
+        job.bury(account.letters_for(everything.filter(~first), SEEN_BEFORE), "number", part)
     else:
-        touched = [pl.read_parquet(path) for path in sorted(job.work.glob("ids-*.parquet"))]
-        rows = pl.concat(touched).unique().with_columns(title=pl.lit(None, pl.String))
-    dead = pl.concat(letters)
-    dead.write_parquet(job.work / "dead-number-00000.parquet")
-    rows.sort("item_id").write_parquet(job.work / CATALOGUE)
-    job.finish("number", 0, read=read, used=rows.height)
+        rows = pl.concat([ids for unit in touched for ids in unit]).unique()
+        rows = rows.with_columns(title=pl.lit(None, pl.String))
+    rows = rows.sort("item_id")
+    rows.write_parquet(job.work / f"catalogue-{part:05d}.parquet")
+    numbers = rows.select("item_id").with_row_index("number")
+    with closing(shuffle.Writer(job.file("numbers", part))) as handed_on:
+        for ids in (ids for unit in touched for ids in unit):
+            handed_on.write(ids.join(numbers, on="item_id", how="left", maintain_order="left").select("number"))
+    job.finish("number", part, used=rows.height)
+
+
+def _within(path: Path, ranges: Ranges, part: int) -> Iterator[pl.DataFrame]:
+    """Of each batch of a file, sorted by `item_id`, the rows of one range of ids."""
+    file = shuffle.batches(path)
+    for chunk in range(file.num_record_batches):
+        batch = file.get_batch(chunk)
+        rows = ranges.within(batch.column("item_id"), part)
+        yield shuffle.as_frame(batch.slice(rows.start, rows.stop - rows.start))
+
+
+def place(job: Job, unit: int) -> None:
+    """Phase 5: give the rows of one unit item numbers, and put them into the shard of their user."""
+    source, unknown = job.interactions[unit].source, 0
+    before = sum(len(entry["samples"]) for entry in job.entries("check")[:unit])
+    checked, ids = shuffle.batches(job.file("checked", unit)), shuffle.batches(job.file("ids", unit))
+    numbers = [shuffle.batches(job.file("numbers", part)) for part in range(job.shards)]
+    with closing(shuffle.Writer(job.file("placed", unit))) as handed_on:
+        for chunk in range(checked.num_record_batches):
+            rows = shuffle.as_frame(checked.get_batch(chunk))
+            named = shuffle.as_frame(ids.get_batch(chunk))
+            ranked = [
+                shuffle.as_frame(file.get_batch(before + chunk))["number"].cast(pl.Int64) + base
+                for file, base in zip(numbers, job.bases, strict=False)
+            ]
+            found = named.with_columns(item=pl.concat(ranked).cast(pl.Int32))[rows["place"]]
+            rows = rows.drop("place").hstack(found)
+            lost = rows.filter(pl.col("item").is_null()).select("row", *SCHEMA, source=pl.lit(source))
+            job.bury(account.letters_for(lost, UNKNOWN_ITEM), "place", unit, chunk)
+            unknown += lost.height
+            known = rows.drop("item_id", "row").filter(pl.col("item").is_not_null())
+            users = (known["user_id"].hash(0) % job.shards).to_numpy()
+            handed_on.spread(known, users, job.shards)
+    job.finish("place", unit, unknown=unknown)
 
 
 def sequence(job: Job, shard: int) -> None:
-    """Phase 3: order one shard of users by time, write their sequences, and count their pairs."""
-    parts = {unit.number: job.checked(unit.number, shard) for unit in job.interactions}
-    frames = [
-        pl.read_ipc(part).select("row", *SCHEMA, unit=pl.lit(unit, pl.UInt32))
-        for unit, part in parts.items()
-        if part.exists()
-    ]
-    nothing = pl.DataFrame(schema={"row": pl.UInt32, **SCHEMA, "unit": pl.UInt32})
-    rows = pl.concat([nothing, *frames])
-    numbers = pl.read_parquet(job.work / CATALOGUE, columns=["item_id"]).with_row_index("item")
-    rows = rows.join(numbers, on="item_id", how="left", maintain_order="left")
-    paths = [str(unit.path) for unit in job.interactions]
-    unknown = rows.filter(pl.col("item").is_null())
-    letters = _letters_of(unknown.select("row", *SCHEMA, source=pl.lit(pl.Series(paths)).gather("unit")), UNKNOWN_ITEM)
-    letters.write_parquet(job.work / f"dead-sequence-{shard:05d}.parquet")
-    known = rows.filter(pl.col("item").is_not_null())
+    """Phase 6: order one shard of users by time, write their sequences, and count their pairs."""
+    files = [job.file("placed", unit.number) for unit in job.interactions]
+    known = pl.concat([rows for path in files for rows in shuffle.read(path, shard, job.shards)])
     kept = arrange(known)
-
     users = by_user(kept)
     users.write_parquet(job.out / SEQUENCES / f"part-{shard:05d}.parquet")
-    num_items, newest = numbers.height, job.newest
+    bases, newest = job.bases, job.newest
     split = Split(Sequences.from_frame(users), cut(newest, job.config.evaluate))
-    touched = split.sequences.items[split.known_before("test")]
-    np.save(job.work / f"touched-{shard:05d}.npy", np.bincount(touched, minlength=num_items))
-    both = pairs.count(split, kept["weight"].to_numpy(), num_items, job.config.prepare, newest)
+
+    items, times = np.unique(split.sequences.items[split.known_before("test")], return_counts=True)
+    with closing(shuffle.Writer(job.file("touched", shard))) as handed_on:
+        handed_on.spread(pl.DataFrame({"item": items, "times": times}), _part(items, bases), job.shards)
+    both = pairs.count(split, kept["weight"].to_numpy(), bases[-1], job.config.prepare, newest)
     if not job.config.prepare.directed:
         both = pairs.mirror(both)
-    both = both.with_columns(shard=pl.col("anchor").cast(pl.Int64) * job.shards // max(num_items, 1))
-    for (anchors,), part in both.partition_by("shard", as_dict=True, include_key=False).items():
-        part.write_ipc(job.counted(shard, anchors))
+    with closing(shuffle.Writer(job.file("counted", shard))) as handed_on:
+        handed_on.spread(both, _part(both["anchor"].to_numpy(), bases), job.shards)
     over = split.sequences.lengths - job.config.prepare.max_user_interactions
     job.finish(
         "sequence",
@@ -252,71 +307,70 @@ def sequence(job: Job, shard: int) -> None:
     )
 
 
-def merge(job: Job, shard: int) -> None:
-    """Phase 4: sum the pairs of one shard of anchors over all users."""
-    parts = [job.counted(users, shard) for users in range(job.shards)]
-    frames = [pl.read_ipc(part) for part in parts if part.exists()]
-    merged = pairs.by_anchor(pl.concat([pl.DataFrame(schema=pairs.SCHEMA), *frames]))
-    pairs.write(merged, job.out / PAIRS / f"part-{shard:05d}.parquet")
-    job.finish("merge", shard, pairs=int(merged["size"].sum()))
+def _part(items: NDArray[np.int32], bases: list[int]) -> NDArray[np.intp]:
+    """The range of each item number."""
+    return np.searchsorted(bases, items, side="right") - 1
+
+
+def merge(job: Job, part: int) -> None:
+    """Phase 7: sum pairs and touches of one range of items over all users."""
+    shards = range(job.shards)
+    counted = [rows for shard in shards for rows in shuffle.read(job.file("counted", shard), part, job.shards)]
+    merged = pairs.by_anchor(pl.concat(counted), job.config.prepare.max_item_pairs)
+    pairs.write(merged, job.out / PAIRS / f"part-{part:05d}.parquet")
+
+    touched = [rows for shard in shards for rows in shuffle.read(job.file("touched", shard), part, job.shards)]
+    catalogue = pl.read_parquet(job.work / f"catalogue-{part:05d}.parquet")
+    interactions = np.zeros(catalogue.height, np.int64)
+    for rows in touched:
+        interactions[rows["item"].to_numpy() - job.bases[part]] += rows["times"].to_numpy()
+    catalogue.with_columns(interactions=interactions).write_parquet(job.work / f"touched-{part:05d}.parquet")
+    left_out = merged["left_out"]
+    job.finish(
+        "merge",
+        part,
+        pairs=int(merged["size"].sum()),
+        items_over=int((left_out > 0).sum()),
+        pairs_over=int(left_out.sum()),
+    )
 
 
 def label(job: Job, _: int) -> None:
-    """Phase 5: pairs that people judged, with item numbers."""
-    read = 0
-    nothing = pl.DataFrame(schema={"first": pl.Int32, "second": pl.Int32, "same": pl.Boolean})
-    pieces, letters = [nothing], [pl.DataFrame(schema=LETTER)]
-    numbers = pl.read_parquet(job.work / CATALOGUE, columns=["item_id"]).with_row_index("number")
+    """Phase 8: pairs that people judged, with item numbers."""
+    read, pieces = 0, [pl.DataFrame(schema={"first": pl.Int32, "second": pl.Int32, "same": pl.Boolean})]
     for unit in job.labelled:
-        raw = io.read(unit)
-        read += raw.frame.height + raw.broken.height
-        checked = check_labelled(raw.frame, str(unit.path))
-        letters.append(_letters(checked.rejects, raw, str(unit.path)))
-        rows = checked.rows.with_columns(row=raw.numbers.gather(checked.rows["row"]), source=pl.lit(str(unit.path)))
-        for column, name in (("item_a", "first"), ("item_b", "second")):
-            rows = rows.join(
-                numbers.rename({"item_id": column, "number": name}), on=column, how="left", maintain_order="left"
-            )
-        known = pl.col("first").is_not_null() & pl.col("second").is_not_null()
-        letters.append(_letters_of(rows.filter(~known).select("source", "row", *LABELLED_SCHEMA), UNKNOWN_ITEM))
-        pieces.append(rows.filter(known).select(pl.col("first", "second").cast(pl.Int32), "same"))
-    pl.concat(letters).write_parquet(job.work / "dead-label-00000.parquet")
+        for chunk, raw in enumerate(job.chunks(job.labelled, unit.number)):
+            read += raw.frame.height + raw.broken.height
+            checked = check_labelled(raw.frame, unit.source)
+            letters = account.letters_of(checked.rejects, raw, unit.source)
+            rows = checked.rows.with_columns(row=raw.numbers.gather(checked.rows["row"]), source=pl.lit(unit.source))
+            numbers = _numbers(job, pl.concat([rows["item_a"], rows["item_b"]]).unique())
+            for column, name in (("item_a", "first"), ("item_b", "second")):
+                rows = rows.join(
+                    numbers.rename({"item_id": column, "number": name}), on=column, how="left", maintain_order="left"
+                )
+            known = pl.col("first").is_not_null() & pl.col("second").is_not_null()
+            lost = account.letters_for(rows.filter(~known).select("source", "row", *LABELLED_SCHEMA), UNKNOWN_ITEM)
+            job.bury(pl.concat([letters, lost]), "label", unit.number, chunk)
+            pieces.append(rows.filter(known).select(pl.col("first", "second").cast(pl.Int32), "same"))
     labelled = pl.concat(pieces)
     labelled.write_parquet(job.out / LABELLED)
     job.finish("label", 0, read=read, used=labelled.height)
 
 
+def _numbers(job: Job, ids: pl.Series) -> pl.DataFrame:
+    """Those of some ids that the catalogue holds, with their number; the catalogue passes by in pieces."""
+    catalogue = pl.scan_parquet(sorted(job.work.glob("catalogue-*.parquet"))).select("item_id")
+    wanted = ids.alias("item_id").to_frame().lazy()
+    return catalogue.with_row_index("number").join(wanted, on="item_id", how="semi").collect(engine="streaming")
+
+
 def commit(job: Job) -> dict[str, Any]:
     """Check the account, write catalogue and dead letters, drop the work files; the stage's manifest."""
-    checks, numbered, sequenced = job.entries("check"), job.entries("number")[0], job.entries("sequence")
-    item_letters = job.letters("number")
-    interaction_letters = pl.concat([job.letters("check"), job.letters("sequence")])
-    limit = job.config.prepare.max_dead_letter_ratio
-    account = {}
-    if job.items:
-        account["items"] = _settle(
-            job.items, item_letters, limit, read=numbered["read"], used=numbered["used"], filtered={}
-        )
-    account["interactions"] = _settle(
-        job.interactions,
-        interaction_letters,
-        limit,
-        read=sum(entry["read"] for entry in checks),
-        used=sum(entry["used"] for entry in sequenced),
-        filtered={
-            UNWEIGHED: sum(entry["unweighed"] for entry in checks),
-            REPEAT: sum(entry["repeats"] for entry in sequenced),
-        },
-    )
-
-    if job.labelled:
-        labelled = job.entries("label")[0]
-        account["labelled_pairs"] = _settle(
-            job.labelled, job.letters("label"), limit, read=labelled["read"], used=labelled["used"], filtered={}
-        )
-
-    num_users, num_items = sum(entry["users"] for entry in sequenced), numbered["used"]
-    unweighed = account["interactions"]["filtered"].get(UNWEIGHED, 0)
+    checks, sequenced, merged = job.entries("check"), job.entries("sequence"), job.entries("merge")
+    settled = _settle(job)
+    num_users, num_items = sum(entry["users"] for entry in sequenced), job.bases[-1]
+    unweighed = settled["interactions"]["filtered"].get(UNWEIGHED, 0)
     left_out = f" Left out were {unweighed:,} rows: {UNWEIGHED}." if unweighed else ""
     if num_items < MIN_ITEMS:
         raise InputError(f"the catalogue must hold at least {MIN_ITEMS} items. Received: {num_items}.{left_out}")
@@ -330,69 +384,60 @@ def commit(job: Job) -> dict[str, Any]:
             f"{job.config.evaluate.validation_days:g} and {job.config.evaluate.test_days:g} days, held out of a log "
             f"of {days:.1f} days."
         )
-    touched = sum(np.load(path) for path in sorted(job.work.glob("touched-*.npy")))
-    catalogue = Catalogue(
-        pl.read_parquet(job.work / CATALOGUE).with_columns(interactions=pl.Series(touched, dtype=pl.Int64))
-    )
-    catalogue.save(job.out / CATALOGUE)
-    pl.concat([item_letters, interaction_letters, job.letters("label")]).write_parquet(job.out / DEAD_LETTERS)
-    num_pairs = sum(entry["pairs"] for entry in job.entries("merge"))
+    parts = sorted(job.work.glob("touched-*.parquet"))
+    pl.scan_parquet(parts).sink_parquet(job.out / CATALOGUE)
+    ids = (item_id for part in parts for item_id in pl.read_parquet(part, columns=["item_id"])["item_id"])
+    identity = fingerprint(ids)
+    job.letters("describe", "number", "check", "place", "label").sink_parquet(job.out / DEAD_LETTERS)
     job.work.rename(job.out / SPENT)  # at once: of some of these files a killed job could not be gone on with
     shutil.rmtree(job.out / SPENT)
     return {
         "num_users": num_users,
         "num_items": num_items,
-        "num_pairs": num_pairs,
+        "num_pairs": sum(entry["pairs"] for entry in merged),
         "over_max_user_interactions": {
             "users": sum(entry["users_over"] for entry in sequenced),
             "interactions": sum(entry["rows_over"] for entry in sequenced),
         },
+        "over_max_item_pairs": {
+            "items": sum(entry["items_over"] for entry in merged),
+            "pairs": sum(entry["pairs_over"] for entry in merged),
+        },
         "cut": instants,
-        "catalogue_fingerprint": catalogue.fingerprint,
-        "account": account,
+        "catalogue_fingerprint": identity,
+        "account": settled,
         "sequences": sorted(path.name for path in (job.out / SEQUENCES).iterdir()),
         "pairs": sorted(path.name for path in (job.out / PAIRS).iterdir()),
     }
 
 
-def _letters(rejects: pl.DataFrame, raw: io.Raw, source: str) -> pl.DataFrame:
-    """Dead letters of a file: rows that were rejected, and what was no row."""
-    rejected = rejects.with_columns(row=raw.numbers.gather(rejects["row"]))
-    both = [frame.with_columns(source=pl.lit(source)).select(*LETTER) for frame in (rejected, raw.broken)]
-    return pl.concat(both)
-
-
-def _letters_of(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
-    """Dead letters of rows that were good by themselves, with `source` and `row`."""
-    return rows.select("source", "row", reason=pl.lit(reason), content=as_json(rows.drop("source", "row")))
-
-
-def _settle(
-    units: list[io.Unit], letters: pl.DataFrame, max_ratio: float, *, read: int, used: int, filtered: dict[str, int]
-) -> dict[str, Any]:
-    """The account of some files: it must add up and hold rows, few enough of them dead."""
-    files = ", ".join(sorted({str(unit.path) for unit in units}))
-    by_reason = dict(letters["reason"].value_counts(sort=True).iter_rows())
-    account = {
-        "read": read,
-        "used": used,
-        "filtered": {rule: rows for rule, rows in filtered.items() if rows},
-        "dead_letters": by_reason,
-    }
-    if read != used + sum(filtered.values()) + letters.height:
-        raise StageError(f"every row of {files} must be accounted for. Received: {account}.")
-    if read == 0:
-        raise InputError(f"{files} must hold rows. Received: none.")
-    if letters.height > max_ratio * read:
-        reasons = "; ".join(f"{rows:,} {reason}" for reason, rows in by_reason.items())
-        example = letters.row(0, named=True)
-        raise StageError(
-            f"at most {max_ratio:.2%} of the rows of {files} may be unusable. "
-            f"Received: {letters.height:,} of {read:,} ({reasons}), such as row {example['row']} of "
-            f"{example['source']}: {example['content'][:EXAMPLE_CHARACTERS]}. "
-            "Mend the input, or raise prepare.max_dead_letter_ratio."
+def _settle(job: Job) -> dict[str, Any]:
+    """The accounts of all input."""
+    checks, sequenced = job.entries("check"), job.entries("sequence")
+    limit = job.config.prepare.max_dead_letter_ratio
+    settled = {}
+    if job.items:
+        read = sum(entry["read"] for entry in job.entries("describe"))
+        settled["items"] = account.settle(
+            job.items, job.letters("describe", "number"), limit, read=read, used=job.bases[-1], filtered={}
         )
-    return account
+    settled["interactions"] = account.settle(
+        job.interactions,
+        job.letters("check", "place"),
+        limit,
+        read=sum(entry["read"] for entry in checks),
+        used=sum(entry["used"] for entry in sequenced),
+        filtered={
+            UNWEIGHED: sum(entry["unweighed"] for entry in checks),
+            REPEAT: sum(entry["repeats"] for entry in sequenced),
+        },
+    )
+    if job.labelled:
+        labelled = job.entries("label")[0]
+        settled["labelled_pairs"] = account.settle(
+            job.labelled, job.letters("label"), limit, read=labelled["read"], used=labelled["used"], filtered={}
+        )
+    return settled
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Takes the checked items as a Polars frame, hands on a `Catalogue`; on disk one P
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -65,12 +65,8 @@ class Catalogue:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the ids in order: whatever is bound to item numbers is bound to this."""
-        digest = hashlib.sha256()
-        for item_id in self.item_ids:
-            encoded = item_id.encode("utf-8", "surrogatepass")
-            digest.update(len(encoded).to_bytes(8, "big") + encoded)
-        return digest.hexdigest()
+        """See `fingerprint`."""
+        return fingerprint(self.item_ids)
 
     def save(self, path: Path) -> None:
         """Write one Parquet file."""
@@ -80,3 +76,12 @@ class Catalogue:
     def load(cls, path: Path) -> Catalogue:
         """Read what `save` wrote."""
         return cls(pl.read_parquet(path))
+
+
+def fingerprint(item_ids: Iterable[str]) -> str:
+    """SHA-256 of the ids in order: whatever is bound to item numbers is bound to this."""
+    digest = hashlib.sha256()
+    for item_id in item_ids:
+        encoded = item_id.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.hexdigest()

@@ -219,6 +219,9 @@ class PrepareConfig(Table):
     max_user_interactions: Annotated[int, Field(ge=2)] = 10_000
     """Only so many of a user's newest interactions make pairs: a bot must not outweigh the others. The manifest
     counts those that are over it."""
+    max_item_pairs: Count = 10_000
+    """Only so many of the items that go with an item, those of most weight, are kept: one that everybody has would
+    go with all. The manifest counts what is left out."""
     user_power: Share = 0.0
     """A user's pairs are divided by their summed weight to this power. 1 lets all users count alike."""
     event_weights: dict[str, Positive] = {}

@@ -132,21 +132,32 @@ def mirror(pairs: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([pairs, other])
 
 
-def by_anchor(pairs: pl.DataFrame) -> pl.DataFrame:
-    """One row an anchor: `positives` (list of int32), their two weights (lists of float32), sorted, and `size`."""
-    return (
+def by_anchor(pairs: pl.DataFrame, most: int) -> pl.DataFrame:
+    """Sum the weights of each pair, and make one row an anchor.
+
+    Returns:
+        `anchor`, its `most` heaviest `positives` (list of int32), sorted, their two weights (lists of float32),
+        `size`, how many they are, and `left_out`, how many more there were (both int32).
+    """
+    summed = (
         pairs.group_by("anchor", "positive")
         .agg(pl.col("weight", "weight_before_validation").sum().cast(pl.Float32))
         .sort("anchor", "positive")
-        .group_by("anchor", maintain_order=True)
-        .agg(pl.col("positive").alias("positives"), "weight", "weight_before_validation", size=pl.len().cast(pl.Int32))
     )
+    sizes = summed.group_by("anchor").agg(left_out=pl.len().cast(pl.Int32) - most).filter(pl.col("left_out") > 0)
+    if sizes.height:
+        summed = summed.filter(pl.col("weight").rank("ordinal", descending=True).over("anchor") <= most)
+    rows = summed.group_by("anchor", maintain_order=True).agg(
+        pl.col("positive").alias("positives"), "weight", "weight_before_validation", size=pl.len().cast(pl.Int32)
+    )
+    left_out = pl.col("left_out").fill_null(0)
+    return rows.join(sizes, on="anchor", how="left", maintain_order="left").with_columns(left_out)
 
 
 def write(rows: pl.DataFrame, path: Path) -> None:
-    """Write what `by_anchor` gives, in row groups that can be read one by one."""
+    """Write what `by_anchor` gives, but for `left_out`, in row groups that can be read one by one."""
     size = int(rows["size"].sum())
-    rows.write_parquet(path, row_group_size=max(1, rows.height * ROW_GROUP_PAIRS // max(size, 1)))
+    rows.drop("left_out").write_parquet(path, row_group_size=max(1, rows.height * ROW_GROUP_PAIRS // max(size, 1)))
 
 
 class Block(NamedTuple):

@@ -207,6 +207,19 @@ def test_what_a_bot_touched_beyond_the_cap_is_counted_and_makes_no_pair(tmp_path
         assert of_the_bot == {f"b{n % 700}" for n in range(5_000 - newest - 40, 5_000 - newest)}
 
 
+def test_an_item_that_everybody_has_goes_with_no_more_items_than_the_cap(tmp_path: Path) -> None:
+    """The heaviest are kept, and the other way round each item keeps the one that everybody has."""
+    log = []
+    for n in range(60):  # item n is beside "all" n // 10 + 1 times
+        pairs_of_n = [(f"u{n}-{time}", name) for time in range(n // 10 + 1) for name in ("all", f"i{n:02d}")]
+        log += [{"user_id": user, "item_id": item, "timestamp": place} for place, (user, item) in enumerate(pairs_of_n)]
+    write(tmp_path / "log.csv", log)
+    found = prepared(night(tmp_path, prepare={"max_item_pairs": 20, "rows_per_unit": 50}))
+    assert {other for item, other in found.pairs if item == "all"} == {f"i{n}" for n in range(40, 60)}
+    assert {item for item, other in found.pairs if other == "all"} == {f"i{n:02d}" for n in range(60)}
+    assert found.manifest["over_max_item_pairs"] == {"items": 1, "pairs": 40}
+
+
 def test_times_are_kept_beside_the_items(tmp_path: Path, log: list[Row]) -> None:
     expected = naive_sequences(log, {row["item_id"] for row in log})
     assert prepared(night(tmp_path)).times == {

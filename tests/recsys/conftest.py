@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Callable[..., Any]:
         parts = []
         for number in range(2):
             parts.append(folder / f"part-{number}.parquet")
-            pairs.write(pairs.by_anchor(frame.filter(pl.col("anchor") % 2 == number)), parts[-1])
+            pairs.write(pairs.by_anchor(frame.filter(pl.col("anchor") % 2 == number), most=1_000), parts[-1])
         return pairs.Pairs(parts, len(dense), "weight")
 
     return write

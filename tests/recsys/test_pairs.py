@@ -222,15 +222,32 @@ def test_mirror_gives_both_directions():
 
 def test_by_anchor_collects_and_sums_the_positives_of_each_anchor():
     twice = pl.concat([pairs.mirror(some_pairs()), some_pairs().head(1)])
-    grouped = pairs.by_anchor(twice.sample(fraction=1, shuffle=True, seed=4))
+    grouped = pairs.by_anchor(twice.sample(fraction=1, shuffle=True, seed=4), most=100)
     assert grouped.schema["positives"] == pl.List(pl.Int32)
     assert grouped.schema["weight"] == grouped.schema["weight_before_validation"] == pl.List(pl.Float32)
     assert grouped.rows() == [
-        (0, [1, 3], [3.0, 2.0], [3.0, 0.0], 2),
-        (1, [0], [1.5], [1.5], 1),
-        (2, [3], [0.25], [0.25], 1),
-        (3, [0, 2], [2.0, 0.25], [0.0, 0.25], 2),
+        (0, [1, 3], [3.0, 2.0], [3.0, 0.0], 2, 0),
+        (1, [0], [1.5], [1.5], 1, 0),
+        (2, [3], [0.25], [0.25], 1, 0),
+        (3, [0, 2], [2.0, 0.25], [0.0, 0.25], 2, 0),
     ]
+
+
+def test_an_item_keeps_its_heaviest_positives():
+    rng = np.random.default_rng(5)
+    weights = rng.integers(1, 4, (6, 9)) * (rng.random((6, 9)) < 0.7)  # with ties: of those the first is kept
+    row, column = np.nonzero(weights)
+    frame = pl.DataFrame(
+        {"anchor": row, "positive": column, "weight": weights[row, column], "weight_before_validation": 0}
+    )
+    grouped = pairs.by_anchor(frame.cast(pairs.SCHEMA), most=4)
+    for anchor, positives, weight, _, size, left_out in grouped.iter_rows():
+        every = np.flatnonzero(weights[anchor])
+        heaviest = sorted(sorted(every, key=lambda other: (-weights[anchor, other], other))[:4])
+        assert positives == heaviest
+        assert weight == weights[anchor, heaviest].tolist()
+        assert (size, left_out) == (len(heaviest), len(every) - len(heaviest))
+    assert grouped["left_out"].max() > 0 == grouped["left_out"].min()
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
@@ -281,7 +298,7 @@ def on_disk(folder, weight="weight", rows=None, num_parts=4):
         some = [row for row in rows if row[0] % (num_parts - 1) == number]
         frame = pl.DataFrame(some, schema=pairs.SCHEMA, orient="row")
         parts.append(folder / f"part-{number}.parquet")
-        pairs.write(pairs.by_anchor(frame), parts[-1])
+        pairs.write(pairs.by_anchor(frame, most=100), parts[-1])
     return pairs.Pairs(parts, NUM_ITEMS, weight)
 
 
