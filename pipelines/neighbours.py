@@ -27,14 +27,16 @@ from numpy.typing import NDArray
 from pipelines import runner, sinks
 from pipelines.night import calm, main
 from pipelines.progress import Advance, Reporter
-from pipelines.sinks.address import Address
 from pipelines.sinks.sink import Export, deliver
 from recsys import config as configuration
+from recsys import depot
+from recsys.address import Address
 from recsys.config import Config, NeighboursConfig
 from recsys.errors import StageError
 from recsys.neighbours import Filter, nearest
 from recsys.release import MANIFEST as RELEASE_MANIFEST
-from recsys.release import Release, sha256
+from recsys.release import Release
+from recsys.storage import sha256
 from recsys.workspace import MANIFEST, Run, code_version
 
 NAME = "neighbours"
@@ -217,13 +219,13 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The job by itself, of a release folder. `recsys neighbours` also finds the champion."""
     parser = argparse.ArgumentParser(prog=f"python -m pipelines.{NAME}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE", help="the TOML config")
-    parser.add_argument("--release", required=True, metavar="DIR", help="a release folder")
+    parser.add_argument("--release", required=True, metavar="PLACE", help="a release's folder or URL")
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting; repeatable"
     )
     parsed = parser.parse_args(argv)
     config = configuration.load(parsed.config, parsed.set)
-    return neighbours(Release.load(parsed.release), config, Reporter())
+    return neighbours(depot.load(parsed.release), config, Reporter())
 
 
 if __name__ == "__main__":

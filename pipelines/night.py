@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import io
 from pipelines.progress import Reporter
 from recsys import config as configuration
+from recsys import depot
 from recsys.config import Config
 from recsys.errors import InputError, RecsysError, ReleaseError
 from recsys.release import MANIFEST, read_manifest
@@ -34,9 +35,9 @@ class Night:
 
     config: Config
     run: Run
-    interactions: list[Path]
-    items: list[Path]
-    labelled: list[Path] = field(default_factory=list)
+    interactions: list[str]
+    items: list[str]
+    labelled: list[str] = field(default_factory=list)
     report: Reporter = field(default_factory=lambda: Reporter(quiet=True))
 
     @classmethod
@@ -49,9 +50,9 @@ class Night:
         interactions = io.find(config.data.interactions, "data.interactions")
         items = io.find(config.data.items, "data.items") if config.data.items else []
         labelled = io.find(config.data.labelled_pairs, "data.labelled_pairs") if config.data.labelled_pairs else []
-        inputs = {"interactions": interactions, "items": items, "labelled_pairs": labelled}
+        inputs: dict[str, list[str]] = {"interactions": interactions, "items": items, "labelled_pairs": labelled}
         if config.data.warm_start is not None:
-            inputs["warm_start"] = [manifest_of(Path(config.data.warm_start))]
+            inputs["warm_start"] = [str(manifest_of(config.data.warm_start))]
         return cls(config, Run.of(config, inputs), interactions, items, labelled, report or Reporter(quiet=True))
 
     @cached_property
@@ -80,17 +81,18 @@ class Night:
         return self.config.workspace / "releases"
 
 
-def manifest_of(release: Path) -> Path:
+def manifest_of(release: str) -> Path:
     """The manifest of the release to go on from: it names every other file.
 
     Raises:
         InputError: there is none, or it is of no release.
     """
     try:
-        read_manifest(release)
+        folder = depot.local(release)
+        read_manifest(folder)
     except ReleaseError as error:
         raise InputError(f"data.warm_start must be the folder of a release: {error}") from None
-    return release / MANIFEST
+    return folder / MANIFEST
 
 
 Stage = Callable[[Night], dict[str, Any]]

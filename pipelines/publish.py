@@ -10,6 +10,7 @@ from typing import Any
 from pipelines import calibrate, data_page, embed, evaluate, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night, command, main
+from recsys import depot
 from recsys import release as releases
 from recsys.release import Release
 from recsys.similarity import DISTANCES
@@ -19,11 +20,12 @@ STAGE = "publish"
 
 
 def publish(night: Night) -> dict[str, Any]:
-    """Write the release if it is not there, verify it, and register it if it is not registered.
+    """Write the release if it is not there, verify it, copy it to `data.releases`, and register it once.
 
     Raises:
         StageError: a stage before was not run.
-        ReleaseError: what was written does not verify.
+        ReleaseError: what was written does not verify, or `data.releases` has another release of this id.
+        InputError: `data.releases` is away, or refuses.
         TrackingError: MLflow does not take it.
     """
     with night.report.stage(STAGE) as advance:
@@ -31,6 +33,8 @@ def publish(night: Night) -> dict[str, Any]:
         advance(1, 3, f"release {release.release_id}")
         _log(night, release)
         advance(2, 3)
+        to = night.config.data.releases
+        put = {} if to is None else {"released_to": depot.put(release, to)}
         version = night.tracker.register(night.mlflow_run, release)
         advance(3, 3, f"release {release.release_id} is version {version.number} of {night.config.tracking.model}")
     return {
@@ -39,6 +43,7 @@ def publish(night: Night) -> dict[str, Any]:
         "model": night.config.tracking.model,
         "version": version.number,
         "mlflow_run": night.mlflow_run,
+        **put,
     }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipelines import prepare
 from pipelines.night import Night, command, main
+from recsys import depot
 from recsys.batches import Batches, HistoryBatches, LabelledBatches, PairBatches
 from recsys.catalogue import Catalogue
 from recsys.checkpoint import Checkpoint
@@ -28,7 +29,7 @@ from recsys.features import Features
 from recsys.labelled import LabelledPairs
 from recsys.pairs import Pairs, Weight
 from recsys.queries import middle
-from recsys.release import CATALOGUE, FEATURES, TOWER, Release
+from recsys.release import CATALOGUE, FEATURES, TOWER
 from recsys.sequences import Sequences
 from recsys.similarity import DISTANCES
 from recsys.splitting import Cut, Split, Target
@@ -141,7 +142,7 @@ def fit_before(
     model = tower.build(features, config.tower, config.train.seed)
     copied: dict[str, dict[str, int]] = {}
     if config.data.warm_start is not None:
-        earlier = earlier_release(Path(config.data.warm_start))
+        earlier = earlier_release(config.data.warm_start)
         copied = tower.warm_start(model, features, tower.load(earlier / TOWER), Features.load(earlier / FEATURES))
 
     def checkpoint(phase: str) -> Checkpoint | None:
@@ -178,14 +179,14 @@ def best_recency(night: Night, split: Split, vectors: Vectors) -> float | None:
     return choose_recency(index, validation, config.evaluate.recency, config.evaluate.history)[0]
 
 
-def earlier_release(folder: Path) -> Path:
+def earlier_release(source: str) -> Path:
     """The release to go on from, checked.
 
     Raises:
         InputError: it is none, or damaged.
     """
     try:
-        return Release.load(folder).path
+        return depot.load(source).path
     except ReleaseError as error:
         raise InputError(f"data.warm_start must be the folder of a release: {error}") from None
 

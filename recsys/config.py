@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from recsys.address import Address
 from recsys.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
@@ -51,16 +52,26 @@ class DataConfig(Table):
     """Where the input lies and where the work goes."""
 
     interactions: str
-    """Interactions: a path or a glob; Parquet, CSV (also .gz) or JSON lines (also .gz)."""
+    """Interactions: a path, a URL (`s3://bucket/log/*.parquet`) or a glob; Parquet, CSV (also .gz) or JSON lines (also
+    .gz). `docs/storage.md` says more of URLs."""
     items: str | None = None
     """Items, in the same formats. Without it the catalogue is the items that somebody touched."""
     labelled_pairs: str | None = None
     """Pairs of items that people judged, in the same formats: `item_a`, `item_b`, `same` (0 or 1). With them the
     tower is trained on those alone; interactions still say when to stop, and measure."""
     warm_start: str | None = None
-    """Folder of a release whose tower training goes on from. New items start from their features."""
+    """Folder or URL of a release whose tower training goes on from. New items start from their features."""
     workspace: str = "workspace"
-    """Folder for runs, releases and, by default, the MLflow database."""
+    """Folder of this machine for runs, releases and, by default, the MLflow database."""
+    releases: str | None = None
+    """Folder or URL that finished releases are copied to, for services elsewhere. A release there is never replaced."""
+
+    @field_validator("workspace")
+    @classmethod
+    def _local(cls, workspace: str) -> str:
+        if Address(workspace).scheme is not None:
+            raise ValueError("must be a folder of this machine. data.releases may be a URL")
+        return workspace
 
 
 class ItemsConfig(Table):
@@ -444,8 +455,9 @@ class NeighboursConfig(Table):
     """Release -> the nearest of every item, exported for readers that do not ask the service."""
 
     to: Annotated[str, Field(repr=False)] = "neighbours.parquet"
-    """Where to: a folder of Parquet files, a file that ends in `.jsonl`, or a URL: `sqlite:///FILE`, `postgresql://`,
-    `redis://` or `rediss://`. `docs/neighbours.md` says what readers find there, and where a password goes."""
+    """Where to: a folder of Parquet files or a file that ends in `.jsonl`, either also by a URL (`s3://`, `gs://`), or
+    a server: `sqlite:///FILE`, `postgresql://`, `redis://` or `rediss://`. `docs/neighbours.md` says what readers find
+    there, and where a password goes."""
     k: Count = 20
     """Neighbours of an item; fewer where the catalogue, or what is let through, holds no more."""
     min_similarity: float | None = None
@@ -609,7 +621,7 @@ def parse(tables: dict[str, Any], source: str = "config") -> Config:
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-PATH_KEYS = ("interactions", "items", "labelled_pairs", "warm_start", "workspace")
+PATH_KEYS = ("interactions", "items", "labelled_pairs", "warm_start", "workspace", "releases")
 SECRET = {"neighbours.to", "tracking.uri"}
 """Settings that may hold a password: no error shows them."""
 SQLITE = "sqlite:///"
@@ -622,7 +634,7 @@ def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
     data.setdefault("workspace", DataConfig.model_fields["workspace"].default)
     for key in PATH_KEYS:
         if isinstance(data.get(key), str):
-            data[key] = str(folder / data[key])
+            data[key] = _anchor(data[key], folder)
     neighbours = tables.setdefault("neighbours", {})
     if isinstance(neighbours, dict):
         to = neighbours.setdefault("to", NeighboursConfig.model_fields["to"].default)
@@ -635,7 +647,12 @@ def _anchor_target(to: Any, folder: Path) -> Any:
         return to  # the model reports it
     if to.startswith(SQLITE):
         return f"{SQLITE}{folder / to.removeprefix(SQLITE)}"
-    return to if "://" in to else str(folder / to)
+    return _anchor(to, folder)
+
+
+def _anchor(name: str, folder: Path) -> str:
+    """A path is relative to the folder, a URL is not."""
+    return name if Address(name).scheme else str(folder / name)
 
 
 def _apply(tables: dict[str, Any], override: str) -> None:
@@ -650,7 +667,7 @@ def _apply(tables: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is text: --set items.title=name
     if table == "data" and key in PATH_KEYS and isinstance(value, str):
-        value = str(Path.cwd() / value)
+        value = _anchor(value, Path.cwd())
     if (table, key) == ("neighbours", "to"):
         value = _anchor_target(value, Path.cwd())
     target = tables.setdefault(table, {})
@@ -661,7 +678,9 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 def _explain(problem: dict[str, Any]) -> str:
     location = [str(part) for part in problem["loc"]]
     name = ".".join(location)
-    received = "not shown, since it may hold a password" if name in SECRET else repr(problem.get("input"))
+    value = problem.get("input")
+    shown = repr(Address(value).shown if isinstance(value, str) else value)
+    received = "not shown, since it may hold a password" if name in SECRET else shown
     if problem["type"] == "extra_forbidden":
         return f"unknown key {name!r}.{_nearest(location)}"
     if problem["type"] == "missing":

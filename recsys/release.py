@@ -7,7 +7,6 @@ manifest, and the files against each other. `docs/release-format.md` describes t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -27,6 +26,7 @@ from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
 from recsys.index import Index
 from recsys.similarity import DISTANCES, Distance
+from recsys.storage import sha256
 
 FORMAT_VERSION = 2
 
@@ -280,12 +280,6 @@ def publish(temporary: Path, final: Path) -> Path:
             raise
     _flush(final.parent)
     return final
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from recsys.config import Config
 from recsys.errors import InputError, StageError
-from recsys.release import sha256
+from recsys.storage import sha256
 
 MANIFEST = "_MANIFEST.json"
 PACKAGES = ("recsys", "pipelines")
@@ -34,8 +34,8 @@ LIBRARIES = ("annoy", "keras", "numpy", "polars", "scipy", "tensorflow", "tensor
 """Whose version may change a release."""
 
 
-Inputs = Mapping[str, Iterable[Path]]
-"""Input files by their part: interactions, items and so on."""
+Inputs = Mapping[str, Iterable[str]]
+"""Paths or URLs of input files by their part: interactions, items and so on."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ class Run:
 def data_snapshot(inputs: Inputs) -> str:
     """SHA-256 over the content of the input files, in order."""
     digest = hashlib.sha256()
-    for role, paths in inputs.items():
-        for path in paths:
-            digest.update(f"{role} {sha256(path)}\n".encode())
+    for role, sources in inputs.items():
+        for source in sources:
+            digest.update(f"{role} {sha256(source)}\n".encode())
     return digest.hexdigest()
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from pipelines.sinks.address import Address
 from pipelines.sinks.jsonlines import JsonLines
 from pipelines.sinks.parquet import ParquetFolder
-from pipelines.sinks.sink import Sink
+from pipelines.sinks.sink import Sink, require_writable
+from recsys import storage
+from recsys.address import Address
 from recsys.errors import ConfigError
+from recsys.storage import LocalPlace, Place
 
 SERVERS = {
     "sqlite": ("pipelines.sinks.sqlite", "Sqlite"),
@@ -23,18 +25,21 @@ SERVERS = {
 
 
 def at(to: str) -> Sink:
-    """The sink of a path or a URL; nothing is written yet, and no server is asked.
+    """The sink of a path or a URL; nothing is written yet, and no database is asked.
 
     Raises:
         ConfigError: no sink is called so, or its library is not installed.
-        InputError: a file or a folder that we may not write to, or that is somebody else's.
+        InputError: a file or a folder that we may not write to, or that is somebody else's; a store that refuses.
     """
     address = Address(to)
-    if address.scheme is None:
-        path = Path(to)
-        kinds: dict[str, Callable[[Path], Sink]] = {".jsonl": JsonLines, ".parquet": ParquetFolder, "": ParquetFolder}
-        if path.suffix in kinds:
-            return kinds[path.suffix](path)
+    if address.scheme is None or address.scheme in storage.EXTRAS:
+        kinds: dict[str, Callable[[Place], Sink]] = {".jsonl": JsonLines, ".parquet": ParquetFolder, "": ParquetFolder}
+        suffix = PurePosixPath(to).suffix
+        if suffix in kinds:
+            place = storage.at(to)
+            if isinstance(place, LocalPlace):
+                require_writable(Path(to).parent if suffix == ".jsonl" else Path(to), to)
+            return kinds[suffix](place)
     elif address.scheme in SERVERS:
         module, name = SERVERS[address.scheme]
         try:
@@ -46,6 +51,10 @@ def at(to: str) -> Sink:
             ) from None
         return sink(address)
     raise ConfigError(
-        "neighbours.to must be a folder (its name without an ending, or .parquet), a file that ends in .jsonl, or a "
-        f"URL that begins with {', '.join(f'{scheme}://' for scheme in SERVERS)}. Received: {address.shown}."
+        "neighbours.to must be a folder (its name without an ending, or .parquet) or a file that ends in .jsonl, both "
+        f"also in a store ({_schemes(storage.EXTRAS)}), or a server ({_schemes(SERVERS)}). Received: {address.shown}."
     )
+
+
+def _schemes(names: Iterable[str]) -> str:
+    return ", ".join(f"{name}://" for name in names)

@@ -8,57 +8,53 @@ from typing import IO
 
 import polars as pl
 
-from pipelines.sinks.sink import Export, by_item, require_writable
+from pipelines.sinks.sink import Export, by_item
 from recsys.errors import InputError
+from recsys.storage import Place
 
 
 class JsonLines:
-    """A file beside `path` that takes its name when it is complete.
+    """A draft that takes its name when it is complete."""
 
-    Raises:
-        InputError: we may not write there.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._draft: Path | None = None
         self._file: IO[bytes] | None = None
-        require_writable(path.parent, str(path))
 
     def current(self) -> str | None:
         """From the first line."""
+        if not self.place.exists():
+            return None
         try:
-            with self.path.open("rb") as file:
+            with self.place.open() as file:
                 first = file.readline()
             return str(json.loads(first)["export_id"])
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(
                 "neighbours.to must be a new file, or one of neighbours that were exported. "
-                f"Received: {self.path}, which holds something else. Name another file."
+                f"Received: {self.place.shown}, which holds something else. Name another file."
             ) from None
 
     def write(self, export: Export, part: Path) -> None:
         """Lines at the end."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("wb")
+        if self._draft is None or self._file is None:
+            self._draft = self.place.draft(part.parent)  # what is uploaded is written where the parts are
+            self._file = self._draft.open("wb")
         ids = [pl.lit(export.export_id).alias("export_id"), pl.lit(export.release_id).alias("release_id")]
         by_item(part).select(*ids, "item_id", "neighbours").write_ndjson(self._file)
 
     def switch(self, export: Export) -> None:  # noqa: ARG002 - every line names it
         """The new file under the name of the old one."""
-        if self._file is not None:
+        if self._draft is not None and self._file is not None:
             self._file.close()
-            self._temporary.replace(self.path)
-            self._file = None
+            self.place.take(self._draft)
+            self._draft = self._file = None
 
     def clean(self, export: Export) -> None:
         """There is one file, and it was replaced."""
 
     def close(self) -> None:
         """Remove the file that did not take its name."""
-        if self._file is not None:
+        if self._draft is not None and self._file is not None:
             self._file.close()
-            self._temporary.unlink()
+            self._draft.unlink()

@@ -12,8 +12,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pipelines.sinks.address import Address
 from pipelines.sinks.sink import Export, by_item
+from recsys.address import Address
 from recsys.errors import StageError
 
 CURRENT, ABOUT, OLD = "recsys:neighbours", "recsys:neighbours:about", "recsys:neighbours:old"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-from pipelines.sinks.address import Address
 from pipelines.sinks.sink import Export, require_writable
 from pipelines.sinks.tables import COLUMNS, CREATE_CURRENT, CREATE_ROWS, CREATE_VIEW, CURRENT, ROWS, switch
+from recsys.address import Address
 from recsys.config import SQLITE
 from recsys.errors import ConfigError, StageError
 

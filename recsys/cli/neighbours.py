@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, ReleaseFolder, show
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, ReleasePlace, show
 from recsys.cli.similar import open_release
 from recsys.errors import ConfigError
 
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def neighbours(
     *,
-    release: ReleaseFolder = None,
+    release: ReleasePlace = None,
     to: Annotated[
         str | None,
         typer.Option(

@@ -20,9 +20,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting; repeatable."),
 ]
-ReleaseFolder = Annotated[
-    Path | None,
-    typer.Option("--release", metavar="DIR", help="A release folder; without it, the champion."),
+ReleasePlace = Annotated[
+    str | None,
+    typer.Option("--release", metavar="PLACE", help="A release's folder or URL; without it, the champion."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

@@ -13,7 +13,7 @@ from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, show
 
 app = typer.Typer(help="List, show and verify releases.", no_args_is_help=True)
 
-Which = Annotated[str, typer.Argument(metavar="RELEASE", help="A release id of the workspace, or a folder.")]
+Which = Annotated[str, typer.Argument(metavar="RELEASE", help="A release id of the workspace, a folder or a URL.")]
 
 
 @app.command("list")
@@ -69,9 +69,11 @@ def verify(release: Which, config: ConfigFile = CONFIG_DEFAULT, as_json: Json = 
 
 
 def _folder(release: str, config: Path) -> Path:
-    """A folder as it is; a plain id below the workspace."""
+    """A folder as it is, of a URL a copy; a plain id below the workspace."""
     if Path(release).is_dir() or "/" in release:
-        return Path(release)
+        from recsys import depot  # noqa: PLC0415
+
+        return depot.local(release)
     from recsys import config as configuration  # noqa: PLC0415
 
     return configuration.load(config).workspace / "releases" / release

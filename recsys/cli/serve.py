@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Overrides, ReleaseFolder
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Overrides, ReleasePlace
 from recsys.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    release: ReleaseFolder = None,
+    release: ReleasePlace = None,
     host: Annotated[str | None, typer.Option("--host", help="Address; by default serve.host.")] = None,
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; by default serve.port.")] = None,
     config: ConfigFile = CONFIG_DEFAULT,

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleaseFolder, show
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleasePlace, show
 
 if TYPE_CHECKING:
     from recsys.lookup import Answer
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def similar(
     items: Annotated[list[str], typer.Argument(metavar="ITEM…", help="Item ids.")],
     k: Annotated[int, typer.Option("--k", min=1, help="Neighbours of each.")] = 10,
-    release: ReleaseFolder = None,
+    release: ReleasePlace = None,
     config: ConfigFile = CONFIG_DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -35,16 +35,17 @@ def similar(
     show(plain if len(plain) > 1 else plain[0], as_json, lambda: _tell(answers))
 
 
-def open_release(folder: Path | None, config: Path) -> Release:
+def open_release(place: str | None, config: Path) -> Release:
     """A given release, or the champion of a config.
 
     Raises:
         ReleaseError: it does not verify, or there is no champion yet.
+        InputError: the store of a URL is away, or refuses.
     """
-    from recsys.release import Release  # noqa: PLC0415
+    from recsys import depot  # noqa: PLC0415
 
-    if folder is not None:
-        return Release.load(folder)
+    if place is not None:
+        return depot.load(place)
     from recsys import config as configuration  # noqa: PLC0415
     from recsys.errors import ReleaseError  # noqa: PLC0415
     from recsys.tracking import Tracker  # noqa: PLC0415
@@ -57,7 +58,7 @@ def open_release(folder: Path | None, config: Path) -> Release:
             f"model {checked.tracking.model} must have a champion. Received: none at {checked.tracking_uri}. "
             f"Run: recsys nightly --config {config}"
         )
-    return Release.load(tracker.fetch(champion, checked.workspace / "releases"))
+    return depot.load(str(tracker.fetch(champion, checked.workspace / "releases")))
 
 
 def _tell(answers: list[Answer]) -> None:

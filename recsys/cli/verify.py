@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleaseFolder, show
+from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleasePlace, show
 from recsys.cli.similar import open_release
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def verify(
         float | None,
         typer.Option("--false-positive-rate", metavar="F", help="Take the threshold of this false-positive rate."),
     ] = None,
-    release: ReleaseFolder = None,
+    release: ReleasePlace = None,
     config: ConfigFile = CONFIG_DEFAULT,
     as_json: Json = False,
 ) -> None:

@@ -20,10 +20,15 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def read_whole(path: Path) -> io.Raw:
-    """A file that makes one unit."""
-    (unit,) = io.plan([path], 1_000)
-    return io.read(unit)
+def read_whole(path: Path | str, rows: int = 1_000_000) -> io.Raw:
+    """A file that makes one unit, its chunks together."""
+    (unit,) = io.plan([str(path)], 1_000_000)
+    return together(list(io.read(unit, rows)))
+
+
+def together(chunks: list[io.Raw]) -> io.Raw:
+    frames, numbers, broken = zip(*chunks, strict=True)
+    return io.Raw(pl.concat(frames), pl.concat(numbers), pl.concat(broken))
 
 
 def broken_rows(raw: io.Raw) -> list[tuple[int, str, str]]:
@@ -38,7 +43,7 @@ def test_a_glob_finds_its_files_in_the_order_of_their_names(tmp_path: Path) -> N
         write(tmp_path / name, "x")
     (tmp_path / "day-3.csv").mkdir()
     found = io.find(str(tmp_path / "day-*"), "data.interactions")
-    assert [path.name for path in found] == ["day-1.parquet", "day-10.jsonl", "day-2.csv"]
+    assert [Path(source).name for source in found] == ["day-1.parquet", "day-10.jsonl", "day-2.csv"]
 
 
 def test_a_recursive_glob_finds_files_in_sub_folders(tmp_path: Path) -> None:
@@ -46,12 +51,12 @@ def test_a_recursive_glob_finds_files_in_sub_folders(tmp_path: Path) -> None:
     write(tmp_path / "a" / "b" / "deep.csv", "x")
     write(tmp_path / "top.csv", "x")
     found = io.find(str(tmp_path / "**" / "*.csv"), "data.interactions")
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/b/deep.csv", "top.csv"]
+    assert [Path(source).relative_to(tmp_path).as_posix() for source in found] == ["a/b/deep.csv", "top.csv"]
 
 
 def test_a_name_with_brackets_is_also_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "log[1].csv", "x")
-    assert io.find(str(path), "data.interactions") == [path]
+    assert io.find(str(path), "data.interactions") == [str(path)]
 
 
 @pytest.mark.parametrize("name", ["log-*.csv", "log.csv"])
@@ -92,13 +97,13 @@ def test_parquet_is_cut_by_row_groups_and_nothing_is_lost_or_repeated(tmp_path: 
     """23 rows in groups of 4: units of 2 groups, the last one shorter."""
     frame = pl.DataFrame({"user_id": [f"u{n}" for n in range(23)]})
     frame.write_parquet(tmp_path / "log.parquet", row_group_size=4)
-    units = io.plan([tmp_path / "log.parquet"], rows_per_unit=5)
+    units = io.plan([str(tmp_path / "log.parquet")], rows_per_unit=5)
     assert [(unit.row_groups, unit.first_row, unit.rows) for unit in units] == [
         ((0, 1), 0, 8),
         ((2, 3), 8, 8),
         ((4, 5), 16, 7),
     ]
-    raws = [io.read(unit) for unit in units]
+    raws = [raw for unit in units for raw in io.read(unit, 5)]
     assert [user for raw in raws for user in raw.frame["user_id"]] == frame["user_id"].to_list()
     assert [row for raw in raws for row in raw.numbers] == list(range(23))
     assert all(raw.numbers.dtype == pl.UInt32 for raw in raws)
@@ -108,8 +113,8 @@ def test_units_are_numbered_through_over_files_of_all_formats(tmp_path: Path) ->
     pl.DataFrame({"a": range(9)}).write_parquet(tmp_path / "b.parquet", row_group_size=3)
     first = write(tmp_path / "a.csv", "a\n1\n")
     last = write(tmp_path / "c.jsonl.gz", '{"a": 1}\n')
-    units = io.plan([first, tmp_path / "b.parquet", last], rows_per_unit=3)
-    assert [(unit.number, unit.path.name, unit.format) for unit in units] == [
+    units = io.plan([str(first), str(tmp_path / "b.parquet"), str(last)], rows_per_unit=3)
+    assert [(unit.number, Path(unit.source).name, unit.format) for unit in units] == [
         (0, "a.csv", "csv"),
         (1, "b.parquet", "parquet"),
         (2, "b.parquet", "parquet"),
@@ -133,14 +138,14 @@ def test_a_parquet_file_without_rows_is_one_empty_unit_with_its_columns(tmp_path
 def test_a_file_of_no_bytes_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(InputError, match=r"must hold rows\. Received: an empty file") as caught:
-        io.plan([tmp_path / name], 1_000)
+        io.plan([str(tmp_path / name)], 1_000)
     assert str(tmp_path / name) in str(caught.value)
 
 
 def test_text_that_is_called_parquet_is_refused_by_name(tmp_path: Path) -> None:
     path = write(tmp_path / "log.parquet", HEADER + "u,i,1\n" * 50)
     with pytest.raises(InputError, match="must be a parquet file") as caught:
-        io.plan([path], 1_000)
+        io.plan([str(path)], 1_000)
     assert str(path) in str(caught.value)
 
 

@@ -23,14 +23,14 @@ def log(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, log):
-    return Run.of(settings(tmp_path), {"interactions": [log]})
+    return Run.of(settings(tmp_path), {"interactions": [str(log)]})
 
 
 # --- the id of a run
 
 
 def test_the_same_input_is_the_same_run(tmp_path, log, run):
-    again = Run.of(settings(tmp_path), {"interactions": [log]})
+    again = Run.of(settings(tmp_path), {"interactions": [str(log)]})
     assert again == run
     assert run.folder == tmp_path / "ws" / "runs" / run.run_id
     assert run.folder.is_dir()
@@ -44,30 +44,30 @@ def test_a_copy_of_the_data_elsewhere_is_the_same_run(tmp_path, log, run):
 
 def test_other_data_are_another_run(tmp_path, log, run):
     log.write_text(log.read_text() + "a,c,2\n")
-    assert Run.of(settings(tmp_path), {"interactions": [log]}).run_id != run.run_id
+    assert Run.of(settings(tmp_path), {"interactions": [str(log)]}).run_id != run.run_id
 
 
 @pytest.mark.parametrize("part", ["items", "labelled_pairs", "warm_start"])
 def test_all_that_goes_in_is_part_of_the_data(tmp_path, log, run, part):
-    assert Run.of(settings(tmp_path), {"interactions": [log], part: []}).run_id == run.run_id
-    more = Run.of(settings(tmp_path), {"interactions": [log], part: [log]})
+    assert Run.of(settings(tmp_path), {"interactions": [str(log)], part: []}).run_id == run.run_id
+    more = Run.of(settings(tmp_path), {"interactions": [str(log)], part: [log]})
     assert more.run_id != run.run_id
     other = tmp_path / "other"
     other.write_text("other")
-    assert Run.of(settings(tmp_path), {"interactions": [log], part: [other]}).run_id not in {run.run_id, more.run_id}
+    assert Run.of(settings(tmp_path), {"interactions": [str(log)], part: [other]}).run_id not in {run.run_id, more.run_id}
 
 
 def test_another_config_is_another_run(tmp_path, log, run):
-    assert Run.of(settings(tmp_path, train={"seed": 7}), {"interactions": [log]}).run_id != run.run_id
+    assert Run.of(settings(tmp_path, train={"seed": 7}), {"interactions": [str(log)]}).run_id != run.run_id
 
 
 def test_a_config_that_shapes_nothing_is_the_same_run(tmp_path, log, run):
-    assert Run.of(settings(tmp_path, serve={"port": 1234}), {"interactions": [log]}).run_id == run.run_id
+    assert Run.of(settings(tmp_path, serve={"port": 1234}), {"interactions": [str(log)]}).run_id == run.run_id
 
 
 def test_other_code_is_another_run(tmp_path, log, run, monkeypatch):
     monkeypatch.setattr(workspace, "code_version", lambda: "9.9+0123456789ab")
-    other = Run.of(settings(tmp_path), {"interactions": [log]})
+    other = Run.of(settings(tmp_path), {"interactions": [str(log)]})
     assert other.run_id != run.run_id
     assert other.code_version == "9.9+0123456789ab"
 
@@ -75,7 +75,7 @@ def test_other_code_is_another_run(tmp_path, log, run, monkeypatch):
 def test_a_workspace_that_cannot_be_a_folder_is_refused(tmp_path, log):
     (tmp_path / "ws").write_text("a file")
     with pytest.raises(InputError, match=r"data\.workspace"):
-        Run.of(settings(tmp_path), {"interactions": [log]})
+        Run.of(settings(tmp_path), {"interactions": [str(log)]})
 
 
 def test_a_snapshot_depends_on_content_order_and_role(tmp_path):
@@ -230,7 +230,7 @@ def test_manifests_are_json(run):
 
 
 def test_a_run_is_worked_on_by_one_at_a_time(tmp_path, log, run):
-    again = Run.of(settings(tmp_path), {"interactions": [log]})
+    again = Run.of(settings(tmp_path), {"interactions": [str(log)]})
     with run.locked(), pytest.raises(StageError, match=run.run_id), again.locked():
         pass
     with again.locked():
