@@ -1,9 +1,12 @@
 """What tests of several packages share: the program run in this process, and a release made of chosen vectors."""
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -106,6 +109,58 @@ def write_release(tmp_path: Path) -> Callable[..., Path]:
         return release.write(sources, manifest, tmp_path / "releases")
 
     return write
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket on a real S3 server, seen by another library than ours."""
+
+    client: Any
+    name: str
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+    def put(self, name: str, content: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=name, Body=content)
+
+    def get(self, name: str) -> bytes:
+        content: bytes = self.client.get_object(Bucket=self.name, Key=name)["Body"].read()
+        return content
+
+    def remove(self, name: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=name)
+
+    def names(self) -> list[str]:
+        return [entry["Key"] for entry in self.client.list_objects_v2(Bucket=self.name).get("Contents", [])]
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """URL of a real S3 server on this machine."""
+    from tests.pipelines import servers
+
+    with servers.s3() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket. The environment has all that a library needs to find it, and no more."""
+    import boto3
+    from s3fs import S3FileSystem
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dummy")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "dummy")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    S3FileSystem.clear_instance_cache()  # one that was made in another environment would stay
+    found = Bucket(boto3.client("s3"), f"bucket-{uuid.uuid4()}")
+    found.client.create_bucket(Bucket=found.name)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import socket
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 
 @contextmanager
@@ -70,6 +72,19 @@ def postgresql() -> Iterator[str]:
             yield f"postgresql://tester@/postgres?host={name}"
         finally:
             run("pg_ctl", "stop", "--mode=immediate", "--silent")
+
+
+@contextmanager
+def s3() -> Iterator[str]:
+    """URL of an S3 server without buckets."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request, where tests look for ours
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
 
 
 def _of_wheel(package: str, program: str) -> str | None:

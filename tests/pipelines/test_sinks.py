@@ -82,6 +82,76 @@ class TestJsonLines(SinkContract):
         assert Path(url).read_text(encoding="utf-8") == content
 
 
+class TestParquetByUrl(SinkContract):
+    @pytest.fixture
+    def url(self, bucket):
+        return f"{bucket.url}/new/neighbours.parquet"
+
+    @pytest.fixture(autouse=True)
+    def _stored(self, bucket):
+        self.bucket = bucket
+
+    def seen(self, url):
+        folder = url.removeprefix(f"{self.bucket.url}/")
+        names = json.loads(self.bucket.get(f"{folder}/_MANIFEST.json"))["files"]
+        return sorted(row for name in names for row in pl.read_parquet(self.bucket.get(f"{folder}/{name}")).rows())
+
+    def left(self, url, export_id):
+        return sum(export_id in name for name in self.bucket.names())
+
+    def test_a_prefix_with_other_things_is_refused_and_left_alone(self, bucket):
+        bucket.put("photos/cat.jpg", b"")
+        with pytest.raises(InputError, match=r"photos, which holds cat.jpg"):
+            sinks.at(f"{bucket.url}/photos")
+        assert bucket.names() == ["photos/cat.jpg"]
+
+    def test_a_stage_of_a_night_is_not_taken_for_an_export(self, bucket):
+        bucket.put("stage/_MANIFEST.json", b"{}")
+        with pytest.raises(InputError, match="must be of neighbours that were exported"):
+            sinks.at(f"{bucket.url}/stage").current()
+
+
+class TestJsonLinesByUrl(SinkContract):
+    @pytest.fixture
+    def url(self, bucket):
+        return f"{bucket.url}/new/neighbours.jsonl"
+
+    @pytest.fixture(autouse=True)
+    def _stored(self, bucket):
+        self.bucket = bucket
+
+    def seen(self, url):
+        text = self.bucket.get(url.removeprefix(f"{self.bucket.url}/")).decode()
+        lines = [json.loads(line) for line in text.split("\n") if line]
+        assert len({line["export_id"] for line in lines}) <= 1
+        return rows_of_answers((line["item_id"], line["neighbours"]) for line in lines)
+
+    def left(self, url, export_id):
+        return sum(self.bucket.get(name).decode().count(export_id) for name in self.bucket.names())
+
+    def kill(self, sink):
+        if sink._file is not None:
+            sink._file.close()
+
+    def test_the_draft_does_not_stay(self, url, export, tmp_path):
+        made = export("one-1")
+        self.deliver(url, made)
+        assert written(tmp_path) == sorted(part.name for part in made.parts)
+
+    def test_an_object_of_something_else_is_refused_and_left_alone(self, url, bucket):
+        bucket.put("new/neighbours.jsonl", b"user_id,item_id\n")
+        with pytest.raises(InputError, match=r"neighbours\.jsonl, which holds something else"):
+            sinks.at(url).current()
+        assert bucket.get("new/neighbours.jsonl") == b"user_id,item_id\n"
+
+
+@pytest.mark.parametrize("name", ["out", "out.jsonl"])
+def test_a_bucket_that_is_not_there_is_told_before_any_work(bucket, name):
+    with pytest.raises(InputError, match=r"s3://no-such-bucket.*does not exist") as caught:
+        sinks.at(f"s3://no-such-bucket/{name}").current()
+    assert "\n" not in str(caught.value)
+
+
 class TestSqlite(SinkContract):
     @pytest.fixture
     def url(self, tmp_path):
@@ -277,7 +347,7 @@ def test_the_name_tells_the_sink_and_nothing_is_asked_yet(to, name, tmp_path, mo
     assert written(tmp_path) == []
 
 
-@pytest.mark.parametrize("to", ["out.csv", "mysql://me:secret@host/db", "s3://bucket/out", "sqlite://", "sqlite:///"])
+@pytest.mark.parametrize("to", ["out.csv", "mysql://me:secret@host/db", "s3://bucket/out.csv", "ftp://host/out", "sqlite://", "sqlite:///"])
 def test_any_other_name_is_refused_with_those_that_there_are(to):
     with pytest.raises(ConfigError, match=r"^neighbours.to must") as caught:
         sinks.at(to)

@@ -366,7 +366,7 @@ def test_paths_of_the_file_are_relative_to_the_file(tmp_path, monkeypatch):
     assert loaded.workspace == tmp_path / "configs" / "workspace"
 
 
-OPTIONAL_PATHS = ("items", "labelled_pairs", "warm_start")
+OPTIONAL_PATHS = ("items", "labelled_pairs", "warm_start", "releases")
 
 
 @pytest.mark.parametrize("key", OPTIONAL_PATHS)
@@ -379,6 +379,21 @@ def test_every_path_is_anchored_or_not_there(tmp_path, monkeypatch, key):
     assert getattr(config.load(plain, [f"data.{key}=there"]).data, key) == str(tmp_path / "here" / "there")
     named = write(tmp_path / "configs", f'[data]\ninteractions = "log.csv"\n{key} = "there"\n')
     assert getattr(config.load(named).data, key) == str(tmp_path / "configs" / "there")
+
+
+@pytest.mark.parametrize("key", ["interactions", *OPTIONAL_PATHS])
+def test_a_url_is_relative_to_nothing(tmp_path, key):
+    url = "s3://bucket/some//where/*.csv"
+    named = write(tmp_path, f'[data]\n{key} = "{url}"\n' + ("" if key == "interactions" else 'interactions = "x"\n'))
+    assert getattr(config.load(named).data, key) == url
+    assert getattr(config.load(named, [f"data.{key}={url}?"]).data, key) == f"{url}?"
+
+
+def test_the_workspace_is_a_folder_of_this_machine(tmp_path):
+    named = write(tmp_path, '[data]\ninteractions = "x"\nworkspace = "s3://me:secret@bucket/ws"\n')
+    with pytest.raises(ConfigError, match=r"data.workspace: must be a folder of this machine") as caught:
+        config.load(named)
+    assert "secret" not in str(caught.value)
 
 
 def test_no_path_is_forgotten():
@@ -480,6 +495,7 @@ def test_the_fingerprint_changes_with_what_shapes_a_release(tables):
     "tables",
     [
         {"data": {"interactions": "elsewhere.csv", "workspace": "other", "warm_start": "x", "labelled_pairs": "y"}},
+        {"data": {**DATA, "releases": "s3://bucket/releases"}},
         {"embed": {"batch_size": 3}},
         {"tracking": {"experiment": "other"}},
         {"beam": {"profile": "local-threads", "options": {"parallelism": 3}}},
@@ -545,6 +561,7 @@ def configs(draw):
                 labelled_pairs=st.none() | names,
                 warm_start=st.none() | names,
                 workspace=names,
+                releases=st.none() | names,
             )
         ),
         items=config.ItemsConfig(
