@@ -37,14 +37,14 @@ def write_release(items: int, folder: Path, n_trees: int) -> Release:
     vectors = synthetic.vectors(items, DIMENSION)
     frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
     catalogue = Catalogue(frame.with_columns(title=pl.lit(None, pl.String), interactions=pl.lit(1, pl.Int64)))
-    sources = {name: folder / name for name in release.FILES}
+    sources = {name: folder / name for name in (*release.FILES, index.INDEX)}
     for name in (release.TOWER, release.FEATURES, release.EVALUATION):
         sources[name].write_text("{}")
     sources[release.CALIBRATION].write_text('{"calibration": null}')
     catalogue.save(sources[release.CATALOGUE])
     embeddings.save(vectors, sources[release.EMBEDDINGS])
     settings = IndexConfig(n_trees=n_trees, sample=200)
-    tuned = index.tune(index.build(vectors, settings, sources[release.INDEX]), vectors, settings)
+    tuned = index.tune(index.build(vectors, settings, sources[index.INDEX]), vectors, settings)
     manifest = {
         "release_id": "benchmark",
         "created_at": "2024-01-31T02:00:00+00:00",
@@ -55,6 +55,7 @@ def write_release(items: int, folder: Path, n_trees: int) -> Release:
         "n_trees": settings.n_trees,
         "seed": settings.seed,
         "n_jobs": settings.n_jobs,
+        "index": index.cut(items, items),
         "search_k": tuned.search_k,
         "recall_k": settings.recall_k,
         "index_recall": tuned.recall,
@@ -75,7 +76,7 @@ def neighbours_against_annoy(loaded: Release, asked: int, workers: int, folder: 
     ranges = [range(start, min(start + unit, asked)) for start in range(0, asked, unit)]
     beam = BeamConfig(profile="local-threads", workers=workers)
     bare = AnnoyIndex(DIMENSION, "angular")
-    bare.load(os.fspath(loaded.path / release.INDEX))
+    bare.load(os.fspath(loaded.path / index.INDEX))
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:

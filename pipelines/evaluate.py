@@ -23,7 +23,7 @@ from recsys.comparison import LOOK_UPS, Families
 from recsys.config import PrepareConfig
 from recsys.evaluation import TARGET_METRIC, report
 from recsys.families import families
-from recsys.release import CATALOGUE, EMBEDDINGS, INDEX
+from recsys.release import CATALOGUE, EMBEDDINGS
 from recsys.similarity import DISTANCES
 from recsys.splitting import Split, Target
 
@@ -44,7 +44,7 @@ def evaluate(night: Night) -> dict[str, Any]:
     vectors = embeddings.load(night.run.path(embed.STAGE, EMBEDDINGS))
     search_k = night.run.manifest(indexing.STAGE)["search_k"]
     distance = DISTANCES[night.config.tower.distance]
-    index = annoy.load(night.run.path(indexing.STAGE, INDEX), vectors, search_k, distance=distance)
+    index = annoy.load(night.run.path(indexing.STAGE), indexing.shards(night), vectors, search_k, distance=distance)
     trained = night.run.manifest(train.STAGE)
     config = night.config.evaluate
     with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (_, manifest):

@@ -1,18 +1,41 @@
-"""index: embeddings -> Annoy index, its search_k tuned to the wanted recall."""
+"""index: embeddings -> Annoy index, its search_k tuned to the wanted recall.
+
+A unit is a shard of the index: one file, over a range of items. An ordinary catalogue is one unit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from pipelines import embed
+from pipelines import embed, runner
 from pipelines.night import Night, command, main
 from recsys import embeddings
 from recsys import index as annoy
-from recsys.release import EMBEDDINGS, INDEX
+from recsys.config import IndexConfig
+from recsys.index import Shard
+from recsys.release import EMBEDDINGS
 from recsys.similarity import DISTANCES
 
 STAGE = "index"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the units of one index job share; travels to the workers."""
+
+    config: IndexConfig
+    distance: str
+    embeddings: Path
+    shards: list[Shard]
+    folder: Path
+
+    def file(self, unit: int) -> Path:
+        """The file of a shard: under its name it is complete."""
+        return self.folder / self.shards[unit].file
 
 
 def index(night: Night) -> dict[str, Any]:
@@ -23,11 +46,15 @@ def index(night: Night) -> dict[str, Any]:
     """
     if night.run.done(STAGE):
         return night.run.manifest(STAGE)
-    vectors = embeddings.load(night.run.path(embed.STAGE, EMBEDDINGS))
-    config = night.config.index
-    with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
-        advance(0, None, f"{config.n_trees} trees")
-        built = annoy.build(vectors, config, folder / INDEX, distance=DISTANCES[night.config.tower.distance])
+    origin = night.run.path(embed.STAGE, EMBEDDINGS)
+    vectors, cut = embeddings.load(origin), shards(night)
+    config, distance = night.config.index, night.config.tower.distance
+    with night.report.stage(STAGE) as advance, night.run.stage(STAGE, str(len(cut))) as (folder, manifest):
+        advance(0, len(cut), f"{config.n_trees} trees")
+        job = Job(config, distance, origin, cut, folder)
+        units = list(range(len(cut)))
+        runner.run([runner.Phase(STAGE, units, partial(build_shard, job), job.file)], night.config.beam, advance)
+        built = annoy.load(folder, cut, vectors, config.recall_k, distance=DISTANCES[distance])
         tries = 0
 
         def on_try(search_k: int, recall: float) -> None:
@@ -36,9 +63,24 @@ def index(night: Night) -> dict[str, Any]:
             advance(tries, None, f"search_k {search_k}: recall {recall:.4f}")
 
         tuned = annoy.tune(built, vectors, config, on_try)
-        manifest |= {"search_k": tuned.search_k, "recall": tuned.recall, "curve": tuned.curve}
-        advance(1, 1, f"recall@{config.recall_k} {tuned.recall:.4f} at search_k {tuned.search_k}")
+        manifest |= {"shards": len(cut), "search_k": tuned.search_k, "recall": tuned.recall, "curve": tuned.curve}
+        files = "" if len(cut) == 1 else f" in each of {len(cut)} files"
+        advance(1, 1, f"recall@{config.recall_k} {tuned.recall:.4f} at search_k {tuned.search_k}{files}")
     return night.run.manifest(STAGE)
+
+
+def shards(night: Night) -> list[Shard]:
+    """The files of this night's index."""
+    return annoy.cut(night.run.manifest(embed.STAGE)["num_items"], night.config.index.shard_items)
+
+
+def build_shard(job: Job, unit: int) -> None:
+    """One shard, of its own rows of the embeddings alone."""
+    shard = job.shards[unit]
+    vectors = embeddings.load(job.embeddings)[shard.start : shard.stop]
+    temporary = job.file(unit).with_suffix(".tmp")
+    annoy.build(vectors, job.config, temporary, distance=DISTANCES[job.distance])
+    temporary.replace(job.file(unit))
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -51,14 +51,14 @@ def _write(night: Night) -> Path:
     final = night.releases / night.run.run_id
     if final.exists():
         return final
-    run, config = night.run, night.config
+    run, config, shards = night.run, night.config, indexing.shards(night)
     made_by = {
         releases.CATALOGUE: prepare.STAGE,
         releases.TOWER: train.STAGE,
         releases.FEATURES: train.STAGE,
         releases.EMBEDDINGS: embed.STAGE,
-        releases.INDEX: indexing.STAGE,
         releases.CALIBRATION: calibrate.STAGE,
+        **{shard.file: indexing.STAGE for shard in shards},
     }
     sources = {name: run.path(stage, name) for name, stage in made_by.items()}
     sources[releases.EVALUATION] = run.path(evaluate.STAGE, MANIFEST)
@@ -74,6 +74,7 @@ def _write(night: Night) -> Path:
         "n_trees": config.index.n_trees,
         "seed": config.index.seed,
         "n_jobs": config.index.n_jobs,
+        "index": shards,
         "search_k": index["search_k"],
         "recall_k": config.index.recall_k,
         "index_recall": index["recall"],

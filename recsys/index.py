@@ -1,5 +1,8 @@
 """Annoy index of a catalogue's embeddings: build, load, query, and tune to a wanted recall.
 
+An index is one file or several, its shards, each over a range of item numbers. Every shard is asked, and the
+answers are merged.
+
 Annoy checks nothing: a file of another dimension loads, holes answer queries, and few `search_k` give fewer
 neighbours than asked for. So items are added densely, `search_k` grows until an answer is full, and loading
 compares what is stored with the embeddings.
@@ -7,14 +10,18 @@ compares what is stored with the embeddings.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Collection, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from annoy import AnnoyIndex
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.config import IndexConfig
 from recsys.embeddings import Vectors, means
@@ -22,6 +29,9 @@ from recsys.errors import InputError, StageError
 from recsys.exact import ExactIndex
 from recsys.queries import Queries
 from recsys.similarity import COSINE, Distance
+
+INDEX = "index.ann"
+"""The file of an index that is one file."""
 
 BLOCK = 10_000
 """Vectors handed to Annoy at a time as Python lists, its fastest input."""
@@ -33,22 +43,47 @@ TOLERANCE = 1e-6
 """Relative, of a cosine absolute: rounding of float32 must not tell equals apart."""
 
 PROBES = 16
-"""Stored vectors that `load` compares with the embeddings."""
+"""Stored vectors of a shard that `load` compares with the embeddings."""
+
+
+class Shard(BaseModel):
+    """One file of an index, and the item numbers that it holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: Annotated[str, Field(pattern=r"^index(-[0-9]+)?\.ann$")]
+    """A plain name: no release may point out of its folder."""
+    start: int
+    """The first."""
+    stop: int
+    """The one after the last."""
+
+
+def cut(num_items: int, shard_items: int) -> list[Shard]:
+    """As few shards as hold at most `shard_items` each, of about one size, in the order of the item numbers."""
+    count = math.ceil(num_items / shard_items)
+    names = [INDEX] if count == 1 else [f"index-{number:05d}.ann" for number in range(count)]
+    bounds = pairwise(num_items * number // count for number in range(count + 1))
+    return [Shard(file=name, start=start, stop=stop) for name, (start, stop) in zip(names, bounds, strict=True)]
+
+
+Found = tuple[list[int], list[float]]
+"""Items, nearest first and of equals the smallest number first, and how far they are, as Annoy answers."""
 
 
 class Index:
     """Nearest neighbours by Annoy.
 
     Args:
-        annoy: a built index, its metric the distance's.
-        search_k: nodes that a query inspects: more is slower and finds more of the true neighbours.
+        shards: built indexes, their metric the distance's. The items of each are numbered on from the one before.
+        search_k: nodes that a query inspects in each shard: more is slower and finds more of the true neighbours.
         distance: what "near" means.
     """
 
-    def __init__(self, annoy: AnnoyIndex, search_k: int, *, distance: Distance = COSINE) -> None:
-        self._annoy = annoy
-        self._size = annoy.get_n_items()
-        self._everything = self._size * max(annoy.get_n_trees(), 1)
+    def __init__(self, shards: Sequence[AnnoyIndex], search_k: int, *, distance: Distance = COSINE) -> None:
+        self._shards = shards
+        *self._starts, self._size = accumulate((shard.get_n_items() for shard in shards), initial=0)
+        self._everything = max(shard.get_n_items() * max(shard.get_n_trees(), 1) for shard in shards)
         self.search_k = search_k
         self.distance = distance
 
@@ -64,7 +99,7 @@ class Index:
         search_k = self.search_k
         while True:
             # the item itself is one of them, first or, among equal vectors, later
-            numbers, distances = self._annoy.get_nns_by_item(number, wanted + 1, search_k, True)
+            numbers, distances = self._by_item(number, wanted + 1, search_k)
             if len(numbers) > wanted or search_k >= self._everything:
                 break
             search_k *= 2
@@ -93,9 +128,10 @@ class Index:
         Raises:
             InputError: no finite vector of the index's dimension.
         """
-        if vector.shape != (self._annoy.f,) or not np.isfinite(vector).all():
+        dimension = self._shards[0].f
+        if vector.shape != (dimension,) or not np.isfinite(vector).all():
             raise InputError(
-                f"a vector to look up must be finite and of shape [{self._annoy.f}]. "
+                f"a vector to look up must be finite and of shape [{dimension}]. "
                 f"Received: shape {list(vector.shape)}, {np.isfinite(vector).sum()} finite numbers."
             )
         place, left_out = vector.tolist(), set(excluded)
@@ -105,7 +141,7 @@ class Index:
         search_k = self.search_k
         while True:
             # in the worst case, all that are left out come first
-            numbers, distances = self._annoy.get_nns_by_vector(place, wanted + len(left_out), search_k, True)
+            numbers, distances = self._by_place(place, wanted + len(left_out), search_k)
             kept = [rank for rank, number in enumerate(numbers) if number not in left_out][:wanted]
             if len(kept) == wanted or search_k >= self._everything:
                 break
@@ -141,9 +177,47 @@ class Index:
         for start in range(0, len(queries), MEANS):
             block = queries[start : start + MEANS]
             held, positions = np.unique(np.maximum(block.items, 0), return_inverse=True)
-            vectors = np.array([self._annoy.get_item_vector(number) for number in held.tolist()], np.float32)
+            vectors = np.array([self._vector(number) for number in held.tolist()], np.float32)
             items = np.where(block.items >= 0, positions.reshape(block.items.shape), -1).astype(np.int32)
             yield from means(vectors, items, block.weights)
+
+    def _vector(self, number: int) -> list[float]:
+        own = self._own(number)
+        return self._shards[own].get_item_vector(number - self._starts[own])
+
+    def _own(self, number: int) -> int:
+        """The shard that holds an item."""
+        return bisect_right(self._starts, number) - 1
+
+    def _by_item(self, number: int, count: int, search_k: int) -> Found:
+        """The `count` items nearest to one item, itself among them; fewer if the search was too short."""
+        if len(self._shards) == 1:
+            return self._shards[0].get_nns_by_item(number, count, search_k, True)
+        own, place = self._own(number), self._vector(number)
+        return self._merged(
+            (
+                # asked by the item, the search starts where the item is
+                shard.get_nns_by_item(number - self._starts[own], count, search_k, True)
+                if position == own
+                else shard.get_nns_by_vector(place, count, search_k, True)
+                for position, shard in enumerate(self._shards)
+            ),
+            count,
+        )
+
+    def _by_place(self, place: list[float], count: int, search_k: int) -> Found:
+        """The `count` items nearest to a place; fewer if the search was too short."""
+        found = (shard.get_nns_by_vector(place, count, search_k, True) for shard in self._shards)
+        return next(found) if len(self._shards) == 1 else self._merged(found, count)
+
+    def _merged(self, found: Iterable[Found], count: int) -> Found:
+        """The nearest of what every shard found, in item numbers of the whole index."""
+        ranked = sorted(
+            (distance, start + number)
+            for start, (numbers, distances) in zip(self._starts, found, strict=True)
+            for number, distance in zip(numbers, distances, strict=True)
+        )[:count]
+        return [number for _, number in ranked], [distance for distance, _ in ranked]
 
 
 def _alone(queries: Queries) -> NDArray[np.int32]:
@@ -168,7 +242,7 @@ class Tuned(NamedTuple):
 
 
 def build(vectors: Vectors, config: IndexConfig, path: Path, *, distance: Distance = COSINE) -> Index:
-    """Build an index of vectors, float32 [num_items, dimension], and write it to `path`.
+    """Build an index, or one shard, of vectors, float32 [num_items, dimension], and write it to `path`.
 
     The same vectors, `seed` and `n_jobs` = 1 give the same bytes.
     """
@@ -180,19 +254,42 @@ def build(vectors: Vectors, config: IndexConfig, path: Path, *, distance: Distan
             annoy.add_item(number, vector)
     annoy.build(config.n_trees, config.n_jobs)
     annoy.save(os.fspath(path))
-    return Index(annoy, config.n_trees * config.recall_k, distance=distance)
+    return Index([annoy], config.n_trees * config.recall_k, distance=distance)
 
 
-def load(path: Path, vectors: Vectors, search_k: int, *, distance: Distance = COSINE) -> Index:
-    """Map an index file: processes that read the same file share its memory.
+def load(
+    folder: Path, shards: Sequence[Shard], vectors: Vectors, search_k: int, *, distance: Distance = COSINE
+) -> Index:
+    """Map the files of an index: processes that read the same files share their memory.
 
-    The file does not say its distance. One of another distance is refused where its layout differs; Euclidean
+    A file does not say its distance. One of another distance is refused where its layout differs; Euclidean
     and Manhattan look alike, and only the recall would tell.
 
+    Args:
+        folder: where the files lie.
+        shards: in the order of the item numbers, all of them.
+        vectors: what the index must hold, float32 [num_items, dimension].
+        search_k: as `Index` takes it.
+        distance: what the index was built for.
+
     Raises:
-        InputError: no index, or not one of these vectors.
+        InputError: no index, not one of these vectors, or shards that do not hold every item once.
     """
-    num_items, dimension = vectors.shape
+    reached = 0
+    for shard in shards:
+        if not shard.start == reached < shard.stop:
+            raise InputError(
+                f"the shard {shard.file} of an index must start at item number {reached}, where the one before it "
+                f"ends, and hold at least one item. Received: {shard.start} up to {shard.stop}."
+            )
+        reached = shard.stop
+    if reached != len(vectors):
+        raise InputError(f"the shards of an index must hold {len(vectors)} items. Received: {reached} items.")
+    return Index([_open(folder, shard, vectors, distance) for shard in shards], search_k, distance=distance)
+
+
+def _open(folder: Path, shard: Shard, vectors: Vectors, distance: Distance) -> AnnoyIndex:
+    path, num_items, dimension = folder / shard.file, shard.stop - shard.start, vectors.shape[1]
     annoy = AnnoyIndex(dimension, distance.metric)
     try:
         annoy.load(os.fspath(path))
@@ -205,12 +302,13 @@ def load(path: Path, vectors: Vectors, search_k: int, *, distance: Distance = CO
         )
     # a file of another dimension loads, and may even report the right number of items
     for number in np.linspace(0, num_items - 1, PROBES).astype(int).tolist():
-        if not np.array_equal(np.array(annoy.get_item_vector(number), np.float32), vectors[number]):
+        stored = np.array(annoy.get_item_vector(number), np.float32)
+        if not np.array_equal(stored, vectors[shard.start + number]):
             raise InputError(
                 f"index {path} must hold the embeddings beside it, of dimension {dimension}. "
-                f"Received: another vector for item number {number}, or another dimension."
+                f"Received: another vector for item number {shard.start + number}, or another dimension."
             )
-    return Index(annoy, search_k, distance=distance)
+    return annoy
 
 
 def recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], k: int) -> float:

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,25 +25,28 @@ from recsys.calibration import Calibration
 from recsys.catalogue import Catalogue
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
-from recsys.index import Index
+from recsys.index import INDEX, Index, Shard
 from recsys.similarity import DISTANCES, Distance
 from recsys.storage import sha256
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 MANIFEST = "manifest.json"
 CATALOGUE = "catalogue.parquet"
 EMBEDDINGS = "embeddings.npy"
-INDEX = "index.ann"
 TOWER = "tower.keras"
 FEATURES = "features.json"
 EVALUATION = "evaluation.json"
 CALIBRATION = "calibration.json"
-_FILES_1 = (CATALOGUE, EMBEDDINGS, INDEX, TOWER, FEATURES, EVALUATION)
-FILES_OF = {1: _FILES_1, 2: (*_FILES_1, CALIBRATION)}
-"""Beside the manifest, by format version."""
+_FILES_1 = (CATALOGUE, EMBEDDINGS, TOWER, FEATURES, EVALUATION)
+_FILES_2 = (*_FILES_1, CALIBRATION)
+FILES_OF = {1: _FILES_1, 2: _FILES_2, 3: _FILES_2}
+"""Beside the manifest and the files of the index, by format version."""
 FILES = FILES_OF[FORMAT_VERSION]
-FIELDS_SINCE: dict[int, dict[str, Any]] = {2: {"distance": "cosine", "recency": None}}
+FIELDS_SINCE: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    2: lambda _: {"distance": "cosine", "recency": None},
+    3: lambda saved: {"index": [{"file": INDEX, "start": 0, "stop": saved.get("num_items")}]},
+}
 """Fields of the manifest that came with a version, and what held without saying before."""
 
 SELF_TEST_ITEMS, SELF_TEST_K = 8, 10
@@ -75,8 +79,10 @@ class Manifest(BaseModel):
     n_trees: int
     seed: int
     n_jobs: int
+    index: tuple[Shard, ...]
+    """Its files, in the order of the item numbers."""
     search_k: int
-    """Tuned to the recall."""
+    """Nodes that a query inspects in each file of the index, tuned to the recall."""
     recall_k: int
     index_recall: float
     """Share of the exact nearest `recall_k` that the index returns at `search_k`."""
@@ -131,7 +137,7 @@ class Release:
             distance = DISTANCES[manifest.distance]
             _compare(path, "metric", distance.metric, manifest.metric)
             embeddings.check(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
-            annoy = index.load(path / INDEX, vectors, manifest.search_k, distance=distance)
+            annoy = index.load(path, manifest.index, vectors, manifest.search_k, distance=distance)
             calibrated = calibration.load(path / CALIBRATION) if CALIBRATION in manifest.files else None
         except InputError as error:
             raise ReleaseError(f"release {path} is not usable: {error}") from None
@@ -229,9 +235,9 @@ def read_manifest(path: Path) -> Manifest:
         remedy = "Update recsys to read it." if newer else "Build the release again."
         known = " or ".join(map(str, FILES_OF))
         raise ReleaseError(f"release {path} must have format version {known}. Received: {version!r}. {remedy}")
-    for since, fields in FIELDS_SINCE.items():
+    for since, unsaid in FIELDS_SINCE.items():
         if version < since:
-            saved = {**fields, **saved}
+            saved = {**unsaid(saved), **saved}
     try:
         return Manifest.model_validate(saved)
     except ValidationError as error:
@@ -244,7 +250,7 @@ def write(sources: dict[str, Path], manifest: dict[str, Any], releases: Path) ->
     A folder that is already there under the final name is complete (it is renamed last) and is kept.
 
     Args:
-        sources: where each of `FILES` lies.
+        sources: where each of `FILES` and each file of the index lies.
         manifest: all fields but `format_version` and `files`.
         releases: folder of all releases.
     """
@@ -258,7 +264,7 @@ def write(sources: dict[str, Path], manifest: dict[str, Any], releases: Path) ->
     temporary.mkdir(parents=True)
     try:
         entries = {}
-        for name in FILES:
+        for name in (*FILES, *(shard.file for shard in manifest["index"])):
             shutil.copyfile(sources[name], temporary / name)
             _flush(temporary / name)
             entries[name] = FileEntry(bytes=(temporary / name).stat().st_size, sha256=sha256(temporary / name))
@@ -292,7 +298,8 @@ def _flush(path: Path) -> None:
 
 
 def _verify_files(path: Path, manifest: Manifest) -> None:
-    _compare(path, "files in the manifest", sorted(FILES_OF[manifest.format_version]), sorted(manifest.files))
+    names = [*FILES_OF[manifest.format_version], *(shard.file for shard in manifest.index)]
+    _compare(path, "files in the manifest", sorted(names), sorted(manifest.files))
     for name, entry in manifest.files.items():
         if not (path / name).is_file():
             raise ReleaseError(f"release {path} must hold {name}. Received: no such file.")

@@ -77,11 +77,11 @@ def write_release(tmp_path: Path) -> Callable[..., Path]:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         frame = pl.DataFrame({"item_id": item_ids, "title": [f"Title of {item}" for item in item_ids]})
         catalogue = Catalogue(frame.with_columns(interactions=pl.lit(1, pl.Int64)))
-        sources = {name: tmp_path / f"source-{name}" for name in release.FILES}
+        sources = {name: tmp_path / f"source-{name}" for name in (*release.FILES, index.INDEX)}
         catalogue.save(sources[release.CATALOGUE])
         embeddings.save(vectors, tmp_path / "vectors.npy")
         (tmp_path / "vectors.npy").rename(sources[release.EMBEDDINGS])
-        built = index.build(vectors, IndexConfig(n_trees=10), sources[release.INDEX])
+        built = index.build(vectors, IndexConfig(n_trees=10), sources[index.INDEX])
         calibration.save(known if calibrated else None, sources[release.CALIBRATION], "too few held-out pairs")
         for stand_in in (release.TOWER, release.FEATURES, release.EVALUATION):
             sources[stand_in].write_text("{}")
@@ -95,6 +95,7 @@ def write_release(tmp_path: Path) -> Callable[..., Path]:
             "n_trees": 10,
             "seed": 1,
             "n_jobs": 1,
+            "index": index.cut(len(item_ids), len(item_ids)),
             "search_k": built.search_k,
             "recall_k": 20,
             "index_recall": 1.0,

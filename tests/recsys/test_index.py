@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from recsys import index
 from recsys.config import IndexConfig
 from recsys.errors import InputError, StageError
 from recsys.exact import ExactIndex
+from recsys.index import Shard
 from recsys.queries import Queries
 from recsys.similarity import COSINE, DISTANCES
 from tests.contracts.neighbours import NeighboursContract
@@ -27,6 +30,20 @@ def build(folder, vectors, *, distance=COSINE, **options):
     return index.build(vectors, IndexConfig(**{"n_trees": 4} | options), folder / "index.ann", distance=distance)
 
 
+def build_shards(folder, vectors, shard_items, *, distance=COSINE, **options):
+    """An index of several files, loaded."""
+    config = IndexConfig(**{"n_trees": 4} | options)
+    shards = index.cut(len(vectors), shard_items)
+    for shard in shards:
+        index.build(vectors[shard.start : shard.stop], config, folder / shard.file, distance=distance)
+    return index.load(folder, shards, vectors, config.n_trees * config.recall_k, distance=distance)
+
+
+def load(folder, vectors, search_k, *, distance=COSINE, file=index.INDEX):
+    """An index of one file."""
+    return index.load(folder, [Shard(file=file, start=0, stop=len(vectors))], vectors, search_k, distance=distance)
+
+
 every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=list(DISTANCES))
 
 
@@ -41,6 +58,23 @@ class TestIndex(NeighboursContract):
         return build(tmp_path, vectors_for(distance, num_items), distance=distance)
 
 
+class TestIndexOfShards(NeighboursContract):
+    """Unequal ones, of which the smallest hold fewer items than most questions ask for."""
+
+    @pytest.fixture
+    def num_items(self):
+        return 17
+
+    @pytest.fixture(params=[9, 6, 1], ids=["8 and 9 items", "5, 6 and 6 items", "one item each"])
+    def shard_items(self, request):
+        return request.param
+
+    @pytest.fixture(params=list(DISTANCES))
+    def model(self, request, num_items, shard_items, tmp_path):
+        distance = DISTANCES[request.param]
+        return build_shards(tmp_path, vectors_for(distance, num_items), shard_items, distance=distance)
+
+
 class TestIndexWithATinySearch(NeighboursContract):
     """Annoy alone would answer with fewer neighbours than asked for."""
 
@@ -48,9 +82,9 @@ class TestIndexWithATinySearch(NeighboursContract):
     def num_items(self):
         return 41
 
-    @pytest.fixture
-    def model(self, num_items, tmp_path):
-        built = build(tmp_path, unit_vectors(num_items), n_trees=1)
+    @pytest.fixture(params=[41, 14], ids=["one file", "three files"])
+    def model(self, request, num_items, tmp_path):
+        built = build_shards(tmp_path, unit_vectors(num_items), request.param, n_trees=1)
         built.search_k = 1
         return built
 
@@ -69,9 +103,9 @@ class TestIndexOfTwins(NeighboursContract):
     def num_items(self):
         return 12
 
-    @pytest.fixture
-    def model(self, num_items, tmp_path):
-        return build(tmp_path, np.repeat(unit_vectors(num_items // 4), 4, axis=0))
+    @pytest.fixture(params=[12, 6, 5], ids=["one file", "two files", "three files"])
+    def model(self, request, num_items, tmp_path):
+        return build_shards(tmp_path, np.repeat(unit_vectors(num_items // 4), 4, axis=0), request.param)
 
 
 class TestIndexOfOneItem(NeighboursContract):
@@ -192,6 +226,101 @@ def test_length_is_the_number_of_items(tmp_path):
     assert len(build(tmp_path, unit_vectors(7))) == 7
 
 
+# --- shards
+
+
+def test_a_catalogue_of_the_size_of_a_shard_is_one_file():
+    assert index.cut(7, 7) == index.cut(7, 1_000) == [Shard(file="index.ann", start=0, stop=7)]
+
+
+@pytest.mark.parametrize(("num_items", "shard_items"), [(8, 7), (17, 6), (100, 33), (5, 1)])
+def test_shards_hold_every_item_once_and_are_of_about_one_size(num_items, shard_items):
+    shards = index.cut(num_items, shard_items)
+    assert [number for shard in shards for number in range(shard.start, shard.stop)] == list(range(num_items))
+    assert len(shards) == math.ceil(num_items / shard_items)
+    sizes = [shard.stop - shard.start for shard in shards]
+    assert max(sizes) <= min(shard_items, min(sizes) + 1)
+    assert len({shard.file for shard in shards}) == len(shards)
+
+
+@every_distance
+@pytest.mark.parametrize("shard_items", [31, 20, 4], ids=["two", "three", "many"])
+def test_a_thorough_search_of_shards_is_that_of_one_file(tmp_path, distance, shard_items):
+    vectors, numbers = vectors_for(distance, 60), np.array([3, 59, 0, 3], np.int32)
+    built = build(tmp_path, vectors, distance=distance)
+    sharded, exact = build_shards(tmp_path, vectors, shard_items, distance=distance), ExactIndex(vectors, distance)
+    built.search_k = sharded.search_k = 60 * 4
+    np.testing.assert_array_equal(sharded.neighbours(numbers, 7), exact.neighbours(numbers, 7))
+    np.testing.assert_array_equal(sharded.answer(histories(60), 7), exact.answer(histories(60), 7))
+    for number in (0, 19, 20, 30, 31, 59):
+        assert sharded.nearest(number, 70) == built.nearest(number, 70)
+        place = vectors[number] + np.float32(0.25)
+        assert sharded.nearest_to(place, 9, [number, 5]) == built.nearest_to(place, 9, [number, 5])
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "manhattan"])
+def test_of_equally_near_items_the_first_come_first_whatever_the_shards(tmp_path, distance):
+    """Whole numbers, so that every distance is exact."""
+    vectors = np.random.default_rng(2).integers(0, 3, (50, 3)).astype(np.float32)
+    for shard_items in (50, 17, 3):
+        built = build_shards(tmp_path, vectors, shard_items, distance=DISTANCES[distance])
+        built.search_k = 10_000
+        for number in range(50):
+            apart = built.distance.between(vectors.astype(float), vectors[number])
+            others = [other for other in range(50) if other != number]
+            assert built.nearest(number, 20)[0] == sorted(others, key=lambda other: (apart[other], other))[:20]
+
+
+@every_distance
+def test_recall_of_shards_is_tuned_over_the_merged_answer(tmp_path, distance):
+    vectors = vectors_for(distance, 600, 12)
+    config = {"n_trees": 3, "recall_k": 9, "recall_target": 0.9, "recall_floor": 0.8, "sample": 600}
+    built = build_shards(tmp_path, vectors, 170, distance=distance, **config)
+    tuned = index.tune(built, vectors, IndexConfig(**config))
+    assert 0.9 <= tuned.recall < 1
+    everyone = np.arange(600, dtype=np.int32)
+    assert naive_recall(built, vectors, everyone, 9) == pytest.approx(tuned.recall, abs=1e-3)
+
+
+def test_every_shard_is_compared_with_its_vectors(tmp_path):
+    vectors = unit_vectors(40)
+    build_shards(tmp_path, vectors, 10)
+    shards = index.cut(40, 10)
+    for shard in shards:
+        other = vectors.copy()
+        other[shard.stop - 1] *= -1
+        with pytest.raises(InputError, match=rf"{shard.file} .*another vector for item number {shard.stop - 1}\b"):
+            index.load(tmp_path, shards, other, search_k=10)
+
+
+def test_swapped_shards_are_refused(tmp_path):
+    vectors = unit_vectors(40)
+    build_shards(tmp_path, vectors, 20)
+    one, two = index.cut(40, 20)
+    swapped = [one.model_copy(update={"file": two.file}), two.model_copy(update={"file": one.file})]
+    with pytest.raises(InputError, match=r"index-00001\.ann .*another vector for item number 0\b"):
+        index.load(tmp_path, swapped, vectors, search_k=10)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "told"),
+    [
+        ([(0, 20)], "must hold 40 items. Received: 20 items"),
+        ([], "must hold 40 items. Received: 0 items"),
+        ([(0, 20), (20, 40), (40, 41)], "must hold 40 items. Received: 41 items"),
+        ([(0, 20), (21, 40)], r"index-1\.ann .*must start at item number 20.*Received: 21 up to 40"),
+        ([(0, 20), (19, 40)], r"index-1\.ann .*must start at item number 20.*Received: 19 up to 40"),
+        ([(20, 40), (0, 20)], r"index-0\.ann .*must start at item number 0.*Received: 20 up to 40"),
+        ([(0, 20), (20, 20), (20, 40)], r"index-1\.ann .*at least one item. Received: 20 up to 20"),
+    ],
+    ids=["one missing", "none", "one more", "a gap", "an overlap", "not in order", "an empty one"],
+)
+def test_shards_that_do_not_hold_every_item_once_are_refused(tmp_path, ranges, told):
+    shards = [Shard(file=f"index-{n}.ann", start=start, stop=stop) for n, (start, stop) in enumerate(ranges)]
+    with pytest.raises(InputError, match=told):
+        index.load(tmp_path, shards, unit_vectors(40), search_k=10)
+
+
 # --- build
 
 
@@ -216,7 +345,7 @@ def test_all_vectors_arrive_whatever_the_block(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "BLOCK", 4)
     vectors = unit_vectors(11)
     build(tmp_path, vectors)
-    loaded = index.load(tmp_path / "index.ann", vectors, search_k=100)
+    loaded = load(tmp_path, vectors, search_k=100)
     assert len(loaded) == 11
     np.testing.assert_array_equal(
         loaded.neighbours(np.arange(11, dtype=np.int32), 3),
@@ -230,7 +359,7 @@ def test_all_vectors_arrive_whatever_the_block(tmp_path, monkeypatch):
 def test_a_loaded_index_answers_like_the_built_one(tmp_path):
     vectors, numbers = unit_vectors(80), np.arange(0, 80, 7, dtype=np.int32)
     built = build(tmp_path, vectors)
-    loaded = index.load(tmp_path / "index.ann", vectors, search_k=built.search_k)
+    loaded = load(tmp_path, vectors, search_k=built.search_k)
     np.testing.assert_array_equal(loaded.neighbours(numbers, 9), built.neighbours(numbers, 9))
     assert loaded.search_k == built.search_k
 
@@ -239,21 +368,21 @@ def test_a_loaded_index_answers_like_the_built_one(tmp_path):
 def test_an_index_of_another_dimension_is_refused(tmp_path, dimension):
     build(tmp_path, unit_vectors(20))
     with pytest.raises(InputError, match=r"index\.ann"):
-        index.load(tmp_path / "index.ann", unit_vectors(20, dimension), search_k=10)
+        load(tmp_path, unit_vectors(20, dimension), search_k=10)
 
 
 @pytest.mark.parametrize("num_items", [19, 21], ids="{} items".format)
 def test_an_index_of_another_number_of_items_is_refused(tmp_path, num_items):
     build(tmp_path, unit_vectors(20))
     with pytest.raises(InputError, match=f"must hold {num_items} items"):
-        index.load(tmp_path / "index.ann", unit_vectors(num_items), search_k=10)
+        load(tmp_path, unit_vectors(num_items), search_k=10)
 
 
 @every_distance
 def test_a_loaded_index_has_the_distance_it_was_loaded_with(tmp_path, distance):
     vectors = vectors_for(distance, 20)
     built = build(tmp_path, vectors, distance=distance)
-    loaded = index.load(tmp_path / "index.ann", vectors, built.search_k, distance=distance)
+    loaded = load(tmp_path, vectors, built.search_k, distance=distance)
     assert loaded.distance == built.distance == distance
     assert loaded.nearest(3, 5) == built.nearest(3, 5)
 
@@ -263,14 +392,14 @@ def test_an_index_of_another_distance_is_refused_where_its_layout_differs(tmp_pa
     vectors = unit_vectors(20)
     build(tmp_path, vectors, distance=DISTANCES[saved])
     with pytest.raises(InputError, match=r"index\.ann"):
-        index.load(tmp_path / "index.ann", vectors, search_k=10, distance=DISTANCES[asked])
+        load(tmp_path, vectors, search_k=10, distance=DISTANCES[asked])
 
 
 def test_an_index_of_other_vectors_is_refused(tmp_path):
     vectors = unit_vectors(20)
     build(tmp_path, vectors)
     with pytest.raises(InputError, match="another vector"):
-        index.load(tmp_path / "index.ann", vectors[::-1].copy(), search_k=10)
+        load(tmp_path, vectors[::-1].copy(), search_k=10)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9], ids="{} of the bytes".format)
@@ -278,15 +407,14 @@ def test_a_truncated_file_is_refused(tmp_path, share):
     vectors, path = unit_vectors(40), tmp_path / "index.ann"
     build(tmp_path, vectors)
     content = path.read_bytes()
-    cut = tmp_path / "cut.ann"
-    cut.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(InputError, match=r"cut\.ann"):
-        index.load(cut, vectors, search_k=10)
+    (tmp_path / "index-0.ann").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=r"index-0\.ann"):
+        load(tmp_path, vectors, search_k=10, file="index-0.ann")
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"absent\.ann"):
-        index.load(tmp_path / "absent.ann", unit_vectors(3), search_k=10)
+    with pytest.raises(InputError, match=r"index\.ann"):
+        load(tmp_path, unit_vectors(3), search_k=10)
 
 
 # --- recall and tuning
