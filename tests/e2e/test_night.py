@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from recsys import Release
 from recsys.errors import ReleaseError
+from recsys.index import INDEX
 from recsys.release import FILES
 from tests.e2e import program, world
 
@@ -297,7 +298,7 @@ def cut_in_half(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_in_half, Path.unlink], ids=["byte flipped", "truncated", "gone"])
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", sorted([*FILES, INDEX]))
 def test_a_damaged_release_does_not_load(night: Night, tmp_path: Path, name: str, damage: Any) -> None:
     """Whatever file is hurt, the error names it."""
     damaged = tmp_path / "release"

@@ -117,8 +117,8 @@ def test_vector_that_is_no_number_does_not_load(folder: Path) -> None:
         ({"metric": "euclidean"}, "metric must be angular. Received: euclidean"),
         ({"distance": "euclidean"}, "metric must be euclidean. Received: angular"),
         ({"distance": "hamming"}, "distance"),
-        ({"format_version": 3}, "format version 1 or 2. Received: 3. Update recsys"),
-        ({"format_version": 0}, "format version 1 or 2. Received: 0. Build the release again"),
+        ({"format_version": 4}, "format version 1 or 2 or 3. Received: 4. Update recsys"),
+        ({"format_version": 0}, "format version 1 or 2 or 3. Received: 0. Build the release again"),
         ({"format_version": 1}, "files in the manifest must be"),
         ({"recency": "half"}, "recency"),
         ({"search_k": "many"}, "search_k"),
@@ -145,19 +145,122 @@ def test_manifest_that_is_no_json_is_told(folder: Path) -> None:
 
 def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     """A source that is missing stops the release before it has a name."""
-    sources = {name: GOLDEN / "v2" / name for name in releases.FILES} | {releases.INDEX: tmp_path / "missing"}
+    shards = releases.read_manifest(GOLDEN / "v3").index
+    sources = {name: GOLDEN / "v3" / name for name in releases.FILES}
+    sources |= {shard.file: tmp_path / "missing" for shard in shards}
     with pytest.raises(FileNotFoundError):
-        releases.write(sources, {"release_id": "abc"}, tmp_path / "releases")
+        releases.write(sources, {"release_id": "abc", "index": shards}, tmp_path / "releases")
     assert list((tmp_path / "releases").iterdir()) == []
 
 
 def test_written_release_is_the_one_it_was_made_of(tmp_path: Path) -> None:
-    manifest = releases.read_manifest(GOLDEN / "v2").model_dump(exclude={"files", "format_version"})
-    sources = {name: GOLDEN / "v2" / name for name in releases.FILES}
+    golden = releases.read_manifest(GOLDEN / "v3")
+    manifest = {name: value for name, value in golden if name not in {"files", "format_version"}}
+    sources = {name: GOLDEN / "v3" / name for name in golden.files}
     path = releases.write(sources, manifest, tmp_path)
-    assert path == tmp_path / manifest["release_id"]
-    assert Release.load(path).manifest == Release.load(GOLDEN / "v2").manifest
+    assert path == tmp_path / golden.release_id
+    assert Release.load(path).manifest == Release.load(GOLDEN / "v3").manifest
     assert releases.write(sources, manifest, tmp_path) == path
+
+
+# --- an index of several files
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A release with an index of three files, to hurt."""
+    shutil.copytree(GOLDEN / "v3", tmp_path / "sharded")
+    return tmp_path / "sharded"
+
+
+def test_the_manifest_names_the_files_of_the_index_and_their_items() -> None:
+    shards = Release.load(GOLDEN / "v3").manifest.index
+    assert [tuple(shard.model_dump().values()) for shard in shards] == [
+        ("index-00000.ann", 0, 16),
+        ("index-00001.ann", 16, 32),
+        ("index-00002.ann", 32, 49),
+    ]
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_before_format_3_the_index_is_one_file(version: str) -> None:
+    (whole,) = Release.load(GOLDEN / version).manifest.index
+    assert (whole.file, whole.start, whole.stop) == ("index.ann", 0, 49)
+
+
+def test_answers_do_not_depend_on_how_the_index_is_cut(sharded: Path) -> None:
+    """All items, with one file in the place of three."""
+    expected = Release.load(sharded)
+    build(np.load(sharded / releases.EMBEDDINGS), IndexConfig(), sharded / releases.INDEX)
+    manifest = json.loads((sharded / releases.MANIFEST).read_text())
+    for shard in manifest["index"]:
+        del manifest["files"][shard["file"]]
+    manifest["files"][releases.INDEX] = {}
+    whole = [{"file": releases.INDEX, "start": 0, "stop": 49}]
+    rewrite(sharded, files=manifest["files"], index=whole, search_k=10_000)
+    received = Release.load(sharded)
+    for item_id in expected.catalogue.item_ids:
+        assert received.similar(item_id, 48).neighbours == expected.similar(item_id, 48).neighbours
+
+
+@pytest.mark.parametrize("name", [f"index-0000{number}.ann" for number in range(3)])
+@pytest.mark.parametrize("kept", [0, 0.5, None], ids=["emptied", "cut in half", "gone"])
+def test_a_hurt_shard_is_named(sharded: Path, name: str, kept: float | None) -> None:
+    content = (sharded / name).read_bytes()
+    (sharded / name).unlink()
+    if kept is None:
+        with pytest.raises(ReleaseError, match=f"must hold {name}. Received: no such file"):
+            Release.load(sharded)
+        return
+    (sharded / name).write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ReleaseError, match=f"bytes of {name} must be {len(content)}"):
+        Release.load(sharded)
+
+
+def test_swapped_shards_do_not_load(sharded: Path) -> None:
+    one, two, swap = (sharded / name for name in ("index-00000.ann", "index-00001.ann", "swap"))
+    one.rename(swap)
+    two.rename(one)
+    swap.rename(two)
+    with pytest.raises(ReleaseError, match=r"SHA-256 of index-0000[01]\.ann"):
+        Release.load(sharded)
+    rewrite(sharded)
+    with pytest.raises(ReleaseError, match=r"index-00000\.ann .*another vector for item number 0\b"):
+        Release.load(sharded)
+
+
+@pytest.mark.parametrize(
+    ("shard", "changed", "told"),
+    [
+        (1, {"start": 15}, r"index-00001\.ann .*must start at item number 16.*Received: 15 up to 32"),
+        (2, {"stop": 48}, "must hold 49 items. Received: 48 items"),
+        (0, {"stop": -1}, r"index-00000\.ann .*at least one item. Received: 0 up to -1"),
+        (1, {"file": "index-00000.ann"}, "files in the manifest must be"),
+        (1, {"file": "index-00007.ann"}, "files in the manifest must be"),
+        (1, {"file": "../index-00001.ann"}, r"index\.1\.file"),
+        (1, {"file": "/index-00001.ann"}, r"index\.1\.file"),
+        (1, {"file": "embeddings.npy"}, r"index\.1\.file"),
+        (1, {"file": "index-00001.ann\n"}, r"index\.1\.file"),
+        (1, {"surprise": 1}, r"index\.1\.surprise"),
+    ],
+)
+def test_shards_that_do_not_fit_are_told(sharded: Path, shard: int, changed: dict[str, Any], told: str) -> None:
+    shards = json.loads((sharded / releases.MANIFEST).read_text())["index"]
+    shards[shard] |= changed
+    rewrite(sharded, index=shards)
+    with pytest.raises(ReleaseError, match=told):
+        Release.load(sharded)
+
+
+def test_format_3_has_to_name_its_index(sharded: Path) -> None:
+    manifest = json.loads((sharded / releases.MANIFEST).read_text())
+    del manifest["index"]
+    (sharded / releases.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ReleaseError, match=r"index\s+Field required"):
+        Release.load(sharded)
+
+
+# --- formats and distances
 
 
 @pytest.mark.parametrize("field", ["distance", "recency"])
@@ -245,7 +348,7 @@ def test_a_release_without_enough_pairs_answers_all_the_same(write_release: Call
     release = Release.load(write_release(["a", "b", "c"], calibrated=False))
     assert release.calibration is None
     assert len(release.similar("a").neighbours) == 2
-    with pytest.raises(InputError, match=r"must have a calibration .* of format 2, has none"):
+    with pytest.raises(InputError, match=r"must have a calibration .* of format 3, has none"):
         release.verify("a", "b")
 
 
