@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import embed, runner
+from pipelines import embed, prepare, runner
 from pipelines.night import Night, command, main
 from recsys import embeddings
 from recsys import index as annoy
@@ -71,7 +71,7 @@ def index(night: Night) -> dict[str, Any]:
 
 def shards(night: Night) -> list[Shard]:
     """The files of this night's index."""
-    return annoy.cut(night.run.manifest(embed.STAGE)["num_items"], night.config.index.shard_items)
+    return annoy.cut(night.run.manifest(prepare.STAGE)["num_items"], night.config.index.shard_items)
 
 
 def build_shard(job: Job, unit: int) -> None:

@@ -1,0 +1,153 @@
+"""The stage on vectors put there by hand: its files, resumed after a kill, and a night whose index is in shards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines import embed, prepare
+from pipelines import index as indexing
+from pipelines.night import Night
+from recsys import Release
+from recsys import config as configuration
+from recsys import index as annoy
+from recsys.exact import ExactIndex
+from recsys.release import EMBEDDINGS
+from tests.e2e import program, world
+
+DIMENSION = 8
+
+
+def embedded(folder: Path, num_items: int, *overrides: str) -> Night:
+    """A night that is ready to be indexed: random vectors, of a catalogue that nobody asks for."""
+    world.write(folder)
+    night = Night.of(configuration.load(folder / "recsys.toml", overrides))
+    vectors = np.random.default_rng(0).normal(size=(num_items, DIMENSION))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with night.run.stage(prepare.STAGE) as (_, manifest):
+        manifest["num_items"] = num_items
+    with night.run.stage(embed.STAGE) as (stage, _):
+        np.save(stage / EMBEDDINGS, vectors.astype(np.float32))
+    return night
+
+
+def files_of(night: Night) -> dict[str, bytes]:
+    """All that the stage wrote, by name."""
+    return {path.name: path.read_bytes() for path in night.run.path(indexing.STAGE).iterdir()}
+
+
+@pytest.mark.parametrize(("shard_items", "count"), [(300, 1), (299, 2), (70, 5)])
+def test_each_shard_is_a_file_of_its_own_items(tmp_path: Path, shard_items: int, count: int) -> None:
+    night = embedded(tmp_path, 300, f"index.shard_items={shard_items}")
+    manifest = indexing.index(night)
+    shards = annoy.cut(300, shard_items)
+    assert set(files_of(night)) == {"_MANIFEST.json", *(shard.file for shard in shards)}
+    assert manifest["shards"] == len(shards) == count
+    vectors = np.load(night.run.path(embed.STAGE, EMBEDDINGS))
+    for shard in shards:
+        alone = tmp_path / "alone.ann"
+        annoy.build(vectors[shard.start : shard.stop], night.config.index, alone)
+        assert night.run.path(indexing.STAGE, shard.file).read_bytes() == alone.read_bytes()
+
+
+def test_the_recall_is_that_of_the_merged_answers(tmp_path: Path) -> None:
+    settings = ("index.shard_items=90", "index.recall_target=0.9", "index.recall_floor=0.8", "index.n_trees=3")
+    night = embedded(tmp_path, 1_000, *settings)
+    manifest = indexing.index(night)
+    vectors = np.load(night.run.path(embed.STAGE, EMBEDDINGS))
+    shards = annoy.cut(1_000, 90)
+    built = annoy.load(night.run.path(indexing.STAGE), shards, vectors, manifest["search_k"])
+    everyone, k = np.arange(1_000, dtype=np.int32), night.config.index.recall_k
+    found, exact = built.neighbours(everyone, k), ExactIndex(vectors).neighbours(everyone, k)
+    share = np.mean([len({*row} & {*other}) / k for row, other in zip(found.tolist(), exact.tolist(), strict=True)])
+    assert manifest["recall"] == pytest.approx(share, abs=1e-3)
+    assert 0.9 <= manifest["recall"] < 1
+
+
+@pytest.mark.parametrize("profile", ["local-threads", "portable"])
+def test_every_runner_builds_the_same_files(tmp_path: Path, profile: str) -> None:
+    expected = embedded(tmp_path / "local", 200, "index.shard_items=30")
+    night = embedded(tmp_path / profile, 200, "index.shard_items=30", f"beam.profile={profile}")
+    assert indexing.index(night) == indexing.index(expected)
+    assert files_of(night) == files_of(expected)
+
+
+# --- killed and resumed
+
+
+def finished(workspace: Path) -> list[Path]:
+    """Shards of a stage that is not finished."""
+    return sorted(workspace.glob("runs/*/.tmp-index-*/index-*.ann"))
+
+
+def test_after_a_kill_only_the_shards_that_are_missing_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("index.shard_items=500", "index.sample=50")
+    night = embedded(tmp_path, 20_000, *settings)
+    command = [sys.executable, "-m", "pipelines.index", "--config", str(tmp_path / "recsys.toml")]
+    command += [part for setting in settings for part in ("--set", setting)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
+        while job.poll() is None:
+            if len(finished(tmp_path / "workspace")) >= 3:
+                job.kill()
+                break
+    assert job.returncode == -9
+    there = {path.name for path in finished(tmp_path / "workspace")}
+    assert 3 <= len(there) <= 40
+
+    built = set()
+    build = annoy.build
+
+    def counting(vectors: Any, config: Any, path: Path, **named: Any) -> Any:
+        built.add(path.with_suffix(".ann").name)
+        return build(vectors, config, path, **named)
+
+    monkeypatch.setattr(annoy, "build", counting)
+    indexing.index(night)
+    assert built == {shard.file for shard in annoy.cut(20_000, 500)} - there
+
+    undisturbed = embedded(tmp_path / "undisturbed", 20_000, *settings)
+    indexing.index(undisturbed)
+    assert files_of(night) == files_of(undisturbed)
+
+
+# --- a whole night
+
+
+def test_a_night_with_many_shards_answers_like_any_other(tmp_path: Path) -> None:
+    """Look-up and export agree, and find the block of an item, in whatever shards its items lie."""
+    config = world.write(tmp_path)
+    flags = ("--config", config, "--set", "index.shard_items=10")
+    done = program.run("nightly", *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "in each of 5 files" in done.stderr
+    release = Release.load(json.loads(done.stdout)["path"])
+    shards = release.manifest.index
+    assert [shard.stop - shard.start for shard in shards] == [9, 10, 10, 10, 10]
+    assert {path.name for path in release.path.glob("*.ann")} == {shard.file for shard in shards}
+
+    item, *others = world.item_ids(1)
+    held = [range(shard.start, shard.stop) for shard in shards]
+    numbers = [release.catalogue.number(other) for other in [item, *others]]
+    assert len([items for items in held if {*items} & {*numbers}]) > 1
+    done = program.run("similar", item, "--k", len(others), "--release", release.path, "--json")
+    assert {near["item_id"] for near in json.loads(done.stdout)["neighbours"]} == set(others)
+
+    done = program.run("neighbours", *flags, "--k", 48, "--to", tmp_path / "all.jsonl", "--json")
+    assert done.returncode == 0, done.stderr
+    exported = pl.read_ndjson(tmp_path / "all.jsonl")
+    assert exported["item_id"].to_list() == list(release.catalogue.item_ids)
+    for item_id, neighbours in exported.select("item_id", "neighbours").iter_rows():
+        similar = release.similar(item_id, 48).neighbours
+        assert [(near["item_id"], near["similarity"]) for near in neighbours] == [
+            (near.item_id, near.similarity) for near in similar
+        ]
+        assert len(neighbours) == 48
