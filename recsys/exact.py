@@ -10,7 +10,10 @@ from recsys.queries import Queries
 from recsys.similarity import COSINE, Distance
 
 BLOCK = 1_024
-"""Queries at a time: bounds the [BLOCK, num_items] similarities."""
+"""Queries at a time."""
+
+CELLS = 2**26
+"""Similarities at a time: with many items fewer queries are compared together, so that memory does not follow them."""
 
 
 class ExactIndex:
@@ -36,11 +39,12 @@ class ExactIndex:
         """
         best = np.full((len(queries), k), -1, np.int32)
         width = min(k, len(self))
-        for start in range(0, len(queries), BLOCK):
-            similarities = self._similarities(queries[start : start + BLOCK])
+        block = self._block()
+        for start in range(0, len(queries), block):
+            similarities = self._similarities(queries[start : start + block])
             nearest = top(similarities, width)
             left_out = np.take_along_axis(similarities, nearest, axis=1) == -np.inf
-            best[start : start + BLOCK, :width] = np.where(left_out, -1, nearest)
+            best[start : start + block, :width] = np.where(left_out, -1, nearest)
         return best
 
     def ranks(self, queries: Queries, targets: NDArray[np.int32], k: int) -> NDArray[np.int64]:
@@ -49,15 +53,19 @@ class ExactIndex:
         Nothing is sorted: a target's rank is the number of items before it.
         """
         rank = np.empty(len(queries), np.int64)
-        for start in range(0, len(queries), BLOCK):
-            similarities = self._similarities(queries[start : start + BLOCK])
-            target = targets[start : start + BLOCK]
+        block = self._block()
+        for start in range(0, len(queries), block):
+            similarities = self._similarities(queries[start : start + block])
+            target = targets[start : start + block]
             own = similarities[np.arange(len(target)), target][:, None]
             before = np.count_nonzero(similarities > own, axis=1)
             for row in np.flatnonzero(np.count_nonzero(similarities == own, axis=1) > 1):
                 before[row] += np.count_nonzero(similarities[row, : target[row]] == own[row])
-            rank[start : start + BLOCK] = np.where(own[:, 0] == -np.inf, k, before)
+            rank[start : start + block] = np.where(own[:, 0] == -np.inf, k, before)
         return np.minimum(rank, k)
+
+    def _block(self) -> int:
+        return max(1, min(BLOCK, CELLS // len(self)))
 
     def _similarities(self, queries: Queries) -> NDArray[np.float32]:
         """Of each query to every item, -inf to what it excludes, float32 [n, num_items]."""

@@ -90,6 +90,18 @@ def test_histories_of_more_than_a_block_are_answered_alike(monkeypatch):
     np.testing.assert_array_equal(model.answer(queries, 7), together)
 
 
+@pytest.mark.parametrize("cells", [1, 90, 10_000])
+def test_answers_and_ranks_do_not_depend_on_how_much_is_compared_at_a_time(monkeypatch, cells):
+    rng = np.random.default_rng(6)
+    items, targets = rng.integers(0, 30, (11, 4)).astype(np.int32), rng.integers(0, 30, 11).astype(np.int32)
+    queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
+    model = ExactIndex(unit_vectors(30, DIMENSION))
+    answers, ranks = model.answer(queries, 7), model.ranks(queries, targets, 30)
+    monkeypatch.setattr(exact, "CELLS", cells)
+    np.testing.assert_array_equal(model.answer(queries, 7), answers)
+    np.testing.assert_array_equal(model.ranks(queries, targets, 30), ranks)
+
+
 def test_length_is_the_number_of_items():
     assert len(ExactIndex(unit_vectors(5, DIMENSION))) == 5
 
