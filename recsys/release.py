@@ -233,8 +233,9 @@ def read_manifest(path: Path) -> Manifest:
     if version not in FILES_OF:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         remedy = "Update recsys to read it." if newer else "Build the release again."
-        known = " or ".join(map(str, FILES_OF))
-        raise ReleaseError(f"release {path} must have format version {known}. Received: {version!r}. {remedy}")
+        raise ReleaseError(
+            f"release {path} must have a format version from 1 to {FORMAT_VERSION}. Received: {version!r}. {remedy}"
+        )
     for since, unsaid in FIELDS_SINCE.items():
         if version < since:
             saved = {**unsaid(saved), **saved}

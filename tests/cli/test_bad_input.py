@@ -282,7 +282,7 @@ def test_a_start_from_a_folder_that_is_no_release(folder: Path, program: Any) ->
 def test_a_start_from_a_release_of_another_format(folder: Path, program: Any) -> None:
     write(folder / "manifest.json", '{"format_version": 99}')
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.warm_start={folder}")
-    assert_refused(outcome, 2, folder, "data.warm_start", "must have format version 1 or 2. Received: 99")
+    assert_refused(outcome, 2, folder, "data.warm_start", "must have a format version from 1 to 3. Received: 99")
 
 
 # --- places
