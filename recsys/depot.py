@@ -92,7 +92,7 @@ def _fetched(place: RemotePlace) -> Path:
 
 
 def _fetch_file(place: RemotePlace, name: str, size: int, folder: Path) -> None:
-    if Path(name).name != name:  # a manifest from outside must not choose where we write
+    if name in {"", ".."} or Path(name).name != name:  # a manifest from outside must not choose where we write
         raise ReleaseError(f"the manifest must name files beside it. Received: {name}.")
     file = place / name
     there = file.size() if file.exists() else "no such file"

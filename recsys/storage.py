@@ -121,22 +121,14 @@ class RemotePlace:
             self._system.invalidate_cache()  # what others wrote since is also there
             found: dict[str, dict[str, Any]] = self._system.glob(self._path, detail=True)
         names = sorted(path for path, about in found.items() if about["type"] == "file")
-        if not names and self.exists():  # a name with brackets is also a file
+        if not names and self._type() == "file":  # a name with brackets is also a file
             return [self.name]
         before = self.name.removesuffix(self._path)
         return [f"{before}{name}" for name in names]
 
     def exists(self) -> bool:
         """Whether there is an object, or any below the prefix."""
-        with self._told():
-            self._system.invalidate_cache()
-            try:
-                self._system.info(self._path)
-            except FileNotFoundError as error:
-                if error.__cause__ is not None:  # not the object is missing, but its bucket
-                    raise
-                return False
-            return True
+        return self._type() is not None
 
     def size(self) -> int:
         """Size of an object."""
@@ -197,6 +189,17 @@ class RemotePlace:
                 f"a URL must begin with a scheme that fsspec knows, such as s3://. Received: {self.shown}: {error}."
             ) from None
         return system
+
+    def _type(self) -> str | None:
+        """`file`, `directory`, or None of what is not there."""
+        with self._told():
+            self._system.invalidate_cache()
+            try:
+                return str(self._system.info(self._path)["type"])
+            except FileNotFoundError as error:
+                if error.__cause__ is not None:  # not the object is missing, but its bucket
+                    raise
+                return None
 
     @cached_property
     def _path(self) -> str:

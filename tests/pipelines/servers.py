@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -85,6 +86,17 @@ def s3() -> Iterator[str]:
         yield f"http://{host}:{port}"
     finally:
         server.stop()
+
+
+@contextmanager
+def refusing(server: str) -> Iterator[None]:
+    """Let an S3 server ask for rights, which nobody has."""
+    ask = f"{server}/moto-api/reset-auth"
+    httpx.post(ask, content="0").raise_for_status()
+    try:
+        yield
+    finally:
+        httpx.post(ask, content="inf").raise_for_status()
 
 
 def _of_wheel(package: str, program: str) -> str | None:
