@@ -188,9 +188,11 @@ def _chunks(
 
     def chunk() -> Raw:
         frame = cast("pl.DataFrame", pl.from_arrow(pa.Table.from_batches(held, schema)))
-        raw = _raw(frame, broken, first_row)
+        # the reader may be ahead: those count that come before the row after this chunk
+        passed = sum(row - first_row - before <= frame.height for before, (row, _, _) in enumerate(broken))
+        raw = _raw(frame, broken[:passed], first_row)
         held.clear()
-        broken.clear()
+        del broken[:passed]
         return raw
 
     yielded = False
@@ -220,8 +222,8 @@ def _read_jsonl(unit: Unit, rows: int) -> Iterator[Raw]:
     first_row = 0
 
     def chunk() -> Raw:
-        frame = pl.DataFrame([_column(name, [row.get(name) for row in held], types[name]) for name in types])
-        return _raw(frame, broken, first_row)
+        columns = [_column(name, [row.get(name) for row in held], types[name]) for name in types]
+        return _raw(pl.DataFrame(columns or None, height=len(held)), broken, first_row)
 
     for number, line, row in _lines(unit.source):
         if len(held) + len(broken) == rows:

@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from pipelines import io
@@ -292,6 +295,23 @@ def test_broken_json_lines_come_out_beside_the_rows_and_blank_lines_are_none(tmp
     assert raw.broken["reason"].unique().to_list() == ["line is no JSON object"]
 
 
+def test_whole_numbers_and_others_in_a_column_keep_their_own_text(tmp_path: Path) -> None:
+    values: list[object] = [7, 1.5, 2**63, {"a": 1}, None]
+    path = write(tmp_path / "log.jsonl", "".join(json.dumps({"item_id": value}) + "\n" for value in values))
+    assert read_whole(path).frame["item_id"].to_list() == ["7", "1.5", "9223372036854775808", '{"a": 1}', None]
+
+
+def test_a_list_of_mixed_values_stays_a_list(tmp_path: Path) -> None:
+    values = [[1, 1.5], ["a", None], [], None]
+    path = write(tmp_path / "log.jsonl", "".join(json.dumps({"genres": value}) + "\n" for value in values))
+    assert read_whole(path).frame["genres"].to_list() == [["1", "1.5"], ["a", None], [], None]
+
+
+def test_rows_without_any_column_are_rows(tmp_path: Path) -> None:
+    raw = read_whole(write(tmp_path / "log.jsonl", "{}\n[]\n{}\n"), rows=2)
+    assert (raw.frame.height, raw.numbers.to_list(), raw.broken["row"].to_list()) == (2, [0, 2], [1])
+
+
 def test_a_byte_order_mark_does_not_break_the_first_json_line(tmp_path: Path) -> None:
     raw = read_whole(write(tmp_path / "log.jsonl", b'\xef\xbb\xbf{"user_id": "a"}\n{"user_id": "b"}\n'))
     assert raw.frame["user_id"].to_list() == ["a", "b"]
@@ -307,3 +327,127 @@ def test_a_json_line_that_no_frame_can_hold_breaks_nothing_else(tmp_path: Path, 
     raw = read_whole(write(tmp_path / "log.jsonl", f'{{"user_id": "a"}}\n{line}\n{{"user_id": "b"}}\n'))
     assert {"a", "b"} <= set(raw.frame["user_id"])
     assert raw.frame.height + raw.broken.height == 3
+
+
+# --- chunks
+
+
+def chunked(path: Path | str, rows: int) -> list[io.Raw]:
+    return [raw for unit in io.plan([str(path)], 1_000_000) for raw in io.read(unit, rows)]
+
+
+def made_up(number: int) -> dict[str, str]:
+    """A row that tells its place, and whose text is full of what cuts rows and fields."""
+    return {"user_id": f"u,{number}", "item_id": 'a "b"\n\nc' if number % 3 else "é\r\n,", "timestamp": str(number)}
+
+
+def line_of(name: str, number: int) -> str:
+    if name.startswith("log.jsonl"):
+        return json.dumps(made_up(number))
+    return ",".join('"{}"'.format(value.replace('"', '""')) for value in made_up(number).values())
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100, 1_000_000])
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.jsonl", "log.jsonl.gz"])
+def test_text_in_chunks_is_the_text_row_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: int
+) -> None:
+    """Against what was written: each row and each broken line in its place, over blocks of a few rows."""
+    monkeypatch.setattr(io, "BLOCK_BYTES", 1 << 10)
+    broken = {0, 1, 40, 41, 42, 43, 299} | set(range(100, 180))
+    lines = ["broken" if number in broken else line_of(name, number) for number in range(300)]
+    header = [HEADER.strip()] if ".csv" in name else []
+    chunks = chunked(write(tmp_path / name, "\n".join([*header, *lines]) + "\n"), rows)
+    whole = together(chunks)
+    assert whole.frame.to_dicts() == [made_up(number) for number in range(300) if number not in broken]
+    assert whole.numbers.to_list() == [number for number in range(300) if number not in broken]
+    assert [(row, content) for row, _, content in broken_rows(whole)] == [(n, "broken") for n in sorted(broken)]
+    for chunk in chunks:
+        assert len(chunk.numbers) == chunk.frame.height
+    if rows < 300:
+        assert len(chunks) > 1
+        assert max(chunk.frame.height for chunk in chunks) < rows + 60  # a block may hold some more
+
+
+def test_parquet_in_chunks_is_the_file_row_by_row(tmp_path: Path) -> None:
+    """Groups of 4 rows in chunks of about 10, and one group in many chunks."""
+    frame = pl.DataFrame({"user_id": [f"u{n}" for n in range(103)], "genres": [["a"] * (n % 3) for n in range(103)]})
+    for size, rows in ((4, 10), (103, 10)):
+        frame.write_parquet(tmp_path / "log.parquet", row_group_size=size)
+        chunks = chunked(tmp_path / "log.parquet", rows)
+        assert together(chunks).frame.equals(frame)
+        assert together(chunks).numbers.to_list() == list(range(103))
+        assert {10 <= chunk.frame.height < 20 for chunk in chunks[:-1]} == {True}
+
+
+def test_a_column_of_the_last_line_is_in_every_chunk_with_its_type(tmp_path: Path) -> None:
+    lines = [*(json.dumps({"item_id": number}) for number in range(20)), '{"item_id": "x", "genres": ["a"]}']
+    chunks = chunked(write(tmp_path / "items.jsonl", "\n".join(lines)), 3)
+    assert {tuple(chunk.frame.schema.items()) for chunk in chunks} == {
+        (("item_id", pl.String), ("genres", pl.List(pl.String)))
+    }
+    assert together(chunks).frame["item_id"].to_list() == [*map(str, range(20)), "x"]
+    assert together(chunks).frame["genres"].to_list() == [*[None] * 20, ["a"]]
+
+
+@pytest.mark.parametrize("content", [HEADER, HEADER + "short\n"], ids=["header", "header and a broken line"])
+def test_a_file_without_rows_is_one_chunk_with_its_columns(tmp_path: Path, content: str) -> None:
+    (chunk,) = chunked(write(tmp_path / "log.csv", content), 10)
+    assert chunk.frame.columns == ["user_id", "item_id", "timestamp"]
+    assert chunk.frame.height == 0
+    assert chunk.broken.height == content.count("short")
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.jsonl"])
+def test_a_fault_far_into_a_file_is_told_when_it_is_reached(tmp_path: Path, name: str) -> None:
+    line = '{{"user_id": "{}"}}\n' if "json" in name else "{},i,1\n"
+    content = ("" if "json" in name else HEADER) + "".join(line.format(number) for number in range(150_000))
+    path = write(tmp_path / name, content.encode() + b"\xff")
+    (unit,) = io.plan([str(path)], 1_000_000)
+    with pytest.raises(InputError, match=r"must be a (csv|jsonl) file") as caught:
+        list(io.read(unit, 1_000))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.jsonl.gz", "log.parquet"])
+def test_a_large_file_is_never_held_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What Arrow and Python hold at most, beside the size of all rows. (Arrow reads some dozens of blocks ahead.)"""
+    monkeypatch.setattr(io, "BLOCK_BYTES", 1 << 16)
+    count, wide = 20_000, "x" * 1_000
+    rows = {"user_id": [f"{number}" for number in range(count)], "item_id": [wide] * count}
+    if name.endswith("parquet"):
+        pl.DataFrame(rows).write_parquet(tmp_path / name, row_group_size=2_000)
+    elif "json" in name:
+        write(tmp_path / name, "".join(f'{{"user_id": "{number}", "item_id": "{wide}"}}\n' for number in range(count)))
+    else:
+        write(tmp_path / name, "user_id,item_id\n" + "".join(f"{number},{wide}\n" for number in range(count)))
+    (unit,) = io.plan([str(tmp_path / name)], 1_000_000)
+    del rows
+    before, held, seen = pa.total_allocated_bytes(), 0, 0
+    tracemalloc.start()
+    for raw in io.read(unit, 1_000):
+        held = max(held, pa.total_allocated_bytes() - before)
+        seen += raw.frame.height
+    python = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen == count
+    assert held + python < count * len(wide) / 2
+
+
+# --- by URL
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.jsonl", "log.jsonl.gz", "log.parquet"])
+def test_a_file_in_a_store_is_read_like_a_file(tmp_path: Path, bucket: Any, name: str) -> None:
+    if name.endswith("parquet"):
+        pl.DataFrame([made_up(number) for number in range(500)]).write_parquet(tmp_path / name, row_group_size=90)
+    else:
+        header = [HEADER.strip()] if ".csv" in name else []
+        lines = ["broken" if number % 9 == 4 else line_of(name, number) for number in range(500)]
+        write(tmp_path / name, "\n".join([*header, *lines]))
+    bucket.put(f"in/{name}", (tmp_path / name).read_bytes())
+    assert io.find(f"{bucket.url}/in/*", "data.interactions") == [f"{bucket.url}/in/{name}"]
+    here, there = (chunked(place, 60) for place in (tmp_path / name, f"{bucket.url}/in/{name}"))
+    assert sum(raw.frame.height for raw in here) > 400
+    for one, other in zip(here, there, strict=True):
+        assert all(a.equals(b) for a, b in zip(one, other, strict=True))
