@@ -81,8 +81,11 @@ def _fetched(place: RemotePlace) -> Path:
         if final.exists():
             return final
         try:
-            for name, entry in read_manifest(temporary).files.items():
-                _fetch_file(place, name, entry.bytes, temporary)
+            files = read_manifest(temporary).files
+            for name, entry in files.items():
+                _check(place, name, entry.bytes)
+            for name in files:
+                _fetch(place / name, temporary / name)
             Release.load(temporary)
         except ReleaseError as error:
             raise ReleaseError(f"{place.shown} is not usable: {error}") from None
@@ -91,14 +94,14 @@ def _fetched(place: RemotePlace) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fetch_file(place: RemotePlace, name: str, size: int, folder: Path) -> None:
+def _check(place: RemotePlace, name: str, size: int) -> None:
+    """Refuse a file before it is fetched."""
     if name in {"", ".."} or Path(name).name != name:  # a manifest from outside must not choose where we write
         raise ReleaseError(f"the manifest must name files beside it. Received: {name}.")
     file = place / name
     there = file.size() if file.exists() else "no such file"
     if there != size:
         raise ReleaseError(f"bytes of {name} must be {size}. Received: {there}. Put the release there again.")
-    _fetch(file, folder / name)
 
 
 def _fetch(place: Place, path: Path) -> None:

@@ -411,8 +411,8 @@ def test_a_fault_far_into_a_file_is_told_when_it_is_reached(tmp_path: Path, name
 
 @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.jsonl.gz", "log.parquet"])
 def test_a_large_file_is_never_held_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """What Arrow and Python hold at most, beside the size of all rows. (Arrow reads some dozens of blocks ahead.)"""
-    monkeypatch.setattr(io, "BLOCK_BYTES", 1 << 16)
+    """What Arrow and Python hold at most, beside the size of all rows."""
+    monkeypatch.setattr(io, "BLOCK_BYTES", 1 << 16)  # Arrow reads some dozens of blocks ahead
     count, wide = 20_000, "x" * 1_000
     rows = {"user_id": [f"{number}" for number in range(count)], "item_id": [wide] * count}
     if name.endswith("parquet"):

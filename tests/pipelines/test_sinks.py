@@ -96,7 +96,7 @@ class TestParquetByUrl(SinkContract):
         names = json.loads(self.bucket.get(f"{folder}/_MANIFEST.json"))["files"]
         return sorted(row for name in names for row in pl.read_parquet(self.bucket.get(f"{folder}/{name}")).rows())
 
-    def left(self, url, export_id):
+    def left(self, url, export_id):  # noqa: ARG002 - a bucket holds one export
         return sum(export_id in name for name in self.bucket.names())
 
     def test_a_prefix_with_other_things_is_refused_and_left_alone(self, bucket):
@@ -126,7 +126,7 @@ class TestJsonLinesByUrl(SinkContract):
         assert len({line["export_id"] for line in lines}) <= 1
         return rows_of_answers((line["item_id"], line["neighbours"]) for line in lines)
 
-    def left(self, url, export_id):
+    def left(self, url, export_id):  # noqa: ARG002 - a bucket holds one export
         return sum(self.bucket.get(name).decode().count(export_id) for name in self.bucket.names())
 
     def kill(self, sink):
@@ -146,7 +146,8 @@ class TestJsonLinesByUrl(SinkContract):
 
 
 @pytest.mark.parametrize("name", ["out", "out.jsonl"])
-def test_a_bucket_that_is_not_there_is_told_before_any_work(bucket, name):
+@pytest.mark.usefixtures("bucket")
+def test_a_bucket_that_is_not_there_is_told_before_any_work(name):
     with pytest.raises(InputError, match=r"s3://no-such-bucket.*does not exist") as caught:
         sinks.at(f"s3://no-such-bucket/{name}").current()
     assert "\n" not in str(caught.value)
@@ -347,7 +348,9 @@ def test_the_name_tells_the_sink_and_nothing_is_asked_yet(to, name, tmp_path, mo
     assert written(tmp_path) == []
 
 
-@pytest.mark.parametrize("to", ["out.csv", "mysql://me:secret@host/db", "s3://bucket/out.csv", "ftp://host/out", "sqlite://", "sqlite:///"])
+@pytest.mark.parametrize(
+    "to", ["out.csv", "mysql://me:secret@host/db", "s3://bucket/out.csv", "ftp://host/out", "sqlite://", "sqlite:///"]
+)
 def test_any_other_name_is_refused_with_those_that_there_are(to):
     with pytest.raises(ConfigError, match=r"^neighbours.to must") as caught:
         sinks.at(to)

@@ -136,7 +136,8 @@ ASK = {
 
 
 @pytest.mark.parametrize("ask", ASK)
-def test_a_bucket_that_is_not_there(bucket, ask):
+@pytest.mark.usefixtures("bucket")
+def test_a_bucket_that_is_not_there(ask):
     with pytest.raises(InputError) as caught:
         ASK[ask](storage.at("s3://no-such-bucket/log.csv"))
     assert_told(caught, "s3://no-such-bucket/log.csv must be there", "does not exist", "credentials")
@@ -149,7 +150,7 @@ def test_an_object_that_is_not_there(bucket):
 
 
 @pytest.mark.parametrize("ask", ASK)
-def test_a_store_that_denies_access(bucket, monkeypatch, ask):
+def test_a_store_that_denies_access(bucket, ask):
     """The server asks for rights from now on, and the dummy key has none."""
     bucket.put("log.csv", b"x")
     with refusing(os.environ["AWS_ENDPOINT_URL"]), pytest.raises(InputError) as caught:
@@ -166,7 +167,7 @@ def test_no_credentials_at_all(bucket, monkeypatch):
     assert_told(caught, "redentials")
 
 
-def test_a_store_that_goes_away_while_a_file_is_read(bucket, monkeypatch):
+def test_a_store_that_goes_away_while_a_file_is_read(bucket):
     bucket.put("large", bytes(20 << 20))
     with storage.at(f"{bucket.url}/large").open() as file:
         file.read(1)

@@ -39,7 +39,7 @@ def test_the_same_input_is_the_same_run(tmp_path, log, run):
 def test_a_copy_of_the_data_elsewhere_is_the_same_run(tmp_path, log, run):
     copy = tmp_path / "copy.csv"
     copy.write_bytes(log.read_bytes())
-    assert Run.of(settings(tmp_path), {"interactions": [copy]}).run_id == run.run_id
+    assert Run.of(settings(tmp_path), {"interactions": [str(copy)]}).run_id == run.run_id
 
 
 def test_other_data_are_another_run(tmp_path, log, run):
@@ -50,11 +50,11 @@ def test_other_data_are_another_run(tmp_path, log, run):
 @pytest.mark.parametrize("part", ["items", "labelled_pairs", "warm_start"])
 def test_all_that_goes_in_is_part_of_the_data(tmp_path, log, run, part):
     assert Run.of(settings(tmp_path), {"interactions": [str(log)], part: []}).run_id == run.run_id
-    more = Run.of(settings(tmp_path), {"interactions": [str(log)], part: [log]})
+    more = Run.of(settings(tmp_path), {"interactions": [str(log)], part: [str(log)]})
     assert more.run_id != run.run_id
-    other = tmp_path / "other"
-    other.write_text("other")
-    assert Run.of(settings(tmp_path), {"interactions": [str(log)], part: [other]}).run_id not in {run.run_id, more.run_id}
+    (tmp_path / "other").write_text("other")
+    other = Run.of(settings(tmp_path), {"interactions": [str(log)], part: [str(tmp_path / "other")]})
+    assert other.run_id not in {run.run_id, more.run_id}
 
 
 def test_another_config_is_another_run(tmp_path, log, run):
@@ -79,9 +79,9 @@ def test_a_workspace_that_cannot_be_a_folder_is_refused(tmp_path, log):
 
 
 def test_a_snapshot_depends_on_content_order_and_role(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_text("1")
-    two.write_text("2")
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    (tmp_path / "one").write_text("1")
+    (tmp_path / "two").write_text("2")
     snapshots = [
         data_snapshot({"interactions": [one, two]}),
         data_snapshot({"interactions": [two, one]}),
