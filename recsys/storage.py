@@ -165,9 +165,9 @@ class RemotePlace:
         if not self.exists():
             return []
         with self._told():
-            found = [path.rstrip("/").rpartition("/")[2] for path in self._system.ls(self._path, detail=False)]
-            own = self._path.rstrip("/").rpartition("/")[2]
-            return sorted(name for name in found if name != own)  # some stores keep an object for the prefix itself
+            found = {path.rstrip("/") for path in self._system.ls(self._path, detail=False)}
+        found -= {self._path.rstrip("/")}  # some keep an object for the prefix itself
+        return sorted(path.rpartition("/")[2] for path in found)
 
     def remove(self) -> None:
         """Remove all that is below a prefix."""

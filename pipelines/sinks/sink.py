@@ -49,6 +49,7 @@ class Sink(Protocol):
 
     Raises:
         StageError: from every method, where a server is away or refuses.
+        InputError: likewise, of a store.
     """
 
     def current(self) -> str | None:

@@ -20,6 +20,8 @@ PACKAGES = {
     "serve": ("fastapi", "uvicorn"),
     "tracking": ("mlflow",),
     "export": ("psycopg", "redis"),
+    "s3": ("s3fs",),
+    "gs": ("gcsfs",),
 }
 """By extra; what an extra brings may be absent, on a server by design."""
 ALSO_AS = {"tensorflow": "tensorflow-cpu"}

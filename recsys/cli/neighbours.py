@@ -26,7 +26,7 @@ def neighbours(
             "--to",
             envvar="RECSYS_NEIGHBOURS_TO",
             metavar="PLACE",
-            help="A folder for Parquet, a file.jsonl, sqlite:///FILE, postgresql://… or redis://…; "
+            help="A folder for Parquet or a file.jsonl, both also s3://…; sqlite:///FILE, postgresql://… or redis://…: "
             "the same as neighbours.to. The variable keeps a password out of files and the list of processes.",
         ),
     ] = None,

@@ -44,7 +44,7 @@ def data(tmp_path):
     return folder
 
 
-def prepared(place, workspace):
+def prepared(place, workspace, profile="local"):
     night = Night.of(
         config.parse(
             {
@@ -56,18 +56,20 @@ def prepared(place, workspace):
                 },
                 "items": {"title": "title", "multi_categorical": ["genres"]},
                 "prepare": {"rows_per_unit": 64, "max_dead_letter_ratio": 0.2},
+                "beam": {"profile": profile, "workers": 3},
             }
         )
     )
     return night.run.run_id, prepare.prepare(night), night.run.folder / "prepare"
 
 
-def test_what_is_prepared_from_a_store_is_what_is_prepared_from_files(data, bucket, tmp_path):
+@pytest.mark.parametrize("profile", ["local", "local-threads"])
+def test_what_is_prepared_from_a_store_is_what_is_prepared_from_files(data, bucket, tmp_path, profile):
     """The same run, account and tables; dead letters say where they are."""
     for path in data.iterdir():
         bucket.put(f"in/{path.name}", path.read_bytes())
     run_id, manifest, here = prepared(data, tmp_path / "here")
-    assert prepared(f"{bucket.url}/in", tmp_path / "there")[:2] == (run_id, manifest)
+    assert prepared(f"{bucket.url}/in", tmp_path / "there", profile)[:2] == (run_id, manifest)
     there = tmp_path / "there" / "runs" / run_id / "prepare"
     tables = ["catalogue.parquet", "labelled.parquet", *(f"sequences/{name}" for name in manifest["sequences"])]
     for name in [*tables, *(f"pairs/{name}" for name in manifest["pairs"])]:

@@ -103,6 +103,18 @@ def test_what_is_written_copied_and_taken_is_there_and_nothing_else(store, tmp_p
     assert list(spare.iterdir()) == []
 
 
+def test_a_folder_holds_a_folder_of_its_own_name(store):
+    store.put("out/out/a", b"x")
+    assert storage.at(f"{store.url}/out").names() == ["out"]
+
+
+def test_an_object_for_the_prefix_itself_is_no_name(bucket):
+    """As consoles of stores make them for an empty folder."""
+    bucket.put("out/", b"")
+    bucket.put("out/a", b"x")
+    assert storage.at(f"{bucket.url}/out").names() == ["a"]
+
+
 def test_a_snapshot_is_of_the_content_wherever_it_lies(bucket, tmp_path):
     (tmp_path / "one").write_text("1")
     bucket.put("two", b"1")
