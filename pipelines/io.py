@@ -209,6 +209,7 @@ def _chunks(
 Kind = tuple[type, ...]
 """Of a value: (its type,), of an element of a list: (list, its type). Of what is no plain value: object."""
 TYPES: dict[type, Any] = {bool: pl.Boolean, int: pl.Int64, float: pl.Float64, str: pl.String}
+PLAIN = {*TYPES, NoneType}
 
 
 def _read_jsonl(unit: Unit, rows: int) -> Iterator[Raw]:
@@ -261,9 +262,9 @@ def _kinds(value: object) -> set[Kind]:
 
 
 def _plain(value: object) -> type:
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+    if type(value) is int and not -(2**63) <= value < 2**63:
         return object
-    return type(value) if type(value) in {*TYPES, NoneType} else object
+    return type(value) if type(value) in PLAIN else object
 
 
 def _type(kinds: set[Kind]) -> pl.DataType | type[pl.DataType]:
