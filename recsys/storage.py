@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -177,6 +178,7 @@ class RemotePlace:
     @cached_property
     def _system(self) -> Any:
         scheme = cast("str", self._address.scheme)
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of what we report
         try:
             system, _ = import_module("fsspec").core.url_to_fs(self.name)
         except ImportError as error:
