@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from recsys.config import Config
 from recsys.errors import ReleaseError, TrackingError
 from recsys.release import Release, publish, read_manifest
@@ -60,7 +62,7 @@ class Tracker:
         self.workspace = config.workspace
         with self._translated():
             if self.uri.startswith("sqlite:///"):
-                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+                _create(Path(self.uri.removeprefix("sqlite:///")))
             mlflow.set_tracking_uri(self.uri)  # for what resolves `runs:/` on its own
             self.client = mlflow.MlflowClient(self.uri)
         self.experiment = config.tracking.experiment
@@ -224,3 +226,19 @@ class Tracker:
         """A text in which `user:password` of the tracking URI is not to be read."""
         user, at, _ = self.uri.partition("://")[2].rpartition("@")
         return text.replace(f"{user}@", "…@") if at else text
+
+
+def _create(database: Path) -> None:
+    """Make MLflow's tables elsewhere first: with half of them, of a process that was killed, it never goes on."""
+    if database.exists():
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    folder = database.with_name(f".tmp-{database.name}")
+    with FileLock(database.with_name(f".{database.name}.lock")):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        if not database.exists():  # another process may have made it meanwhile
+            made = folder / database.name
+            mlflow.MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+            made.rename(database)
+        folder.rmdir()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +68,27 @@ def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: P
     with pytest.raises(ReleaseError, match=r"must hold release other. Received: 571d78ec1c0d"):
         tracker.fetch(replace(version, release_id="other"), tmp_path)
     assert list(tmp_path.glob("other")) == []
+
+
+def test_a_database_that_a_killed_process_began_is_made_anew(settings: config.Config) -> None:
+    """MLflow makes its tables one after the other, for seconds, and refuses to go on with half of them."""
+    program = f"""
+from recsys import config
+from recsys.tracking import Tracker
+Tracker(config.parse({settings.model_dump(include={"data"})!r}))
+"""
+    workspace = settings.workspace
+    workspace.mkdir()
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            if any(path.stat().st_size for path in workspace.rglob("mlflow.db")):  # its first table
+                process.kill()
+                break
+    assert process.returncode == -9
+    assert not (workspace / "mlflow.db").exists()
+    tracker = Tracker(settings)
+    assert tracker.start("abc", "snapshot") == tracker.start("abc", "snapshot")
+    assert not [*workspace.glob(".tmp-*")]
 
 
 def test_no_champion_before_the_first_promotion(tracker: Tracker) -> None:
