@@ -25,7 +25,7 @@ CONFIG.add_argument(
 
 FIGURES = argparse.ArgumentParser(add_help=False)
 """Option of a benchmark that keeps its figures, for `write`."""
-FIGURES.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the figures go")
+FIGURES.add_argument("--json", type=Path, metavar="OUT", help="where the figures go, beside the screen")
 
 
 def parser(doc: str | None, *options: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -59,8 +59,9 @@ def working() -> Iterator[Path]:
         sys.exit(error.exit_code)
 
 
-def write(figures: dict[str, Any], path: Path) -> str:
-    """Write the figures as JSON, and return the text."""
+def write(figures: dict[str, Any], path: Path | None) -> str:
+    """Write the figures as JSON if there is a path, and return the text."""
     text = json.dumps(figures, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+    if path is not None:
+        path.write_text(text + "\n", encoding="utf-8")
     return text
