@@ -36,8 +36,8 @@ build/%/job-server.jar: runners/%.xml
 	@command -v mvn >/dev/null 2>&1 || { echo "error: Maven and Java 17 are needed to fetch Beam's job servers." >&2; exit 2; }
 	mvn --quiet --batch-mode --file $< -Doutput=$(abspath $(@D)) package
 
-bench: $(VENV)/.installed ## speed against plain code, as ratios of one run
-	$(BIN)/python -m benchmarks.speed
+bench: $(VENV)/.installed ## speed and memory against plain code, as ratios of one run
+	$(BIN)/python -m benchmarks
 
 serve: $(VENV)/.installed ## answer over HTTP from the demo's champion
 	$(BIN)/recsys serve --config $(DEMO)/recsys.toml

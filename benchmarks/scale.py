@@ -1,49 +1,73 @@
-"""prepare at size: beside plain Polars, and its time and memory when the log is ten times as long.
+"""The jobs at size: prepare when the log is ten times as long, embed and neighbours of a million items.
 
-    python -m benchmarks.scale [--rows 10000000] --json OUT
+    python -m benchmarks.scale [--rows 10000000] [--items 1000000] [--json OUT]
 
-Made-up interactions, items by Zipf's law: a user for every 20 rows, an item for every 50. Each measurement is a
-process of its own, which starts with everything imported; its peak memory is that of the whole process.
+prepare: made-up interactions, items by Zipf's law, beside plain Polars. Each measurement is a process of its own,
+which starts with everything imported; its peak memory is that of the whole process.
+
+embed: the whole catalogue, beside a plain loop over the traced tower.
+
+neighbours: the nearest `K` of a sample of the items, whole units of them, beside a pool of as many threads, each
+of which asks bare Annoy with the same search_k. The job runs over Beam and writes its parts; the pool keeps what
+it finds in memory. The release is loaded and the index in the cache on both sides. The index has few trees, since
+building it is not what is measured.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+from annoy import AnnoyIndex
+
 from benchmarks import synthetic
-from benchmarks.command import FIGURES, parser, working, write
-from benchmarks.speed import plain_prepare
-from pipelines import prepare
+from benchmarks.command import FIGURES, parser, working
+from benchmarks.speed import embed_against_loop, plain_prepare
+from benchmarks.table import Table, timed
+from pipelines import neighbours, prepare, runner
 from pipelines.night import Night, calm
 from recsys import config as configuration
-from recsys.config import PrepareConfig
+from recsys import embeddings, index, release
+from recsys.catalogue import Catalogue
+from recsys.config import BeamConfig, Config, DataConfig, IndexConfig, NeighboursConfig, PrepareConfig
+from recsys.neighbours import Filter
+from recsys.release import Release
 
-GROWTH = 10
+ROWS, GROWTH = 10_000_000, 10
 USER_ROWS, ITEM_ROWS = 20, 50
 """Rows for each user, and for each item."""
 
+ITEMS, ROUNDS = 1_000_000, 3
+DIMENSION, K = 64, 50
+ASKED_UNITS = 4
+INDEX = IndexConfig(n_trees=10, n_jobs=-1, sample=200, recall_target=0.9, recall_floor=0.5)
 
-def measure(folder: Path, rows: int) -> dict[str, Any]:
-    """Seconds and peak memory of both at both sizes, and their ratios."""
-    found: dict[str, Any] = {}
+
+def prepare_at_size(table: Table, folder: Path, rows: int) -> None:
+    """Seconds and peak memory at both sizes."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for name, size in (("small", rows // GROWTH), ("large", rows)):
         log = synthetic.interactions(folder / f"{name}.parquet", size, size // USER_ROWS, rows // ITEM_ROWS)
-        found[name] = {"rows": size} | {side: _apart(side, log) for side in ("ours", "plain")}
-        print(f"{size:>12,} rows  {found[name]}", flush=True)
-    small, large = found["small"]["ours"], found["large"]["ours"]
-    return found | {
-        "time_over_plain": large["seconds"] / found["large"]["plain"]["seconds"],
-        "time_growth": large["seconds"] / small["seconds"],
-        "memory_growth": large["peak_mib"] / small["peak_mib"],
-    }
+        found[name] = {side: _apart(side, log) for side in ("ours", "plain")}
+        log.unlink()
+    small, large, plain = found["small"]["ours"], found["large"]["ours"], found["large"]["plain"]
+    name = f"prepare, {rows:,} interactions"
+    table.add(name, 3, large["seconds"], plain["seconds"])
+    table.add(f"{name}, peak memory", 1, large["peak_mib"], plain["peak_mib"], unit="MiB")
+    beside = f"{name}, beside {rows // GROWTH:,} of them"
+    table.add(beside, 11, large["seconds"], small["seconds"])
+    table.add(f"{beside}, peak memory", 1.5, large["peak_mib"], small["peak_mib"], unit="MiB")
 
 
 def _apart(side: str, log: Path) -> dict[str, float]:
@@ -71,13 +95,91 @@ def _alone(side: str, log: str) -> None:
     print(json.dumps({"seconds": round(seconds, 2), "peak_mib": round(peak)}))
 
 
+def neighbours_against_annoy(table: Table, folder: Path, items: int) -> None:
+    """The job's units over Beam beside a pool of threads, each of which asks Annoy about the same range of items."""
+    loaded = write_release(items, folder)
+    unit, beam = NeighboursConfig().items_per_unit, BeamConfig(profile="local-threads")
+    asked = min(items, ASKED_UNITS * unit)
+    ranges = [range(start, min(start + unit, asked)) for start in range(0, asked, unit)]
+    bare = AnnoyIndex(DIMENSION, "angular")
+    bare.load(os.fspath(loaded.path / release.INDEX))
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            job = neighbours.Job(loaded.path, K, Filter(), unit, Path(out))
+            neighbours.hold(job, loaded)
+            work = partial(neighbours.ask_unit, job)
+            phase = runner.Phase(neighbours.NAME, list(range(len(ranges))), work, job.entry)
+            return timed(lambda: runner.run([phase], beam, _ignore))
+
+    def plain() -> float:
+        def ask(numbers: range) -> list[tuple[list[int], list[float]]]:
+            return [bare.get_nns_by_item(number, K + 1, loaded.manifest.search_k, True) for number in numbers]
+
+        with ThreadPoolExecutor(beam.workers) as pool:
+            return timed(lambda: list(pool.map(ask, ranges)))
+
+    name = f"neighbours, top {K} of {asked:,} among {items:,}, search_k {loaded.manifest.search_k}"
+    table.compare(name, 1 / 0.85, ours, plain, ROUNDS)
+
+
+def write_release(items: int, folder: Path) -> Release:
+    """A release of made-up vectors, its search_k tuned; tower and features are stand-ins."""
+    vectors = synthetic.vectors(items, DIMENSION)
+    frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
+    catalogue = Catalogue(frame.with_columns(title=pl.lit(None, pl.String), interactions=pl.lit(1, pl.Int64)))
+    sources = {name: folder / name for name in release.FILES}
+    for name in (release.TOWER, release.FEATURES, release.EVALUATION):
+        sources[name].write_text("{}")
+    sources[release.CALIBRATION].write_text('{"calibration": null}')
+    catalogue.save(sources[release.CATALOGUE])
+    embeddings.save(vectors, sources[release.EMBEDDINGS])
+    tuned = index.tune(index.build(vectors, INDEX, sources[release.INDEX]), vectors, INDEX)
+    manifest: dict[str, Any] = {
+        "release_id": "benchmark",
+        "created_at": "2024-01-31T02:00:00+00:00",
+        "num_items": items,
+        "dimension": DIMENSION,
+        "metric": "angular",
+        "distance": "cosine",
+        "n_trees": INDEX.n_trees,
+        "seed": INDEX.seed,
+        "n_jobs": INDEX.n_jobs,
+        "search_k": tuned.search_k,
+        "recall_k": INDEX.recall_k,
+        "index_recall": tuned.recall,
+        "recency": None,
+        "catalogue_fingerprint": catalogue.fingerprint,
+        "data_snapshot": "0" * 64,
+        "code_version": "benchmark",
+        "parent_release": None,
+        "mlflow_run": None,
+        "config": Config(data=DataConfig(interactions="none.csv")).shaping(),
+    }
+    return Release.load(release.write(sources, manifest, folder / "releases"))
+
+
+def _ignore(*_: object) -> None:
+    """No progress in a benchmark."""
+
+
+def fill(table: Table, folder: Path, rows: int = ROWS, items: int = ITEMS) -> None:
+    """All rows."""
+    prepare_at_size(table, folder, rows)
+    embed_against_loop(table, folder, items, 1 / 0.8, ROUNDS)
+    neighbours_against_annoy(table, folder, items)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The benchmark as a program."""
     options = parser(__doc__, FIGURES)
-    options.add_argument("--rows", type=int, default=10_000_000, help="of the longer log (default: %(default)s)")
+    options.add_argument("--rows", type=int, default=ROWS, help="of the longer log (default: %(default)s)")
+    options.add_argument("--items", type=int, default=ITEMS, help="of the catalogue (default: %(default)s)")
     asked = options.parse_args(argv)
     with working() as folder:
-        print(write(measure(folder, asked.rows), asked.json))
+        table = Table()
+        fill(table, folder, asked.rows, asked.items)
+        table.write(asked.json)
 
 
 if __name__ == "__main__":

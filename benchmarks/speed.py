@@ -1,18 +1,16 @@
 """Speed beside plain code that does the same work, as ratios measured in one run.
 
-    python -m benchmarks.speed
+    python -m benchmarks.speed [--json OUT]
 
-Each pair of rivals takes turns, and the median of the ratios is shown: machines drift, ratios less. Starting
-Python and importing libraries is not counted on either side.
+Each pair of rivals takes turns, and the median of the ratios is shown. Starting Python and importing libraries is
+counted on neither side.
 """
 
 from __future__ import annotations
 
-import gc
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,10 @@ import polars as pl
 from annoy import AnnoyIndex
 
 from benchmarks import synthetic
+from benchmarks.command import FIGURES, parser, working
+from benchmarks.table import ROUNDS, Table, timed
 from pipelines import embed, prepare
-from pipelines.night import Night, calm
+from pipelines.night import Night
 from recsys import config as configuration
 from recsys import index, lookup
 from recsys.catalogue import Catalogue
@@ -31,35 +31,9 @@ from recsys.features import Features
 ROWS, USERS, ITEMS = 1_000_000, 50_000, 20_000
 EMBEDDED = 100_000
 INDEXED, DIMENSION, QUERIES, K = 100_000, 128, 2_000, 10
-ROUNDS = 5
 
 
-def compare(name: str, limit: str, ours: Callable[[], float], plain: Callable[[], float]) -> None:
-    """Median of both sides in seconds, and of the ratios ours / plain, over rounds in turn; one line."""
-
-    def fresh(side: Callable[[], float]) -> float:
-        gc.collect()  # or one side pays for what the other one left
-        return side()
-
-    fresh(ours), fresh(plain)  # warm caches, traces and pools
-    rounds = [(fresh(ours), fresh(plain)) for _ in range(ROUNDS)]
-    ratios = sorted(a / b for a, b in rounds)
-    ours_s, plain_s = (statistics.median(side) for side in zip(*rounds, strict=True))
-    print(
-        f"{name:<52} {ours_s:>9.5f} s {plain_s:>9.5f} s  {statistics.median(ratios):>5.2f} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f})  {limit}",
-        flush=True,
-    )
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that the work takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def prepare_against_polars(folder: Path) -> None:
+def prepare_against_polars(table: Table, folder: Path) -> None:
     """The prepare stage beside one Polars query that groups and counts the same pairs."""
     path = synthetic.interactions(folder / "interactions.parquet", ROWS, USERS, ITEMS)
     window = configuration.PrepareConfig().window
@@ -74,7 +48,7 @@ def prepare_against_polars(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             return timed(lambda: plain_prepare(path, window, Path(out)))
 
-    compare(f"prepare, {ROWS:,} interactions", "at most 5", ours, plain)
+    table.compare(f"prepare, {ROWS:,} interactions", 5, ours, plain)
 
 
 def plain_prepare(path: Path, window: int, out: Path) -> None:
@@ -112,13 +86,15 @@ def plain_prepare(path: Path, window: int, out: Path) -> None:
     )
 
 
-def embed_against_loop(folder: Path) -> None:
+def embed_against_loop(
+    table: Table, folder: Path, items: int = EMBEDDED, limit: float = 1 / 0.7, rounds: int = ROUNDS
+) -> None:
     """The embed job beside a plain loop over the traced tower."""
     from recsys import tower
 
-    items = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
-    frame = synthetic.catalogue(EMBEDDED).with_columns(interactions=pl.lit(1, pl.Int64))
-    features = Features.fit(frame, items, TowerConfig(), np.ones(EMBEDDED, np.int64))
+    columns = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
+    frame = synthetic.catalogue(items).with_columns(interactions=pl.lit(1, pl.Int64))
+    features = Features.fit(frame, columns, TowerConfig(), np.ones(items, np.int64))
     model = tower.build(features, TowerConfig(), seed=1)
     frame.write_parquet(folder / "catalogue.parquet")
     features.save(folder / "features.json")
@@ -133,7 +109,7 @@ def embed_against_loop(folder: Path) -> None:
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             beam = configuration.BeamConfig()
-            return timed(lambda: embed.embed_items(job(Path(out)), EMBEDDED, TowerConfig().dimension, beam, _ignore))
+            return timed(lambda: embed.embed_items(job(Path(out)), items, TowerConfig().dimension, beam, _ignore))
 
     def ours_from_files() -> float:
         embed._encoder.cache_clear()  # noqa: SLF001 - as in a new process
@@ -154,12 +130,11 @@ def embed_against_loop(folder: Path) -> None:
         return pl.read_parquet(folder / "catalogue.parquet")
 
     encode = tower.encoder(model, settings.batch_size)
-    limit = "at most 1 / 0.7 = 1.43"
-    compare(f"embed, {EMBEDDED:,} items, files to file", limit, ours_from_files, plain_from_files)
-    compare(f"embed, {EMBEDDED:,} items, tower already loaded", "told beside it", ours, plain)
+    table.compare(f"embed, {items:,} items, files to file", limit, ours_from_files, plain_from_files, rounds)
+    table.compare(f"embed, {items:,} items, tower already loaded", None, ours, plain, rounds)
 
 
-def look_up_against_annoy(folder: Path) -> None:
+def look_up_against_annoy(table: Table, folder: Path) -> None:
     """Building, and one look-up after the other, beside bare Annoy with the same search_k."""
     vectors = synthetic.vectors(INDEXED, DIMENSION)
     settings = IndexConfig()
@@ -178,7 +153,7 @@ def look_up_against_annoy(folder: Path) -> None:
     def our_build() -> float:
         return timed(lambda: index.build(vectors, settings, folder / "ours.ann"))
 
-    compare(f"index, build of {INDEXED:,} x {DIMENSION}", "at most 1.1", our_build, plain_build)
+    table.compare(f"index, build of {INDEXED:,} x {DIMENSION}", 1.1, our_build, plain_build)
     ours = index.build(vectors, settings, folder / "index.ann")
     tuned = index.tune(ours, vectors, settings)
     bare = AnnoyIndex(DIMENSION, "angular")
@@ -190,9 +165,9 @@ def look_up_against_annoy(folder: Path) -> None:
     def p50(ask: Callable[[int], object]) -> float:
         return statistics.median(timed(lambda number=number: ask(number)) for number in asked)  # type: ignore[misc]
 
-    compare(
+    table.compare(
         f"look-up of {K}, p50 of {QUERIES:,}, search_k {tuned.search_k}",
-        "at most 1.5",
+        1.5,
         lambda: p50(lambda number: lookup.similar(catalogue, ours, "r", catalogue.item_ids[number], K)),
         lambda: p50(lambda number: bare.get_nns_by_item(number, K + 1, tuned.search_k, True)),
     )
@@ -202,13 +177,19 @@ def _ignore(*_: object) -> None:
     """No progress in a benchmark."""
 
 
-def main() -> None:
-    """Run all; a line each as it is done."""
-    calm()
-    print(f"{'':<52} {'ours':>11} {'plain':>11}  ratio (least to most)  wanted")
-    with tempfile.TemporaryDirectory() as name:
-        for benchmark in (prepare_against_polars, embed_against_loop, look_up_against_annoy):
-            benchmark(Path(name))
+def fill(table: Table, folder: Path) -> None:
+    """All rows."""
+    for benchmark in (prepare_against_polars, embed_against_loop, look_up_against_annoy):
+        benchmark(table, folder)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The benchmark as a program."""
+    asked = parser(__doc__, FIGURES).parse_args(argv)
+    with working() as folder:
+        table = Table()
+        fill(table, folder)
+        table.write(asked.json)
 
 
 if __name__ == "__main__":
