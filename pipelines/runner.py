@@ -1,6 +1,6 @@
 """Fan units of work out over Beam.
 
-The jobs use only what behaves alike on every runner: Create, Map, FlatMap and GroupByKey with small integer
+The jobs use only what behaves alike on every runner: Impulse, Map, FlatMap and GroupByKey with small integer
 keys and tiny values. Data goes through files; what travels through Beam are numbers of units. A phase starts
 when the one before it is complete.
 """
@@ -41,21 +41,22 @@ class Phase(NamedTuple):
 
 
 class _Once(NamedTuple):
-    """Work on a unit and hand on its number. Picklable, for runners with workers elsewhere."""
+    """Work on a unit and hand it on under the one key of the next barrier. Picklable, for workers elsewhere."""
 
     phase: Phase
 
-    def __call__(self, unit: int) -> int:
+    def __call__(self, spread: tuple[int, Iterable[int]]) -> tuple[int, int]:
+        unit = spread[0]
         done = self.phase.done(unit)
         if done.exists() or not done.parent.is_dir() or any(done.parent.glob(f"*{FAILURE}")):
-            return unit  # without its file: `run` tells a folder that is not shared from work that is done
+            return 0, unit  # without its file: `run` tells a folder that is not shared from work that is done
         try:
             self.phase.work(unit)
         except RecsysError as error:
             # runners change type and text of an exception, print its traceback, or try again
             told = {"type": type(error).__name__, "message": str(error)}
             done.with_suffix(FAILURE).write_text(json.dumps(told))
-        return unit
+        return 0, unit
 
 
 def run(phases: list[Phase], config: BeamConfig, advance: Advance) -> None:
@@ -100,18 +101,20 @@ def _pipeline(options: dict[str, Any]) -> Any:
 
 
 def build(pipeline: beam.Pipeline, phases: list[Phase]) -> None:
-    """The graph: a start, and for each phase a barrier of one key, behind which its units are spread."""
+    """The graph: the units of a phase spread by their keys, and a barrier of one key before the next phase.
+
+    As few steps as that takes: each costs some hundredths of a second to plan, as much as many a unit of work.
+    """
     beam = _beam()
-    finished = pipeline | "start" >> beam.Create([0], reshuffle=False).with_output_types(int)
-    for phase in phases:
-        finished = (
-            finished
-            | f"{phase.name}: wait" >> beam.Map(_to_one_key).with_output_types(tuple[int, int])
-            | f"{phase.name}: barrier" >> beam.GroupByKey()
+    passed = pipeline | "start" >> beam.Impulse()
+    for number, phase in enumerate(phases):
+        if number:
+            passed = passed | f"{phase.name}: barrier" >> beam.GroupByKey()
+        passed = (
+            passed
             | f"{phase.name}: units" >> beam.FlatMap(_Fan(phase.units)).with_output_types(tuple[int, int])
             | f"{phase.name}: spread" >> beam.GroupByKey()
-            | f"{phase.name}: unit" >> beam.Map(_key).with_output_types(int)
-            | f"{phase.name}: work" >> beam.Map(_Once(phase)).with_output_types(int)
+            | f"{phase.name}: work" >> beam.Map(_Once(phase)).with_output_types(tuple[int, int])
         )
 
 
@@ -125,19 +128,11 @@ def _beam() -> ModuleType:
     return apache_beam
 
 
-def _to_one_key(unit: int) -> tuple[int, int]:
-    return 0, unit
-
-
 class _Fan(NamedTuple):
     units: list[int]
 
-    def __call__(self, _: tuple[int, Iterable[int]]) -> list[tuple[int, int]]:
+    def __call__(self, _: object) -> list[tuple[int, int]]:
         return [(unit, 0) for unit in self.units]
-
-
-def _key(pair: tuple[int, Iterable[int]]) -> int:
-    return pair[0]
 
 
 class _Watch:
