@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.command import write
 
 ROUNDS = 5
-WIDTH = 62
+WIDTH = 72
 
 
 class Table:
@@ -20,7 +20,7 @@ class Table:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        print(f"{'':<{WIDTH}} {'ours':>11} {'plain':>11}  ratio (least to most)  wanted", flush=True)
+        print(f"{'':<{WIDTH}} {'ours':>9}     {'plain':>9}       ratio (least to most)  wanted", flush=True)
 
     def compare(
         self,
@@ -63,7 +63,7 @@ class Table:
         digits = 5 if unit == "s" else 0
         wanted = "" if limit is None else f"at most {limit:.2f}{', not kept' if ratio > limit else ''}"
         print(
-            f"{name:<{WIDTH}} {ours:>7.{digits}f} {unit:<3} {plain:>7.{digits}f} {unit:<3}  {ratio:>5.2f} "
+            f"{name:<{WIDTH}} {ours:>9.{digits}f} {unit:<3} {plain:>9.{digits}f} {unit:<3}  {ratio:>5.2f} "
             f"({spread[0]:.2f} to {spread[-1]:.2f})  {wanted}",
             flush=True,
         )
