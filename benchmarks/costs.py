@@ -32,7 +32,7 @@ from recsys.features import Features
 
 ROWS, EMBEDDED, INDEXED = 2_000_000, 500_000, 100_000
 ASKED, K = 2_000, 20
-CATALOGUES = (5_000, 200), (50_000, 200)
+CATALOGUES = (5_000, 20), (20_000, 20)
 """Items of two catalogues to train on, and positives of each."""
 WEIGHTS = "weight", "weight_before_validation"
 PASSES = 10
