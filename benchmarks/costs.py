@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -43,7 +43,7 @@ DIMENSION, TREES = TowerConfig().dimension, IndexConfig().n_trees
 
 CPU_HOUR = 0.05
 """Assumed price of a core for an hour with its memory, in dollars."""
-PHASES = ("check", "number", "sequence", "merge", "label")
+PHASES = ("check", "cut", "number", "place", "sequence", "merge", "label")
 MILLION, GB = 1e6, 1e9
 
 
@@ -63,27 +63,38 @@ def of_prepare(folder: Path) -> dict[str, float]:
     found = {"log, bytes": log.stat().st_size / millions}
     with phase_by_phase() as phases:
         whole = cpu(lambda: prepare.prepare(night))
-    for name, (seconds, size) in phases.items():
-        found |= {f"{name}, CPU s": seconds / millions, f"{name}, bytes": size / millions}
-    found["rest, CPU s"] = (whole - sum(seconds for seconds, _ in phases.values())) / millions
+    for name, phase in phases.items():
+        found |= {f"{name}, CPU s": phase.seconds / millions, f"{name}, bytes": phase.bytes / millions}
+    found["rest, CPU s"] = (whole - sum(phase.seconds for phase in phases.values())) / millions
+    found["files"] = sum(phase.files for phase in phases.values()) / millions
     for name in (prepare.SEQUENCES, prepare.PAIRS):
-        found[f"{name}, bytes"] = size_of(night.run.path(prepare.STAGE, name)) / millions
+        found[f"{name}, bytes"] = size_of(night.run.path(prepare.STAGE, name))[0] / millions
     found["pairs"] = night.run.manifest(prepare.STAGE)["num_pairs"] / millions
     return {f"prepare: {name}, per million interactions": value for name, value in found.items()}
 
 
+class Spent(NamedTuple):
+    """What a phase took, and what it left in its folder."""
+
+    seconds: float
+    """Of CPU."""
+    bytes: int
+    files: int
+
+
 @contextmanager
-def phase_by_phase() -> Iterator[dict[str, tuple[float, int]]]:
-    """CPU seconds of each phase that runs meanwhile, and the bytes that its folder is larger by afterwards."""
-    found: dict[str, tuple[float, int]] = {}
+def phase_by_phase() -> Iterator[dict[str, Spent]]:
+    """What each phase takes that runs meanwhile."""
+    found: dict[str, Spent] = {}
     run = runner.run
 
     def run_apart(phases: list[runner.Phase], config: BeamConfig, advance: Callable[..., None]) -> None:
         for phase in phases:
             stage = phase.done(0).parent.parent
-            before = size_of(stage)
+            size, files = size_of(stage)
             seconds = cpu(partial(run, [phase], config, advance))
-            found[phase.name] = seconds, size_of(stage) - before
+            larger, more = size_of(stage)
+            found[phase.name] = Spent(seconds, larger - size, more - files)
 
     runner.run = run_apart
     try:
@@ -92,9 +103,10 @@ def phase_by_phase() -> Iterator[dict[str, tuple[float, int]]]:
         runner.run = run
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def size_of(folder: Path) -> tuple[int, int]:
+    """Bytes of all files below a folder, and their number."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return sum(sizes), len(sizes)
 
 
 def of_training(folder: Path) -> dict[str, float]:
@@ -186,7 +198,7 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
             "CPU h": sum(rows(f"{phase}, CPU s") for phase in (*PHASES, "rest")) / 3600,
             "disk, GB": sum(rows(f"{phase}, bytes") for phase in PHASES) / GB,
             "units": units,
-            "files": 2 * units * units,
+            "files": rows("files"),
         },
         "train": {
             "CPU h": steps * step / 3600,

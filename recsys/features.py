@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -150,12 +151,17 @@ class Features:
 
     def id_indices(self, item_ids: pl.Series) -> NDArray[np.int32]:
         """Index of each id, int32 [n]."""
-        index = positions(item_ids, self.item_ids, reserved=1, missing=0)
+        index = _positions(item_ids, self._known_ids, missing=0)
         if self.rare_ids:
             rare = np.flatnonzero(item_ids.is_in(pl.Series(self.rare_ids, dtype=pl.String).implode()).to_numpy())
             index = index.copy()  # Polars hands out its own memory, read-only
             index[rare] = [self.bucket(item_id) for item_id in item_ids.gather(rare)]
         return index
+
+    @cached_property
+    def _known_ids(self) -> pl.DataFrame:
+        """Made once: there may be millions, and a unit of a catalogue has few."""
+        return _known(self.item_ids, reserved=1)
 
     def bucket(self, item_id: str) -> int:
         """The index that a rare id shares. SHA-256: the same everywhere, and in all versions."""
@@ -199,7 +205,10 @@ def _known(vocabulary: Sequence[str], reserved: int) -> pl.DataFrame:
 
 def positions(column: pl.Series, vocabulary: Sequence[str], reserved: int, missing: int) -> NDArray[np.int32]:
     """Index of each value in the vocabulary, int32 [n]."""
-    known = _known(vocabulary, reserved)
+    return _positions(column, _known(vocabulary, reserved), missing)
+
+
+def _positions(column: pl.Series, known: pl.DataFrame, missing: int) -> NDArray[np.int32]:
     joined = pl.DataFrame({"token": column}).join(known, on="token", how="left", maintain_order="left")
     return joined["index"].cast(pl.Int32).fill_null(missing).to_numpy()
 
