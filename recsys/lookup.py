@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Literal, NamedTuple, get_args
 
@@ -20,8 +19,8 @@ from recsys.errors import InputError, UnknownItemError
 from recsys.filters import Facets, Mask
 from recsys.index import Index
 from recsys.overlay import UNCHANGED, Overlay, Stock
-from recsys.question import Question, Value, Weighted
-from recsys.ranking import Near, Space
+from recsys.question import Question, Value
+from recsys.ranking import Allowed, Near, Place, Space
 from recsys.similarity import Distance
 
 Reason = Literal["unknown_items", "min_similarity", "min_probability", "diversity", "conditions", "catalogue"]
@@ -98,8 +97,7 @@ class Verdict(NamedTuple):
     """What it was compared with, and how good that was on pairs that had no part in choosing it."""
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """The numbers behind the ids of a question."""
 
     positives: list[tuple[int, float]]
@@ -111,13 +109,6 @@ class _Asked:
     unknown: list[str]
     unknown_items: list[str]
     """Of the items, the negative ones and the history alone."""
-
-
-@dataclass
-class _Ends:
-    """What ended an answer."""
-
-    met: set[Reason] = field(default_factory=set)
 
 
 class Engine:
@@ -168,34 +159,35 @@ class Engine:
         asked = self._resolve(question, stock)
         if asked.unknown_items and question.on_unknown == "error":
             raise UnknownItemError(_unknown(asked.unknown_items))
-        ends = _Ends()
-        allowed = self._allowed(question, asked, stock)
+        ended: set[Reason] = set()
+        mask = self._mask(question, asked, stock)
         known = bool(asked.positives) or question.vector is not None
         fallback = not known and question.on_unknown == "fallback"
         if known:
-            found = self._nearest(question, asked, stock, allowed, ends)
+            found = self._nearest(question, asked, stock, mask, ended)
         elif fallback:
-            found = self._popular(stock, allowed)
+            found = self._popular(asked, stock, mask)
         else:
             found = iter(())
-            ends.met.add("unknown_items")
+            ended.add("unknown_items")
         if question.diversity.at_most:
             self._facets.require_terms(question.diversity.at_most)
-            found = diversity.at_most(found, stock.terms, question.diversity.at_most, lambda: ends.met.add("diversity"))
+            found = diversity.at_most(found, stock.terms, question.diversity.at_most, lambda: ended.add("diversity"))
         page = list(islice(found, question.offset, question.offset + question.k + 1))
         more = len(page) > question.k
         page = page[: question.k]
-        only = None if question.only_item is None else stock.number(question.only_item)
-        title = None if only is None else stock.title(only)
+        item_id = question.only_item
+        only = None if item_id is None else stock.number(item_id)
+        title = None if only is None else stock.named([only])[0][1]
         return Answer(
             self.release_id,
-            question.only_item,
+            item_id,
             title,
             self._neighbours(question, asked, stock, page, fallback=fallback),
             asked.unknown,
             fallback,
             more,
-            _reason(question, ends) if len(page) < question.k else None,
+            _reason(question, ended) if len(page) < question.k else None,
         )
 
     def stock(self, overlay: Overlay = UNCHANGED) -> Stock:
@@ -210,64 +202,84 @@ class Engine:
         return Stock(self._catalogue, self._space.vectors, self._facets, self._space.distance, overlay)
 
     def _resolve(self, question: Question, stock: Stock) -> _Asked:
-        unknown: dict[str, None] = {}
+        unknown: list[str] = []
 
-        def known(item_ids: Sequence[str]) -> list[int]:
-            numbers = [(item_id, stock.number(item_id)) for item_id in item_ids]
-            unknown.update((item_id, None) for item_id, number in numbers if number is None)
-            return [number for _, number in numbers if number is not None]
+        def known(items: Iterable[tuple[str, float]]) -> list[tuple[int, float]]:
+            found = []
+            for item_id, weight in items:
+                number = stock.number(item_id)
+                if number is not None:
+                    found.append((number, weight))
+                elif item_id not in unknown:
+                    unknown.append(item_id)
+            return found
 
-        def weighted(items: Sequence[Weighted]) -> list[tuple[int, float]]:
-            return [(number, weight) for item_id, weight in items for number in known([item_id])]
+        def numbers(item_ids: Iterable[str]) -> list[int]:
+            return [number for number, _ in known((item_id, 1.0) for item_id in item_ids)]
 
-        steps_back = range(len(question.history) - 1, -1, -1)
-        past = [Weighted(i, self._recency**back) for i, back in zip(question.history, steps_back, strict=True)]
-        positives = weighted((*question.items, *past))
-        negatives = weighted(question.negatives)
-        unknown_items = list(unknown)
-        excluded = {number for number, _ in (*positives, *negatives)}
-        excluded.update(known(question.exclude))
-        allowed = None if question.allow is None else known(question.allow)
-        return _Asked(positives, negatives, excluded, allowed, list(unknown), unknown_items)
+        positives = known(question.items)
+        if question.history:
+            steps_back = range(len(question.history) - 1, -1, -1)
+            weights = [self._recency**back for back in steps_back]
+            positives += known(zip(question.history, weights, strict=True))
+        negatives = known(question.negatives)
+        asked = unknown[:]
+        excluded = {number for number, _ in positives}
+        excluded.update(number for number, _ in negatives)
+        excluded.update(numbers(question.exclude))
+        allowed = None if question.allow is None else numbers(question.allow)
+        return _Asked(positives, negatives, excluded, allowed, unknown, asked)
 
-    def _allowed(self, question: Question, asked: _Asked, stock: Stock) -> Mask:
-        """Whether each item may be in the answer, bool [len(stock)]."""
+    def _mask(self, question: Question, asked: _Asked, stock: Stock) -> Mask | None:
+        """Whether each item may be in the answer by the question's conditions, bool [len(stock)]; None: all may."""
         mask = stock.meeting(question.where, only_available=question.only_available)
-        if asked.allowed is not None:
-            named = np.zeros(len(stock), np.bool_)
-            named[asked.allowed] = True
-            mask &= named
-        mask[[*asked.excluded, *stock.gone]] = False
-        return mask
+        if asked.allowed is None:
+            return mask
+        named = np.zeros(len(stock), np.bool_)
+        named[asked.allowed] = True
+        return named if mask is None else mask & named
 
-    def _nearest(self, question: Question, asked: _Asked, stock: Stock, allowed: Mask, ends: _Ends) -> Iterator[Near]:
+    def _nearest(
+        self, question: Question, asked: _Asked, stock: Stock, mask: Mask | None, ended: set[Reason]
+    ) -> Iterator[Near]:
         """What may be in the answer and is near enough, in its order."""
         place = self._place(question, asked, stock)
         distance = self._space.distance
-        found = self._space.nearest(place, allowed[: stock.size])
-        added = np.flatnonzero(allowed[stock.size :])
-        if len(added):
-            similarities = ranking.score(distance, place, stock.added_vectors[added])
-            order = np.argsort(-similarities, kind="stable")
-            numbers = added[order] + stock.size
-            found = ranking.merged(found, map(Near, numbers.tolist(), similarities[order].tolist()))
+        of_catalogue = None if mask is None else mask[: stock.size]
+        left_out = asked.excluded | stock.gone
+        found = self._space.nearest(place, Allowed(of_catalogue, stock.size, left_out))
+        if len(stock) > stock.size:
+            similarities = ranking.score(distance, place.vector, stock.added_vectors).tolist()
+            added = map(Near, range(stock.size, len(stock)), similarities)
+            may = Allowed(mask, len(stock), left_out)
+            found = ranking.merged(found, sorted((n for n in added if n.number in may), key=ranking.order))
         if question.min_similarity is not None:
             least = question.min_similarity
-            found = ranking.while_near(found, lambda s: s >= least, lambda: ends.met.add("min_similarity"))
+            found = ranking.while_near(found, lambda s: s >= least, lambda: ended.add("min_similarity"))
         if question.min_probability is not None:
             calibration, likely = self._calibrated(), question.min_probability
             found = ranking.while_near(
-                found, lambda s: calibration.probability(s) >= likely, lambda: ends.met.add("min_probability")
+                found, lambda s: calibration.probability(s) >= likely, lambda: ended.add("min_probability")
             )
         if question.diversity.balance < 1:
             found = diversity.spread(found, stock.vectors, distance, question.diversity.balance)
         return found
 
-    def _place(self, question: Question, asked: _Asked, stock: Stock) -> NDArray[np.float64]:
+    def _place(self, question: Question, asked: _Asked, stock: Stock) -> Place:
         """Where to look: the weighted mean of what is asked for, moved away from that of the negative items.
 
         Away by half as much: of two items, the one that is less like the negative ones can only gain by them.
         """
+        if question.only_item is not None and asked.positives[0][0] < stock.size:
+            number = asked.positives[0][0]
+            return Place(
+                lambda: _direction(stock.vectors([number])[0].astype(np.float64), self._space.distance), number
+            )
+        place = self._vector(question, asked, stock)
+        return Place(lambda: place)
+
+    def _vector(self, question: Question, asked: _Asked, stock: Stock) -> NDArray[np.float64]:
+        """The vector of several items, [dimension], float64."""
         distance = self._space.distance
         vectors = stock.vectors([number for number, _ in asked.positives]).astype(np.float64)
         weights = [weight for _, weight in asked.positives]
@@ -288,9 +300,9 @@ class Engine:
         # what rounding did to weights and means is not to show
         return place.astype(np.float32).astype(np.float64)
 
-    def _popular(self, stock: Stock, allowed: Mask) -> Iterator[Near]:
-        popular = stock.popular
-        return (Near(number, math.nan) for number in popular[allowed[popular]].tolist())
+    def _popular(self, asked: _Asked, stock: Stock, mask: Mask | None) -> Iterator[Near]:
+        allowed = Allowed(mask, len(stock), asked.excluded | stock.gone)
+        return (Near(number, math.nan) for number in stock.popular if number in allowed)
 
     def _calibrated(self) -> Calibration:
         if self._calibration is None:
@@ -303,7 +315,7 @@ class Engine:
     def _neighbours(
         self, question: Question, asked: _Asked, stock: Stock, page: list[Near], *, fallback: bool
     ) -> list[Neighbour]:
-        similarities: list[float | None] = [None if fallback else near.similarity for near in page]
+        similarities: list[float | None] = [None if fallback else max(-1.0, min(1.0, near.similarity)) for near in page]
         probabilities: list[float | None] = [None] * len(page)
         if self._calibration is not None and not fallback:
             probabilities = self._calibration.probabilities_of([near.similarity for near in page]).tolist()
@@ -311,9 +323,10 @@ class Engine:
         if question.why:
             whys = self._whys([number for number, _ in asked.positives], stock, page)
         return [
-            Neighbour(stock.item_id(near.number), stock.title(near.number), similarity, rank, probability, why)
-            for rank, (near, similarity, probability, why) in enumerate(
-                zip(page, similarities, probabilities, whys, strict=True), question.offset + 1
+            Neighbour(item_id, title, similarity, rank, probability, why)
+            for rank, ((item_id, title), similarity, probability, why) in enumerate(
+                zip(stock.named([near.number for near in page]), similarities, probabilities, whys, strict=True),
+                question.offset + 1,
             )
         ]
 
@@ -341,7 +354,7 @@ def _direction(place: NDArray[np.float64], distance: Distance) -> NDArray[np.flo
     """At length 1, if the distance is of directions."""
     if not distance.unit:
         return place
-    length = float(np.linalg.norm(place))
+    length = math.sqrt(place @ place)
     if length < POINTLESS:
         raise InputError(
             "items must have a direction in common. Received: items whose weighted mean is zero. Ask for fewer of them."
@@ -349,9 +362,9 @@ def _direction(place: NDArray[np.float64], distance: Distance) -> NDArray[np.flo
     return place / length
 
 
-def _reason(question: Question, ends: _Ends) -> Reason:
+def _reason(question: Question, ended: set[Reason]) -> Reason:
     for reason in get_args(Reason):
-        if reason in ends.met:
+        if reason in ended:
             return reason  # type: ignore[no-any-return]
     conditions = question.where or question.only_available or question.exclude or question.allow is not None
     return "conditions" if conditions else "catalogue"

@@ -89,16 +89,17 @@ class Stock:
         number = self._catalogue.find(item_id)
         return None if number in self.gone else number
 
-    def item_id(self, number: int) -> str:
-        """The id of an item."""
-        return self._catalogue.item_ids[number] if number < self.size else self._added_ids[number - self.size]
-
-    def title(self, number: int) -> str | None:
-        """The title of an item."""
-        if number < self.size and number not in self._changed:
-            return self._catalogue.titles[number]
-        title: str | None = self.row(number).get("title")
-        return title
+    def named(self, numbers: Sequence[int]) -> list[tuple[str, str | None]]:
+        """Ids and titles of some items."""
+        item_ids, titles = self._catalogue.item_ids, self._catalogue.titles
+        if not (self._changed or self._added_ids):
+            return [(item_ids[number], titles[number]) for number in numbers]
+        changed = self._changed
+        rows = {number: self.row(number) for number in numbers if number >= self.size or number in changed}
+        return [
+            (rows[number]["item_id"], rows[number]["title"]) if number in rows else (item_ids[number], titles[number])
+            for number in numbers
+        ]
 
     def row(self, number: int) -> dict[str, Any]:
         """All columns of an item."""
@@ -114,21 +115,23 @@ class Stock:
 
     def vectors(self, numbers: Sequence[int] | NDArray[np.integer]) -> Vectors:
         """Of some items, float32 [n, dimension]."""
+        if not self._added_ids:
+            return self._vectors[numbers]
         wanted = np.asarray(numbers, np.int64)
         added = wanted >= self.size
-        if not added.any():
-            return self._vectors[wanted]
         found = np.empty((len(wanted), self._vectors.shape[1]), np.float32)
         found[added] = self.added_vectors[wanted[added] - self.size]
         found[~added] = self._vectors[wanted[~added]]
         return found
 
-    def meeting(self, conditions: Sequence[Condition], *, only_available: bool) -> Mask:
-        """Whether each item meets all conditions, bool [len(self)].
+    def meeting(self, conditions: Sequence[Condition], *, only_available: bool) -> Mask | None:
+        """Whether each item meets all conditions, bool [len(self)]; None where there are none.
 
         Raises:
             InputError: a condition that does not go with the catalogue.
         """
+        if not (conditions or only_available):
+            return None
         self._facets.require(conditions)
         mask = np.ones(len(self), np.bool_)
         known = mask[: self.size]
@@ -136,8 +139,7 @@ class Stock:
             known &= ~self._facets.meeting(Condition(AVAILABLE, any_of=(False,)))
         for condition in conditions:
             known &= self._facets.meeting(condition)
-        judged = (*self._changed, *range(self.size, len(self))) if conditions or only_available else ()
-        for number in judged:
+        for number in (*self._changed, *range(self.size, len(self))):
             row = self.row(number)
             mask[number] = meets(row, conditions) and not (only_available and row.get(AVAILABLE) is False)
         return mask

@@ -6,8 +6,10 @@ whether it was asked for alone or as part of a larger one. `docs/decisions/0017-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from heapq import merge
 from typing import NamedTuple
 
@@ -50,10 +52,56 @@ def score(distance: Distance, place: NDArray[np.float64], vectors: Vectors) -> N
     for start in range(0, len(vectors), step):
         rows = vectors[start : start + step].astype(np.float64)
         if distance.unit:
-            found[start : start + step] = np.clip(np.add.reduce(rows * place, axis=1), -1.0, 1.0)
+            found[start : start + step] = np.add.reduce(rows * place, axis=1)
         else:
             found[start : start + step] = distance.similarity(distance.between(place, rows))
     return found
+
+
+class Place:
+    """Where to look.
+
+    Args:
+        vector: makes the vector, [dimension], of length 1 for cosine.
+        number: the item of the catalogue that stands there, if it is asked about alone: the index knows its way.
+    """
+
+    def __init__(self, vector: Callable[[], NDArray[np.float64]], number: int | None = None) -> None:
+        self._make = vector
+        self.number = number
+
+    @cached_property
+    def vector(self) -> NDArray[np.float64]:
+        """The vector, made when it is needed."""
+        return self._make()
+
+
+class Allowed:
+    """The items that may be in an answer.
+
+    Args:
+        mask: bool [num_items]; None lets all items be in it.
+        num_items: of the catalogue.
+        left_out: numbers that may not be, whatever the mask says.
+    """
+
+    def __init__(self, mask: Mask | None, num_items: int, left_out: Collection[int]) -> None:
+        self._mask = mask
+        self._num_items = num_items
+        self._left_out = left_out
+
+    def __contains__(self, number: int) -> bool:
+        return number not in self._left_out and (self._mask is None or bool(self._mask[number]))
+
+    def __len__(self) -> int:
+        """How many; those left out are still counted."""
+        return self._num_items if self._mask is None else int(np.count_nonzero(self._mask))
+
+    def numbers(self) -> NDArray[np.intp]:
+        """Their numbers, ascending."""
+        mask = np.ones(self._num_items, np.bool_) if self._mask is None else self._mask.copy()
+        mask[[number for number in self._left_out if number < self._num_items]] = False
+        return np.flatnonzero(mask)
 
 
 @dataclass(frozen=True)
@@ -65,43 +113,42 @@ class Space:
     index: Index
     distance: Distance
 
-    def nearest(self, place: NDArray[np.float64], allowed: Mask) -> Iterator[Near]:
-        """All items that are allowed, by falling similarity, ties by number.
+    def nearest(self, place: Place, allowed: Allowed) -> Iterator[Near]:
+        """All items that are allowed, by falling similarity.
 
         Args:
-            place: [dimension]; of length 1 for cosine.
-            allowed: bool [num_items].
+            place: where to look.
+            allowed: of the catalogue.
         """
-        few = np.count_nonzero(allowed) <= max(FEW, len(allowed) // SELECTIVE)
+        few = len(allowed) <= max(FEW, len(self.vectors) // SELECTIVE)
         return self._exactly(place, allowed) if few else self._by_index(place, allowed)
 
-    def _by_index(self, place: NDArray[np.float64], allowed: Mask) -> Iterator[Near]:
+    def _by_index(self, place: Place, allowed: Allowed) -> Iterator[Near]:
         """The nearest that the index finds; behind them, by exact search, all that are farther.
 
         What the index misses within its windows is in no answer: it would have to stand before what was given.
         """
-        passed = (-np.inf, -1)
+        reached, seen = math.inf, set[int]()
         for depth, asked in WINDOWS:
-            found, _ = self.index.nearest_to(place, asked)
-            numbers = np.array(found[:depth])
-            similarities = score(self.distance, place, self.vectors[numbers])
-            order = np.lexsort((numbers, -similarities))
-            beyond = passed
-            for number, similarity in zip(numbers[order].tolist(), similarities[order].tolist(), strict=True):
-                if (-similarity, number) > beyond:
-                    passed = (-similarity, number)
-                    if allowed[number]:
-                        yield Near(number, similarity)
+            if place.number is None:
+                numbers, similarities = self.index.nearest_to(place.vector, asked)
+            else:
+                numbers, similarities = self.index.nearest(place.number, asked)
+            for number, similarity in zip(numbers[:depth], similarities[:depth], strict=True):
+                if similarity <= reached and number in allowed and number not in seen:
+                    yield Near(number, similarity)
+            reached = min(reached, similarities[:depth][-1])
+            seen.update(numbers[:depth])
         for near in self._exactly(place, allowed):
-            if (-near.similarity, near.number) > passed:
+            if near.similarity <= reached and near.number not in seen:
                 yield near
 
-    def _exactly(self, place: NDArray[np.float64], allowed: Mask) -> Iterator[Near]:
+    def _exactly(self, place: Place, allowed: Allowed) -> Iterator[Near]:
         """By comparing with each: roughly and fast first, then what is near enough to the top, to the last bit."""
-        numbers = np.flatnonzero(allowed)
-        rough = self._roughly(place, numbers)
+        numbers = allowed.numbers()
+        rough = self._roughly(place.vector, numbers)
         # what float32 and its order of adding may be off by, of a similarity
-        slack = (len(place) + 8) * 2.0**-23
+        slack = (len(place.vector) + 8) * 2.0**-23
         ceiling = np.inf
         for width in (*LEVELS, len(rough)):
             if ceiling == -np.inf:
@@ -109,11 +156,11 @@ class Space:
             floor = -np.inf if width >= len(rough) else float(np.partition(rough, -width)[-width])
             near = np.flatnonzero((rough >= floor - slack) & (rough < ceiling + slack))
             near = numbers[near]
-            similarities = score(self.distance, place, self.vectors[near])
+            similarities = score(self.distance, place.vector, self.vectors[near])
             kept = (similarities >= floor) & (similarities < ceiling)
             near, similarities = near[kept], similarities[kept]
-            order = np.lexsort((near, -similarities))
-            yield from map(Near, near[order].tolist(), similarities[order].tolist())
+            by_order = np.lexsort((near, -similarities))
+            yield from map(Near, near[by_order].tolist(), similarities[by_order].tolist())
             ceiling = floor
 
     def _roughly(self, place: NDArray[np.float64], numbers: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -131,9 +178,14 @@ class Space:
         return found[numbers] if every else found
 
 
-def merged(one: Iterator[Near], other: Iterator[Near]) -> Iterator[Near]:
-    """Two orders of different items as one."""
-    return merge(one, other, key=lambda near: (-near.similarity, near.number))
+def order(near: Near) -> tuple[float, int]:
+    """What everything here is sorted by: the most similar first, ties by number."""
+    return -near.similarity, near.number
+
+
+def merged(one: Iterable[Near], other: Iterable[Near]) -> Iterator[Near]:
+    """Two rankings of different items as one."""
+    return merge(one, other, key=order)
 
 
 def while_near(
