@@ -227,7 +227,7 @@ def test_a_negative_never_lifts_its_own_neighbours(releases, asked, weight):
     *liked, negative = asked
     question = Question(items=tuple(Weighted(item(n)) for n in liked), exclude=(item(negative),), k=SMALL)
     without = ids(release.ask(question))
-    with_it = ids(ask(release, dataclasses.replace(question, negatives=(Weighted(item(negative), weight),))))
+    with_it = ids(release.ask(dataclasses.replace(question, negatives=(Weighted(item(negative), weight),))))
     assert set(with_it) == set(without)
     likeness = {other: release.similarity(item(negative), other) for other in without}
     before, after = ({other: rank for rank, other in enumerate(order)} for order in (without, with_it))
@@ -416,7 +416,7 @@ def test_what_does_not_go_with_the_release_is_an_error(releases, changes, told):
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: Question(), "must name items"),
+        (Question, "must name items"),
         (lambda: Question(negatives=(Weighted("a"),)), "negative items alone"),
         (lambda: Question(items=(Weighted("a", 0),)), "above 0"),
         (lambda: Question(items=(Weighted("a", math.inf),)), "finite"),
@@ -478,7 +478,7 @@ def overlays(draw):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built():
     """Whole releases in which an overlay's changes are made for good, without an index."""
 
     class Built:
@@ -545,7 +545,7 @@ def test_a_new_item_is_found_and_asked_about_at_once(releases, size):
     assert "new" not in ids(release.ask(Question(items=(Weighted(item(7)),), only_available=True), overlay))
     answer = release.ask(Question.of_item("new"), overlay)
     assert ids(answer)[0] == item(7)
-    assert ids(answer)[1:] == [i for i in ids(release.similar(item(7)))][:9]
+    assert ids(answer)[1:] == ids(release.similar(item(7), 9))
     assert answer.title == "Just out"
 
 
