@@ -28,7 +28,7 @@ from serving.cursors import Cursor
 from serving.paths import ENCODED
 from serving.problems import MEDIA_TYPE, NotLoadedError
 from serving.questions import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
-from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ProblemBody, ReleaseBody, StatusBody
+from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody, StatusBody
 from serving.state import State
 
 RELEASE_HEADER = "Recsys-Release"
@@ -55,7 +55,7 @@ TAGGED = {
 }
 Responses = dict[int | str, dict[str, Any]]
 NOT_FOUND: Responses = {404: {"description": "The release does not hold the item, or is not loaded.", **PROBLEM}}
-INVALID: Responses = {422: {"description": "The question is not valid.", "model": ProblemBody, **PROBLEM}}
+INVALID: Responses = {422: {"description": "The question is not valid.", **PROBLEM}}
 GONE: Responses = {410: {"description": "The release of the cursor is not loaded any more.", **PROBLEM}}
 UNCHANGED: Responses = {304: {"description": "The answer at hand is still right.", "headers": TAGGED}}
 GOOD: Responses = {200: {"description": "The answer.", "headers": TAGGED}}
@@ -111,7 +111,9 @@ async def ask_many(
     return Response(to_json({"answers": entries}), media_type="application/json")
 
 
-@router.get(f"/v1/items/{{item_id:{ENCODED}}}", response_model=ItemBody, responses={**GOOD, **UNCHANGED, **NOT_FOUND})
+@router.get(
+    f"/v1/items/{{item_id:{ENCODED}}}", response_model=ItemBody, responses={**GOOD, **UNCHANGED, **NOT_FOUND, **INVALID}
+)
 async def item(
     serving: Serving, item_id: ItemId, release: Pinned = None, pinned: PinnedByHeader = None, known: Known = None
 ) -> Response:
