@@ -23,14 +23,16 @@ from recsys.index import Index
 from recsys.similarity import Distance
 
 WINDOWS = ((32, 32), (128, 640), (320, 1_280))
-"""Ranks up to which the index is believed, and how many it is asked for to be believed: its `search_k` is tuned for
-the first twenty or so, and it looks farther the more it is asked for."""
-FEW = 5_000
-"""So many items are compared one by one sooner than the index finds the nearest of them."""
+"""About one item: ranks up to which the index is believed, and how many it is asked for to be believed. Its `search_k`
+is tuned for the first twenty or so, and it looks farther the more it is asked for."""
+WIDE = ((320, 5_120),)
+"""About any other place. The trees part items from each other: between them the index has to look much farther."""
+FEW, MANY = 5_000, 100_000
+"""So many items are compared one by one sooner than the index finds the nearest to an item, or to another place."""
 SELECTIVE = 16
 """As are those of which the catalogue holds so many times as many: the index would go through the others."""
-LEVELS = (256, 8_192)
-"""Exact search sorts as many first, then as many more, then all."""
+LEVELS = (256, 1_024, 4_096, 16_384)
+"""Exact search sorts so many first, then as many as the next, in the end all."""
 SCANNED = 1 << 18
 """Numbers multiplied at a time: more, and BLAS wakes threads that cost more than they save."""
 
@@ -120,8 +122,8 @@ class Space:
             place: where to look.
             allowed: of the catalogue.
         """
-        few = len(allowed) <= max(FEW, len(self.vectors) // SELECTIVE)
-        return self._exactly(place, allowed) if few else self._by_index(place, allowed)
+        few = max(MANY if place.number is None else FEW, len(self.vectors) // SELECTIVE)
+        return self._exactly(place, allowed) if len(allowed) <= few else self._by_index(place, allowed)
 
     def _by_index(self, place: Place, allowed: Allowed) -> Iterator[Near]:
         """The nearest that the index finds; behind them, by exact search, all that are farther.
@@ -129,7 +131,7 @@ class Space:
         What the index misses within its windows is in no answer: it would have to stand before what was given.
         """
         reached, seen = math.inf, set[int]()
-        for depth, asked in WINDOWS:
+        for depth, asked in WIDE if place.number is None else WINDOWS:
             if place.number is None:
                 numbers, similarities = self.index.nearest_to(place.vector, asked)
             else:
