@@ -19,6 +19,7 @@ from recsys.release import read_manifest
 from recsys.workspace import LOCK
 
 TIMEOUT_S = 10
+LEAVING = ".leaving-"
 
 
 class Plan(NamedTuple):
@@ -47,7 +48,7 @@ def plan(workspace: Path, needed: Mapping[str, str], newest: int) -> Plan:
         except ReleaseError:
             continue  # we do not know what it is, so it is not ours to delete
     by_age = sorted(created, key=lambda name: (created[name], name), reverse=True)
-    kept = {name: f"one of the newest {newest}" for name in by_age[:newest]}
+    kept = dict.fromkeys(by_age[:newest], f"one of the newest {newest}")
     kept |= {name: why for name, why in needed.items() if name in created}
     runs = sorted((workspace / "runs").glob("[!.]*"), key=lambda folder: (_touched(folder), folder.name), reverse=True)
     return Plan(
@@ -57,9 +58,11 @@ def plan(workspace: Path, needed: Mapping[str, str], newest: int) -> Plan:
     )
 
 
-def prune(found: Plan) -> list[Path]:
-    """Delete what a plan names; the folders that are gone. A run that a process works on stays."""
+def prune(workspace: Path, found: Plan) -> list[Path]:
+    """Delete what a plan of a workspace names; the folders that are gone. A run that a process works on stays."""
     gone = []
+    for leftover in (workspace / "releases").glob(f"{LEAVING}*"):  # of a process that was killed
+        shutil.rmtree(leftover)
     for folder in found.runs:
         lock = FileLock(folder / LOCK)
         try:
@@ -73,7 +76,7 @@ def prune(found: Plan) -> list[Path]:
             lock.release()
     for folder in found.releases:
         # under a name that nobody lists: half a release never stands under its own
-        leaving = folder.with_name(f".gone-{folder.name}")
+        leaving = folder.with_name(f"{LEAVING}{folder.name}")
         folder.rename(leaving)
         shutil.rmtree(leaving)
         gone.append(folder)
