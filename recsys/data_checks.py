@@ -216,7 +216,7 @@ def _values(catalogue: Catalogue, column: str) -> pl.DataFrame:
     """`value` and how many `items` have it."""
     values = catalogue.frame.select(value=column)
     if isinstance(values.schema["value"], pl.List):
-        values = values.explode("value", empty_as_null=True)
+        values = values.select(pl.col("value").list.unique()).explode("value", empty_as_null=True)
     return values.drop_nulls().group_by("value").agg(items=pl.len().cast(pl.Int64))
 
 
