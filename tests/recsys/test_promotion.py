@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -26,17 +25,9 @@ def tracker(tmp_path: Path) -> Tracker:
 
 
 @pytest.fixture
-def versions(tracker: Tracker, write_release: Any) -> list[Version]:
+def versions(tracker: Tracker, register_releases: Any) -> list[Version]:
     """Three registered releases, none of them in service."""
-    made = []
-    for number in range(3):
-        folder = write_release([f"item {number}-{n}" for n in range(12)])
-        manifest = json.loads((folder / "manifest.json").read_text()) | {"release_id": f"release-{number}"}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        place = tracker.workspace / "releases" / f"release-{number}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(place)
-        made.append(tracker.register(tracker.start(f"run-{number}", "snapshot"), Release.load(place)))
+    made: list[Version] = register_releases(tracker, 3)
     return made
 
 
