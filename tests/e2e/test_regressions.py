@@ -14,7 +14,6 @@ from pipelines import nightly
 from pipelines.night import Night, calm
 from recsys import config as configuration
 from recsys.config import Config
-from recsys.release import Release
 from recsys.tracking import Tracker
 from tests.e2e import world
 
@@ -75,12 +74,3 @@ def test_a_retrain_with_another_seed_takes_over(made_up: World, tmp_path: Path, 
     retrain = Regression("retrain", "", settings=(f"train.seed={seed}",))
     verdict = regressions.planted(retrain, *made_up, tmp_path)
     assert verdict.promoted, verdict.error
-
-
-def test_the_champion_asked_again_has_the_figures_of_its_own_evaluation(made_up: World, tmp_path: Path) -> None:
-    """To the last digit: the same questions of the same release, by way of item ids."""
-    retrain = Regression("retrain", "", settings=("train.seed=2",))
-    verdict = regressions.planted(retrain, *made_up, tmp_path)
-    (change,) = (check for check in verdict.checks if check["name"] == "ndcg_at_20_change")
-    champion = Release.load(made_up.champion.workspace / "releases" / Night.of(made_up.champion).run.run_id)
-    assert f"from {champion.evaluation['model']['ndcg_at_20']:.4f}" in change["reason"]
