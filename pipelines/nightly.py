@@ -55,7 +55,7 @@ def nightly(night: Night) -> dict[str, Any]:
         "run_id": night.run.run_id,
         **manifests["publish"],
         "tracking_uri": night.tracker.shown_uri,
-        "promoted": manifests["promote"]["passed"],
+        "promoted": manifests["promote"]["promoted"],
         "checks": manifests["promote"]["checks"],
         "account": manifests["prepare"]["account"],
         "evaluation": manifests["evaluate"],

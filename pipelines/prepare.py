@@ -301,10 +301,29 @@ def sequence(job: Job, shard: int) -> None:
         users_over=int((over > 0).sum()),
         rows_over=int(over[over > 0].sum()),
         repeats=known.height - kept.height,
+        copies=_copies(known),
         used=kept.height,
         users=users.height,
         before_validation=int(split.known_before("validation").sum()),
     )
+
+
+def _copies(rows: pl.DataFrame) -> dict[str, list[int]]:
+    """Day -> its rows, and those of them that repeat user, item and time of another: what was delivered twice."""
+    distinct = pl.struct("user_id", "item", "timestamp").n_unique()
+    by_day = rows.group_by(day=pl.from_epoch(pl.col("timestamp").cast(pl.Int64)).dt.date()).agg(
+        rows=pl.len(), copies=pl.len() - distinct
+    )
+    return {day.isoformat(): [count, copies] for day, count, copies in by_day.sort("day").iter_rows()}
+
+
+def _copied_days(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Days with copies among their rows, over all shards."""
+    days: dict[str, list[int]] = {}
+    for entry in entries:
+        for day, counted in entry["copies"].items():
+            days[day] = [before + more for before, more in zip(days.get(day, [0, 0]), counted, strict=True)]
+    return {day: {"rows": rows, "copies": copies} for day, (rows, copies) in sorted(days.items()) if copies}
 
 
 def _part(items: NDArray[np.int32], bases: list[int]) -> NDArray[np.intp]:
@@ -403,6 +422,7 @@ def commit(job: Job) -> dict[str, Any]:
             "items": sum(entry["items_over"] for entry in merged),
             "pairs": sum(entry["pairs_over"] for entry in merged),
         },
+        "copied_days": _copied_days(sequenced),
         "cut": instants,
         "catalogue_fingerprint": identity,
         "account": settled,

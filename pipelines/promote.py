@@ -1,73 +1,192 @@
 """promote: the night's release takes over from the champion, if the gate lets it.
 
-The first release that passes becomes the champion; a later one if it is not worse on the same held-out
-interactions. A refused release stays registered, and the champion stays in service.
+The first release that passes every check becomes the champion; a later one if it also bears comparison with the
+champion, who is asked the same held-out questions now. A refused release stays registered, and the champion stays
+in service. Every check is kept with its value, limit and verdict.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from pipelines import prepare
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import data_page, evaluate, prepare
 from pipelines.night import Night, command, main
 from pipelines.train import load_split
-from recsys import gate
+from recsys import data_checks, gate, promotion
 from recsys.catalogue import Catalogue
-from recsys.errors import RefusedError
-from recsys.release import CATALOGUE, Release
+from recsys.checks import Check, at_least, from_data, skipped
+from recsys.embeddings import Vectors
+from recsys.errors import RefusedError, ReleaseError
+from recsys.evaluation import TARGET_METRIC, strata
+from recsys.features import Features
+from recsys.release import CATALOGUE, FEATURES, TOWER, Release
+from recsys.tracking import VERDICT_TAG, Version
+from recsys.workspace import MANIFEST
 
 STAGE = "promote"
-VERDICT_TAG = "recsys.gate"
+REPORT = "gate.json"
 
 
 def promote(night: Night) -> dict[str, Any]:
-    """Ask the gate, once for each release, and move the alias.
+    """Ask the gate, once for each release, champion and limits, and move the alias.
+
+    A release that was in service before is not put there again by repeating its night: somebody rolled it back.
+
+    Returns:
+        `passed`, `promoted` (whether it is in service now), `champion` (the release that it was compared with) and
+        `checks`.
 
     Raises:
-        StageError: the release was not published.
+        StageError: the release was not published, or another process is at it.
         RefusedError: the gate says no, now or when it was asked before.
-        ReleaseError: the champion cannot be loaded to be compared with.
+        ReleaseError: the release cannot be loaded.
     """
-    with night.report.stage(STAGE) as advance:
+    with night.report.stage(STAGE) as advance, promotion.locked(night.config.workspace):
         release = Release.load(night.releases / night.run.run_id)
         version = night.tracker.register(night.mlflow_run, release)
-        verdict = night.tracker.version_tags(version).get(VERDICT_TAG)
         champion = night.tracker.champion()
-        if verdict is None:
-            in_service = Release.load(night.tracker.fetch(champion, night.releases)) if champion else None
-            checks = _ask(night, release, in_service)
-            passed = all(check.passed for check in checks)
-            if passed and champion != version:
-                night.tracker.promote(version, champion)
-            verdict = json.dumps({"passed": passed, "checks": [str(check) for check in checks]})
-            night.tracker.tag_version(version, {VERDICT_TAG: verdict})
-        decision: dict[str, Any] = json.loads(verdict)
-        reasons = "; ".join(decision["checks"])
+        decision = _decision(night, release, version, champion)
+        checks = [from_data(saved) for saved in decision["checks"]]
         if not decision["passed"]:
+            failed = [str(check) for check in checks if not check.passed]
             raise RefusedError(
-                f"release {release.release_id} must pass every check to take over. Received: {reasons}. "
-                f"The champion stays {champion.release_id if champion else 'nobody'}."
+                f"release {release.release_id} must pass every check to take over. Received: {len(failed)} of "
+                f"{len(checks)} failed: {'; '.join(failed)}. The champion stays "
+                f"{champion.release_id if champion else 'nobody'}. docs/nights.md says what to do about each."
             )
-        advance(1, 1, f"release {release.release_id} was let through: {reasons}")
+        served = {event.after for event in promotion.events(night.tracker)}
+        if champion != version and release.release_id not in served:
+            why = f"night {night.run.run_id} passed the gate"
+            promotion.move(night.tracker, version, champion, action="promote", why=why, checks=decision["checks"])
+            champion = version
+        left_out = sum(check.verdict == "skipped" for check in checks)
+        note = f"release {release.release_id} passed {len(checks) - left_out} checks, {left_out} were skipped"
+        if champion != version:
+            note += f"; it was in service before, {champion.release_id if champion else 'nobody'} stays"
+        advance(1, 1, note)
+    return {**decision, "promoted": champion == version}
+
+
+def _decision(night: Night, release: Release, version: Version, champion: Version | None) -> dict[str, Any]:
+    """What the gate says of a release; what it said, where nothing that it looks at has changed."""
+    limits = hashlib.sha256(night.config.promote.model_dump_json().encode()).hexdigest()[:12]
+    asked = {"champion": champion.release_id if champion else None, "limits": limits}
+    known = night.tracker.version_tags(version).get(VERDICT_TAG)
+    decision: dict[str, Any] = json.loads(known) if known else {}
+    if champion == version or {key: decision.get(key) for key in asked} == asked:
+        if decision:
+            return decision
+        asked["champion"] = None  # it is in service, and nothing is left of what it was compared with
+        champion = None
+    checks = _ask(night, release, champion)
+    passed = all(check.passed for check in checks)
+    decision = {**asked, "passed": passed, "checks": [check.as_data() for check in checks]}
+    night.log_metrics({f"gate_{check.name}": check.value for check in checks if check.value is not None})
+    report = night.run.folder / REPORT
+    report.write_text(json.dumps(decision, indent=2) + "\n", encoding="utf-8")
+    night.tracker.log_artifact(night.mlflow_run, report, "gate")
+    night.tracker.tag_version(version, {VERDICT_TAG: json.dumps(decision)})
     return decision
 
 
-def _ask(night: Night, challenger: Release, champion: Release | None) -> list[gate.Check]:
+def _ask(night: Night, challenger: Release, champion: Version | None) -> list[Check]:
+    """Every check there is, in the order in which a night comes about."""
+    config, limits = night.config, night.config.promote
     catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+    in_service, loaded = _in_service(night, champion)
+    report = json.loads(night.run.path(prepare.STAGE, data_page.REPORT).read_text(encoding="utf-8"))
+    copies = night.run.manifest(prepare.STAGE)["copied_days"]
+    rng = np.random.default_rng([config.index.seed, 1])  # not the items that the index was tuned by
+    items = np.sort(rng.choice(len(challenger.catalogue), min(config.index.sample, len(challenger.catalogue)), False))
+    sample = items.astype(np.int32)
+    return [
+        *data_checks.account_checks(report, config.prepare.max_dead_letter_ratio),
+        *data_checks.day_checks(report, copies, datetime.now(UTC), limits),
+        *data_checks.column_checks(catalogue, config.items, limits),
+        *data_checks.champion_checks(
+            report,
+            catalogue,
+            _report_of(night, in_service),
+            in_service.catalogue if in_service else None,
+            config.items,
+            config=limits,
+        ),
+        *gate.embedding_checks(challenger, catalogue, limits),
+        gate.tower_check(challenger, sample, _embedded(night, challenger, sample)),
+        *gate.index_checks(challenger, sample, config.index.recall_floor),
+        promotion.answers_check(challenger),
+        loaded,
+        *gate.quality_checks(
+            challenger,
+            in_service,
+            _questions(night, catalogue),
+            floor=_floor(night),
+            config=limits,
+            resamples=config.evaluate.resamples,
+        ),
+        gate.overlap_check(challenger, in_service, limits, sample=config.index.sample),
+        gate.latency_check(challenger, in_service, limits),
+    ]
+
+
+def _in_service(night: Night, champion: Version | None) -> tuple[Release | None, Check]:
+    """The champion to compare with. One that this program cannot read is no reason to replace it unseen."""
+    name = "champion_loads"
+    if champion is None:
+        return None, skipped(name, "no champion")
+    try:
+        return Release.load(night.tracker.fetch(champion, night.releases)), at_least(name, 1, 1)
+    except ReleaseError as error:
+        return None, at_least(name, 0, 1, str(error))
+
+
+def _report_of(night: Night, release: Release | None) -> dict[str, Any] | None:
+    """The data report of a release's night: of this workspace, else from MLflow; None where it is lost."""
+    if release is None:
+        return None
+    here = night.run.folder.parent / release.release_id / prepare.STAGE
+    if (here / MANIFEST).exists():
+        text: str | None = (here / data_page.REPORT).read_text(encoding="utf-8")
+    else:
+        kept = release.manifest.mlflow_run
+        text = night.tracker.read_artifact(kept, f"{prepare.STAGE}/{data_page.REPORT}") if kept else None
+    return json.loads(text) if text else None
+
+
+def _questions(night: Night, catalogue: Catalogue) -> gate.Questions:
     holdout = load_split(night).holdout("test", night.config.evaluate.users)
-    questions = gate.Questions(
-        [catalogue.item_ids[number] for number in holdout.queries],
-        [catalogue.item_ids[number] for number in holdout.targets],
+    ids = catalogue.item_ids
+    return gate.Questions(
+        [ids[number] for number in holdout.queries],
+        [ids[number] for number in holdout.targets],
+        strata(catalogue.frame["interactions"].to_numpy())[holdout.targets],
     )
-    return gate.checks(
-        challenger,
-        champion,
-        questions,
-        recall_floor=night.config.index.recall_floor,
-        tolerance=night.config.promote.tolerance,
-    )
+
+
+def _floor(night: Night) -> float | None:
+    """What the quality may not fall below; a tower of judged pairs need not foretell what users touch."""
+    config = night.config
+    if config.promote.quality_floor is not None or config.data.labelled_pairs is not None:
+        return config.promote.quality_floor
+    popularity = night.run.manifest(evaluate.STAGE)["baselines"]["popularity"]
+    floor: float | None = popularity.get(TARGET_METRIC)
+    return floor
+
+
+def _embedded(night: Night, release: Release, sample: NDArray[np.int32]) -> Vectors:
+    """Some items through the release's own tower."""
+    from recsys import tower as towers  # noqa: PLC0415 - TensorFlow takes seconds
+
+    features = Features.load(release.path / FEATURES)
+    encode = towers.encoder(towers.load(release.path / TOWER), night.config.embed.batch_size)
+    return encode(features.transform(release.catalogue.frame[sample]))
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def metrics(rank: NDArray[np.int64]) -> dict[str, float]:
     Returns:
         Figures under names that MLflow takes: `hr_at_5`, `ndcg_at_20` and so on.
     """
-    return {name: float(gain.mean()) for name, gain in _gains(rank).items()} if len(rank) else {}
+    return {name: float(gain.mean()) for name, gain in gains(rank).items()} if len(rank) else {}
 
 
 def evaluate(model: Model, holdout: Holdout) -> dict[str, float]:
@@ -108,7 +108,7 @@ def intervals(rank: NDArray[np.int64], resamples: int, seed: int = 0) -> dict[st
     bounds = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
     return {
         name: np.percentile(draws @ gain / len(rank), bounds).tolist()
-        for name, gain in _gains(np.arange(worst + 1)).items()
+        for name, gain in gains(np.arange(worst + 1)).items()
     }
 
 
@@ -225,8 +225,8 @@ def _places(answers: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[n
     return places
 
 
-def _gains(rank: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """What each question adds to each metric, float64 [n]."""
+def gains(rank: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """What each question adds to each metric, by the rank of its target, float64 [n]."""
     gains: dict[str, NDArray[np.float64]] = {}
     for k in CUTS:
         hit = rank < k

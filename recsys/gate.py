@@ -1,33 +1,39 @@
-"""What a release has to show before it takes over: each check with its value, its limit and its verdict."""
+"""What a release has to show before it takes over: embeddings, index, quality, neighbours, latency.
+
+Releases with other catalogues, dimensions or distances are asked the same, by item id.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from recsys.evaluation import CUTS, TARGET_METRIC, metrics, ranks
+from recsys.catalogue import Catalogue
+from recsys.checks import Check, at_least, at_most, skipped
+from recsys.config import PromoteConfig
+from recsys.embeddings import BLOCK, NORM_TOLERANCE, Vectors
+from recsys.evaluation import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, metrics, ranks
+from recsys.index import recall
 from recsys.queries import Queries
 from recsys.release import Release
 
+OVERLAP_K, ANSWER_K = 10, 10
+LOOK_UPS = 200
+"""Look-ups that are timed."""
 
-class Check(NamedTuple):
-    """One reason to promote or not."""
+RESOLUTION = 5.0
+"""Standard errors of the difference that no tolerance is smaller than.
 
-    name: str
-    value: float
-    limit: float
-    """The smallest value that passes."""
+The lower bound lies 2 of them below the difference, so that what is 3 below the champion is refused: by chance
+alone that happens to one of 700 that are as good.
+"""
 
-    @property
-    def passed(self) -> bool:
-        """NaN never passes."""
-        return self.value >= self.limit
-
-    def __str__(self) -> str:
-        verdict = "passed" if self.passed else "failed"
-        return f"{self.name} {self.value:.4f}, at least {self.limit:.4f}: {verdict}"
+AGREEMENT = 0.99
+"""Smallest similarity of an embedding and what the release's own tower gives for the item: rounding is far less."""
 
 
 class Questions(NamedTuple):
@@ -35,22 +41,138 @@ class Questions(NamedTuple):
 
     queries: Sequence[str]
     targets: Sequence[str]
+    strata: NDArray[np.int8]
+    """The stratum of each target in tonight's catalogue, an index into `STRATA`."""
 
 
-def score(release: Release, questions: Questions) -> dict[str, float]:
-    """Figures of a release on the questions; one about an item that it does not hold is a miss."""
+class Difference(NamedTuple):
+    """How much better one release answers than another, over the same questions."""
+
+    mean: float
+    low: float
+    """Lower bound of the 95% interval, by the bootstrap over the questions."""
+    error: float
+    """Standard error of the mean."""
+
+
+def places(release: Release, questions: Questions) -> NDArray[np.int64]:
+    """Rank from 0 of each target; one about an item that the release does not hold is a miss. int64 [n]."""
     numbers = release.catalogue.numbers
     queries, targets = numbers(questions.queries, missing=-1), numbers(questions.targets, missing=-1)
     known = (queries >= 0) & (targets >= 0)
     rank = np.full(len(known), max(CUTS))
     rank[known] = ranks(release.index, Queries.of_items(queries[known]), targets[known])
-    return metrics(rank)
+    return rank
 
 
-def checks(
-    challenger: Release, champion: Release | None, questions: Questions, *, recall_floor: float, tolerance: float
+def score(release: Release, questions: Questions) -> dict[str, float]:
+    """Figures of a release on the questions."""
+    return metrics(places(release, questions))
+
+
+def difference(rank: NDArray[np.int64], before: NDArray[np.int64], resamples: int, seed: int = 0) -> Difference:
+    """The paired bootstrap of NDCG@20 over questions, one a user.
+
+    A question adds the difference of two gains, of which there are few values: how often each is drawn is one
+    draw of a multinomial, as in `recsys.evaluation.intervals`.
+
+    Args:
+        rank: of the challenger's targets, int64 [n].
+        before: of the champion's, int64 [n].
+        resamples: number of them.
+        seed: of the draws.
+    """
+    each = gains(rank)[TARGET_METRIC] - gains(before)[TARGET_METRIC]
+    values, counts = np.unique(each, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(each), counts / len(each), resamples)
+    low = np.percentile(draws @ values / len(each), 50 * (1 - CONFIDENCE))
+    return Difference(float(each.mean()), float(low), float(each.std() / np.sqrt(len(each))))
+
+
+def embedding_checks(release: Release, catalogue: Catalogue, config: PromoteConfig) -> list[Check]:
+    """Finite, of unit length, not collapsed, one for each item of tonight's catalogue.
+
+    Args:
+        release: the challenger.
+        catalogue: that of tonight's data.
+        config: limits.
+    """
+    vectors, distance = release.vectors, release.distance
+    wrong, worst = 0, 0.0
+    total = np.zeros(vectors.shape[1])
+    squares = np.zeros((vectors.shape[1], vectors.shape[1]))
+    for start in range(0, len(vectors), BLOCK):
+        block = np.asarray(vectors[start : start + BLOCK], np.float64)
+        finite = np.isfinite(block).all(axis=1)
+        wrong += int((~finite).sum())
+        block = block[finite]
+        worst = max(worst, float(np.abs(np.linalg.norm(block, axis=1) - 1).max(initial=0)))
+        total += block.sum(axis=0)
+        squares += block.T @ block
+    checks = [at_most("embeddings_not_finite", wrong, 0)]
+    sound, unit = max(len(vectors) - wrong, 1), "cosine alone asks for length 1"
+    if distance.unit:
+        cosine = (total @ total - np.trace(squares)) / max(sound * (sound - 1), 1)
+        checks.append(at_most("embeddings_norm_error", worst, NORM_TOLERANCE))
+        checks.append(at_most("embeddings_mean_cosine", cosine, config.mean_cosine))
+    else:
+        checks += [skipped(name, unit) for name in ("embeddings_norm_error", "embeddings_mean_cosine")]
+    mean = total / sound
+    rank = effective_rank(squares / sound - np.outer(mean, mean)) / min(vectors.shape[1], sound)
+    checks.append(at_least("embeddings_effective_rank", rank, config.effective_rank))
+    checks.append(at_least("catalogue_covered", _covered(release.catalogue, catalogue), 1))
+    return checks
+
+
+def effective_rank(covariance: NDArray[np.float64]) -> float:
+    """Dimensions that vectors of this covariance make use of.
+
+    The exponential of the entropy of the singular values' shares (Roy and Vetterli, The effective rank, 2007);
+    the singular values of the centred vectors are the roots of the covariance's eigenvalues.
+    """
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0))
+    shares = values[values > 0] / values.sum() if values.sum() > 0 else np.ones(1)
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def tower_check(release: Release, sample: NDArray[np.int32], embedded: Vectors) -> Check:
+    """Whether each item has the embedding that the release's own tower gives it, and not another's.
+
+    Args:
+        release: the challenger.
+        sample: item numbers, int32 [n].
+        embedded: what the tower gives for them, float32 [n, dimension].
+    """
+    alike = release.distance.similarity(release.distance.between(release.vectors[sample], embedded))
+    return at_least("tower_agreement", float(np.min(alike)), AGREEMENT)
+
+
+def index_checks(release: Release, sample: NDArray[np.int32], recall_floor: float) -> list[Check]:
+    """Recall and full answers of the index as it was loaded: what the manifest says is not asked.
+
+    Args:
+        release: the challenger.
+        sample: item numbers to ask about, int32 [n].
+        recall_floor: the smallest index recall.
+    """
+    measured = recall(release.index, release.vectors, sample, release.manifest.recall_k)
+    k = min(release.manifest.recall_k, len(release.catalogue) - 1)
+    found = release.index.neighbours(sample, k)
+    distinct = (np.diff(np.sort(found, axis=1), axis=1) > 0).all(axis=1)
+    full = distinct & (found >= 0).all(axis=1) & (found != sample[:, None]).all(axis=1)
+    return [at_least("index_recall", measured, recall_floor), at_least("index_fill_rate", float(full.mean()), 1)]
+
+
+def quality_checks(
+    challenger: Release,
+    champion: Release | None,
+    questions: Questions,
+    *,
+    floor: float | None,
+    config: PromoteConfig,
+    resamples: int,
 ) -> list[Check]:
-    """All checks of a challenger; against the champion on the same questions, both asked now.
+    """Against a floor, and against the champion, who is asked the same questions now.
 
     Without questions nothing shows that the challenger is not worse, so the champion stays.
 
@@ -58,13 +180,94 @@ def checks(
         challenger: the new release.
         champion: the one in service, None before the first.
         questions: today's held-out interactions.
-        recall_floor: the smallest index recall.
-        tolerance: the share of the champion's NDCG@20 by which the challenger may be worse.
+        floor: the smallest NDCG@20, None where there is none to compare with.
+        config: tolerances.
+        resamples: of the bootstrap.
     """
-    result = [Check("index_recall", challenger.manifest.index_recall, recall_floor)]
-    if champion is not None:
-        result.append(Check("held_out_questions", len(questions.queries), 1))
-    if champion is not None and len(questions.queries):
-        limit = score(champion, questions)[TARGET_METRIC] * (1 - tolerance)
-        result.append(Check(TARGET_METRIC, score(challenger, questions)[TARGET_METRIC], limit))
-    return result
+    compared = [f"{TARGET_METRIC}_change", *(f"{TARGET_METRIC}_change_{stratum}" for stratum in STRATA)]
+    if not len(questions.queries):
+        held_out = [] if champion is None else [at_least("held_out_questions", 0, 1)]
+        why = "nothing is held out" if champion else "no champion"
+        return [*held_out, skipped(TARGET_METRIC, "nothing is held out"), *(skipped(name, why) for name in compared)]
+    rank = places(challenger, questions)
+    reached = metrics(rank)[TARGET_METRIC]
+    checks = [
+        skipped(TARGET_METRIC, "no floor") if floor is None else at_least(TARGET_METRIC, reached, floor),
+    ]
+    if champion is None:
+        return [*checks, *(skipped(name, "no champion") for name in compared)]
+    before = places(champion, questions)
+    checks.append(_change(compared[0], rank, before, config.tolerance, resamples))
+    for number, name in enumerate(compared[1:]):
+        of_it = questions.strata == number
+        count = int(of_it.sum())
+        if count < config.stratum_questions:
+            checks.append(skipped(name, f"{count} questions, fewer than {config.stratum_questions}"))
+        else:
+            checks.append(_change(name, rank[of_it], before[of_it], config.stratum_tolerance, resamples))
+    return checks
+
+
+def _change(name: str, rank: NDArray[np.int64], before: NDArray[np.int64], tolerance: float, resamples: int) -> Check:
+    """The lower bound of the change, as a share of what the champion reaches."""
+    now, then = metrics(rank)[TARGET_METRIC], metrics(before)[TARGET_METRIC]
+    found = difference(rank, before, resamples)
+    scale = then or 1.0
+    limit = max(tolerance, RESOLUTION * found.error / scale)
+    return at_least(name, found.low / scale, -limit, f"from {then:.4f} to {now:.4f}, {len(rank)} questions")
+
+
+def overlap_check(
+    challenger: Release, champion: Release | None, config: PromoteConfig, *, sample: int, seed: int = 0
+) -> Check:
+    """How many of an item's ten nearest are the same for both, by the items that both hold."""
+    name = f"overlap_at_{OVERLAP_K}"
+    if champion is None:
+        return skipped(name, "no champion")
+    common = _common(challenger, champion, sample, seed)
+    if not common:
+        return at_least(name, 0, config.overlap_floor, "no item in common")
+    k = min(OVERLAP_K, len(challenger.catalogue) - 1, len(champion.catalogue) - 1)
+    # both in the champion's numbers; what it does not hold is in nobody's list
+    numbers = champion.catalogue.numbers(challenger.catalogue.item_ids, missing=-2)
+    now = numbers[challenger.index.neighbours(challenger.catalogue.numbers(common, missing=-1), k)]
+    then = champion.index.neighbours(champion.catalogue.numbers(common, missing=-1), k)
+    shared = (now[:, :, None] == then[:, None, :]).any(axis=2).mean()
+    return at_least(name, float(shared), config.overlap_floor)
+
+
+def latency_check(challenger: Release, champion: Release | None, config: PromoteConfig) -> Check:
+    """The median look-up; the champion's in turn with it, so that both meet the same machine."""
+    took: list[list[float]] = [[], []]
+    both = [(challenger, took[0]), *([] if champion is None else [(champion, took[1])])]
+    for turn in range(LOOK_UPS):
+        for release, times in both:
+            item_id = release.catalogue.item_ids[turn * len(release.catalogue) // LOOK_UPS]
+            started = time.perf_counter()
+            release.similar(item_id, ANSWER_K)
+            times.append(time.perf_counter() - started)
+    now, then = (float(np.median(times)) * 1_000 if times else 0.0 for times in took)
+    more = f"the champion {then:.4f}" if champion else None
+    return at_most("latency_ms", now, max(config.latency_ms, config.latency_ratio * then), more)
+
+
+def _common(one: Release, other: Release, most: int, seed: int) -> list[str]:
+    """Ids of items that both hold, a fixed sample of `most` of them where there are more."""
+    held = one.catalogue.numbers(other.catalogue.item_ids, missing=-1)
+    numbers = np.sort(held[held >= 0])
+    if len(numbers) > most:
+        numbers = np.sort(np.random.default_rng(seed).choice(numbers, most, replace=False))
+    return [one.catalogue.item_ids[number] for number in numbers.tolist()]
+
+
+def _covered(held: Catalogue, wanted: Catalogue) -> float:
+    """Share of the wanted items that are held with the same title and features."""
+    columns = wanted.frame.columns
+    if set(columns) - set(held.frame.columns):
+        return 0.0
+    rows = [
+        catalogue.frame.select("item_id", row=catalogue.frame.select(columns).hash_rows())
+        for catalogue in (held, wanted)
+    ]
+    same = rows[0].join(rows[1], on=["item_id", "row"], how="semi").height
+    return same / max(len(wanted), 1)

@@ -5,6 +5,7 @@ The only file that imports MLflow. Everything that MLflow raises leaves here as 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from filelock import FileLock
 
 from recsys.config import Config
 from recsys.errors import ReleaseError, TrackingError
+from recsys.history import Event
 from recsys.release import Release, publish, read_manifest
 
 # a night must not hang for the hour that MLflow's own defaults allow
@@ -29,9 +31,14 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 CHAMPION, PREVIOUS = "champion", "previous"
 RUN_TAG, RELEASE_TAG, SNAPSHOT_TAG = "recsys.run_id", "recsys.release_id", "recsys.data_snapshot"
+VERDICT_TAG, PIN_TAG = "recsys.gate", "recsys.pinned"
+EVENT_TAG, CHECKS_TAG = "recsys.event", "recsys.event_checks"
+MAX_TAG = 8_000
+"""Characters of a run's tag that MLflow accepts."""
 PARENT_TAG = "mlflow.parentRunId"
 """By which MLflow shows one run below another."""
 ARTIFACT = "release"
@@ -67,14 +74,20 @@ class Tracker:
             self.client = mlflow.MlflowClient(self.uri)
         self.experiment = config.tracking.experiment
 
-    def _experiment_id(self) -> str:
-        found = self.client.get_experiment_by_name(self.experiment)
+    @property
+    def _history(self) -> str:
+        """Name of the experiment whose runs are the champion's moves."""
+        return f"{self.experiment}-history"
+
+    def _experiment_id(self, experiment: str | None = None) -> str:
+        name = experiment or self.experiment
+        found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
         # without a server MLflow would write artefacts into whatever folder we are started from
         local = self.uri.startswith("sqlite:")
         location = (self.workspace.resolve() / "mlartifacts").as_uri() if local else None
-        return str(self.client.create_experiment(self.experiment, artifact_location=location))
+        return str(self.client.create_experiment(name, artifact_location=location))
 
     @property
     def shown_uri(self) -> str:
@@ -149,11 +162,16 @@ class Tracker:
 
     def champion(self) -> Version | None:
         """The version in service, None before the first one."""
+        return self._by_alias(CHAMPION)
+
+    def previous(self) -> Version | None:
+        """The version that was in service before, None where there was none."""
+        return self._by_alias(PREVIOUS)
+
+    def version_of(self, release_id: str) -> Version | None:
+        """The version of a release, None where it has none."""
         with self._translated():
-            models = self.client.search_registered_models(f"name = '{self.model}'")
-            if not models or CHAMPION not in models[0].aliases:
-                return None
-            return self._version(self.client.get_model_version_by_alias(self.model, CHAMPION))
+            return self._version_of(release_id)
 
     def promote(self, version: Version, champion: Version | None) -> None:
         """Put a version into service in place of `champion`, which becomes the previous one."""
@@ -172,6 +190,70 @@ class Tracker:
         """Tags of a version."""
         with self._translated():
             return dict(self.client.get_model_version(self.model, version.number).tags)
+
+    def pin(self, version: Version, why: str) -> None:
+        """Keep a version from being pruned, here and on other machines."""
+        self.tag_version(version, {PIN_TAG: why})
+
+    def unpin(self, version: Version) -> None:
+        """Let a version be pruned again."""
+        with self._translated():
+            if PIN_TAG in self.client.get_model_version(self.model, version.number).tags:
+                self.client.delete_model_version_tag(self.model, version.number, PIN_TAG)
+
+    def pins(self) -> dict[str, str]:
+        """Releases that are pinned, and why."""
+        with self._translated():
+            found: dict[str, str] = {}
+            page = None
+            while page != "":
+                versions = self.client.search_model_versions(f"name = '{self.model}'", page_token=page)
+                page = versions.token or ""
+                found |= {each.tags[RELEASE_TAG]: each.tags[PIN_TAG] for each in versions if PIN_TAG in each.tags}
+            return found
+
+    def record(self, event: Event) -> None:
+        """Keep an event as a run of the experiment's history: it outlives versions, and other machines see it."""
+        told = event.as_data()
+        checks = json.dumps(told.pop("checks"))
+        if len(checks) > MAX_TAG:  # those that were passed are in the gate's own report
+            checks = json.dumps([check for check in event.checks if check["verdict"] == "failed"])[:MAX_TAG]
+        with self._translated():
+            created = self.client.create_run(
+                self._experiment_id(self._history),
+                run_name=f"{event.action} {event.after}",
+                tags={EVENT_TAG: json.dumps(told), CHECKS_TAG: checks},
+            )
+            self.client.set_terminated(created.info.run_id)
+
+    def events(self) -> list[Event]:
+        """The events that MLflow keeps, oldest first."""
+        with self._translated():
+            experiment = self.client.get_experiment_by_name(self._history)
+            if experiment is None:
+                return []
+            found: list[dict[str, str]] = []
+            page = None
+            while page != "":
+                runs = self.client.search_runs(
+                    [experiment.experiment_id], order_by=["attributes.start_time ASC"], page_token=page
+                )
+                page = runs.token or ""
+                found += [run.data.tags for run in runs if EVENT_TAG in run.data.tags]
+        return [Event(**json.loads(tags[EVENT_TAG]), checks=json.loads(tags[CHECKS_TAG])) for tags in found]
+
+    def read_artifact(self, mlflow_run: str, path: str) -> str | None:
+        """The text of a file that is kept with a run, None where there is none."""
+        with self._translated(), tempfile.TemporaryDirectory() as folder:
+            try:
+                kept = self.client.list_artifacts(mlflow_run, path.rpartition("/")[0])
+            except MlflowException as error:
+                if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                    return None
+                raise
+            if path not in {artifact.path for artifact in kept}:
+                return None
+            return Path(self.client.download_artifacts(mlflow_run, path, folder)).read_text(encoding="utf-8")
 
     def fetch(self, version: Version, releases: Path) -> Path:
         """The folder of a version's release below `releases`, downloaded if it is not there.
@@ -198,6 +280,13 @@ class Tracker:
             return publish(Path(downloaded), final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _by_alias(self, alias: str) -> Version | None:
+        with self._translated():
+            models = self.client.search_registered_models(f"name = '{self.model}'")
+            if not models or alias not in models[0].aliases:
+                return None
+            return self._version(self.client.get_model_version_by_alias(self.model, alias))
 
     def _version_of(self, release_id: str) -> Version | None:
         wanted = f"name = '{self.model}' and tags.`{RELEASE_TAG}` = '{release_id}'"

@@ -28,6 +28,7 @@ from recsys.errors import InputError, StageError
 from recsys.storage import sha256
 
 MANIFEST = "_MANIFEST.json"
+LOCK = ".lock"
 PACKAGES = ("recsys", "pipelines")
 """Whose source shapes a release."""
 LIBRARIES = ("annoy", "keras", "numpy", "polars", "scipy", "tensorflow", "tensorflow-cpu")
@@ -73,7 +74,7 @@ class Run:
         Raises:
             StageError: another process holds it.
         """
-        lock = FileLock(self.folder / ".lock")
+        lock = FileLock(self.folder / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -118,6 +118,29 @@ def release_writer(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def register_releases(write_release: Callable[..., Path]) -> Callable[..., Any]:
+    """`register_releases(tracker, 3)` registers release-0 to release-2, which lie in its workspace, none in service."""
+    import json
+
+    from recsys import Release
+
+    def register(tracker: Any, count: int) -> list[Any]:
+        versions = []
+        (tracker.workspace / "releases").mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            folder = write_release([f"item {number}-{n}" for n in range(12)])
+            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest |= {"release_id": f"release-{number}", "created_at": f"2024-01-0{number + 1}T02:00:00+00:00"}
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+            place = tracker.workspace / "releases" / f"release-{number}"
+            folder.rename(place)
+            versions.append(tracker.register(tracker.start(f"run-{number}", "snapshot"), Release.load(place)))
+        return versions
+
+    return register
+
+
 @dataclass(frozen=True)
 class Bucket:
     """A bucket on a real S3 server, seen by another library than ours."""

@@ -1,4 +1,4 @@
-"""`recsys releases`: what was built, and whether it is whole."""
+"""`recsys releases`: what was built, whether it is whole, what was in service, and what may go."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from rich.table import Table
 
 from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, show
 
-app = typer.Typer(help="List, show and verify releases.", no_args_is_help=True)
+app = typer.Typer(help="List, show, verify, pin and prune releases, and tell their history.", no_args_is_help=True)
 
 Which = Annotated[str, typer.Argument(metavar="RELEASE", help="A release id of the workspace, a folder or a URL.")]
+Registered = Annotated[str, typer.Argument(metavar="RELEASE", help="The id of a registered release.")]
 
 
 @app.command("list")
@@ -66,6 +67,120 @@ def verify(release: Which, config: ConfigFile = CONFIG_DEFAULT, as_json: Json = 
     loaded = Release.load(_folder(release, config))
     result = {"release_id": loaded.release_id, "path": str(loaded.path), "num_items": len(loaded.catalogue)}
     show(result, as_json, lambda: typer.echo(f"Release {loaded.release_id} is whole: {len(loaded.catalogue):,} items."))
+
+
+@app.command("history")
+def history(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
+    """Tell which release was in service when, who put it there, and why."""
+    from recsys import config as configuration  # noqa: PLC0415
+    from recsys import promotion  # noqa: PLC0415
+    from recsys.tracking import Tracker  # noqa: PLC0415
+
+    tracker = Tracker(configuration.load(config))
+    events, champion = promotion.events(tracker), tracker.champion()
+    last, now = events[-1].after if events else None, champion.release_id if champion else None
+    if last != now:
+        typer.echo(
+            f"warning: the champion is {now or 'nobody'}, the last event tells of {last or 'nobody'}: the alias was "
+            "changed by hand, or whoever changed it was killed before writing it down.",
+            err=True,
+        )
+
+    def tell() -> None:
+        if not events:
+            typer.echo("No release was in service yet.")
+            return
+        table = Table()
+        for column in ("when", "who", "what", "from", "to", "gate", "why"):
+            table.add_column(column)
+        for event in events:
+            gate = (
+                "not asked" if not event.checks else f"failed {', '.join(event.failed)}" if event.failed else "passed"
+            )
+            table.add_row(event.when, event.who, event.action, event.before or "", event.after, gate, event.why)
+        Console(highlight=False).print(table)
+
+    show([event.as_data() for event in events], as_json, tell)
+
+
+@app.command("pin")
+def pin(
+    release: Registered,
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason.")] = "by hand",
+    config: ConfigFile = CONFIG_DEFAULT,
+) -> None:
+    """Keep a release from being pruned, here and on other machines."""
+    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.cli.champion import known  # noqa: PLC0415
+    from recsys.tracking import Tracker  # noqa: PLC0415
+
+    tracker = Tracker(configuration.load(config))
+    tracker.pin(known(tracker, release), why)
+    typer.echo(f"Release {release} is pinned: {why}.")
+
+
+@app.command("unpin")
+def unpin(release: Registered, config: ConfigFile = CONFIG_DEFAULT) -> None:
+    """Let a pinned release be pruned again."""
+    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.cli.champion import known  # noqa: PLC0415
+    from recsys.tracking import Tracker  # noqa: PLC0415
+
+    tracker = Tracker(configuration.load(config))
+    tracker.unpin(known(tracker, release))
+    typer.echo(f"Release {release} is not pinned.")
+
+
+@app.command("prune")
+def prune(
+    keep: Annotated[int, typer.Option("--keep", min=1, metavar="N", help="Newest releases and runs to keep.")] = 7,
+    servers: Annotated[
+        list[str] | None,
+        typer.Option("--server", metavar="URL", help="A look-up service whose release is kept; repeatable."),
+    ] = None,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only tell.")] = False,
+    config: ConfigFile = CONFIG_DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Delete old release and run folders of the workspace; a dry run unless you say --yes.
+
+    Kept are the champion, the one before, what is pinned or warm-started from, what the servers serve, and the
+    newest. MLflow's copies and those of data.releases stay.
+    """
+    from recsys import config as configuration  # noqa: PLC0415
+    from recsys import promotion, retention  # noqa: PLC0415
+    from recsys.tracking import Tracker  # noqa: PLC0415
+
+    checked = configuration.load(config)
+    with promotion.locked(checked.workspace):
+        tracker = Tracker(checked)
+        needed = {Path(checked.data.warm_start).name: "data.warm_start"} if checked.data.warm_start else {}
+        needed |= {release_id: f"pinned: {why}" for release_id, why in tracker.pins().items()}
+        needed |= {retention.served(server): f"served by {server}" for server in servers or ()}
+        for version, why in ((tracker.previous(), "previous"), (tracker.champion(), "champion")):
+            if version is not None:
+                needed[version.release_id] = why
+        plan = retention.plan(checked.workspace, needed, keep)
+        gone = retention.prune(checked.workspace, plan) if yes else []
+    result = {
+        "kept": plan.kept,
+        "releases": [folder.name for folder in plan.releases],
+        "runs": [folder.name for folder in plan.runs],
+        "deleted": [str(folder) for folder in gone],
+    }
+
+    def tell() -> None:
+        for name, why in plan.kept.items():
+            typer.echo(f"keep    release {name}: {why}")
+        verb = "deleted" if yes else "delete "
+        for folder in [*plan.releases, *plan.runs]:
+            if not yes or folder in gone:
+                typer.echo(f"{verb} {folder.parent.name.removesuffix('s')} {folder.name}")
+        if not yes:
+            typer.echo("Nothing was deleted. Add --yes to do it.")
+
+    show(result, as_json, tell)
 
 
 def _folder(release: str, config: Path) -> Path:

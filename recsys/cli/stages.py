@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from recsys.cli import champion
+from recsys.cli.champion import Why
 from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, show, typed
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, InputError
 
 STAGES = {
     "prepare": "Check interactions and items; write catalogue, sequences and pairs (Beam).",
@@ -21,7 +23,6 @@ STAGES = {
     "evaluate": "Measure index and baselines on the held-out interactions.",
     "calibrate": "Turn similarities into probabilities and thresholds, on held-out pairs.",
     "publish": "Write the release, verify it, and register it in MLflow.",
-    "promote": "Put the release into service if the gate lets it.",
 }
 
 
@@ -30,12 +31,38 @@ def register(app: typer.Typer) -> None:
     app.command("nightly", help="Run the whole night: all stages, from the files to the champion.")(nightly)
     for name, summary in STAGES.items():
         app.command(name, help=summary)(_stage(name))
+    app.command("promote")(promote)
 
 
 def nightly(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
     """Run the whole night."""
     summary = _execute("nightly", config, overrides)
     show(summary, as_json, lambda: _tell(summary, config))
+
+
+def promote(
+    release: Annotated[
+        str | None, typer.Argument(metavar="[RELEASE]", help="A registered release; without it, the night's.")
+    ] = None,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="With RELEASE: also one that the gate refused.")] = False,
+    why: Why = "",
+    config: ConfigFile = CONFIG_DEFAULT,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Put the night's release into service if the gate lets it, or a given one.
+
+    A given release must have passed the gate when it was asked, and must load and answer now. The history keeps who
+    did it, and why.
+    """
+    if release is not None:
+        champion.promote(release, config, why=why, forced=force, as_json=as_json)
+    elif force or why:
+        raise InputError("--force and --why must come with a RELEASE. Received: none. The gate decides of a night.")
+    else:
+        manifest = _execute("promote", config, overrides)
+        show(manifest, as_json, lambda: None)
 
 
 def _stage(name: str) -> Any:
@@ -81,7 +108,7 @@ def _tell(summary: dict[str, Any], config: Any) -> None:
     here = f"{Path.cwd()}{os.sep}"  # short names are easier to read and to copy
     lines = {
         "Release": summary["path"],
-        "MLflow": f"version {summary['version']} of {summary['model']}, champion",
+        "MLflow": f"version {summary['version']} of {summary['model']}{', champion' if summary['promoted'] else ''}",
         "Ask": f"{typed('recsys')} similar ITEM --config {config}",
         "Serve": f"{typed('recsys')} serve --config {config}",
         "Open": uri if uri.startswith("http") else f"{typed('mlflow')} ui --backend-store-uri {uri}",

@@ -697,7 +697,26 @@ def configs(draw):
                 ranges=st.dictionaries(names, choices | spans | log_spans, max_size=3),
             )
         ),
-        promote=config.PromoteConfig(**filled(tolerance=shares)),
+        promote=config.PromoteConfig(
+            **filled(
+                **dict.fromkeys(
+                    (
+                        *("tolerance", "stratum_tolerance", "overlap_floor", "mean_cosine", "effective_rank"),
+                        *("lost_items", "lost_volume", "lost_users", "copied_day", "one_category", "missing"),
+                    ),
+                    shares,
+                ),
+                quality_floor=st.none() | shares,
+                stratum_questions=counts,
+                latency_ms=positive,
+                latency_ratio=positive,
+                grown_volume=positive,
+                grown_day=positive,
+                days_back=not_negative,
+                days_ahead=not_negative,
+                shift=positive,
+            )
+        ),
         tracking=config.TrackingConfig(
             **filled(
                 uri=st.none() | names, experiment=names, model=st.from_regex(r"[a-z][a-z0-9._-]{0,9}", fullmatch=True)

@@ -1,0 +1,107 @@
+"""The one way that the champion changes: under a lock, only from what it is known to be, and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from recsys import elsewhere, history
+from recsys.checks import Check, at_least
+from recsys.errors import ReleaseError, StageError
+from recsys.history import Action, Event
+from recsys.release import Release
+from recsys.tracking import Tracker, Version
+
+LOCK = ".promotion.lock"
+ASKED, K = 20, 10
+"""Items that a release is asked about in another process, and their neighbours."""
+
+
+@contextmanager
+def locked(workspace: Path) -> Iterator[None]:
+    """Hold the right to change the champion: the lock goes with the process, however it ends.
+
+    Raises:
+        StageError: another process holds it.
+    """
+    workspace.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(workspace / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StageError(
+            f"the champion of {workspace} must be changed by one process at a time. Received: another one is at it. "
+            "Run this again when it is done."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def move(
+    tracker: Tracker,
+    version: Version,
+    expected: Version | None,
+    *,
+    action: Action,
+    why: str,
+    checks: Sequence[Mapping[str, Any]],
+) -> Event:
+    """Put a version into service if the champion is still the expected one, and write it down.
+
+    MLflow sets an alias whatever it was. So it is read before and after: what another machine does in between is
+    told, not overwritten in silence.
+
+    Raises:
+        StageError: the champion changed meanwhile.
+    """
+    _require(tracker, expected)
+    tracker.promote(version, expected)
+    _require(tracker, version)
+    event = Event(action, expected.release_id if expected else None, version.release_id, why, checks)
+    history.append(tracker.workspace, event)
+    tracker.record(event)
+    return event
+
+
+def events(tracker: Tracker) -> list[Event]:
+    """All that is known of the champion's moves, oldest first: what this workspace saw, and what MLflow tells."""
+    return history.merged(history.read(tracker.workspace), tracker.events())
+
+
+def answers_check(release: Release) -> Check:
+    """Whether another process loads the release, and answers to the last digit what this one does."""
+    ids = release.catalogue.item_ids
+    asked = [ids[turn * len(ids) // ASKED] for turn in range(ASKED)]
+    try:
+        found = elsewhere.ask(release.path, asked, K)
+    except ReleaseError as error:
+        return at_least("answers_elsewhere", 0, 1, str(error))
+    same = [one == other for one, other in zip(found, elsewhere.answers(release, asked, K), strict=True)]
+    return at_least("answers_elsewhere", sum(same) / len(same), 1)
+
+
+def require_answers(release: Release) -> None:
+    """Refuse what a service could not take over.
+
+    Raises:
+        ReleaseError: it does not load and answer in another process.
+    """
+    check = answers_check(release)
+    if not check.passed:
+        raise ReleaseError(f"release {release.release_id} must answer before it takes over. Received: {check}.")
+
+
+def _require(tracker: Tracker, expected: Version | None) -> None:
+    found = tracker.champion()
+    if found != expected:
+        names = [version.release_id if version else "nobody" for version in (expected, found)]
+        raise StageError(
+            f"the champion of {tracker.model} must be {names[0]} here. Received: {names[1]}, so it was changed "
+            "meanwhile, by another machine or by hand. See `recsys releases history`, and run this again."
+        )

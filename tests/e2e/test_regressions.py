@@ -1,0 +1,76 @@
+"""What goes wrong in practice, planted into whole nights: each is refused by the right check, retrains are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import pytest
+
+from benchmarks import regressions
+from benchmarks.regressions import REGRESSIONS, Regression
+from pipelines import nightly
+from pipelines.night import Night, calm
+from recsys import config as configuration
+from recsys.config import Config
+from recsys.tracking import Tracker
+from tests.e2e import world
+
+DAYS, DAY_S = 30, 86_400
+
+UNTRAINED = ("train.passes=1", "train.history_passes=0", "train.batch_size=256", "items.categorical=[]")
+"""Stopped after one pass: of the small world one pass must be few steps, and no genre may tell the blocks apart."""
+
+
+class World(NamedTuple):
+    """The config of the night whose release is in service, and that of one that is published only."""
+
+    champion: Config
+    challenger: Config
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The made-up world over a month, one night promoted and one published."""
+    calm()
+    path = world.write(tmp_path_factory.mktemp("world"))
+    log = path.parent / "interactions.parquet"
+    rows = pl.read_parquet(log)
+    day = pl.col("user_id").str.strip_prefix("user-").cast(pl.Int64) % DAYS
+    rows.with_columns(pl.col("timestamp") + day * DAY_S).write_parquet(log)
+    champion = configuration.load(path)
+    challenger = configuration.load(path, ["train.seed=2"])
+    assert regressions.judge(champion, nightly.nightly).promoted
+    regressions.publish(Night.of(challenger))
+    return World(champion, challenger)
+
+
+@pytest.mark.parametrize("regression", REGRESSIONS, ids=lambda regression: regression.name)
+def test_a_planted_regression_is_refused_by_the_right_check(
+    made_up: World, tmp_path: Path, regression: Regression
+) -> None:
+    if regression.settings:
+        regression = regression._replace(settings=UNTRAINED)
+    verdict = regressions.planted(regression, *made_up, tmp_path)
+    assert not verdict.promoted
+    assert verdict.names(regression.by), (verdict.failed, verdict.error)
+    assert regression.by in verdict.error, "the refusal must name the check"
+    tracker = Tracker(made_up.champion)
+    champion = tracker.champion()
+    assert champion is not None
+    assert champion.release_id == Night.of(made_up.champion).run.run_id
+    for check in verdict.checks:
+        assert check["verdict"] in {"passed", "failed", "skipped"}
+        assert (
+            (check["verdict"] == "skipped")
+            == (check["limit"] is None)
+            == ("reason" in check and check["value"] is None)
+        )
+
+
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_a_retrain_with_another_seed_takes_over(made_up: World, tmp_path: Path, seed: int) -> None:
+    retrain = Regression("retrain", "", settings=(f"train.seed={seed}",))
+    verdict = regressions.planted(retrain, *made_up, tmp_path)
+    assert verdict.promoted, verdict.error

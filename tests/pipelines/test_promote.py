@@ -1,0 +1,171 @@
+"""The stage on the made-up world: what it keeps, when it asks again, and champions of another kind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from benchmarks import regressions
+from pipelines import nightly, promote
+from pipelines.night import Night, calm
+from recsys import config as configuration
+from recsys import gate, promotion
+from recsys.errors import RefusedError, StageError
+from recsys.evaluation import CUTS
+from recsys.release import MANIFEST, Release
+from recsys.tracking import Tracker
+from tests.e2e import world
+
+QUICK = ["train.passes=3", "train.history_passes=0", "evaluate.resamples=50", "promote.tolerance=0.3"]
+GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a champion, of seed 1, and a release of seed 2 that is published only."""
+    calm()
+    folder = world.write(tmp_path_factory.mktemp("world")).parent
+    assert regressions.judge(settings(folder), nightly.nightly).promoted
+    regressions.publish(night(folder, "train.seed=2"))
+    return folder
+
+
+@pytest.fixture
+def copied(made_up: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made_up, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def settings(folder: Path, *overrides: str) -> Any:
+    return configuration.load(folder / "recsys.toml", [*QUICK, *overrides])
+
+
+def night(folder: Path, *overrides: str) -> Night:
+    return Night.of(settings(folder, *overrides))
+
+
+def decided(folder: Path, *overrides: str) -> dict[str, Any]:
+    """What the gate says of the challenger, by check."""
+    made = promote.promote(night(folder, "train.seed=2", *overrides))
+    return {**made, "checks": {check["name"]: check for check in made["checks"]}}
+
+
+def test_every_check_is_kept_in_mlflow_and_in_the_result(copied: Path) -> None:
+    challenger = night(copied, "train.seed=2")
+    result = promote.promote(challenger)
+    client = MlflowClient(challenger.tracker.uri)
+    version = client.get_model_version_by_alias("item-tower", "champion")
+    assert version.tags["recsys.release_id"] == challenger.run.run_id
+    assert json.loads(version.tags["recsys.gate"])["checks"] == result["checks"]
+    metrics = client.get_run(version.run_id).data.metrics
+    for check in result["checks"]:
+        assert metrics.get(f"gate_{check['name']}") == check["value"]
+    kept = json.loads(challenger.tracker.read_artifact(version.run_id, "gate/gate.json") or "")
+    assert kept["checks"] == result["checks"]
+    (_, event) = promotion.events(challenger.tracker)
+    assert event.after == challenger.run.run_id
+    assert event.checks == result["checks"]
+
+
+def test_the_champion_is_asked_what_its_own_evaluation_was_to_the_last_digit(copied: Path) -> None:
+    """The same questions, by way of item ids."""
+    from pipelines import prepare
+    from recsys.catalogue import Catalogue
+    from recsys.release import CATALOGUE
+
+    challenger = night(copied, "train.seed=2")
+    catalogue = Catalogue.load(challenger.run.path(prepare.STAGE, CATALOGUE))
+    champion = Release.load(challenger.releases / night(copied).run.run_id)
+    again = gate.score(champion, promote._questions(challenger, catalogue))
+    measured = champion.evaluation["model"]
+    assert again == {name: measured[name] for name in again}
+    assert len(again) == 3 * len(CUTS)
+
+
+def test_asked_again_it_says_the_same_and_moves_nothing(copied: Path) -> None:
+    first = decided(copied)
+    assert decided(copied) == first
+    assert len(promotion.events(Tracker(settings(copied)))) == 2
+
+
+def test_other_limits_are_asked_anew(copied: Path) -> None:
+    strict = ["promote.overlap_floor=1.0", "promote.one_category=0.01"]
+    for _ in range(2):
+        with pytest.raises(RefusedError, match=r"2 of \d+ failed: data_one_category .*overlap_at_10"):
+            decided(copied, *strict)
+    assert decided(copied)["promoted"]
+
+
+def test_a_release_that_was_rolled_back_is_not_put_back_by_its_night(copied: Path) -> None:
+    tracker = Tracker(settings(copied))
+    first = tracker.champion()
+    assert decided(copied)["promoted"]
+    second = tracker.champion()
+    assert first is not None
+    promotion.move(tracker, first, second, action="rollback", why="a test", checks=[])
+    again = decided(copied)
+    assert again["passed"]
+    assert not again["promoted"]
+    assert tracker.champion() == first
+
+
+def test_a_night_killed_before_the_move_is_completed_by_the_next(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion, "move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            decided(copied)
+    assert decided(copied)["promoted"]
+
+
+def test_a_second_promotion_says_that_another_one_is_at_it(copied: Path) -> None:
+    with promotion.locked(copied / "workspace"), pytest.raises(StageError, match="another one is at it"):
+        decided(copied)
+
+
+@pytest.mark.parametrize("shape", ["tower.dimension=8", 'tower.distance="euclidean"'])
+def test_a_champion_of_another_shape_is_compared_by_item_id(copied: Path, shape: str) -> None:
+    verdict = regressions.judge(
+        settings(copied, shape, "promote.overlap_floor=0.01", "promote.tolerance=1.0"), nightly.nightly
+    )
+    checks = {check["name"]: check for check in verdict.checks}
+    assert verdict.promoted, verdict.error
+    assert checks["champion_loads"]["value"] == 1
+    assert checks["ndcg_at_20_change"]["verdict"] == checks["overlap_at_10"]["verdict"] == "passed"
+
+
+def test_a_champion_of_format_1_is_read_and_compared(copied: Path) -> None:
+    """Of another catalogue: its items are lost, by its own catalogue, though its data report is nowhere."""
+    tracker = Tracker(settings(copied))
+    golden = Release.load(GOLDEN)
+    old = tracker.register(tracker.start("golden", "snapshot"), golden)
+    tracker.promote(old, tracker.champion())
+    with pytest.raises(RefusedError, match=r"data_lost_items 1\.0000"):
+        decided(copied)
+    challenger = night(copied, "train.seed=2")
+    checks = {c["name"]: c for c in json.loads((challenger.run.folder / promote.REPORT).read_text())["checks"]}
+    assert checks["champion_loads"]["verdict"] == "passed"
+    assert checks["data_lost_volume"]["reason"] == "the champion's data report is lost"
+    assert tracker.champion() == old
+
+
+def test_a_champion_that_cannot_be_read_stays_and_is_told(copied: Path) -> None:
+    champion = copied / "workspace" / "releases" / night(copied).run.run_id
+    manifest = json.loads((champion / MANIFEST).read_text()) | {"format_version": 99}
+    (champion / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(RefusedError, match=r"champion_loads 0\.0000.*format version"):
+        decided(copied)
+
+
+def test_the_champions_data_report_comes_from_mlflow_where_its_run_is_gone(copied: Path) -> None:
+    shutil.rmtree(night(copied).run.folder)
+    checks = decided(copied)["checks"]
+    assert checks["data_lost_volume"]["verdict"] == "passed"
+    assert checks["data_lost_volume"]["value"] == 0
