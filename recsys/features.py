@@ -154,7 +154,7 @@ class Features:
         place = self._known_ids["token"].search_sorted(item_ids).to_numpy()
         inside = np.flatnonzero(place < self._known_ids.height)
         nearest = self._known_ids[place[inside]]
-        same = (nearest["token"] == item_ids.gather(inside)).to_numpy()
+        same = nearest["token"].eq_missing(item_ids.gather(inside)).to_numpy()  # a new item may have no id
         index = np.zeros(len(item_ids), np.int32)
         index[inside[same]] = nearest["index"].to_numpy()[same]
         if self.rare_ids:

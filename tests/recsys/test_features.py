@@ -310,3 +310,11 @@ def test_any_features_survive_being_saved(tmp_path_factory, rows, text_encoder, 
     for name, array in loaded.transform(table).items():
         np.testing.assert_array_equal(array, features.transform(table)[name])
         assert array.max() < {"id": features.num_ids, "tokens_0": features.tokens[0].size}[name]
+
+
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_ids_have_the_index_of_their_place_whatever_their_order(count):
+    ids = [f"i{number}" for number in np.random.default_rng(3).permutation(count)]
+    asked = [f"i{number}" for number in range(50)] + ["", "zzz", None]
+    indices = Features(ids, [], []).id_indices(pl.Series(asked, dtype=pl.String))
+    assert indices.tolist() == [ids.index(item_id) + 1 if item_id in ids else 0 for item_id in asked]
