@@ -27,6 +27,7 @@ from recsys import index, lookup
 from recsys.catalogue import Catalogue
 from recsys.config import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
 from recsys.features import Features
+from recsys.question import Question
 
 ROWS, USERS, ITEMS = 1_000_000, 50_000, 20_000
 EMBEDDED = 100_000
@@ -185,6 +186,7 @@ def look_up_against_annoy(folder: Path) -> None:
     bare.load(str(folder / "index.ann"))
     frame = pl.DataFrame({"item_id": [f"item-{number:06d}" for number in range(INDEXED)]})
     catalogue = Catalogue(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
+    engine = lookup.Engine("r", catalogue, vectors, ours)
     asked = np.random.default_rng(0).choice(INDEXED, QUERIES, replace=False).tolist()
 
     def p50(ask: Callable[[int], object]) -> float:
@@ -193,7 +195,7 @@ def look_up_against_annoy(folder: Path) -> None:
     compare(
         f"look-up of {K}, p50 of {QUERIES:,}, search_k {tuned.search_k}",
         "at most 1.5",
-        lambda: p50(lambda number: lookup.similar(catalogue, ours, "r", catalogue.item_ids[number], K)),
+        lambda: p50(lambda number: engine.ask(Question.of_item(catalogue.item_ids[number], K))),
         lambda: p50(lambda number: bare.get_nns_by_item(number, K + 1, tuned.search_k, True)),
     )
 

@@ -58,6 +58,10 @@ class Catalogue:
         except KeyError:
             raise UnknownItemError(f"item_id must be in the catalogue. Received: {item_id!r}.") from None
 
+    def find(self, item_id: str) -> int | None:
+        """The number of one item, None if the catalogue does not hold it."""
+        return self._numbers.get(item_id)
+
     def numbers(self, item_ids: Sequence[str], *, missing: int) -> NDArray[np.int32]:
         """Numbers of many items, int32 [len(item_ids)]; `missing` stands for unknown ones."""
         get = self._numbers.get

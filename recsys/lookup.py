@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Literal, NamedTuple, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys import diversity, ranking
+from recsys.audience import Audience
 from recsys.calibration import Calibration, Threshold
 from recsys.catalogue import Catalogue
-from recsys.errors import InputError
+from recsys.embeddings import Vectors
+from recsys.errors import InputError, UnknownItemError
+from recsys.filters import Facets, Mask
 from recsys.index import Index
+from recsys.overlay import UNCHANGED, Overlay, Stock
+from recsys.question import Question, Value
+from recsys.ranking import Allowed, Near, Place, Space
+from recsys.similarity import Distance
+
+Reason = Literal["unknown_items", "min_similarity", "min_probability", "diversity", "conditions", "catalogue"]
+"""Why there are fewer neighbours than asked for, the first that holds: no item of the question is known; the others
+are less similar, or less probable; the diversity leaves others out; no other items may be in the answer; the catalogue
+holds no others."""
+
+
+POINTLESS = 1e-6
+"""Length of a mean of directions below which it is rounding."""
+
+
+class Why(NamedTuple):
+    """What a neighbour has in common with the items that were asked about."""
+
+    users: int | None
+    """How many touched both it and at least one of them; None where the release does not know."""
+    shared: dict[str, list[Value]]
+    """Column -> values that it shares with one of them."""
 
 
 class Neighbour(NamedTuple):
@@ -15,21 +47,32 @@ class Neighbour(NamedTuple):
 
     item_id: str
     title: str | None
-    similarity: float
-    """Larger is closer: a cosine in [-1, 1], or 1 / (1 + distance)."""
+    similarity: float | None
+    """Larger is closer: a cosine in [-1, 1], or 1 / (1 + distance). None of a popular item that stands in."""
     rank: int
-    """1 is the nearest."""
+    """1 is the nearest; what an offset skips counts."""
     probability: float | None = None
     """That both belong together, where the release is calibrated; see `recsys.calibration`."""
+    why: Why | None = None
+    """Where it was asked for."""
 
 
 class Answer(NamedTuple):
     """Neighbours, nearest first, and the release that gave them."""
 
     release_id: str
-    item_id: str
+    item_id: str | None
+    """The item, where the question was about one alone."""
     title: str | None
     neighbours: list[Neighbour]
+    unknown: list[str]
+    """Ids that the release does not hold: of the items, the history, the negative ones, `exclude` and `allow`."""
+    fallback: bool
+    """Whether these are popular items, because none of the question is known."""
+    more: bool
+    """Whether others would follow."""
+    reason: Reason | None
+    """Why there are fewer than asked for."""
 
 
 class Item(NamedTuple):
@@ -54,29 +97,282 @@ class Verdict(NamedTuple):
     """What it was compared with, and how good that was on pairs that had no part in choosing it."""
 
 
-def similar(
-    catalogue: Catalogue, index: Index, release_id: str, item_id: str, k: int, *, calibration: Calibration | None = None
-) -> Answer:
-    """The `k` items most like one item, fewer only where the catalogue holds no more.
+class _Asked(NamedTuple):
+    """The numbers behind the ids of a question."""
 
-    Raises:
-        UnknownItemError: the catalogue does not hold the item.
-        InputError: `k` is not at least 1.
+    positives: list[tuple[int, float]]
+    """Items and those of the history, with their weights."""
+    negatives: list[tuple[int, float]]
+    excluded: set[int]
+    """What is asked about is too."""
+    allowed: list[int] | None
+    unknown: list[str]
+    unknown_items: list[str]
+    """Of the items, the negative ones and the history alone."""
+
+
+class Engine:
+    """Answers questions about a catalogue.
+
+    Args:
+        release_id: stands in every answer.
+        catalogue: the items.
+        vectors: their embeddings, float32 [num_items, dimension].
+        index: of the embeddings.
+        recency: weight for each step back of a history.
+        calibration: turns similarities into probabilities.
+        audience: who touched each item.
     """
-    if k < 1:
-        raise InputError(f"k must be at least 1. Received: {k}.")
-    number = catalogue.number(item_id)
-    item_ids, titles = catalogue.item_ids, catalogue.titles
-    numbers, similarities = index.nearest(number, k)
-    similarities = [max(-1.0, min(1.0, similarity)) for similarity in similarities]
-    probabilities = calibration.probabilities_of(similarities).tolist() if calibration else [None] * len(numbers)
-    neighbours = [
-        Neighbour(item_ids[other], titles[other], similarity, rank, probability)
-        for rank, (other, similarity, probability) in enumerate(
-            zip(numbers, similarities, probabilities, strict=True), 1
+
+    def __init__(
+        self,
+        release_id: str,
+        catalogue: Catalogue,
+        vectors: Vectors,
+        index: Index,
+        *,
+        recency: float = 1.0,
+        calibration: Calibration | None = None,
+        audience: Audience | None = None,
+    ) -> None:
+        self.release_id = release_id
+        self._catalogue = catalogue
+        self._space = Space(np.asarray(vectors), index, index.distance)
+        self._recency = recency
+        self._calibration = calibration
+        self._audience = audience
+        self._facets = Facets(catalogue.frame)
+        self._overlaid = UNCHANGED, self._stock_of(UNCHANGED)
+
+    def ask(self, question: Question, overlay: Overlay = UNCHANGED) -> Answer:
+        """Answer one question: `k` neighbours, fewer only where no others may be in the answer.
+
+        Args:
+            question: what is asked.
+            overlay: what changed since the release was built.
+
+        Raises:
+            UnknownItemError: an item of the question is not known, and the question does not say what then.
+            InputError: a condition or a vector that does not go with the release.
+        """
+        stock = self.stock(overlay)
+        asked = self._resolve(question, stock)
+        if asked.unknown_items and question.on_unknown == "error":
+            raise UnknownItemError(_unknown(asked.unknown_items))
+        ended: set[Reason] = set()
+        mask = self._mask(question, asked, stock)
+        known = bool(asked.positives) or question.vector is not None
+        fallback = not known and question.on_unknown == "fallback"
+        if known:
+            found = self._nearest(question, asked, stock, mask, ended)
+        elif fallback:
+            found = self._popular(asked, stock, mask)
+        else:
+            found = iter(())
+            ended.add("unknown_items")
+        if question.diversity.at_most:
+            self._facets.require_terms(question.diversity.at_most)
+            found = diversity.at_most(found, stock.terms, question.diversity.at_most, lambda: ended.add("diversity"))
+        page = list(islice(found, question.offset, question.offset + question.k + 1))
+        more = len(page) > question.k
+        page = page[: question.k]
+        item_id = question.only_item
+        only = None if item_id is None else stock.number(item_id)
+        title = None if only is None else stock.named([only])[0][1]
+        return Answer(
+            self.release_id,
+            item_id,
+            title,
+            self._neighbours(question, asked, stock, page, fallback=fallback),
+            asked.unknown,
+            fallback,
+            more,
+            _reason(question, ended) if len(page) < question.k else None,
         )
-    ]
-    return Answer(release_id, item_id, titles[number], neighbours)
+
+    def stock(self, overlay: Overlay = UNCHANGED) -> Stock:
+        """The items with what changed; made once for each overlay."""
+        made_of, stock = self._overlaid
+        if made_of is not overlay:
+            stock = self._stock_of(overlay)
+            self._overlaid = overlay, stock
+        return stock
+
+    def _stock_of(self, overlay: Overlay) -> Stock:
+        return Stock(self._catalogue, self._space.vectors, self._facets, self._space.distance, overlay)
+
+    def _resolve(self, question: Question, stock: Stock) -> _Asked:
+        unknown: list[str] = []
+
+        def known(items: Iterable[tuple[str, float]]) -> list[tuple[int, float]]:
+            found = []
+            for item_id, weight in items:
+                number = stock.number(item_id)
+                if number is not None:
+                    found.append((number, weight))
+                elif item_id not in unknown:
+                    unknown.append(item_id)
+            return found
+
+        def numbers(item_ids: Iterable[str]) -> list[int]:
+            return [number for number, _ in known((item_id, 1.0) for item_id in item_ids)]
+
+        positives = known(question.items)
+        if question.history:
+            steps_back = range(len(question.history) - 1, -1, -1)
+            weights = [self._recency**back for back in steps_back]
+            positives += known(zip(question.history, weights, strict=True))
+        negatives = known(question.negatives)
+        asked = unknown[:]
+        excluded = {number for number, _ in positives}
+        excluded.update(number for number, _ in negatives)
+        excluded.update(numbers(question.exclude))
+        allowed = None if question.allow is None else numbers(question.allow)
+        return _Asked(positives, negatives, excluded, allowed, unknown, asked)
+
+    def _mask(self, question: Question, asked: _Asked, stock: Stock) -> Mask | None:
+        """Whether each item may be in the answer by the question's conditions, bool [len(stock)]; None: all may."""
+        mask = stock.meeting(question.where, only_available=question.only_available)
+        if asked.allowed is None:
+            return mask
+        named = np.zeros(len(stock), np.bool_)
+        named[asked.allowed] = True
+        return named if mask is None else mask & named
+
+    def _nearest(
+        self, question: Question, asked: _Asked, stock: Stock, mask: Mask | None, ended: set[Reason]
+    ) -> Iterator[Near]:
+        """What may be in the answer and is near enough, in its order."""
+        place = self._place(question, asked, stock)
+        distance = self._space.distance
+        of_catalogue = None if mask is None else mask[: stock.size]
+        left_out = asked.excluded | stock.gone
+        found = self._space.nearest(place, Allowed(of_catalogue, stock.size, left_out))
+        if len(stock) > stock.size:
+            similarities = ranking.score(distance, place.vector, stock.added_vectors).tolist()
+            added = map(Near, range(stock.size, len(stock)), similarities)
+            may = Allowed(mask, len(stock), left_out)
+            found = ranking.merged(found, sorted((n for n in added if n.number in may), key=ranking.order))
+        if question.min_similarity is not None:
+            least = question.min_similarity
+            found = ranking.while_near(found, lambda s: s >= least, lambda: ended.add("min_similarity"))
+        if question.min_probability is not None:
+            calibration, likely = self._calibrated(), question.min_probability
+            found = ranking.while_near(
+                found, lambda s: calibration.probability(s) >= likely, lambda: ended.add("min_probability")
+            )
+        if question.diversity.balance < 1:
+            found = diversity.spread(found, stock.vectors, distance, question.diversity.balance)
+        return found
+
+    def _place(self, question: Question, asked: _Asked, stock: Stock) -> Place:
+        """Where to look: the weighted mean of what is asked for, moved away from that of the negative items.
+
+        Away by half as much: of two items, the one that is less like the negative ones can only gain by them.
+        """
+        if question.only_item is not None and asked.positives[0][0] < stock.size:
+            number = asked.positives[0][0]
+            return Place(
+                lambda: _direction(stock.vectors([number])[0].astype(np.float64), self._space.distance), number
+            )
+        place = self._vector(question, asked, stock)
+        return Place(lambda: place)
+
+    def _vector(self, question: Question, asked: _Asked, stock: Stock) -> NDArray[np.float64]:
+        """The vector of several items, [dimension], float64."""
+        distance = self._space.distance
+        vectors = stock.vectors([number for number, _ in asked.positives]).astype(np.float64)
+        weights = [weight for _, weight in asked.positives]
+        if question.vector is not None:
+            given = np.array(question.vector, np.float64)
+            vectors = np.vstack([vectors, ranking.checked("vector", given, vectors.shape[1], distance)])
+            weights.append(1.0)
+        place = _mean(vectors, weights)
+        if asked.negatives:
+            if distance.metric == "manhattan":
+                raise InputError(
+                    "negative items must be asked of a release with cosine or Euclidean distance. "
+                    f"Received: one with {distance.name} distance. Exclude the items instead."
+                )
+            away = stock.vectors([number for number, _ in asked.negatives]).astype(np.float64)
+            place = 2 * _direction(place, distance) - _mean(away, [weight for _, weight in asked.negatives])
+        place = _direction(place, distance)
+        # what rounding did to weights and means is not to show
+        return place.astype(np.float32).astype(np.float64)
+
+    def _popular(self, asked: _Asked, stock: Stock, mask: Mask | None) -> Iterator[Near]:
+        allowed = Allowed(mask, len(stock), asked.excluded | stock.gone)
+        return (Near(number, math.nan) for number in stock.popular if number in allowed)
+
+    def _calibrated(self) -> Calibration:
+        if self._calibration is None:
+            raise InputError(
+                f"min_probability must be asked of a release with a calibration. Received: {self.release_id}, "
+                "which has none. Ask for min_similarity."
+            )
+        return self._calibration
+
+    def _neighbours(
+        self, question: Question, asked: _Asked, stock: Stock, page: list[Near], *, fallback: bool
+    ) -> list[Neighbour]:
+        similarities: list[float | None] = [None if fallback else max(-1.0, min(1.0, near.similarity)) for near in page]
+        probabilities: list[float | None] = [None] * len(page)
+        if self._calibration is not None and not fallback:
+            probabilities = self._calibration.probabilities_of([near.similarity for near in page]).tolist()
+        whys: list[Why | None] = [None] * len(page)
+        if question.why:
+            whys = self._whys([number for number, _ in asked.positives], stock, page)
+        return [
+            Neighbour(item_id, title, similarity, rank, probability, why)
+            for rank, ((item_id, title), similarity, probability, why) in enumerate(
+                zip(stock.named([near.number for near in page]), similarities, probabilities, whys, strict=True),
+                question.offset + 1,
+            )
+        ]
+
+    def _whys(self, positives: list[int], stock: Stock, page: list[Near]) -> list[Why | None]:
+        columns = self._facets.of_terms
+        asked = {column: {term for number in positives for term in stock.terms(column, number)} for column in columns}
+        known = [number for number in positives if number < stock.size]
+        users = None if self._audience is None else self._audience.of_any(known)
+        whys: list[Why | None] = []
+        for number, _ in page:
+            common = {column: [t for t in stock.terms(column, number) if t in asked[column]] for column in columns}
+            both = None
+            if self._audience is not None and users is not None:
+                both = self._audience.in_common(users, number) if number < stock.size else 0
+            whys.append(Why(both, {column: terms for column, terms in common.items() if terms}))
+        return whys
+
+
+def _mean(vectors: NDArray[np.float64], weights: list[float]) -> NDArray[np.float64]:
+    shares = np.array(weights) / max(weights)  # so that no sum overflows
+    return np.asarray(shares @ vectors / shares.sum(), np.float64)
+
+
+def _direction(place: NDArray[np.float64], distance: Distance) -> NDArray[np.float64]:
+    """At length 1, if the distance is of directions."""
+    if not distance.unit:
+        return place
+    length = math.sqrt(place @ place)
+    if length < POINTLESS:
+        raise InputError(
+            "items must have a direction in common. Received: items whose weighted mean is zero. Ask for fewer of them."
+        )
+    return place / length
+
+
+def _reason(question: Question, ended: set[Reason]) -> Reason:
+    for reason in get_args(Reason):
+        if reason in ended:
+            return reason  # type: ignore[no-any-return]
+    conditions = question.where or question.only_available or question.exclude or question.allow is not None
+    return "conditions" if conditions else "catalogue"
+
+
+def _unknown(item_ids: list[str]) -> str:
+    named = ", ".join(map(repr, item_ids))
+    return f"item_id must be in the catalogue. Received: {named}."
 
 
 def verdict(

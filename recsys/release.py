@@ -23,9 +23,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from recsys import calibration, embeddings, index, lookup
 from recsys.calibration import Calibration
 from recsys.catalogue import Catalogue
+from recsys.config import EvaluateConfig
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
 from recsys.index import INDEX, Index, Shard
+from recsys.overlay import UNCHANGED, Overlay
+from recsys.queries import middle
+from recsys.question import Question
 from recsys.similarity import DISTANCES, Distance
 from recsys.storage import sha256
 
@@ -160,9 +164,25 @@ class Release:
         """Figures of the release and of the baselines, as they were measured when it was built."""
         return json.loads((self.path / EVALUATION).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
+    @cached_property
+    def engine(self) -> lookup.Engine:
+        """What answers questions about this release."""
+        return lookup.Engine(
+            self.release_id,
+            self.catalogue,
+            self.vectors,
+            self.index,
+            recency=middle(EvaluateConfig().recency) if self.manifest.recency is None else self.manifest.recency,
+            calibration=self.calibration,
+        )
+
     def similar(self, item_id: str, k: int = 10) -> lookup.Answer:
-        """The `k` items most like one item; see `recsys.lookup.similar`."""
-        return lookup.similar(self.catalogue, self.index, self.release_id, item_id, k, calibration=self.calibration)
+        """The `k` items most like one item, fewer only where the catalogue holds no more."""
+        return self.ask(Question.of_item(item_id, k))
+
+    def ask(self, question: Question, overlay: Overlay = UNCHANGED) -> lookup.Answer:
+        """Answer a question; see `recsys.lookup.Engine.ask`."""
+        return self.engine.ask(question, overlay)
 
     def similarity(self, item_a: str, item_b: str) -> float:
         """How similar two items are, exactly: larger is closer, of equal vectors 1.

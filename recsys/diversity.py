@@ -1,0 +1,65 @@
+"""Neighbours that are unlike each other: another order of what comes, and less of the same.
+
+Both take items one after the other and are not told how many are wanted, as `recsys.ranking`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+
+from recsys.embeddings import Vectors
+from recsys.question import Value
+from recsys.ranking import Near
+from recsys.similarity import Distance
+
+POOL = 100
+"""Nearest items among which the next is chosen: far ones would be diverse, and no neighbours."""
+
+
+def spread(
+    nearest: Iterator[Near], vectors: Callable[[list[int]], Vectors], distance: Distance, balance: float
+) -> Iterator[Near]:
+    """Maximal marginal relevance (Carbonell and Goldstein, 1998), pool by pool.
+
+    Next comes the item of the pool with the largest `balance` x similarity to the place - (1 - `balance`) x largest
+    similarity to an item that came before; ties in the order that they came in.
+    """
+    before: list[int] = []
+    while pool := list(islice(nearest, POOL)):
+        numbers = [near.number for near in pool]
+        among = vectors(numbers)
+        relevance = balance * np.array([near.similarity for near in pool])
+        likeness = np.full(len(pool), -np.inf)
+        if before:
+            likeness = distance.similarities(among, vectors(before)).max(axis=1).astype(np.float64)
+        likenesses = distance.similarities(among, among)
+        left = np.ones(len(pool), np.bool_)
+        for _ in pool:
+            penalty = (1 - balance) * np.where(np.isfinite(likeness), likeness, 0.0)
+            best = int(np.where(left, relevance - penalty, -np.inf).argmax())
+            left[best] = False
+            likeness = np.maximum(likeness, likenesses[best])
+            yield pool[best]
+        before += numbers
+
+
+def at_most(
+    nearest: Iterator[Near],
+    terms: Callable[[str, int], list[Value]],
+    limits: Mapping[str, int],
+    when_left_out: Callable[[], None],
+) -> Iterator[Near]:
+    """Leave out an item once so many with the same value in a column came; `when_left_out` is called if one is."""
+    came: dict[str, Counter[Value]] = {column: Counter() for column in limits}
+    for near in nearest:
+        values = {column: set(terms(column, near.number)) for column in limits}
+        if any(came[column][value] >= limits[column] for column in limits for value in values[column]):
+            when_left_out()
+            continue
+        for column in limits:
+            came[column].update(values[column])
+        yield near

@@ -1,0 +1,213 @@
+"""Items in the order of their similarity to a place: one after the other, as many as somebody takes.
+
+Nothing here is told how many will be taken. So a longer answer begins with the shorter one, and a page is the same
+whether it was asked for alone or as part of a larger one. `docs/decisions/0017-questions.md` says what follows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from heapq import merge
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.embeddings import Vectors
+from recsys.errors import InputError
+from recsys.filters import Mask
+from recsys.index import Index
+from recsys.similarity import Distance
+
+WINDOWS = ((32, 32), (128, 640), (320, 1_280))
+"""Ranks up to which the index is believed, and how many it is asked for to be believed: its `search_k` is tuned for
+the first twenty or so, and it looks farther the more it is asked for."""
+FEW = 5_000
+"""So many items are compared one by one sooner than the index finds the nearest of them."""
+SELECTIVE = 16
+"""As are those of which the catalogue holds so many times as many: the index would go through the others."""
+LEVELS = (256, 8_192)
+"""Exact search sorts as many first, then as many more, then all."""
+SCANNED = 1 << 18
+"""Numbers multiplied at a time: more, and BLAS wakes threads that cost more than they save."""
+
+
+class Near(NamedTuple):
+    """An item and its similarity to the place that was asked about."""
+
+    number: int
+    similarity: float
+
+
+def score(distance: Distance, place: NDArray[np.float64], vectors: Vectors) -> NDArray[np.float64]:
+    """Similarity of each vector, [n, dimension], to a place, [dimension] (of length 1 for cosine); float64 [n].
+
+    Row by row: the same item has the same similarity, to the last bit, in whatever company it was found.
+    """
+    found = np.empty(len(vectors), np.float64)
+    step = max(SCANNED // len(place), 1)
+    for start in range(0, len(vectors), step):
+        rows = vectors[start : start + step].astype(np.float64)
+        if distance.unit:
+            found[start : start + step] = np.add.reduce(rows * place, axis=1)
+        else:
+            found[start : start + step] = distance.similarity(distance.between(place, rows))
+    return found
+
+
+class Place:
+    """Where to look.
+
+    Args:
+        vector: makes the vector, [dimension], of length 1 for cosine.
+        number: the item of the catalogue that stands there, if it is asked about alone: the index knows its way.
+    """
+
+    def __init__(self, vector: Callable[[], NDArray[np.float64]], number: int | None = None) -> None:
+        self._make = vector
+        self.number = number
+
+    @cached_property
+    def vector(self) -> NDArray[np.float64]:
+        """The vector, made when it is needed."""
+        return self._make()
+
+
+class Allowed:
+    """The items that may be in an answer.
+
+    Args:
+        mask: bool [num_items]; None lets all items be in it.
+        num_items: of the catalogue.
+        left_out: numbers that may not be, whatever the mask says.
+    """
+
+    def __init__(self, mask: Mask | None, num_items: int, left_out: Collection[int]) -> None:
+        self._mask = mask
+        self._num_items = num_items
+        self._left_out = left_out
+
+    def __contains__(self, number: int) -> bool:
+        return number not in self._left_out and (self._mask is None or bool(self._mask[number]))
+
+    def __len__(self) -> int:
+        """How many; those left out are still counted."""
+        return self._num_items if self._mask is None else int(np.count_nonzero(self._mask))
+
+    def numbers(self) -> NDArray[np.intp]:
+        """Their numbers, ascending."""
+        mask = np.ones(self._num_items, np.bool_) if self._mask is None else self._mask.copy()
+        mask[[number for number in self._left_out if number < self._num_items]] = False
+        return np.flatnonzero(mask)
+
+
+@dataclass(frozen=True)
+class Space:
+    """A catalogue's embeddings and the index of them."""
+
+    vectors: Vectors
+    """float32 [num_items, dimension], no memory map: those are slow to take rows from."""
+    index: Index
+    distance: Distance
+
+    def nearest(self, place: Place, allowed: Allowed) -> Iterator[Near]:
+        """All items that are allowed, by falling similarity.
+
+        Args:
+            place: where to look.
+            allowed: of the catalogue.
+        """
+        few = len(allowed) <= max(FEW, len(self.vectors) // SELECTIVE)
+        return self._exactly(place, allowed) if few else self._by_index(place, allowed)
+
+    def _by_index(self, place: Place, allowed: Allowed) -> Iterator[Near]:
+        """The nearest that the index finds; behind them, by exact search, all that are farther.
+
+        What the index misses within its windows is in no answer: it would have to stand before what was given.
+        """
+        reached, seen = math.inf, set[int]()
+        for depth, asked in WINDOWS:
+            if place.number is None:
+                numbers, similarities = self.index.nearest_to(place.vector, asked)
+            else:
+                numbers, similarities = self.index.nearest(place.number, asked)
+            for number, similarity in zip(numbers[:depth], similarities[:depth], strict=True):
+                if similarity <= reached and number in allowed and number not in seen:
+                    yield Near(number, similarity)
+            reached = min(reached, similarities[:depth][-1])
+            seen.update(numbers[:depth])
+        for near in self._exactly(place, allowed):
+            if near.similarity <= reached and near.number not in seen:
+                yield near
+
+    def _exactly(self, place: Place, allowed: Allowed) -> Iterator[Near]:
+        """By comparing with each: roughly and fast first, then what is near enough to the top, to the last bit."""
+        numbers = allowed.numbers()
+        rough = self._roughly(place.vector, numbers)
+        # what float32 and its order of adding may be off by, of a similarity
+        slack = (len(place.vector) + 8) * 2.0**-23
+        ceiling = np.inf
+        for width in (*LEVELS, len(rough)):
+            if ceiling == -np.inf:
+                return
+            floor = -np.inf if width >= len(rough) else float(np.partition(rough, -width)[-width])
+            near = np.flatnonzero((rough >= floor - slack) & (rough < ceiling + slack))
+            near = numbers[near]
+            similarities = score(self.distance, place.vector, self.vectors[near])
+            kept = (similarities >= floor) & (similarities < ceiling)
+            near, similarities = near[kept], similarities[kept]
+            by_order = np.lexsort((near, -similarities))
+            yield from map(Near, near[by_order].tolist(), similarities[by_order].tolist())
+            ceiling = floor
+
+    def _roughly(self, place: NDArray[np.float64], numbers: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Similarity of some items, float32 [len(numbers)]."""
+        # of many it is cheaper to read all, in their order
+        every = 2 * len(numbers) > len(self.vectors)
+        count = len(self.vectors) if every else len(numbers)
+        found = np.empty(count, np.float32)
+        narrow = place.astype(np.float32)[None]
+        step = max(SCANNED // len(place), 1)
+        for start in range(0, count, step):
+            rows = slice(start, start + step)
+            block = self.vectors[rows] if every else self.vectors[numbers[rows]]
+            found[rows] = self.distance.similarities(narrow, block)[0]
+        return found[numbers] if every else found
+
+
+def order(near: Near) -> tuple[float, int]:
+    """What everything here is sorted by: the most similar first, ties by number."""
+    return -near.similarity, near.number
+
+
+def merged(one: Iterable[Near], other: Iterable[Near]) -> Iterator[Near]:
+    """Two rankings of different items as one."""
+    return merge(one, other, key=order)
+
+
+def while_near(
+    nearest: Iterator[Near], near_enough: Callable[[float], bool], when_ended: Callable[[], None]
+) -> Iterator[Near]:
+    """Up to the first that is not similar enough; `when_ended` is called if there is one."""
+    for near in nearest:
+        if not near_enough(near.similarity):
+            when_ended()
+            return
+        yield near
+
+
+def checked(name: str, vector: NDArray[np.floating], dimension: int, distance: Distance) -> NDArray[np.float64]:
+    """A vector that somebody gave, [dimension]; at length 1 for cosine.
+
+    Raises:
+        InputError: another shape, a number that is not finite, or a zero vector for cosine.
+    """
+    wide = np.asarray(vector, np.float64)
+    length = np.linalg.norm(wide)
+    if wide.shape != (dimension,) or not np.isfinite(length) or (distance.unit and length == 0):
+        rule = f"of {dimension} finite numbers" + (", not all of them 0" if distance.unit else "")
+        raise InputError(f"{name} must be {rule}. Received: {wide.size} numbers, of length {length:g}.")
+    return wide / length if distance.unit else wide
