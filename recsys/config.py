@@ -36,7 +36,7 @@ Columns = Annotated[tuple[str, ...], Field(strict=False)]
 WindowAndDecay = Annotated[tuple[Count, Annotated[float, Field(ge=0)]], Field(strict=False)]
 
 
-RESERVED = {"item_id", "interactions"}
+RESERVED = {"item_id", "interactions", "available"}
 """Columns of the catalogue that are no features; `title` is one only where it is the title."""
 
 
@@ -89,6 +89,9 @@ class ItemsConfig(Table):
     """Columns with a number each (year, price). Missing values are allowed."""
     text: Columns = ()
     """Columns of free text (title, description). The title may be one."""
+    available: str | None = None
+    """Column that says whether an item can be had: true or false, or 1 or 0, also as text. Empty is true. Questions
+    may ask for available items only."""
 
     @model_validator(mode="after")
     def _one_role_a_column(self) -> ItemsConfig:
@@ -96,6 +99,7 @@ class ItemsConfig(Table):
         taken = RESERVED & {*roles, *self.text}
         if taken or (self.title != "title" and "title" in [*roles, *self.text]):
             raise ValueError(f"no feature may be called {', '.join(sorted(taken)) or 'title'}: the catalogue has it")
+        roles += filter(None, [self.available])
         roles += self.text  # the title may be read as text
         twice = sorted({column for column in roles if roles.count(column) > 1})
         if twice:
@@ -533,7 +537,11 @@ class ServeConfig(Table):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port; 0 takes a free one."""
     max_k: Count = 1_000
-    """Most neighbours that one question may ask for."""
+    """Most neighbours that one question may ask for, with those that its offset skips."""
+    max_items: Count = 1_000
+    """Most ids, or values, that one list of a question may hold."""
+    max_batch: Count = 100
+    """Most questions that one request may hold."""
     workers: Count = 1
     """Processes that answer. They share the memory of index and embeddings."""
     folder: str | None = None

@@ -33,6 +33,9 @@ ISO_FORMATS = (
 )
 """Tried in this order; what has no zone is UTC."""
 
+FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""Text -> whether it says that an item is available."""
+
 REASON = "reason"
 SEEN_BEFORE = "item_id was seen before"
 SCHEMA = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Float64, "weight": pl.Float32}
@@ -119,28 +122,36 @@ def check_items(
 
     Usable rows have `item_id`, `title` (text, may be null) and the feature columns: categorical as text,
     multi-categorical as lists of text without repeats, numeric as float64, text as text, also where it is the
-    title; each may be null. Of several usable rows with one id the first is used, the others are rejects.
+    title, `available` as a boolean; each may be null. Of several usable rows with one id the first is used, the
+    others are rejects.
     `contracts`: what the columns of the file have to keep besides, by column.
 
     Raises:
         InputError: a column that the config names is missing, or of a type that can never fit.
     """
-    named = [column for column in (items.title, *items.categorical, *items.text) if column is not None]
+    named = [column for column in (items.title, items.available, *items.categorical, *items.text) if column is not None]
     require(raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin)  # all that has a contract
     columns = {"item_id": identifier(raw, "item_id", origin)}
     columns["title"] = _text(raw, items.title, origin) if items.title else pl.lit(None, pl.String)
     columns |= {column: _text(raw, column, origin) for column in (*items.categorical, *items.text)}
     columns |= {column: _tokens(raw, column, items.separator, origin) for column in items.multi_categorical}
     columns |= {column: number(raw, column, origin) for column in items.numeric}
+    if items.available is not None:
+        columns["available"] = _flag(raw, items.available, origin)
     # `select` keeps the raw columns out, `alias` any name that a column may have
     titled = {items.title: columns["title"]} if items.title is not None and items.title in contracts else {}
     typed = raw.select(expression.alias(column) for column, expression in (titled | columns).items())
-    given = raw.select((~_is_blank(raw, column)).alias(column) for column in items.numeric)
+    blanks = [*items.numeric, *filter(None, [items.available])]
+    given = raw.select((~_is_blank(raw, column)).alias(column) for column in blanks)
 
     reasons = {"item_id is missing": pl.col("item_id").fill_null("") == ""}
     for column in items.numeric:
         reasons[f"{column} is not a number"] = pl.col(column).is_null() & pl.lit(given[column])
         reasons[f"{column} is not a finite number"] = ~pl.col(column).is_finite()
+    if items.available is not None:
+        reasons[f"{items.available} is neither true nor false"] = pl.col("available").is_null() & pl.lit(
+            given[items.available]
+        )
     reasons |= violations(typed, contracts, "items")
     judged = typed.with_columns(first_reason(reasons).alias(REASON))
     seen_before = ~pl.struct("item_id", pl.col(REASON).is_null()).is_first_distinct()
@@ -215,6 +226,12 @@ def _text(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
     if dtype.is_nested() or isinstance(dtype, pl.Binary | pl.Object):
         raise InputError(f"{origin}: {column} must be one value a row. Received: {dtype}.")
     return pl.col(column).cast(pl.String)
+
+
+def _flag(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
+    """A column of true and false, null where it is neither."""
+    words = _text(raw, column, origin).str.strip_chars().str.to_lowercase()
+    return words.replace_strict(FLAGS, default=None, return_dtype=pl.Boolean)
 
 
 def _tokens(raw: pl.DataFrame, column: str, separator: str, origin: str) -> pl.Expr:

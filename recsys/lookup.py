@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from recsys.calibration import Calibration, Threshold
 from recsys.catalogue import Catalogue
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, UnknownItemError
-from recsys.filters import Facets, Mask
+from recsys.filters import AVAILABLE, Facets, Mask
 from recsys.index import Index
 from recsys.overlay import UNCHANGED, Overlay, Stock
 from recsys.question import Question, Value
@@ -29,6 +29,8 @@ are less similar, or less probable; the diversity leaves others out; no other it
 holds no others."""
 
 
+OWN = {"interactions", AVAILABLE}
+"""Columns of the catalogue that are no features."""
 POINTLESS = 1e-6
 """Length of a mean of directions below which it is rounding."""
 
@@ -80,6 +82,19 @@ class Item(NamedTuple):
 
     item_id: str
     title: str | None
+
+
+class Held(NamedTuple):
+    """What a release holds of an item."""
+
+    release_id: str
+    item_id: str
+    title: str | None
+    available: bool
+    interactions: int
+    """How many training saw."""
+    features: dict[str, Any]
+    """Column of the catalogue -> value."""
 
 
 class Verdict(NamedTuple):
@@ -189,6 +204,21 @@ class Engine:
             more,
             _reason(question, ended) if len(page) < question.k else None,
         )
+
+    def item(self, item_id: str, overlay: Overlay = UNCHANGED) -> Held:
+        """What is known of one item.
+
+        Raises:
+            UnknownItemError: it is not in the catalogue, or was taken down.
+        """
+        stock = self.stock(overlay)
+        number = stock.number(item_id)
+        if number is None:
+            raise UnknownItemError(_unknown([item_id]))
+        row = stock.row(number)
+        available = row.get(AVAILABLE) is not False
+        features = {column: row.get(column) for column in self._facets.names if column not in OWN}
+        return Held(self.release_id, item_id, row["title"], available, row["interactions"] or 0, features)
 
     def stock(self, overlay: Overlay = UNCHANGED) -> Stock:
         """The items with what changed; made once for each overlay."""

@@ -1,4 +1,8 @@
-"""The nearest of many items as one table: row by row what `lookup.similar` answers item by item."""
+"""The nearest of many items as one table: row by row what the index finds item by item.
+
+`recsys.lookup` answers the same to the rounding of the index, and finds what the index misses where it compares item
+by item.
+"""
 
 from __future__ import annotations
 

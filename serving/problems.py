@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from recsys import errors
@@ -27,46 +28,86 @@ TABLE: dict[type[errors.RecsysError], tuple[HTTPStatus, str]] = {
 }
 """A test holds it against the exception tree."""
 
+SHOWN = 200
+"""Characters of a wrong value that are told back."""
 
-def problem(request: Request, status: int, kind: str, detail: str) -> JSONResponse:
-    """One problem as a response."""
-    body = ProblemBody(
-        type=f"urn:recsys:{kind}",
-        title=HTTPStatus(status).phrase,
-        status=status,
-        detail=detail,
-        instance=request.scope["raw_path"].decode("ascii"),
-    )
-    return JSONResponse(body.model_dump(), status, media_type=MEDIA_TYPE)
+
+class NotLoadedError(Exception):
+    """A release was named that this server does not hold."""
+
+    def __init__(self, status: HTTPStatus, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+def body(request: Request, error: errors.RecsysError | ValidationError | NotLoadedError) -> ProblemBody:
+    """What is told of an error."""
+    if isinstance(error, NotLoadedError):
+        return _body(request, error.status, "release-not-loaded", str(error))
+    if isinstance(error, ValidationError):
+        rules = "; ".join(_explain(dict(wrong), wrong["loc"]) for wrong in error.errors())
+        return _body(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question", rules)
+    status, kind = next(TABLE[parent] for parent in type(error).__mro__ if parent in TABLE)
+    detail = str(error) if status < HTTPStatus.INTERNAL_SERVER_ERROR else status.description
+    return _body(request, status, kind, detail)
 
 
 def register(app: FastAPI) -> None:
     """Answer every error of the application with a problem."""
 
     @app.exception_handler(errors.RecsysError)
-    def ours(request: Request, error: errors.RecsysError) -> JSONResponse:
-        status, kind = next(TABLE[parent] for parent in type(error).__mro__ if parent in TABLE)
-        detail = str(error) if status < HTTPStatus.INTERNAL_SERVER_ERROR else status.description
-        return problem(request, status, kind, detail)
+    @app.exception_handler(NotLoadedError)
+    def ours(request: Request, error: errors.RecsysError | NotLoadedError) -> JSONResponse:
+        return _response(body(request, error))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        rules = "; ".join(_explain(wrong) for wrong in error.errors())
-        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question", rules)
+        # what comes first says only where it was: in the body, the query or the path
+        rules = "; ".join(_explain(wrong, wrong["loc"][1:]) for wrong in error.errors())
+        return _response(_body(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question", rules))
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
         kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
-        response = problem(request, error.status_code, kind, str(error.detail))
+        response = _response(_body(request, error.status_code, kind, str(error.detail)))
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(Exception)
     def unforeseen(request: Request, _: Exception) -> JSONResponse:
         status = HTTPStatus.INTERNAL_SERVER_ERROR
-        return problem(request, status, "internal-error", status.description)
+        return _response(_body(request, status, "internal-error", status.description))
 
 
-def _explain(wrong: dict[str, Any]) -> str:
-    name = wrong["loc"][-1]
-    return f"{name}: {wrong['msg']}. Received: {wrong['input']!r}"
+def _body(request: Request, status: int, kind: str, detail: str) -> ProblemBody:
+    return ProblemBody(
+        type=f"urn:recsys:{kind}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=request.scope["raw_path"].decode("ascii"),
+    )
+
+
+def _response(problem: ProblemBody) -> JSONResponse:
+    return JSONResponse(problem.model_dump(), problem.status, media_type=MEDIA_TYPE)
+
+
+def _explain(wrong: dict[str, Any], place: tuple[int | str, ...]) -> str:
+    if wrong["type"] == "json_invalid":
+        return f"the body must be JSON: {wrong['ctx']['error']}. Received: another text, from character {place[-1]} on"
+    name = ".".join(map(str, place)) or "the body"
+    if wrong["type"] == "extra_forbidden":
+        return f"{name} is not known. Received: {_shown(wrong['input'])}. /docs lists what is"
+    if wrong["type"] in ("model_type", "model_attributes_type"):
+        if isinstance(wrong["input"], bytes):
+            return "the body must be JSON, by its header Content-Type: application/json. Received: another type"
+        return f"{name} must be an object. Received: {_shown(wrong['input'])}"
+    if wrong["type"] == "missing":
+        return f"{name} must be there"
+    return f"{name}: {wrong['msg']}. Received: {_shown(wrong['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

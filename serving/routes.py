@@ -1,23 +1,39 @@
 """What can be asked over HTTP.
 
-GET /v1/items/{item_id}/similar?k=   the neighbours of an item
-GET /v1/release                      the release in service
-GET /livez, /readyz                  for whoever restarts, or routes to, this process
-GET /metrics                         Prometheus
+GET  /v1/items/{item_id}/similar     the neighbours of an item
+GET  /v1/items/{item_id}             what the release holds of it
+POST /v1/similar                     the neighbours of whatever a rich question is about
+POST /v1/similar/batch               many of those, each by itself
+GET  /v1/release                     the release in service
+GET  /livez, /readyz                 for whoever restarts, or routes to, this process
+GET  /metrics                        Prometheus
 """
 
-from typing import Annotated, cast
+import hashlib
+from functools import partial
+from http import HTTPStatus
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+from pydantic_core import to_json
 
-from recsys.errors import InputError
+from recsys import Release
+from recsys.errors import InputError, RecsysError
+from recsys.lookup import Answer
+from recsys.question import Question
+from serving import cursors, problems
+from serving.cursors import Cursor
 from serving.paths import ENCODED
-from serving.problems import MEDIA_TYPE
-from serving.schemas import AnswerBody, NeighbourBody, ProblemBody, ReleaseBody, StatusBody
+from serving.problems import MEDIA_TYPE, NotLoadedError
+from serving.questions import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
+from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody, StatusBody
 from serving.state import State
 
-DEFAULT_K = 10
+RELEASE_HEADER = "Recsys-Release"
+ALWAYS_ASK = "no-cache"
+"""What is cached is asked for again, which a 304 answers."""
 
 router = APIRouter()
 
@@ -27,27 +43,87 @@ def _state(request: Request) -> State:
 
 
 Serving = Annotated[State, Depends(_state)]
-PROBLEM = {"content": {MEDIA_TYPE: {"schema": ProblemBody.model_json_schema()}}}
-PROBLEMS: dict[int | str, dict[str, object]] = {
-    404: {"description": "The catalogue does not hold the item.", **PROBLEM},
-    422: {"description": "The question is not valid.", **PROBLEM},
+ItemId = Annotated[str, Path(description="Any item id, URL-encoded.")]
+Pinned = Annotated[str | None, Query(alias="release", description="Ask this release and no other.")]
+PinnedByHeader = Annotated[str | None, Header(alias=RELEASE_HEADER, description="As `release`.")]
+Known = Annotated[str | None, Header(alias="If-None-Match", description="The ETag of an answer that is at hand.")]
+
+PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
+TAGGED = {
+    "ETag": {"description": "Of release and question.", "schema": {"type": "string"}},
+    RELEASE_HEADER: {"description": "The release that answered.", "schema": {"type": "string"}},
 }
+Responses = dict[int | str, dict[str, Any]]
+NOT_FOUND: Responses = {404: {"description": "The release does not hold the item, or is not loaded.", **PROBLEM}}
+INVALID: Responses = {422: {"description": "The question is not valid.", **PROBLEM}}
+GONE: Responses = {410: {"description": "The release of the cursor is not loaded any more.", **PROBLEM}}
+UNCHANGED: Responses = {304: {"description": "The answer at hand is still right.", "headers": TAGGED}}
+GOOD: Responses = {200: {"description": "The answer.", "headers": TAGGED}}
 
 
-@router.get(f"/v1/items/{{item_id:{ENCODED}}}/similar", responses=PROBLEMS)
+@router.get(
+    f"/v1/items/{{item_id:{ENCODED}}}/similar",
+    response_model=AnswerBody,
+    responses={**GOOD, **UNCHANGED, **NOT_FOUND, **GONE, **INVALID},
+)
 async def similar(
     serving: Serving,
-    item_id: Annotated[str, Path(description="Any item id, URL-encoded.")],
-    k: Annotated[int, Query(ge=1, description="How many neighbours.")] = DEFAULT_K,
-) -> AnswerBody:
+    item_id: ItemId,
+    query: Annotated[SimilarQuery, Query()],
+    pinned: PinnedByHeader = None,
+    known: Known = None,
+) -> Response:
     """The items most like one item, nearest first; fewer than `k` only where there are no more."""
-    if k > serving.config.max_k:
-        raise InputError(f"k must be at most {serving.config.max_k}. Received: {k}.")
-    answer = serving.release.similar(item_id, k)
-    neighbours = [NeighbourBody.model_construct(**neighbour._asdict()) for neighbour in answer.neighbours]
-    return AnswerBody.model_construct(
-        release_id=answer.release_id, item_id=answer.item_id, title=answer.title, neighbours=neighbours
-    )
+    release = _release(serving, query.release, pinned, query.cursor)
+    question = _at(of_query(item_id, query, serving.config), query.cursor, serving)
+    tag = _tag(release, question)
+    if _is_known(tag, known):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(release, tag))
+    return _answered(release, _answer(serving, release, question), tag)
+
+
+@router.post("/v1/similar", response_model=AnswerBody, responses={**GOOD, **NOT_FOUND, **GONE, **INVALID})
+async def ask(serving: Serving, body: QuestionBody, release: Pinned = None, pinned: PinnedByHeader = None) -> Response:
+    """The items nearest to whatever the question is about; fewer than `k` only where there are no more."""
+    asked, question = _question(serving, body, release, pinned)
+    return _answered(asked, _answer(serving, asked, question), _tag(asked, question))
+
+
+@router.post("/v1/similar/batch", response_model=BatchAnswerBody, responses={**NOT_FOUND, **INVALID})
+async def ask_many(
+    request: Request, serving: Serving, body: BatchBody, release: Pinned = None, pinned: PinnedByHeader = None
+) -> Response:
+    """Many questions, answered as they would be alone; one that fails fails only itself."""
+    if len(body.questions) > serving.config.max_batch:
+        raise InputError(
+            f"questions must hold at most {serving.config.max_batch}. Received: {len(body.questions)}. Send several."
+        )
+    _release(serving, release, pinned, None)
+    entries = []
+    for entry in body.questions:
+        try:
+            asked, question = _question(serving, QuestionBody.model_validate(entry), release, pinned)
+            answer = _answer(serving, asked, question)
+            entries.append({"status": HTTPStatus.OK, "answer": answer, "problem": None})
+        except (RecsysError, ValidationError, NotLoadedError) as error:
+            problem = problems.body(request, error)
+            entries.append({"status": problem.status, "answer": None, "problem": problem})
+    return Response(to_json({"answers": entries}), media_type="application/json")
+
+
+@router.get(
+    f"/v1/items/{{item_id:{ENCODED}}}", response_model=ItemBody, responses={**GOOD, **UNCHANGED, **NOT_FOUND, **INVALID}
+)
+async def item(
+    serving: Serving, item_id: ItemId, release: Pinned = None, pinned: PinnedByHeader = None, known: Known = None
+) -> Response:
+    """What the release holds of an item."""
+    asked = _release(serving, release, pinned, None)
+    held = asked.engine.item(item_id)
+    tag = _tag(asked, item_id)
+    if _is_known(tag, known):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(asked, tag))
+    return Response(to_json(held._asdict()), media_type="application/json", headers=_headers(asked, tag))
 
 
 @router.get("/v1/release")
@@ -72,3 +148,79 @@ async def ready(serving: Serving) -> StatusBody:
 async def metrics(serving: Serving) -> Response:
     """Prometheus's text format."""
     return Response(serving.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _question(
+    serving: State, body: QuestionBody, by_query: str | None, by_header: str | None
+) -> tuple[Release, Question]:
+    release = _release(serving, by_query, by_header, body.cursor)
+    embed = None if serving.embed is None else partial(serving.embed, release)
+    question = of_body(body, serving.config, embed)
+    return release, _at(question, body.cursor, serving)
+
+
+def _release(serving: State, by_query: str | None, by_header: str | None, cursor: str | None) -> Release:
+    """The release that is asked: the one of the cursor, the pinned one, or the one in service."""
+    if by_query is not None and by_header is not None and by_query != by_header:
+        raise InputError(f"a question must pin one release. Received: {by_query!r} and, by header, {by_header!r}.")
+    pinned = by_header if by_query is None else by_query
+    if cursor is not None:
+        of_cursor = cursors.decode(cursor).release_id
+        if pinned not in (None, of_cursor):
+            raise InputError(f"cursor must be of the pinned release. Received: one of {of_cursor!r}, not {pinned!r}.")
+        found = serving.loaded(of_cursor)
+        if found is None:
+            raise NotLoadedError(
+                HTTPStatus.GONE, f"cursor is of release {of_cursor!r}, which is gone. Ask again from the first page."
+            )
+        return found
+    found = serving.loaded(pinned)
+    if found is None:
+        raise NotLoadedError(
+            HTTPStatus.NOT_FOUND,
+            f"release must be one that is loaded: {serving.release.release_id}. Received: {pinned!r}.",
+        )
+    return found
+
+
+def _at(question: Question, cursor: str | None, serving: State) -> Question:
+    if cursor is None:
+        return question
+    turned = cursors.turned(question, cursors.decode(cursor))
+    if turned.offset + turned.k > serving.config.max_k:
+        raise InputError(
+            f"k must reach to rank {serving.config.max_k} at most. "
+            f"Received: {turned.k} from rank {turned.offset + 1} on."
+        )
+    return turned
+
+
+def _answer(serving: State, release: Release, question: Question) -> dict[str, Any]:
+    answer: Answer = release.ask(question)
+    reached = question.offset + question.k
+    following = None
+    if answer.more and reached < serving.config.max_k:
+        following = cursors.encode(Cursor(release.release_id, cursors.digest(question), reached))
+    neighbours = [
+        {**neighbour._asdict(), "why": neighbour.why and neighbour.why._asdict()} for neighbour in answer.neighbours
+    ]
+    return {**answer._asdict(), "neighbours": neighbours, "next": following}
+
+
+def _answered(release: Release, answer: dict[str, Any], tag: str) -> Response:
+    return Response(to_json(answer), media_type="application/json", headers=_headers(release, tag))
+
+
+def _headers(release: Release, tag: str) -> dict[str, str]:
+    return {"ETag": tag, "Cache-Control": ALWAYS_ASK, RELEASE_HEADER: release.release_id}
+
+
+def _tag(release: Release, asked: object) -> str:
+    digest = hashlib.sha256(f"{release.release_id} {asked!r}".encode("utf-8", "surrogatepass")).hexdigest()
+    return f'"{digest[:32]}"'
+
+
+def _is_known(tag: str, known: str | None) -> bool:
+    """Whether `If-None-Match` names the tag."""
+    named = {one.strip().removeprefix("W/") for one in (known or "").split(",")}
+    return tag in named or "*" in named

@@ -1,29 +1,59 @@
-"""The shapes of questions and answers over HTTP."""
+"""The shapes of answers over HTTP."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from recsys.lookup import Reason
+
+
+class WhyBody(BaseModel):
+    """What a neighbour has in common with the items that were asked about."""
+
+    users: int | None = Field(
+        ge=0, description="How many touched it and one of them; null where the release does not know."
+    )
+    shared: dict[str, list[str | bool | float]] = Field(description="Column -> values that it shares with one of them.")
+
 
 class NeighbourBody(BaseModel):
-    """An item near the one asked about."""
+    """An item near what was asked about."""
 
     item_id: str
     title: str | None
-    similarity: float = Field(ge=-1, le=1, description="A cosine, or 1 / (1 + distance); larger is closer.")
+    similarity: float | None = Field(
+        ge=-1, le=1, description="A cosine, or 1 / (1 + distance); larger is closer. Null of a popular item."
+    )
     rank: int = Field(ge=1, description="1 is the nearest.")
     probability: float | None = Field(
         ge=0, le=1, description="That both belong together; null where the release is not calibrated."
     )
+    why: WhyBody | None = Field(description="Null where it was not asked for.")
 
 
 class AnswerBody(BaseModel):
     """Neighbours, nearest first, and the release that gave them."""
 
     release_id: str
-    item_id: str
+    item_id: str | None = Field(description="The item, where the question was about one alone.")
     title: str | None
     neighbours: list[NeighbourBody]
+    unknown: list[str] = Field(description="Ids of the question that the release does not hold.")
+    fallback: bool = Field(description="Whether these are popular items, because no item of the question is known.")
+    more: bool = Field(description="Whether others would follow.")
+    reason: Reason | None = Field(description="Why there are fewer than asked for, the first that holds.")
+    next: str | None = Field(description="The cursor of the next page; null where there is none, or it is too far.")
+
+
+class ItemBody(BaseModel):
+    """What the release holds of an item."""
+
+    release_id: str
+    item_id: str
+    title: str | None
+    available: bool
+    interactions: int = Field(ge=0, description="How many training saw.")
+    features: dict[str, str | float | list[str] | None] = Field(description="Column of the catalogue -> value.")
 
 
 class ReleaseBody(BaseModel):
@@ -55,3 +85,17 @@ class ProblemBody(BaseModel):
     status: int
     detail: str
     instance: str = Field(description="The path that was asked for.")
+
+
+class EntryBody(BaseModel):
+    """What became of one question of a batch: an answer, or a problem."""
+
+    status: int = Field(description="As if it had been asked alone.")
+    answer: AnswerBody | None
+    problem: ProblemBody | None
+
+
+class BatchAnswerBody(BaseModel):
+    """What became of each question, in their order."""
+
+    answers: list[EntryBody]

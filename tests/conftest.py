@@ -46,8 +46,14 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture
 def write_release(tmp_path: Path) -> Callable[..., Path]:
+    """`release_writer` into a folder of the test."""
+    return release_writer(tmp_path)
+
+
+def release_writer(tmp_path: Path) -> Callable[..., Path]:
     """A whole release of items with random vectors; tower and features are stand-ins that no look-up opens.
 
+    `columns` are further ones of the catalogue, or `interactions` instead of 1.
     Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
     """
     from recsys import calibration, embeddings, index, release
@@ -71,12 +77,12 @@ def write_release(tmp_path: Path) -> Callable[..., Path]:
         ),
     )
 
-    def write(item_ids: Sequence[str], *, calibrated: bool = True) -> Path:
+    def write(item_ids: Sequence[str], *, calibrated: bool = True, **columns: object) -> Path:
         rng = np.random.default_rng(len(item_ids))
         vectors = rng.normal(size=(len(item_ids), 5)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         frame = pl.DataFrame({"item_id": item_ids, "title": [f"Title of {item}" for item in item_ids]})
-        catalogue = Catalogue(frame.with_columns(interactions=pl.lit(1, pl.Int64)))
+        catalogue = Catalogue(frame.with_columns(**{"interactions": pl.lit(1, pl.Int64), **columns}))
         sources = {name: tmp_path / f"source-{name}" for name in (*release.FILES, index.INDEX)}
         catalogue.save(sources[release.CATALOGUE])
         embeddings.save(vectors, tmp_path / "vectors.npy")

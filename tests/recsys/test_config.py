@@ -523,7 +523,7 @@ below_one = st.floats(0, 1, exclude_max=True)
 positive = st.floats(0, 1e6, exclude_min=True)
 not_negative = st.floats(0, 1e6)
 seeds = st.integers(0, 2**31 - 1)
-columns = names.filter(lambda name: name not in {"item_id", "interactions", "title"})
+columns = names.filter(lambda name: name not in {"item_id", "interactions", "available", "title"})
 roles = st.lists(columns, unique=True, max_size=8).flatmap(
     lambda found: st.tuples(st.just(found), *[st.integers(0, len(found))] * 3)
 )
@@ -567,7 +567,7 @@ def configs(draw):
             )
         ),
         items=config.ItemsConfig(
-            **filled(title=st.none() | columns, separator=names),
+            **filled(title=st.none() | columns, separator=names, available=st.none() | st.just("in stock?")),
             categorical=found[:low],
             multi_categorical=found[low:middle],
             numeric=found[middle:high],
@@ -710,7 +710,9 @@ def configs(draw):
                 options=st.dictionaries(names, names | counts | st.booleans() | st.lists(names), max_size=3),
             )
         ),
-        serve=config.ServeConfig(**filled(host=names, port=st.integers(0, 65535), max_k=counts)),
+        serve=config.ServeConfig(
+            **filled(host=names, port=st.integers(0, 65535), max_k=counts, max_items=counts, max_batch=counts)
+        ),
     )
 
 

@@ -492,3 +492,32 @@ def test_every_item_received_is_either_usable_or_rejected(rows):
     assert checked.rows["item_id"].is_unique().all()
     for tags in checked.rows["tags"].drop_nulls():
         assert all(tag == tag.strip() != "" for tag in tags)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [True, False, None],
+        [1, 0, None],
+        [1.0, 0.0, None],
+        ["TRUE", " false ", ""],
+        ["1", "0", None],
+    ],
+    ids=repr,
+)
+def test_whether_an_item_is_available_may_be_written_in_several_ways(values):
+    raw = pl.DataFrame({"item_id": ["a", "b", "c"], "stock": values})
+    rows = check_items(raw, ItemsConfig(available="stock"), "items.csv").rows
+    assert rows.schema["available"] == pl.Boolean
+    assert rows["available"].to_list() == [True, False, None]
+
+
+def test_what_is_neither_available_nor_not_is_rejected():
+    raw = pl.DataFrame({"item_id": ["a", "b"], "stock": ["perhaps", "2"]})
+    checked = check_items(raw, ItemsConfig(available="stock"), "items.csv")
+    assert checked.rejects["reason"].to_list() == ["stock is neither true nor false"] * 2
+
+
+def test_the_column_of_what_is_available_must_be_there():
+    with pytest.raises(InputError, match=r"items\.csv.*'stock'"):
+        check_items(pl.DataFrame({"item_id": ["a"]}), ItemsConfig(available="stock"), "items.csv")

@@ -7,7 +7,8 @@ from recsys.calibration import Calibration, Estimate, Measured, Threshold
 from recsys.catalogue import Catalogue
 from recsys.config import IndexConfig
 from recsys.errors import InputError, UnknownItemError
-from recsys.lookup import similar, verdict
+from recsys.lookup import Engine, verdict
+from recsys.question import Question
 
 ANGLES = {"north": 90, "east": 0, "north-east": 50, "south": 270, "west": 185}
 
@@ -19,10 +20,20 @@ def catalogue():
 
 
 @pytest.fixture
-def annoy(catalogue, tmp_path):
+def vectors(catalogue):
     angles = np.radians([ANGLES[item_id] for item_id in catalogue.item_ids])
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    return index.build(vectors, IndexConfig(n_trees=3), tmp_path / "index.ann")
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def similar(catalogue, tmp_path, vectors):
+    """`similar(item, k)` asks an engine over the catalogue."""
+    annoy = index.build(vectors, IndexConfig(n_trees=3), tmp_path / "index.ann")
+
+    def ask(item_id, k, **more):
+        return Engine("r1", catalogue, vectors, annoy, **more).ask(Question.of_item(item_id, k))
+
+    return ask
 
 
 @pytest.fixture
@@ -40,8 +51,8 @@ def calibration():
     )
 
 
-def test_names_the_nearest_items_first(catalogue, annoy):
-    answer = similar(catalogue, annoy, "r1", "north", 2)
+def test_names_the_nearest_items_first(similar):
+    answer = similar("north", 2)
     assert (answer.release_id, answer.item_id, answer.title) == ("r1", "north", "NORTH")
     assert [(other.rank, other.item_id, other.title) for other in answer.neighbours] == [
         (1, "north-east", "NORTH-EAST"),
@@ -51,40 +62,38 @@ def test_names_the_nearest_items_first(catalogue, annoy):
     assert answer.neighbours[1].similarity == pytest.approx(0, abs=1e-6)
 
 
-def test_gives_all_others_where_more_are_asked_for(catalogue, annoy):
-    answer = similar(catalogue, annoy, "r1", "north-east", 50)
+def test_gives_all_others_where_more_are_asked_for(similar):
+    answer = similar("north-east", 50)
     assert [other.item_id for other in answer.neighbours] == ["north", "east", "west", "south"]
     assert [other.rank for other in answer.neighbours] == [1, 2, 3, 4]
     assert answer.neighbours[-1].title is None
 
 
-def test_no_similarity_leaves_the_range_of_a_cosine(catalogue):
-    """Annoy computes in float32: the square of a distance may be a little above 4."""
-
-    class Rounding:
-        def nearest(self, number, k):  # noqa: ARG002 - the interface of an index
-            return [1, 2], [1.0000002, -1.0000002]
-
-    answer = similar(catalogue, Rounding(), "r1", "east", 2)
-    assert [other.similarity for other in answer.neighbours] == [1.0, -1.0]
+def test_no_similarity_leaves_the_range_of_a_cosine(catalogue, tmp_path, vectors):
+    """Unit vectors are a little longer or shorter in float32."""
+    vectors[1] = -vectors[0]
+    longer = vectors * np.float32(1.0005)
+    annoy = index.build(longer, IndexConfig(n_trees=3), tmp_path / "longer.ann")
+    answer = Engine("r1", catalogue, longer, annoy).ask(Question.of_item(catalogue.item_ids[0], 4))
+    assert answer.neighbours[-1].similarity == -1.0
 
 
-def test_an_unknown_item_is_an_error(catalogue, annoy):
+def test_an_unknown_item_is_an_error(similar):
     with pytest.raises(UnknownItemError, match="'up'"):
-        similar(catalogue, annoy, "r1", "up", 2)
+        similar("up", 2)
 
 
 @pytest.mark.parametrize("k", [0, -3])
-def test_asking_for_no_neighbours_is_an_error(catalogue, annoy, k):
+def test_asking_for_no_neighbours_is_an_error(similar, k):
     with pytest.raises(InputError, match=f"Received: {k}"):
-        similar(catalogue, annoy, "r1", "north", k)
+        similar("north", k)
 
 
-def test_every_neighbour_has_its_probability_where_there_is_a_calibration(catalogue, annoy, calibration):
-    neighbours = similar(catalogue, annoy, "r1", "north", 4, calibration=calibration).neighbours
+def test_every_neighbour_has_its_probability_where_there_is_a_calibration(similar, calibration):
+    neighbours = similar("north", 4, calibration=calibration).neighbours
     line = [0.25 + 0.5 * min(max(other.similarity, 0), 0.8) / 0.8 for other in neighbours]
     assert [other.probability for other in neighbours] == pytest.approx(line)
-    assert {other.probability for other in similar(catalogue, annoy, "r1", "north", 4).neighbours} == {None}
+    assert {other.probability for other in similar("north", 4).neighbours} == {None}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from recsys import Release
 from tests.e2e import program
+from tests.serving.description import Description
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
 CALIBRATED = GOLDEN.parent / "v2"
@@ -26,7 +27,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     process = program.start("serve", "--release", GOLDEN, "--port", 0, "--config", elsewhere)
     assert process.stderr is not None
     url = next(found.group(1) for line in process.stderr if (found := re.search(r"(http://127\.0\.0\.1:\d+)", line)))
-    with httpx.Client(base_url=url) as opened:
+    description = Description(httpx.get(f"{url}/openapi.json").json())
+    with httpx.Client(base_url=url, event_hooks={"response": [description]}) as opened:
         yield opened
     process.terminate()
     process.communicate(timeout=program.TIMEOUT_S)
@@ -49,7 +51,7 @@ def test_ten_neighbours_by_default(client: httpx.Client) -> None:
     assert answer["item_id"] == "item-0-0"
     assert answer["title"] == "Title of item-0-0"
     assert len(answer["neighbours"]) == 10
-    assert list(answer["neighbours"][0]) == ["item_id", "title", "similarity", "rank", "probability"]
+    assert list(answer["neighbours"][0]) == ["item_id", "title", "similarity", "rank", "probability", "why"]
     assert {neighbour["probability"] for neighbour in answer["neighbours"]} == {None}
 
 
@@ -137,7 +139,8 @@ def test_metrics_count_by_route_and_status(client: httpx.Client) -> None:
 
 def test_openapi_describes_what_is_served(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/items/{item_id}/similar", "/v1/release", "/livez", "/readyz", "/metrics"}
+    items = {"/v1/items/{item_id}", "/v1/items/{item_id}/similar"}
+    assert set(paths) == {*items, "/v1/similar", "/v1/similar/batch", "/v1/release", "/livez", "/readyz", "/metrics"}
 
 
 def test_service_imports_neither_training_nor_jobs() -> None:

@@ -1,0 +1,80 @@
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys import lookup
+from recsys.audience import Audience, build
+from recsys.errors import InputError
+from recsys.question import Question, Weighted
+from recsys.release import Release
+
+ITEMS = 6
+touched = st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=8)
+logs = st.lists(st.lists(touched, min_size=1, max_size=5), min_size=1, max_size=3)
+
+
+def write_parts(folder, log):
+    """One part for each list of users, each a list of items."""
+    parts = []
+    for number, users in enumerate(log):
+        names = [f"{number}-{user}" for user in range(len(users))]
+        times = [[float(time) for time in range(len(items))] for items in users]
+        frame = pl.DataFrame(
+            {"user_id": names, "items": users, "times": times}, schema_overrides={"items": pl.List(pl.Int32)}
+        )
+        parts.append(folder / f"part-{number}.parquet")
+        frame.write_parquet(parts[-1])
+    return parts
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(log=logs, asked=st.lists(st.integers(0, ITEMS - 1), max_size=3))
+def test_counts_users_that_touched_both(tmp_path_factory, log, asked):
+    folder = tmp_path_factory.mktemp("audience")
+    build(write_parts(folder, log), ITEMS, folder / "audience.npy")
+    audience = Audience.load(folder / "audience.npy", ITEMS)
+    everyone = [set(items) for users in log for items in users]
+    for item in range(ITEMS):
+        assert audience.users(item).tolist() == [u for u, touched in enumerate(everyone) if item in touched]
+        both = sum(item in touched and not touched.isdisjoint(asked) for touched in everyone)
+        assert audience.in_common(audience.of_any(asked), item) == both
+
+
+def test_is_mapped_and_not_read(tmp_path):
+    build(write_parts(tmp_path, [[[0, 1], [1]]]), ITEMS, tmp_path / "audience.npy")
+    audience = Audience.load(tmp_path / "audience.npy", ITEMS)
+    assert not audience.users(1).flags.owndata
+    assert not audience.offsets.flags.owndata
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        np.zeros(3, np.int32),
+        np.zeros((2, 20), np.int32),
+        np.zeros(14, np.int64),
+        np.array([0] * 12 + [5, 0, 1], np.int32),
+        np.array([0, 0, 3, 0, 1, 0, 2, 0, 2, 0, 2, 0, 2, 0, 7, 8], np.int32),
+    ],
+    ids=["short", "two axes", "wide", "other length", "falling"],
+)
+def test_another_array_is_refused(tmp_path, content):
+    np.save(tmp_path / "audience.npy", content)
+    with pytest.raises(InputError, match="audience must be"):
+        Audience.load(tmp_path / "audience.npy", ITEMS)
+
+
+def test_an_answer_tells_how_many_touched_both(tmp_path, write_release):
+    release = Release.load(write_release([f"item {n}" for n in range(ITEMS)]))
+    build(write_parts(tmp_path, [[[0, 1, 2], [1, 2]], [[0, 2], [3]]]), ITEMS, tmp_path / "audience.npy")
+    audience = Audience.load(tmp_path / "audience.npy", ITEMS)
+    engine = lookup.Engine("r", release.catalogue, release.vectors, release.index, audience=audience)
+
+    def users(*asked):
+        answer = engine.ask(Question(items=tuple(Weighted(f"item {n}") for n in asked), why=True))
+        return {neighbour.item_id[-1]: neighbour.why.users for neighbour in answer.neighbours}
+
+    assert users(2) == {"0": 2, "1": 2, "3": 0, "4": 0, "5": 0}
+    assert users(0, 3) == {"1": 1, "2": 2, "4": 0, "5": 0}

@@ -1,0 +1,45 @@
+"""Every answer held against the description that the server gives of itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+from jsonschema import Draft202012Validator
+
+PROBLEM = "application/problem+json"
+
+
+class Description:
+    """The OpenAPI of a server; called with a response it checks status, type and body."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+        self.routes = {
+            re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)) + "$"): operations
+            for path, operations in spec["paths"].items()
+        }
+        for schema in spec["components"]["schemas"].values():
+            Draft202012Validator.check_schema(schema)
+
+    def __call__(self, response: httpx.Response) -> None:
+        response.read()
+        path = response.request.url.raw_path.decode().partition("?")[0]
+        operations = next((o for route, o in self.routes.items() if route.match(path)), {})
+        operation = operations.get(response.request.method.lower())
+        kind = response.headers.get("content-type", "").partition(";")[0]
+        if operation is None:  # no such route, or not by this method
+            self._validate({"$ref": "#/components/schemas/ProblemBody"}, response.json())
+            return
+        described = operation["responses"][str(response.status_code)]
+        assert set(described.get("headers", {})) <= {name.title().replace("Etag", "ETag") for name in response.headers}
+        if not response.content:
+            assert "content" not in described
+        elif kind in ("application/json", PROBLEM):
+            self._validate(described["content"][kind]["schema"], json.loads(response.content))
+
+    def _validate(self, schema: dict[str, Any], body: Any) -> None:
+        whole = {**schema, "components": self.spec["components"]}
+        Draft202012Validator(whole).validate(body)

@@ -1,0 +1,418 @@
+"""Rich questions over HTTP, to a real server; every response is held against the OpenAPI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys import Release
+from recsys.config import ServeConfig
+from recsys.question import Condition, Diversity, Question, Weighted
+from serving import cursors
+from serving.app import create
+from tests.conftest import release_writer
+from tests.e2e import program
+from tests.serving.description import Description
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
+SIZE, MAX_K, MAX_ITEMS, MAX_BATCH = 60, 50, 20, 4
+GENRES = ["drama", "comedy", "crime"]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    path = release_writer(tmp_path_factory.mktemp("release"))(
+        [f"item/{n}" for n in range(SIZE)],
+        genre=pl.Series([GENRES[n % 3] for n in range(SIZE)]),
+        year=pl.Series([1990.0 + n % 30 for n in range(SIZE)]),
+        available=pl.Series([n % 4 != 0 for n in range(SIZE)]),
+        interactions=pl.Series(range(SIZE)),
+    )
+    return Release.load(path)
+
+
+def start(folder: Path, *arguments: object) -> tuple[Any, str]:
+    process = program.start("serve", "--release", folder, "--port", 0, *arguments)
+    assert process.stderr is not None
+    lines = process.stderr
+    return process, next(found.group(1) for line in lines if (found := re.search(r"(http://127\.0\.0\.1:\d+)", line)))
+
+
+@pytest.fixture(scope="module")
+def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    config = tmp_path_factory.mktemp("config") / "recsys.toml"
+    config.write_text(
+        f'data.interactions = "log.csv"\n[serve]\nmax_k = {MAX_K}\nmax_items = {MAX_ITEMS}\nmax_batch = {MAX_BATCH}\n'
+    )
+    process, url = start(release.path, "--config", config)
+    description = Description(httpx.get(f"{url}/openapi.json").json())
+    with httpx.Client(base_url=url, event_hooks={"response": [description]}) as opened:
+        yield opened
+    process.terminate()
+    process.communicate(timeout=program.TIMEOUT_S)
+
+
+def problem(response: httpx.Response, status: int, kind: str) -> str:
+    assert (response.status_code, response.json()["type"]) == (status, f"urn:recsys:{kind}")
+    assert response.headers["content-type"] == "application/problem+json"
+    detail: str = response.json()["detail"]
+    return detail
+
+
+def as_json(release: Release, question: Question) -> dict[str, Any]:
+    """What the library answers, as a client would see it, but for the cursor."""
+    answer = release.ask(question)
+    neighbours = [{**n._asdict(), "why": n.why and n.why._asdict()} for n in answer.neighbours]
+    told: dict[str, Any] = json.loads(json.dumps({**answer._asdict(), "neighbours": neighbours}))
+    return told
+
+
+def without_cursor(response: httpx.Response) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    return {name: value for name, value in response.json().items() if name != "next"}
+
+
+def test_everything_can_be_asked_at_once(client: httpx.Client, release: Release) -> None:
+    body = {
+        "items": ["item/1", {"item_id": "item/2", "weight": 2}],
+        "negatives": [{"item_id": "item/3"}],
+        "history": ["item/4", "item/5"],
+        "vector": [1, 0, 0.5, 0, 0],
+        "k": 7,
+        "offset": 2,
+        "min_similarity": -0.5,
+        "exclude": ["item/6", "unknown"],
+        "allow": [f"item/{n}" for n in range(10, 30)],
+        "where": {"genre": ["drama", "crime"], "year": {"min": 1990, "max": 2015}},
+        "only_available": True,
+        "diversity": {"lambda": 0.7, "at_most": {"genre": 5}},
+        "on_unknown": "skip",
+        "why": True,
+    }
+    question = Question(
+        items=(Weighted("item/1"), Weighted("item/2", 2)),
+        negatives=(Weighted("item/3"),),
+        history=("item/4", "item/5"),
+        vector=(1, 0, 0.5, 0, 0),
+        k=7,
+        offset=2,
+        min_similarity=-0.5,
+        exclude=("item/6", "unknown"),
+        allow=tuple(f"item/{n}" for n in range(10, 30)),
+        where=(Condition("genre", any_of=("drama", "crime")), Condition("year", least=1990, most=2015)),
+        only_available=True,
+        diversity=Diversity(0.7, {"genre": 5}),
+        on_unknown="skip",
+        why=True,
+    )
+    answer = without_cursor(client.post("/v1/similar", json=body))
+    assert answer == as_json(release, question)
+    assert answer["unknown"] == ["unknown"]
+    assert len(answer["neighbours"]) == 5  # of the seven that the diversity lets through, two are skipped
+
+
+def test_simple_options_are_query_parameters(client: httpx.Client, release: Release) -> None:
+    options = {
+        "k": 5,
+        "offset": 1,
+        "min_probability": 0.2,
+        "exclude": ["item/2", "item/3"],
+        "only_available": "true",
+        "lambda": 0.5,
+        "why": "true",
+    }
+    question = Question(
+        items=(Weighted("item/1"),),
+        k=5,
+        offset=1,
+        min_probability=0.2,
+        exclude=("item/2", "item/3"),
+        only_available=True,
+        diversity=Diversity(0.5),
+        why=True,
+    )
+    assert without_cursor(client.get("/v1/items/item%2F1/similar", params=options)) == as_json(release, question)
+
+
+def test_one_item_is_the_same_question_by_both_routes(client: httpx.Client) -> None:
+    got = client.get("/v1/items/item%2F9/similar", params={"k": 3})
+    posted = client.post("/v1/similar", json={"items": ["item/9"], "k": 3})
+    assert (got.content, got.headers["etag"]) == (posted.content, posted.headers["etag"])
+
+
+@pytest.mark.parametrize("value", ["drama", ["drama"], ["drama", "no such"]])
+def test_a_condition_is_a_value_or_several(client: httpx.Client, value: Any) -> None:
+    answer = client.post("/v1/similar", json={"items": ["item/1"], "k": 40, "where": {"genre": value}}).json()
+    assert {n["item_id"] for n in answer["neighbours"]} == {f"item/{n}" for n in range(0, SIZE, 3)}
+    assert (answer["reason"], answer["next"]) == ("conditions", None)
+
+
+def test_popular_items_stand_in_where_that_is_wanted(client: httpx.Client) -> None:
+    body = {"items": ["nobody"], "on_unknown": "fallback", "where": {"genre": "drama"}, "k": 3}
+    answer = client.post("/v1/similar", json=body).json()
+    assert answer["fallback"]
+    assert answer["unknown"] == ["nobody"]
+    assert [n["item_id"] for n in answer["neighbours"]] == ["item/57", "item/54", "item/51"]
+    assert {n["similarity"] for n in answer["neighbours"]} == {None}
+
+
+# --- pages
+
+
+def test_page_after_page_gives_each_neighbour_once(client: httpx.Client) -> None:
+    body = {"items": ["item/1"], "k": 7, "exclude": ["item/2"]}
+    whole = client.post("/v1/similar", json={**body, "k": MAX_K}).json()["neighbours"]
+    pages: list[Any] = []
+    cursor = None
+    while True:
+        answer = client.post("/v1/similar", json={**body, "cursor": cursor}).json()
+        pages += answer["neighbours"]
+        cursor = answer["next"]
+        if cursor is None:
+            break
+    assert pages == whole[: len(pages)]
+    assert len(pages) == MAX_K // 7 * 7
+    got = client.get("/v1/items/item%2F1/similar", params={"k": 5}).json()["next"]
+    assert client.get("/v1/items/item%2F1/similar", params={"k": 5, "cursor": got}).json()["neighbours"][0]["rank"] == 6
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "WyI", "%%%", "é", "W10", "WzEsMiwzXQ", "x" * 5_000])
+def test_a_broken_cursor_is_told(client: httpx.Client, cursor: str) -> None:
+    told = problem(client.post("/v1/similar", json={"items": ["item/1"], "cursor": cursor}), 422, "invalid-question")
+    assert "cursor must be `next` of an answer" in told
+
+
+def test_a_cursor_belongs_to_its_question(client: httpx.Client) -> None:
+    cursor = client.post("/v1/similar", json={"items": ["item/1"]}).json()["next"]
+    other = {"items": ["item/2"], "cursor": cursor}
+    assert "Received: another question" in problem(client.post("/v1/similar", json=other), 422, "invalid-question")
+    both = {"items": ["item/1"], "cursor": cursor, "offset": 3}
+    assert "a cursor or an offset" in problem(client.post("/v1/similar", json=both), 422, "invalid-question")
+    far = {"items": ["item/1"], "cursor": cursor, "k": MAX_K}
+    assert f"rank {MAX_K} at most" in problem(client.post("/v1/similar", json=far), 422, "invalid-question")
+
+
+def test_a_cursor_of_a_release_that_is_gone_is_gone(client: httpx.Client) -> None:
+    cursor = cursors.encode(cursors.Cursor("ffffffffffff", cursors.digest(Question.of_item("item/1")), 10))
+    told = problem(client.post("/v1/similar", json={"items": ["item/1"], "cursor": cursor}), 410, "release-not-loaded")
+    assert "ffffffffffff" in told
+
+
+# --- releases and caches
+
+
+def test_a_release_can_be_pinned(client: httpx.Client, release: Release) -> None:
+    here = {"release": release.release_id}
+    for pinned in (
+        client.get("/v1/items/item%2F1/similar", params=here),
+        client.get("/v1/items/item%2F1", params=here),
+        client.get("/v1/items/item%2F1", headers={"Recsys-Release": release.release_id}),
+        client.post("/v1/similar", json={"items": ["item/1"]}, params=here),
+        client.post("/v1/similar/batch", json={"questions": [{"items": ["item/1"]}]}, params=here),
+    ):
+        assert pinned.status_code == 200
+
+
+@pytest.mark.parametrize("pin", [{"params": {"release": "other"}}, {"headers": {"Recsys-Release": "other"}}])
+def test_a_release_that_is_not_loaded_is_told(client: httpx.Client, release: Release, pin: Any) -> None:
+    for response in (
+        client.get("/v1/items/item%2F1/similar", **pin),
+        client.get("/v1/items/item%2F1", **pin),
+        client.post("/v1/similar", json={"items": ["item/1"]}, **pin),
+        client.post("/v1/similar/batch", json={"questions": [{"items": ["item/1"]}]}, **pin),
+    ):
+        told = problem(response, 404, "release-not-loaded")
+        assert release.release_id in told
+        assert "'other'" in told
+
+
+def test_two_pins_must_agree(client: httpx.Client, release: Release) -> None:
+    response = client.get(
+        "/v1/items/item%2F1/similar", params={"release": release.release_id}, headers={"Recsys-Release": "other"}
+    )
+    assert "must pin one release" in problem(response, 422, "invalid-question")
+
+
+@pytest.mark.parametrize("path", ["/v1/items/item%2F1/similar", "/v1/items/item%2F1"])
+def test_what_is_at_hand_is_not_sent_again(client: httpx.Client, path: str) -> None:
+    first = client.get(path)
+    tag = first.headers["etag"]
+    for known in (tag, f'"other", W/{tag}', "*"):
+        again = client.get(path, headers={"If-None-Match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert client.get(path, headers={"If-None-Match": '"other"'}).content == first.content
+
+
+def test_another_question_has_another_tag(client: httpx.Client) -> None:
+    asked = [{}, {"k": 3}, {"offset": 1}, {"why": True}, {"exclude": "item/5"}, {"min_similarity": 0}, {"lambda": 0.5}]
+    tags = {client.get("/v1/items/item%2F1/similar", params=options).headers["etag"] for options in asked}
+    assert len(tags) == len(asked)
+
+
+# --- batches
+
+
+def test_one_bad_entry_fails_only_itself(client: httpx.Client) -> None:
+    questions: list[Any] = [{"items": ["item/1"], "k": 2}, {"items": ["nobody"]}, {"itms": []}, 7]
+    answers = client.post("/v1/similar/batch", json={"questions": questions}).json()["answers"]
+    assert [entry["status"] for entry in answers] == [200, 404, 422, 422]
+    assert answers[0]["answer"] == client.post("/v1/similar", json=questions[0]).json()
+    assert [entry["problem"] is None for entry in answers] == [True, False, False, False]
+    assert "'nobody'" in answers[1]["problem"]["detail"]
+    assert "itms is not known" in answers[2]["problem"]["detail"]
+    alone = client.post("/v1/similar", json=questions[1]).json()
+    assert {**answers[1]["problem"], "instance": None} == {**alone, "instance": None}
+
+
+bodies = st.fixed_dictionaries(
+    {},
+    optional={
+        "items": st.lists(st.integers(0, SIZE).map("item/{}".format) | st.text(max_size=3), max_size=3),
+        "history": st.lists(st.integers(0, SIZE).map("item/{}".format), max_size=3),
+        "negatives": st.lists(st.integers(0, SIZE).map("item/{}".format), max_size=2),
+        "vector": st.lists(st.floats(allow_nan=False), max_size=6),
+        "k": st.integers(-1, MAX_K + 1),
+        "offset": st.integers(-1, MAX_K + 1),
+        "cursor": st.none() | st.text(max_size=20),
+        "where": st.dictionaries(
+            st.sampled_from(["genre", "year", "other"]), st.sampled_from(["drama", 1990, {"min": 3}, {}, [], None])
+        ),
+        "exclude": st.lists(st.text(max_size=5), max_size=3),
+        "allow": st.lists(st.integers(0, SIZE).map("item/{}".format), max_size=9),
+        "min_similarity": st.floats(-1, 1),
+        "on_unknown": st.sampled_from(["error", "skip", "fallback", "else"]),
+        "diversity": st.fixed_dictionaries(
+            {}, optional={"lambda": st.floats(-0.5, 1.5), "at_most": st.just({"genre": 1})}
+        ),
+        "why": st.booleans() | st.integers(),
+    },
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(questions=st.lists(bodies, min_size=1, max_size=MAX_BATCH))
+def test_a_batch_is_its_single_questions(client: httpx.Client, questions: list[Any]) -> None:
+    """Whatever they are; each response is described, and none is a 500."""
+    batch = client.post("/v1/similar/batch", json={"questions": questions})
+    assert batch.status_code == 200, batch.text
+    for question, entry in zip(questions, batch.json()["answers"], strict=True):
+        alone = client.post("/v1/similar", json=question)
+        assert alone.status_code == entry["status"] < 500
+        if entry["answer"] is None:
+            assert alone.json()["detail"] == entry["problem"]["detail"]
+        else:
+            assert alone.json() == entry["answer"]
+
+
+# --- limits and mistakes
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"items": ["item/1"], "k": MAX_K + 1}, f"k must be at most {MAX_K}"),
+        ({"items": ["item/1"], "k": MAX_K, "offset": 1}, f"k and offset together must be at most {MAX_K}"),
+        ({"items": ["item/1"] * (MAX_ITEMS + 1)}, f"items must hold at most {MAX_ITEMS}"),
+        ({"items": ["item/1"], "exclude": ["x"] * (MAX_ITEMS + 1)}, f"exclude must hold at most {MAX_ITEMS}"),
+        ({"items": ["item/1"], "where": {"genre": ["x"] * (MAX_ITEMS + 1)}}, "where.genre must hold at most"),
+        ({"items": ["item/1"], "where": {"genre": None}}, "where.genre must be a value"),
+        ({"items": ["item/1"], "where": {"year": {"mni": 3}}}, "where.year must be a range"),
+        ({"items": ["item/1"], "where": {"year": {"min": "x"}}}, "where.year must be a range"),
+        ({"items": ["item/1"], "where": {"gnre": "x"}}, "Did you mean 'genre'"),
+        ({"items": [{"item_id": "item/1", "weight": 0}]}, "items.0.weight: Input should be greater than 0"),
+        ({"items": [3]}, "items.0 must be an object"),
+        ({"items": ["item/1"], "k": 2.5}, "k: Input should be a valid integer"),
+        ({"items": ["item/1"], "k": "2"}, "k: Input should be a valid integer"),
+        ({"items": ["item/1"], "unknwon": 1}, "unknwon is not known"),
+        ({"items": ["item/1"], "diversity": {"lambda": 2}}, "diversity.lambda"),
+        ({"items": ["item/1"], "vector": [1.0]}, "vector must be of 5 finite numbers"),
+        ({}, "a question must name items"),
+        ([], "the body must be an object"),
+        ({"features": {"genre": "drama"}}, "Start it by recsys serve --with-tower"),
+        ({"features": {"genre": "drama"}, "vector": [1.0]}, "Received: both"),
+    ],
+)
+def test_mistakes_are_told(client: httpx.Client, body: Any, told: str) -> None:
+    assert told in problem(client.post("/v1/similar", json=body), 422, "invalid-question")
+
+
+def test_a_body_that_is_no_json_is_told(client: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json"}
+    broken = client.post("/v1/similar", content=b'{"items": ["item/1"', headers=headers)
+    assert "the body must be JSON" in problem(broken, 422, "invalid-question")
+    unnamed = client.post("/v1/similar", content=b'{"items": ["item/1"]}')
+    assert "Content-Type: application/json" in problem(unnamed, 422, "invalid-question")
+    none = client.post("/v1/similar")
+    assert "the body must be there" in problem(none, 422, "invalid-question")
+
+
+def test_too_many_questions_are_refused(client: httpx.Client) -> None:
+    questions = [{"items": ["item/1"]}] * (MAX_BATCH + 1)
+    told = problem(client.post("/v1/similar/batch", json={"questions": questions}), 422, "invalid-question")
+    assert f"questions must hold at most {MAX_BATCH}" in told
+
+
+def test_an_option_that_is_not_known_is_told(client: httpx.Client) -> None:
+    response = client.get("/v1/items/item%2F1/similar", params={"min_sim": 3})
+    assert "min_sim is not known" in problem(response, 422, "invalid-question")
+
+
+# --- items
+
+
+def test_an_item_is_told(client: httpx.Client, release: Release) -> None:
+    assert client.get("/v1/items/item%2F4").json() == {
+        "release_id": release.release_id,
+        "item_id": "item/4",
+        "title": "Title of item/4",
+        "available": True,
+        "interactions": 12,
+        "features": {"genre": "drama", "year": 2002.0},
+    }
+    problem(client.get("/v1/items/nobody"), 404, "unknown-item")
+
+
+# --- new items by their features
+
+
+def test_a_new_item_is_asked_about_by_its_features() -> None:
+    """With the tower the server embeds it; it finds its genre."""
+    process, url = start(GOLDEN, "--with-tower")
+    body = {"features": {"genre": "genre-2"}, "k": 5, "where": {}}
+    try:
+        answer = httpx.post(f"{url}/v1/similar", json=body, timeout=60).json()
+        wrong = httpx.post(f"{url}/v1/similar", json={"features": {"gnre": "x"}}, timeout=60)
+        typed = httpx.post(f"{url}/v1/similar", json={"features": {"genre": 3}}, timeout=60)
+    finally:
+        process.terminate()
+        process.communicate(timeout=program.TIMEOUT_S)
+    assert all(n["item_id"].startswith("item-2-") for n in answer["neighbours"])
+    assert "features must be of the columns genre. Received: 'gnre'" in problem(wrong, 422, "invalid-question")
+    assert "features.genre must be a text. Received: 3" in problem(typed, 422, "invalid-question")
+
+
+def test_the_embedder_is_asked_for_the_release_that_answers(release: Release) -> None:
+    asked = []
+
+    def embed(of: Release, features: Any) -> Any:
+        asked.append((of.release_id, features))
+        return release.vectors[7]
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(create(release, ServeConfig(), embed))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/v1/similar", json={"features": {"genre": "crime"}, "k": 1})
+
+    answer = asyncio.run(ask()).json()
+    assert asked == [(release.release_id, {"genre": "crime"})]
+    assert answer["neighbours"][0]["similarity"] == pytest.approx(1)
