@@ -28,7 +28,7 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-CHAMPION, PREVIOUS = "champion", "previous"
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 RUN_TAG, RELEASE_TAG, SNAPSHOT_TAG = "recsys.run_id", "recsys.release_id", "recsys.data_snapshot"
 PARENT_TAG = "mlflow.parentRunId"
 """By which MLflow shows one run below another."""
@@ -147,11 +147,11 @@ class Tracker:
 
     def champion(self) -> Version | None:
         """The version in service, None before the first one."""
-        with self._translated():
-            models = self.client.search_registered_models(f"name = '{self.model}'")
-            if not models or CHAMPION not in models[0].aliases:
-                return None
-            return self._version(self.client.get_model_version_by_alias(self.model, CHAMPION))
+        return self._aliased(CHAMPION)
+
+    def challenger(self) -> Version | None:
+        """The version that is tried beside the one in service, None where there is none."""
+        return self._aliased(CHALLENGER)
 
     def promote(self, version: Version, champion: Version | None) -> None:
         """Put a version into service in place of `champion`, which becomes the previous one."""
@@ -196,6 +196,13 @@ class Tracker:
             return publish(Path(downloaded), final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _aliased(self, alias: str) -> Version | None:
+        with self._translated():
+            models = self.client.search_registered_models(f"name = '{self.model}'")
+            if not models or alias not in models[0].aliases:
+                return None
+            return self._version(self.client.get_model_version_by_alias(self.model, alias))
 
     def _version_of(self, release_id: str) -> Version | None:
         wanted = f"name = '{self.model}' and tags.`{RELEASE_TAG}` = '{release_id}'"

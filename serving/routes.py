@@ -5,8 +5,6 @@ GET  /v1/items/{item_id}             what the release holds of it
 POST /v1/similar                     the neighbours of whatever a rich question is about
 POST /v1/similar/batch               many of those, each by itself
 GET  /v1/release                     the release in service
-GET  /livez, /readyz                 for whoever restarts, or routes to, this process
-GET  /metrics                        Prometheus
 """
 
 import hashlib
@@ -15,23 +13,23 @@ from http import HTTPStatus
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from recsys import Release
 from recsys.errors import InputError, RecsysError
 from recsys.lookup import Answer
 from recsys.question import Question
 from serving import cursors, problems
 from serving.cursors import Cursor
+from serving.edition import Edition
 from serving.paths import ENCODED
 from serving.problems import MEDIA_TYPE, NotLoadedError
 from serving.questions import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
-from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody, StatusBody
+from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
 from serving.state import State
 
 RELEASE_HEADER = "Recsys-Release"
+STICKY_HEADER = "Recsys-Sticky-Key"
 ALWAYS_ASK = "no-cache"
 """What is cached is asked for again, which a 304 answers."""
 
@@ -46,6 +44,10 @@ Serving = Annotated[State, Depends(_state)]
 ItemId = Annotated[str, Path(description="Any item id, URL-encoded.")]
 Pinned = Annotated[str | None, Query(alias="release", description="Ask this release and no other.")]
 PinnedByHeader = Annotated[str | None, Header(alias=RELEASE_HEADER, description="As `release`.")]
+Sticky = Annotated[
+    str | None,
+    Header(alias=STICKY_HEADER, description="Whatever names the caller's user: the same one, the same release."),
+]
 Known = Annotated[str | None, Header(alias="If-None-Match", description="The ETag of an answer that is at hand.")]
 
 PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
@@ -71,10 +73,11 @@ async def similar(
     item_id: ItemId,
     query: Annotated[SimilarQuery, Query()],
     pinned: PinnedByHeader = None,
+    sticky: Sticky = None,
     known: Known = None,
 ) -> Response:
     """The items most like one item, nearest first; fewer than `k` only where there are no more."""
-    release = _release(serving, query.release, pinned, query.cursor)
+    release = _release(serving, query.release, pinned, sticky, query.cursor)
     question = _at(of_query(item_id, query, serving.config), query.cursor, serving)
     tag = _tag(release, question)
     if _is_known(tag, known):
@@ -83,26 +86,37 @@ async def similar(
 
 
 @router.post("/v1/similar", response_model=AnswerBody, responses={**GOOD, **NOT_FOUND, **GONE, **INVALID})
-async def ask(serving: Serving, body: QuestionBody, release: Pinned = None, pinned: PinnedByHeader = None) -> Response:
+async def ask(
+    serving: Serving,
+    body: QuestionBody,
+    release: Pinned = None,
+    pinned: PinnedByHeader = None,
+    sticky: Sticky = None,
+) -> Response:
     """The items nearest to whatever the question is about; fewer than `k` only where there are no more."""
-    asked, question = _question(serving, body, release, pinned)
+    asked, question = _question(serving, body, release, pinned, sticky)
     return _answered(asked, _answer(serving, asked, question), _tag(asked, question))
 
 
 @router.post("/v1/similar/batch", response_model=BatchAnswerBody, responses={**NOT_FOUND, **INVALID})
 async def ask_many(
-    request: Request, serving: Serving, body: BatchBody, release: Pinned = None, pinned: PinnedByHeader = None
+    request: Request,
+    serving: Serving,
+    body: BatchBody,
+    release: Pinned = None,
+    pinned: PinnedByHeader = None,
+    sticky: Sticky = None,
 ) -> Response:
     """Many questions, answered as they would be alone; one that fails fails only itself."""
     if len(body.questions) > serving.config.max_batch:
         raise InputError(
             f"questions must hold at most {serving.config.max_batch}. Received: {len(body.questions)}. Send several."
         )
-    _release(serving, release, pinned, None)
+    _release(serving, release, pinned, sticky, None)
     entries = []
     for entry in body.questions:
         try:
-            asked, question = _question(serving, QuestionBody.model_validate(entry), release, pinned)
+            asked, question = _question(serving, QuestionBody.model_validate(entry), release, pinned, sticky)
             answer = _answer(serving, asked, question)
             entries.append({"status": HTTPStatus.OK, "answer": answer, "problem": None})
         except (RecsysError, ValidationError, NotLoadedError) as error:
@@ -115,11 +129,16 @@ async def ask_many(
     f"/v1/items/{{item_id:{ENCODED}}}", response_model=ItemBody, responses={**GOOD, **UNCHANGED, **NOT_FOUND, **INVALID}
 )
 async def item(
-    serving: Serving, item_id: ItemId, release: Pinned = None, pinned: PinnedByHeader = None, known: Known = None
+    serving: Serving,
+    item_id: ItemId,
+    release: Pinned = None,
+    pinned: PinnedByHeader = None,
+    sticky: Sticky = None,
+    known: Known = None,
 ) -> Response:
     """What the release holds of an item."""
-    asked = _release(serving, release, pinned, None)
-    held = asked.engine.item(item_id)
+    asked = _release(serving, release, pinned, sticky, None)
+    held = asked.item(item_id)
     tag = _tag(asked, item_id)
     if _is_known(tag, known):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(asked, tag))
@@ -129,37 +148,21 @@ async def item(
 @router.get("/v1/release")
 async def release(serving: Serving) -> ReleaseBody:
     """The release in service."""
-    return ReleaseBody(**serving.release.manifest.model_dump(include=set(ReleaseBody.model_fields)))
-
-
-@router.get("/livez")
-async def live() -> StatusBody:
-    """The process answers."""
-    return StatusBody(status="alive")
-
-
-@router.get("/readyz")
-async def ready(serving: Serving) -> StatusBody:
-    """A verified release is loaded."""
-    return StatusBody(status="ready", release_id=serving.release.release_id)
-
-
-@router.get("/metrics", response_class=Response)
-async def metrics(serving: Serving) -> Response:
-    """Prometheus's text format."""
-    return Response(serving.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return ReleaseBody(**serving.shelf.champion.release.manifest.model_dump(include=set(ReleaseBody.model_fields)))
 
 
 def _question(
-    serving: State, body: QuestionBody, by_query: str | None, by_header: str | None
-) -> tuple[Release, Question]:
-    release = _release(serving, by_query, by_header, body.cursor)
-    embed = None if serving.embed is None else partial(serving.embed, release)
+    serving: State, body: QuestionBody, by_query: str | None, by_header: str | None, sticky: str | None
+) -> tuple[Edition, Question]:
+    release = _release(serving, by_query, by_header, sticky, body.cursor)
+    embed = None if serving.embed is None else partial(serving.embed, release.release)
     question = of_body(body, serving.config, embed)
     return release, _at(question, body.cursor, serving)
 
 
-def _release(serving: State, by_query: str | None, by_header: str | None, cursor: str | None) -> Release:
+def _release(
+    serving: State, by_query: str | None, by_header: str | None, sticky: str | None, cursor: str | None
+) -> Edition:
     """The release that is asked: the one of the cursor, the pinned one, or the one in service."""
     if by_query is not None and by_header is not None and by_query != by_header:
         raise InputError(f"a question must pin one release. Received: {by_query!r} and, by header, {by_header!r}.")
@@ -168,17 +171,18 @@ def _release(serving: State, by_query: str | None, by_header: str | None, cursor
         of_cursor = cursors.decode(cursor).release_id
         if pinned not in (None, of_cursor):
             raise InputError(f"cursor must be of the pinned release. Received: one of {of_cursor!r}, not {pinned!r}.")
-        found = serving.loaded(of_cursor)
+        found = serving.take(of_cursor)
         if found is None:
             raise NotLoadedError(
                 HTTPStatus.GONE, f"cursor is of release {of_cursor!r}, which is gone. Ask again from the first page."
             )
         return found
-    found = serving.loaded(pinned)
+    found = serving.take(pinned, sticky)
     if found is None:
+        loaded = ", ".join(edition.release_id for edition in serving.shelf.standing.editions)
         raise NotLoadedError(
             HTTPStatus.NOT_FOUND,
-            f"release must be one that is loaded: {serving.release.release_id}. Received: {pinned!r}.",
+            f"release must be one that is loaded: {loaded}. Received: {pinned!r}.",
         )
     return found
 
@@ -195,8 +199,8 @@ def _at(question: Question, cursor: str | None, serving: State) -> Question:
     return turned
 
 
-def _answer(serving: State, release: Release, question: Question) -> dict[str, Any]:
-    answer: Answer = release.ask(question)
+def _answer(serving: State, release: Edition, question: Question) -> dict[str, Any]:
+    answer: Answer = serving.ask(release, question)
     reached = question.offset + question.k
     following = None
     if answer.more and reached < serving.config.max_k:
@@ -207,16 +211,16 @@ def _answer(serving: State, release: Release, question: Question) -> dict[str, A
     return {**answer._asdict(), "neighbours": neighbours, "next": following}
 
 
-def _answered(release: Release, answer: dict[str, Any], tag: str) -> Response:
+def _answered(release: Edition, answer: dict[str, Any], tag: str) -> Response:
     return Response(to_json(answer), media_type="application/json", headers=_headers(release, tag))
 
 
-def _headers(release: Release, tag: str) -> dict[str, str]:
+def _headers(release: Edition, tag: str) -> dict[str, str]:
     return {"ETag": tag, "Cache-Control": ALWAYS_ASK, RELEASE_HEADER: release.release_id}
 
 
-def _tag(release: Release, asked: object) -> str:
-    digest = hashlib.sha256(f"{release.release_id} {asked!r}".encode("utf-8", "surrogatepass")).hexdigest()
+def _tag(release: Edition, asked: object) -> str:
+    digest = hashlib.sha256(f"{release.release_id} {release.overlay.revision} {asked!r}".encode("utf-8", "surrogatepass")).hexdigest()
     return f'"{digest[:32]}"'
 
 
