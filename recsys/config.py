@@ -562,7 +562,8 @@ class ServeConfig(Table):
     """File of API keys, as `recsys keys new` makes them. Without it: those in the environment variable RECSYS_KEYS, and
     where there are none, everybody may ask and nobody may write."""
     rate: Positive | None = None
-    """Requests a second of each API key, over all workers; a second's worth may come at once. Without it: any number."""
+    """Requests a second of each API key, over all workers; a second's worth may come at once. Without it: as many as
+    come."""
     max_body_bytes: Count = 1_048_576
     """Largest body of a request."""
     timeout_s: Positive = 10.0
@@ -708,7 +709,7 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is text: --set items.title=name
-    if (table == "data" and key in PATH_KEYS or table == "serve" and key in SERVE_PATHS) and isinstance(value, str):
+    if isinstance(value, str) and key in {"data": PATH_KEYS, "serve": SERVE_PATHS}.get(table, ()):
         value = _anchor(value, Path.cwd())
     if (table, key) == ("neighbours", "to"):
         value = _anchor_target(value, Path.cwd())

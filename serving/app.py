@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 
 from recsys import Release, __version__
@@ -41,7 +43,7 @@ def over(state: State, keys: Keys, rates: Rates | None = None) -> FastAPI:
     """The application over a state that others may turn."""
     app = FastAPI(title="recsys", version=__version__, summary="More like this.")
     app.state.recsys = state
-    refusals = {
+    refusals: dict[int | str, dict[str, Any]] = {
         status: {"description": told, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
         for status, told in REFUSALS.items()
     }

@@ -123,7 +123,10 @@ def _value(column: str, value: Any, schema: pl.Schema, columns: list[str]) -> An
     if value is None:
         return None
     if kind.is_numeric():
-        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value), "a number"
+        sound, rule = (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+            "a number",
+        )
     elif isinstance(kind, pl.List):
         sound, rule = isinstance(value, list) and all(isinstance(term, str) for term in value), "a list of texts"
     else:
@@ -144,7 +147,7 @@ def _place(
         return None, "release"
     if serving.embed is None:
         raise InputError(
-            f"a new item must have a vector, unless the server has the tower. Received: {item_id!r} without, by a server "
-            "without. Start it by recsys serve --with-tower, or send the item's vector."
+            f"a new item must have a vector, unless the server has the tower. Received: {item_id!r} without, by a "
+            "server without. Start it by recsys serve --with-tower, or send the item's vector."
         )
     return serving.embed(release, change.features), "features"

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +149,7 @@ class Journal:
                 ).fetchall()
             finally:
                 connection.execute("COMMIT")
-        return Changes(Position(drops, rows[-1][0] if rows else after), anew, [_entry(*row[1:]) for row in rows])
+        return Changes(Position(drops, rows[-1][0] if rows else after), anew, [_entry(row[1:]) for row in rows])
 
     def reading(self, releases: list[str]) -> None:
         """Say which releases this process answers from: what they need is not dropped."""
@@ -171,10 +171,8 @@ class Journal:
                 elif not set(json.loads(of_reader)) <= set(releases):
                     return 0
             rows = connection.execute(f"SELECT seq, {COLUMNS} FROM entries").fetchall()  # noqa: S608
-            entries = [(seq, _entry(*row)) for seq, *row in rows]
-            dropped = [
-                (seq,) for seq, entry in entries if contained(entry) and (not entry.hidden or entry.at < oldest)
-            ]
+            entries = [(seq, _entry(row)) for seq, *row in rows]
+            dropped = [(seq,) for seq, entry in entries if contained(entry) and (not entry.hidden or entry.at < oldest)]
             if dropped:
                 connection.executemany("DELETE FROM entries WHERE seq = ?", dropped)
                 connection.execute("UPDATE drops SET times = times + 1")
@@ -206,20 +204,14 @@ class Journal:
             raise StageError(f"the journal {self._path} must be ours to write. Received: {error}.") from None
 
 
-def _entry(
-    item_id: str,
-    at: float,
-    hidden: int,
-    row: str,
-    features: str | None,
-    vector: bytes | None,
-    release_id: str | None,
-) -> Entry:
+def _entry(row: Sequence[Any]) -> Entry:
+    """The entry of a row of `COLUMNS`."""
+    item_id, at, hidden, changes, features, vector, release_id = row
     return Entry(
         item_id,
         at,
         bool(hidden),
-        json.loads(row),
+        json.loads(changes),
         None if features is None else json.loads(features),
         None if vector is None else np.frombuffer(vector, "<f4"),
         release_id,

@@ -71,6 +71,7 @@ GOOD: Responses = {200: {"description": "The answer.", "headers": TAGGED}}
 async def similar(
     serving: Serving,
     item_id: ItemId,
+    *,
     query: Annotated[SimilarQuery, Query()],
     pinned: PinnedByHeader = None,
     sticky: Sticky = None,
@@ -89,6 +90,7 @@ async def similar(
 async def ask(
     serving: Serving,
     body: QuestionBody,
+    *,
     release: Pinned = None,
     pinned: PinnedByHeader = None,
     sticky: Sticky = None,
@@ -103,6 +105,7 @@ async def ask_many(
     request: Request,
     serving: Serving,
     body: BatchBody,
+    *,
     release: Pinned = None,
     pinned: PinnedByHeader = None,
     sticky: Sticky = None,
@@ -131,6 +134,7 @@ async def ask_many(
 async def item(
     serving: Serving,
     item_id: ItemId,
+    *,
     release: Pinned = None,
     pinned: PinnedByHeader = None,
     sticky: Sticky = None,
@@ -220,7 +224,9 @@ def _headers(release: Edition, tag: str) -> dict[str, str]:
 
 
 def _tag(release: Edition, asked: object) -> str:
-    digest = hashlib.sha256(f"{release.release_id} {release.overlay.revision} {asked!r}".encode("utf-8", "surrogatepass")).hexdigest()
+    digest = hashlib.sha256(
+        f"{release.release_id} {release.overlay.revision} {asked!r}".encode("utf-8", "surrogatepass")
+    ).hexdigest()
     return f'"{digest[:32]}"'
 
 

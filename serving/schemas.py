@@ -84,7 +84,9 @@ class ChangedBody(BaseModel):
 
     item_id: str
     release_id: str = Field(description="The release that it was checked against.")
-    place: str = Field(description="`release`: the item is where the release has it. `vector`, `features`: where those say.")
+    place: str = Field(
+        description="`release`: the item is where the release has it. `vector`, `features`: where those say."
+    )
 
 
 class ProblemBody(BaseModel):

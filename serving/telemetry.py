@@ -47,8 +47,7 @@ class Telemetry:
             return Counter(f"recsys_{name}", told, labels, registry=self._registry)
 
         def gauge(name: str, told: str, *labels: str) -> Gauge:
-            mode = "mostrecent"
-            return Gauge(f"recsys_{name}", told, labels, registry=self._registry, multiprocess_mode=mode)
+            return Gauge(f"recsys_{name}", told, labels, registry=self._registry, multiprocess_mode="mostrecent")
 
         def histogram(name: str, told: str, *labels: str, buckets: Any = LATENCY_BUCKETS_S) -> Histogram:
             return Histogram(f"recsys_{name}", told, labels, registry=self._registry, buckets=buckets)
@@ -126,7 +125,7 @@ class Telemetry:
         if MULTIPROCESS not in os.environ:
             return generate_latest(self._registry)
         added_up = CollectorRegistry()
-        MultiProcessCollector(added_up)
+        MultiProcessCollector(added_up)  # type: ignore[no-untyped-call]
         return generate_latest(added_up)
 
 
