@@ -582,6 +582,34 @@ class ServeConfig(Table):
     """Most ids, or values, that one list of a question may hold."""
     max_batch: Count = 100
     """Most questions that one request may hold."""
+    workers: Count = 1
+    """Processes that answer. They share the memory of index and embeddings."""
+    folder: str | None = None
+    """Folder of this machine for the journal of changes and for what was served last. Without it: `serving` in the
+    workspace."""
+    poll_s: Positive = 10.0
+    """Seconds between two looks at which release is the champion."""
+    keep_s: Positive = 600.0
+    """Seconds that a replaced release stays loaded, for pages that were begun on it."""
+    challenger: Literal["none", "shadow", "canary"] = "none"
+    """`shadow`: the challenger is asked too, compared and not shown. `canary`: it answers a share of the traffic."""
+    challenger_share: Share = 0.1
+    """Share of the questions that the challenger is asked; a canary's goes by the key in `Recsys-Sticky-Key`."""
+    night_h: Positive = 24.0
+    """Hours that a night may take: a release built so much later than a change of an item stands above that change. A
+    take-down holds until the item is put back."""
+    keys: str | None = None
+    """File of API keys, as `recsys keys new` makes them. Without it: those in the environment variable RECSYS_KEYS, and
+    where there are none, everybody may ask and nobody may write."""
+    rate: Positive | None = None
+    """Requests a second of each API key, over all workers; a second's worth may come at once. Without it: as many as
+    come."""
+    max_body_bytes: Count = 1_048_576
+    """Largest body of a request."""
+    timeout_s: Positive = 10.0
+    """Seconds after which a request that waits, for its body or for the disk, is given up."""
+    max_concurrent: Count = 256
+    """Requests at a time of each worker. More are told to come back, rather than queued."""
 
 
 SHAPING = {"items", "contracts", "prepare", "tower", "candidates", "train", "index", "evaluate", "calibrate"}
@@ -673,6 +701,7 @@ def parse(tables: dict[str, Any], source: str = "config") -> Config:
 
 
 PATH_KEYS = ("interactions", "items", "labelled_pairs", "warm_start", "workspace", "releases")
+SERVE_PATHS = ("folder", "keys")
 SECRET = {"neighbours.to", "tracking.uri"}
 """Settings that may hold a password: no error shows them."""
 SQLITE = "sqlite:///"
@@ -686,6 +715,9 @@ def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
     for key in PATH_KEYS:
         if isinstance(data.get(key), str):
             data[key] = _anchor(data[key], folder)
+    serve = tables.get("serve")
+    if isinstance(serve, dict):
+        serve.update({key: _anchor(serve[key], folder) for key in SERVE_PATHS if isinstance(serve.get(key), str)})
     neighbours = tables.setdefault("neighbours", {})
     if isinstance(neighbours, dict):
         to = neighbours.setdefault("to", NeighboursConfig.model_fields["to"].default)
@@ -717,7 +749,7 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is text: --set items.title=name
-    if table == "data" and key in PATH_KEYS and isinstance(value, str):
+    if isinstance(value, str) and key in {"data": PATH_KEYS, "serve": SERVE_PATHS}.get(table, ()):
         value = _anchor(value, Path.cwd())
     if (table, key) == ("neighbours", "to"):
         value = _anchor_target(value, Path.cwd())

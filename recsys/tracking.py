@@ -33,7 +33,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-CHAMPION, PREVIOUS = "champion", "previous"
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 RUN_TAG, RELEASE_TAG, SNAPSHOT_TAG = "recsys.run_id", "recsys.release_id", "recsys.data_snapshot"
 VERDICT_TAG, PIN_TAG = "recsys.gate", "recsys.pinned"
 EVENT_TAG, CHECKS_TAG = "recsys.event", "recsys.event_checks"
@@ -163,6 +163,10 @@ class Tracker:
     def champion(self) -> Version | None:
         """The version in service, None before the first one."""
         return self._by_alias(CHAMPION)
+
+    def challenger(self) -> Version | None:
+        """The version that is tried beside the one in service, None where there is none."""
+        return self._by_alias(CHALLENGER)
 
     def previous(self) -> Version | None:
         """The version that was in service before, None where there was none."""

@@ -1,31 +1,57 @@
-"""The look-up service: a loaded release behind FastAPI. No Keras, no Beam, no MLflow."""
+"""The application: the look-up service behind FastAPI. No Keras, no Beam, no MLflow."""
 
 from __future__ import annotations
 
-import uvicorn
+from typing import Any
+
 from fastapi import FastAPI
 
 from recsys import Release, __version__
 from recsys.config import ServeConfig
-from serving import problems, routes
+from serving import changes, health, problems, routes
+from serving.edition import Edition, Embed
+from serving.guard import Guard
+from serving.keys import Keys
 from serving.paths import EncodedPath
-from serving.state import Embed, State
+from serving.problems import MEDIA_TYPE
+from serving.rates import Rates
+from serving.shelf import Shelf
+from serving.state import State
 from serving.telemetry import Measured, Telemetry
+
+REFUSALS = {
+    400: "The body cannot be read.",
+    401: "The server asks for an API key, and there is none that it knows.",
+    403: "The API key may not do this.",
+    413: "The body is too large.",
+    429: "The API key was used too often. Retry-After says when to come back.",
+    500: "Something is wrong in the server.",
+    503: "The server is busy, or has no release yet. Come back later.",
+}
 
 
 def create(release: Release, config: ServeConfig, embed: Embed | None = None) -> FastAPI:
-    """The application over one release; with `embed` it takes new items by their features."""
-    release.similar(release.catalogue.item_ids[0])  # so that the first question does not wait
-    telemetry = Telemetry(release.release_id, len(release.catalogue))
+    """The application over one release that stays; with `embed` it takes new items by their features."""
+    edition = Edition(release, embed, config.night_h)
+    edition.warm()
+    shelf = Shelf(config.keep_s)
+    shelf.put(edition)
+    return over(State(shelf, config, Telemetry(), embed=embed), Keys(None))
+
+
+def over(state: State, keys: Keys, rates: Rates | None = None) -> FastAPI:
+    """The application over a state that others may turn."""
     app = FastAPI(title="recsys", version=__version__, summary="More like this.")
-    app.state.recsys = State(release, config, telemetry, embed)
-    app.include_router(routes.router)
+    app.state.recsys = state
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"description": told, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
+        for status, told in REFUSALS.items()
+    }
+    app.include_router(routes.router, responses=refusals)
+    app.include_router(changes.router, responses=refusals)
+    app.include_router(health.router)
     problems.register(app)
-    app.add_middleware(Measured, telemetry=telemetry)
+    app.add_middleware(Guard, config=state.config, keys=keys, telemetry=state.telemetry, rates=rates)
+    app.add_middleware(Measured, telemetry=state.telemetry)
     app.add_middleware(EncodedPath)
     return app
-
-
-def run(release: Release, config: ServeConfig, embed: Embed | None = None) -> None:
-    """Serve until a signal says stop; requests that were begun are finished."""
-    uvicorn.run(create(release, config, embed), host=config.host, port=config.port, access_log=False)

@@ -5,8 +5,6 @@ GET  /v1/items/{item_id}             what the release holds of it
 POST /v1/similar                     the neighbours of whatever a rich question is about
 POST /v1/similar/batch               many of those, each by itself
 GET  /v1/release                     the release in service
-GET  /livez, /readyz                 for whoever restarts, or routes to, this process
-GET  /metrics                        Prometheus
 """
 
 import hashlib
@@ -16,30 +14,31 @@ from http import HTTPStatus
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from recsys import Release
 from recsys.errors import InputError, RecsysError
 from recsys.lookup import Answer
 from recsys.question import Question
 from serving import cursors, problems
 from serving.cursors import Cursor
+from serving.edition import Edition
 from serving.paths import ENCODED
 from serving.problems import MEDIA_TYPE, NotLoadedError
 from serving.questions import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
-from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody, StatusBody
+from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
 from serving.state import State
 
 RELEASE_HEADER = "Recsys-Release"
+STICKY_HEADER = "Recsys-Sticky-Key"
 ALWAYS_ASK = "no-cache"
 """What is cached is asked for again, which a 304 answers."""
 
 router = APIRouter()
 
 
-def _state(request: Request) -> State:
+async def _state(request: Request) -> State:  # a plain function would be run in a thread
     return cast("State", request.app.state.recsys)
 
 
@@ -47,6 +46,8 @@ Serving = Annotated[State, Depends(_state)]
 ItemId = Annotated[str, Path(description="Any item id, URL-encoded.")]
 Pinned = Annotated[str | None, Query(alias="release", description="Ask this release and no other.")]
 PinnedByHeader = Annotated[str | None, Header(alias=RELEASE_HEADER, description="As `release`.")]
+STICKY = "Whatever names the caller's user: the same one, the same release."
+Sticky = Annotated[str | None, Header(alias=STICKY_HEADER, description=STICKY)]
 Known = Annotated[str | None, Header(alias="If-None-Match", description="The ETag of an answer that is at hand.")]
 
 PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
@@ -62,48 +63,89 @@ UNCHANGED: Responses = {304: {"description": "The answer at hand is still right.
 GOOD: Responses = {200: {"description": "The answer.", "headers": TAGGED}}
 
 
+def _parameter(name: str, place: str, schema: dict[str, Any]) -> dict[str, Any]:
+    told = schema.get("description", "")
+    return {"name": name, "in": place, "required": place == "path", "description": told, "schema": schema}
+
+
+def _text(description: str) -> dict[str, Any]:
+    return {"type": "string", "description": description}
+
+
+PARAMETERS = [
+    _parameter("item_id", "path", _text("Any item id, URL-encoded.")),
+    *(_parameter(name, "query", told) for name, told in SimilarQuery.model_json_schema()["properties"].items()),
+    _parameter(RELEASE_HEADER, "header", _text("As `release`.")),
+    _parameter(STICKY_HEADER, "header", _text(STICKY)),
+    _parameter("If-None-Match", "header", _text("The ETag of an answer that is at hand.")),
+]
+"""Of the question that is asked most; its route reads them by itself, since FastAPI takes longer than the answer."""
+
+
 @router.get(
     f"/v1/items/{{item_id:{ENCODED}}}/similar",
     response_model=AnswerBody,
     responses={**GOOD, **UNCHANGED, **NOT_FOUND, **GONE, **INVALID},
+    openapi_extra={"parameters": PARAMETERS},
 )
-async def similar(
-    serving: Serving,
-    item_id: ItemId,
-    query: Annotated[SimilarQuery, Query()],
-    pinned: PinnedByHeader = None,
-    known: Known = None,
-) -> Response:
+async def similar(request: Request) -> Response:
     """The items most like one item, nearest first; fewer than `k` only where there are no more."""
-    release = _release(serving, query.release, pinned, query.cursor)
-    question = _at(of_query(item_id, query, serving.config), query.cursor, serving)
+    serving, headers = cast("State", request.app.state.recsys), request.headers
+    query = _query(request)
+    pinned, sticky = headers.get(RELEASE_HEADER), headers.get(STICKY_HEADER)
+    release = _release(serving, query.release, pinned, sticky, query.cursor)
+    question = _at(of_query(request.path_params["item_id"], query, serving.config), query.cursor, serving)
     tag = _tag(release, question)
-    if _is_known(tag, known):
+    if _is_known(tag, headers.get("If-None-Match")):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(release, tag))
     return _answered(release, _answer(serving, release, question), tag)
 
 
+def _query(request: Request) -> SimilarQuery:
+    """The options in the query, as FastAPI would read them, in a tenth of its time."""
+    given: dict[str, Any] = dict(request.query_params)
+    if "exclude" in given:
+        given["exclude"] = request.query_params.getlist("exclude")
+    try:
+        return SimilarQuery.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError([{**wrong, "loc": ("query", *wrong["loc"])} for wrong in error.errors()]) from None
+
+
 @router.post("/v1/similar", response_model=AnswerBody, responses={**GOOD, **NOT_FOUND, **GONE, **INVALID})
-async def ask(serving: Serving, body: QuestionBody, release: Pinned = None, pinned: PinnedByHeader = None) -> Response:
+async def ask(
+    serving: Serving,
+    body: QuestionBody,
+    *,
+    release: Pinned = None,
+    pinned: PinnedByHeader = None,
+    sticky: Sticky = None,
+) -> Response:
     """The items nearest to whatever the question is about; fewer than `k` only where there are no more."""
-    asked, question = _question(serving, body, release, pinned)
+    asked, question = _question(serving, body, release, pinned, sticky)
     return _answered(asked, _answer(serving, asked, question), _tag(asked, question))
 
 
 @router.post("/v1/similar/batch", response_model=BatchAnswerBody, responses={**NOT_FOUND, **INVALID})
 async def ask_many(
-    request: Request, serving: Serving, body: BatchBody, release: Pinned = None, pinned: PinnedByHeader = None
+    request: Request,
+    serving: Serving,
+    body: BatchBody,
+    *,
+    release: Pinned = None,
+    pinned: PinnedByHeader = None,
+    sticky: Sticky = None,
 ) -> Response:
     """Many questions, answered as they would be alone; one that fails fails only itself."""
     if len(body.questions) > serving.config.max_batch:
         raise InputError(
             f"questions must hold at most {serving.config.max_batch}. Received: {len(body.questions)}. Send several."
         )
-    _release(serving, release, pinned, None)
+    _release(serving, release, pinned, sticky, None)
     entries = []
     for entry in body.questions:
         try:
-            asked, question = _question(serving, QuestionBody.model_validate(entry), release, pinned)
+            asked, question = _question(serving, QuestionBody.model_validate(entry), release, pinned, sticky)
             answer = _answer(serving, asked, question)
             entries.append({"status": HTTPStatus.OK, "answer": answer, "problem": None})
         except (RecsysError, ValidationError, NotLoadedError) as error:
@@ -116,11 +158,17 @@ async def ask_many(
     f"/v1/items/{{item_id:{ENCODED}}}", response_model=ItemBody, responses={**GOOD, **UNCHANGED, **NOT_FOUND, **INVALID}
 )
 async def item(
-    serving: Serving, item_id: ItemId, release: Pinned = None, pinned: PinnedByHeader = None, known: Known = None
+    serving: Serving,
+    item_id: ItemId,
+    *,
+    release: Pinned = None,
+    pinned: PinnedByHeader = None,
+    sticky: Sticky = None,
+    known: Known = None,
 ) -> Response:
     """What the release holds of an item."""
-    asked = _release(serving, release, pinned, None)
-    held = asked.engine.item(item_id)
+    asked = _release(serving, release, pinned, sticky, None)
+    held = asked.item(item_id)
     tag = _tag(asked, item_id)
     if _is_known(tag, known):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(asked, tag))
@@ -130,37 +178,21 @@ async def item(
 @router.get("/v1/release")
 async def release(serving: Serving) -> ReleaseBody:
     """The release in service."""
-    return ReleaseBody(**serving.release.manifest.model_dump(include=set(ReleaseBody.model_fields)))
-
-
-@router.get("/livez")
-async def live() -> StatusBody:
-    """The process answers."""
-    return StatusBody(status="alive")
-
-
-@router.get("/readyz")
-async def ready(serving: Serving) -> StatusBody:
-    """A verified release is loaded."""
-    return StatusBody(status="ready", release_id=serving.release.release_id)
-
-
-@router.get("/metrics", response_class=Response)
-async def metrics(serving: Serving) -> Response:
-    """Prometheus's text format."""
-    return Response(serving.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return ReleaseBody(**serving.shelf.champion.release.manifest.model_dump(include=set(ReleaseBody.model_fields)))
 
 
 def _question(
-    serving: State, body: QuestionBody, by_query: str | None, by_header: str | None
-) -> tuple[Release, Question]:
-    release = _release(serving, by_query, by_header, body.cursor)
-    embed = None if serving.embed is None else partial(serving.embed, release)
+    serving: State, body: QuestionBody, by_query: str | None, by_header: str | None, sticky: str | None
+) -> tuple[Edition, Question]:
+    release = _release(serving, by_query, by_header, sticky, body.cursor)
+    embed = None if serving.embed is None else partial(serving.embed, release.release)
     question = of_body(body, serving.config, embed)
     return release, _at(question, body.cursor, serving)
 
 
-def _release(serving: State, by_query: str | None, by_header: str | None, cursor: str | None) -> Release:
+def _release(
+    serving: State, by_query: str | None, by_header: str | None, sticky: str | None, cursor: str | None
+) -> Edition:
     """The release that is asked: the one of the cursor, the pinned one, or the one in service."""
     if by_query is not None and by_header is not None and by_query != by_header:
         raise InputError(f"a question must pin one release. Received: {by_query!r} and, by header, {by_header!r}.")
@@ -169,17 +201,18 @@ def _release(serving: State, by_query: str | None, by_header: str | None, cursor
         of_cursor = cursors.decode(cursor, serving.config.max_k).release_id
         if pinned not in (None, of_cursor):
             raise InputError(f"cursor must be of the pinned release. Received: one of {of_cursor!r}, not {pinned!r}.")
-        found = serving.loaded(of_cursor)
+        found = serving.take(of_cursor)
         if found is None:
             raise NotLoadedError(
                 HTTPStatus.GONE, f"cursor is of release {of_cursor!r}, which is gone. Ask again from the first page."
             )
         return found
-    found = serving.loaded(pinned)
+    found = serving.take(pinned, sticky)
     if found is None:
+        loaded = ", ".join(edition.release_id for edition in serving.shelf.standing.editions)
         raise NotLoadedError(
             HTTPStatus.NOT_FOUND,
-            f"release must be one that is loaded: {serving.release.release_id}. Received: {pinned!r}.",
+            f"release must be one that is loaded: {loaded}. Received: {pinned!r}.",
         )
     return found
 
@@ -193,8 +226,8 @@ def _at(question: Question, cursor: str | None, serving: State) -> Question:
     return replace(turned, k=min(turned.k, reach - turned.offset))
 
 
-def _answer(serving: State, release: Release, question: Question) -> dict[str, Any]:
-    answer: Answer = release.ask(question)
+def _answer(serving: State, release: Edition, question: Question) -> dict[str, Any]:
+    answer: Answer = serving.ask(release, question)
     reached = question.offset + question.k
     following = None
     if answer.more and reached < serving.config.max_k:
@@ -205,16 +238,18 @@ def _answer(serving: State, release: Release, question: Question) -> dict[str, A
     return {**answer._asdict(), "neighbours": neighbours, "next": following}
 
 
-def _answered(release: Release, answer: dict[str, Any], tag: str) -> Response:
+def _answered(release: Edition, answer: dict[str, Any], tag: str) -> Response:
     return Response(to_json(answer), media_type="application/json", headers=_headers(release, tag))
 
 
-def _headers(release: Release, tag: str) -> dict[str, str]:
+def _headers(release: Edition, tag: str) -> dict[str, str]:
     return {"ETag": tag, "Cache-Control": ALWAYS_ASK, RELEASE_HEADER: release.release_id}
 
 
-def _tag(release: Release, asked: object) -> str:
-    digest = hashlib.sha256(f"{release.release_id} {asked!r}".encode("utf-8", "surrogatepass")).hexdigest()
+def _tag(release: Edition, asked: object) -> str:
+    digest = hashlib.sha256(
+        f"{release.release_id} {release.overlay.revision} {asked!r}".encode("utf-8", "surrogatepass")
+    ).hexdigest()
     return f'"{digest[:32]}"'
 
 

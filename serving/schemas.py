@@ -75,6 +75,18 @@ class StatusBody(BaseModel):
 
     status: str
     release_id: str | None = None
+    loaded: list[str] = Field([], description="All releases that can be pinned.")
+    troubles: dict[str, str] = Field({}, description="What keeps the service from serving what it should.")
+
+
+class ChangedBody(BaseModel):
+    """What was changed, and is on the disk."""
+
+    item_id: str
+    release_id: str = Field(description="The release that it was checked against.")
+    place: str = Field(
+        description="`release`: the item is where the release has it. `vector`, `features`: where those say."
+    )
 
 
 class ProblemBody(BaseModel):

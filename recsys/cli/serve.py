@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +11,9 @@ from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Overrides, ReleasePla
 from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
-    from serving.state import Embed
+    from recsys.config import Config
+    from serving.edition import Embed
+    from serving.watch import Source
 
 
 def register(app: typer.Typer) -> None:
@@ -31,19 +34,46 @@ def serve(
 ) -> None:
     """Answer "more like this" over HTTP."""
     from recsys import config as configuration  # noqa: PLC0415
-    from recsys.cli.similar import open_release  # noqa: PLC0415
 
     try:
-        from serving.app import run  # noqa: PLC0415
+        from serving.watch import of_place  # noqa: PLC0415
+        from serving.workers import run  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(f"the service needs {error.name}, which is not installed. Install recsys[serve].") from None
-    if release is not None and not config.exists():
-        settings = configuration.ServeConfig()
-    else:
-        settings = configuration.load(config, overrides or ()).serve
-    embed = _embedder() if with_tower else None
     changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    run(open_release(release, config), settings.model_copy(update=changed), embed)
+    embed = _embedder() if with_tower else None
+    if release is not None and not config.exists():
+        run(of_place(release), configuration.ServeConfig().model_copy(update=changed), None, embed)
+        return
+    checked = configuration.load(config, overrides or ())
+    settings = checked.serve.model_copy(update=changed)
+    folder = Path(settings.folder) if settings.folder is not None else checked.workspace / "serving"
+    run(_champion(checked) if release is None else of_place(release), settings, folder, embed)
+
+
+def _champion(config: Config) -> Source:
+    """The champion of a config's model, and its challenger where the service has a use for one."""
+    from recsys.errors import ReleaseError  # noqa: PLC0415
+    from recsys.tracking import Tracker  # noqa: PLC0415
+    from serving.wanted import Wanted  # noqa: PLC0415
+
+    releases = config.workspace / "releases"
+
+    def told() -> Wanted:
+        tracker = Tracker(config)
+        champion = tracker.champion()
+        if champion is None:
+            raise ReleaseError(
+                f"model {config.tracking.model} must have a champion. Received: none at {tracker.shown_uri}. "
+                "Run: recsys nightly"
+            )
+        challenger = tracker.challenger() if config.serve.challenger != "none" else None
+        return Wanted(
+            champion=str(tracker.fetch(champion, releases).resolve()),
+            challenger=None if challenger is None else str(tracker.fetch(challenger, releases).resolve()),
+        )
+
+    return told
 
 
 def _embedder() -> Embed:
