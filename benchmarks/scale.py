@@ -37,8 +37,8 @@ from benchmarks.speed import embed_against_loop, plain_prepare
 from benchmarks.table import Table, timed
 from pipelines import neighbours, prepare, runner
 from pipelines.night import Night, calm
+from recsys import audience, embeddings, index, release
 from recsys import config as configuration
-from recsys import embeddings, index, release
 from recsys.catalogue import Catalogue
 from recsys.config import BeamConfig, Config, DataConfig, IndexConfig, NeighboursConfig, PrepareConfig
 from recsys.neighbours import Filter
@@ -133,6 +133,7 @@ def write_release(items: int, folder: Path) -> Release:
     for name in (release.TOWER, release.FEATURES, release.EVALUATION):
         sources[name].write_text("{}")
     sources[release.CALIBRATION].write_text('{"calibration": null}')
+    audience.build([], items, sources[release.AUDIENCE])
     catalogue.save(sources[release.CATALOGUE])
     embeddings.save(vectors, sources[release.EMBEDDINGS])
     tuned = index.tune(index.build(vectors, INDEX, sources[index.INDEX]), vectors, INDEX)

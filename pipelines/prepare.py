@@ -34,14 +34,14 @@ from pipelines import account, data_page, io, numbering, runner, shuffle
 from pipelines.account import LETTER
 from pipelines.night import Night, command, main
 from pipelines.numbering import Ranges
-from recsys import pairs
+from recsys import audience, pairs
 from recsys.catalogue import fingerprint
 from recsys.config import Config
 from recsys.errors import InputError
 from recsys.interactions import EARLIEST, SCHEMA, SEEN_BEFORE, UNWEIGHED, check_interactions, check_items, weigh_events
 from recsys.labelled import SCHEMA as LABELLED_SCHEMA
 from recsys.labelled import check_labelled
-from recsys.release import CATALOGUE
+from recsys.release import AUDIENCE, CATALOGUE
 from recsys.sequences import Sequences, arrange, by_user
 from recsys.splitting import DAY_S, Split, cut
 
@@ -408,6 +408,7 @@ def commit(job: Job) -> dict[str, Any]:
     ids = (item_id for part in parts for item_id in pl.read_parquet(part, columns=["item_id"])["item_id"])
     identity = fingerprint(ids)
     job.letters("describe", "number", "check", "place", "label").sink_parquet(job.out / DEAD_LETTERS)
+    audience.build(sorted((job.out / SEQUENCES).iterdir()), num_items, job.out / AUDIENCE)
     job.work.rename(job.out / SPENT)  # at once: of some of these files a killed job could not be gone on with
     shutil.rmtree(job.out / SPENT)
     return {

@@ -54,6 +54,7 @@ def _write(night: Night) -> Path:
     run, config, shards = night.run, night.config, indexing.shards(night)
     made_by = {
         releases.CATALOGUE: prepare.STAGE,
+        releases.AUDIENCE: prepare.STAGE,
         releases.TOWER: train.STAGE,
         releases.FEATURES: train.STAGE,
         releases.EMBEDDINGS: embed.STAGE,

@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recsys import calibration, embeddings, index, lookup
+from recsys.audience import Audience
 from recsys.calibration import Calibration
 from recsys.catalogue import Catalogue
 from recsys.config import EvaluateConfig
@@ -42,9 +43,10 @@ TOWER = "tower.keras"
 FEATURES = "features.json"
 EVALUATION = "evaluation.json"
 CALIBRATION = "calibration.json"
+AUDIENCE = "audience.npy"
 _FILES_1 = (CATALOGUE, EMBEDDINGS, TOWER, FEATURES, EVALUATION)
 _FILES_2 = (*_FILES_1, CALIBRATION)
-FILES_OF = {1: _FILES_1, 2: _FILES_2, 3: _FILES_2}
+FILES_OF = {1: _FILES_1, 2: _FILES_2, 3: (*_FILES_2, AUDIENCE)}
 """Beside the manifest and the files of the index, by format version."""
 FILES = FILES_OF[FORMAT_VERSION]
 FIELDS_SINCE: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -120,6 +122,8 @@ class Release:
     index: Index
     calibration: Calibration | None = None
     """None where the release is of format 1, or had too few held-out pairs."""
+    audience: Audience | None = None
+    """Who touched what, mapped; None where the release is of format 1 or 2."""
 
     @classmethod
     def load(cls, path: str | Path) -> Release:
@@ -143,9 +147,10 @@ class Release:
             embeddings.check(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
             annoy = index.load(path, manifest.index, vectors, manifest.search_k, distance=distance)
             calibrated = calibration.load(path / CALIBRATION) if CALIBRATION in manifest.files else None
+            touched = Audience.load(path / AUDIENCE, len(catalogue)) if AUDIENCE in manifest.files else None
         except InputError as error:
             raise ReleaseError(f"release {path} is not usable: {error}") from None
-        release = cls(path, manifest, catalogue, vectors, annoy, calibrated)
+        release = cls(path, manifest, catalogue, vectors, annoy, calibrated, touched)
         release._self_test()
         return release
 
@@ -174,6 +179,7 @@ class Release:
             self.index,
             recency=middle(EvaluateConfig().recency) if self.manifest.recency is None else self.manifest.recency,
             calibration=self.calibration,
+            audience=self.audience,
         )
 
     def similar(self, item_id: str, k: int = 10) -> lookup.Answer:

@@ -56,7 +56,7 @@ def release_writer(tmp_path: Path) -> Callable[..., Path]:
     `columns` are further ones of the catalogue, or `interactions` instead of 1.
     Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
     """
-    from recsys import calibration, embeddings, index, release
+    from recsys import audience, calibration, embeddings, index, release
     from recsys.calibration import Calibration, Estimate, Measured, Threshold
     from recsys.catalogue import Catalogue
     from recsys.config import Config, DataConfig, IndexConfig
@@ -96,6 +96,7 @@ def release_writer(tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / "vectors.npy").rename(sources[release.EMBEDDINGS])
         built = index.build(vectors, IndexConfig(n_trees=10), sources[index.INDEX])
         calibration.save(known if calibrated else None, sources[release.CALIBRATION], "too few held-out pairs")
+        audience.build([], len(item_ids), sources[release.AUDIENCE])
         for stand_in in (release.TOWER, release.FEATURES, release.EVALUATION):
             sources[stand_in].write_text("{}")
         manifest = {

@@ -701,6 +701,7 @@ def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
     files = {path.relative_to(result.folder).as_posix() for path in result.folder.rglob("*") if path.is_file()}
     assert files == {
         "_MANIFEST.json",
+        "audience.npy",
         "catalogue.parquet",
         "data_report.html",
         "data_report.json",
