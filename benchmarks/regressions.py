@@ -249,13 +249,15 @@ def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
     if not first.promoted:
         raise RefusedError(f"the first night must be promoted. Received: {first.error}")
     challenger = _changed(config, [f"train.seed={config.train.seed + 1}"])
-    publish(Night.of(challenger, Reporter()))
+    report = Reporter()
+    publish(Night.of(challenger, report))
     figures: dict[str, Any] = {"regressions": {}, "retrains": []}
     for number, regression in enumerate(REGRESSIONS):
         place = folder / f"planted-{number}"
         place.mkdir()
         verdict = planted(regression, config, challenger, place)
         shutil.rmtree(place)
+        report.say(f"{regression.name}: refused by {', '.join(verdict.failed) or verdict.error}")
         figures["regressions"][regression.name] = {
             "refused_as_expected": verdict.names(regression.by),
             "expected": regression.by,
@@ -264,6 +266,7 @@ def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
         }
     for seed in range(retrains):
         verdict = judge(_changed(config, [f"train.seed={config.train.seed + 1 + seed}"]), nightly.nightly)
+        report.say(f"retrain {seed + 1}: {'promoted' if verdict.promoted else verdict.error}")
         kept = [check for check in verdict.checks if check["name"] in {"ndcg_at_20_change", "overlap_at_10"}]
         figures["retrains"].append({"promoted": verdict.promoted, "failed": verdict.failed, "checks": kept})
     return figures

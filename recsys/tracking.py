@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from filelock import FileLock
 from recsys.config import Config
 from recsys.errors import ReleaseError, TrackingError
 from recsys.history import Event
-from recsys.release import Release, publish, read_manifest
+from recsys.release import MANIFEST, Release, publish, read_manifest
 
 # a night must not hang for the hour that MLflow's own defaults allow
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -151,6 +152,9 @@ class Tracker:
             if not self.client.search_registered_models(f"name = '{self.model}'"):
                 self.client.create_registered_model(self.model)
             self.client.log_artifacts(mlflow_run, os.fspath(release.path), ARTIFACT)
+            with tempfile.TemporaryDirectory() as folder:
+                _describe(release, Path(folder) / "model")
+                self.client.log_artifacts(mlflow_run, f"{folder}/model", ARTIFACT)
             run = self.client.get_run(mlflow_run)
             created = self.client.create_model_version(
                 self.model,
@@ -275,12 +279,15 @@ class Tracker:
                 downloaded = mlflow.artifacts.download_artifacts(
                     artifact_uri=version.source, dst_path=os.fspath(temporary), tracking_uri=self.uri
                 )
-            received = read_manifest(Path(downloaded)).release_id
-            if received != version.release_id:
+            manifest = read_manifest(Path(downloaded))
+            if manifest.release_id != version.release_id:
                 raise ReleaseError(
                     f"version {version.number} of {self.model} must hold release {version.release_id}. "
-                    f"Received: {received}."
+                    f"Received: {manifest.release_id}."
                 )
+            for path in Path(downloaded).iterdir():  # what makes it a model of MLflow's is no part of a release
+                if path.name not in {MANIFEST, *manifest.files}:
+                    path.unlink()
             return publish(Path(downloaded), final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -335,3 +342,38 @@ def _create(database: Path) -> None:
             mlflow.MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
             made.rename(database)
         folder.rmdir()
+
+
+def _describe(release: Release, folder: Path) -> None:
+    """Write the files that make a release folder a model of MLflow's: what it is asked, and who answers."""
+    with warnings.catch_warnings(action="ignore"):  # MLflow warns of its own type hints
+        import mlflow.pyfunc  # noqa: PLC0415 - as slow as all the rest of MLflow
+        from mlflow.models import ModelSignature  # noqa: PLC0415
+        from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema  # noqa: PLC0415
+
+    text, number, whole = DataType.string, DataType.double, DataType.long
+    neighbour = Object(
+        [
+            Property("item_id", text),
+            Property("title", text, required=False),
+            Property("similarity", number),
+            Property("rank", whole),
+            Property("probability", number, required=False),
+        ]
+    )
+    asked = Schema([ColSpec(text, "item_id"), ColSpec(whole, "k", required=False)])
+    answered = Schema(
+        [
+            ColSpec(text, "release_id"),
+            ColSpec(text, "item_id"),
+            ColSpec(text, "title", required=False),
+            ColSpec(Array(neighbour), "neighbours"),
+        ]
+    )
+    mlflow.pyfunc.save_model(
+        folder,
+        loader_module="recsys.pyfunc",
+        signature=ModelSignature(asked, answered),
+        input_example={"item_id": release.catalogue.item_ids[:2], "k": [5, 5]},
+        pip_requirements=["recsys"],
+    )

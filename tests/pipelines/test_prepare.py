@@ -185,6 +185,31 @@ def test_repeats_of_the_item_before_are_filtered_and_accounted_for(tmp_path: Pat
     }
 
 
+@pytest.mark.parametrize("rows_per_unit", [500_000, 30], ids=["one shard", "many shards"])
+def test_rows_that_came_twice_are_counted_by_day(tmp_path: Path, rows_per_unit: int) -> None:
+    """User, item and time; with another row between the two they are no repeat of the item before."""
+    rng = random.Random(0)  # noqa: S311 - made-up data
+    rows = [
+        {"user_id": f"u{rng.randrange(9)}", "item_id": f"i{rng.randrange(9)}", "timestamp": 86_400 * day + 60 * minute}
+        for day in range(4)
+        for minute in rng.choices(range(30), k=60)
+    ]
+    day_2 = [row for row in rows if row["timestamp"] // 86_400 == 2]
+    rows += day_2
+    write(tmp_path / "log.csv", rows)
+    days: dict[str, list[tuple[object, ...]]] = defaultdict(list)
+    for row in rows:
+        days[f"1970-01-0{row['timestamp'] // 86_400 + 1}"].append(tuple(row.values()))
+    expected = {
+        day: {"rows": len(found), "copies": len(found) - len(set(found))}
+        for day, found in days.items()
+        if len(found) > len(set(found))
+    }
+    assert expected["1970-01-03"]["copies"] >= len(day_2)
+    result = prepared(night(tmp_path, prepare={"rows_per_unit": rows_per_unit}))
+    assert result.manifest["copied_days"] == expected
+
+
 @pytest.mark.parametrize(("window", "decay"), [(1, 1.0), (4, 0.7), (100, 0.0)])
 def test_pairs_equal_a_plain_double_loop(tmp_path: Path, log: list[Row], window: int, decay: float) -> None:
     result = prepared(night(tmp_path, prepare={"window": window, "decay": decay}))

@@ -1,0 +1,95 @@
+"""The registered version as a model of MLflow's: it answers what the release answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys import Release, config, elsewhere
+from recsys.errors import UnknownItemError
+from recsys.pyfunc import DEFAULT_K, Similar
+from recsys.tracking import Tracker, Version
+
+
+class Rows:
+    """As much of a pandas frame as a model asks for."""
+
+    def __init__(self, *rows: dict[str, Any]) -> None:
+        self.rows = rows
+
+    def to_dict(self, orient: str) -> list[dict[str, Any]]:
+        assert orient == "records"
+        return list(self.rows)
+
+
+@pytest.fixture
+def release(write_release: Any) -> Release:
+    return Release.load(write_release([f"item {number}" for number in range(12)]))
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    return Tracker(config.parse({"data": {"interactions": "log.csv", "workspace": str(tmp_path / "workspace")}}))
+
+
+@pytest.fixture
+def version(tracker: Tracker, release: Release) -> Version:
+    return tracker.register(tracker.start("abc", "snapshot"), release)
+
+
+def test_rows_are_answered_as_the_release_answers(release: Release) -> None:
+    model = Similar(release)
+    answers = model.predict(Rows({"item_id": "item 3", "k": 4}, {"item_id": "item 5", "k": float("nan")}))
+    assert answers[:1] == elsewhere.answers(release, ["item 3"], 4)
+    assert answers[1:] == elsewhere.answers(release, ["item 5"], DEFAULT_K)
+    assert model.predict(Rows({"item_id": "item 5"})) == answers[1:]
+    with pytest.raises(UnknownItemError, match="nothing"):
+        model.predict(Rows({"item_id": "nothing"}))
+
+
+def test_mlflow_models_predict_gives_the_answer_of_the_release(
+    tracker: Tracker, version: Version, release: Release, tmp_path: Path
+) -> None:
+    question = {"dataframe_records": [{"item_id": "item 3", "k": 4}, {"item_id": "item 7", "k": 2}]}
+    (tmp_path / "question.json").write_text(json.dumps(question))
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "mlflow",
+            "models",
+            "predict",
+            "--model-uri",
+            f"models:/{tracker.model}/{version.number}",
+        ),
+        *("--input-path", str(tmp_path / "question.json"), "--content-type", "json", "--env-manager", "local"),
+    ]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracker.uri}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    predictions = json.loads(done.stdout[done.stdout.index("{") :])["predictions"]
+    assert predictions == [*elsewhere.answers(release, ["item 3"], 4), *elsewhere.answers(release, ["item 7"], 2)]
+
+
+def test_the_version_says_what_it_is_asked_and_what_it_answers(tracker: Tracker, version: Version) -> None:
+    from mlflow.models import get_model_info
+
+    info = get_model_info(f"models:/{tracker.model}/{version.number}")
+    assert info.signature is not None
+    assert info.signature.inputs.input_names() == ["item_id", "k"]
+    assert info.signature.outputs.input_names() == ["release_id", "item_id", "title", "neighbours"]
+    example = json.loads(tracker.read_artifact(tracker.start("abc", "snapshot"), "release/input_example.json") or "")
+    assert example == {"item_id": ["item 0", "item 1"], "k": [5, 5]}
+
+
+def test_a_fetched_release_is_the_release_and_nothing_else(
+    tracker: Tracker, version: Version, release: Release, tmp_path: Path
+) -> None:
+    fetched = tracker.fetch(version, tmp_path / "elsewhere")
+    assert {path.name for path in fetched.iterdir()} == {path.name for path in release.path.iterdir()}
