@@ -28,7 +28,6 @@ from recsys.evaluation import TARGET_METRIC, strata
 from recsys.features import Features
 from recsys.release import CATALOGUE, FEATURES, TOWER, Release
 from recsys.tracking import VERDICT_TAG, Version
-from recsys.workspace import MANIFEST
 
 STAGE = "promote"
 REPORT = "gate.json"
@@ -151,9 +150,9 @@ def _report_of(night: Night, release: Release | None) -> dict[str, Any] | None:
     """The data report of a release's night: of this workspace, else from MLflow; None where it is lost."""
     if release is None:
         return None
-    here = night.run.folder.parent / release.release_id / prepare.STAGE
-    if (here / MANIFEST).exists():
-        text: str | None = (here / data_page.REPORT).read_text(encoding="utf-8")
+    here = night.run.folder.parent / release.release_id / prepare.STAGE / data_page.REPORT
+    if here.exists():
+        text: str | None = here.read_text(encoding="utf-8")
     else:
         kept = release.manifest.mlflow_run
         text = night.tracker.read_artifact(kept, f"{prepare.STAGE}/{data_page.REPORT}") if kept else None
