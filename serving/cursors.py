@@ -35,8 +35,8 @@ def encode(cursor: Cursor) -> str:
     return base64.urlsafe_b64encode(json.dumps(cursor).encode()).decode().rstrip("=")
 
 
-def decode(text: str) -> Cursor:
-    """Read what `encode` wrote.
+def decode(text: str, reach: int) -> Cursor:
+    """Read what `encode` wrote, of a page that begins before rank `reach`.
 
     Raises:
         InputError: it is none.
@@ -50,7 +50,7 @@ def decode(text: str) -> Cursor:
     except (binascii.Error, ValueError, RecursionError):
         raise broken from None
     match saved:
-        case [str(release_id), str(of), int(offset)] if not isinstance(offset, bool) and offset >= 0:
+        case [str(release_id), str(of), int(offset)] if not isinstance(offset, bool) and 0 <= offset < reach:
             return Cursor(release_id, of, offset)
     raise broken
 

@@ -8,6 +8,7 @@ GET  /v1/release                     the release in service
 """
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, cast
@@ -172,7 +173,7 @@ def _release(
         raise InputError(f"a question must pin one release. Received: {by_query!r} and, by header, {by_header!r}.")
     pinned = by_header if by_query is None else by_query
     if cursor is not None:
-        of_cursor = cursors.decode(cursor).release_id
+        of_cursor = cursors.decode(cursor, serving.config.max_k).release_id
         if pinned not in (None, of_cursor):
             raise InputError(f"cursor must be of the pinned release. Received: one of {of_cursor!r}, not {pinned!r}.")
         found = serving.take(of_cursor)
@@ -192,15 +193,12 @@ def _release(
 
 
 def _at(question: Question, cursor: str | None, serving: State) -> Question:
+    """The question at its cursor's page, which ends where no question may reach farther."""
     if cursor is None:
         return question
-    turned = cursors.turned(question, cursors.decode(cursor))
-    if turned.offset + turned.k > serving.config.max_k:
-        raise InputError(
-            f"k must reach to rank {serving.config.max_k} at most. "
-            f"Received: {turned.k} from rank {turned.offset + 1} on."
-        )
-    return turned
+    reach = serving.config.max_k
+    turned = cursors.turned(question, cursors.decode(cursor, reach))
+    return replace(turned, k=min(turned.k, reach - turned.offset))
 
 
 def _answer(serving: State, release: Edition, question: Question) -> dict[str, Any]:
