@@ -403,6 +403,18 @@ def test_no_path_is_forgotten():
     assert set(config.PATH_KEYS) == set(config.DataConfig.model_fields)
 
 
+@pytest.mark.parametrize("key", config.SERVE_PATHS)
+def test_paths_of_the_service_are_anchored_or_not_there(tmp_path, monkeypatch, key):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    plain = write(tmp_path / "configs", '[data]\ninteractions = "log.csv"\n')
+    assert getattr(config.load(plain).serve, key) is None
+    assert getattr(config.load(plain, [f"serve.{key}=there"]).serve, key) == str(tmp_path / "here" / "there")
+    named = write(tmp_path / "configs", f'[data]\ninteractions = "log.csv"\n[serve]\n{key} = "there"\n')
+    assert getattr(config.load(named).serve, key) == str(tmp_path / "configs" / "there")
+
+
 def test_absolute_paths_stay(tmp_path):
     path = write(tmp_path, f'[data]\ninteractions = "{tmp_path.parent}/log.csv"\n')
     assert config.load(path).data.interactions == f"{tmp_path.parent}/log.csv"
@@ -711,7 +723,25 @@ def configs(draw):
             )
         ),
         serve=config.ServeConfig(
-            **filled(host=names, port=st.integers(0, 65535), max_k=counts, max_items=counts, max_batch=counts)
+            **filled(
+                host=names,
+                port=st.integers(0, 65535),
+                max_k=counts,
+                max_items=counts,
+                max_batch=counts,
+                workers=counts,
+                folder=st.none() | names,
+                poll_s=positive,
+                keep_s=positive,
+                challenger=st.sampled_from(["none", "shadow", "canary"]),
+                challenger_share=shares,
+                night_h=positive,
+                keys=st.none() | names,
+                rate=st.none() | positive,
+                max_body_bytes=counts,
+                timeout_s=positive,
+                max_concurrent=counts,
+            )
         ),
     )
 
