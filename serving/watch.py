@@ -94,7 +94,7 @@ class Watch:
         """
         try:
             self._tell(self._source())
-        except RecsysError as error:
+        except Exception as error:  # whatever it is, what was told before is better than nothing
             if not self._known():
                 raise
             self._tell_trouble(error)
@@ -111,12 +111,9 @@ class Watch:
             try:
                 self._tell(self._source())
                 waits, wait_s = delays(self._poll_s, LONGEST_S), self._poll_s
-            except RecsysError as error:
+            except Exception as error:  # noqa: BLE001 - as above
+                wait_s = next(waits)
                 self._tell_trouble(error)
-                wait_s = next(waits)
-            except Exception:  # whatever it is, what was told last holds
-                logger.exception("watching failed")
-                wait_s = next(waits)
 
     def _known(self) -> bool:
         try:
@@ -132,5 +129,11 @@ class Watch:
             pass
         wanted.write(self._path, told)
 
-    def _tell_trouble(self, error: RecsysError) -> None:
-        self._tell(wanted.read(self._path).model_copy(update={"trouble": str(error)}))
+    def _tell_trouble(self, error: Exception) -> None:
+        if not isinstance(error, RecsysError):
+            logger.error("nobody foresaw this", exc_info=error)
+        told = str(error) if isinstance(error, RecsysError) else type(error).__name__  # its text may hold anything
+        try:
+            self._tell(wanted.read(self._path).model_copy(update={"trouble": told}))
+        except (ReleaseError, OSError) as second:
+            logger.error("%s", second)  # noqa: TRY400 - its message is all there is to say

@@ -77,8 +77,15 @@ def release_writer(tmp_path: Path) -> Callable[..., Path]:
         ),
     )
 
-    def write(item_ids: Sequence[str], *, calibrated: bool = True, **columns: object) -> Path:
-        rng = np.random.default_rng(len(item_ids))
+    def write(
+        item_ids: Sequence[str],
+        *,
+        calibrated: bool = True,
+        release_id: str = "0123456789ab",
+        created_at: str = "2024-01-31T02:00:00+00:00",
+        **columns: object,
+    ) -> Path:
+        rng = np.random.default_rng([len(item_ids), *release_id.encode()])
         vectors = rng.normal(size=(len(item_ids), 5)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         frame = pl.DataFrame({"item_id": item_ids, "title": [f"Title of {item}" for item in item_ids]})
@@ -92,8 +99,8 @@ def release_writer(tmp_path: Path) -> Callable[..., Path]:
         for stand_in in (release.TOWER, release.FEATURES, release.EVALUATION):
             sources[stand_in].write_text("{}")
         manifest = {
-            "release_id": "0123456789ab",
-            "created_at": "2024-01-31T02:00:00+00:00",
+            "release_id": release_id,
+            "created_at": created_at,
             "num_items": len(item_ids),
             "dimension": vectors.shape[1],
             "metric": "angular",

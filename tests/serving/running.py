@@ -1,0 +1,94 @@
+"""The service as it is run: a real process, asked over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from tests.e2e import program
+
+Result = TypeVar("Result")
+
+PATIENCE_S = 60.0
+
+
+class Service:
+    """A service over a folder: `releases.json` beside its config names what is to be served.
+
+    Args:
+        folder: of config, journal and log.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "recsys.toml"
+        self.wanted = folder / "releases.json"
+        self.source: tuple[object, ...] = ("--release", self.wanted)
+        self.process: subprocess.Popen[str] | None = None
+        self.url = ""
+        self.set()
+
+    def set(self, **settings: object) -> None:
+        """Settings of the table `serve`, for the next start."""
+        lines = [f"{name} = {json.dumps(value)}" for name, value in {"poll_s": 0.05, **settings}.items()]
+        self.config.write_text("\n".join(['[data]', 'interactions = "none.csv"', "[serve]", *lines, ""]))
+
+    def want(self, champion: Path, challenger: Path | None = None) -> None:
+        """Say what is to be served."""
+        draft = self.wanted.with_suffix(".draft")
+        draft.write_text(json.dumps({"champion": str(champion), "challenger": challenger and str(challenger)}))
+        draft.rename(self.wanted)
+
+    def start(self, *options: object) -> Service:
+        """Start, and wait until it listens."""
+        self.process = program.start("serve", "--config", self.config, *self.source, "--port", 0, *options)
+        assert self.process.stderr is not None
+        seen = []
+        for line in self.process.stderr:
+            seen.append(line)
+            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                self.url = found.group(1)
+                return self
+        self.process.wait(program.TIMEOUT_S)
+        self.process.stderr.close()
+        raise AssertionError("".join(seen))
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End it, and wait until nobody listens any more."""
+        assert self.process is not None
+        assert self.process.stderr is not None
+        self.process.send_signal(how)
+        code = self.process.wait(program.TIMEOUT_S)
+        self.process.stderr.read()  # until the last worker has closed it
+        self.process.stderr.close()
+        return code
+
+    def close(self) -> None:
+        """End it if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.end()
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """Ask over a connection of its own, so that any worker may answer."""
+        return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S, **options)
+
+    def metric(self, name: str, *labels: str) -> float:
+        """The sum of a metric's lines with these labels."""
+        lines = [line for line in self.get("/metrics").text.splitlines() if re.match(rf"{name}[ {{]", line)]
+        return sum(float(line.split()[-1]) for line in lines if all(label in line for label in labels))
+
+
+def until(told: Callable[[], Result]) -> Result:
+    """Ask again and again until what is told is true."""
+    ends = time.monotonic() + PATIENCE_S
+    while not (result := told()):
+        assert time.monotonic() < ends, result
+    return result
