@@ -34,12 +34,14 @@ class Service:
         self.source: tuple[object, ...] = ("--release", self.wanted)
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
+        self.secrets: dict[str, dict[str, str]] = {}
+        """Headers by the name of an API key."""
         self.set()
 
     def set(self, **settings: object) -> None:
         """Settings of the table `serve`, for the next start."""
         lines = [f"{name} = {json.dumps(value)}" for name, value in {"poll_s": 0.05, **settings}.items()]
-        self.config.write_text("\n".join(['[data]', 'interactions = "none.csv"', "[serve]", *lines, ""]))
+        self.config.write_text("\n".join(["[data]", 'interactions = "none.csv"', "[serve]", *lines, ""]))
 
     def want(self, champion: Path, challenger: Path | None = None) -> None:
         """Say what is to be served."""

@@ -14,8 +14,8 @@ import pytest
 
 from tests.serving.running import Service, until
 
-ITEMS = [f"item {number}" for number in range(40)]
-SIMILAR = "/v1/items/item%200/similar"
+ITEMS = [f"item {number:02}" for number in range(40)]
+SIMILAR = "/v1/items/item%2000/similar"
 
 WriteRelease = Callable[..., Path]
 

@@ -1,0 +1,271 @@
+"""Who is let in, and how much of it. A real server, a file of keys that changes, and hostile requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from serving import keys
+from serving.client import AsyncClient, Client, ServiceError
+from tests.e2e.program import run
+from tests.serving.description import Description
+from tests.serving.running import Service, until
+
+ITEMS = [f"item {number:02}" for number in range(40)]
+SIMILAR = "/v1/items/item%2000/similar"
+LARGEST = 10_000
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One worker that takes two requests a second of `slow`, ten thousand bytes, and half a second of waiting."""
+    from tests.conftest import release_writer
+
+    folder = tmp_path_factory.mktemp("guarded")
+    made = Service(folder)
+    made.want(release_writer(folder)(ITEMS, release_id="first"))
+    file = folder / "keys.txt"
+    for name, more in (("reader", []), ("writer", ["--write"])):
+        done = run("keys", "new", name, "--file", file, *more)
+        made.secrets[name] = {"Authorization": f"Bearer {done.stdout.strip()}"}
+    made.set(keys=str(file), max_body_bytes=LARGEST, timeout_s=0.5, rate=1e6)
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def described(service: Service) -> Description:
+    return Description(service.get("/openapi.json").json())
+
+
+def test_what_is_kept_of_a_key_is_not_the_key(service: Service) -> None:
+    kept = (service.folder / "keys.txt").read_text()
+    assert [line.split()[:2] for line in kept.splitlines()] == [["reader", "read"], ["writer", "write"]]
+    for secret in service.secrets.values():
+        assert secret["Authorization"].removeprefix("Bearer ") not in kept
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "key", "status"),
+    [
+        ("GET", SIMILAR, None, 401),
+        ("GET", SIMILAR, "reader", 200),
+        ("GET", SIMILAR, "writer", 200),
+        ("POST", "/v1/similar", None, 401),
+        ("PUT", "/v1/items/item%2001", "reader", 403),
+        ("DELETE", "/v1/items/x", "reader", 403),
+        ("DELETE", "/v1/items/x", None, 401),
+        ("DELETE", "/v1/items/x", "writer", 204),
+        ("GET", "/livez", None, 200),
+        ("GET", "/readyz", None, 200),
+        ("GET", "/metrics", None, 200),
+    ],
+)
+def test_a_key_is_asked_for_where_it_should_be(
+    service: Service, described: Description, *, method: str, path: str, key: str | None, status: int
+) -> None:
+    headers = {} if key is None else service.secrets[key]
+    answer = httpx.request(method, f"{service.url}{path}", headers=headers, timeout=60)
+    assert answer.status_code == status
+    described(answer)
+    assert ("www-authenticate" in answer.headers) == (status == 401)
+
+
+@pytest.mark.parametrize("given", ["Bearer", "Bearer x", "Basic eDp5", "Bearer \xff\xfe", "bearer rk_" + "x" * 9_000])
+def test_a_key_that_is_none_is_not_let_in(service: Service, given: str) -> None:
+    assert service.get(SIMILAR, headers={"Authorization": given.encode("latin-1")}).status_code == 401
+
+
+def test_keys_are_changed_while_it_runs(service: Service) -> None:
+    """A new one is let in, then the old one is not; a file with an error changes nothing."""
+    file = service.folder / "keys.txt"
+    kept = file.read_text()
+    secret, key = keys.new("another", "read")
+    another = {"Authorization": f"Bearer {secret}"}
+    assert service.get(SIMILAR, headers=another).status_code == 401
+    file.write_text(f"# rotated\n\n{kept}{key.line}\n")
+    until(lambda: service.get(SIMILAR, headers=another).status_code == 200)
+    assert service.get(SIMILAR, headers=service.secrets["reader"]).status_code == 200
+    file.write_text(f"{key.line}\n")
+    until(lambda: service.get(SIMILAR, headers=service.secrets["reader"]).status_code == 401)
+    file.write_text(kept)
+    until(lambda: service.get(SIMILAR, headers=service.secrets["reader"]).status_code == 200)
+
+
+def test_without_any_key_everybody_asks_and_nobody_writes(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+    service = Service(tmp_path)
+    service.want(write_release(ITEMS))
+    service.start()
+    assert service.get(SIMILAR).status_code == 200
+    refused = httpx.delete(f"{service.url}/v1/items/x", timeout=60)
+    assert refused.status_code == 403
+    assert "recsys keys new" in refused.json()["detail"]
+    service.close()
+
+
+def test_a_body_that_is_too_large_is_refused_unread(service: Service, described: Description) -> None:
+    question = {"items": [{"item_id": "item 00"}], "exclude": ["x" * LARGEST]}
+    for content in (json.dumps(question).encode(), iter([json.dumps(question).encode()])):
+        answer = httpx.post(f"{service.url}/v1/similar", content=content, headers=service.secrets["reader"], timeout=60)
+        assert answer.status_code == 413
+        described(answer)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(service: Service) -> None:
+    where = urlsplit(service.url)
+    key = service.secrets["reader"]["Authorization"]
+    with socket.create_connection((where.hostname, where.port), timeout=60) as connection:
+        connection.sendall(
+            f"POST /v1/similar HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\nContent-Length: 99\r\n\r\n{{".encode()
+        )
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 503")
+
+
+def test_a_request_has_an_id_of_its_own_or_the_callers(service: Service) -> None:
+    given = service.get(SIMILAR, headers={**service.secrets["reader"], "X-Request-Id": "from-the-backend.1"})
+    assert given.headers["x-request-id"] == "from-the-backend.1"
+    made = {service.get("/livez", headers={"X-Request-Id": hostile}).headers["x-request-id"] for hostile in ("", 'a"b')}
+    assert len(made) == 2
+    assert all(len(one) == 32 for one in made)
+
+
+def test_more_at_a_time_are_told_to_come_back(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+    """At once, while those that were let in are answered; and each key at its rate."""
+    service = Service(tmp_path)
+    service.want(write_release(ITEMS))
+    secret, key = keys.new("reader", "read")
+    (tmp_path / "keys.txt").write_text(key.line)
+    service.set(max_concurrent=2, keys="keys.txt", rate=3.0, timeout_s=60.0)
+    service.start()
+    headers = {"Authorization": f"Bearer {secret}"}
+    where = urlsplit(service.url)
+    waiting = [socket.create_connection((where.hostname, where.port), timeout=60) for _ in range(2)]
+    begun = f"POST /v1/similar HTTP/1.1\r\nHost: x\r\nAuthorization: {headers['Authorization']}\r\n"
+    for connection in waiting:
+        connection.sendall(f"{begun}Content-Length: 9\r\n\r\n".encode())
+    busy = until(lambda: next(filter(lambda a: a.status_code == 503, [service.get(SIMILAR)]), None))
+    assert busy.json()["type"] == "urn:recsys:busy"
+    assert int(busy.headers["retry-after"]) >= 1
+    assert service.get("/readyz").status_code == 200
+    for connection in waiting:
+        connection.close()
+    until(lambda: service.get(SIMILAR, headers=headers).status_code in (200, 429))
+    answers = [service.get(SIMILAR, headers=headers) for _ in range(12)]
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert int(refused.headers["retry-after"]) >= 1
+    with Client(service.url, key=secret) as client:
+        assert client.similar("item 00", k=2).release_id == "0123456789ab", "it comes back when it is told to"
+    service.close()
+
+
+HOSTILE = [
+    "a/b", "/", "//", "..", "../../etc/passwd", "%2F", "ä ö 漢字", "\U0001f600", "\x00", "\x01\x1f\x7f", "\r\nX-A: b",
+    "'; drop table entries; --", "{{7*7}}", "a?k=1#b", " ", "\u202e\ufeff", "x" * 50_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("item_id", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_ids_are_ids(service: Service, item_id: str) -> None:
+    """Asked about, taken down, put and batched: known or not, and nothing breaks."""
+    where = quote(item_id, safe="").replace(".", "%2E")
+    writer = service.secrets["writer"]
+    with httpx.Client(base_url=service.url, headers=writer, timeout=60) as client:
+        assert client.get(f"/v1/items/{where}/similar").status_code == 404
+        assert client.get(f"/v1/items/{where}").status_code == 404
+        assert client.put(f"/v1/items/{where}", json={"vector": [1.0] * 5}).status_code in (200, 422)
+        assert client.delete(f"/v1/items/{where}").status_code in (204, 422)
+        assert client.get(f"/v1/items/{where}").status_code == 404
+        answer = client.post("/v1/similar/batch", json={"questions": [{"items": [{"item_id": item_id[:1_000]}]}]})
+        assert answer.json()["answers"][0]["status"] == 404
+
+
+def test_the_client_gives_typed_answers_and_the_librarys_errors(service: Service) -> None:
+    from recsys.errors import InputError, UnknownItemError
+
+    secret = service.secrets["writer"]["Authorization"].removeprefix("Bearer ")
+    with Client(service.url, key=secret, timeout_s=60) as client:
+        answer = client.similar("item 00", k=3)
+        assert [neighbour.rank for neighbour in answer.neighbours] == [1, 2, 3]
+        assert client.ask({"items": [{"item_id": "item 00"}], "k": 3}).neighbours == answer.neighbours
+        entries = client.ask_many([{"items": [{"item_id": name}], "k": 3} for name in ("item 00", "absent")]).answers
+        assert [entry.status for entry in entries] == [200, 404]
+        with pytest.raises(UnknownItemError, match="'absent'"):
+            client.similar("absent")
+        with pytest.raises(InputError, match="k must be at most"):
+            client.similar("item 00", k=100_000)
+        assert client.put("a/new one", vector=[1.0, 0, 0, 0, 0], title="New").place == "vector"
+        assert client.item("a/new one").title == "New"
+        client.take_down("a/new one")
+        assert client.release().num_items == 40
+    with Client(service.url, key="wrong", timeout_s=60) as client, pytest.raises(ServiceError) as caught:
+        client.release()
+    assert caught.value.problem is not None
+    assert caught.value.problem.status == 401
+
+    async def ask() -> Any:
+        async with AsyncClient(service.url, key=secret, timeout_s=60) as client:
+            return await client.similar("item 00", k=3), await client.take_down("a/new one")
+
+    assert asyncio.run(ask()) == (answer, None)
+
+
+def test_the_client_gives_up_where_nobody_answers() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with Client(f"http://127.0.0.1:{port}", tries=2) as client, pytest.raises(ServiceError, match="must answer"):
+        client.release()
+
+
+def test_a_path_of_100_kb_is_answered(service: Service) -> None:
+    """By a client that sends what it is told to."""
+    where = urlsplit(service.url)
+    connection = HTTPConnection(where.netloc, timeout=60)
+    for method in ("GET", "PUT", "DELETE"):
+        headers = {**service.secrets["writer"], "Content-Type": "application/json"}
+        connection.request(method, f"/v1/items/{'x' * 100_000}", body="{}", headers=headers)
+        answer = connection.getresponse()
+        assert 400 <= answer.status < 500
+        answer.read()
+    connection.close()
+
+
+def test_generated_requests_break_nothing(service: Service) -> None:
+    """Whatever the description allows, and what it does not: no answer is a 500, and each is as described."""
+    description = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
+    checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
+    asked = set()
+    for operation in description.get_all_operations():
+        for mode in GenerationMode:
+
+            @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            @given(case=operation.ok().as_strategy(generation_mode=mode))
+            def ask(case: Any) -> None:
+                response = case.call(headers=service.secrets["writer"], timeout=60)
+                asked.add(response.status_code)
+                assert response.status_code < 500, (case.method, case.path, response.text)
+                case.validate_response(response, checks=checks)
+
+            with contextlib.suppress(Unsatisfiable):  # a probe takes nothing that could be wrong
+                ask()
+    assert asked >= {200, 404, 422}
