@@ -19,6 +19,9 @@ from recsys.similarity import Distance
 POOL = 100
 """Nearest items among which the next is chosen: far ones would be diverse, and no neighbours."""
 
+BLOCK = 16
+"""Items compared with a pool at a time: more, and BLAS wakes threads that cost more than they save."""
+
 
 def spread(
     nearest: Iterator[Near], vectors: Callable[[list[int]], Vectors], distance: Distance, balance: float
@@ -34,16 +37,15 @@ def spread(
         among = vectors(numbers)
         relevance = balance * np.array([near.similarity for near in pool])
         likeness = np.full(len(pool), -np.inf)
-        if before:
-            likeness = distance.similarities(among, vectors(before)).max(axis=1).astype(np.float64)
-        likenesses = distance.similarities(among, among)
+        for start in range(0, len(before), BLOCK):
+            likeness = np.maximum(likeness, distance.similarities(vectors(before[start : start + BLOCK]), among).max(0))
         left = np.ones(len(pool), np.bool_)
         for _ in pool:
             penalty = (1 - balance) * np.where(np.isfinite(likeness), likeness, 0.0)
             best = int(np.where(left, relevance - penalty, -np.inf).argmax())
             left[best] = False
-            likeness = np.maximum(likeness, likenesses[best])
             yield pool[best]
+            likeness = np.maximum(likeness, distance.similarities(among[best : best + 1], among)[0])
         before += numbers
 
 

@@ -22,15 +22,15 @@ from recsys.filters import Mask
 from recsys.index import Index
 from recsys.similarity import Distance
 
-WINDOWS = ((32, 32), (128, 640), (320, 1_280))
-"""Ranks up to which the index is believed, and how many it is asked for to be believed: its `search_k` is tuned for
-the first twenty or so, and it looks farther the more it is asked for."""
+WINDOWS = ((32, 32, 0), (128, 640, 0), (320, 1_280, 1))
+"""Ranks up to which the index is believed, how many it is asked for to be believed, and at least so many times its
+`search_k`. That is tuned for the first twenty or so, and the index looks farther the more it is asked for."""
 FEW = 5_000
 """So many items are compared one by one sooner than the index finds the nearest of them."""
 SELECTIVE = 16
 """As are those of which the catalogue holds so many times as many: the index would go through the others."""
-LEVELS = (256, 8_192)
-"""Exact search sorts as many first, then as many more, then all."""
+LEVELS = (256, 1_024, 4_096, 16_384)
+"""Exact search sorts so many first, then as many as the next, in the end all."""
 SCANNED = 1 << 18
 """Numbers multiplied at a time: more, and BLAS wakes threads that cost more than they save."""
 
@@ -63,7 +63,8 @@ class Place:
 
     Args:
         vector: makes the vector, [dimension], of length 1 for cosine.
-        number: the item of the catalogue that stands there, if it is asked about alone: the index knows its way.
+        number: the item of the catalogue that stands there, if it is asked about alone. Only to items does the index
+            find its way: its trees part them from each other, and a place between is in no one's neighbourhood.
     """
 
     def __init__(self, vector: Callable[[], NDArray[np.float64]], number: int | None = None) -> None:
@@ -120,23 +121,22 @@ class Space:
             place: where to look.
             allowed: of the catalogue.
         """
-        few = len(allowed) <= max(FEW, len(self.vectors) // SELECTIVE)
-        return self._exactly(place, allowed) if few else self._by_index(place, allowed)
+        few = max(FEW, len(self.vectors) // SELECTIVE)
+        if place.number is None or len(allowed) <= few:
+            return self._exactly(place, allowed)
+        return self._by_index(place.number, place, allowed)
 
-    def _by_index(self, place: Place, allowed: Allowed) -> Iterator[Near]:
-        """The nearest that the index finds; behind them, by exact search, all that are farther.
+    def _by_index(self, number: int, place: Place, allowed: Allowed) -> Iterator[Near]:
+        """The nearest to an item that the index finds; behind them, by exact search, all that are farther.
 
         What the index misses within its windows is in no answer: it would have to stand before what was given.
         """
         reached, seen = math.inf, set[int]()
-        for depth, asked in WINDOWS:
-            if place.number is None:
-                numbers, similarities = self.index.nearest_to(place.vector, asked)
-            else:
-                numbers, similarities = self.index.nearest(place.number, asked)
-            for number, similarity in zip(numbers[:depth], similarities[:depth], strict=True):
-                if similarity <= reached and number in allowed and number not in seen:
-                    yield Near(number, similarity)
+        for depth, asked, times in WINDOWS:
+            numbers, similarities = self.index.nearest(number, max(asked, times * self.index.search_k))
+            for other, similarity in zip(numbers[:depth], similarities[:depth], strict=True):
+                if similarity <= reached and other in allowed and other not in seen:
+                    yield Near(other, similarity)
             reached = min(reached, similarities[:depth][-1])
             seen.update(numbers[:depth])
         for near in self._exactly(place, allowed):

@@ -1,0 +1,118 @@
+"""Answers beside exact search: recall and latency, with and without filters.
+
+    python -m benchmarks.answers
+
+A filter lets a random share of the items through. Exact search compares with all items and sorts what may be in the
+answer; an answer is everything that the library does for a question. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from benchmarks import command, synthetic
+from recsys import index
+from recsys.catalogue import Catalogue
+from recsys.config import IndexConfig
+from recsys.embeddings import Vectors
+from recsys.lookup import Engine
+from recsys.question import Condition, Diversity, Question, Weighted
+
+SHARES = {"half": 0.5, "tenth": 0.1, "twentieth": 0.05, "hundredth": 0.01, "thousandth": 0.001}
+"""Value of the facet -> share of the items that have it."""
+COUNTS = (10, 50, 500)
+
+
+def catalogue(items: int) -> Catalogue:
+    """Items with a list of the filters that let them through."""
+    drawn = np.random.default_rng(2).random((items, len(SHARES)))
+    through = [[name for name, one in zip(SHARES, row, strict=True) if one < SHARES[name]] for row in drawn]
+    columns = {"item_id": [f"item-{number:07d}" for number in range(items)], "through": through}
+    frame = pl.DataFrame(columns, schema_overrides={"through": pl.List(pl.String)})
+    return Catalogue(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
+
+
+def questions(known: Catalogue, asked: list[int], k: int) -> dict[str, list[Question]]:
+    """Each kind of question about each item."""
+    ids = known.item_ids
+    pairs = list(zip(asked, reversed(asked), strict=True))
+    kinds = {"one item": [Question.of_item(ids[number], k) for number in asked]}
+    kinds["two items"] = [Question(items=(Weighted(ids[one]), Weighted(ids[other])), k=k) for one, other in pairs]
+    for name, share in SHARES.items():
+        where = (Condition("through", any_of=(name,)),)
+        kinds[f"{share:.1%} filter"] = [Question(items=(Weighted(ids[n]),), where=where, k=k) for n in asked]
+    return kinds
+
+
+def exact(vectors: Vectors, known: Catalogue, question: Question, masks: dict[str, NDArray[np.bool_]]) -> list[str]:
+    """What comparing with every item gives."""
+    numbers = [known.number(item_id) for item_id, _ in question.items]
+    similarities = vectors @ vectors[numbers].mean(axis=0)
+    similarities[numbers] = -np.inf
+    for condition in question.where:
+        similarities[~masks[str((condition.any_of or ("",))[0])]] = -np.inf
+    nearest = np.argpartition(-similarities, question.k)[: question.k]
+    nearest = nearest[np.argsort(-similarities[nearest])]
+    return [known.item_ids[number] for number in nearest if similarities[number] > -np.inf]
+
+
+def measure(engine: Engine, vectors: Vectors, known: Catalogue, asked: list[Question]) -> dict[str, Any]:
+    """Mean recall, and latencies in milliseconds, of ours and of exact search."""
+    masks = {name: known.frame["through"].list.contains(name).to_numpy() for name in SHARES}
+    ours, plain, recalls = [], [], []
+    for question in asked:
+        started = time.perf_counter()
+        answer = engine.ask(question)
+        ours.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        expected = exact(vectors, known, question, masks)
+        plain.append(time.perf_counter() - started)
+        recalls.append(len({n.item_id for n in answer.neighbours} & set(expected)) / len(expected))
+    p50, p99 = (np.quantile(ours, share) * 1e3 for share in (0.5, 0.99))
+    return {"recall": np.mean(recalls), "p50": p50, "p99": p99, "exact_p50": np.median(plain) * 1e3}
+
+
+def main() -> None:
+    """Run all; a line each as it is done."""
+    options = command.parser(__doc__)
+    options.add_argument("--items", type=int, default=100_000, help="items of the catalogue")
+    options.add_argument("--dimension", type=int, default=128, help="of the embeddings")
+    options.add_argument("--questions", type=int, default=300, help="questions of each kind")
+    asked: argparse.Namespace = options.parse_args()
+    with command.working() as folder:
+        run(folder, asked.items, asked.dimension, asked.questions)
+
+
+def run(folder: Path, items: int, dimension: int, count: int) -> None:
+    """Build a release's parts, ask, and print."""
+    vectors, known = synthetic.vectors(items, dimension), catalogue(items)
+    annoy = index.build(vectors, IndexConfig(), folder / "index.ann")
+    tuned = index.tune(annoy, vectors, IndexConfig())
+    engine = Engine("benchmark", known, vectors, annoy)
+    print(f"{items:,} items of {dimension} dimensions, search_k {tuned.search_k}, index recall@20 {tuned.recall:.4f}")
+    print(f"{'':<22} {'k':>4} {'recall':>7} {'p50 ms':>8} {'p99 ms':>8} {'exact p50 ms':>13}")
+    numbers = np.random.default_rng(0).choice(items, min(count, items), replace=False).tolist()
+    for k in COUNTS:
+        kinds = questions(known, numbers, k)
+        kinds["one item, MMR 0.7"] = [
+            Question(items=question.items, k=k, diversity=Diversity(0.7)) for question in kinds["one item"]
+        ]
+        for kind, asked in kinds.items():
+            engine.ask(asked[0])
+            row = measure(engine, vectors, known, asked)
+            recall = "" if "MMR" in kind else f"{row['recall']:.4f}"
+            print(
+                f"{kind:<22} {k:>4} {recall:>7} {row['p50']:>8.2f} {row['p99']:>8.2f} {row['exact_p50']:>13.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
