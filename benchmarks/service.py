@@ -1,0 +1,329 @@
+"""The service under load, and through a day in which everything happens at once.
+
+    python -m benchmarks.service --json FILE [--requests N] [--swaps N] [--seconds S]
+
+Server and load share the machine. First the day: questions from several callers while releases are swapped, items are
+taken down and others are put; every answer is checked. Then throughput beside an endpoint that answers `{}` under the
+same server, by wrk where it is installed, and latency at half of the throughput, counted from when a question was due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import httpx
+import polars as pl
+import psutil
+from fastapi import FastAPI
+
+from benchmarks import command
+from recsys import Release
+from serving import keys
+from tests.conftest import release_writer
+from tests.serving.running import Service, until
+
+ITEMS = 2_000
+RELEASES = 5
+CALLERS = 4
+WORKERS = 2
+CONNECTIONS = 32
+"""At a time, of the load."""
+ROUNDS = 3
+
+empty = FastAPI()
+
+
+@empty.get("/empty")
+async def nothing() -> dict[str, str]:
+    """What any answer costs."""
+    return {}
+
+
+class Day(NamedTuple):
+    """What a day was like."""
+
+    answers: int
+    failed: list[str]
+    """What was wrong with answers."""
+    swaps: int
+    take_downs: int
+    puts: int
+    memory_bytes: tuple[int, int]
+    """Of the workers together, early and at the end."""
+    open_files: tuple[int, int]
+
+
+def day(folder: Path, requests: int, swaps: int, items: int = ITEMS) -> Day:
+    """Questions, swaps, take-downs and puts, all at once, against two workers."""
+    service, titles = _service(folder, items)
+    service.start()
+    try:
+        return _Day(service, titles, requests, swaps).run()
+    finally:
+        service.close()
+
+
+def _service(folder: Path, items: int) -> tuple[Service, list[str]]:
+    """A service with keys, and the item ids of its releases. Each title tells of which release it is."""
+    item_ids = [f"item {number:05}" for number in range(items)]
+    write = release_writer(folder)
+    for number in range(RELEASES):
+        release_id = f"release-{number}"
+        write(item_ids, release_id=release_id, title=pl.Series([f"{release_id} {item_id}" for item_id in item_ids]))
+    service = Service(folder)
+    secret, key = keys.new("day", "write")
+    service.secrets["day"] = {"Authorization": f"Bearer {secret}"}
+    (folder / "keys.txt").write_text(key.line)
+    service.set(workers=WORKERS, keys="keys.txt", keep_s=0.2)
+    service.want(folder / "releases" / "release-0")
+    return service, item_ids
+
+
+class _Day:
+    def __init__(self, service: Service, item_ids: list[str], requests: int, swaps: int) -> None:
+        self._service = service
+        self._item_ids = item_ids
+        self._requests = requests
+        self._swaps = swaps
+        self._down: list[str] = []
+        """Acknowledged take-downs, in their order."""
+        self._puts = 0
+        self._failed: list[str] = []
+        self._asked = itertools.count()
+        self._answered = self._swapped = 0
+        self._done = threading.Event()
+
+    def run(self) -> Day:
+        with self._client() as client:
+            client.get("/readyz").raise_for_status()
+        callers = [threading.Thread(target=self._call) for _ in range(CALLERS)]
+        others = [threading.Thread(target=self._swap), threading.Thread(target=self._change)]
+        for thread in (*callers, *others):
+            thread.start()
+        while self._answered < self._requests // 5 and any(thread.is_alive() for thread in callers):
+            time.sleep(0.1)
+        early = self._workers()
+        for thread in callers:
+            thread.join()
+        self._done.set()
+        for thread in others:
+            thread.join()
+        late = self._workers()
+        memory, files = zip(early, late, strict=True)
+        return Day(self._answered, self._failed, self._swapped, len(self._down), self._puts, memory, files)
+
+    def _client(self) -> httpx.Client:
+        return httpx.Client(base_url=self._service.url, headers=self._service.secrets["day"], timeout=60)
+
+    def _call(self) -> None:
+        """Ask until all questions are asked and all swaps are done; a new connection now and then."""
+        while not self._over():
+            with self._client() as client:
+                for _ in range(50):
+                    self._ask(client, next(self._asked))
+
+    def _over(self) -> bool:
+        return self._answered >= self._requests and self._swapped >= self._swaps
+
+    def _ask(self, client: httpx.Client, number: int) -> None:
+        down = len(self._down)
+        item_id = self._item_ids[-1 - number % (len(self._item_ids) // 4)]  # never taken down
+        try:
+            response = client.get(f"/v1/items/{quote(item_id)}/similar", params={"k": 20})
+            wrong = self._wrong(response, set(self._down[:down]))
+        except httpx.HTTPError as error:
+            wrong = repr(error)
+        if wrong:
+            self._failed.append(wrong)
+        self._answered += 1
+
+    def _wrong(self, response: httpx.Response, down: set[str]) -> str | None:
+        if response.status_code != httpx.codes.OK:
+            return f"{response.status_code}: {response.text[:200]}"
+        answer = response.json()
+        release_id = answer["release_id"]
+        titles = [answer["title"], *(neighbour["title"] for neighbour in answer["neighbours"])]
+        if not all(title.startswith((release_id, "put")) for title in titles):
+            return f"mixed: {release_id} with {titles}"
+        shown = down & {neighbour["item_id"] for neighbour in answer["neighbours"]}
+        if shown or len(answer["neighbours"]) != 20:
+            return f"{len(answer['neighbours'])} neighbours, taken down: {shown}"
+        return None
+
+    def _swap(self) -> None:
+        """One release after the other, each seen before the next."""
+        for number in range(1, self._swaps + 1):
+            release_id = f"release-{number % RELEASES}"
+            self._service.want(self._service.folder / "releases" / release_id)
+            until(lambda wanted=release_id: {self._champion() for _ in range(2 * WORKERS)} == {wanted})  # type: ignore[misc]
+            self._swapped = number
+
+    def _champion(self) -> str:
+        return str(self._service.get("/readyz").json()["release_id"])
+
+    def _change(self) -> None:
+        """Take items of the first half down, one by one, and put others."""
+        vectors = Release.load(self._service.folder / "releases" / "release-0").vectors
+        client = self._client()
+        for number in range(len(self._item_ids) // 2):
+            if self._done.is_set():
+                break
+            item_id = self._item_ids[number]
+            if client.delete(f"/v1/items/{quote(item_id)}").status_code == httpx.codes.NO_CONTENT:
+                self._down.append(item_id)
+            else:
+                self._failed.append("a take-down was refused")
+            change = {"vector": vectors[number].tolist(), "title": f"put {number}"}
+            self._puts += client.put(f"/v1/items/new%20{number % 50}", json=change).is_success
+            self._done.wait(0.02)
+        client.close()
+
+    def _workers(self) -> tuple[int, int]:
+        """Memory and open files of the workers together; pages of files that they map and share are left out."""
+        assert self._service.process is not None
+        children = psutil.Process(self._service.process.pid).children()
+        workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+        memory = sum(worker.memory_full_info().uss for worker in workers)
+        return memory, sum(worker.num_fds() for worker in workers)
+
+
+class Load(NamedTuple):
+    """What the load showed."""
+
+    requests_s: float
+    """Questions answered a second, as many as can be."""
+    empty_requests_s: float
+    """The same of the empty endpoint."""
+    ratio: float
+    """Median of the ratios of both, in turn."""
+    p99_ms: float
+    """At half of the throughput."""
+    p50_ms: float
+
+
+def load(folder: Path, seconds: float) -> Load:
+    """Throughput beside the empty endpoint in turn, then latency at half of it."""
+    service, item_ids = _service(folder, ITEMS)
+    service.set(workers=1)
+    service.start()
+    path = f"/v1/items/{quote(item_ids[0])}/similar"
+    try:
+        with _Empty(folder) as url:
+            until(lambda: service.get(path).is_success)
+            rounds = [
+                (_throughput(f"{service.url}{path}", seconds), _throughput(f"{url}/empty", seconds))
+                for _ in range(ROUNDS)
+            ]
+        ours, plain = (statistics.median(side) for side in zip(*rounds, strict=True))
+        latencies = asyncio.run(_paced(f"{service.url}{path}", ours / 2, seconds))
+    finally:
+        service.close()
+    cut = statistics.quantiles(latencies, n=100)
+    return Load(ours, plain, statistics.median(a / b for a, b in rounds), cut[98] * 1_000, cut[49] * 1_000)
+
+
+class _Empty:
+    """The empty endpoint, by the same server with the same settings, in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "empty.log"
+
+    def __enter__(self) -> str:
+        code = (
+            "import socket, uvicorn; from benchmarks.service import empty; s = socket.create_server(('127.0.0.1', 0)); "
+            "print(s.getsockname()[1], flush=True); "
+            "uvicorn.Server(uvicorn.Config(empty, log_config=None, access_log=False, lifespan='off')).run([s])"
+        )
+        self._process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        until(lambda: _answers(f"{url}/empty"))
+        return url
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=10).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _throughput(url: str, seconds: float) -> float:
+    """Answers a second, as many as can be."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        return len(asyncio.run(_paced(url, None, seconds))) / seconds
+    told = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", url]
+    done = subprocess.run(told, capture_output=True, text=True, check=True)
+    if "Non-2xx" in done.stdout:
+        raise RuntimeError(done.stdout)
+    found = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+    assert found is not None
+    return float(found.group(1))
+
+
+async def _paced(url: str, rate: float | None, seconds: float) -> list[float]:
+    """Latencies in seconds of questions at a rate, each from when it was due; without a rate as many as can be."""
+    where = urlsplit(url)
+    question = f"GET {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode()
+    latencies: list[float] = []
+    begun = time.perf_counter()
+    number = itertools.count()
+
+    async def caller() -> None:
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        while (due := begun + next(number) / rate if rate else time.perf_counter()) < begun + seconds:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            writer.write(question)
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(head.decode("latin-1"))
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length is not None
+            await reader.readexactly(int(length.group(1)))
+            latencies.append(time.perf_counter() - due)
+        writer.close()
+
+    await asyncio.gather(*(caller() for _ in range(CONNECTIONS)))
+    return latencies
+
+
+def main() -> None:
+    """Run both and write what they showed."""
+    parser = command.parser(__doc__, command.FIGURES)
+    parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="questions of the day")
+    parser.add_argument("--swaps", type=int, default=100, metavar="N", help="swaps of the day")
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each measurement")
+    asked = parser.parse_args()
+    figures: dict[str, Any] = {"cores": os.cpu_count(), "by": "wrk" if shutil.which("wrk") else "asyncio"}
+    parts: dict[str, Callable[[Path], Any]] = {
+        "load": lambda folder: load(folder, asked.seconds),
+        "day": lambda folder: day(folder, asked.requests, asked.swaps),
+    }
+    for name, part in parts.items():
+        with tempfile.TemporaryDirectory() as folder:
+            figures[name] = part(Path(folder))._asdict()
+        print(name, figures[name], flush=True)
+    command.write(figures, asked.json)
+
+
+if __name__ == "__main__":
+    main()
