@@ -36,7 +36,7 @@ OWN = {"item_id", "title", "interactions", AVAILABLE}
 router = APIRouter()
 
 
-def _state(request: Request) -> State:
+async def _state(request: Request) -> State:
     return cast("State", request.app.state.recsys)
 
 

@@ -17,7 +17,7 @@ from serving.state import State
 router = APIRouter()
 
 
-def _state(request: Request) -> State:
+async def _state(request: Request) -> State:
     return cast("State", request.app.state.recsys)
 
 
