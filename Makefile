@@ -3,11 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,jobs,serve,tracking,tune,export,s3,bench,dev
+EXTRAS := train,jobs,serve,client,tracking,tune,export,s3,bench,dev
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test flink spark bench serve clean check requirements
+.PHONY: help demo test flink spark bench openapi serve clean check requirements
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -38,6 +38,9 @@ build/%/job-server.jar: runners/%.xml
 
 bench: $(VENV)/.installed ## speed against plain code, as ratios of one run
 	$(BIN)/python -m benchmarks.speed
+
+openapi: $(VENV)/.installed ## write the description of the service into docs/openapi.json
+	$(BIN)/python -m serving.openapi > docs/openapi.json
 
 serve: $(VENV)/.installed ## answer over HTTP from the demo's champion
 	$(BIN)/recsys serve --config $(DEMO)/recsys.toml

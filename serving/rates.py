@@ -46,12 +46,10 @@ class Rates:
         try:
             now = self._clock()
             (used,) = NUMBER.unpack_from(self._slots, slot)
-            used = min(max(used, now), now + self._ahead_s) + self._cost_s  # the clock of another start is nonsense
-            early = used - now - self._ahead_s
-            if early > 0:
-                return float(early)
-            NUMBER.pack_into(self._slots, slot, used)
-            return 0.0
+            used = min(max(used, now), now + self._ahead_s)  # the clock of another start is nonsense
+            early = used + self._cost_s - now - self._ahead_s
+            NUMBER.pack_into(self._slots, slot, used if early > 0 else used + self._cost_s)
+            return max(0.0, float(early))
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, NUMBER.size, slot)
 

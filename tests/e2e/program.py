@@ -17,7 +17,7 @@ def run(*arguments: object, timeout_s: float = TIMEOUT_S) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     """Start, with standard error to be read line by line."""
     command = [os.fspath(RECSYS), *(str(argument) for argument in arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)

@@ -31,6 +31,7 @@ class Service:
         self.folder = folder
         self.config = folder / "recsys.toml"
         self.wanted = folder / "releases.json"
+        self.log = folder / "requests.log"
         self.source: tuple[object, ...] = ("--release", self.wanted)
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
@@ -51,7 +52,9 @@ class Service:
 
     def start(self, *options: object) -> Service:
         """Start, and wait until it listens."""
-        self.process = program.start("serve", "--config", self.config, *self.source, "--port", 0, *options)
+        with self.log.open("a") as log:
+            command = ("serve", "--config", self.config, *self.source, "--port", 0, *options)
+            self.process = program.start(*command, stdout=log.fileno())
         assert self.process.stderr is not None
         seen = []
         for line in self.process.stderr:

@@ -229,6 +229,24 @@ def test_the_client_gives_typed_answers_and_the_librarys_errors(service: Service
     assert asyncio.run(ask()) == (answer, None)
 
 
+def test_the_log_tells_of_requests_and_not_of_ids_or_keys(service: Service) -> None:
+    """Wherever they stood: in the path, a header, the query or the body."""
+    secret = service.secrets["writer"]["Authorization"]
+    headers = {"Authorization": secret, "X-Request-Id": "to-be-found", "Recsys-Sticky-Key": "private-user"}
+    service.get("/v1/items/private-item/similar", headers=headers, params={"exclude": "private-other", "k": 3})
+    body = {"items": [{"item_id": "private-item"}], "history": ["private-seen"]}
+    httpx.post(f"{service.url}/v1/similar", json=body, headers=headers, timeout=60)
+    service.get("/v1/items/x/similar", headers={"Authorization": "Bearer private-wrong-key"})
+    log = until(lambda: text if (text := service.log.read_text()).count("to-be-found") >= 2 else "")
+    lines = [json.loads(line) for line in log.splitlines()]
+    told = next(line for line in lines if line["request_id"] == "to-be-found")
+    assert told["route"] == "/v1/items/{item_id:encoded}/similar"
+    assert (told["method"], told["status"], told["key"]) == ("GET", 404, "writer")
+    assert told["ms"] > 0
+    assert "private" not in log
+    assert secret.removeprefix("Bearer ") not in log
+
+
 def test_the_client_gives_up_where_nobody_answers() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
