@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -194,9 +194,7 @@ class _Day:
 
     def _workers(self) -> tuple[int, int]:
         """Memory and open files of the workers together; pages of files that they map and share are left out."""
-        assert self._service.process is not None
-        children = psutil.Process(self._service.process.pid).children()
-        workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+        workers = [psutil.Process(pid) for pid in self._service.workers()]
         memory = sum(worker.memory_full_info().uss for worker in workers)
         return memory, sum(worker.num_fds() for worker in workers)
 
@@ -249,8 +247,7 @@ class _Empty:
             "uvicorn.Server(uvicorn.Config(empty, log_config=None, access_log=False, lifespan='off')).run([s])"
         )
         self._process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        url = f"http://127.0.0.1:{int(cast('IO[str]', self._process.stdout).readline())}"
         until(lambda: _answers(f"{url}/empty"))
         return url
 
@@ -275,9 +272,7 @@ def _throughput(url: str, seconds: float) -> float:
     done = subprocess.run(told, capture_output=True, text=True, check=True)
     if "Non-2xx" in done.stdout:
         raise RuntimeError(done.stdout)
-    found = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
-    assert found is not None
-    return float(found.group(1))
+    return float(re.findall(r"Requests/sec:\s+([\d.]+)", done.stdout)[0])
 
 
 async def _paced(url: str, rate: float | None, seconds: float) -> list[float]:
@@ -296,9 +291,7 @@ async def _paced(url: str, rate: float | None, seconds: float) -> list[float]:
             head = await reader.readuntil(b"\r\n\r\n")
             if not head.startswith(b"HTTP/1.1 200"):
                 raise RuntimeError(head.decode("latin-1"))
-            length = re.search(rb"content-length: (\d+)", head)
-            assert length is not None
-            await reader.readexactly(int(length.group(1)))
+            await reader.readexactly(int(re.findall(rb"content-length: (\d+)", head)[0]))
             latencies.append(time.perf_counter() - due)
         writer.close()
 

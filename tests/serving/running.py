@@ -81,6 +81,12 @@ class Service:
         if self.process is not None and self.process.poll() is None:
             self.end()
 
+    def workers(self) -> list[int]:
+        """Ids of the processes that answer."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
     def get(self, path: str, **options: Any) -> httpx.Response:
         """Ask over a connection of its own, so that any worker may answer."""
         return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S, **options)
