@@ -64,9 +64,7 @@ def test_the_release_before_goes_after_its_time(service: Service, write_release:
 
 def mapped(service: Service) -> str:
     """Names of all files that the workers map."""
-    assert service.process is not None
-    children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
-    return "\n".join(Path(f"/proc/{child}/maps").read_text() for child in children)
+    return "\n".join(Path(f"/proc/{pid}/maps").read_text() for pid in service.workers())
 
 
 def test_a_damaged_release_is_refused_told_and_tried_again(service: Service, write_release: WriteRelease) -> None:
@@ -181,10 +179,7 @@ def test_workers_end_with_the_first_process_however_it_ends(service: Service) ->
 def test_a_worker_that_is_killed_is_replaced(service: Service) -> None:
     service.start()
     assert answered_by(service) == "first"
-    assert service.process is not None
-    children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
-    killed = [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
-    os.kill(int(killed[0]), signal.SIGKILL)
+    os.kill(service.workers()[0], signal.SIGKILL)
     assert until(lambda: _answer(service)) == "first"
 
 
