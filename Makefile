@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,jobs,serve,client,tracking,tune,export,s3,bench,dev
+EXTRAS := train,jobs,serve,client,otel,tracking,tune,export,s3,bench,dev
 DEMO := demo
 
 .DEFAULT_GOAL := help

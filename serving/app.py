@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from recsys import Release, __version__
 from recsys.config import ServeConfig
-from serving import changes, health, problems, routes
+from serving import changes, health, problems, routes, tracing
 from serving.edition import Edition, Embed
 from serving.guard import Guard
 from serving.keys import Keys
@@ -52,6 +52,9 @@ def over(state: State, keys: Keys, rates: Rates | None = None) -> FastAPI:
     app.include_router(health.router)
     problems.register(app)
     app.add_middleware(Guard, config=state.config, keys=keys, telemetry=state.telemetry, rates=rates)
+    spans = tracing.tracer()
+    if spans is not None:
+        app.add_middleware(tracing.Traced, tracer=spans)
     app.add_middleware(Measured, telemetry=state.telemetry)
     app.add_middleware(EncodedPath)
     return app

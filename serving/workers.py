@@ -28,7 +28,7 @@ import uvicorn
 from recsys import Release
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
-from serving import logs, wanted
+from serving import logs, tracing, wanted
 from serving.app import over
 from serving.backoff import delays
 from serving.edition import Embed
@@ -80,7 +80,7 @@ def run(source: Source, config: ServeConfig, folder: Path | None, embed: Embed |
     with tempfile.TemporaryDirectory(prefix="recsys-") as temporary:
         service = Service(config, folder or Path(temporary), folder is not None, embed)
         service.folder.mkdir(parents=True, exist_ok=True)
-        Keys(_keys(config))
+        Keys(_keys(config)), tracing.tracer()  # a mistake in them is told now, rather than by each worker
         figures = Path(temporary) / "metrics"
         figures.mkdir()
         os.environ[MULTIPROCESS] = str(figures)

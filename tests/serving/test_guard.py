@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -245,6 +247,44 @@ def test_the_log_tells_of_requests_and_not_of_ids_or_keys(service: Service) -> N
     assert told["ms"] > 0
     assert "private" not in log
     assert secret.removeprefix("Bearer ") not in log
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes spans."""
+
+    taken: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        self.taken.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_spans_are_sent_where_they_are_wanted(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+    """By route, below the caller's span, and without ids."""
+    collector = HTTPServer(("127.0.0.1", 0), Collector)
+    thread = threading.Thread(target=collector.serve_forever)
+    thread.start()
+    service = Service(tmp_path)
+    service.want(write_release(ITEMS, release_id="traced"))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        environment.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        service.start()
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    service.get(SIMILAR, headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+    sent = until(lambda: next((spans for spans in Collector.taken if bytes.fromhex(trace) in spans), b""))
+    assert b"GET /v1/items/{item_id:encoded}/similar" in sent
+    assert b"traced" in sent
+    assert b"item 00" not in sent
+    service.close()
+    collector.shutdown()
+    thread.join()
+    collector.server_close()
 
 
 def test_the_client_gives_up_where_nobody_answers() -> None:

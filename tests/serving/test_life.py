@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -188,6 +189,20 @@ def _answer(service: Service) -> str | None:
         return answered_by(service)
     except httpx.HTTPError:
         return None
+
+
+@pytest.mark.parametrize("later_s", [0.0, 0.05, 0.2])
+def test_killed_in_the_middle_of_a_swap_it_starts_again(
+    service: Service, write_release: WriteRelease, later_s: float
+) -> None:
+    """Between being told and serving the new release, wherever that is; a release is whole or not there."""
+    service.start()
+    assert answered_by(service) == "first"
+    service.want(write_release(ITEMS, release_id="second"))
+    threading.Event().wait(later_s)
+    service.end(signal.SIGKILL)
+    service.start()
+    until(lambda: answered_by(service) == "second")
 
 
 def test_a_challenger_in_the_shadow_is_compared_and_not_shown(service: Service, write_release: WriteRelease) -> None:
