@@ -208,6 +208,9 @@ class Load(NamedTuple):
     """The same of the empty endpoint."""
     ratio: float
     """Median of the ratios of both, in turn."""
+    live_requests_s: float
+    """The same of the service's own /livez: with ids, figures and the log of requests, and without keys and limits."""
+    ratio_to_live: float
     p99_ms: float
     """At half of the throughput."""
     p50_ms: float
@@ -223,15 +226,24 @@ def load(folder: Path, seconds: float) -> Load:
         with _Empty(folder) as url:
             until(lambda: service.get(path).is_success)
             rounds = [
-                (_throughput(f"{service.url}{path}", seconds), _throughput(f"{url}/empty", seconds))
+                [
+                    _throughput(each, seconds)
+                    for each in (f"{service.url}{path}", f"{url}/empty", f"{service.url}/livez")
+                ]
                 for _ in range(ROUNDS)
             ]
-        ours, plain = (statistics.median(side) for side in zip(*rounds, strict=True))
+        ours, plain, live = (statistics.median(side) for side in zip(*rounds, strict=True))
         latencies = asyncio.run(_paced(f"{service.url}{path}", ours / 2, seconds))
     finally:
         service.close()
     cut = statistics.quantiles(latencies, n=100)
-    return Load(ours, plain, statistics.median(a / b for a, b in rounds), cut[98] * 1_000, cut[49] * 1_000)
+    to_empty, to_live = (statistics.median(own / other for own, other in pairs) for pairs in _beside(rounds))
+    return Load(ours, plain, to_empty, live, to_live, cut[98] * 1_000, cut[49] * 1_000)
+
+
+def _beside(rounds: list[list[float]]) -> list[list[tuple[float, float]]]:
+    """Our throughput of each round beside that of each other."""
+    return [[(each[0], each[other]) for each in rounds] for other in (1, 2)]
 
 
 class _Empty:

@@ -40,22 +40,16 @@ class Follower:
         self._state = state
         self._folder = folder
         self._look_s = look_s
-        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._failures: dict[str, tuple[float, Iterator[float]]] = {}
         """Place of a release -> when to try it again, and how long to wait after that."""
 
     def start(self) -> None:
-        """Load what is wanted, or what was served last, and follow from then on in a thread."""
+        """Load what is wanted, or what was served last, and follow in a thread until the process ends."""
         self.look()
         if self._state.shelf.standing.champion is None:
             self._serve_last()
         self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread, after a load that goes on."""
-        self._stop.set()
-        self._thread.join()
 
     def look(self) -> None:
         """Load what is wanted and not loaded, and let go of what is not wanted any more."""
@@ -67,6 +61,8 @@ class Follower:
             self._trouble("watch", str(error))
             return
         self._trouble("watch", asked.trouble)
+        places = (asked.champion, asked.challenger)
+        self._failures = {place: failure for place, failure in self._failures.items() if place in places}
         champion = self._edition(asked.champion, "champion")
         challenger = None
         if asked.challenger is not None and state.config.challenger != "none" and asked.challenger != asked.champion:
@@ -81,7 +77,8 @@ class Follower:
             self._settle()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._look_s):
+        while True:
+            time.sleep(self._look_s)
             try:
                 self.look()
             except Exception:  # whatever it is, what is served goes on
@@ -100,9 +97,7 @@ class Follower:
             edition = self._load(place)
         except (RecsysError, OSError, MemoryError) as error:
             waits = waits or delays(self._look_s, LONGEST_S)
-            self._failures = {place: (time.monotonic() + next(waits), waits)} | {
-                other: failure for other, failure in self._failures.items() if other != place and failure[0] > due
-            }
+            self._failures[place] = time.monotonic() + next(waits), waits
             self._trouble(role, f"{place} cannot be served: {error}")
             self._state.telemetry.loaded("failed")
             return None

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic_core import to_json
+
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-FIELDS = ("method", "route", "status", "release", "ms", "key")
+STDOUT = 1
 
 
 class Lines(logging.Formatter):
@@ -27,24 +30,24 @@ class Lines(logging.Formatter):
             "message": record.getMessage(),
             "request_id": REQUEST_ID.get(),
         }
-        line.update((name, getattr(record, name)) for name in FIELDS if hasattr(record, name))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps({name: value for name, value in line.items() if value is not None})
 
 
-def _to(stream: str) -> dict[str, Any]:
-    return {"class": "logging.StreamHandler", "formatter": "lines", "stream": f"ext://sys.{stream}"}
+def request(**told: str | float | None) -> None:
+    """One line of a request. Not by `logging`, which takes longer than the rest of a request's account."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "request_id": REQUEST_ID.get(), **told}
+    os.write(STDOUT, to_json(line) + b"\n")
 
 
 CONFIG: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"lines": {"()": Lines}},
-    "handlers": {"requests": _to("stdout"), "life": _to("stderr")},
+    "handlers": {"life": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},
     "loggers": {
         "serving": {"handlers": ["life"], "level": "INFO", "propagate": False},
-        "serving.requests": {"handlers": ["requests"], "level": "INFO", "propagate": False},
         "uvicorn": {"handlers": ["life"], "level": "WARNING", "propagate": False},
     },
 }

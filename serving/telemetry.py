@@ -18,10 +18,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import logs
 from serving.logs import REQUEST_ID
 from serving.refusal import refusal
 
-requests = logging.getLogger("serving.requests")
 logger = logging.getLogger(__name__)
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
@@ -167,8 +167,14 @@ class Measured:
             took_s = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", UNMATCHED)
             self.telemetry.requested(route, status, release, took_s)
-            told = {"method": scope["method"], "route": route, "status": status, "release": release}
-            requests.info("request", extra={**told, "ms": round(1_000 * took_s, 3), "key": scope.get("recsys.key")})
+            logs.request(
+                method=scope["method"],
+                route=route,
+                status=status,
+                release=release,
+                ms=round(1_000 * took_s, 3),
+                key=scope.get("recsys.key"),
+            )
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -84,6 +84,8 @@ def run(source: Source, config: ServeConfig, folder: Path | None, embed: Embed |
         figures = Path(temporary) / "metrics"
         figures.mkdir()
         os.environ[MULTIPROCESS] = str(figures)
+        if service.durable:
+            Journal(service.folder / JOURNAL).close()  # made once, before several workers open it
         with _listening(config.host, config.port) as listener:
             watch = Watch(source, service.folder, config.poll_s)
             watch.start()

@@ -104,8 +104,9 @@ def test_service_tells_its_release_and_its_state(server: str, night: Night) -> N
     release_id = night.summary["release_id"]
     assert httpx.get(f"{server}/v1/release").json()["release_id"] == release_id
     assert httpx.get(f"{server}/livez").status_code == 200
-    assert httpx.get(f"{server}/readyz").json() == {"status": "ready", "release_id": release_id}
-    assert f'release_id="{release_id}"' in httpx.get(f"{server}/metrics").text
+    ready = httpx.get(f"{server}/readyz").json()
+    assert ready == {"status": "ready", "release_id": release_id, "loaded": [release_id], "troubles": {}}
+    assert f'release="{release_id}"' in httpx.get(f"{server}/metrics").text
 
 
 def test_mlflow_holds_the_night(night: Night) -> None:
