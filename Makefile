@@ -42,9 +42,6 @@ bench: $(VENV)/.installed ## speed and memory against plain code, as ratios of o
 openapi: $(VENV)/.installed ## write the description of the service into docs/openapi.json
 	$(BIN)/python -m serving.openapi > docs/openapi.json
 
-openapi: $(VENV)/.installed ## write the description of the service into docs/openapi.json
-	$(BIN)/python -m serving.openapi > docs/openapi.json
-
 serve: $(VENV)/.installed ## answer over HTTP from the demo's champion
 	$(BIN)/recsys serve --config $(DEMO)/recsys.toml
 

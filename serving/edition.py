@@ -15,6 +15,7 @@ from recsys.errors import RecsysError
 from recsys.lookup import Answer, Held
 from recsys.overlay import UNCHANGED, Added, Overlay
 from recsys.question import Question
+from serving.answers import Answers
 from serving.journal import NOWHERE, Entry, Journal
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Edition:
     def __init__(self, release: Release, embed: Embed | None = None, night_h: float = 24.0) -> None:
         self.release = release
         self.overlay = UNCHANGED
+        self.answers = Answers()
         self._embed = embed
         self._night_s = night_h * HOUR_S
         self._created = datetime.fromisoformat(release.manifest.created_at).timestamp()
