@@ -507,7 +507,7 @@ class PromoteConfig(Table):
     interval of the difference counts, or where questions are too few to tell so little, what they can tell."""
     quality_floor: Share | None = None
     """Smallest NDCG@20. Without it: that of the popularity baseline of the same night."""
-    stratum_tolerance: Share = 0.15
+    stratum_tolerance: Share = 0.5
     """The same as `tolerance` for each of head, torso, tail and new."""
     stratum_questions: Count = 100
     """A stratum with fewer questions is not compared."""
