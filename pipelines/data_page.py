@@ -12,9 +12,9 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
 
+from pipelines import page
 from pipelines.night import Night
 from recsys import data_report
 from recsys.release import CATALOGUE
@@ -68,16 +68,8 @@ def write(night: Night, folder: Path, manifest: Mapping[str, Any], sequences: st
 
 def render(report: Mapping[str, Any]) -> str:
     """A data report as one HTML page: no scripts, nothing that is loaded."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # titles and categories come from outside
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"number": _number, "percent": _percent, "change": _change, "zip": zip}
     days, width = _bars(report["interactions_a_day"])
-    return templates.get_template("data_page.html").render(report=report, days=days, days_a_bar=width)
+    return page.render("data_page.html", report=report, days=days, days_a_bar=width)
 
 
 def _finished(workspace: Path) -> list[Path]:
@@ -96,17 +88,3 @@ def _bars(days: Mapping[str, int]) -> tuple[dict[str, int], int]:
         start = (date.fromisoformat(day) - first).days // width * width
         bars[(first + timedelta(start)).isoformat()] += interactions
     return bars, width
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-
-
-def _percent(share: float) -> str:
-    """With a second digit where the first would say that there is nothing."""
-    return f"{share:.1%}" if round(share, 3) else f"{share:.2%}" if share else "0%"
-
-
-def _change(now: float, before: float) -> str:
-    """How much more than before."""
-    return f"{now / before - 1:+.1%}" if before else "new"

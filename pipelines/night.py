@@ -21,9 +21,9 @@ from pipelines.progress import Reporter
 from recsys import config as configuration
 from recsys import depot
 from recsys.config import Config
-from recsys.errors import InputError, RecsysError, ReleaseError
+from recsys.errors import InputError, RecsysError, ReleaseError, TrackingError
 from recsys.release import MANIFEST, read_manifest
-from recsys.workspace import Run
+from recsys.workspace import Inputs, Run
 
 if TYPE_CHECKING:
     from recsys.tracking import Tracker
@@ -41,8 +41,15 @@ class Night:
     report: Reporter = field(default_factory=lambda: Reporter(quiet=True))
 
     @classmethod
-    def of(cls, config: Config, report: Reporter | None = None) -> Night:
+    def of(
+        cls, config: Config, report: Reporter | None = None, run_of: Callable[[Config, Inputs], Run] = Run.of
+    ) -> Night:
         """Find the input files, and the run that belongs to them.
+
+        Args:
+            config: the whole of it.
+            report: where to tell what is done.
+            run_of: `Run.planned` writes nothing.
 
         Raises:
             InputError: input files are missing, or the workspace cannot be written.
@@ -53,7 +60,7 @@ class Night:
         inputs: dict[str, list[str]] = {"interactions": interactions, "items": items, "labelled_pairs": labelled}
         if config.data.warm_start is not None:
             inputs["warm_start"] = [str(manifest_of(config.data.warm_start))]
-        return cls(config, Run.of(config, inputs), interactions, items, labelled, report or Reporter(quiet=True))
+        return cls(config, run_of(config, inputs), interactions, items, labelled, report or Reporter(quiet=True))
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -72,8 +79,34 @@ class Night:
         return mlflow_run
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Figures into the MLflow run of this night."""
-        self.tracker.log_metrics(self.mlflow_run, values, step)
+        """Figures into the MLflow run of this night; where MLflow is away, once it is back.
+
+        Hours of work must not be lost to a server that is away for a minute, nor wait for it pass by pass.
+        """
+        if not self._unsent.exists():
+            try:
+                self.tracker.log_metrics(self.mlflow_run, values, step)
+            except TrackingError as error:
+                self.report.say(f"  figures wait until MLflow is back: {error}")
+            else:
+                return
+        with self._unsent.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"values": dict(values), "step": step}) + "\n")
+
+    def send_metrics(self) -> None:
+        """Figures that wait into the MLflow run.
+
+        Raises:
+            TrackingError: MLflow is still away.
+        """
+        if self._unsent.exists():
+            for line in self._unsent.read_text(encoding="utf-8").splitlines():
+                self.tracker.log_metrics(self.mlflow_run, **json.loads(line))
+            self._unsent.unlink()
+
+    @property
+    def _unsent(self) -> Path:
+        return self.run.folder / "unsent.jsonl"
 
     @property
     def releases(self) -> Path:
@@ -105,14 +138,22 @@ def command(name: str, description: str, stage: Stage, argv: Sequence[str] | Non
     Raises:
         RecsysError: see `recsys.errors`.
     """
+    return execute(stage, parsed(name, description, argv), Reporter())
+
+
+def parsed(name: str, description: str, argv: Sequence[str] | None) -> Config:
+    """The config that the flags name.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m pipelines.{name}", description=description)
     parser.add_argument("--config", required=True, metavar="FILE", help="the TOML config")
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting; repeatable"
     )
-    parsed = parser.parse_args(argv)
-    config = configuration.load(parsed.config, parsed.set)
-    return execute(stage, config, Reporter())
+    flags = parser.parse_args(argv)
+    return configuration.load(flags.config, flags.set)
 
 
 def execute(stage: Stage, config: Config, report: Reporter) -> dict[str, Any]:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from pipelines import night_page
+from pipelines import promote as promoting
+from pipelines.budget import Budget
 from pipelines.calibrate import calibrate
 from pipelines.embed import embed
 from pipelines.evaluate import evaluate
 from pipelines.index import index
-from pipelines.night import Night, Stage, command, main
+from pipelines.night import Night, Stage, calm, main, parsed
+from pipelines.night_page import End, Outcome
 from pipelines.prepare import prepare
+from pipelines.progress import Reporter
 from pipelines.promote import promote
 from pipelines.publish import publish
 from pipelines.train import train
-from recsys.errors import TrackingError
+from recsys.config import Config
+from recsys.errors import RefusedError, TrackingError
+from recsys.notify import notify
+from recsys.workspace import Run
 
 STAGES: dict[str, Stage] = {
     "prepare": prepare,
@@ -28,44 +38,194 @@ STAGES: dict[str, Stage] = {
     "publish": publish,
     "promote": promote,
 }
+LASTING = ("publish", "promote")
+"""Stages that leave no folder, and that a time budget does not cut off: they change what others see."""
+LONG = ("checks", "evaluation")
+"""What of a summary is left to the report when somebody is told."""
+
+Summary = dict[str, Any]
 
 
-def nightly(night: Night) -> dict[str, Any]:
-    """Run what is not done yet of every stage; the summary of the night.
+def tonight(
+    config: Config,
+    report: Reporter,
+    *,
+    budget: Budget | None = None,
+    promotes: bool = True,
+    tell: Callable[[Summary], None] = lambda _: None,
+) -> Summary:
+    """A whole night: its stages under the lock of its run, its report, and word to whoever wants to know.
+
+    Args:
+        config: the whole of it.
+        report: where to tell what is done.
+        budget: the time that it may take.
+        promotes: whether the gate is asked; else the release is registered, and nothing else.
+        tell: gets the summary however the night ends, also where this raises.
+
+    Raises:
+        RecsysError: from the stage that could not do its work; the ones before stay done.
+    """
+    calm()
+    summary: Summary = {"outcome": "failed", "run_id": None, "error": None}
+    try:
+        night = Night.of(config, report)
+        summary["run_id"] = night.run.run_id
+        with night.run.locked():
+            nightly(night, summary, budget or Budget(), promotes=promotes)
+    except BaseException as error:
+        summary |= {"outcome": "refused" if isinstance(error, RefusedError) else "failed", "error": _words(error)}
+        raise
+    finally:
+        summary["text"] = _sentence(summary, config.tracking.model)
+        notify({key: value for key, value in summary.items() if key not in LONG}, config.notify, report.say)
+        tell(summary)
+    return summary
+
+
+def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = True) -> None:
+    """Run what is not done yet of every stage, and write the report; all that is known goes into the summary.
 
     Raises:
         RecsysError: from the stage that could not do its work; the ones before stay done.
     """
     night.report.say(f"Run {night.run.run_id}")
-    with night.report.stage("mlflow") as advance:  # before hours of work, not after them
-        mlflow_run = night.mlflow_run
-        advance(1, 1, f"run {mlflow_run}")
-    seconds, manifests = {}, {}
+    at = "mlflow"
+    seconds: dict[str, float] = {}
+    mlflow_run = None
     try:
-        for name, stage in STAGES.items():
-            started = time.monotonic()
-            manifests[name] = stage(night)
-            seconds[name] = round(time.monotonic() - started, 3)
-    except BaseException:
-        with suppress(TrackingError):  # it may be what failed
-            night.tracker.finish(mlflow_run, "FAILED")
+        with night.report.stage(at) as advance:  # before hours of work, not after them
+            mlflow_run = night.mlflow_run
+            night.send_metrics()
+            advance(1, 1, f"run {mlflow_run}")
+        for at, stage in STAGES.items():
+            if at == promoting.STAGE and not promotes:
+                continue
+            if not night.run.done(at):
+                budget.require(at, _took_before(night, at))
+            told = _do(night, at, stage, budget, seconds)
+            summary |= _of_stage(at, told)
+    except BaseException as error:
+        ended: Outcome = "refused" if isinstance(error, RefusedError) else "failed"
+        _end(night, End(ended, _words(error), at, seconds, _decision(night)), summary, mlflow_run)
+        if mlflow_run is not None:
+            with suppress(TrackingError):  # it may be what failed
+                night.tracker.finish(mlflow_run, "FAILED")
         raise
+    outcome: Outcome = "published" if not promotes else "promoted" if summary["promoted"] else "passed"
+    summary["outcome"] = outcome
+    summary |= {"tracking_uri": night.tracker.shown_uri, "seconds": seconds}
+    decision = _decision(night) if promotes else None
+    _end(night, End(outcome, seconds=seconds, decision=decision), summary, mlflow_run)
     night.tracker.finish(mlflow_run, "FINISHED")
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """What `tonight` would do; nothing is written.
+
+    Raises:
+        InputError: input files are missing.
+        TrackingError: MLflow does not answer.
+    """
+    calm()
+    night = Night.of(config, run_of=Run.planned)
+    released = (night.releases / night.run.run_id).exists()
+    done = {name: released if name == "publish" else night.run.done(name) for name in STAGES}
+    champion = night.tracker.champion() if _tracked(config) else None
     return {
         "run_id": night.run.run_id,
-        **manifests["publish"],
-        "tracking_uri": night.tracker.shown_uri,
-        "promoted": manifests["promote"]["promoted"],
-        "checks": manifests["promote"]["checks"],
-        "account": manifests["prepare"]["account"],
-        "evaluation": manifests["evaluate"],
-        "seconds": seconds,
+        "interactions": night.interactions,
+        "items": night.items,
+        "labelled_pairs": night.labelled,
+        "as_of": config.prepare.as_of.isoformat() if config.prepare.as_of else None,
+        "stages": {name: "done" if is_done else "to do" for name, is_done in done.items()},
+        "seconds_last_time": {
+            name: _took_before(night, name) for name in STAGES if not done[name] and _took_before(night, name)
+        },
+        "champion": champion.release_id if champion else None,
     }
+
+
+def _tracked(config: Config) -> bool:
+    """Whether there is anything to ask: a database that is not there would be made."""
+    database = config.tracking_uri.removeprefix("sqlite:///")
+    return database == config.tracking_uri or Path(database).exists()
+
+
+def _do(night: Night, name: str, stage: Stage, budget: Budget, seconds: dict[str, float]) -> dict[str, Any]:
+    already, started = night.run.done(name), time.monotonic()
+    try:
+        if name in LASTING:
+            return stage(night)
+        with budget.enforced(name):
+            return stage(night)
+    finally:
+        if not already:
+            seconds[name] = round(time.monotonic() - started, 3)
+
+
+def _of_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
+    """What a summary tells of a stage."""
+    if name == "prepare":
+        return {"account": manifest["account"]}
+    if name == "evaluate":
+        return {"evaluation": dict(manifest)}
+    if name == "publish":
+        return dict(manifest)
+    return {key: manifest[key] for key in ("promoted", "checks")} if name == "promote" else {}
+
+
+def _end(night: Night, end: End, summary: Summary, mlflow_run: str | None) -> None:
+    """Write the report. What goes wrong with it costs no night."""
+    failed = [check["name"] for check in (end.decision or {}).get("checks", []) if check["verdict"] == "failed"]
+    summary |= {"failed_checks": failed, "stage": end.stage, "seconds": dict(end.seconds)}
+    try:
+        page, new = night_page.write(night, end)
+        summary["report"] = str(page)
+        if new and mlflow_run is not None and end.stage != "mlflow":
+            for name in (night_page.PAGE, night_page.REPORT):
+                night.tracker.log_artifact(mlflow_run, page.with_name(name))
+    except Exception as error:  # noqa: BLE001 - whatever it is: the release is what counts
+        night.report.say(f"  no report, or not in MLflow: {type(error).__name__}: {error}")
+    if "report" in summary and end.error is not None:
+        night.report.say(f"Report {summary['report']}")
+
+
+def _decision(night: Night) -> dict[str, Any] | None:
+    """What the gate said of this run, None where it was not asked."""
+    try:
+        found: dict[str, Any] = json.loads((night.run.folder / promoting.REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _took_before(night: Night, stage: str) -> float:
+    """Seconds of a stage in the last night that did it, 0 where there is none."""
+    earlier = night_page.earlier_nights(night.config.workspace, night.run.run_id)
+    whole = [report for report in earlier if report["stage"] != stage]
+    took: float = next((report["seconds"][stage] for report in whole if stage in report["seconds"]), 0.0)
+    return took
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _sentence(summary: Summary, model: str) -> str:
+    """For a chat: what happened, in one line."""
+    outcome, run_id = summary["outcome"], summary["run_id"]
+    told = {
+        "promoted": "its release is in service",
+        "passed": "its release passed the gate, but was in service before: the champion stays",
+        "published": "its release is registered, the gate was not asked",
+    }
+    return f"{model}: night {run_id or 'without a run'} {outcome}: {told.get(outcome) or summary['error']}"
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The job by itself."""
-    return command("nightly", (__doc__ or "").splitlines()[0], nightly, argv)
+    return tonight(parsed("nightly", (__doc__ or "").splitlines()[0], argv), Reporter())
 
 
 if __name__ == "__main__":

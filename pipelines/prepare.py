@@ -38,7 +38,16 @@ from recsys import audience, pairs
 from recsys.catalogue import fingerprint
 from recsys.config import Config
 from recsys.errors import InputError
-from recsys.interactions import EARLIEST, SCHEMA, SEEN_BEFORE, UNWEIGHED, check_interactions, check_items, weigh_events
+from recsys.interactions import (
+    EARLIEST,
+    LATER,
+    SCHEMA,
+    SEEN_BEFORE,
+    UNWEIGHED,
+    check_interactions,
+    check_items,
+    weigh_events,
+)
 from recsys.labelled import SCHEMA as LABELLED_SCHEMA
 from recsys.labelled import check_labelled
 from recsys.release import AUDIENCE, CATALOGUE
@@ -175,7 +184,8 @@ def check(job: Job, unit: int) -> None:
     """Phase 1: read a unit of the interactions; hand on its usable rows with the place of their id among its ids."""
     source = job.interactions[unit].source
     factors, promised = job.config.prepare.event_weights, job.config.contracts.interactions
-    counted = {"read": 0, "unweighed": 0, "newest": EARLIEST, "oldest": np.inf}
+    as_of = job.config.prepare.as_of
+    counted = {"read": 0, "later": 0, "unweighed": 0, "newest": EARLIEST, "oldest": np.inf}
     samples = []
     with (
         closing(shuffle.Writer(job.file("checked", unit))) as handed_on,
@@ -184,14 +194,16 @@ def check(job: Job, unit: int) -> None:
         for chunk, raw in enumerate(job.chunks(job.interactions, unit)):
             checked = check_interactions(raw.frame, source, events=bool(factors), contracts=promised)
             job.bury(account.letters_of(checked.rejects, raw, source), "check", unit, chunk)
-            weighed = weigh_events(checked.rows, factors) if factors else checked.rows
+            known = checked.rows.filter(pl.col("timestamp") < as_of.timestamp()) if as_of else checked.rows
+            weighed = weigh_events(known, factors) if factors else known
             ids = weighed["item_id"].unique().sort()
             places = weighed["item_id"].rank("dense").cast(pl.UInt32) - 1
             handed_on.write(weighed.drop("item_id").with_columns(row=raw.numbers.gather(weighed["row"]), place=places))
             ids_file.write(ids.to_frame())
             samples.append(numbering.sample(ids))
             counted["read"] += raw.frame.height + raw.broken.height
-            counted["unweighed"] += checked.rows.height - weighed.height
+            counted["later"] += checked.rows.height - known.height
+            counted["unweighed"] += known.height - weighed.height
             times = weighed["timestamp"].to_numpy()
             counted["newest"] = times.max(initial=counted["newest"])
             counted["oldest"] = times.min(initial=counted["oldest"])
@@ -389,8 +401,8 @@ def commit(job: Job) -> dict[str, Any]:
     checks, sequenced, merged = job.entries("check"), job.entries("sequence"), job.entries("merge")
     settled = _settle(job)
     num_users, num_items = sum(entry["users"] for entry in sequenced), job.bases[-1]
-    unweighed = settled["interactions"]["filtered"].get(UNWEIGHED, 0)
-    left_out = f" Left out were {unweighed:,} rows: {UNWEIGHED}." if unweighed else ""
+    filtered = {rule: rows for rule, rows in settled["interactions"]["filtered"].items() if rule != REPEAT}
+    left_out = "".join(f" Left out were {rows:,} rows: {rule}." for rule, rows in filtered.items())
     if num_items < MIN_ITEMS:
         raise InputError(f"the catalogue must hold at least {MIN_ITEMS} items. Received: {num_items}.{left_out}")
     if num_users < MIN_USERS:
@@ -449,6 +461,7 @@ def _settle(job: Job) -> dict[str, Any]:
         read=sum(entry["read"] for entry in checks),
         used=sum(entry["used"] for entry in sequenced),
         filtered={
+            LATER: sum(entry["later"] for entry in checks),
             UNWEIGHED: sum(entry["unweighed"] for entry in checks),
             REPEAT: sum(entry["repeats"] for entry in sequenced),
         },

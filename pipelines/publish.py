@@ -105,6 +105,7 @@ def _log(night: Night, release: Release) -> None:
     figures |= {"index_recall": release.manifest.index_recall, "search_k": release.manifest.search_k}
     if release.calibration:
         figures["expected_calibration_error"] = release.calibration.expected_calibration_error.value
+    night.send_metrics()
     night.log_metrics(figures)
     night.tracker.log_tags(night.mlflow_run, {"recsys.release_id": release.release_id})
     for name in (prepare.DEAD_LETTERS, MANIFEST, data_page.REPORT, data_page.PAGE):

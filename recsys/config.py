@@ -221,6 +221,9 @@ def _require_sense(table: str, contracts: dict[str, Contract], kinds: dict[str, 
 class PrepareConfig(Table):
     """Interactions -> catalogue, sequences and pairs."""
 
+    as_of: Annotated[datetime, _instant(time.min)] | None = None
+    """Only interactions before this moment are used, as if the night were of then. A date is its midnight UTC. Items
+    have no time: all of them are used."""
     window: Count = 10
     """Two items of one user make a pair if at most this many positions apart. More is slower."""
     decay: Annotated[float, Field(ge=0)] = 1.0
@@ -546,6 +549,25 @@ class PromoteConfig(Table):
     popularity, users by activity, hours and weekdays. From 0.25 on, the data report calls it large."""
 
 
+class NotifyConfig(Table):
+    """Who is told how a night ended. `docs/nights-as-jobs.md` says what they are told."""
+
+    webhook: Annotated[str | None, Field(repr=False)] = None
+    """URL that gets the summary of the night as JSON. RECSYS_WEBHOOK in the environment goes before it."""
+    command: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Program and arguments that get the same on standard input; no shell reads them."""
+    on: Annotated[tuple[Literal["promoted", "passed", "published", "refused", "failed"], ...], Field(strict=False)] = (
+        "promoted",
+        "passed",
+        "published",
+        "refused",
+        "failed",
+    )
+    """Ends of a night that they are told of."""
+    timeout_seconds: Positive = 10.0
+    """Time for each; a night does not fail by them."""
+
+
 class TrackingConfig(Table):
     """MLflow."""
 
@@ -632,6 +654,7 @@ class Config(Table):
     calibrate: CalibrateConfig = CalibrateConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
     promote: PromoteConfig = PromoteConfig()
+    notify: NotifyConfig = NotifyConfig()
     tune: TuneConfig = TuneConfig()
     tracking: TrackingConfig = TrackingConfig()
     beam: BeamConfig = BeamConfig()
@@ -702,7 +725,7 @@ def parse(tables: dict[str, Any], source: str = "config") -> Config:
 
 PATH_KEYS = ("interactions", "items", "labelled_pairs", "warm_start", "workspace", "releases")
 SERVE_PATHS = ("folder", "keys")
-SECRET = {"neighbours.to", "tracking.uri"}
+SECRET = {"neighbours.to", "notify.webhook", "tracking.uri"}
 """Settings that may hold a password: no error shows them."""
 SQLITE = "sqlite:///"
 

@@ -42,6 +42,7 @@ SCHEMA = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Float64, "
 WEIGHTS = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 """The smallest and the largest weight of an interaction."""
 UNWEIGHED = "event has no weight in prepare.event_weights"
+LATER = "after --as-of"
 
 NO_CONTRACTS: Mapping[str, Contract] = {}
 

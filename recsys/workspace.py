@@ -50,22 +50,27 @@ class Run:
 
     @classmethod
     def of(cls, config: Config, inputs: Inputs) -> Run:
-        """The run that belongs to these input files and this config.
+        """The run that belongs to these input files and this config, its folder made.
 
         Raises:
             InputError: the workspace cannot be written.
         """
+        run = cls.planned(config, inputs)
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"data.workspace must be a folder that we may write to. Received: {error}.") from None
+        if not os.access(run.folder, os.W_OK):
+            raise InputError(f"data.workspace must be a folder that we may write to. Received: {run.folder}.")
+        return run
+
+    @classmethod
+    def planned(cls, config: Config, inputs: Inputs) -> Run:
+        """The same, nothing written."""
         snapshot = data_snapshot(inputs)
         code = code_version()
         run_id = hashlib.sha256(f"{snapshot} {config.fingerprint()} {code}".encode()).hexdigest()[:12]
-        folder = config.workspace / "runs" / run_id
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"data.workspace must be a folder that we may write to. Received: {error}.") from None
-        if not os.access(folder, os.W_OK):
-            raise InputError(f"data.workspace must be a folder that we may write to. Received: {folder}.")
-        return cls(run_id, folder, snapshot, code)
+        return cls(run_id, config.workspace / "runs" / run_id, snapshot, code)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

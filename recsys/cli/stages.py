@@ -1,19 +1,26 @@
-"""`recsys nightly`, and each stage by itself."""
+"""`recsys nightly`, `recsys backfill`, and each stage by itself."""
 
 from __future__ import annotations
 
+import json
 import os
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from recsys.address import Address
 from recsys.cli import champion
 from recsys.cli.champion import Why
 from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, show, typed
 from recsys.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from recsys.config import Config
 
 STAGES = {
     "prepare": "Check interactions and items; write catalogue, sequences and pairs (Beam).",
@@ -28,16 +35,74 @@ STAGES = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("nightly", help="Run the whole night: all stages, from the files to the champion.")(nightly)
+    app.command("nightly")(nightly)
+    app.command("backfill")(backfill)
     for name, summary in STAGES.items():
         app.command(name, help=summary)(_stage(name))
     app.command("promote")(promote)
 
 
-def nightly(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Run the whole night."""
-    summary = _execute("nightly", config, overrides)
-    show(summary, as_json, lambda: _tell(summary, config))
+def nightly(
+    config: ConfigFile = CONFIG_DEFAULT,
+    overrides: Overrides = None,
+    *,
+    as_of: Annotated[
+        str | None,
+        typer.Option("--as-of", metavar="MOMENT", help="Only interactions before it: a date, or ISO 8601; UTC."),
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", min=0, metavar="N", help="Stop by then, to be gone on with.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done; write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the whole night: all stages, from the files to the champion.
+
+    Exit 0: the release is in service, or was in service before. 1: the gate refused it, or a stage failed; the same
+    command goes on from what is finished. 2: the input or the config is wrong. With --json the summary is printed
+    whatever the end.
+    """
+    checked = _config(config, [*(overrides or ()), *([] if as_of is None else [f"prepare.as_of={as_of}"])])
+    jobs = _jobs()
+    if dry_run:
+        planned = jobs.plan(checked)
+        show(planned, as_json, lambda: _tell_plan(planned))
+        return
+    from pipelines.budget import Budget  # noqa: PLC0415
+    from pipelines.progress import Reporter  # noqa: PLC0415
+
+    def tell(summary: dict[str, Any]) -> None:
+        if as_json:
+            typer.echo(json.dumps(summary))
+
+    summary = jobs.tonight(checked, Reporter(), budget=Budget(max_minutes), tell=tell)
+    if not as_json:
+        _tell(summary, config)
+
+
+def backfill(
+    first: Annotated[
+        datetime, typer.Option("--from", formats=["%Y-%m-%d"], metavar="DATE", help="The first night's day.")
+    ],
+    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], metavar="DATE", help="The last night's day.")],
+    config: ConfigFile = CONFIG_DEFAULT,
+    overrides: Overrides = None,
+    *,
+    promotes: Annotated[bool, typer.Option("--promote", help="Ask the gate each night; else it is not asked.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the nights of past days, oldest first, each from the interactions before its day.
+
+    A night that is finished is skipped. The releases are registered, and none is put into service unless --promote
+    is given.
+    """
+    checked = _config(config, overrides)
+    _jobs()
+    from pipelines.backfill import backfill as run  # noqa: PLC0415
+    from pipelines.progress import Reporter  # noqa: PLC0415
+
+    nights = run(checked, Reporter(), first.date(), last.date(), promotes=promotes)
+    show(nights, as_json, lambda: None)
 
 
 def promote(
@@ -73,20 +138,42 @@ def _stage(name: str) -> Any:
     return stage
 
 
-def _execute(name: str, config: Any, overrides: list[str] | None) -> dict[str, Any]:
+def _execute(name: str, config: Path, overrides: list[str] | None) -> dict[str, Any]:
+    checked = _config(config, overrides)
+    stages = _jobs().STAGES
+    from pipelines.night import execute  # noqa: PLC0415
+    from pipelines.progress import Reporter  # noqa: PLC0415
+
+    return execute(stages[name], checked, Reporter())
+
+
+def _config(config: Path, overrides: list[str] | None) -> Config:
     from recsys import config as configuration  # noqa: PLC0415
 
-    checked = configuration.load(config, overrides or ())
+    return configuration.load(config, overrides or ())
+
+
+def _jobs() -> ModuleType:
     try:
         from pipelines import nightly  # noqa: PLC0415
-        from pipelines.night import execute  # noqa: PLC0415
-        from pipelines.progress import Reporter  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the jobs need {error.name}, which is not installed. Install recsys[train,jobs,tracking]."
         ) from None
-    stage = nightly.nightly if name == "nightly" else nightly.STAGES[name]
-    return execute(stage, checked, Reporter())
+    return nightly
+
+
+def _tell_plan(planned: dict[str, Any]) -> None:
+    """What a person wants to know before a night."""
+    for part in ("interactions", "items", "labelled_pairs"):
+        for source in planned[part]:
+            typer.echo(f"{part:<14} {Address(source).shown}")
+    typer.echo(f"{'as of':<14} {planned['as_of'] or 'everything'}")
+    typer.echo(f"{'run':<14} {planned['run_id']}")
+    typer.echo(f"{'champion':<14} {planned['champion'] or 'nobody'}")
+    for name, state in planned["stages"].items():
+        seconds = planned["seconds_last_time"].get(name)
+        typer.echo(f"{name:<14} {state}{f', {seconds:.1f} s last time' if seconds else ''}")
 
 
 def _tell(summary: dict[str, Any], config: Any) -> None:
@@ -111,6 +198,7 @@ def _tell(summary: dict[str, Any], config: Any) -> None:
         "MLflow": f"version {summary['version']} of {summary['model']}{', champion' if summary['promoted'] else ''}",
         "Ask": f"{typed('recsys')} similar ITEM --config {config}",
         "Serve": f"{typed('recsys')} serve --config {config}",
+        "Report": summary.get("report", "none"),
         "Open": uri if uri.startswith("http") else f"{typed('mlflow')} ui --backend-store-uri {uri}",
     }
     for name, text in lines.items():

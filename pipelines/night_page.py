@@ -1,0 +1,380 @@
+"""The report of a night: did it promote and why, what changed, how good it is; as JSON and as a page.
+
+Written however the night ended, from what its stages left behind: what was not reached is not told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import calibrate, data_page, embed, evaluate, index, page, prepare, train
+from pipelines.night import Night
+from recsys import drift
+from recsys.catalogue import Catalogue
+from recsys.comparison import LOOK_UPS, LookUp, queries
+from recsys.errors import ReleaseError
+from recsys.evaluation import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
+from recsys.queries import Queries
+from recsys.release import CATALOGUE, Release
+from recsys.splitting import Holdout
+
+REPORT, PAGE = "night.json", "night.html"
+FORMAT = 1
+
+Outcome = Literal["promoted", "passed", "published", "refused", "failed"]
+"""`passed`: the gate let it through, but another one was chosen since. `published`: the gate was not to be asked."""
+
+NEAREST = 10
+"""Neighbours that two releases are compared by."""
+SHOWN = 6
+"""Neighbours that the page names."""
+ITEMS = 4
+"""Items of each kind that the page shows with their neighbours."""
+BINS = 40
+NIGHTS = 10
+"""Earlier nights that are told."""
+
+
+class End(NamedTuple):
+    """How a night ended."""
+
+    outcome: Outcome
+    error: str | None = None
+    """What went wrong, or which checks were not passed."""
+    stage: str | None = None
+    """The one that it ended in, if it did not come to its end."""
+    seconds: Mapping[str, float] = {}
+    """Stage -> how long it took, if it was done this time."""
+    decision: Mapping[str, Any] | None = None
+    """What the gate said: `champion` and `checks`."""
+
+
+def write(night: Night, end: End) -> tuple[Path, bool]:
+    """Write report and page into the folder of the run.
+
+    Returns:
+        The page, and whether there is anything new on it: a night that is asked for again, and was over, is told
+        as it was.
+    """
+    folder = night.run.folder
+    earlier = read(folder)
+    told = {"outcome": end.outcome, "error": end.error, "decision": dict(end.decision) if end.decision else None}
+    seconds = {**(earlier["seconds"] if earlier else {}), **end.seconds}
+    redone = set(end.seconds) - {"publish", "promote"}
+    if earlier and not redone and {key: earlier[key] for key in told} == told and (folder / PAGE).exists():
+        return folder / PAGE, False
+    report = {**_known(night, end), **told, "seconds": seconds}
+    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / PAGE).write_text(render(report), encoding="utf-8")
+    return folder / PAGE, True
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The report in the folder of a run, None where there is none that we read."""
+    try:
+        report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if report.get("format") == FORMAT else None
+
+
+def earlier_nights(workspace: Path, but: str) -> list[dict[str, Any]]:
+    """Reports of the other runs of a workspace, the newest first."""
+    found = [read(path.parent) for path in (workspace / "runs").glob(f"*/{REPORT}")]
+    others = [report for report in found if report and report["run_id"] != but]
+    return sorted(others, key=lambda report: (report["when"], report["run_id"]), reverse=True)
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """A report as one HTML page: no scripts, nothing that is loaded."""
+    checks = (report["decision"] or {}).get("checks", [])
+    order = ("failed", "passed", "skipped")
+    return page.render(
+        "night_page.html",
+        report=report,
+        checks=sorted(checks, key=lambda check: order.index(check["verdict"])),
+        counts={verdict: sum(check["verdict"] == verdict for check in checks) for verdict in order},
+        plots=_plots(report),
+    )
+
+
+def _known(night: Night, end: End) -> dict[str, Any]:
+    """All that the stages left behind."""
+    run = night.run
+    done = {
+        stage.STAGE: run.manifest(stage.STAGE)
+        for stage in (prepare, train, embed, index, evaluate, calibrate)
+        if run.done(stage.STAGE)
+    }
+    challenger = _loaded(night, run.run_id)
+    parent = challenger.manifest.parent_release if challenger else None
+    champion = _loaded(night, end.decision["champion"] if end.decision else parent)
+    if champion and champion.release_id == run.run_id:
+        champion = None
+    trained, indexed, evaluated = (done.get(stage.STAGE) for stage in (train, index, evaluate))
+    return {
+        "format": FORMAT,
+        "run_id": run.run_id,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "as_of": night.config.prepare.as_of.isoformat() if night.config.prepare.as_of else None,
+        "data_snapshot": run.data_snapshot,
+        "code_version": run.code_version,
+        "model": night.config.tracking.model,
+        "champion": champion.release_id if champion else None,
+        "stage": end.stage,
+        "data": json.loads(run.path(prepare.STAGE, data_page.REPORT).read_text(encoding="utf-8"))
+        if prepare.STAGE in done
+        else None,
+        "training": {key: trained[key] for key in ("passes", "curve")} if trained else None,
+        "index": {**indexed, "target": night.config.index.recall_target, "k": night.config.index.recall_k}
+        if indexed
+        else None,
+        "questions": evaluated["questions"] if evaluated else None,
+        "quality": _quality(night, evaluated, champion) if evaluated and evaluated["questions"] else None,
+        "similarity": _similarity(challenger, night.config.index.sample) if challenger else None,
+        **_compared(challenger, champion, night.config.index.sample),
+        "settings": _settings(champion.manifest.config, night.config.shaping()) if champion else None,
+        "nights": [
+            {key: report[key] for key in ("run_id", "when", "outcome")} | {TARGET_METRIC: _reached(report)}
+            for report in earlier_nights(night.config.workspace, run.run_id)[:NIGHTS]
+        ],
+    }
+
+
+def _reached(report: Mapping[str, Any]) -> float | None:
+    quality = report["quality"]
+    return quality["last_item"]["tonight"][TARGET_METRIC] if quality else None
+
+
+def _loaded(night: Night, release_id: str | None) -> Release | None:
+    """A release of this machine, None where it is not here or of no use: that is for the gate to judge."""
+    try:
+        return Release.load(night.releases / release_id) if release_id else None
+    except ReleaseError:
+        return None
+
+
+def _quality(night: Night, evaluated: Mapping[str, Any], champion: Release | None) -> dict[str, Any]:
+    """Figures of tonight's release, of the champion on the same questions, and of the baselines; by look-up."""
+    found: dict[str, Any] = {}
+    holdout = train.load_split(night).holdout("test", night.config.evaluate.users) if champion else None
+    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+    for look_up in LOOK_UPS:
+        measured = evaluated if look_up == "last_item" else evaluated["history"]
+        models = {"tonight": measured["model"]}
+        if champion and holdout is not None:
+            models["champion"] = _asked_today(night, champion, catalogue, holdout, look_up)
+        baselines = sorted(measured["baselines"].items(), key=lambda named: -named[1][TARGET_METRIC])
+        found[look_up] = models | dict(baselines)
+    return found
+
+
+def _asked_today(
+    night: Night, champion: Release, catalogue: Catalogue, holdout: Holdout, look_up: LookUp
+) -> dict[str, Any]:
+    """What the champion answers to tonight's questions; one about items that it does not hold is a miss."""
+    config = night.config.evaluate
+    # tonight's number -> the champion's; padding, the last, stays padding
+    numbers = np.append(champion.catalogue.numbers(catalogue.item_ids, missing=-1), np.int32(-1))
+    asked = queries(holdout, look_up, champion.manifest.recency, config)
+    items = numbers[asked.items]
+    asked = Queries(items, np.where(items < 0, 0, asked.weights).astype(np.float32), numbers[asked.excluded])
+    targets = numbers[holdout.targets]
+    known = np.flatnonzero((asked.weights > 0).any(axis=1) & (targets >= 0))
+    rank = np.full(len(targets), max(CUTS))
+    rank[known] = ranks(champion.index, asked[known], targets[known])
+    stratum = strata(catalogue.frame["interactions"].to_numpy())[holdout.targets]
+    return {
+        **metrics(rank),
+        "intervals": intervals(rank, config.resamples),
+        "strata": {
+            name: {"questions": int((stratum == number).sum()), **metrics(rank[stratum == number])}
+            for number, name in enumerate(STRATA)
+        },
+    }
+
+
+def _similarity(release: Release, most: int) -> dict[str, Any]:
+    """Histograms of how similar items are: to their nearest, and to any."""
+    rng = np.random.default_rng(0)
+    items = np.sort(rng.choice(len(release.catalogue), min(most, len(release.catalogue)), replace=False))
+    k = min(NEAREST, len(release.catalogue) - 1)
+    found = release.index.neighbours(items.astype(np.int32), k)
+    strangers = (items[:, None] + rng.integers(1, len(release.catalogue), (len(items), k))) % len(release.catalogue)
+    edges = np.linspace(-1 if release.distance.unit else 0, 1, BINS + 1)
+
+    def shares(others: NDArray[np.integer[Any]]) -> list[float]:
+        between = release.distance.between(release.vectors[items][:, None], release.vectors[others])
+        similarities = np.clip(release.distance.similarity(between), edges[0], 1)
+        counts: list[float] = (np.histogram(similarities, edges)[0] / others.size).tolist()
+        return counts
+
+    return {"edges": edges.tolist(), "nearest": shares(found), "any": shares(strangers)}
+
+
+def _compared(now: Release | None, before: Release | None, most: int) -> dict[str, Any]:
+    """Neighbours side by side, and how far the embeddings moved."""
+    if now is None:
+        return {"neighbours": None, "drift": None}
+    popularity = now.catalogue.frame["interactions"].to_numpy()
+    ranked = np.argsort(-popularity, kind="stable")
+    if before is None:
+        untouched = np.flatnonzero(popularity == 0)
+        groups = {"popular": ranked, "new": untouched}
+        return {"neighbours": _side_by_side(now, None, groups), "drift": None}
+    numbers = before.catalogue.numbers(now.catalogue.item_ids, missing=-1)
+    common = np.flatnonzero(numbers >= 0)
+    if len(common) > most:
+        common = np.sort(np.random.default_rng(0).choice(common, most, replace=False))
+    groups = {"popular": ranked, "new": ranked[numbers[ranked] < 0]}
+    if not len(common):
+        return {"neighbours": _side_by_side(now, before, groups), "drift": None}
+    # both in tonight's numbers; what tonight's release does not hold is in nobody's list
+    known = now.catalogue.numbers(before.catalogue.item_ids, missing=-2)
+    k = min(NEAREST, len(now.catalogue) - 1, len(before.catalogue) - 1)
+    lists = now.index.neighbours(common.astype(np.int32), k)
+    lists_before = known[before.index.neighbours(numbers[common], k)]
+    shared = (lists[:, :, None] == lists_before[:, None, :]).any(axis=2).sum(axis=1)
+    moved = drift.alike(before.vectors[numbers[common]], now.vectors[common])
+    changed = common[np.lexsort((common, -popularity[common], shared))]
+    return {
+        "neighbours": _side_by_side(now, before, {"changed": changed, **groups}),
+        "drift": {
+            "items": len(common),
+            "k": k,
+            "shared": np.bincount(shared, minlength=k + 1).tolist(),
+            "overlap": float(shared.mean() / k),
+            "alike": {
+                "mean": float(moved.mean()),
+                **{f"{share:.0%}": float(np.quantile(moved, share)) for share in (0.05, 0.25, 0.5, 0.75, 0.95)},
+            },
+            "moved": [
+                {
+                    "item_id": now.catalogue.item_ids[common[row]],
+                    "title": now.catalogue.titles[common[row]],
+                    "alike": float(moved[row]),
+                }
+                for row in np.argsort(moved, kind="stable")[:ITEMS]
+            ],
+        },
+    }
+
+
+def _side_by_side(
+    now: Release, before: Release | None, groups: Mapping[str, NDArray[np.integer[Any]]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The first items of each group, each item once, with their neighbours of both releases."""
+    taken: set[str] = set()
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, numbers in groups.items():
+        ids = [now.catalogue.item_ids[number] for number in numbers[: ITEMS + len(taken)]]
+        chosen = [item_id for item_id in ids if item_id not in taken][:ITEMS]
+        taken |= set(chosen)
+        found[name] = [_neighbours(item_id, now, before) for item_id in chosen]
+    return found
+
+
+def _neighbours(item_id: str, now: Release, before: Release | None) -> dict[str, Any]:
+    number = now.catalogue.number(item_id)
+    tonight = now.similar(item_id, NEAREST).neighbours
+    there = before is not None and before.catalogue.numbers([item_id], missing=-1)[0] >= 0
+    earlier = before.similar(item_id, NEAREST).neighbours if before is not None and there else None
+    ids = {neighbour.item_id for neighbour in tonight}
+    ids_before = {neighbour.item_id for neighbour in earlier or ()}
+
+    def told(found: list[Any], others: set[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "item_id": each.item_id,
+                "title": each.title,
+                "similarity": each.similarity,
+                "both": each.item_id in others,
+            }
+            for each in found[:SHOWN]
+        ]
+
+    return {
+        "item_id": item_id,
+        "title": now.catalogue.titles[number],
+        "interactions": int(now.catalogue.frame["interactions"][number]),
+        "shared": len(ids & ids_before) if earlier is not None else None,
+        "of": len(tonight),
+        "now": told(tonight, ids_before),
+        "before": told(earlier, ids) if earlier is not None else None,
+    }
+
+
+def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Settings that are not the same; a table that one of them does not know is one setting."""
+    flat = [
+        {
+            f"{table}.{key}": value
+            for table, values in tables.items()
+            for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+        }
+        for tables in (before, now)
+    ]
+    names = sorted(flat[0].keys() | flat[1].keys())
+    return [
+        {"name": name, "champion": flat[0].get(name), "tonight": flat[1].get(name)}
+        for name in names
+        if flat[0].get(name) != flat[1].get(name)
+    ]
+
+
+def _plots(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page draws: places in percent of a drawing."""
+    plots: dict[str, Any] = {}
+    if report["training"]:
+        curve = report["training"]["curve"]
+        names = ("loss", f"validation_{TARGET_METRIC}")
+        for name in names:
+            points = [(number, figures[name]) for number, figures in enumerate(curve, 1) if name in figures]
+            plots[name] = _line(points) if len(points) > 1 else None
+    if report["index"]:
+        points = [(np.log2(search_k), recall) for search_k, recall in report["index"]["curve"]]
+        shown = [f"search_k {search_k}: {recall:.4f}" for search_k, recall in report["index"]["curve"]]
+        plots["recall"] = _line(points, shown, report["index"]["target"]) if len(points) > 1 else None
+    if report["quality"]:
+        plots["quality"] = {look_up: _ranges(models) for look_up, models in report["quality"].items()}
+    return plots
+
+
+def _line(points: Sequence[tuple[float, float]], shown: list[str] | None = None, guide: float | None = None) -> Any:
+    across, up = np.array(points, float).T
+    low, high = (float(bound) for bound in (min(up.min(), guide or np.inf), max(up.max(), guide or -np.inf)))
+    scale = (high - low) or 1.0
+
+    def height(value: Any) -> Any:
+        return np.round(4 + 92 * (value - low) / scale, 2)
+
+    places = np.stack([np.round(100 * (across - across[0]) / (across[-1] - across[0]), 2), height(up)], axis=1)
+    names = shown or [f"{x:g}: {y:.4f}" for x, y in points]
+    return {
+        "points": [(*place, name) for place, name in zip(places.tolist(), names, strict=True)],
+        "low": low,
+        "high": high,
+        "guide": None if guide is None else float(height(guide)),
+    }
+
+
+def _ranges(models: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """NDCG@20 of each model with its interval, as places on a common scale from 0."""
+    widest = max(figures["intervals"][TARGET_METRIC][1] for figures in models.values()) or 1.0
+    return [
+        {
+            "name": name,
+            "value": figures[TARGET_METRIC],
+            "low": figures["intervals"][TARGET_METRIC][0],
+            "high": figures["intervals"][TARGET_METRIC][1],
+            "scale": 100 / widest,
+        }
+        for name, figures in models.items()
+    ]
