@@ -331,23 +331,24 @@ def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[st
 
 def _plots(report: Mapping[str, Any]) -> dict[str, Any]:
     """What the page draws: places in percent of a drawing."""
+    training, indexed, quality = report["training"], report["index"], report["quality"]
     plots: dict[str, Any] = {}
-    if report["training"]:
-        curve = report["training"]["curve"]
-        names = ("loss", f"validation_{TARGET_METRIC}")
-        for name in names:
-            points = [(number, figures[name]) for number, figures in enumerate(curve, 1) if name in figures]
-            plots[name] = _line(points) if len(points) > 1 else None
-    if report["index"]:
-        points = [(np.log2(search_k), recall) for search_k, recall in report["index"]["curve"]]
-        shown = [f"search_k {search_k}: {recall:.4f}" for search_k, recall in report["index"]["curve"]]
-        plots["recall"] = _line(points, shown, report["index"]["target"]) if len(points) > 1 else None
-    if report["quality"]:
-        plots["quality"] = {look_up: _ranges(models) for look_up, models in report["quality"].items()}
+    for name in ("loss", f"validation_{TARGET_METRIC}"):
+        curve = enumerate(training["curve"] if training else [], 1)
+        plots[name] = _line([(number, figures[name]) for number, figures in curve if name in figures])
+    tried = indexed["curve"] if indexed else []
+    plots["recall"] = _line(
+        [(np.log2(search_k), recall) for search_k, recall in tried],
+        [f"search_k {search_k}: {recall:.4f}" for search_k, recall in tried],
+        indexed["target"] if indexed else None,
+    )
+    plots["quality"] = {look_up: _ranges(models) for look_up, models in quality.items()} if quality else {}
     return plots
 
 
 def _line(points: Sequence[tuple[float, float]], shown: list[str] | None = None, guide: float | None = None) -> Any:
+    if len(points) < 2:  # noqa: PLR2004 - no line
+        return None
     across, up = np.array(points, float).T
     low, high = (float(bound) for bound in (min(up.min(), guide or np.inf), max(up.max(), guide or -np.inf)))
     scale = (high - low) or 1.0

@@ -29,7 +29,8 @@ COMMANDS = dict(commands(typer.main.get_command(cli.app)))
 
 def test_all_commands_are_there() -> None:
     stages = {"prepare", "train", "embed", "index", "evaluate", "calibrate", "publish", "promote", "nightly"}
-    others = {"data", "doctor", "keys", "neighbours", "releases", "rollback", "serve", "similar", "tune", "verify"}
+    others = {"backfill", "data", "doctor", "keys", "neighbours", "releases", "rollback", "serve", "similar"}
+    others |= {"tune", "verify"}
     assert {path[0] for path in COMMANDS if path} == stages | others
 
 

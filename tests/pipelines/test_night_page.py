@@ -1,0 +1,251 @@
+"""The report of a night: its figures against naive ones, and the page, however the night ended."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines import evaluate, night_page, prepare, train
+from pipelines.night import Night
+from pipelines.nightly import Summary, tonight
+from pipelines.progress import Reporter
+from recsys import Release
+from recsys import config as configuration
+from recsys.catalogue import Catalogue
+from recsys.comparison import LOOK_UPS
+from recsys.errors import RecsysError, RefusedError, StageError
+from recsys.release import CATALOGUE
+from tests.e2e import world
+from tests.pipelines.test_data_page import Page
+
+QUIET = Reporter(quiet=True)
+LENIENT = ["promote.tolerance=0.9", "promote.stratum_tolerance=0.9", "promote.overlap_floor=0.0", "promote.shift=9.0"]
+WORSE = ["train.passes=1", "train.learning_rate=1e-9", "items.categorical=[]"]
+
+
+class Told(NamedTuple):
+    """A night that is over."""
+
+    summary: Summary
+    night: Night
+    error: RecsysError | None
+
+    @property
+    def report(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.night.run.folder / night_page.REPORT).read_text())
+        return found
+
+    @property
+    def page(self) -> Page:
+        return Page(self.night.run.folder / night_page.PAGE)
+
+    @property
+    def release(self) -> Release:
+        return Release.load(self.night.releases / self.night.run.run_id)
+
+
+def told(path: Path, overrides: list[str]) -> Told:
+    config = configuration.load(path, overrides)
+    summary: Summary = {}
+    error = None
+    try:
+        tonight(config, QUIET, tell=summary.update)
+    except RecsysError as raised:
+        error = raised
+    return Told(summary, Night.of(config), error)
+
+
+class Nights(NamedTuple):
+    first: Told
+    second: Told
+    refused: Told
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    """The first champion; another day's, with one item lost and one come, in its place; and one that is refused."""
+    folder = tmp_path_factory.mktemp("nights")
+    config = world.write(folder)
+    first = told(config, [])
+    world.write(folder, seed=1)
+    items = pl.read_csv(folder / "items.csv")
+    evil = {"item_id": "<i>", "title": "<script>alert('&')</script>", "genre": "genre-1"}
+    items = pl.concat([items.filter(pl.col("item_id") != world.NEW_ITEM), pl.DataFrame([evil])])
+    items.write_csv(folder / "items.csv")
+    second = told(config, LENIENT)
+    return Nights(first, second, told(config, WORSE))
+
+
+# --- figures
+
+
+def test_the_champion_is_asked_the_same_questions(nights: Nights) -> None:
+    """NDCG@20 of each user's last item, asked for by the one before, over what the library answers."""
+    champion, gained = nights.first.release, []
+    log = pl.read_parquet(nights.second.night.interactions[0]).sort("timestamp")
+    for _, rows in log.group_by("user_id"):
+        query, target = rows["item_id"].to_list()[-2:]
+        found = [neighbour.item_id for neighbour in champion.similar(query, 20).neighbours]
+        gained.append(1 / math.log2(found.index(target) + 2) if target in found else 0.0)
+    report = nights.second.report
+    assert report["champion"] == champion.release_id
+    champions = report["quality"]["last_item"]["champion"]
+    assert champions["ndcg_at_20"] == pytest.approx(np.mean(gained), abs=1e-12)
+    low, high = champions["intervals"]["ndcg_at_20"]
+    assert low < champions["ndcg_at_20"] < high
+    change = next(check for check in report["decision"]["checks"] if check["name"] == "ndcg_at_20_change")
+    assert f"from {champions['ndcg_at_20']:.4f} to " in change["reason"]
+
+
+def test_a_release_that_is_asked_again_has_the_figures_of_its_evaluation(nights: Nights) -> None:
+    """To the last digit, for both look-ups."""
+    night, release = nights.second.night, nights.second.release
+    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+    holdout = train.load_split(night).holdout("test", night.config.evaluate.users)
+    evaluated = night.run.manifest(evaluate.STAGE)
+    for look_up in LOOK_UPS:
+        measured = evaluated["model"] if look_up == "last_item" else evaluated["history"]["model"]
+        again = night_page._asked_today(night, release, catalogue, holdout, look_up)
+        assert again == {name: measured[name] for name in again}
+
+
+def test_neighbours_are_those_of_both_releases(nights: Nights) -> None:
+    now, before = nights.second.release, nights.first.release
+    groups = nights.second.report["neighbours"]
+    assert {card["item_id"] for card in groups["new"]} == {"<i>"}
+    assert groups["new"][0]["before"] is None
+    popularity = dict(now.catalogue.frame.select("item_id", "interactions").iter_rows())
+    assert [card["interactions"] for card in groups["popular"]] == sorted(
+        (card["interactions"] for card in groups["popular"]), reverse=True
+    )
+    seen = set()
+    for card in [*groups["changed"], *groups["popular"]]:
+        seen.add(card["item_id"])
+        ten, ten_before = (
+            [neighbour.item_id for neighbour in release.similar(card["item_id"], 10).neighbours]
+            for release in (now, before)
+        )
+        assert card["interactions"] == popularity[card["item_id"]]
+        assert card["shared"] == len({*ten} & {*ten_before})
+        assert [each["item_id"] for each in card["now"]] == ten[:6]
+        assert [each["item_id"] for each in card["before"]] == ten_before[:6]
+        assert all(each["both"] == (each["item_id"] in ten_before) for each in card["now"])
+    assert len(seen) == len(groups["changed"]) + len(groups["popular"])
+    least = min(
+        len(
+            {n.item_id for n in now.similar(item, 10).neighbours}
+            & {n.item_id for n in before.similar(item, 10).neighbours}
+        )
+        for item in set(now.catalogue.item_ids) & set(before.catalogue.item_ids)
+    )
+    assert groups["changed"][0]["shared"] == least
+
+
+def test_the_overlap_is_that_of_the_gate(nights: Nights) -> None:
+    report = nights.second.report
+    gate = {check["name"]: check["value"] for check in report["decision"]["checks"]}
+    assert report["drift"]["overlap"] == pytest.approx(gate["overlap_at_10"], abs=1e-12)
+    assert sum(report["drift"]["shared"]) == report["drift"]["items"] == 48
+
+
+def test_settings_that_differ_are_told(nights: Nights) -> None:
+    """Of what shapes a release: the gate's own limits do not."""
+    assert nights.second.report["settings"] == []
+    told = {setting["name"]: (setting["champion"], setting["tonight"]) for setting in nights.refused.report["settings"]}
+    assert told == {
+        "items.categorical": (["genre"], []),
+        "train.learning_rate": (0.003, 1e-9),
+        "train.passes": (12, 1),
+    }
+
+
+# --- the page
+
+
+def test_the_first_night_has_no_champion_to_compare_with(nights: Nights) -> None:
+    told = nights.first
+    assert (told.summary["outcome"], told.summary["error"]) == ("promoted", None)
+    assert told.report["champion"] is None
+    assert "the first champion" in told.page.seen
+    assert "in place of" not in told.page.seen
+
+
+def test_the_page_of_a_promoted_night(nights: Nights) -> None:
+    told = nights.second
+    page, report = told.page, told.report
+    assert told.summary["outcome"] == "promoted"
+    assert told.summary["report"] == str(told.night.run.folder / night_page.PAGE)
+    assert f"in place of {nights.first.night.run.run_id}" in page.seen
+    for check in report["decision"]["checks"]:
+        words = check["name"].replace("_", " ").replace("ndcg at 20", "NDCG@20").replace(" at 10", "@10")
+        assert f" {words} " in page.seen
+    for stage in ("prepare", "train", "evaluate", "promote"):
+        assert f" {stage} " in page.seen
+    for models in report["quality"].values():
+        assert all(f" {figures['ndcg_at_20']:.4f} " in page.seen for figures in models.values())
+    assert f" {nights.first.night.run.run_id} " in page.seen
+
+
+def test_the_page_needs_nothing_else_and_text_from_outside_stays_text(nights: Nights) -> None:
+    for told in nights:
+        page = told.page
+        assert not {"script", "link", "img", "iframe"} & set(page.tags)
+        assert {link for link in page.links if not link.startswith("#")} == {"prepare/data_report.html"}
+        assert (told.night.run.folder / "prepare" / "data_report.html").exists()
+        text = (told.night.run.folder / night_page.PAGE).read_text()
+        assert all(f'id="{link[1:]}"' in text for link in page.links if link.startswith("#"))
+        assert not re.search(r"url\(|@import|https?://", text)
+    assert "<script>alert('&')</script>" in nights.second.page.seen
+
+
+def test_the_page_of_a_refused_night_begins_with_what_failed(nights: Nights) -> None:
+    told = nights.refused
+    assert isinstance(told.error, RefusedError)
+    assert told.summary["outcome"] == "refused"
+    assert told.summary["failed_checks"] == [
+        check["name"] for check in told.report["decision"]["checks"] if check["verdict"] == "failed"
+    ]
+    assert "ndcg_at_20_change" in told.summary["failed_checks"]
+    text = (told.night.run.folder / night_page.PAGE).read_text()
+    verdicts = re.findall(r'<td class="(failed|passed|skipped)">', text)
+    assert verdicts == sorted(verdicts, key=["failed", "passed", "skipped"].index)
+    assert verdicts[0] == "failed"
+    assert f"The champion {nights.second.night.run.run_id} stays in service" in told.page.seen
+
+
+def test_a_night_that_failed_is_told_as_far_as_it_came(tmp_path: Path) -> None:
+    config = world.write(tmp_path)
+    told_of = told(config, ["index.max_search_k=1", "index.n_trees=1", "index.recall_floor=0.9", "train.passes=1"])
+    assert isinstance(told_of.error, StageError)
+    assert (told_of.summary["outcome"], told_of.summary["stage"]) == ("failed", "index")
+    page, report = told_of.page, told_of.report
+    assert str(told_of.error) in page.seen
+    assert "ended in index" in page.seen
+    assert (report["quality"], report["neighbours"], report["decision"]) == (None, None, None)
+    assert report["training"]["passes"]["pairs"] == 1
+    assert report["data"]["interactions"] > 0
+
+
+def test_a_night_without_any_stage_is_told_too(tmp_path: Path) -> None:
+    config = world.write(tmp_path)
+    (tmp_path / "interactions.parquet").write_bytes(b"PAR1 no more")
+    told_of = told(config, [])
+    assert told_of.summary["stage"] == "prepare"
+    assert "ended in prepare" in told_of.page.seen
+
+
+def test_a_night_that_is_over_keeps_its_report(nights: Nights) -> None:
+    folder = nights.second.night.run.folder
+    files = [folder / name for name in (night_page.REPORT, night_page.PAGE)]
+    before = [path.stat().st_mtime_ns for path in files]
+    report = nights.second.report
+    end = night_page.End("promoted", seconds={"publish": 9.0, "promote": 9.0}, decision=report["decision"])
+    assert night_page.write(nights.second.night, end) == (folder / night_page.PAGE, False)
+    assert [path.stat().st_mtime_ns for path in files] == before

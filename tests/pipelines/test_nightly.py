@@ -1,0 +1,307 @@
+"""The night as a job: what it is told to do, what it tells, and what it does when MLflow is away."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipelines import night_page
+from pipelines.backfill import backfill, before
+from pipelines.budget import Budget
+from pipelines.night import Night
+from pipelines.nightly import STAGES, Summary, plan, tonight
+from pipelines.prepare import prepare
+from pipelines.progress import Reporter
+from recsys import config as configuration
+from recsys.config import Config
+from recsys.errors import ConfigError, InputError, StageError, TrackingError
+from recsys.tracking import Tracker
+from tests.e2e import world
+
+QUIET = Reporter(quiet=True)
+QUICK = ["train.passes=1", "train.history_passes=0", "index.n_trees=5", "tower.dimension=8", "index.recall_floor=0.1"]
+DAY = 86_400
+
+
+def quick(folder: Path, *overrides: str) -> Config:
+    """A night that is over soon."""
+    return configuration.load(world.write(folder), [*QUICK, *overrides])
+
+
+def of_days(folder: Path, days: int, *overrides: str) -> Config:
+    """The world, its interactions spread over so many days from 2020-09-13 on."""
+    path = world.write(folder)
+    log = pl.read_parquet(folder / "interactions.parquet")
+    shifted = log.with_columns(timestamp=pl.col("timestamp") + pl.int_range(pl.len()) % days * DAY)
+    shifted.write_parquet(folder / "interactions.parquet")
+    return configuration.load(path, [*QUICK, *overrides])
+
+
+def everything_below(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+# --- --as-of
+
+
+def test_as_of_is_the_night_of_then(tmp_path: Path) -> None:
+    """The same as if nothing later were in the log, but for the account, which tells what was left out."""
+    moment = datetime(2020, 9, 15, 12, 30, tzinfo=UTC)
+    of_then = before(of_days(tmp_path / "one", 4), moment)
+    log = pl.read_parquet(tmp_path / "one" / "interactions.parquet")
+    earlier = log.filter(pl.col("timestamp") < moment.timestamp())
+    assert 0 < earlier.height < log.height
+    truncated = of_days(tmp_path / "other", 4)
+    earlier.write_parquet(tmp_path / "other" / "interactions.parquet")
+
+    nights = [Night.of(config) for config in (of_then, truncated)]
+    one, other = (prepare(night) for night in nights)
+    accounts = [manifest["account"]["interactions"] for manifest in (one, other)]
+    left_out = accounts[0]["filtered"].pop("after --as-of")
+    assert left_out == log.height - earlier.height
+    assert accounts[0] == accounts[1] | {"read": log.height}
+    for name in ("catalogue.parquet", "sequences", "pairs"):
+        frames = [pl.read_parquet(night.run.path("prepare", name)) for night in nights]
+        assert frames[0].equals(frames[1])
+
+
+def test_a_moment_is_part_of_the_run_and_its_interaction_is_later(tmp_path: Path) -> None:
+    config = of_days(tmp_path, 3)
+    last = pl.read_parquet(tmp_path / "interactions.parquet")["timestamp"].max()
+    assert isinstance(last, int)
+    runs = {Night.of(config).run.run_id}
+    for moment, left_out in ((last, 1), (last + 1, 0)):
+        night = Night.of(before(config, datetime.fromtimestamp(moment, UTC)))
+        runs.add(night.run.run_id)
+        assert prepare(night)["account"]["interactions"]["filtered"].get("after --as-of", 0) == left_out
+    assert len(runs) == 3
+
+
+def test_before_the_first_interaction_there_is_nothing_to_learn_from(tmp_path: Path) -> None:
+    night = Night.of(before(of_days(tmp_path, 3), datetime(2019, 1, 1, tzinfo=UTC)))
+    with pytest.raises(InputError, match=r"at least 2 users.*Left out were 900 rows: after --as-of"):
+        prepare(night)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("2020-09-15", "2020-09-15T00:00:00+00:00"),
+        ("2020-09-15T12:30:00", "2020-09-15T12:30:00+00:00"),
+        ("2020-09-15T12:30:00+02:00", "2020-09-15T10:30:00+00:00"),
+    ],
+)
+def test_a_moment_without_a_zone_is_utc(tmp_path: Path, program: Any, given: str, meant: str) -> None:
+    of_days(tmp_path, 3)
+    outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--as-of", given, "--dry-run", "--json")
+    assert outcome.exit_code == 0
+    told = json.loads(outcome.out)["as_of"]
+    assert datetime.fromisoformat(told) == datetime.fromisoformat(meant)
+
+
+def test_what_is_no_moment_is_refused(tmp_path: Path, program: Any) -> None:
+    of_days(tmp_path, 3)
+    outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--as-of", "yesterday")
+    assert outcome[:2] == (2, "")
+    assert "prepare.as_of" in outcome.err
+    assert "'yesterday'" in outcome.err
+
+
+# --- --dry-run
+
+
+def test_a_dry_run_writes_nothing_and_tells_what_is_to_do(tmp_path: Path, program: Any) -> None:
+    config = quick(tmp_path)
+    found = everything_below(tmp_path)
+    planned = plan(config)
+    assert everything_below(tmp_path) == found
+    assert planned["interactions"] == [str(tmp_path / "interactions.parquet")]
+    assert planned["items"] == [str(tmp_path / "items.csv")]
+    assert set(planned["stages"].values()) == {"to do"}
+    assert planned["champion"] is None
+    night = Night.of(config)
+    assert planned["run_id"] == night.run.run_id
+    prepare(night)
+    assert plan(config)["stages"] == dict.fromkeys(STAGES, "to do") | {"prepare": "done"}
+    for_people = program("nightly", "--config", tmp_path / "recsys.toml", "--dry-run")
+    assert for_people.exit_code == 0
+    assert str(tmp_path / "items.csv") in for_people.out
+
+
+# --- --max-minutes
+
+
+def test_no_stage_begins_that_cannot_fit(tmp_path: Path) -> None:
+    """By what it took in another night of the workspace."""
+    config = quick(tmp_path)
+    other = tmp_path / "workspace" / "runs" / "0123456789ab"
+    other.mkdir(parents=True)
+    report = {"format": night_page.FORMAT, "run_id": "0123456789ab", "when": "2026-01-01", "outcome": "promoted"}
+    known = {"stage": None, "seconds": {"prepare": 1.0, "train": 601.0}, "quality": None}
+    (other / night_page.REPORT).write_text(json.dumps(report | known))
+    summary: Summary = {}
+    with pytest.raises(StageError, match=r"stage train must fit into --max-minutes 10.*took 601 s last time"):
+        tonight(config, QUIET, budget=Budget(10), tell=summary.update)
+    assert (summary["outcome"], summary["stage"]) == ("failed", "train")
+    night = Night.of(config)
+    assert [night.run.done(stage) for stage in ("prepare", "train")] == [True, False]
+    assert Path(summary["report"]).exists()
+
+
+def test_a_stage_is_interrupted_when_the_time_is_over() -> None:
+    """What it finished stays, as if a person had interrupted it."""
+    ends = []
+
+    def stage() -> None:
+        with Budget(0.001).enforced("train"):
+            try:
+                while True:
+                    pass
+            except KeyboardInterrupt:
+                ends.append("interrupted")
+                raise
+
+    with pytest.raises(StageError, match=r"stage train must end within --max-minutes"):
+        stage()
+    assert ends == ["interrupted"]
+
+
+def test_without_a_limit_everything_fits() -> None:
+    budget = Budget()
+    budget.require("train", 1e9)
+    with budget.enforced("train"):
+        pass
+
+
+# --- what is told
+
+
+def test_a_night_whose_input_is_missing_is_told_of(tmp_path: Path, program: Any) -> None:
+    """To the command of the config, and as one line of JSON; the exit code says whose fault it is."""
+    quick(tmp_path)
+    (tmp_path / "interactions.parquet").unlink()
+    code = f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(sys.stdin.read())"
+    command = f"notify.command={json.dumps([sys.executable, '-c', code])}"
+    outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--json", "--set", command)
+    assert outcome.exit_code == 2
+    (line,) = outcome.out.splitlines()
+    summary = json.loads(line)
+    assert (summary["outcome"], summary["run_id"]) == ("failed", None)
+    assert "interactions.parquet" in summary["error"]
+    assert summary["text"].startswith("item-tower: night without a run failed: ")
+    assert json.loads((tmp_path / "told").read_text()) == summary
+
+
+# --- MLflow is away
+
+
+@pytest.fixture
+def closed() -> str:
+    """URL of a port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """URL of a server that takes every connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("server", ["closed", "hanging"])
+def test_a_night_ends_before_its_work_where_mlflow_is_away(
+    tmp_path: Path, program: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    quick(tmp_path)
+    uri = request.getfixturevalue(server)
+    outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--json", "--set", f"tracking.uri={uri}")
+    assert outcome.exit_code == 1
+    assert f"error: MLflow at {uri} must answer" in outcome.err
+    assert "Traceback" not in outcome.err
+    summary = json.loads(outcome.out)
+    assert (summary["outcome"], summary["stage"]) == ("failed", "mlflow")
+    assert "ended in mlflow" in Path(summary["report"]).read_text()
+    assert not [*tmp_path.glob("workspace/runs/*/prepare")]
+
+
+def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow goes away while the tower is trained, is not back when the release is registered, and then is."""
+    config = quick(tmp_path)
+    log, register, away = Tracker.log_metrics, Tracker.register, True
+
+    def gone(how: Any) -> Any:
+        def call(*given: Any) -> Any:
+            if away:
+                raise TrackingError("MLflow must answer.")
+            return how(*given)
+
+        return call
+
+    monkeypatch.setattr(Tracker, "log_metrics", gone(log))
+    monkeypatch.setattr(Tracker, "register", gone(register))
+    summary: Summary = {}
+    with pytest.raises(TrackingError):
+        tonight(config, QUIET, promotes=False, tell=summary.update)
+    assert (summary["outcome"], summary["stage"]) == ("failed", "publish")
+    night = Night.of(config)
+    trained = (night.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns
+    away = False
+    assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
+    assert (night.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns == trained
+    metrics = night.tracker.client.get_run(night.mlflow_run).data.metrics
+    curve = night.run.manifest("train")["curve"]
+    assert metrics["train_loss"] == curve[-1]["loss"]
+    assert metrics["interactions_read"] == 900
+    assert not (night.run.folder / "unsent.jsonl").exists()
+
+
+# --- backfill
+
+
+def test_past_nights_are_run_oldest_first_and_once(tmp_path: Path, program: Any) -> None:
+    config = of_days(tmp_path, 4)
+    first, last = date(2020, 9, 12), date(2020, 9, 16)
+    with pytest.raises(StageError, match=r"2 of 5 did not: 2020-09-12 \(failed\), 2020-09-13 \(failed\)"):
+        backfill(config, QUIET, first, last)  # the log begins on the 13th, at 12:26
+    runs = [Night.of(before(config, datetime(2020, 9, day, tzinfo=UTC))).run for day in (14, 15, 16)]
+    reports = [night_page.read(run.folder) for run in runs]
+    assert [report["outcome"] for report in reports if report] == ["published"] * 3
+    assert [report["as_of"][:10] for report in reports if report] == ["2020-09-14", "2020-09-15", "2020-09-16"]
+    assert [report["when"] for report in reports if report] == sorted(report["when"] for report in reports if report)
+    tracker = Tracker(config)
+    assert tracker.champion() is None
+    assert all(tracker.version_of(run.run_id) for run in runs)
+
+    flags = ("--from", "2020-09-14", "--to", "2020-09-16", "--json")
+    settings = [part for override in QUICK for part in ("--set", override)]
+    again = program("backfill", *flags, "--config", tmp_path / "recsys.toml", *settings)
+    assert again.exit_code == 0
+    assert json.loads(again.out) == [
+        {"as_of": f"2020-09-{day}", "run_id": run.run_id, "outcome": "published", "skipped": True}
+        for day, run in zip((14, 15, 16), runs, strict=True)
+    ]
+
+
+def test_days_in_the_wrong_order_are_refused(tmp_path: Path, program: Any) -> None:
+    quick(tmp_path)
+    flags = ("--from", "2020-09-16", "--to", "2020-09-14")
+    outcome = program("backfill", *flags, "--config", tmp_path / "recsys.toml")
+    assert outcome[:2] == (2, "")
+    assert "--from must not be after --to. Received: 2020-09-16 and 2020-09-14" in outcome.err
+
+
+def test_an_end_that_there_is_not_cannot_be_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"notify\.on"):
+        quick(tmp_path, 'notify.on=["succeeded"]')
