@@ -20,6 +20,7 @@ from pipelines import io
 from pipelines.progress import Reporter
 from recsys import config as configuration
 from recsys import depot
+from recsys.address import Address
 from recsys.config import Config
 from recsys.errors import InputError, RecsysError, ReleaseError, TrackingError
 from recsys.release import MANIFEST, read_manifest
@@ -76,6 +77,11 @@ class Night:
         # the others may differ when a run is gone on with, and a URI may hold a password
         self.tracker.log_params(mlflow_run, self.config.shaping())
         self.tracker.log_tags(mlflow_run, {"recsys.code_version": self.run.code_version})
+        inputs = {"interactions": self.interactions, "items": self.items, "labelled_pairs": self.labelled}
+        for name, sources in inputs.items():
+            if sources:
+                shown = [Address(source).shown for source in sources]
+                self.tracker.log_data(mlflow_run, name, self.run.data_snapshot, shown)
         return mlflow_run
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -83,7 +89,7 @@ class Night:
 
         Hours of work must not be lost to a server that is away for a minute, nor wait for it pass by pass.
         """
-        if not self._unsent.exists():
+        if not self.mlflow_away:
             try:
                 self.tracker.log_metrics(self.mlflow_run, values, step)
             except TrackingError as error:
@@ -99,10 +105,15 @@ class Night:
         Raises:
             TrackingError: MLflow is still away.
         """
-        if self._unsent.exists():
+        if self.mlflow_away:
             for line in self._unsent.read_text(encoding="utf-8").splitlines():
                 self.tracker.log_metrics(self.mlflow_run, **json.loads(line))
             self._unsent.unlink()
+
+    @property
+    def mlflow_away(self) -> bool:
+        """Whether figures wait for it."""
+        return self._unsent.exists()
 
     @property
     def _unsent(self) -> Path:

@@ -43,6 +43,9 @@ LASTING = ("publish", "promote")
 LONG = ("checks", "evaluation")
 """What of a summary is left to the report when somebody is told."""
 
+DONE = {"promote": "asked before"}
+"""How a plan calls it that a stage is done, where it is not "done"."""
+
 Summary = dict[str, Any]
 
 
@@ -103,8 +106,11 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
                 continue
             if not night.run.done(at):
                 budget.require(at, _took_before(night, at))
+            already = _done(night, at)
             told = _do(night, at, stage, budget, seconds)
             summary |= _of_stage(at, told)
+            if not already:
+                _record(night, at, {**told, "seconds": seconds[at]})
     except BaseException as error:
         ended: Outcome = "refused" if isinstance(error, RefusedError) else "failed"
         _end(night, End(ended, _words(error), at, seconds, _decision(night)), summary, mlflow_run)
@@ -129,8 +135,7 @@ def plan(config: Config) -> dict[str, Any]:
     """
     calm()
     night = Night.of(config, run_of=Run.planned)
-    released = (night.releases / night.run.run_id).exists()
-    done = {name: released if name == "publish" else night.run.done(name) for name in STAGES}
+    done = {name: _done(night, name) for name in STAGES}
     champion = night.tracker.champion() if _tracked(config) else None
     return {
         "run_id": night.run.run_id,
@@ -138,7 +143,7 @@ def plan(config: Config) -> dict[str, Any]:
         "items": night.items,
         "labelled_pairs": night.labelled,
         "as_of": config.prepare.as_of.isoformat() if config.prepare.as_of else None,
-        "stages": {name: "done" if is_done else "to do" for name, is_done in done.items()},
+        "stages": {name: DONE.get(name, "done") if is_done else "to do" for name, is_done in done.items()},
         "seconds_last_time": {
             name: _took_before(night, name) for name in STAGES if not done[name] and _took_before(night, name)
         },
@@ -152,6 +157,12 @@ def _tracked(config: Config) -> bool:
     return database == config.tracking_uri or Path(database).exists()
 
 
+def _done(night: Night, stage: str) -> bool:
+    """Whether a stage left what it leaves. `promote` is asked again all the same: of another champion, or limits."""
+    left = {"publish": night.releases / night.run.run_id, "promote": night.run.folder / promoting.REPORT}
+    return left[stage].exists() if stage in left else night.run.done(stage)
+
+
 def _do(night: Night, name: str, stage: Stage, budget: Budget, seconds: dict[str, float]) -> dict[str, Any]:
     already, started = night.run.done(name), time.monotonic()
     try:
@@ -162,6 +173,16 @@ def _do(night: Night, name: str, stage: Stage, budget: Budget, seconds: dict[str
     finally:
         if not already:
             seconds[name] = round(time.monotonic() - started, 3)
+
+
+def _record(night: Night, stage: str, told: Mapping[str, Any]) -> None:
+    """Keep the figures of a stage in an MLflow run of its own, below that of the night. It is worth no failure."""
+    figures = {key: float(value) for key, value in told.items() if type(value) in (int, float)}
+    if not night.mlflow_away:
+        with suppress(TrackingError):
+            child = night.tracker.start_child(night.mlflow_run, stage)
+            night.tracker.log_metrics(child, figures)
+            night.tracker.finish(child, "FINISHED")
 
 
 def _of_stage(name: str, manifest: Mapping[str, Any]) -> Summary:

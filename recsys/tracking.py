@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -43,6 +43,8 @@ MAX_TAG = 8_000
 PARENT_TAG = "mlflow.parentRunId"
 """By which MLflow shows one run below another."""
 ARTIFACT = "release"
+MAX_DIGEST = 36
+"""Characters of a data set's hash that MLflow accepts."""
 MAX_PARAM = 6_000
 """Characters of a parameter that MLflow accepts."""
 
@@ -114,6 +116,12 @@ class Tracker:
             experiment_id = self.client.get_run(parent).info.experiment_id
             created = self.client.create_run(experiment_id, tags={PARENT_TAG: parent}, run_name=name)
             return str(created.info.run_id)
+
+    def log_data(self, mlflow_run: str, name: str, snapshot: str, sources: Sequence[str]) -> None:
+        """Say what a run was made of: files, by the hash over all of its input."""
+        dataset = Dataset(name, snapshot[:MAX_DIGEST], "files", json.dumps(sources))
+        with self._translated():
+            self.client.log_inputs(mlflow_run, [DatasetInput(dataset)])
 
     def finish(self, mlflow_run: str, status: str) -> None:
         """End a run as FINISHED or FAILED."""

@@ -75,10 +75,10 @@ def test_as_of_is_the_night_of_then(tmp_path: Path) -> None:
 
 def test_a_moment_is_part_of_the_run_and_its_interaction_is_later(tmp_path: Path) -> None:
     config = of_days(tmp_path, 3)
-    last = pl.read_parquet(tmp_path / "interactions.parquet")["timestamp"].max()
-    assert isinstance(last, int)
+    times = pl.read_parquet(tmp_path / "interactions.parquet")["timestamp"].to_list()
+    last = max(times)
     runs = {Night.of(config).run.run_id}
-    for moment, left_out in ((last, 1), (last + 1, 0)):
+    for moment, left_out in ((last, times.count(last)), (last + 1, 0)):
         night = Night.of(before(config, datetime.fromtimestamp(moment, UTC)))
         runs.add(night.run.run_id)
         assert prepare(night)["account"]["interactions"]["filtered"].get("after --as-of", 0) == left_out
@@ -242,10 +242,10 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
     log, register, away = Tracker.log_metrics, Tracker.register, True
 
     def gone(how: Any) -> Any:
-        def call(*given: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
             if away:
                 raise TrackingError("MLflow must answer.")
-            return how(*given)
+            return how(*given, **named)
 
         return call
 
@@ -265,6 +265,32 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
     assert metrics["train_loss"] == curve[-1]["loss"]
     assert metrics["interactions_read"] == 900
     assert not (night.run.folder / "unsent.jsonl").exists()
+    for name in (night_page.PAGE, night_page.REPORT):
+        kept = night.tracker.read_artifact(night.mlflow_run, name)
+        assert kept == (night.run.folder / name).read_text()
+
+
+def test_mlflow_tells_of_the_data_and_of_each_stage(tmp_path: Path) -> None:
+    config = quick(tmp_path)
+    tonight(config, QUIET, promotes=False)
+    night = Night.of(config)
+    client, run = night.tracker.client, night.tracker.client.get_run(night.mlflow_run)
+    data = {put.dataset.name: (put.dataset.digest, put.dataset.source) for put in run.inputs.dataset_inputs}
+    digest = night.run.data_snapshot[:36]
+    assert data == {
+        "interactions": (digest, json.dumps([str(tmp_path / "interactions.parquet")])),
+        "items": (digest, json.dumps([str(tmp_path / "items.csv")])),
+    }
+    below = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    stages = {child.info.run_name: child for child in below}
+    assert set(stages) == set(STAGES) - {"promote"}
+    assert len(below) == len(stages)
+    assert {child.info.status for child in below} == {"FINISHED"}
+    assert stages["prepare"].data.metrics["num_items"] == 49
+    assert all(child.data.metrics["seconds"] >= 0 for child in below)
+    tonight(config, QUIET, promotes=False)  # nothing is done again but registering
+    again = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    assert len(again) == len(below)
 
 
 # --- backfill
