@@ -188,6 +188,7 @@ def calm() -> None:
     """Keep what TensorFlow, Beam and MLflow tell their own developers off the screen."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no log level silences its notice
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it logs the traceback of what we report
+    for name in ("apache_beam", "mlflow.store.db.utils"):  # they log the traceback of what we report
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in ("alembic", "tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)

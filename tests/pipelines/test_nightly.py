@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -24,6 +26,7 @@ from recsys import config as configuration
 from recsys.config import Config
 from recsys.errors import ConfigError, InputError, StageError, TrackingError
 from recsys.tracking import Tracker
+from tests.e2e import program as programs
 from tests.e2e import world
 
 QUIET = Reporter(quiet=True)
@@ -291,6 +294,35 @@ def test_mlflow_tells_of_the_data_and_of_each_stage(tmp_path: Path) -> None:
     tonight(config, QUIET, promotes=False)  # nothing is done again but registering
     again = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert len(again) == len(below)
+
+
+def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tmp_path: Path) -> None:
+    """No file of the process may grow beyond MLflow's database as it is: SQLite is told that the disk is full."""
+    config = quick(tmp_path)
+    Tracker(config)
+    size = (tmp_path / "workspace" / "mlflow.db").stat().st_size
+    command = [programs.RECSYS, "nightly", "--config", tmp_path / "recsys.toml", "--json"]
+    command += [part for override in QUICK for part in ("--set", override)]
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=programs.TIMEOUT_S,
+        check=False,
+        preexec_fn=full,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "error: MLflow at sqlite:///" in done.stderr
+    assert "disk" in done.stderr
+    assert "Traceback" not in done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["outcome"] == "failed"
+    assert Path(summary["report"]).exists()
+    assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
 
 
 # --- backfill
