@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import calibrate, data_page, embed, evaluate, index, page, prepare, train
+from pipelines import calibrate, data_page, embed, evaluate, feedback, index, page, prepare, train
 from pipelines.night import Night
 from recsys import drift
 from recsys.catalogue import Catalogue
 from recsys.comparison import LOOK_UPS, LookUp, queries
-from recsys.errors import ReleaseError
+from recsys.errors import RecsysError, ReleaseError
 from recsys.evaluation import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
 from recsys.queries import Queries
 from recsys.release import CATALOGUE, Release
@@ -140,6 +140,7 @@ def _known(night: Night, end: End) -> dict[str, Any]:
         "quality": _quality(night, evaluated, champion) if evaluated and evaluated["questions"] else None,
         "similarity": _similarity(challenger, night.config.index.sample) if challenger else None,
         **_compared(challenger, champion, night.config.index.sample),
+        "online": _online(night),
         "settings": _settings(champion.manifest.config, night.config.shaping()) if champion else None,
         "nights": [
             {key: report[key] for key in ("run_id", "when", "outcome")} | {TARGET_METRIC: _reached(report)}
@@ -159,6 +160,17 @@ def _loaded(night: Night, release_id: str | None) -> Release | None:
         return Release.load(night.releases / release_id) if release_id else None
     except ReleaseError:
         return None
+
+
+def _online(night: Night) -> dict[str, Any] | None:
+    """What the feedback says, or why it says nothing; None without feedback."""
+    pattern = night.config.data.feedback
+    if pattern is None:
+        return None
+    try:
+        return feedback.by_release(pattern, night.config.prepare.rows_per_unit)
+    except RecsysError as error:
+        return {"releases": [], "unusable": 0, "error": str(error)}
 
 
 def _quality(night: Night, evaluated: Mapping[str, Any], champion: Release | None) -> dict[str, Any]:

@@ -59,6 +59,9 @@ class DataConfig(Table):
     labelled_pairs: str | None = None
     """Pairs of items that people judged, in the same formats: `item_a`, `item_b`, `same` (0 or 1). With them the
     tower is trained on those alone; interactions still say when to stop, and measure."""
+    feedback: str | None = None
+    """How often what a release showed was clicked, in the same formats: `release_id`, `shown` and `clicked`. The
+    night's report turns it into click-through by release; nothing is trained on it."""
     warm_start: str | None = None
     """Folder or URL of a release whose tower training goes on from. New items start from their features."""
     workspace: str = "workspace"
@@ -723,7 +726,7 @@ def parse(tables: dict[str, Any], source: str = "config") -> Config:
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-PATH_KEYS = ("interactions", "items", "labelled_pairs", "warm_start", "workspace", "releases")
+PATH_KEYS = ("interactions", "items", "labelled_pairs", "feedback", "warm_start", "workspace", "releases")
 SERVE_PATHS = ("folder", "keys")
 SECRET = {"neighbours.to", "notify.webhook", "tracking.uri"}
 """Settings that may hold a password: no error shows them."""

@@ -79,7 +79,9 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
     evil = {"item_id": "<i>", "title": "<script>alert('&')</script>", "genre": "genre-1"}
     items = pl.concat([items.filter(pl.col("item_id") != world.NEW_ITEM), pl.DataFrame([evil])])
     items.write_csv(folder / "items.csv")
-    second = told(config, LENIENT)
+    rows = ["release_id,shown,clicked", *(f"{first.night.run.run_id},1,{int(n % 4 == 0)}" for n in range(40))]
+    (folder / "feedback.csv").write_text("\n".join([*rows, "other,200,3", "other,5,6", "other,x,1", "other,0,0"]))
+    second = told(config, [*LENIENT, f"data.feedback={folder}/feedback.csv"])
     return Nights(first, second, told(config, WORSE))
 
 
@@ -166,6 +168,18 @@ def test_settings_that_differ_are_told(nights: Nights) -> None:
     }
 
 
+def test_feedback_becomes_click_through_by_release(nights: Nights) -> None:
+    assert nights.first.report["online"] is None
+    told = nights.second
+    online = told.report["online"]
+    found = {each["release_id"]: (each["shown"], each["clicked"], each["click_through"]) for each in online["releases"]}
+    assert found == {"other": (200, 3, 0.015), nights.first.night.run.run_id: (40, 10, 0.25)}
+    assert all(each["low"] < each["click_through"] < each["high"] for each in online["releases"])
+    assert online["unusable"] == 3
+    assert " 25.00% " in told.page.seen
+    assert " 3 rows could not be used." in told.page.seen
+
+
 # --- the page
 
 
@@ -234,9 +248,12 @@ def test_a_night_that_failed_is_told_as_far_as_it_came(tmp_path: Path) -> None:
 
 
 def test_a_night_without_any_stage_is_told_too(tmp_path: Path) -> None:
+    """Nor does feedback that cannot be read keep anything from being told."""
     config = world.write(tmp_path)
     (tmp_path / "interactions.parquet").write_bytes(b"PAR1 no more")
-    told_of = told(config, [])
+    (tmp_path / "feedback.csv").write_text("release,shown,clicked\na,1,1\n")
+    told_of = told(config, [f"data.feedback={tmp_path}/feedback.csv"])
+    assert "column 'release_id' must be there" in told_of.page.seen
     assert told_of.summary["stage"] == "prepare"
     assert "ended in prepare" in told_of.page.seen
 

@@ -1,0 +1,53 @@
+"""Feedback: how often what each release showed was clicked, as told by whoever shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from pipelines import io
+from recsys.calibrating import share
+from recsys.interactions import identifier, number, require
+
+COLUMNS = ("release_id", "shown", "clicked")
+
+
+def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
+    """Click-through of each release, with 95% intervals; the ones that were shown most first.
+
+    Args:
+        pattern: files with `release_id` (text), `shown` and `clicked` (whole numbers, or 0 and 1 a row), as many rows
+            a release as there are. An answer of the service names its release.
+        rows_per_unit: rows to hold at once.
+
+    Returns:
+        `releases`, and how many rows were `unusable`: no number, none shown or less shown than clicked.
+
+    Raises:
+        InputError: files or columns are missing.
+        ConfigError: a URL that cannot be used.
+    """
+    counted = [pl.DataFrame(schema={"release_id": pl.String, "shown": pl.Int64, "clicked": pl.Int64})]
+    unusable = 0
+    for unit in io.plan(io.find(pattern, "data.feedback"), rows_per_unit):
+        for raw in io.read(unit, rows_per_unit):
+            require(raw.frame, COLUMNS, unit.source)
+            typed = raw.frame.select(
+                release_id=identifier(raw.frame, "release_id", unit.source),
+                **{
+                    name: number(raw.frame, name, unit.source).cast(pl.Int64, strict=False)
+                    for name in ("shown", "clicked")
+                },
+            )
+            clicked = pl.col("clicked")
+            usable = typed.drop_nulls().filter((pl.col("shown") > 0) & clicked.is_between(0, pl.col("shown")))
+            unusable += typed.height - usable.height + raw.broken.height
+            counted.append(usable.group_by("release_id").agg(pl.all().sum()))
+    releases = pl.concat(counted).group_by("release_id").agg(pl.all().sum())
+    told = []
+    for release_id, shown, clicked in releases.sort("shown", "release_id", descending=[True, False]).iter_rows():
+        rate = share(clicked, shown)
+        figures = {"click_through": rate.value, "low": rate.low, "high": rate.high}
+        told.append({"release_id": release_id, "shown": shown, "clicked": clicked, **figures})
+    return {"releases": told, "unusable": unusable}
