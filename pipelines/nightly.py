@@ -96,6 +96,7 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
     at = "mlflow"
     seconds: dict[str, float] = {}
     mlflow_run = None
+    took = {} if budget.minutes is None else _took_before(night)
     try:
         with night.report.stage(at) as advance:  # before hours of work, not after them
             mlflow_run = night.mlflow_run
@@ -105,7 +106,7 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
             if at == promoting.STAGE and not promotes:
                 continue
             if not night.run.done(at):
-                budget.require(at, _took_before(night, at))
+                budget.require(at, took.get(at, 0.0))
             already = _done(night, at)
             told = _do(night, at, stage, budget, seconds)
             summary |= _of_stage(at, told)
@@ -123,7 +124,10 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
     summary |= {"tracking_uri": night.tracker.shown_uri, "seconds": seconds}
     decision = _decision(night) if promotes else None
     _end(night, End(outcome, seconds=seconds, decision=decision), summary, mlflow_run)
-    night.tracker.finish(mlflow_run, "FINISHED")
+    try:
+        night.tracker.finish(mlflow_run, "FINISHED")
+    except TrackingError as error:  # all that counts is done
+        night.report.say(f"  MLflow was not told that the night is over: {error}")
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -144,9 +148,7 @@ def plan(config: Config) -> dict[str, Any]:
         "labelled_pairs": night.labelled,
         "as_of": config.prepare.as_of.isoformat() if config.prepare.as_of else None,
         "stages": {name: DONE.get(name, "done") if is_done else "to do" for name, is_done in done.items()},
-        "seconds_last_time": {
-            name: _took_before(night, name) for name in STAGES if not done[name] and _took_before(night, name)
-        },
+        "seconds_last_time": {name: took for name, took in _took_before(night).items() if not done[name]},
         "champion": champion.release_id if champion else None,
     }
 
@@ -221,11 +223,11 @@ def _decision(night: Night) -> dict[str, Any] | None:
     return found
 
 
-def _took_before(night: Night, stage: str) -> float:
-    """Seconds of a stage in the last night that did it, 0 where there is none."""
-    earlier = night_page.earlier_nights(night.config.workspace, night.run.run_id)
-    whole = [report for report in earlier if report["stage"] != stage]
-    took: float = next((report["seconds"][stage] for report in whole if stage in report["seconds"]), 0.0)
+def _took_before(night: Night) -> dict[str, float]:
+    """Seconds of each stage in the last night that did it to its end."""
+    took: dict[str, float] = {}
+    for report in reversed(night_page.earlier_nights(night.config.workspace, night.run.run_id)):
+        took |= {stage: seconds for stage, seconds in report["seconds"].items() if stage != report["stage"]}
     return took
 
 

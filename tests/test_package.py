@@ -29,7 +29,8 @@ def test_a_wheel_installs_and_serves_without_training_parts(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     wheel = next(tmp_path.glob("*.whl"))
     with zipfile.ZipFile(wheel) as content:
-        assert "pipelines/data_page.html" in content.namelist()
+        pages = {"data_page", "figures", "night_page", "page"}
+        assert {f"pipelines/{page}.html" for page in pages} <= set(content.namelist())
     venv.create(tmp_path / "clean", with_pip=True)
     python = tmp_path / "clean" / "bin" / "python"
     install = [
