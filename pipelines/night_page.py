@@ -38,6 +38,8 @@ SHOWN = 6
 ITEMS = 4
 """Items of each kind that the page shows with their neighbours."""
 BINS = 40
+MAPPED = 600
+"""Items on the map."""
 NIGHTS = 10
 """Earlier nights that are told."""
 
@@ -139,6 +141,8 @@ def _known(night: Night, end: End) -> dict[str, Any]:
         "questions": evaluated["questions"] if evaluated else None,
         "quality": _quality(night, evaluated, champion) if evaluated and evaluated["questions"] else None,
         "similarity": _similarity(challenger, night.config.index.sample) if challenger else None,
+        "exposure": _exposure(challenger, night.config.index.sample) if challenger else None,
+        "map": _map(challenger) if challenger else None,
         **_compared(challenger, champion, night.config.index.sample),
         "online": _online(night),
         "settings": _settings(champion.manifest.config, night.config.shaping()) if champion else None,
@@ -229,6 +233,43 @@ def _similarity(release: Release, most: int) -> dict[str, Any]:
         return counts
 
     return {"edges": edges.tolist(), "nearest": shares(found), "any": shares(strangers)}
+
+
+def _exposure(release: Release, most: int) -> dict[str, dict[str, float]]:
+    """Shares of the interactions, of the items, and of the ten nearest of a sample of items, by stratum."""
+    popularity = release.catalogue.frame["interactions"].to_numpy()
+    stratum = strata(popularity)
+    items = np.random.default_rng(0).choice(len(stratum), min(most, len(stratum)), replace=False)
+    found = release.index.neighbours(items.astype(np.int32), min(NEAREST, len(stratum) - 1))
+
+    def shares(strata_of: NDArray[np.int8], weights: NDArray[np.int64] | None = None) -> dict[str, float]:
+        counts = np.bincount(strata_of, weights, len(STRATA))
+        return dict(zip(STRATA, (counts / max(counts.sum(), 1)).tolist(), strict=True))
+
+    return {
+        "interactions": shares(stratum, popularity),
+        "items": shares(stratum),
+        "neighbours": shares(stratum[found[found >= 0]]),
+    }
+
+
+def _map(release: Release) -> dict[str, Any]:
+    """A sample of the embeddings on the two axes along which they differ most, and what these hold of all variance."""
+    popularity = release.catalogue.frame["interactions"].to_numpy()
+    items = np.sort(np.random.default_rng(0).choice(len(popularity), min(MAPPED, len(popularity)), replace=False))
+    vectors = release.vectors[items].astype(np.float64)
+    left, lengths, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
+    places = (left * lengths)[:, :2]
+    reach = np.abs(places).max() or 1.0
+    stratum = strata(popularity)[items]
+    return {
+        "variance": float((lengths[:2] ** 2).sum() / max((lengths**2).sum(), np.finfo(float).tiny)),
+        "items": [
+            {"title": release.catalogue.titles[item] or release.catalogue.item_ids[item], "stratum": STRATA[s]}
+            | {"x": round(50 + 48 * x / reach, 2), "y": round(50 - 48 * y / reach, 2)}
+            for item, s, (x, y) in zip(items.tolist(), stratum.tolist(), places.tolist(), strict=True)
+        ],
+    }
 
 
 def _compared(now: Release | None, before: Release | None, most: int) -> dict[str, Any]:

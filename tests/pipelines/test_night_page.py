@@ -150,6 +150,31 @@ def test_neighbours_are_those_of_both_releases(nights: Nights) -> None:
     assert groups["changed"][0]["shared"] == least
 
 
+def test_what_is_shown_is_told_by_popularity(nights: Nights) -> None:
+    release, exposure = nights.second.release, nights.second.report["exposure"]
+    for shares in exposure.values():
+        assert sum(shares.values()) == pytest.approx(1)
+    popularity = dict(release.catalogue.frame.select("item_id", "interactions").iter_rows())
+    shown = [n.item_id for item in popularity for n in release.similar(item, 10).neighbours]
+    assert exposure["neighbours"]["new"] == pytest.approx(sum(not popularity[item] for item in shown) / len(shown))
+    assert exposure["items"]["new"] == pytest.approx(1 / 49)
+    assert exposure["interactions"]["new"] == 0
+
+
+def test_the_map_lays_items_by_the_main_axes_of_their_embeddings(nights: Nights) -> None:
+    """Distances on it are those of the two components with most variance, but for one scale."""
+    release, drawn = nights.second.release, nights.second.report["map"]
+    centred = release.vectors - release.vectors.mean(axis=0)
+    values, axes = np.linalg.eigh(centred.T @ centred)
+    places = centred @ axes[:, -2:]
+    assert drawn["variance"] == pytest.approx(values[-2:].sum() / values.sum(), abs=1e-5)
+    on_map = np.array([(item["x"], item["y"]) for item in drawn["items"]])
+    far, far_on_map = (np.linalg.norm(each[:, None] - each, axis=2) for each in (places, on_map))
+    assert far_on_map == pytest.approx(far * far_on_map.max() / far.max(), abs=0.05)
+    assert on_map.min() >= 0
+    assert on_map.max() <= 100
+
+
 def test_the_overlap_is_that_of_the_gate(nights: Nights) -> None:
     report = nights.second.report
     gate = {check["name"]: check["value"] for check in report["decision"]["checks"]}
