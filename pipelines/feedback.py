@@ -22,7 +22,7 @@ def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
         rows_per_unit: rows to hold at once.
 
     Returns:
-        `releases`, and how many rows were `unusable`: no number, none shown or less shown than clicked.
+        `releases`, and how many rows were `unusable`: no whole number, none shown, or less shown than clicked.
 
     Raises:
         InputError: files or columns are missing.
@@ -35,13 +35,13 @@ def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
             require(raw.frame, COLUMNS, unit.source)
             typed = raw.frame.select(
                 release_id=identifier(raw.frame, "release_id", unit.source),
-                **{
-                    name: number(raw.frame, name, unit.source).cast(pl.Int64, strict=False)
-                    for name in ("shown", "clicked")
-                },
+                shown=number(raw.frame, "shown", unit.source).cast(pl.Float64),
+                clicked=number(raw.frame, "clicked", unit.source).cast(pl.Float64),
             )
-            clicked = pl.col("clicked")
-            usable = typed.drop_nulls().filter((pl.col("shown") > 0) & clicked.is_between(0, pl.col("shown")))
+            shown, clicked = pl.col("shown"), pl.col("clicked")
+            whole = (shown % 1 == 0) & (clicked % 1 == 0)  # neither NaN nor infinity is
+            usable = typed.drop_nulls().filter(whole & (shown > 0) & clicked.is_between(0, shown))
+            usable = usable.cast({"shown": pl.Int64, "clicked": pl.Int64})
             unusable += typed.height - usable.height + raw.broken.height
             counted.append(usable.group_by("release_id").agg(pl.all().sum()))
     releases = pl.concat(counted).group_by("release_id").agg(pl.all().sum())
