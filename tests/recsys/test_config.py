@@ -368,7 +368,7 @@ def test_paths_of_the_file_are_relative_to_the_file(tmp_path, monkeypatch):
     assert loaded.workspace == tmp_path / "configs" / "workspace"
 
 
-OPTIONAL_PATHS = ("items", "labelled_pairs", "warm_start", "releases")
+OPTIONAL_PATHS = ("items", "labelled_pairs", "feedback", "warm_start", "releases")
 
 
 @pytest.mark.parametrize("key", OPTIONAL_PATHS)
@@ -573,6 +573,7 @@ def configs(draw):
                 interactions=names,
                 items=st.none() | names,
                 labelled_pairs=st.none() | names,
+                feedback=st.none() | names,
                 warm_start=st.none() | names,
                 workspace=names,
                 releases=st.none() | names,
@@ -593,6 +594,7 @@ def configs(draw):
         ),
         prepare=config.PrepareConfig(
             **filled(
+                as_of=st.none() | moments,
                 window=counts,
                 decay=not_negative,
                 directed=st.booleans(),
@@ -727,6 +729,14 @@ def configs(draw):
                 days_back=not_negative,
                 days_ahead=not_negative,
                 shift=positive,
+            )
+        ),
+        notify=config.NotifyConfig(
+            **filled(
+                webhook=st.none() | names,
+                command=st.lists(names, max_size=3),
+                on=st.lists(st.sampled_from(["promoted", "passed", "published", "refused", "failed"]), max_size=5),
+                timeout_seconds=positive,
             )
         ),
         tracking=config.TrackingConfig(
