@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working, write
+from pipelines import night_page, promote
 from pipelines.nightly import STAGES
 from recsys import config as configuration
 from recsys.errors import RecsysError
@@ -142,10 +143,14 @@ CONTENT: dict[str, Callable[[Path], object]] = {TOWER: _tower, MANIFEST: _manife
 """Files that hold what differs from night to night, and how they are read without it."""
 
 
+TIMED = {".lock", promote.REPORT, night_page.REPORT, night_page.PAGE}
+"""Files that are of no use to compare: they tell how long things took."""
+
+
 def outputs(workspace: Path) -> dict[str, Path]:
-    """Every file that nights leave, by its path in the workspace; locks, and what MLflow keeps, apart."""
+    """Every file that nights leave, by its path in the workspace; `TIMED`, and what MLflow keeps, apart."""
     files = [path for part in ("runs", "releases") for path in (workspace / part).rglob("*") if path.is_file()]
-    return {str(path.relative_to(workspace)): path for path in sorted(files) if path.name != ".lock"}
+    return {str(path.relative_to(workspace)): path for path in sorted(files) if path.name not in TIMED}
 
 
 def differences(config: Path, undisturbed: Path, workspace: Path) -> list[str]:
