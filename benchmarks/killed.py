@@ -69,6 +69,8 @@ windows = []
 resamples = 100
 [calibrate]
 pairs = 1000
+[promote]
+quality_floor = 0.0
 """
 """A night of all stages, but little of each."""
 
