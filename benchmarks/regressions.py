@@ -20,6 +20,7 @@ import polars as pl
 
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
 from pipelines import nightly, promote
+from pipelines.budget import Budget
 from pipelines.night import Night
 from pipelines.progress import Reporter
 from recsys import config as configuration
@@ -194,6 +195,13 @@ def judge(config: Config, stage: Callable[[Night], dict[str, Any]]) -> Verdict:
     return Verdict(bool(done["promoted"]), [], "", done["checks"])
 
 
+def night_of(night: Night) -> dict[str, Any]:
+    """The whole of it."""
+    summary: dict[str, Any] = {}
+    nightly.nightly(night, summary, Budget())
+    return summary
+
+
 def publish(night: Night) -> None:
     """All of a night but the last stage."""
     for name, stage in nightly.STAGES.items():
@@ -224,7 +232,7 @@ def planted(regression: Regression, champion: Config, challenger: Config, folder
         for name, table in zip(("interactions", "items"), tables, strict=True):
             table.write_parquet(folder / f"{name}.parquet")
             settings.append(f"data.{name}={folder / name}.parquet")
-    return judge(_changed(champion, settings), nightly.nightly)
+    return judge(_changed(champion, settings), night_of)
 
 
 def _read(source: str | None) -> pl.DataFrame:
@@ -245,7 +253,7 @@ def _changed(config: Config, settings: Sequence[str]) -> Config:
 
 def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
     """Every regression, and the retrains."""
-    first = judge(config, nightly.nightly)
+    first = judge(config, night_of)
     if not first.promoted:
         raise RefusedError(f"the first night must be promoted. Received: {first.error}")
     challenger = _changed(config, [f"train.seed={config.train.seed + 1}"])
@@ -265,7 +273,7 @@ def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
             "error": verdict.error[:300] if not verdict.failed else "",
         }
     for seed in range(retrains):
-        verdict = judge(_changed(config, [f"train.seed={config.train.seed + 1 + seed}"]), nightly.nightly)
+        verdict = judge(_changed(config, [f"train.seed={config.train.seed + 1 + seed}"]), night_of)
         report.say(f"retrain {seed + 1}: {'promoted' if verdict.promoted else verdict.error}")
         kept = [check for check in verdict.checks if check["name"] in {"ndcg_at_20_change", "overlap_at_10"}]
         figures["retrains"].append({"promoted": verdict.promoted, "failed": verdict.failed, "checks": kept})

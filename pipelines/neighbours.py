@@ -160,6 +160,7 @@ def ask_unit(job: Job, unit: int) -> None:
         calibration=release.calibration,
         wanted=job.wanted,
         allowed=allowed,
+        space=release.engine.space,
     )
     _write_part(rows, job.part(unit))
     _write(job.entry(unit), json.dumps({"items": rows["item_id"].n_unique(), "rows": rows.height}))

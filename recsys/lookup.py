@@ -21,7 +21,6 @@ from recsys.index import Index
 from recsys.overlay import UNCHANGED, Overlay, Stock
 from recsys.question import Question, Value
 from recsys.ranking import Allowed, Near, Place, Space
-from recsys.similarity import Distance
 
 Reason = Literal["unknown_items", "min_similarity", "min_probability", "diversity", "conditions", "catalogue"]
 """Why there are fewer neighbours than asked for, the first that holds: no item of the question is known; the others
@@ -31,8 +30,6 @@ holds no others."""
 
 OWN = {"interactions", AVAILABLE}
 """Columns of the catalogue that are no features."""
-POINTLESS = 1e-6
-"""Length of a mean of directions below which it is rounding."""
 
 
 class Why(NamedTuple):
@@ -152,7 +149,8 @@ class Engine:
     ) -> None:
         self.release_id = release_id
         self._catalogue = catalogue
-        self._space = Space(np.asarray(vectors), index, index.distance)
+        self.space = Space(np.asarray(vectors), index, index.distance)
+        """Where it looks."""
         self._recency = recency
         self._calibration = calibration
         self._audience = audience
@@ -229,7 +227,7 @@ class Engine:
         return stock
 
     def _stock_of(self, overlay: Overlay) -> Stock:
-        return Stock(self._catalogue, self._space.vectors, self._facets, self._space.distance, overlay)
+        return Stock(self._catalogue, self.space.vectors, self._facets, self.space.distance, overlay)
 
     def _resolve(self, question: Question, stock: Stock) -> _Asked:
         unknown: list[str] = []
@@ -274,10 +272,10 @@ class Engine:
     ) -> Iterator[Near]:
         """What may be in the answer and is near enough, in its order."""
         place = self._place(question, asked, stock)
-        distance = self._space.distance
+        distance = self.space.distance
         of_catalogue = None if mask is None else mask[: stock.size]
         left_out = asked.excluded | stock.gone
-        found = self._space.nearest(place, Allowed(of_catalogue, stock.size, left_out))
+        found = self.space.nearest(place, Allowed(of_catalogue, stock.size, left_out))
         if len(stock) > stock.size:
             similarities = ranking.score(distance, place.vector, stock.added_vectors).tolist()
             added = map(Near, range(stock.size, len(stock)), similarities)
@@ -301,16 +299,13 @@ class Engine:
         Away by half as much: of two items, the one that is less like the negative ones can only gain by them.
         """
         if question.only_item is not None and asked.positives[0][0] < stock.size:
-            number = asked.positives[0][0]
-            return Place(
-                lambda: _direction(stock.vectors([number])[0].astype(np.float64), self._space.distance), number
-            )
+            return self.space.at(asked.positives[0][0])
         place = self._vector(question, asked, stock)
         return Place(lambda: place)
 
     def _vector(self, question: Question, asked: _Asked, stock: Stock) -> NDArray[np.float64]:
         """The vector of several items, [dimension], float64."""
-        distance = self._space.distance
+        distance = self.space.distance
         vectors = stock.vectors([number for number, _ in asked.positives]).astype(np.float64)
         weights = [weight for _, weight in asked.positives]
         if question.vector is not None:
@@ -325,8 +320,8 @@ class Engine:
                     f"Received: one with {distance.name} distance. Exclude the items instead."
                 )
             away = stock.vectors([number for number, _ in asked.negatives]).astype(np.float64)
-            place = 2 * _direction(place, distance) - _mean(away, [weight for _, weight in asked.negatives])
-        place = _direction(place, distance)
+            place = 2 * ranking.direction(place, distance) - _mean(away, [weight for _, weight in asked.negatives])
+        place = ranking.direction(place, distance)
         # what rounding did to weights and means is not to show
         return place.astype(np.float32).astype(np.float64)
 
@@ -378,18 +373,6 @@ class Engine:
 def _mean(vectors: NDArray[np.float64], weights: list[float]) -> NDArray[np.float64]:
     shares = np.array(weights) / max(weights)  # so that no sum overflows
     return np.asarray(shares @ vectors / shares.sum(), np.float64)
-
-
-def _direction(place: NDArray[np.float64], distance: Distance) -> NDArray[np.float64]:
-    """At length 1, if the distance is of directions."""
-    if not distance.unit:
-        return place
-    length = math.sqrt(place @ place)
-    if length < POINTLESS:
-        raise InputError(
-            "items must have a direction in common. Received: items whose weighted mean is zero. Ask for fewer of them."
-        )
-    return place / length
 
 
 def _reason(question: Question, ended: set[Reason]) -> Reason:

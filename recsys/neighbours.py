@@ -1,13 +1,13 @@
-"""The nearest of many items as one table: row by row what the index finds item by item.
+"""The nearest of many items as one table: row by row what `recsys.lookup` answers item by item.
 
-`recsys.lookup` answers the same to the rounding of the index, and finds what the index misses where it compares item
-by item.
+Where that asks the index, this asks for no more than is wanted, and `recsys.lookup` may look farther.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from recsys.calibration import Calibration
 from recsys.catalogue import Catalogue
 from recsys.errors import InputError
 from recsys.index import Index
+from recsys.ranking import Allowed, Space
 
 SCHEMA: Final = {
     "item_id": pl.String,
@@ -65,6 +66,7 @@ def nearest(
     calibration: Calibration | None = None,
     wanted: Filter | None = None,
     allowed: NDArray[np.bool_] | None = None,
+    space: Space | None = None,
 ) -> pl.DataFrame:
     """The `k` nearest items of each item of `numbers` that may be its neighbours.
 
@@ -78,6 +80,8 @@ def nearest(
         calibration: of the release.
         wanted: its smallest similarity and its reach; without it, all are let through.
         allowed: `wanted.allowed(catalogue)`, which is the same for all items.
+        space: where the release's engine looks; it compares few items one by one, and so it is done here then.
+            Without it the index is asked.
 
     Returns:
         Of `SCHEMA`, by item in the order of `numbers`, nearest first.
@@ -87,8 +91,12 @@ def nearest(
     found: list[int] = []
     similar: list[float] = []
     counts = []
+    count = len(catalogue) if allowed is None else int(np.count_nonzero(allowed))
+    few = space is not None and space.compares_each(count)
     for number in numbers:
-        if allowed is None:
+        if space is not None and few:
+            others, similarities = _nearest_of_few(space, number, k, allowed)
+        elif allowed is None:
             others, similarities = index.nearest(number, k)
         else:
             others, similarities = _nearest_allowed(index, number, k, allowed=allowed, least=least, reach=wanted.reach)
@@ -110,6 +118,14 @@ def nearest(
         },
         schema_overrides=SCHEMA,
     ).filter(pl.col("similarity") >= least)
+
+
+def _nearest_of_few(
+    space: Space, number: int, k: int, allowed: NDArray[np.bool_] | None
+) -> tuple[list[int], list[float]]:
+    """As `index.nearest`, by the comparisons that the engine makes."""
+    near = [*islice(space.nearest(space.at(number), Allowed(allowed, len(space.vectors), {number})), k)]
+    return [one.number for one in near], [one.similarity for one in near]
 
 
 def _nearest_allowed(

@@ -31,6 +31,8 @@ SELECTIVE = 16
 """As are those of which the catalogue holds so many times as many: the index would go through the others."""
 LEVELS = (256, 1_024, 4_096, 16_384)
 """Exact search sorts so many first, then as many as the next, in the end all."""
+POINTLESS = 1e-6
+"""Length of a mean of directions below which it is rounding."""
 SCANNED = 1 << 18
 """Numbers multiplied at a time: more, and BLAS wakes threads that cost more than they save."""
 
@@ -114,6 +116,14 @@ class Space:
     index: Index
     distance: Distance
 
+    def at(self, number: int) -> Place:
+        """The place of one item of the catalogue."""
+        return Place(lambda: direction(self.vectors[number].astype(np.float64), self.distance), number)
+
+    def compares_each(self, count: int) -> bool:
+        """Whether so many items are compared one by one, and the index is not asked."""
+        return count <= max(FEW, len(self.vectors) // SELECTIVE)
+
     def nearest(self, place: Place, allowed: Allowed) -> Iterator[Near]:
         """All items that are allowed, by falling similarity.
 
@@ -121,8 +131,7 @@ class Space:
             place: where to look.
             allowed: of the catalogue.
         """
-        few = max(FEW, len(self.vectors) // SELECTIVE)
-        if place.number is None or len(allowed) <= few:
+        if place.number is None or self.compares_each(len(allowed)):
             return self._exactly(place, allowed)
         return self._by_index(place.number, place, allowed)
 
@@ -211,3 +220,15 @@ def checked(name: str, vector: NDArray[np.floating], dimension: int, distance: D
         rule = f"of {dimension} finite numbers" + (", not all of them 0" if distance.unit else "")
         raise InputError(f"{name} must be {rule}. Received: {wide.size} numbers, of length {length:g}.")
     return wide / length if distance.unit else wide
+
+
+def direction(place: NDArray[np.float64], distance: Distance) -> NDArray[np.float64]:
+    """At length 1, if the distance is of directions."""
+    if not distance.unit:
+        return place
+    length = math.sqrt(place @ place)
+    if length < POINTLESS:
+        raise InputError(
+            "items must have a direction in common. Received: items whose weighted mean is zero. Ask for fewer of them."
+        )
+    return place / length

@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks import regressions
 from benchmarks.regressions import REGRESSIONS, Regression
-from pipelines import nightly
 from pipelines.night import Night, calm
 from recsys import config as configuration
 from recsys.config import Config
@@ -41,7 +40,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> World:
     rows.with_columns(pl.col("timestamp") + day * DAY_S).write_parquet(log)
     champion = configuration.load(path)
     challenger = configuration.load(path, ["train.seed=2"])
-    assert regressions.judge(champion, nightly.nightly).promoted
+    assert regressions.judge(champion, regressions.night_of).promoted
     regressions.publish(Night.of(challenger))
     return World(champion, challenger)
 

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from benchmarks import regressions
-from pipelines import nightly, promote
+from pipelines import promote
 from pipelines.night import Night, calm
 from recsys import config as configuration
 from recsys import gate, promotion
@@ -30,7 +30,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a champion, of seed 1, and a release of seed 2 that is published only."""
     calm()
     folder = world.write(tmp_path_factory.mktemp("world")).parent
-    assert regressions.judge(settings(folder), nightly.nightly).promoted
+    assert regressions.judge(settings(folder), regressions.night_of).promoted
     regressions.publish(night(folder, "train.seed=2"))
     return folder
 
@@ -133,7 +133,7 @@ def test_a_second_promotion_says_that_another_one_is_at_it(copied: Path) -> None
 @pytest.mark.parametrize("shape", ["tower.dimension=8", 'tower.distance="euclidean"'])
 def test_a_champion_of_another_shape_is_compared_by_item_id(copied: Path, shape: str) -> None:
     verdict = regressions.judge(
-        settings(copied, shape, "promote.overlap_floor=0.01", "promote.tolerance=1.0"), nightly.nightly
+        settings(copied, shape, "promote.overlap_floor=0.01", "promote.tolerance=1.0"), regressions.night_of
     )
     checks = {check["name"]: check for check in verdict.checks}
     assert verdict.promoted, verdict.error

@@ -201,6 +201,7 @@ def test_a_release_that_contains_changes_takes_their_place(service: Service, wri
 
 
 def test_a_vector_means_nothing_in_another_release(service: Service, write_release: WriteRelease) -> None:
+    service.set(workers=2, keys="keys.txt", keep_s=600)
     service.start()
     caller = Caller(service)
     at = Release.load(service.folder / "releases" / "first").vectors[7].tolist()
