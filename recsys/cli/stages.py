@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,11 +141,11 @@ def _stage(name: str) -> Any:
 
 def _execute(name: str, config: Path, overrides: list[str] | None) -> dict[str, Any]:
     checked = _config(config, overrides)
-    stages = _jobs().STAGES
+    stage = getattr(_jobs(name), name)
     from pipelines.night import execute  # noqa: PLC0415
     from pipelines.progress import Reporter  # noqa: PLC0415
 
-    return execute(stages[name], checked, Reporter())
+    return execute(stage, checked, Reporter())
 
 
 def _config(config: Path, overrides: list[str] | None) -> Config:
@@ -153,14 +154,14 @@ def _config(config: Path, overrides: list[str] | None) -> Config:
     return configuration.load(config, overrides or ())
 
 
-def _jobs() -> ModuleType:
+def _jobs(name: str = "nightly") -> ModuleType:
+    """A module of the jobs. One stage by itself does not wait for the imports of all."""
     try:
-        from pipelines import nightly  # noqa: PLC0415
+        return import_module(f"pipelines.{name}")
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the jobs need {error.name}, which is not installed. Install recsys[train,jobs,tracking]."
         ) from None
-    return nightly
 
 
 def _tell_plan(planned: dict[str, Any]) -> None:
