@@ -106,6 +106,7 @@ def test_service_tells_its_release_and_its_state(server: str, night: Night) -> N
     assert httpx.get(f"{server}/livez").status_code == 200
     ready = httpx.get(f"{server}/readyz").json()
     assert ready == {"status": "ready", "release_id": release_id, "loaded": [release_id], "troubles": {}}
+    httpx.get(f"{server}/v1/items/item-0-0/similar").raise_for_status()
     assert f'release="{release_id}"' in httpx.get(f"{server}/metrics").text
 
 
