@@ -53,4 +53,5 @@ def test_a_night_goes_from_store_to_store_and_is_served_from_there(
     finally:
         process.terminate()
         process.communicate(timeout=program.TIMEOUT_S)
-    assert answer == json.loads(expected)
+    answered = answer
+    assert {name: told for name, told in answered.items() if name != "next"} == json.loads(expected)
