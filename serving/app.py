@@ -15,6 +15,7 @@ from serving.keys import Keys
 from serving.paths import EncodedPath
 from serving.problems import MEDIA_TYPE
 from serving.rates import Rates
+from serving.replay import Replay
 from serving.shelf import Shelf
 from serving.state import State
 from serving.telemetry import Measured, Telemetry
@@ -51,6 +52,7 @@ def over(state: State, keys: Keys, rates: Rates | None = None) -> FastAPI:
     app.include_router(changes.router, responses=refusals)
     app.include_router(health.router)
     problems.register(app)
+    app.add_middleware(Replay, state=state)
     app.add_middleware(Guard, config=state.config, keys=keys, telemetry=state.telemetry, rates=rates)
     spans = tracing.tracer()
     if spans is not None:

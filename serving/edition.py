@@ -41,6 +41,7 @@ class Edition:
         self.release = release
         self.overlay = UNCHANGED
         self.answers = Answers()
+        """Those of the overlay as it is."""
         self._embed = embed
         self._night_s = night_h * HOUR_S
         self._created = datetime.fromisoformat(release.manifest.created_at).timestamp()
@@ -110,6 +111,7 @@ class Edition:
             if not self.contains(entry):
                 self._take(entry)
         revision = "-".join(map(str, changes.position))
+        self.answers = Answers()
         if self._hidden or self._added or self._changed:
             self.overlay = Overlay(frozenset(self._hidden), dict(self._added), dict(self._changed), revision)
         else:

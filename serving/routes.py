@@ -21,7 +21,8 @@ from pydantic_core import to_json
 from recsys.errors import InputError, RecsysError
 from recsys.lookup import Answer
 from recsys.question import Question
-from serving import cursors, problems
+from serving import cursors, headers, problems
+from serving.answers import Given, is_known
 from serving.cursors import Cursor
 from serving.edition import Edition
 from serving.paths import ENCODED
@@ -30,8 +31,6 @@ from serving.questions import BatchBody, QuestionBody, SimilarQuery, of_body, of
 from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
 from serving.state import State
 
-RELEASE_HEADER = "Recsys-Release"
-STICKY_HEADER = "Recsys-Sticky-Key"
 ALWAYS_ASK = "no-cache"
 """What is cached is asked for again, which a 304 answers."""
 
@@ -45,15 +44,15 @@ async def _state(request: Request) -> State:  # a plain function would be run in
 Serving = Annotated[State, Depends(_state)]
 ItemId = Annotated[str, Path(description="Any item id, URL-encoded.")]
 Pinned = Annotated[str | None, Query(alias="release", description="Ask this release and no other.")]
-PinnedByHeader = Annotated[str | None, Header(alias=RELEASE_HEADER, description="As `release`.")]
+PinnedByHeader = Annotated[str | None, Header(alias=headers.RELEASE, description="As `release`.")]
 STICKY = "Whatever names the caller's user: the same one, the same release."
-Sticky = Annotated[str | None, Header(alias=STICKY_HEADER, description=STICKY)]
+Sticky = Annotated[str | None, Header(alias=headers.STICKY, description=STICKY)]
 Known = Annotated[str | None, Header(alias="If-None-Match", description="The ETag of an answer that is at hand.")]
 
 PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
 TAGGED = {
     "ETag": {"description": "Of release and question.", "schema": {"type": "string"}},
-    RELEASE_HEADER: {"description": "The release that answered.", "schema": {"type": "string"}},
+    headers.RELEASE: {"description": "The release that answered.", "schema": {"type": "string"}},
 }
 Responses = dict[int | str, dict[str, Any]]
 NOT_FOUND: Responses = {404: {"description": "The release does not hold the item, or is not loaded.", **PROBLEM}}
@@ -75,8 +74,8 @@ def _text(description: str) -> dict[str, Any]:
 PARAMETERS = [
     _parameter("item_id", "path", _text("Any item id, URL-encoded.")),
     *(_parameter(name, "query", told) for name, told in SimilarQuery.model_json_schema()["properties"].items()),
-    _parameter(RELEASE_HEADER, "header", _text("As `release`.")),
-    _parameter(STICKY_HEADER, "header", _text(STICKY)),
+    _parameter(headers.RELEASE, "header", _text("As `release`.")),
+    _parameter(headers.STICKY, "header", _text(STICKY)),
     _parameter("If-None-Match", "header", _text("The ETag of an answer that is at hand.")),
 ]
 """Of the question that is asked most; its route reads them by itself, since FastAPI takes longer than the answer."""
@@ -90,15 +89,20 @@ PARAMETERS = [
 )
 async def similar(request: Request) -> Response:
     """The items most like one item, nearest first; fewer than `k` only where there are no more."""
-    serving, headers = cast("State", request.app.state.recsys), request.headers
+    serving, sent = cast("State", request.app.state.recsys), request.headers
     query = _query(request)
-    pinned, sticky = headers.get(RELEASE_HEADER), headers.get(STICKY_HEADER)
-    release = _release(serving, query.release, pinned, sticky, query.cursor)
+    release = _release(serving, query.release, sent.get(headers.RELEASE), sent.get(headers.STICKY), query.cursor)
     question = _at(of_query(request.path_params["item_id"], query, serving.config), query.cursor, serving)
     tag = _tag(release, question)
-    if _is_known(tag, headers.get("If-None-Match")):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(release, tag))
-    return _answered(serving, release, question, tag)
+    unchanged = _unchanged(release, tag)
+    if is_known(tag, sent.get("If-None-Match")):
+        return unchanged
+    answer = _answer(serving, release, question)
+    whole = _answered(release, answer, tag)
+    if not answer["unknown"] and not answer["fallback"]:  # which are counted each time
+        asked = request.scope["path"], request.scope["query_string"]
+        release.answers.keep(asked, Given(request.scope["route"], tag, whole, unchanged))
+    return whole
 
 
 def _query(request: Request) -> SimilarQuery:
@@ -123,7 +127,7 @@ async def ask(
 ) -> Response:
     """The items nearest to whatever the question is about; fewer than `k` only where there are no more."""
     asked, question = _question(serving, body, release, pinned, sticky)
-    return _answered(serving, asked, question, _tag(asked, question))
+    return _answered(asked, _answer(serving, asked, question), _tag(asked, question))
 
 
 @router.post("/v1/similar/batch", response_model=BatchAnswerBody, responses={**NOT_FOUND, **INVALID})
@@ -170,9 +174,7 @@ async def item(
     asked = _release(serving, release, pinned, sticky, None)
     held = asked.item(item_id)
     tag = _tag(asked, item_id)
-    if _is_known(tag, known):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(asked, tag))
-    return Response(to_json(held._asdict()), media_type="application/json", headers=_headers(asked, tag))
+    return _unchanged(asked, tag) if is_known(tag, known) else _answered(asked, held._asdict(), tag)
 
 
 @router.get("/v1/release")
@@ -238,19 +240,16 @@ def _answer(serving: State, release: Edition, question: Question) -> dict[str, A
     return {**answer._asdict(), "neighbours": neighbours, "next": following}
 
 
-def _answered(serving: State, release: Edition, question: Question, tag: str) -> Response:
-    """The answer, from those that were given if it is one; a shadow wants to be asked each time."""
-    body = release.answers.get(tag) if serving.shadow is None else None
-    if body is None:
-        answer = _answer(serving, release, question)
-        body = to_json(answer)
-        if not answer["unknown"] and not answer["fallback"]:  # which are counted each time
-            release.answers.keep(tag, body)
-    return Response(body, media_type="application/json", headers=_headers(release, tag))
+def _answered(release: Edition, answer: dict[str, Any], tag: str) -> Response:
+    return Response(to_json(answer), media_type="application/json", headers=_headers(release, tag))
+
+
+def _unchanged(release: Edition, tag: str) -> Response:
+    return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(release, tag))
 
 
 def _headers(release: Edition, tag: str) -> dict[str, str]:
-    return {"ETag": tag, "Cache-Control": ALWAYS_ASK, RELEASE_HEADER: release.release_id}
+    return {"ETag": tag, "Cache-Control": ALWAYS_ASK, headers.RELEASE: release.release_id}
 
 
 def _tag(release: Edition, asked: object) -> str:
@@ -258,9 +257,3 @@ def _tag(release: Edition, asked: object) -> str:
         f"{release.release_id} {release.overlay.revision} {asked!r}".encode("utf-8", "surrogatepass")
     ).hexdigest()
     return f'"{digest[:32]}"'
-
-
-def _is_known(tag: str, known: str | None) -> bool:
-    """Whether `If-None-Match` names the tag."""
-    named = {one.strip().removeprefix("W/") for one in (known or "").split(",")}
-    return tag in named or "*" in named

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import logs
+from serving import headers, logs
 from serving.logs import REQUEST_ID
 from serving.refusal import refusal
 
@@ -31,7 +31,7 @@ UNMATCHED = "unmatched"
 """Label of paths that are no route: a label a path would let strangers fill the memory."""
 NONE = "none"
 """Label of answers that no release had a part in."""
-RELEASE_HEADER = b"recsys-release"
+RELEASE_HEADER = headers.RELEASE.lower().encode()
 REQUEST_ID_HEADER = b"x-request-id"
 REQUEST_ID_FORM = re.compile(rb"[\w.:-]{1,128}")
 """What we take over; anything else would let strangers write into our log."""
@@ -151,9 +151,9 @@ class Measured:
             if message["type"] == "http.response.start":
                 begun = True
                 status = message["status"]
-                headers = message["headers"]
-                release = next((value.decode() for name, value in headers if name == RELEASE_HEADER), NONE)
-                message = {**message, "headers": [*headers, (REQUEST_ID_HEADER, request_id)]}
+                sent = message["headers"]
+                release = next((value.decode() for name, value in sent if name == RELEASE_HEADER), NONE)
+                message = {**message, "headers": [*sent, (REQUEST_ID_HEADER, request_id)]}
             await send(message)
 
         try:
