@@ -1,16 +1,19 @@
 """The service under load, and through a day in which everything happens at once.
 
     python -m benchmarks.service --json FILE [--requests N] [--swaps N] [--seconds S]
+                                [--soak-minutes M]
 
 Server and load share the machine. First the day: questions from several callers while releases are swapped, items are
 taken down and others are put; every answer is checked. Then throughput beside an endpoint that answers `{}` under the
 same server, by wrk where it is installed, and latency at half of the throughput, counted from when a question was due.
+At last a long time under load, and what it does to the memory of the workers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import re
 import shutil
@@ -43,6 +46,20 @@ WORKERS = 2
 CONNECTIONS = 32
 """At a time, of the load."""
 ROUNDS = 3
+NEW = 200_000
+SOAK_S = 500
+"""Questions a second of the long load."""
+LOOKS = 30
+"""At the workers in that time."""
+EACH = """
+local paths, number = {}, 0
+for path in io.lines(%s) do paths[#paths + 1] = path end
+request = function()
+  number = number %% #paths + 1
+  return wrk.format("GET", paths[number])
+end
+"""
+"""For wrk: one path after the other."""
 
 empty = FastAPI()
 
@@ -116,13 +133,13 @@ class _Day:
             thread.start()
         while self._answered < self._requests // 5 and any(thread.is_alive() for thread in callers):
             time.sleep(0.1)
-        early = self._workers()
+        early = _use(self._service)
         for thread in callers:
             thread.join()
         self._done.set()
         for thread in others:
             thread.join()
-        late = self._workers()
+        late = _use(self._service)
         memory, files = zip(early, late, strict=True)
         return Day(self._answered, self._failed, self._swapped, len(self._down), self._puts, memory, files)
 
@@ -192,28 +209,33 @@ class _Day:
             self._done.wait(0.02)
         client.close()
 
-    def _workers(self) -> tuple[int, int]:
-        """Memory and open files of the workers together; pages of files that they map and share are left out."""
-        workers = [psutil.Process(pid) for pid in self._service.workers()]
-        memory = sum(worker.memory_full_info().uss for worker in workers)
-        return memory, sum(worker.num_fds() for worker in workers)
+
+def _use(service: Service) -> tuple[int, int]:
+    """Memory and open files of the workers together; pages of files that they map and share are left out."""
+    workers = [psutil.Process(pid) for pid in service.workers()]
+    memory = sum(worker.memory_full_info().uss for worker in workers)
+    return memory, sum(worker.num_fds() for worker in workers)
 
 
 class Load(NamedTuple):
-    """What the load showed."""
+    """What the load showed. Questions are asked again, and answered from those that were given, or all are new."""
 
     requests_s: float
-    """Questions answered a second, as many as can be."""
+    """Questions that are asked again and answered in a second, as many as can be."""
+    new_requests_s: float
+    """The same of new questions."""
     empty_requests_s: float
     """The same of the empty endpoint."""
     ratio: float
-    """Median of the ratios of both, in turn."""
-    live_requests_s: float
-    """The same of the service's own /livez: with ids, figures and the log of requests, and without keys and limits."""
-    ratio_to_live: float
-    p99_ms: float
-    """At half of the throughput."""
+    """Of questions asked again to the empty endpoint: median of the ratios of both, in turn."""
+    new_ratio: float
+    """The same of new questions."""
     p50_ms: float
+    """At half of the throughput."""
+    p99_ms: float
+    new_p50_ms: float
+    """Of new questions, at half of theirs."""
+    new_p99_ms: float
 
 
 def load(folder: Path, seconds: float) -> Load:
@@ -221,29 +243,58 @@ def load(folder: Path, seconds: float) -> Load:
     service, item_ids = _service(folder, ITEMS)
     service.set(workers=1)
     service.start()
-    path = f"/v1/items/{quote(item_ids[0])}/similar"
+    again, new = [_path(item_id) for item_id in item_ids], _new(item_ids)
     try:
         with _Empty(folder) as url:
-            until(lambda: service.get(path).is_success)
-            rounds = [
-                [
-                    _throughput(each, seconds)
-                    for each in (f"{service.url}{path}", f"{url}/empty", f"{service.url}/livez")
-                ]
-                for _ in range(ROUNDS)
-            ]
-        ours, plain, live = (statistics.median(side) for side in zip(*rounds, strict=True))
-        latencies = asyncio.run(_paced(f"{service.url}{path}", ours / 2, seconds))
+            asked = [(service.url, again), (service.url, new), (url, ["/empty"])]
+            until(lambda: service.get(_path(item_ids[0])).is_success)
+            _throughput(*asked[0], 1.0)
+            rounds = [[_throughput(*each, seconds) for each in asked] for _ in range(ROUNDS)]
+        ours, other, plain = (statistics.median(side) for side in zip(*rounds, strict=True))
+        latencies = [
+            asyncio.run(_paced(service.url, paths, rate / 2, seconds)) for paths, rate in ((again, ours), (new, other))
+        ]
     finally:
         service.close()
-    cut = statistics.quantiles(latencies, n=100)
-    to_empty, to_live = (statistics.median(own / other for own, other in pairs) for pairs in _beside(rounds))
-    return Load(ours, plain, to_empty, live, to_live, cut[98] * 1_000, cut[49] * 1_000)
+    ratio, new_ratio = (statistics.median(each[side] / each[2] for each in rounds) for side in (0, 1))
+    cuts = [statistics.quantiles(each, n=100) for each in latencies]
+    percentiles = [cut[percent - 1] * 1_000 for cut in cuts for percent in (50, 99)]
+    return Load(ours, other, plain, ratio, new_ratio, *percentiles)
 
 
-def _beside(rounds: list[list[float]]) -> list[list[tuple[float, float]]]:
-    """Our throughput of each round beside that of each other."""
-    return [[(each[0], each[other]) for each in rounds] for other in (1, 2)]
+def _path(item_id: str) -> str:
+    return f"/v1/items/{quote(item_id)}/similar"
+
+
+def _new(item_ids: list[str]) -> list[str]:
+    """Different questions with the same answers, more than a server keeps answers of."""
+    asked = zip(itertools.cycle(item_ids), range(NEW), strict=False)
+    return [f"{_path(item_id)}?min_similarity=-1.{number:06}" for item_id, number in asked]
+
+
+class Soak(NamedTuple):
+    """What a long time under load did to the workers."""
+
+    answers: int
+    memory_bytes: list[int]
+    """Of the workers together, at even intervals; what they map and share is left out."""
+    open_files: list[int]
+
+
+def soak(folder: Path, seconds: float) -> Soak:
+    """So many questions a second, each asked twice, and nothing else."""
+    service, item_ids = _service(folder, ITEMS)
+    service.set(workers=WORKERS)
+    service.start()
+    paths = [path for path in _new(item_ids) for _ in range(2)]
+    seen: list[tuple[int, int]] = []
+    try:
+        until(lambda: service.get(_path(item_ids[0])).is_success)
+        latencies = asyncio.run(_paced(service.url, paths, SOAK_S, seconds, lambda: seen.append(_use(service))))
+    finally:
+        service.close()
+    memory, files = (list(side) for side in zip(*seen, strict=True))
+    return Soak(len(latencies), memory, files)
 
 
 class _Empty:
@@ -275,22 +326,31 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _throughput(url: str, seconds: float) -> float:
+def _throughput(url: str, paths: list[str], seconds: float) -> float:
     """Answers a second, as many as can be."""
     wrk = shutil.which("wrk")
     if wrk is None:
-        return len(asyncio.run(_paced(url, None, seconds))) / seconds
-    told = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", url]
-    done = subprocess.run(told, capture_output=True, text=True, check=True)
+        return len(asyncio.run(_paced(url, paths, None, seconds))) / seconds
+    with tempfile.TemporaryDirectory() as folder:
+        listed, script = Path(folder) / "paths.txt", Path(folder) / "paths.lua"
+        listed.write_text("\n".join(paths))
+        script.write_text(EACH % json.dumps(str(listed)))
+        told = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "-s", str(script), url]
+        done = subprocess.run(told, capture_output=True, text=True, check=True)
     if "Non-2xx" in done.stdout:
         raise RuntimeError(done.stdout)
     return float(re.findall(r"Requests/sec:\s+([\d.]+)", done.stdout)[0])
 
 
-async def _paced(url: str, rate: float | None, seconds: float) -> list[float]:
-    """Latencies in seconds of questions at a rate, each from when it was due; without a rate as many as can be."""
+async def _paced(
+    url: str, paths: list[str], rate: float | None, seconds: float, watch: Callable[[], None] | None = None
+) -> list[float]:
+    """Latencies in seconds of questions at a rate, each from when it was due; without a rate as many as can be.
+
+    What is to be watched is, so often as `LOOKS` says.
+    """
     where = urlsplit(url)
-    question = f"GET {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode()
+    asked = itertools.cycle(paths)
     latencies: list[float] = []
     begun = time.perf_counter()
     number = itertools.count()
@@ -299,7 +359,7 @@ async def _paced(url: str, rate: float | None, seconds: float) -> list[float]:
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         while (due := begun + next(number) / rate if rate else time.perf_counter()) < begun + seconds:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            writer.write(question)
+            writer.write(f"GET {next(asked)} HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")
             if not head.startswith(b"HTTP/1.1 200"):
                 raise RuntimeError(head.decode("latin-1"))
@@ -307,7 +367,13 @@ async def _paced(url: str, rate: float | None, seconds: float) -> list[float]:
             latencies.append(time.perf_counter() - due)
         writer.close()
 
-    await asyncio.gather(*(caller() for _ in range(CONNECTIONS)))
+    async def watcher(watch: Callable[[], None]) -> None:
+        for look in range(1, LOOKS + 1):
+            await asyncio.sleep(max(0.0, begun + seconds * look / LOOKS - time.perf_counter()))
+            watch()
+
+    watchers = [] if watch is None else [watcher(watch)]
+    await asyncio.gather(*(caller() for _ in range(CONNECTIONS)), *watchers)
     return latencies
 
 
@@ -317,11 +383,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="questions of the day")
     parser.add_argument("--swaps", type=int, default=100, metavar="N", help="swaps of the day")
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each measurement")
+    parser.add_argument("--soak-minutes", type=float, default=0.5, metavar="M", help="under load, watching memory")
     asked = parser.parse_args()
     figures: dict[str, Any] = {"cores": os.cpu_count(), "by": "wrk" if shutil.which("wrk") else "asyncio"}
     parts: dict[str, Callable[[Path], Any]] = {
         "load": lambda folder: load(folder, asked.seconds),
         "day": lambda folder: day(folder, asked.requests, asked.swaps),
+        "soak": lambda folder: soak(folder, 60 * asked.soak_minutes),
     }
     for name, part in parts.items():
         with tempfile.TemporaryDirectory() as folder:
