@@ -65,11 +65,6 @@ def places(release: Release, questions: Questions) -> NDArray[np.int64]:
     return rank
 
 
-def score(release: Release, questions: Questions) -> dict[str, float]:
-    """Figures of a release on the questions."""
-    return metrics(places(release, questions))
-
-
 def difference(rank: NDArray[np.int64], before: NDArray[np.int64], resamples: int, seed: int = 0) -> Difference:
     """The paired bootstrap of NDCG@20 over questions, one a user.
 
@@ -191,9 +186,7 @@ def quality_checks(
         return [*held_out, skipped(TARGET_METRIC, "nothing is held out"), *(skipped(name, why) for name in compared)]
     rank = places(challenger, questions)
     reached = metrics(rank)[TARGET_METRIC]
-    checks = [
-        skipped(TARGET_METRIC, "no floor") if floor is None else at_least(TARGET_METRIC, reached, floor),
-    ]
+    checks = [skipped(TARGET_METRIC, "no floor") if floor is None else at_least(TARGET_METRIC, reached, floor)]
     if champion is None:
         return [*checks, *(skipped(name, "no champion") for name in compared)]
     before = places(champion, questions)
