@@ -39,7 +39,7 @@ PASSES = 10
 """Over the anchors, of both fits of a night together, as early stopping leaves them."""
 CORES, GB_A_CORE = 8, 4
 """Cores that a stage on one machine keeps busy (assumed), and memory that comes with a core for hire."""
-DIMENSION, TREES = TowerConfig().dimension, IndexConfig().n_trees
+DIMENSION = TowerConfig().dimension
 
 CPU_HOUR = 0.05
 """Assumed price of a core for an hour with its memory, in dollars."""

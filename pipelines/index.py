@@ -19,6 +19,7 @@ from recsys.config import IndexConfig
 from recsys.index import Shard
 from recsys.release import EMBEDDINGS
 from recsys.similarity import DISTANCES
+from recsys.storage import whole
 
 STAGE = "index"
 
@@ -78,9 +79,8 @@ def build_shard(job: Job, unit: int) -> None:
     """One shard, of its own rows of the embeddings alone."""
     shard = job.shards[unit]
     vectors = embeddings.load(job.embeddings)[shard.start : shard.stop]
-    temporary = job.file(unit).with_suffix(".tmp")
-    annoy.build(vectors, job.config, temporary, distance=DISTANCES[job.distance])
-    temporary.replace(job.file(unit))
+    with whole(job.file(unit)) as draft:
+        annoy.build(vectors, job.config, draft, distance=DISTANCES[job.distance])
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

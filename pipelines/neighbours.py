@@ -36,7 +36,7 @@ from recsys.errors import StageError
 from recsys.neighbours import Filter, nearest
 from recsys.release import MANIFEST as RELEASE_MANIFEST
 from recsys.release import Release
-from recsys.storage import sha256
+from recsys.storage import sha256, whole
 from recsys.workspace import MANIFEST, Run, code_version
 
 NAME = "neighbours"
@@ -143,7 +143,8 @@ def _ask(job: Job, release: Release, config: Config, advance: Advance) -> None:
         "items_without_neighbours": without,
         "rows": rows,
     }
-    _write(job.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    with whole(job.folder / MANIFEST) as draft:
+        draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     advance(1, 1, f"{rows:,} neighbours of {items:,} items, {without:,} items without")
 
 
@@ -163,7 +164,8 @@ def ask_unit(job: Job, unit: int) -> None:
         space=release.engine.space,
     )
     _write_part(rows, job.part(unit))
-    _write(job.entry(unit), json.dumps({"items": rows["item_id"].n_unique(), "rows": rows.height}))
+    with whole(job.entry(unit)) as draft:
+        draft.write_text(json.dumps({"items": rows["item_id"].n_unique(), "rows": rows.height}))
 
 
 def hold(job: Job, release: Release) -> None:
@@ -205,15 +207,8 @@ def _write_part(rows: pl.DataFrame, path: Path) -> None:
     # plain strings: Polars' own kind is unknown to older readers
     table = rows.to_arrow()
     plain = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema]
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table.cast(pa.schema(plain)), temporary)
-    temporary.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with whole(path) as draft:
+        pq.write_table(table.cast(pa.schema(plain)), draft)
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

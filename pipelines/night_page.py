@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipelines import calibrate, data_page, embed, evaluate, feedback, index, page, prepare, train
 from pipelines.night import Night
-from recsys import drift
+from recsys import drift, gate
 from recsys.catalogue import Catalogue
 from recsys.comparison import LOOK_UPS, LookUp, queries
 from recsys.errors import RecsysError, ReleaseError
@@ -283,19 +283,11 @@ def _compared(now: Release | None, before: Release | None, most: int) -> dict[st
         groups = {"popular": ranked, "new": untouched}
         return {"neighbours": _side_by_side(now, None, groups), "drift": None}
     numbers = before.catalogue.numbers(now.catalogue.item_ids, missing=-1)
-    common = np.flatnonzero(numbers >= 0)
-    if len(common) > most:
-        common = np.sort(np.random.default_rng(0).choice(common, most, replace=False))
     groups = {"popular": ranked, "new": ranked[numbers[ranked] < 0]}
+    common, numbers_before, shared, k = gate.overlap(now, before, most)
     if not len(common):
         return {"neighbours": _side_by_side(now, before, groups), "drift": None}
-    # both in tonight's numbers; what tonight's release does not hold is in nobody's list
-    known = now.catalogue.numbers(before.catalogue.item_ids, missing=-2)
-    k = min(NEAREST, len(now.catalogue) - 1, len(before.catalogue) - 1)
-    lists = now.index.neighbours(common.astype(np.int32), k)
-    lists_before = known[before.index.neighbours(numbers[common], k)]
-    shared = (lists[:, :, None] == lists_before[:, None, :]).any(axis=2).sum(axis=1)
-    moved = drift.alike(before.vectors[numbers[common]], now.vectors[common])
+    moved = drift.alike(before.vectors[numbers_before], now.vectors[common])
     changed = common[np.lexsort((common, -popularity[common], shared))]
     return {
         "neighbours": _side_by_side(now, before, {"changed": changed, **groups}),

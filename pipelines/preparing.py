@@ -25,6 +25,7 @@ from recsys.labelled import SCHEMA as LABELLED_SCHEMA
 from recsys.labelled import check_labelled
 from recsys.sequences import Sequences, arrange, by_user
 from recsys.splitting import Split, cut
+from recsys.storage import whole
 
 UNKNOWN_ITEM = "item_id is not in the catalogue"
 
@@ -60,9 +61,8 @@ class Job:
 
     def finish(self, phase: str, unit: int, **counted: Any) -> None:
         """Write a unit's entry, after all its other files."""
-        path = self.entry(phase, unit)
-        path.with_suffix(".tmp").write_text(json.dumps(counted))
-        path.with_suffix(".tmp").replace(path)
+        with whole(self.entry(phase, unit)) as draft:
+            draft.write_text(json.dumps(counted))
 
     def file(self, name: str, unit: int) -> Path:
         """A file that a unit hands on."""

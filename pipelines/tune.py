@@ -31,6 +31,7 @@ from recsys.comparison import LOOK_UPS
 from recsys.config import Config
 from recsys.errors import RecsysError, StageError, TrackingError
 from recsys.evaluation import SCORE, score
+from recsys.storage import whole
 from recsys.workspace import Run
 
 if TYPE_CHECKING:
@@ -172,9 +173,8 @@ class _Tuning:
             "path": str(self.run.folder / BEST),
             "seconds": round(self.study.spent, 1),
         }
-        temporary = self.run.folder / f".tmp-{BEST}"
-        temporary.write_text(snippet(found), encoding="utf-8")
-        temporary.replace(self.run.folder / BEST)
+        with whole(self.run.folder / BEST) as draft:
+            draft.write_text(snippet(found), encoding="utf-8")
         return found
 
     def _require_questions(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.batches import Batches, PairBatches
+from recsys.storage import whole
 
 Weights = list[NDArray[Any]]
 
@@ -52,11 +53,8 @@ class Checkpoint:
         arrays |= {f"best_{place}": weight for place, weight in enumerate(best)}
         if isinstance(batches, PairBatches):
             arrays["hard"] = batches.sampler.hard
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".tmp-{self.path.name}")
-        with temporary.open("wb") as file:
+        with whole(self.path) as draft, draft.open("wb") as file:
             np.savez(file, told=np.array(json.dumps(told)), **arrays)
-        temporary.replace(self.path)
 
     def restore(self, variables: Sequence[Any], best: Weights, batches: Batches) -> tuple[Progress, Weights] | None:
         """Put everything back, in place; the progress and the best weights, or None where nothing was saved."""

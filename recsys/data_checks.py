@@ -16,7 +16,7 @@ import polars as pl
 from recsys.catalogue import Catalogue
 from recsys.checks import Check, at_most, skipped
 from recsys.config import ItemsConfig, PromoteConfig
-from recsys.data_report import population_stability
+from recsys.data_report import by_tenth, population_stability
 
 Report = Mapping[str, Any]
 """What `recsys.data_report` told of one night, with its row account."""
@@ -170,12 +170,11 @@ def _popularity_shift(now: Catalogue, before: Catalogue, config: PromoteConfig) 
     both = before.frame.select("item_id", before="interactions").join(
         now.frame.select("item_id", now="interactions"), on="item_id"
     )
-    ranked = both.sort("before", "item_id", descending=[True, False])
-    old, new = ranked["before"].to_numpy(), ranked["now"].to_numpy()
+    by_id = both.sort("item_id")
+    old, new = by_id["before"].to_numpy(), by_id["now"].to_numpy()
     if not old.sum() or not new.sum():
         return skipped(name, "no interactions with items that both have")
-    tenth = np.minimum((np.cumsum(old) - old) * 10 // old.sum(), 9)
-    return at_most(name, _index(np.bincount(tenth, old, 10), np.bincount(tenth, new, 10)), config.shift)
+    return at_most(name, _index(*by_tenth(old, new)), config.shift)
 
 
 def _grown_day(report: Report, before: Report, config: PromoteConfig) -> Check:

@@ -97,6 +97,23 @@ def population_stability(previous: Counts, now: Counts) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
+def by_tenth(previous: Counts, now: Counts) -> tuple[Counts, Counts]:
+    """Interactions with the same items before and now, by the tenth of the interactions that an item was in before.
+
+    Args:
+        previous: of each item, int64 [n]; of equal ones, the first counts as the more popular.
+        now: the same, int64 [n].
+
+    Returns:
+        Two histograms, int64 [10].
+    """
+    ranked = np.argsort(-previous, kind="stable")
+    until = np.cumsum(previous[ranked]) - previous[ranked]
+    tenth = np.minimum(until * TENTHS // max(int(previous.sum()), 1), TENTHS - 1)
+    before, after = (np.bincount(tenth, counts[ranked], TENTHS).astype(np.int64) for counts in (previous, now))
+    return before, after
+
+
 def verdict(index: float) -> str:
     """A population stability index in words."""
     return STABLE if index < MODERATE_FROM else MODERATE if index < LARGE_FROM else LARGE
@@ -139,12 +156,9 @@ def _by_popularity(previous: Snapshot, now: Snapshot) -> tuple[list[str], Counts
     """Interactions with the items of both, by the tenth of the interactions that an item was in before."""
     _, before, after = np.intersect1d(previous.items, now.items, return_indices=True)
     before, after = before[order := np.argsort(before)], after[order]  # by item number, not by hash
-    old, new = previous.popularity[before], now.popularity[after]
-    ranked = np.argsort(-old, kind="stable")
-    until = np.cumsum(old[ranked]) - old[ranked]
-    tenth = np.minimum(until * TENTHS // max(int(old.sum()), 1), TENTHS - 1)
-    counts = [np.bincount(tenth, popularity[ranked], TENTHS).astype(np.int64) for popularity in (old, new)]
-    return [f"tenth {number + 1}" for number in range(TENTHS)], counts[0], counts[1]
+    return [f"tenth {number + 1}" for number in range(TENTHS)], *by_tenth(
+        previous.popularity[before], now.popularity[after]
+    )
 
 
 def _by_category(previous: pl.DataFrame, now: pl.DataFrame) -> tuple[list[str], Counts, Counts]:

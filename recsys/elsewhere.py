@@ -22,8 +22,7 @@ TIMEOUT_S = 600
 
 def answers(release: Release, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:
     """What a release answers, ready for JSON."""
-    found = (release.similar(item_id, k) for item_id in item_ids)
-    return [{**one._asdict(), "neighbours": [neighbour._asdict() for neighbour in one.neighbours]} for one in found]
+    return [release.similar(item_id, k).as_data() for item_id in item_ids]
 
 
 def ask(path: Path, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:

@@ -55,6 +55,18 @@ class Difference(NamedTuple):
     """Standard error of the mean."""
 
 
+class Overlap(NamedTuple):
+    """Neighbours that two releases have in common."""
+
+    items: NDArray[np.int32]
+    """Items that both hold, a fixed sample where there are many: numbers of the one, ascending, int32 [n]."""
+    others: NDArray[np.int32]
+    """The same items as numbers of the other, int32 [n]."""
+    shared: NDArray[np.int64]
+    """How many of an item's `k` nearest are the same, int64 [n]."""
+    k: int
+
+
 def places(release: Release, questions: Questions) -> NDArray[np.int64]:
     """Rank from 0 of each target; one about an item that the release does not hold is a miss. int64 [n]."""
     numbers = release.catalogue.numbers
@@ -63,11 +75,6 @@ def places(release: Release, questions: Questions) -> NDArray[np.int64]:
     rank = np.full(len(known), max(CUTS))
     rank[known] = ranks(release.index, Queries.of_items(queries[known]), targets[known])
     return rank
-
-
-def score(release: Release, questions: Questions) -> dict[str, float]:
-    """Figures of a release on the questions."""
-    return metrics(places(release, questions))
 
 
 def difference(rank: NDArray[np.int64], before: NDArray[np.int64], resamples: int, seed: int = 0) -> Difference:
@@ -191,9 +198,7 @@ def quality_checks(
         return [*held_out, skipped(TARGET_METRIC, "nothing is held out"), *(skipped(name, why) for name in compared)]
     rank = places(challenger, questions)
     reached = metrics(rank)[TARGET_METRIC]
-    checks = [
-        skipped(TARGET_METRIC, "no floor") if floor is None else at_least(TARGET_METRIC, reached, floor),
-    ]
+    checks = [skipped(TARGET_METRIC, "no floor") if floor is None else at_least(TARGET_METRIC, reached, floor)]
     if champion is None:
         return [*checks, *(skipped(name, "no champion") for name in compared)]
     before = places(champion, questions)
@@ -217,6 +222,22 @@ def _change(name: str, rank: NDArray[np.int64], before: NDArray[np.int64], toler
     return at_least(name, found.low / scale, -limit, f"from {then:.4f} to {now:.4f}, {len(rank)} questions")
 
 
+def overlap(one: Release, other: Release, most: int, seed: int = 0) -> Overlap:
+    """Compare the ten nearest, or as many as both have, of at most `most` of the items that two releases hold."""
+    numbers = other.catalogue.numbers(one.catalogue.item_ids, missing=-1)
+    items = np.flatnonzero(numbers >= 0).astype(np.int32)
+    if len(items) > most:
+        items = np.sort(np.random.default_rng(seed).choice(items, most, replace=False))
+    others = numbers[items]
+    k = min(OVERLAP_K, len(one.catalogue) - 1, len(other.catalogue) - 1)
+    if not len(items):
+        return Overlap(items, others, np.empty(0, np.int64), k)
+    # both in the numbers of the one; what it does not hold is in nobody's list
+    held = one.catalogue.numbers(other.catalogue.item_ids, missing=-2)
+    lists, others_lists = one.index.neighbours(items, k), held[other.index.neighbours(others, k)]
+    return Overlap(items, others, (lists[:, :, None] == others_lists[:, None, :]).any(axis=2).sum(axis=1), k)
+
+
 def overlap_check(
     challenger: Release, champion: Release | None, config: PromoteConfig, *, sample: int, seed: int = 0
 ) -> Check:
@@ -224,16 +245,10 @@ def overlap_check(
     name = f"overlap_at_{OVERLAP_K}"
     if champion is None:
         return skipped(name, "no champion")
-    common = _common(challenger, champion, sample, seed)
-    if not common:
+    found = overlap(challenger, champion, sample, seed)
+    if not len(found.items):
         return at_least(name, 0, config.overlap_floor, "no item in common")
-    k = min(OVERLAP_K, len(challenger.catalogue) - 1, len(champion.catalogue) - 1)
-    # both in the champion's numbers; what it does not hold is in nobody's list
-    numbers = champion.catalogue.numbers(challenger.catalogue.item_ids, missing=-2)
-    now = numbers[challenger.index.neighbours(challenger.catalogue.numbers(common, missing=-1), k)]
-    then = champion.index.neighbours(champion.catalogue.numbers(common, missing=-1), k)
-    shared = (now[:, :, None] == then[:, None, :]).any(axis=2).mean()
-    return at_least(name, float(shared), config.overlap_floor)
+    return at_least(name, float(found.shared.sum() / (len(found.items) * found.k)), config.overlap_floor)
 
 
 def latency_check(challenger: Release, champion: Release | None, config: PromoteConfig) -> Check:
@@ -249,15 +264,6 @@ def latency_check(challenger: Release, champion: Release | None, config: Promote
     now, then = (float(np.median(times)) * 1_000 if times else 0.0 for times in took)
     more = f"the champion {then:.4f}" if champion else None
     return at_most("latency_ms", now, max(config.latency_ms, config.latency_ratio * then), more)
-
-
-def _common(one: Release, other: Release, most: int, seed: int) -> list[str]:
-    """Ids of items that both hold, a fixed sample of `most` of them where there are more."""
-    held = one.catalogue.numbers(other.catalogue.item_ids, missing=-1)
-    numbers = np.sort(held[held >= 0])
-    if len(numbers) > most:
-        numbers = np.sort(np.random.default_rng(seed).choice(numbers, most, replace=False))
-    return [one.catalogue.item_ids[number] for number in numbers.tolist()]
 
 
 def _covered(held: Catalogue, wanted: Catalogue) -> float:

@@ -73,6 +73,11 @@ class Answer(NamedTuple):
     reason: Reason | None
     """Why there are fewer than asked for."""
 
+    def as_data(self) -> dict[str, Any]:
+        """For JSON."""
+        told = [{**one._asdict(), "why": one.why and one.why._asdict()} for one in self.neighbours]
+        return {**self._asdict(), "neighbours": told}
+
 
 class Item(NamedTuple):
     """An item that was asked about."""

@@ -29,18 +29,15 @@ def locked(workspace: Path) -> Iterator[None]:
         StageError: another process holds it.
     """
     workspace.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(workspace / LOCK)
     try:
-        lock.acquire(timeout=0)
+        held = FileLock(workspace / LOCK).acquire(timeout=0)
     except Timeout:
         raise StageError(
             f"the champion of {workspace} must be changed by one process at a time. Received: another one is at it. "
             "Run this again when it is done."
         ) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def move(

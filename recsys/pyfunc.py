@@ -28,8 +28,7 @@ class Similar:
         for row in model_input.to_dict("records"):
             k = row.get("k")
             given = k is not None and k == k  # pandas fills what is missing with NaN  # noqa: PLR0124
-            answer = self.release.similar(str(row["item_id"]), int(k) if given else DEFAULT_K)
-            answers.append({**answer._asdict(), "neighbours": [one._asdict() for one in answer.neighbours]})
+            answers.append(self.release.similar(str(row["item_id"]), int(k) if given else DEFAULT_K).as_data())
         return answers
 
 

@@ -64,16 +64,13 @@ def prune(workspace: Path, found: Plan) -> list[Path]:
     for leftover in (workspace / "releases").glob(f"{LEAVING}*"):  # of a process that was killed
         shutil.rmtree(leftover)
     for folder in found.runs:
-        lock = FileLock(folder / LOCK)
         try:
-            lock.acquire(timeout=0)
+            held = FileLock(folder / LOCK).acquire(timeout=0)
         except Timeout:
             continue
-        try:
+        with held:
             shutil.rmtree(folder)
-            gone.append(folder)
-        finally:
-            lock.release()
+        gone.append(folder)
     for folder in found.releases:
         # under a name that nobody lists: half a release never stands under its own
         leaving = folder.with_name(f"{LEAVING}{folder.name}")

@@ -14,8 +14,6 @@ from typing import Any, ClassVar, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.errors import InputError
-
 COLUMNS = 4_096
 """Vectors that are compared at a time."""
 ROWS = 16
@@ -154,18 +152,6 @@ class Manhattan(_Unbounded):
 COSINE: Final = Cosine()
 DISTANCES: Final[Mapping[str, Distance]] = {each.name: each for each in (COSINE, Euclidean(), Manhattan())}
 """Each distance by its name in `tower.distance`."""
-
-
-def by_metric(metric: str) -> Distance:
-    """The distance of an Annoy metric.
-
-    Raises:
-        InputError: not one of ours.
-    """
-    metrics = {each.metric: each for each in DISTANCES.values()}
-    if metric not in metrics:
-        raise InputError(f"metric must be one of {', '.join(metrics)}. Received: {metric!r}.")
-    return metrics[metric]
 
 
 def _directions(vectors: NDArray[Any]) -> NDArray[Any]:

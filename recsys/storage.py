@@ -62,15 +62,13 @@ class LocalPlace:
 
     def write(self, content: bytes) -> None:
         """Put a file there, or in the place of another one, in one step."""
-        draft = self.draft(self.path.parent)
-        draft.write_bytes(content)
-        self.take(draft)
+        with whole(self.path) as draft:
+            draft.write_bytes(content)
 
     def copy(self, file: Path) -> None:
         """Put a copy of a file there."""
-        draft = self.draft(self.path.parent)
-        shutil.copyfile(file, draft)
-        self.take(draft)
+        with whole(self.path) as draft:
+            shutil.copyfile(file, draft)
 
     def draft(self, _: Path) -> Path:
         """Where to write what `take` takes."""
@@ -260,6 +258,15 @@ def at(name: str) -> Place:
         ConfigError: a URL that holds a password.
     """
     return LocalPlace(name) if Address(name).scheme is None else RemotePlace(name)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file of this machine that takes its name when it is whole, also in the place of another one."""
+    place = LocalPlace(os.fspath(path))
+    draft = place.draft(path.parent)
+    yield draft
+    place.take(draft)
 
 
 def sha256(source: str | Path) -> str:

@@ -79,17 +79,14 @@ class Run:
         Raises:
             StageError: another process holds it.
         """
-        lock = FileLock(self.folder / LOCK)
         try:
-            lock.acquire(timeout=0)
+            held = FileLock(self.folder / LOCK).acquire(timeout=0)
         except Timeout:
             raise StageError(
                 f"run {self.run_id} must be worked on by one process at a time. Received: another one is at it."
             ) from None
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     def done(self, stage: str) -> bool:
         """Whether a stage is finished."""

@@ -31,7 +31,7 @@ def similar(
     """Show the items most like one item or several, each by itself."""
     loaded = open_release(release, config)
     answers = [loaded.similar(item, k) for item in items]
-    plain = [{**a._asdict(), "neighbours": [n._asdict() for n in a.neighbours]} for a in answers]
+    plain = [answer.as_data() for answer in answers]
     show(plain if len(plain) > 1 else plain[0], as_json, lambda: _tell(answers))
 
 

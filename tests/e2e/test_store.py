@@ -53,5 +53,5 @@ def test_a_night_goes_from_store_to_store_and_is_served_from_there(
     finally:
         process.terminate()
         process.communicate(timeout=program.TIMEOUT_S)
-    answered = answer
-    assert {name: told for name, told in answered.items() if name != "next"} == json.loads(expected)
+    del answer["next"]  # the program has no pages
+    assert answer == json.loads(expected)

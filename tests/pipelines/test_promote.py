@@ -16,7 +16,7 @@ from pipelines.night import Night, calm
 from recsys import config as configuration
 from recsys import gate, promotion
 from recsys.errors import RefusedError, StageError
-from recsys.evaluation import CUTS
+from recsys.evaluation import CUTS, metrics
 from recsys.release import MANIFEST, Release
 from recsys.tracking import Tracker
 from tests.e2e import world
@@ -81,7 +81,7 @@ def test_the_champion_is_asked_what_its_own_evaluation_was_to_the_last_digit(cop
     challenger = night(copied, "train.seed=2")
     catalogue = Catalogue.load(challenger.run.path(prepare.STAGE, CATALOGUE))
     champion = Release.load(challenger.releases / night(copied).run.run_id)
-    again = gate.score(champion, promote._questions(challenger, catalogue))
+    again = metrics(gate.places(champion, promote._questions(challenger, catalogue)))
     measured = champion.evaluation["model"]
     assert again == {name: measured[name] for name in again}
     assert len(again) == 3 * len(CUTS)

@@ -12,9 +12,9 @@ from recsys import gate
 from recsys.catalogue import Catalogue
 from recsys.checks import Check, at_least, at_most, from_data, skipped
 from recsys.config import PromoteConfig
-from recsys.evaluation import STRATA, evaluate
+from recsys.evaluation import STRATA, evaluate, metrics
 from recsys.exact import ExactIndex
-from recsys.gate import Questions, difference, quality_checks, score
+from recsys.gate import Questions, difference, places, quality_checks
 from recsys.queries import Queries
 from recsys.release import Manifest, Release
 from recsys.similarity import DISTANCES
@@ -84,8 +84,8 @@ def compared(challenger, champion, asked=QUESTIONS, *, floor=None, limits=LIMITS
     return by_name(quality_checks(challenger, champion, asked, floor=floor, config=limits, resamples=500))
 
 
-def test_score_is_asked_by_item_id():
-    figures = score(release({"a": "e", "b": "cf", "c": "d"}), QUESTIONS)
+def test_questions_are_asked_by_item_id():
+    figures = metrics(places(release({"a": "e", "b": "cf", "c": "d"}), QUESTIONS))
     assert figures["ndcg_at_20"] == pytest.approx((1 + SECOND) / 4)
     assert figures["hr_at_20"] == pytest.approx(0.5)
 
@@ -95,14 +95,14 @@ def test_a_question_about_an_unknown_item_is_a_miss(missing):
     """It still counts among the questions: the others do not make up for it."""
     items = "abcdefgh".replace(missing, "")
     answers = {"a": "e", "c": "g", "d": "h"}
-    figures = score(release(answers, items=items), QUESTIONS)
+    figures = metrics(places(release(answers, items=items), QUESTIONS))
     assert figures["hr_at_10"] == pytest.approx(3 / 4)
     assert figures["mrr_at_10"] == pytest.approx(3 / 4)
 
 
 def test_an_unknown_item_is_not_mistaken_for_padding():
     """Unknown targets and padding both have a number below 0."""
-    figures = score(release({}, items="abcd"), QUESTIONS)
+    figures = metrics(places(release({}, items="abcd"), QUESTIONS))
     assert set(figures.values()) == {0.0}
 
 
@@ -114,7 +114,7 @@ def test_asking_by_item_id_gives_the_figures_of_a_direct_evaluation_to_the_last_
     holdout = Holdout(items, ends - 1, ends)
     ids = champion.catalogue.item_ids
     asked = questions([ids[n] for n in holdout.queries], [ids[n] for n in holdout.targets])
-    assert score(champion, asked) == evaluate(champion.index, holdout)
+    assert metrics(places(champion, asked)) == evaluate(champion.index, holdout)
 
 
 @pytest.mark.parametrize(("floor", "verdict"), [(0.4, "passed"), (0.6, "failed"), (None, "skipped")])

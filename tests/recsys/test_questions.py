@@ -206,9 +206,9 @@ def test_similarities_fall(releases, question, size):
 @hypothesised
 @given(question=questions(), size=sizes, factor=st.floats(0.01, 100))
 def test_a_weight_times_a_constant_changes_nothing(releases, question, size, factor):
-    if question.history or question.vector:
-        question = dataclasses.replace(question, history=(), vector=None, items=question.items or (Weighted(item(0)),))
-    question = dataclasses.replace(question, negatives=tuple(n for n in question.negatives if n.item_id != item(0)))
+    negatives = tuple(negative for negative in question.negatives if negative.item_id != item(0))
+    items = question.items or (Weighted(item(0)),)
+    question = dataclasses.replace(question, history=(), vector=None, items=items, negatives=negatives)
     scaled = dataclasses.replace(
         question,
         items=tuple(Weighted(i, weight * factor) for i, weight in question.items),

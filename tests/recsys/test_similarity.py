@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys import similarity
-from recsys.errors import InputError
-from recsys.similarity import COSINE, DISTANCES, by_metric
+from recsys.similarity import COSINE, DISTANCES
 
 EUCLIDEAN, MANHATTAN = DISTANCES["euclidean"], DISTANCES["manhattan"]
 every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=list(DISTANCES))
@@ -37,17 +36,6 @@ def test_each_distance_has_its_names():
         "manhattan": ("manhattan", False),
     }
     assert {name: each.name for name, each in DISTANCES.items()} == {name: name for name in known}
-
-
-@every_distance
-def test_is_found_by_the_name_of_annoy(distance):
-    assert by_metric(distance.metric) == distance
-
-
-@pytest.mark.parametrize("metric", ["dot", "cosine", "", "Angular"])
-def test_another_metric_is_refused(metric):
-    with pytest.raises(InputError, match=rf"one of angular, euclidean, manhattan\. Received: '{metric}'"):
-        by_metric(metric)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -101,6 +102,20 @@ def test_what_is_written_copied_and_taken_is_there_and_nothing_else(store, tmp_p
     storage.at(f"{store.url}/out/deep").remove()
     assert store.names() == ["out/a", "out/c"]
     assert list(spare.iterdir()) == []
+
+
+def test_a_file_that_does_not_become_whole_leaves_what_was_there(tmp_path):
+    path = tmp_path / "new folder" / "file"
+    with storage.whole(path) as draft:
+        draft.write_text("whole")
+        assert not path.exists()
+    with suppress(KeyboardInterrupt), storage.whole(path) as draft:
+        draft.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "whole"
+    with storage.whole(path) as draft:
+        draft.write_text("whole again")
+    assert {file.name: file.read_text() for file in path.parent.iterdir()} == {"file": "whole again"}
 
 
 def test_a_folder_holds_a_folder_of_its_own_name(store):
