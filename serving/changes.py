@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from recsys.errors import InputError
 from recsys.filters import AVAILABLE
 from recsys.ranking import checked
+from serving.bodies import BodyRoute
 from serving.edition import Edition
 from serving.guard import RefusedRequest
 from serving.journal import Entry, Journal
@@ -33,7 +34,7 @@ LONGEST_ID = 1_024
 OWN = {"item_id", "title", "interactions", AVAILABLE}
 """Columns of the catalogue that are no features."""
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 async def _state(request: Request) -> State:

@@ -22,6 +22,7 @@ from recsys.errors import InputError, RecsysError
 from recsys.lookup import Answer
 from recsys.question import Question
 from serving import cursors, problems
+from serving.bodies import BodyRoute
 from serving.cursors import Cursor
 from serving.edition import Edition
 from serving.paths import ENCODED
@@ -35,7 +36,7 @@ STICKY_HEADER = "Recsys-Sticky-Key"
 ALWAYS_ASK = "no-cache"
 """What is cached is asked for again, which a 304 answers."""
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 async def _state(request: Request) -> State:  # a plain function would be run in a thread
