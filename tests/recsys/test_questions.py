@@ -344,6 +344,18 @@ def test_the_fallback_is_popular_items_under_the_same_conditions(releases):
     assert {(n.similarity, n.probability) for n in answer.neighbours} == {(None, None)}
 
 
+def test_the_fallback_is_diverse_and_told_of_as_any_answer(releases):
+    release = releases[SMALL]
+    question = Question(
+        items=(Weighted("x"),), on_unknown="fallback", k=3, why=True, diversity=Diversity(at_most={"genre": 1})
+    )
+    genres = dict(zip(release.catalogue.item_ids, release.catalogue.frame["genre"].to_list(), strict=True))
+    answer = release.ask(question)
+    shown = [genres[item_id] for item_id in ids(answer) if genres[item_id] is not None]
+    assert len(set(shown)) == len(shown)
+    assert [neighbour.why.shared for neighbour in answer.neighbours] == [{}, {}, {}]
+
+
 # --- why
 
 
