@@ -6,7 +6,6 @@ DELETE /v1/items/{item_id}   take an item down
 
 from __future__ import annotations
 
-import math
 import time
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, cast
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.errors import InputError
 from recsys.filters import AVAILABLE
+from recsys.question import finite
 from recsys.ranking import checked
 from serving.bodies import BodyRoute
 from serving.edition import Edition
@@ -124,10 +124,7 @@ def _value(column: str, value: Any, schema: pl.Schema, columns: list[str]) -> An
     if value is None:
         return None
     if kind.is_numeric():
-        sound, rule = (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-            "a number",
-        )
+        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and finite(value), "a number"
     elif isinstance(kind, pl.List):
         sound, rule = isinstance(value, list) and all(isinstance(term, str) for term in value), "a list of texts"
     else:

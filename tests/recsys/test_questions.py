@@ -445,6 +445,8 @@ def test_what_does_not_go_with_the_release_is_an_error(releases, changes, told):
         (lambda: Condition("genre", any_of=()), "at least one value"),
         (lambda: Condition("year", least=2, most=1), "must not be above"),
         (lambda: Condition("year", least=math.nan), "finite"),
+        (lambda: Condition("year", most=10**400), "finite"),
+        (lambda: Condition("year", any_of=(10**400,)), "finite"),
     ],
 )
 def test_what_makes_no_sense_is_no_question(make, told):
