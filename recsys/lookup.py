@@ -332,7 +332,7 @@ class Engine:
 
     def _popular(self, asked: _Asked, stock: Stock, mask: Mask | None) -> Iterator[Near]:
         allowed = Allowed(mask, len(stock), asked.excluded | stock.gone)
-        return (Near(number, math.nan) for number in stock.popular if number in allowed)
+        return (Near(number, math.nan) for number in map(int, stock.popular) if number in allowed)
 
     def _calibrated(self) -> Calibration:
         if self._calibration is None:

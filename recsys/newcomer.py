@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from recsys import tower
 from recsys.errors import InputError
 from recsys.features import Features
+from recsys.question import finite
 from recsys.release import FEATURES, TOWER, Release
 
 KEPT = 2
@@ -59,7 +60,7 @@ def _value(column: str, value: Any, types: Mapping[str, Any]) -> Any:
         raise InputError(f"features must be of the columns {', '.join(types) or 'none'}. Received: {column!r}.")
     kind = types[column]
     if kind == pl.Float64:
-        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value), "a number"
+        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and finite(value), "a number"
     elif kind == pl.String:
         sound, rule = isinstance(value, str), "a text"
     else:

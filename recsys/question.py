@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -11,6 +12,11 @@ from recsys.errors import InputError
 
 Value = str | float | bool
 OnUnknown = Literal["error", "skip", "fallback"]
+
+
+def finite(number: float) -> bool:
+    """Whether a float holds a number, which may be an integer of any size: at those `math.isfinite` fails."""
+    return -sys.float_info.max <= number <= sys.float_info.max
 
 
 class Weighted(NamedTuple):
@@ -42,8 +48,11 @@ class Condition:
         if self.any_of == ():
             raise InputError(f"a condition must name at least one value. Received: none for {self.column!r}.")
         for name, bound in (("least", self.least), ("most", self.most)):
-            if bound is not None and not math.isfinite(bound):
+            if bound is not None and not finite(bound):
                 raise InputError(f"{name} of {self.column!r} must be a finite number. Received: {bound}.")
+        for value in self.any_of or ():
+            if not (isinstance(value, str) or finite(value)):
+                raise InputError(f"numbers of {self.column!r} must be finite. Received: {value}.")
         if self.least is not None and self.most is not None and self.least > self.most:
             raise InputError(f"least of {self.column!r} must not be above most. Received: {self.least}, {self.most}.")
 

@@ -42,7 +42,7 @@ def create(release: Release, config: ServeConfig, embed: Embed | None = None) ->
 
 def over(state: State, keys: Keys, rates: Rates | None = None) -> FastAPI:
     """The application over a state that others may turn."""
-    app = FastAPI(title="recsys", version=__version__, summary="More like this.")
+    app = FastAPI(title="recsys", version=__version__, summary="More like this.", redirect_slashes=False)
     app.state.recsys = state
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"description": told, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}

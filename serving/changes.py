@@ -6,7 +6,6 @@ DELETE /v1/items/{item_id}   take an item down
 
 from __future__ import annotations
 
-import math
 import time
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, cast
@@ -20,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.errors import InputError
 from recsys.filters import AVAILABLE
+from recsys.question import finite
 from recsys.ranking import checked
+from serving.bodies import BodyRoute
 from serving.edition import Edition
 from serving.guard import RefusedRequest
 from serving.journal import Entry, Journal
@@ -33,7 +34,7 @@ LONGEST_ID = 1_024
 OWN = {"item_id", "title", "interactions", AVAILABLE}
 """Columns of the catalogue that are no features."""
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 async def _state(request: Request) -> State:
@@ -123,10 +124,7 @@ def _value(column: str, value: Any, schema: pl.Schema, columns: list[str]) -> An
     if value is None:
         return None
     if kind.is_numeric():
-        sound, rule = (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-            "a number",
-        )
+        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and finite(value), "a number"
     elif isinstance(kind, pl.List):
         sound, rule = isinstance(value, list) and all(isinstance(term, str) for term in value), "a list of texts"
     else:

@@ -95,7 +95,7 @@ def _response(problem: ProblemBody) -> JSONResponse:
 
 def _explain(wrong: dict[str, Any], place: tuple[int | str, ...]) -> str:
     if wrong["type"] == "json_invalid":
-        return f"the body must be JSON: {wrong['ctx']['error']}. Received: another text, from character {place[-1]} on"
+        return f"the body must be JSON: {wrong['ctx']['error']}. Received: another text"
     name = ".".join(map(str, place)) or "the body"
     if wrong["type"] == "extra_forbidden":
         return f"{name} is not known. Received: {_shown(wrong['input'])}. /docs lists what is"

@@ -23,6 +23,7 @@ from recsys.lookup import Answer
 from recsys.question import Question
 from serving import cursors, headers, problems
 from serving.answers import Given, is_known
+from serving.bodies import BodyRoute
 from serving.cursors import Cursor
 from serving.edition import Edition
 from serving.paths import ENCODED
@@ -34,7 +35,7 @@ from serving.state import State
 ALWAYS_ASK = "no-cache"
 """What is cached is asked for again, which a 304 answers."""
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 async def _state(request: Request) -> State:  # a plain function would be run in a thread
@@ -234,10 +235,7 @@ def _answer(serving: State, release: Edition, question: Question) -> dict[str, A
     following = None
     if answer.more and reached < serving.config.max_k:
         following = cursors.encode(Cursor(release.release_id, cursors.digest(question), reached))
-    neighbours = [
-        {**neighbour._asdict(), "why": neighbour.why and neighbour.why._asdict()} for neighbour in answer.neighbours
-    ]
-    return {**answer._asdict(), "neighbours": neighbours, "next": following}
+    return {**answer.as_data(), "next": following}
 
 
 def _answered(release: Edition, answer: dict[str, Any], tag: str) -> Response:

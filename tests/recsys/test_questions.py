@@ -344,6 +344,18 @@ def test_the_fallback_is_popular_items_under_the_same_conditions(releases):
     assert {(n.similarity, n.probability) for n in answer.neighbours} == {(None, None)}
 
 
+def test_the_fallback_is_diverse_and_told_of_as_any_answer(releases):
+    release = releases[SMALL]
+    question = Question(
+        items=(Weighted("x"),), on_unknown="fallback", k=3, why=True, diversity=Diversity(at_most={"genre": 1})
+    )
+    genres = dict(zip(release.catalogue.item_ids, release.catalogue.frame["genre"].to_list(), strict=True))
+    answer = release.ask(question)
+    shown = [genres[item_id] for item_id in ids(answer) if genres[item_id] is not None]
+    assert len(set(shown)) == len(shown)
+    assert [neighbour.why.shared for neighbour in answer.neighbours] == [{}, {}, {}]
+
+
 # --- why
 
 
@@ -433,6 +445,8 @@ def test_what_does_not_go_with_the_release_is_an_error(releases, changes, told):
         (lambda: Condition("genre", any_of=()), "at least one value"),
         (lambda: Condition("year", least=2, most=1), "must not be above"),
         (lambda: Condition("year", least=math.nan), "finite"),
+        (lambda: Condition("year", most=10**400), "finite"),
+        (lambda: Condition("year", any_of=(10**400,)), "finite"),
     ],
 )
 def test_what_makes_no_sense_is_no_question(make, told):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -26,20 +27,25 @@ class Description:
 
     def __call__(self, response: httpx.Response) -> None:
         response.read()
-        path = response.request.url.raw_path.decode().partition("?")[0]
+        request = response.request
+        path = request.url.raw_path.decode().partition("?")[0]
+        self.check(request.method, path, response.status_code, response.headers, response.content)
+
+    def check(self, method: str, path: str, status: int, headers: httpx.Headers, content: bytes) -> None:
+        """Check an answer to a path as it was sent, without its query."""
         operations = next((o for route, o in self.routes.items() if route.match(path)), {})
-        operation = operations.get(response.request.method.lower())
-        kind = response.headers.get("content-type", "").partition(";")[0]
+        operation = operations.get(method.lower())
+        kind = headers.get("content-type", "").partition(";")[0]
         if operation is None:  # no such route, or not by this method
-            if response.is_error:
-                self._validate({"$ref": "#/components/schemas/ProblemBody"}, response.json())
+            if status >= HTTPStatus.BAD_REQUEST and method != "HEAD":
+                self._validate({"$ref": "#/components/schemas/ProblemBody"}, json.loads(content))
             return
-        described = operation["responses"][str(response.status_code)]
-        assert set(described.get("headers", {})) <= {name.title().replace("Etag", "ETag") for name in response.headers}
-        if not response.content:
+        described = operation["responses"][str(status)]
+        assert set(described.get("headers", {})) <= {name.title().replace("Etag", "ETag") for name in headers}
+        if not content:
             assert "content" not in described
         elif kind in ("application/json", PROBLEM):
-            self._validate(described["content"][kind]["schema"], json.loads(response.content))
+            self._validate(described["content"][kind]["schema"], json.loads(content))
 
     def _validate(self, schema: dict[str, Any], body: Any) -> None:
         whole = {**schema, "components": self.spec["components"]}

@@ -6,10 +6,11 @@ import json
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import httpx
 
@@ -35,6 +36,8 @@ class Service:
         self.source: tuple[object, ...] = ("--release", self.wanted)
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
+        self.said: list[str] = []
+        """Lines on standard error; all of them once it has ended."""
         self.secrets: dict[str, dict[str, str]] = {}
         """Headers by the name of an API key."""
         self.set()
@@ -55,25 +58,26 @@ class Service:
         with self.log.open("a") as log:
             command = ("serve", "--config", self.config, *self.source, "--port", 0, *options)
             self.process = program.start(*command, stdout=log.fileno())
-        assert self.process.stderr is not None
-        seen = []
-        for line in self.process.stderr:
-            seen.append(line)
+        lines = cast("IO[str]", self.process.stderr)
+        self.said = []
+        for line in lines:
+            self.said.append(line)
             if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
                 self.url = found.group(1)
+                self._listener = threading.Thread(target=self.said.extend, args=(lines,))
+                self._listener.start()  # or a service that says much would wait for somebody to listen
                 return self
         self.process.wait(program.TIMEOUT_S)
-        self.process.stderr.close()
-        raise AssertionError("".join(seen))
+        lines.close()
+        raise AssertionError("".join(self.said))
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End it, and wait until nobody listens any more."""
         assert self.process is not None
-        assert self.process.stderr is not None
         self.process.send_signal(how)
         code = self.process.wait(program.TIMEOUT_S)
-        self.process.stderr.read()  # until the last worker has closed it
-        self.process.stderr.close()
+        self._listener.join()  # until the last worker has closed standard error
+        cast("IO[str]", self.process.stderr).close()
         return code
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
 import threading
@@ -16,15 +15,6 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, given, settings
-from hypothesis.errors import Unsatisfiable
-from schemathesis import GenerationMode
-from schemathesis.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
 from serving import keys
 from serving.client import AsyncClient, Client, ServiceError
@@ -306,24 +296,3 @@ def test_a_path_of_100_kb_is_answered(service: Service) -> None:
         assert 400 <= answer.status < 500
         answer.read()
     connection.close()
-
-
-def test_generated_requests_break_nothing(service: Service) -> None:
-    """Whatever the description allows, and what it does not: no answer is a 500, and each is as described."""
-    description = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
-    checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
-    asked = set()
-    for operation in description.get_all_operations():
-        for mode in GenerationMode:
-
-            @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-            @given(case=operation.ok().as_strategy(generation_mode=mode))
-            def ask(case: Any) -> None:
-                response = case.call(headers=service.secrets["writer"], timeout=60)
-                asked.add(response.status_code)
-                assert response.status_code < 500, (case.method, case.path, response.text)
-                case.validate_response(response, checks=checks)
-
-            with contextlib.suppress(Unsatisfiable):  # a probe takes nothing that could be wrong
-                ask()
-    assert asked >= {200, 404, 422}

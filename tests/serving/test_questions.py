@@ -358,6 +358,11 @@ def test_a_body_that_is_no_json_is_told(client: httpx.Client) -> None:
     assert "Content-Type: application/json" in problem(unnamed, 422, "invalid-question")
     none = client.post("/v1/similar")
     assert "the body must be there" in problem(none, 422, "invalid-question")
+    for half in (b'{"items": ["\\ud800"]}', b'{"items": ["item/1"], "where": {"\\udfff": "x"}}'):
+        told = problem(client.post("/v1/similar", content=half, headers=headers), 422, "invalid-question")
+        assert "the body must be JSON" in told
+    deep = client.post("/v1/similar", content=b"[" * 100_000, headers=headers)
+    assert "the body must be JSON" in problem(deep, 422, "invalid-question")
 
 
 def test_too_many_questions_are_refused(client: httpx.Client) -> None:

@@ -114,6 +114,7 @@ def test_a_k_that_cannot_be_is_told(client: httpx.Client, k: str, told: str) -> 
 
 def test_a_path_that_is_no_route_is_a_problem(client: httpx.Client) -> None:
     problem(client.get("/v1/nothing"), 404, "not-found")
+    problem(client.get("/v1/items/item-0-0/"), 404, "not-found")  # what ends in a slash is no other item
 
 
 def test_another_method_is_a_problem_that_says_which_are_allowed(client: httpx.Client) -> None:
