@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -48,6 +48,21 @@ Pinned = Annotated[str | None, Query(alias="release", description="Ask this rele
 PinnedByHeader = Annotated[str | None, Header(alias=headers.RELEASE, description="As `release`.")]
 STICKY = "Whatever names the caller's user: the same one, the same release."
 Sticky = Annotated[str | None, Header(alias=headers.STICKY, description=STICKY)]
+
+
+class Wish(NamedTuple):
+    """Which release is to answer, if that matters to who asks."""
+
+    by_query: str | None
+    by_header: str | None
+    sticky: str | None
+
+
+async def _wish(release: Pinned = None, pinned: PinnedByHeader = None, sticky: Sticky = None) -> Wish:
+    return Wish(release, pinned, sticky)
+
+
+Wished = Annotated[Wish, Depends(_wish)]
 Known = Annotated[str | None, Header(alias="If-None-Match", description="The ETag of an answer that is at hand.")]
 
 PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
@@ -92,7 +107,7 @@ async def similar(request: Request) -> Response:
     """The items most like one item, nearest first; fewer than `k` only where there are no more."""
     serving, sent = cast("State", request.app.state.recsys), request.headers
     query = _query(request)
-    release = _release(serving, query.release, sent.get(headers.RELEASE), sent.get(headers.STICKY), query.cursor)
+    release = _release(serving, Wish(query.release, sent.get(headers.RELEASE), sent.get(headers.STICKY)), query.cursor)
     question = _at(of_query(request.path_params["item_id"], query, serving.config), query.cursor, serving)
     tag = _tag(release, question)
     unchanged = _unchanged(release, tag)
@@ -118,39 +133,24 @@ def _query(request: Request) -> SimilarQuery:
 
 
 @router.post("/v1/similar", response_model=AnswerBody, responses={**GOOD, **NOT_FOUND, **GONE, **INVALID})
-async def ask(
-    serving: Serving,
-    body: QuestionBody,
-    *,
-    release: Pinned = None,
-    pinned: PinnedByHeader = None,
-    sticky: Sticky = None,
-) -> Response:
+async def ask(serving: Serving, body: QuestionBody, wish: Wished) -> Response:
     """The items nearest to whatever the question is about; fewer than `k` only where there are no more."""
-    asked, question = _question(serving, body, release, pinned, sticky)
+    asked, question = _question(serving, body, wish)
     return _answered(asked, _answer(serving, asked, question), _tag(asked, question))
 
 
 @router.post("/v1/similar/batch", response_model=BatchAnswerBody, responses={**NOT_FOUND, **INVALID})
-async def ask_many(
-    request: Request,
-    serving: Serving,
-    body: BatchBody,
-    *,
-    release: Pinned = None,
-    pinned: PinnedByHeader = None,
-    sticky: Sticky = None,
-) -> Response:
+async def ask_many(request: Request, serving: Serving, body: BatchBody, wish: Wished) -> Response:
     """Many questions, answered as they would be alone; one that fails fails only itself."""
     if len(body.questions) > serving.config.max_batch:
         raise InputError(
             f"questions must hold at most {serving.config.max_batch}. Received: {len(body.questions)}. Send several."
         )
-    _release(serving, release, pinned, sticky, None)
+    _release(serving, wish)
     entries = []
     for entry in body.questions:
         try:
-            asked, question = _question(serving, QuestionBody.model_validate(entry), release, pinned, sticky)
+            asked, question = _question(serving, QuestionBody.model_validate(entry), wish)
             answer = _answer(serving, asked, question)
             entries.append({"status": HTTPStatus.OK, "answer": answer, "problem": None})
         except (RecsysError, ValidationError, NotLoadedError) as error:
@@ -162,17 +162,9 @@ async def ask_many(
 @router.get(
     f"/v1/items/{{item_id:{ENCODED}}}", response_model=ItemBody, responses={**GOOD, **UNCHANGED, **NOT_FOUND, **INVALID}
 )
-async def item(
-    serving: Serving,
-    item_id: ItemId,
-    *,
-    release: Pinned = None,
-    pinned: PinnedByHeader = None,
-    sticky: Sticky = None,
-    known: Known = None,
-) -> Response:
+async def item(serving: Serving, item_id: ItemId, wish: Wished, known: Known = None) -> Response:
     """What the release holds of an item."""
-    asked = _release(serving, release, pinned, sticky, None)
+    asked = _release(serving, wish)
     held = asked.item(item_id)
     tag = _tag(asked, item_id)
     return _unchanged(asked, tag) if is_known(tag, known) else _answered(asked, held._asdict(), tag)
@@ -184,19 +176,16 @@ async def release(serving: Serving) -> ReleaseBody:
     return ReleaseBody(**serving.shelf.champion.release.manifest.model_dump(include=set(ReleaseBody.model_fields)))
 
 
-def _question(
-    serving: State, body: QuestionBody, by_query: str | None, by_header: str | None, sticky: str | None
-) -> tuple[Edition, Question]:
-    release = _release(serving, by_query, by_header, sticky, body.cursor)
+def _question(serving: State, body: QuestionBody, wish: Wish) -> tuple[Edition, Question]:
+    release = _release(serving, wish, body.cursor)
     embed = None if serving.embed is None else partial(serving.embed, release.release)
     question = of_body(body, serving.config, embed)
     return release, _at(question, body.cursor, serving)
 
 
-def _release(
-    serving: State, by_query: str | None, by_header: str | None, sticky: str | None, cursor: str | None
-) -> Edition:
+def _release(serving: State, wish: Wish, cursor: str | None = None) -> Edition:
     """The release that is asked: the one of the cursor, the pinned one, or the one in service."""
+    by_query, by_header, sticky = wish
     if by_query is not None and by_header is not None and by_query != by_header:
         raise InputError(f"a question must pin one release. Received: {by_query!r} and, by header, {by_header!r}.")
     pinned = by_header if by_query is None else by_query
