@@ -372,7 +372,7 @@ OPTIONAL_PATHS = ("items", "labelled_pairs", "feedback", "warm_start", "releases
 
 
 @pytest.mark.parametrize(
-    ("table", "key"), [*(("data", key) for key in OPTIONAL_PATHS), *(("serve", key) for key in config.SERVE_PATHS)]
+    ("table", "key"), [*(("data", key) for key in OPTIONAL_PATHS), *(("serve", key) for key in config.PATHS["serve"])]
 )
 def test_every_path_is_anchored_or_not_there(tmp_path, monkeypatch, table, key):
     def loaded(path, *overrides):
@@ -405,7 +405,7 @@ def test_the_workspace_is_a_folder_of_this_machine(tmp_path):
 
 def test_no_path_is_forgotten():
     """A key of [data] that is no path would need no anchor; there is none."""
-    assert set(config.PATH_KEYS) == set(config.DataConfig.model_fields)
+    assert set(config.PATHS["data"]) == set(config.DataConfig.model_fields)
 
 
 def test_absolute_paths_stay(tmp_path):
