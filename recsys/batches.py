@@ -68,7 +68,7 @@ class PairBatches:
     def _batch(self, block: Block) -> Batch:
         items = block.anchors[:, None]
         anchors = Anchors(items, np.ones(items.shape, np.float32), block.rows, self.anchor_weights[block.anchors])
-        return _spare_new(self.sampler.batch(anchors), self.sampler)
+        return self.sampler.batch(anchors)
 
 
 class HistoryBatches:
@@ -145,18 +145,7 @@ class HistoryBatches:
         ).tocsr()
         positives.sum_duplicates()
         anchors = Anchors(items, shares, positives, np.ones(len(moments), np.float32))
-        return _spare_new(self.sampler.batch(anchors), self.sampler)
-
-
-def _spare_new(batch: Batch, sampler: Sampler) -> Batch:
-    """The same, but what is nobody's positive is no negative either.
-
-    That an item was not touched yet is no evidence against it, and would push away all that looks like it: on Toys
-    it costs new items 8% of their NDCG@20.
-    """
-    new = sampler.popularity[batch.candidates] == 0
-    batch.targets[(batch.targets == 0) & new] = IGNORE
-    return batch
+        return self.sampler.batch(anchors)
 
 
 class LabelledBatches:

@@ -726,41 +726,34 @@ def parse(tables: dict[str, Any], source: str = "config") -> Config:
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-PATH_KEYS = ("interactions", "items", "labelled_pairs", "feedback", "warm_start", "workspace", "releases")
-SERVE_PATHS = ("folder", "keys")
+PATHS = {
+    "data": ("interactions", "items", "labelled_pairs", "feedback", "warm_start", "workspace", "releases"),
+    "serve": ("folder", "keys"),
+    "neighbours": ("to",),
+}
+"""Table -> its keys that hold a path, or a URL."""
 SECRET = {"neighbours.to", "notify.webhook", "tracking.uri"}
 """Settings that may hold a password: no error shows them."""
 SQLITE = "sqlite:///"
 
 
 def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
-    data = tables.setdefault("data", {})
-    if not isinstance(data, dict):
-        return  # the model reports it
-    data.setdefault("workspace", DataConfig.model_fields["workspace"].default)
-    for key in PATH_KEYS:
-        if isinstance(data.get(key), str):
-            data[key] = _anchor(data[key], folder)
-    serve = tables.get("serve")
-    if isinstance(serve, dict):
-        serve.update({key: _anchor(serve[key], folder) for key in SERVE_PATHS if isinstance(serve.get(key), str)})
-    neighbours = tables.setdefault("neighbours", {})
-    if isinstance(neighbours, dict):
-        to = neighbours.setdefault("to", NeighboursConfig.model_fields["to"].default)
-        neighbours["to"] = _anchor_target(to, folder)
+    """Make the paths of a file relative to a folder, also those that are left out and have a default."""
+    for table, keys in PATHS.items():
+        given = tables.setdefault(table, {})
+        if not isinstance(given, dict):
+            continue  # the model reports it
+        fields = cast("type[Table]", Config.model_fields[table].annotation).model_fields
+        for key in keys:
+            value = given.get(key, fields[key].default)
+            if isinstance(value, str):
+                given[key] = _anchored(table, value, folder)
 
 
-def _anchor_target(to: Any, folder: Path) -> Any:
-    """Where neighbours go: files are relative to the folder, SQLite's too, servers are not."""
-    if not isinstance(to, str):
-        return to  # the model reports it
-    if to.startswith(SQLITE):
-        return f"{SQLITE}{folder / to.removeprefix(SQLITE)}"
-    return _anchor(to, folder)
-
-
-def _anchor(name: str, folder: Path) -> str:
-    """A path is relative to the folder, a URL is not."""
+def _anchored(table: str, name: str, folder: Path) -> str:
+    """A path is relative to the folder, also that of an SQLite file to export to; a URL is not."""
+    if table == "neighbours" and name.startswith(SQLITE):
+        return f"{SQLITE}{folder / name.removeprefix(SQLITE)}"
     return name if Address(name).scheme else str(folder / name)
 
 
@@ -775,10 +768,8 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is text: --set items.title=name
-    if isinstance(value, str) and key in {"data": PATH_KEYS, "serve": SERVE_PATHS}.get(table, ()):
-        value = _anchor(value, Path.cwd())
-    if (table, key) == ("neighbours", "to"):
-        value = _anchor_target(value, Path.cwd())
+    if isinstance(value, str) and key in PATHS.get(table, ()):
+        value = _anchored(table, value, Path.cwd())
     target = tables.setdefault(table, {})
     if isinstance(target, dict):
         target[key] = value

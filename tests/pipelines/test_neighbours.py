@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from filelock import FileLock
 
 from pipelines import neighbours as job
 from pipelines.progress import Reporter
-from recsys import Release
+from recsys import Release, storage
 from recsys import config as configuration
 from recsys.config import Config
 from recsys.errors import ConfigError, InputError, StageError
@@ -117,19 +118,18 @@ def test_after_a_kill_only_what_is_missing_is_asked(
 ) -> None:
     whole = Exporter(tmp_path / "undisturbed", export.release)
     whole()
-    write = job._write
 
-    def kill(path: Path, text: str) -> None:
+    def kill(path: Path) -> AbstractContextManager[Path]:
         """After a part is written, and before it is known."""
         if path.name == f"part-{killed_at:05d}.json":
             raise SystemExit(9)
-        write(path, text)
+        return storage.whole(path)
 
-    monkeypatch.setattr(job, "_write", kill)
+    monkeypatch.setattr(job, "whole", kill)
     with pytest.raises((SystemExit, RuntimeError)):
         export()
     assert not (export.folder / "out").exists()
-    monkeypatch.setattr(job, "_write", write)
+    monkeypatch.setattr(job, "whole", storage.whole)
     export()
     assert killed_at in export.units
     assert len(export.units) == 5 - killed_at

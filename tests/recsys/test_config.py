@@ -371,16 +371,21 @@ def test_paths_of_the_file_are_relative_to_the_file(tmp_path, monkeypatch):
 OPTIONAL_PATHS = ("items", "labelled_pairs", "feedback", "warm_start", "releases")
 
 
-@pytest.mark.parametrize("key", OPTIONAL_PATHS)
-def test_every_path_is_anchored_or_not_there(tmp_path, monkeypatch, key):
+@pytest.mark.parametrize(
+    ("table", "key"), [*(("data", key) for key in OPTIONAL_PATHS), *(("serve", key) for key in config.PATHS["serve"])]
+)
+def test_every_path_is_anchored_or_not_there(tmp_path, monkeypatch, table, key):
+    def loaded(path, *overrides):
+        return getattr(getattr(config.load(path, overrides), table), key)
+
     (tmp_path / "configs").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    plain = write(tmp_path / "configs", '[data]\ninteractions = "log.csv"\n')
-    assert getattr(config.load(plain).data, key) is None
-    assert getattr(config.load(plain, [f"data.{key}=there"]).data, key) == str(tmp_path / "here" / "there")
-    named = write(tmp_path / "configs", f'[data]\ninteractions = "log.csv"\n{key} = "there"\n')
-    assert getattr(config.load(named).data, key) == str(tmp_path / "configs" / "there")
+    plain = write(tmp_path / "configs", 'data.interactions = "log.csv"\n')
+    assert loaded(plain) is None
+    assert loaded(plain, f"{table}.{key}=there") == str(tmp_path / "here" / "there")
+    named = write(tmp_path / "configs", f'data.interactions = "log.csv"\n{table}.{key} = "there"\n')
+    assert loaded(named) == str(tmp_path / "configs" / "there")
 
 
 @pytest.mark.parametrize("key", ["interactions", *OPTIONAL_PATHS])
@@ -400,19 +405,7 @@ def test_the_workspace_is_a_folder_of_this_machine(tmp_path):
 
 def test_no_path_is_forgotten():
     """A key of [data] that is no path would need no anchor; there is none."""
-    assert set(config.PATH_KEYS) == set(config.DataConfig.model_fields)
-
-
-@pytest.mark.parametrize("key", config.SERVE_PATHS)
-def test_paths_of_the_service_are_anchored_or_not_there(tmp_path, monkeypatch, key):
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    plain = write(tmp_path / "configs", '[data]\ninteractions = "log.csv"\n')
-    assert getattr(config.load(plain).serve, key) is None
-    assert getattr(config.load(plain, [f"serve.{key}=there"]).serve, key) == str(tmp_path / "here" / "there")
-    named = write(tmp_path / "configs", f'[data]\ninteractions = "log.csv"\n[serve]\n{key} = "there"\n')
-    assert getattr(config.load(named).serve, key) == str(tmp_path / "configs" / "there")
+    assert set(config.PATHS["data"]) == set(config.DataConfig.model_fields)
 
 
 def test_absolute_paths_stay(tmp_path):
