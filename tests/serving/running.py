@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -79,6 +81,14 @@ class Service:
         self._listener.join()  # until the last worker has closed standard error
         cast("IO[str]", self.process.stderr).close()
         return code
+
+    def kill(self) -> None:
+        """Kill all of its processes at once."""
+        assert self.process is not None
+        for pid in [self.process.pid, *self.workers()]:
+            with suppress(ProcessLookupError):  # it noticed
+                os.kill(pid, signal.SIGKILL)
+        self.end(signal.SIGKILL)
 
     def close(self) -> None:
         """End it if it runs."""
