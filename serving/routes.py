@@ -7,6 +7,7 @@ POST /v1/similar/batch               many of those, each by itself
 GET  /v1/release                     the release in service
 """
 
+import asyncio
 import hashlib
 from dataclasses import replace
 from functools import partial
@@ -145,6 +146,7 @@ async def ask_many(
     _release(serving, release, pinned, sticky, None)
     entries = []
     for entry in body.questions:
+        await asyncio.sleep(0)  # others are answered in between, and the time of the request can run out
         try:
             asked, question = _question(serving, QuestionBody.model_validate(entry), release, pinned, sticky)
             answer = _answer(serving, asked, question)

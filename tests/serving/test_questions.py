@@ -405,3 +405,30 @@ def test_the_embedder_is_asked_for_the_release_that_answers(release: Release) ->
     answer = asyncio.run(ask()).json()
     assert asked == [(release.release_id, {"genre": "crime"})]
     assert answer["neighbours"][0]["similarity"] == pytest.approx(1)
+
+
+def test_others_are_answered_while_a_batch_is(release: Release) -> None:
+    """Who asks during the first of its questions has the answer before the last."""
+    happened: list[str] = []
+
+    async def ask() -> None:
+        others: list[asyncio.Future[None]] = []
+
+        def embed(_: Release, __: Any) -> Any:
+            if not others:
+                others.append(asyncio.ensure_future(other()))
+            happened.append("a question")
+            return release.vectors[7]
+
+        async def other() -> None:
+            await client.get("/livez")
+            happened.append("another")
+
+        transport = httpx.ASGITransport(create(release, ServeConfig(), embed))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.post("/v1/similar/batch", json={"questions": [{"features": {"genre": "crime"}}] * 50})
+            await others[0]
+
+    asyncio.run(ask())
+    assert happened.count("a question") == 50
+    assert happened.index("another") < 50
