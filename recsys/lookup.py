@@ -185,7 +185,7 @@ class Engine:
             ended.add("unknown_items")
         if question.diversity.at_most:
             self._facets.require_terms(question.diversity.at_most)
-            found = diversity.at_most(found, stock.terms, question.diversity.at_most, lambda: ended.add("diversity"))
+            found = diversity.at_most(found, stock, question.diversity.at_most, lambda: ended.add("diversity"))
         page = list(islice(found, question.offset, question.offset + question.k + 1))
         more = len(page) > question.k
         page = page[: question.k]
