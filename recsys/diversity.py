@@ -12,12 +12,17 @@ from itertools import islice
 import numpy as np
 
 from recsys.embeddings import Vectors
+from recsys.overlay import Stock
 from recsys.question import Value
 from recsys.ranking import Near
 from recsys.similarity import Distance
 
 POOL = 100
 """Nearest items among which the next is chosen: far ones would be diverse, and no neighbours."""
+
+FAR = 2_000
+"""So many items are put in another order; those behind them stay in theirs. Each pool is compared with all that came
+before: without an end, a question that leaves nearly everything out would take the square of the catalogue."""
 
 BLOCK = 16
 """Items compared with a pool at a time: more, and BLAS wakes threads that cost more than they save."""
@@ -29,10 +34,10 @@ def spread(
     """Maximal marginal relevance (Carbonell and Goldstein, 1998), pool by pool.
 
     Next comes the item of the pool with the largest `balance` x similarity to the place - (1 - `balance`) x largest
-    similarity to an item that came before; ties in the order that they came in.
+    similarity to an item that came before; ties in the order that they came in. Behind `FAR` items, as they come.
     """
     before: list[int] = []
-    while pool := list(islice(nearest, POOL)):
+    while len(before) < FAR and (pool := list(islice(nearest, POOL))):
         numbers = [near.number for near in pool]
         among = vectors(numbers)
         relevance = balance * np.array([near.similarity for near in pool])
@@ -47,21 +52,22 @@ def spread(
             yield pool[best]
             likeness = np.maximum(likeness, distance.similarities(among[best : best + 1], among)[0])
         before += numbers
+    yield from nearest
 
 
 def at_most(
-    nearest: Iterator[Near],
-    terms: Callable[[str, int], list[Value]],
-    limits: Mapping[str, int],
-    when_left_out: Callable[[], None],
+    nearest: Iterator[Near], stock: Stock, limits: Mapping[str, int], when_left_out: Callable[[], None]
 ) -> Iterator[Near]:
     """Leave out an item once so many with the same value in a column came; `when_left_out` is called if one is."""
     came: dict[str, Counter[Value]] = {column: Counter() for column in limits}
+    out = np.zeros(len(stock), np.bool_)  # what nearly all of a catalogue may come to be
     for near in nearest:
-        values = {column: set(terms(column, near.number)) for column in limits}
-        if any(came[column][value] >= limits[column] for column in limits for value in values[column]):
+        if out[near.number]:
             when_left_out()
             continue
-        for column in limits:
-            came[column].update(values[column])
+        for column, most in limits.items():
+            for value in set(stock.terms(column, near.number)):
+                came[column][value] += 1
+                if came[column][value] == most:
+                    out[stock.having(column, value)] = True
         yield near

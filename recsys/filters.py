@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -14,6 +14,8 @@ from recsys.errors import InputError
 from recsys.question import Condition, Value
 
 Mask = NDArray[np.bool_]
+
+NOBODY = np.zeros(0, np.uint32)
 
 AVAILABLE = "available"
 """Column of the catalogue: whether an item can be had; where it is null or missing, it can."""
@@ -59,11 +61,11 @@ class Facets:
 
     def meeting(self, condition: Condition) -> Mask:
         """Whether each item meets a condition, bool [num_items]."""
-        column = condition.column
-        if column not in self._columns:
-            values = self._frame[column]
-            self._columns[column] = _Numbers(values) if values.dtype.is_numeric() else _Terms(values)
-        return self._columns[column].meeting(condition)
+        return self._column(condition.column).meeting(condition)
+
+    def having(self, column: str, value: Value) -> NDArray[np.integer]:
+        """Numbers of the items with a value in a column of texts, of lists of texts, or of true and false."""
+        return cast("_Terms", self._column(column)).rows(value)
 
     @property
     def names(self) -> list[str]:
@@ -78,6 +80,12 @@ class Facets:
     def terms(self, column: str, number: int) -> list[Value]:
         """Values of one item in a column: none, one, or those of a list."""
         return as_terms(self._frame[column][number])
+
+    def _column(self, column: str) -> _Terms | _Numbers:
+        if column not in self._columns:
+            values = self._frame[column]
+            self._columns[column] = _Numbers(values) if values.dtype.is_numeric() else _Terms(values)
+        return self._columns[column]
 
     def _kind(self, column: str) -> pl.DataType:
         if column not in self.names:
@@ -125,10 +133,11 @@ class _Terms:
     def meeting(self, condition: Condition) -> Mask:
         mask = np.zeros(self._size, np.bool_)
         for value in condition.any_of or ():
-            rows = self._rows.get(value)
-            if rows is not None:
-                mask[rows] = True
+            mask[self.rows(value)] = True
         return mask
+
+    def rows(self, value: Value) -> NDArray[np.uint32]:
+        return self._rows.get(value, NOBODY)
 
 
 class _Numbers:

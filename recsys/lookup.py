@@ -190,7 +190,7 @@ class Engine:
             ended.add("unknown_items")
         if question.diversity.at_most:
             self._facets.require_terms(question.diversity.at_most)
-            found = diversity.at_most(found, stock.terms, question.diversity.at_most, lambda: ended.add("diversity"))
+            found = diversity.at_most(found, stock, question.diversity.at_most, lambda: ended.add("diversity"))
         page = list(islice(found, question.offset, question.offset + question.k + 1))
         more = len(page) > question.k
         page = page[: question.k]
@@ -235,7 +235,7 @@ class Engine:
         return Stock(self._catalogue, self.space.vectors, self._facets, self.space.distance, overlay)
 
     def _resolve(self, question: Question, stock: Stock) -> _Asked:
-        unknown: list[str] = []
+        unknown: dict[str, None] = {}  # in their order
 
         def known(items: Iterable[tuple[str, float]]) -> list[tuple[int, float]]:
             found = []
@@ -243,8 +243,8 @@ class Engine:
                 number = stock.number(item_id)
                 if number is not None:
                     found.append((number, weight))
-                elif item_id not in unknown:
-                    unknown.append(item_id)
+                else:
+                    unknown[item_id] = None
             return found
 
         def numbers(item_ids: Iterable[str]) -> list[int]:
@@ -256,12 +256,12 @@ class Engine:
             weights = [self._recency**back for back in steps_back]
             positives += known(zip(question.history, weights, strict=True))
         negatives = known(question.negatives)
-        asked = unknown[:]
+        asked = list(unknown)
         excluded = {number for number, _ in positives}
         excluded.update(number for number, _ in negatives)
         excluded.update(numbers(question.exclude))
         allowed = None if question.allow is None else numbers(question.allow)
-        return _Asked(positives, negatives, excluded, allowed, unknown, asked)
+        return _Asked(positives, negatives, excluded, allowed, list(unknown), asked)
 
     def _mask(self, question: Question, asked: _Asked, stock: Stock) -> Mask | None:
         """Whether each item may be in the answer by the question's conditions, bool [len(stock)]; None: all may."""

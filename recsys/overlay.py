@@ -77,6 +77,7 @@ class Stock:
         """Numbers of the catalogue that are taken down, or stand at another place now."""
         changed = zip(overlay.changed.values(), catalogue.numbers(list(overlay.changed), missing=-1), strict=True)
         self._changed = {int(number): dict(row) for row, number in changed if number >= 0}
+        self._made_apart: dict[str, tuple[NDArray[np.int64], dict[Value, list[int]]]] = {}
 
     def __len__(self) -> int:
         return self.size + len(self._added_ids)
@@ -112,6 +113,26 @@ class Stock:
         if number >= self.size or column in self._changed.get(number, ()):
             return as_terms(self.row(number).get(column))
         return self._facets.terms(column, number)
+
+    def having(self, column: str, value: Value) -> NDArray[np.integer]:
+        """Numbers of the items with a value in a column of texts, of lists of texts, or of true and false."""
+        held = self._facets.having(column, value)
+        if not (self._changed or self._added_ids):
+            return held
+        apart, numbers = self._apart(column)
+        return np.concatenate([held[~np.isin(held, apart)], np.array(numbers.get(value, []), np.int64)])
+
+    def _apart(self, column: str) -> tuple[NDArray[np.int64], dict[Value, list[int]]]:
+        """Numbers of the items that have another value in a column than the catalogue, and those of each value."""
+        if column not in self._made_apart:
+            apart = [number for number, row in self._changed.items() if column in row]
+            apart += range(self.size, len(self))
+            numbers: dict[Value, list[int]] = {}
+            for number in apart:
+                for value in set(self.terms(column, number)):
+                    numbers.setdefault(value, []).append(number)
+            self._made_apart[column] = np.array(apart, np.int64), numbers
+        return self._made_apart[column]
 
     def vectors(self, numbers: Sequence[int] | NDArray[np.integer]) -> Vectors:
         """Of some items, float32 [n, dimension]."""

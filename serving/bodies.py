@@ -26,6 +26,8 @@ class BodyRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See FastAPI."""
         handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
 
         async def handled(request: Request) -> Response:
             return await handle(_Strict(request.scope, request.receive))

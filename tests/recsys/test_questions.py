@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys import Release
+from recsys.diversity import FAR
 from recsys.errors import InputError, UnknownItemError
 from recsys.overlay import Added, Overlay
 from recsys.question import Condition, Diversity, Question, Weighted
@@ -270,6 +271,15 @@ def test_mmr_is_the_greedy_choice_of_the_paper(releases):
         del left[chosen[-1]]
     assert ids(release.ask(question)) == chosen
     assert ids(release.ask(dataclasses.replace(question, diversity=Diversity(1.0)))) != chosen
+
+
+def test_what_is_very_far_is_in_the_order_of_similarity_again(releases):
+    question = Question(items=(Weighted(item(3)),), k=LARGE)
+    plain = ids(releases[LARGE].ask(question))
+    spread = ids(releases[LARGE].ask(dataclasses.replace(question, diversity=Diversity(0.5))))
+    assert sorted(spread[:FAR]) == sorted(plain[:FAR])
+    assert spread[FAR - 100 : FAR] != plain[FAR - 100 : FAR]
+    assert spread[FAR:] == plain[FAR:]
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.05, 0.001])
@@ -546,6 +556,25 @@ def test_what_was_taken_down_is_in_no_answer(releases, question, overlay, size, 
     answer = releases[size].ask(dataclasses.replace(question, on_unknown=on_unknown), overlay)
     assert not overlay.hidden & set(ids(answer))
     assert set(answer.unknown) >= overlay.hidden & {i for i, _ in question.items}
+
+
+@hypothesised
+@given(question=questions(), overlay=overlays())
+def test_at_most_so_many_are_those_that_come_first_by_what_they_are_now(releases, question, overlay):
+    release = releases[SMALL]
+    question = dataclasses.replace(question, offset=0, on_unknown="skip")
+    limits = {"genre": 2, "tags": 3}
+    every = dataclasses.replace(question, k=2 * SMALL, diversity=Diversity(question.diversity.balance))
+    came, expected = Counter(), []
+    for item_id in ids(release.ask(every, overlay)):
+        features = release.engine.item(item_id, overlay).features
+        values = [("genre", features["genre"]), *(("tags", tag) for tag in features["tags"] or [])]
+        values = [(column, value) for column, value in values if value is not None]
+        if all(came[column, value] < limits[column] for column, value in values):
+            expected.append(item_id)
+            came.update(values)
+    thinned = dataclasses.replace(every, diversity=Diversity(question.diversity.balance, limits))
+    assert ids(release.ask(thinned, overlay)) == expected
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import httpx
 
 from tests.e2e import program
+from tests.serving.description import Description
 
 Result = TypeVar("Result")
 
@@ -41,6 +44,13 @@ class Service:
         self.secrets: dict[str, dict[str, str]] = {}
         """Headers by the name of an API key."""
         self.set()
+
+    @classmethod
+    def of(cls, folder: Path, release: Path) -> Service:
+        """A service over one release that stays."""
+        made = cls(folder)
+        made.source = ("--release", release)
+        return made
 
     def set(self, **settings: object) -> None:
         """Settings of the table `serve`, for the next start."""
@@ -80,6 +90,14 @@ class Service:
         cast("IO[str]", self.process.stderr).close()
         return code
 
+    def kill(self) -> None:
+        """Kill all of its processes at once."""
+        assert self.process is not None
+        for pid in [self.process.pid, *self.workers()]:
+            with suppress(ProcessLookupError):  # it noticed
+                os.kill(pid, signal.SIGKILL)
+        self.end(signal.SIGKILL)
+
     def close(self) -> None:
         """End it if it runs."""
         if self.process is not None and self.process.poll() is None:
@@ -99,6 +117,18 @@ class Service:
         """The sum of a metric's lines with these labels."""
         lines = [line for line in self.get("/metrics").text.splitlines() if re.match(rf"{name}[ {{]", line)]
         return sum(float(line.split()[-1]) for line in lines if all(label in line for label in labels))
+
+
+@contextmanager
+def described(service: Service, *options: object) -> Iterator[httpx.Client]:
+    """A client of a service that runs meanwhile; every response is held against the OpenAPI."""
+    service.start(*options)
+    try:
+        description = Description(service.get("/openapi.json").json())
+        with httpx.Client(base_url=service.url, event_hooks={"response": [description]}, timeout=PATIENCE_S) as client:
+            yield client
+    finally:
+        service.close()
 
 
 def until(told: Callable[[], Result]) -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from recsys.question import Condition, Diversity, Question, Weighted
 from serving import cursors
 from serving.app import create
 from tests.conftest import release_writer
-from tests.e2e import program
-from tests.serving.description import Description
+from tests.serving.running import Service, described
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
 SIZE, MAX_K, MAX_ITEMS, MAX_BATCH = 60, 50, 20, 4
@@ -41,25 +39,12 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     return Release.load(path)
 
 
-def start(folder: Path, *arguments: object) -> tuple[Any, str]:
-    process = program.start("serve", "--release", folder, "--port", 0, *arguments)
-    assert process.stderr is not None
-    lines = process.stderr
-    return process, next(found.group(1) for line in lines if (found := re.search(r"(http://127\.0\.0\.1:\d+)", line)))
-
-
 @pytest.fixture(scope="module")
 def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    config = tmp_path_factory.mktemp("config") / "recsys.toml"
-    config.write_text(
-        f'data.interactions = "log.csv"\n[serve]\nmax_k = {MAX_K}\nmax_items = {MAX_ITEMS}\nmax_batch = {MAX_BATCH}\n'
-    )
-    process, url = start(release.path, "--config", config)
-    description = Description(httpx.get(f"{url}/openapi.json").json())
-    with httpx.Client(base_url=url, event_hooks={"response": [description]}) as opened:
+    service = Service.of(tmp_path_factory.mktemp("service"), release.path)
+    service.set(max_k=MAX_K, max_items=MAX_ITEMS, max_batch=MAX_BATCH)
+    with described(service) as opened:
         yield opened
-    process.terminate()
-    process.communicate(timeout=program.TIMEOUT_S)
 
 
 def problem(response: httpx.Response, status: int, kind: str) -> str:
@@ -394,17 +379,12 @@ def test_an_item_is_told(client: httpx.Client, release: Release) -> None:
 # --- new items by their features
 
 
-def test_a_new_item_is_asked_about_by_its_features() -> None:
+def test_a_new_item_is_asked_about_by_its_features(tmp_path: Path) -> None:
     """With the tower the server embeds it; it finds its genre."""
-    process, url = start(GOLDEN, "--with-tower")
-    body = {"features": {"genre": "genre-3"}, "k": 5}
-    try:
-        answer = httpx.post(f"{url}/v1/similar", json=body, timeout=60).json()
-        wrong = httpx.post(f"{url}/v1/similar", json={"features": {"gnre": "x"}}, timeout=60)
-        typed = httpx.post(f"{url}/v1/similar", json={"features": {"genre": 3}}, timeout=60)
-    finally:
-        process.terminate()
-        process.communicate(timeout=program.TIMEOUT_S)
+    with described(Service.of(tmp_path, GOLDEN), "--with-tower") as client:
+        answer = client.post("/v1/similar", json={"features": {"genre": "genre-3"}, "k": 5}).json()
+        wrong = client.post("/v1/similar", json={"features": {"gnre": "x"}})
+        typed = client.post("/v1/similar", json={"features": {"genre": 3}})
     assert all(n["item_id"].startswith("item-3-") for n in answer["neighbours"])
     assert "features must be of the columns genre. Received: 'gnre'" in problem(wrong, 422, "invalid-question")
     assert "features.genre must be a text. Received: 3" in problem(typed, 422, "invalid-question")
@@ -425,3 +405,30 @@ def test_the_embedder_is_asked_for_the_release_that_answers(release: Release) ->
     answer = asyncio.run(ask()).json()
     assert asked == [(release.release_id, {"genre": "crime"})]
     assert answer["neighbours"][0]["similarity"] == pytest.approx(1)
+
+
+def test_others_are_answered_while_a_batch_is(release: Release) -> None:
+    """Who asks during the first of its questions has the answer before the last."""
+    happened: list[str] = []
+
+    async def ask() -> None:
+        others: list[asyncio.Future[None]] = []
+
+        def embed(_: Release, __: Any) -> Any:
+            if not others:
+                others.append(asyncio.ensure_future(other()))
+            happened.append("a question")
+            return release.vectors[7]
+
+        async def other() -> None:
+            await client.get("/livez")
+            happened.append("another")
+
+        transport = httpx.ASGITransport(create(release, ServeConfig(), embed))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.post("/v1/similar/batch", json={"questions": [{"features": {"genre": "crime"}}] * 50})
+            await others[0]
+
+    asyncio.run(ask())
+    assert happened.count("a question") == 50
+    assert happened.index("another") < 50

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 
 from recsys import Release
 from tests.e2e import program
-from tests.serving.description import Description
+from tests.serving.running import Service, described
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
 CALIBRATED = GOLDEN.parent / "v2"
@@ -23,15 +22,10 @@ CALIBRATED = GOLDEN.parent / "v2"
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    elsewhere = tmp_path_factory.mktemp("no config here") / "recsys.toml"
-    process = program.start("serve", "--release", GOLDEN, "--port", 0, "--config", elsewhere)
-    assert process.stderr is not None
-    url = next(found.group(1) for line in process.stderr if (found := re.search(r"(http://127\.0\.0\.1:\d+)", line)))
-    description = Description(httpx.get(f"{url}/openapi.json").json())
-    with httpx.Client(base_url=url, event_hooks={"response": [description]}) as opened:
+    service = Service.of(tmp_path_factory.mktemp("service"), GOLDEN)
+    service.config = tmp_path_factory.mktemp("no config here") / "recsys.toml"
+    with described(service) as opened:
         yield opened
-    process.terminate()
-    process.communicate(timeout=program.TIMEOUT_S)
 
 
 def problem(response: httpx.Response, status: int, kind: str) -> str:
@@ -57,13 +51,8 @@ def test_ten_neighbours_by_default(client: httpx.Client) -> None:
 
 def test_a_calibrated_release_tells_probabilities(tmp_path: Path) -> None:
     """Larger where the similarity is, and those of the library."""
-    elsewhere = tmp_path / "recsys.toml"
-    process = program.start("serve", "--release", CALIBRATED, "--port", 0, "--config", elsewhere)
-    assert process.stderr is not None
-    url = next(found.group(1) for line in process.stderr if (found := re.search(r"(http://127\.0\.0\.1:\d+)", line)))
-    answer = httpx.get(f"{url}/v1/items/item-0-0/similar", params={"k": 40}).json()
-    process.terminate()
-    process.communicate(timeout=program.TIMEOUT_S)
+    with described(Service.of(tmp_path, CALIBRATED)) as client:
+        answer = client.get("/v1/items/item-0-0/similar", params={"k": 40}).json()
     expected = Release.load(CALIBRATED).similar("item-0-0", 40)
     assert answer["neighbours"] == [neighbour._asdict() for neighbour in expected.neighbours]
     probabilities = [neighbour["probability"] for neighbour in answer["neighbours"]]
