@@ -20,7 +20,8 @@ RUN python -m venv /opt/recsys && /opt/recsys/bin/pip install --no-cache-dir --c
 FROM python:${PYTHON}-slim
 RUN useradd --uid 10001 --create-home recsys && install --directory --owner recsys /data
 COPY --from=build /opt/recsys /opt/recsys
-USER recsys
+# by its number, so that Kubernetes can tell that it is not root
+USER 10001
 WORKDIR /data
 ENV PATH=/opt/recsys/bin:$PATH PYTHONUNBUFFERED=1
 EXPOSE 8000
