@@ -15,7 +15,7 @@ from keras import ops
 from recsys.config import TrainConfig
 from recsys.errors import ConfigError
 from recsys.features import Features
-from recsys.tower import encoder_names
+from recsys.tower import ID_ENCODER, encoder_names
 
 
 class EncoderAdam(keras.optimizers.Adam):
@@ -89,7 +89,11 @@ def build(
             f"train.learning_rates must name encoders of the tower: {', '.join(dict.fromkeys(names.values()))}. "
             f"Received: {', '.join(unknown)}. Name those, or give items.* the columns."
         )
-    factors = {layer: config.learning_rates.get(name, 1.0) for layer, name in names.items()}
+    read = {feature.column for feature in features.tokens if feature.shape == "sequence"}
+    factors = {
+        layer: config.learning_rates.get(name, 1.0 if layer == ID_ENCODER or name in read else config.feature_rate)
+        for layer, name in names.items()
+    }
     return EncoderAdam(
         config.learning_rate if learning_rate is None else learning_rate,
         [(weight, factor) for layer, factor in factors.items() for weight in tower.get_layer(layer).trainable_weights],

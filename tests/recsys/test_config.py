@@ -639,6 +639,7 @@ def configs(draw):
                 history_passes=st.integers(0, 100),
                 batch_size=counts,
                 learning_rate=positive,
+                feature_rate=positive,
                 learning_rates=st.dictionaries(names, not_negative, max_size=3),
                 thaw_after=st.integers(0, 100),
                 weight_decay=not_negative,

@@ -47,7 +47,7 @@ class World:
         self.features = Features.fit(TABLE, ROLES, config, np.ones(6, int))
         self.inputs = self.features.transform(TABLE)
         self.model = tower.build(self.features, config, 1)
-        train = TrainConfig(learning_rate=RATE, **options)
+        train = TrainConfig(learning_rate=RATE, **{"feature_rate": 1.0, **options})
         self.optimiser = keras_optimiser or optimiser.build(train, self.model, self.features)
         self.learner = Learner(self.model)
         self.compiled = compiled
@@ -99,6 +99,21 @@ def test_factors_scale_the_first_steps_of_their_encoders_only(factor):
     assert min(expected.values()) > 0
 
 
+@pytest.mark.parametrize(("text_encoder", "of_text"), [("bag", 4.0), ("convolutional", 1.0), ("recurrent", 1.0)])
+def test_features_learn_faster_than_ids_and_read_text_does_not(text_encoder, of_text):
+    plain = World(text_encoder=text_encoder).moved()
+    moved = World(text_encoder=text_encoder, feature_rate=4.0).moved()
+    factors = {"brand": 4.0, "numeric": 4.0, "title": of_text}
+    assert moved == pytest.approx({part: step * factors.get(part, 1.0) for part, step in plain.items()}, rel=1e-3)
+
+
+def test_a_rate_of_its_own_takes_the_place_of_that_of_features():
+    plain = World().moved()
+    moved = World(feature_rate=4.0, learning_rates={"brand": 0.5, "id": 2.0}).moved()
+    factors = {"brand": 0.5, "id": 2.0, "numeric": 4.0, "title": 4.0}
+    assert moved == pytest.approx({part: step * factors.get(part, 1.0) for part, step in plain.items()}, rel=1e-3)
+
+
 def test_a_frozen_encoder_learns_once_it_is_thawed():
     world = World(learning_rates={"title": 0.0, "brand": 0.5}, thaw_after=1, compiled=True)
     assert world.moved(5)["title"] == 0
@@ -139,7 +154,9 @@ def test_a_factor_scales_the_decay_too():
 def test_a_schedule_takes_the_place_of_the_rate():
     world = World(learning_rates={"brand": 0.5})
     schedule = keras.optimizers.schedules.PolynomialDecay(RATE / 4, 2, end_learning_rate=0.0)
-    learner = optimiser.build(TrainConfig(learning_rates={"brand": 0.5}), world.model, world.features, schedule)
+    learner = optimiser.build(
+        TrainConfig(learning_rates={"brand": 0.5}, feature_rate=1.0), world.model, world.features, schedule
+    )
     world.compile(learner)
     plain, moved = World().moved(), world.moved()
     assert moved["brand"] == pytest.approx(plain["brand"] / 8, rel=1e-3)
