@@ -22,7 +22,7 @@ from recsys import config as configuration
 from recsys import depot
 from recsys.address import Address
 from recsys.config import Config
-from recsys.errors import InputError, RecsysError, ReleaseError, TrackingError
+from recsys.errors import ConfigError, InputError, RecsysError, ReleaseError, TrackingError
 from recsys.release import MANIFEST, read_manifest
 from recsys.workspace import Inputs, Run
 
@@ -53,8 +53,14 @@ class Night:
             run_of: `Run.planned` writes nothing.
 
         Raises:
+            ConfigError: the config names no interactions.
             InputError: input files are missing, or the workspace cannot be written.
         """
+        if config.data.interactions is None:
+            raise ConfigError(
+                "data.interactions must be set: a path, a glob or a URL of the log. Received: nothing. "
+                "Set it in the config, or by --set data.interactions=PATH."
+            )
         interactions = io.find(config.data.interactions, "data.interactions")
         items = io.find(config.data.items, "data.items") if config.data.items else []
         labelled = io.find(config.data.labelled_pairs, "data.labelled_pairs") if config.data.labelled_pairs else []

@@ -51,9 +51,10 @@ class Table(BaseModel):
 class DataConfig(Table):
     """Where the input lies and where the work goes."""
 
-    interactions: str
+    interactions: str | None = None
     """Interactions: a path, a URL (`s3://bucket/log/*.parquet`) or a glob; Parquet, CSV (also .gz) or JSON lines (also
-    .gz). `docs/storage.md` says more of URLs."""
+    .gz). `docs/storage.md` says more of URLs.
+    Every stage of a night needs them; the service reads none."""
     items: str | None = None
     """Items, in the same formats. Without it the catalogue is the items that somebody touched."""
     labelled_pairs: str | None = None
@@ -648,7 +649,7 @@ SHAPING = {"items", "contracts", "prepare", "tower", "candidates", "train", "ind
 class Config(Table):
     """The whole file."""
 
-    data: DataConfig
+    data: DataConfig = DataConfig()
     items: ItemsConfig = ItemsConfig()
     contracts: ContractsConfig = ContractsConfig()
     prepare: PrepareConfig = PrepareConfig()

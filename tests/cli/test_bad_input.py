@@ -76,6 +76,13 @@ def test_a_missing_file(folder: Path, program: Any) -> None:
     assert_refused(outcome, 2, folder, "data.interactions must be a file", folder / "log.csv")
 
 
+def test_a_config_without_interactions(folder: Path, program: Any) -> None:
+    """The config of a service may be one."""
+    (folder / "recsys.toml").write_text("[serve]\nworkers = 1\n")
+    outcome = program("prepare", "--config", folder / "recsys.toml")
+    assert_refused(outcome, 2, folder, "data.interactions must be set", "--set data.interactions=PATH")
+
+
 def test_an_empty_file(folder: Path, program: Any) -> None:
     (folder / "items.csv").write_text("")
     outcome = program("prepare", "--config", folder / "recsys.toml")

@@ -109,8 +109,12 @@ def test_an_unknown_key_like_no_other_is_answered_with_all_keys_of_its_table():
 
 
 def test_a_missing_key_is_named():
-    with pytest.raises(ConfigError, match=r"data\.interactions must be set"):
-        config.parse({"data": {}})
+    with pytest.raises(ConfigError, match=r"tune\.ranges.*low must be set"):
+        parse(tune={"ranges": {"train.temperature": {"high": 0.1}}})
+
+
+def test_a_service_may_have_a_config_without_data():
+    assert config.parse({"serve": {"workers": 3}}).data.interactions is None
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Service:
     def set(self, **settings: object) -> None:
         """Settings of the table `serve`, for the next start."""
         lines = [f"{name} = {json.dumps(value)}" for name, value in {"poll_s": 0.05, **settings}.items()]
-        self.config.write_text("\n".join(["[data]", 'interactions = "none.csv"', "[serve]", *lines, ""]))
+        self.config.write_text("\n".join(["[serve]", *lines, ""]))
 
     def want(self, champion: Path, challenger: Path | None = None) -> None:
         """Say what is to be served."""
