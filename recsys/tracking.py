@@ -28,6 +28,7 @@ from recsys.release import MANIFEST, Release, publish, read_manifest
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # standard output is for results
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
