@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import night_page
+from pipelines import prepare as preparing
 from pipelines import promote as promoting
 from pipelines.budget import Budget
 from pipelines.calibrate import calibrate
@@ -21,7 +22,7 @@ from pipelines.night_page import End, Outcome
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter
 from pipelines.promote import promote
-from pipelines.publish import publish
+from pipelines.publish import keep_data_report, publish
 from pipelines.train import train
 from recsys.config import Config
 from recsys.errors import RefusedError, TrackingError
@@ -101,33 +102,32 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
         with night.report.stage(at) as advance:  # before hours of work, not after them
             mlflow_run = night.mlflow_run
             night.send_metrics()
+            recorded = night.tracker.children(mlflow_run)
             advance(1, 1, f"run {mlflow_run}")
         for at, stage in STAGES.items():
             if at == promoting.STAGE and not promotes:
                 continue
             if not night.run.done(at):
                 budget.require(at, took.get(at, 0.0))
-            already = _done(night, at)
             told = _do(night, at, stage, budget, seconds)
             summary |= _of_stage(at, told)
-            if not already:
-                _record(night, at, {**told, "seconds": seconds[at]})
+            if at not in recorded:
+                figures = {**told, **({"seconds": seconds[at]} if at in seconds else {})}
+                night.log_metrics(
+                    {key: float(value) for key, value in figures.items() if type(value) in (int, float)}, stage=at
+                )
+            if at == preparing.STAGE and not night.mlflow_away:
+                with suppress(TrackingError):  # `publish` does it then
+                    keep_data_report(night)
     except BaseException as error:
         ended: Outcome = "refused" if isinstance(error, RefusedError) else "failed"
         _end(night, End(ended, _words(error), at, seconds, _decision(night)), summary, mlflow_run)
-        if mlflow_run is not None:
-            with suppress(TrackingError):  # it may be what failed
-                night.tracker.finish(mlflow_run, "FAILED")
         raise
     outcome: Outcome = "published" if not promotes else "promoted" if summary["promoted"] else "passed"
     summary["outcome"] = outcome
     summary |= {"tracking_uri": night.tracker.shown_uri, "seconds": seconds}
     decision = _decision(night) if promotes else None
     _end(night, End(outcome, seconds=seconds, decision=decision), summary, mlflow_run)
-    try:
-        night.tracker.finish(mlflow_run, "FINISHED")
-    except TrackingError as error:  # all that counts is done
-        night.report.say(f"  MLflow was not told that the night is over: {error}")
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -177,16 +177,6 @@ def _do(night: Night, name: str, stage: Stage, budget: Budget, seconds: dict[str
             seconds[name] = round(time.monotonic() - started, 3)
 
 
-def _record(night: Night, stage: str, told: Mapping[str, Any]) -> None:
-    """Keep the figures of a stage in an MLflow run of its own, below that of the night. It is worth no failure."""
-    figures = {key: float(value) for key, value in told.items() if type(value) in (int, float)}
-    if not night.mlflow_away:
-        with suppress(TrackingError):
-            child = night.tracker.start_child(night.mlflow_run, stage)
-            night.tracker.log_metrics(child, figures)
-            night.tracker.finish(child, "FINISHED")
-
-
 def _of_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
     """What a summary tells of a stage."""
     if name == "prepare":
@@ -199,19 +189,32 @@ def _of_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
 
 
 def _end(night: Night, end: End, summary: Summary, mlflow_run: str | None) -> None:
-    """Write the report. What goes wrong with it costs no night."""
+    """Write the report, and tell MLflow. What goes wrong with either costs no night."""
     failed = [check["name"] for check in (end.decision or {}).get("checks", []) if check["verdict"] == "failed"]
     summary |= {"failed_checks": failed, "stage": end.stage, "seconds": dict(end.seconds)}
     try:
-        page, new = night_page.write(night, end)
+        page = night_page.write(night, end)
         summary["report"] = str(page)
-        if new and mlflow_run is not None and end.stage != "mlflow":
-            for name in (night_page.PAGE, night_page.REPORT):
-                night.tracker.log_artifact(mlflow_run, page.with_name(name))
     except Exception as error:  # noqa: BLE001 - whatever it is: the release is what counts
-        night.report.say(f"  no report, or not in MLflow: {type(error).__name__}: {error}")
+        night.report.say(f"  no report: {type(error).__name__}: {error}")
     if "report" in summary and end.error is not None:
         night.report.say(f"Report {summary['report']}")
+    if mlflow_run is None or end.stage == "mlflow":
+        return
+    try:  # the end first: where MLflow is away, that is found out once
+        night.tracker.finish(mlflow_run, "FINISHED" if end.error is None else "FAILED")
+        if "report" in summary:
+            _keep(night, mlflow_run, page)
+    except TrackingError as error:
+        night.report.say(f"  MLflow was not told of all of the night's end: {error}")
+
+
+def _keep(night: Night, mlflow_run: str, page: Path) -> None:
+    """Keep the report with the MLflow run, unless this one is there already."""
+    report = page.with_name(night_page.REPORT)
+    if night.tracker.read_artifact(mlflow_run, report.name) != report.read_text(encoding="utf-8"):
+        night.tracker.log_artifact(mlflow_run, page)
+        night.tracker.log_artifact(mlflow_run, report)
 
 
 def _decision(night: Night) -> dict[str, Any] | None:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import polars as pl
 import pytest
@@ -243,7 +242,7 @@ def test_a_night_ends_before_its_work_where_mlflow_is_away(
 def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow goes away while the tower is trained, is not back when the release is registered, and then is.
 
-    That it is not told of the end costs nothing.
+    That it is not told of the end costs nothing, and the same command tells it.
     """
     config = quick(tmp_path)
     log, register, away = Tracker.log_metrics, Tracker.register, True
@@ -264,10 +263,18 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
     assert (summary["outcome"], summary["stage"]) == ("failed", "publish")
     night = Night.of(config)
     trained = (night.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns
-    away = False
+    away, night_run, finish = False, night.mlflow_run, Tracker.finish
+
+    def untold(tracker: Tracker, run: str, status: str) -> None:
+        if run == night_run:
+            raise TrackingError("MLflow must answer.")
+        finish(tracker, run, status)
+
     with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "finish", Mock(side_effect=TrackingError("MLflow must answer.")))
+        patched.setattr(Tracker, "finish", untold)
         assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
+    assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
+    assert night.tracker.client.get_run(night_run).info.status == "FINISHED"
     assert (night.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns == trained
     metrics = night.tracker.client.get_run(night.mlflow_run).data.metrics
     curve = night.run.manifest("train")["curve"]
