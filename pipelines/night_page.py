@@ -101,7 +101,7 @@ def render(report: Mapping[str, Any]) -> str:
         report=report,
         checks=sorted(checks, key=lambda check: order.index(check["verdict"])),
         counts={verdict: sum(check["verdict"] == verdict for check in checks) for verdict in order},
-        plots=_plots(report),
+        plots=places(report),
     )
 
 
@@ -380,7 +380,7 @@ def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[st
     ]
 
 
-def _plots(report: Mapping[str, Any]) -> dict[str, Any]:
+def places(report: Mapping[str, Any]) -> dict[str, Any]:
     """What the page draws: places in percent of a drawing."""
     training, indexed, quality = report["training"], report["index"], report["quality"]
     plots: dict[str, Any] = {}

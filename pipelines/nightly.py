@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines import night_page
+from pipelines import night_page, plots
 from pipelines import prepare as preparing
 from pipelines import promote as promoting
 from pipelines.budget import Budget
@@ -24,6 +23,7 @@ from pipelines.progress import Reporter
 from pipelines.promote import promote
 from pipelines.publish import keep_data_report, publish
 from pipelines.train import train
+from pipelines.usage import measured
 from recsys.config import Config
 from recsys.errors import RefusedError, TrackingError
 from recsys.notify import notify
@@ -104,21 +104,19 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
             night.send_metrics()
             recorded = night.tracker.children(mlflow_run)
             advance(1, 1, f"run {mlflow_run}")
-        for at, stage in STAGES.items():
-            if at == promoting.STAGE and not promotes:
-                continue
-            if not night.run.done(at):
-                budget.require(at, took.get(at, 0.0))
-            told = _do(night, at, stage, budget, seconds)
-            summary |= _of_stage(at, told)
-            if at not in recorded:
-                figures = {**told, **({"seconds": seconds[at]} if at in seconds else {})}
-                night.log_metrics(
-                    {key: float(value) for key, value in figures.items() if type(value) in (int, float)}, stage=at
-                )
-            if at == preparing.STAGE and not night.mlflow_away:
-                with suppress(TrackingError):  # `publish` does it then
-                    keep_data_report(night)
+        with night.tracker.monitored(mlflow_run):
+            for at, stage in STAGES.items():
+                if at == promoting.STAGE and not promotes:
+                    continue
+                if not night.run.done(at):
+                    budget.require(at, took.get(at, 0.0))
+                told, taken = _do(night, at, stage, budget, seconds)
+                summary |= _of_stage(at, told)
+                if at not in recorded:
+                    night.log_metrics(_figures({**told, **taken}), stage=at)
+                if at == preparing.STAGE and not night.mlflow_away:
+                    with suppress(TrackingError):  # `publish` does it then
+                        keep_data_report(night)
     except BaseException as error:
         ended: Outcome = "refused" if isinstance(error, RefusedError) else "failed"
         _end(night, End(ended, _words(error), at, seconds, _decision(night)), summary, mlflow_run)
@@ -165,16 +163,22 @@ def _done(night: Night, stage: str) -> bool:
     return left[stage].exists() if stage in left else night.run.done(stage)
 
 
-def _do(night: Night, name: str, stage: Stage, budget: Budget, seconds: dict[str, float]) -> dict[str, Any]:
-    already, started = night.run.done(name), time.monotonic()
+def _do(
+    night: Night, name: str, stage: Stage, budget: Budget, seconds: dict[str, float]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """A stage's manifest, and what it took: nothing where it was done before."""
+    already, taken = night.run.done(name), dict[str, float]()
     try:
-        if name in LASTING:
-            return stage(night)
-        with budget.enforced(name):
-            return stage(night)
+        with measured(taken), nullcontext() if name in LASTING else budget.enforced(name):
+            told = stage(night)
     finally:
         if not already:
-            seconds[name] = round(time.monotonic() - started, 3)
+            seconds[name] = taken["seconds"]
+    return told, {} if already else taken
+
+
+def _figures(told: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in told.items() if type(value) in (int, float)}
 
 
 def _of_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
@@ -210,10 +214,13 @@ def _end(night: Night, end: End, summary: Summary, mlflow_run: str | None) -> No
 
 
 def _keep(night: Night, mlflow_run: str, page: Path) -> None:
-    """Keep the report with the MLflow run, unless this one is there already."""
+    """Keep the report and its drawings with the MLflow run, unless this one, the last of them, is there already."""
     report = page.with_name(night_page.REPORT)
-    if night.tracker.read_artifact(mlflow_run, report.name) != report.read_text(encoding="utf-8"):
+    told = report.read_text(encoding="utf-8")
+    if night.tracker.read_artifact(mlflow_run, report.name) != told:
         night.tracker.log_artifact(mlflow_run, page)
+        for name, svg in plots.draw(json.loads(told)).items():
+            night.tracker.log_text(mlflow_run, svg, f"plots/{name}.svg")
         night.tracker.log_artifact(mlflow_run, report)
 
 

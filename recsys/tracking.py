@@ -33,6 +33,7 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # standard output
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -136,6 +137,28 @@ class Tracker:
         """End a run as FINISHED or FAILED."""
         with self._translated():
             self.client.set_terminated(mlflow_run, status)
+
+    @contextmanager
+    def monitored(self, mlflow_run: str) -> Iterator[None]:
+        """Keep figures of the machine with a run meanwhile, where MLflow's own variable asks for them.
+
+        Raises:
+            TrackingError: psutil, by which MLflow measures, is not installed.
+        """
+        asked: Any = MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING  # untyped, as all of it
+        if not asked.get():
+            yield
+            return
+        with self._translated():
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: PLC0415
+
+            make: Any = SystemMetricsMonitor
+            monitor = make(mlflow_run, resume_logging=True, tracking_uri=self.uri)
+            monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def log_params(self, mlflow_run: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Log settings as `table.key`."""

@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -303,10 +304,41 @@ def test_mlflow_tells_of_the_data_and_of_each_stage(tmp_path: Path) -> None:
     assert len(below) == len(stages)
     assert {child.info.status for child in below} == {"FINISHED"}
     assert stages["prepare"].data.metrics["num_items"] == 49
-    assert all(child.data.metrics["seconds"] >= 0 for child in below)
+    for child in below:
+        assert child.data.metrics["seconds"] >= 0
+        assert child.data.metrics["cpu_seconds"] >= 0
+        assert child.data.metrics["peak_memory_mb"] > 1
+    kept = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "plots")}
+    assert {f"plots/{name}.svg" for name in ("recall", "similarity", "exposure", "map")} <= kept
+    assert not [name for name in run.data.metrics if name.startswith("system/")]
     tonight(config, QUIET, promotes=False)  # nothing is done again but registering
     again = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert len(again) == len(below)
+
+
+def test_mlflow_measures_the_machine_where_its_own_variable_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    config = quick(tmp_path)
+    summary = tonight(config, QUIET, promotes=False)
+    measured = Tracker(config).client.get_run(summary["mlflow_run"]).data.metrics
+    assert measured["system/system_memory_usage_megabytes"] > 0
+    assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_night_that_ends_before_its_release_leaves_its_data_report_in_mlflow(tmp_path: Path) -> None:
+    floor = ["index.n_trees=1", "index.recall_target=1.0", "index.recall_floor=1.0", "index.max_search_k=20"]
+    config = quick(tmp_path, *floor)
+    summary: Summary = {}
+    with pytest.raises(StageError, match=r"recall"):
+        tonight(config, QUIET, tell=summary.update)
+    assert summary["stage"] == "index"
+    night = Night.of(config)
+    for name in ("data_report.json", "data_report.html"):
+        kept = night.tracker.read_artifact(night.mlflow_run, f"prepare/{name}")
+        assert kept == night.run.path("prepare", name).read_text()
 
 
 def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tmp_path: Path) -> None:
