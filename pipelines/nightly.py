@@ -25,9 +25,9 @@ from pipelines.publish import keep_data_report, publish
 from pipelines.train import train
 from pipelines.usage import measured
 from recsys.config import Config
-from recsys.errors import RefusedError, TrackingError
+from recsys.errors import InputError, RefusedError, TrackingError
 from recsys.notify import notify
-from recsys.workspace import Run
+from recsys.workspace import Inputs, Run
 
 STAGES: dict[str, Stage] = {
     "prepare": prepare,
@@ -56,6 +56,7 @@ def tonight(
     *,
     budget: Budget | None = None,
     promotes: bool = True,
+    resumes: bool = False,
     tell: Callable[[Summary], None] = lambda _: None,
 ) -> Summary:
     """A whole night: its stages under the lock of its run, its report, and word to whoever wants to know.
@@ -65,15 +66,17 @@ def tonight(
         report: where to tell what is done.
         budget: the time that it may take.
         promotes: whether the gate is asked; else the release is registered, and nothing else.
+        resumes: go on with the last night that did not come to its end, whatever the data are now.
         tell: gets the summary however the night ends, also where this raises.
 
     Raises:
         RecsysError: from the stage that could not do its work; the ones before stay done.
+        InputError: there is no night to go on with.
     """
     calm()
     summary: Summary = {"outcome": "failed", "run_id": None, "error": None}
     try:
-        night = Night.of(config, report)
+        night = Night.of(config, report, _unfinished if resumes else Run.of)
         summary["run_id"] = night.run.run_id
         with night.run.locked():
             nightly(night, summary, budget or Budget(), promotes=promotes)
@@ -126,6 +129,21 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
     summary |= {"tracking_uri": night.tracker.shown_uri, "seconds": seconds}
     decision = _decision(night) if promotes else None
     _end(night, End(outcome, seconds=seconds, decision=decision), summary, mlflow_run)
+
+
+def _unfinished(config: Config, _: Inputs) -> Run:
+    """The last night that read its data to the end and came to no end itself, if no later one did."""
+    read = ("prepare",) if config.data.warm_start is None else ("prepare", "train")
+    for run in Run.begun(config):
+        known = night_page.read(run.folder)
+        if known is not None and known["outcome"] != "failed":
+            break
+        if all(run.done(stage) for stage in read):
+            return run
+    raise InputError(
+        f"--resume must find a night of these settings and this code that finished {' and '.join(read)} and did not "
+        f"come to its end, nor did a later one. Received: none in {config.workspace}. Run it without --resume."
+    )
 
 
 def plan(config: Config) -> dict[str, Any]:

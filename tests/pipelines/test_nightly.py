@@ -204,6 +204,40 @@ def test_a_night_whose_input_is_missing_is_told_of(tmp_path: Path, program: Any)
     assert json.loads((tmp_path / "told").read_text()) == summary
 
 
+# --- --resume
+
+
+def test_the_last_unfinished_night_is_gone_on_with_on_the_data_that_it_read(tmp_path: Path, program: Any) -> None:
+    """The same command would begin another run, since the data are others by now."""
+    command = ["nightly", "--config", tmp_path / "recsys.toml", "--json", "--resume"]
+    command += [part for override in QUICK for part in ("--set", override)]
+    config = quick(tmp_path)
+    nothing = program(*command)
+    assert nothing.exit_code == 2
+    assert "error: --resume must find a night" in nothing.err
+    with pytest.raises(StageError):
+        tonight(config, QUIET, budget=Budget(0.0001))
+    assert program(*command).exit_code == 2  # it read nothing yet
+    begun = Night.of(config)
+    prepare(begun)
+    done = (begun.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns
+    world.write(tmp_path, seed=1)
+    other = Night.of(config)
+    assert other.run.run_id != begun.run.run_id
+    quality = "promote.quality_floor=0"
+    resumed = json.loads(program(*command, "--set", quality).out)
+    assert resumed["run_id"] == begun.run.run_id
+    assert resumed["outcome"] == "promoted", resumed["error"]
+    assert (begun.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns == done
+    assert not other.run.done("prepare")
+    client = Tracker(config).client
+    (data, _) = client.get_run(resumed["mlflow_run"]).inputs.dataset_inputs
+    assert data.dataset.digest == begun.run.data_snapshot[:36]
+    again = program(*command)  # it came to its end, which those before it must not undo
+    assert again.exit_code == 2
+    assert "nor did a later one" in again.err
+
+
 # --- MLflow is away
 
 
