@@ -90,31 +90,44 @@ class Night:
                 self.tracker.log_data(mlflow_run, name, self.run.data_snapshot, shown)
         return mlflow_run
 
-    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int = 0, stage: str | None = None) -> None:
         """Figures into the MLflow run of this night; where MLflow is away, once it is back.
 
         Hours of work must not be lost to a server that is away for a minute, nor wait for it pass by pass.
+
+        Args:
+            values: the figures by name.
+            step: the pass that they are of.
+            stage: a stage that is done; its figures go into a run of its own, below that of the night.
         """
         if not self.mlflow_away:
             try:
-                self.tracker.log_metrics(self.mlflow_run, values, step)
+                self._send(values, step, stage)
             except TrackingError as error:
                 self.report.say(f"  figures wait until MLflow is back: {error}")
             else:
                 return
         with self._unsent.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"values": dict(values), "step": step}) + "\n")
+            file.write(json.dumps({"values": dict(values), "step": step, "stage": stage}) + "\n")
 
     def send_metrics(self) -> None:
-        """Figures that wait into the MLflow run.
+        """Figures that wait, into MLflow.
 
         Raises:
             TrackingError: MLflow is still away.
         """
         if self.mlflow_away:
             for line in self._unsent.read_text(encoding="utf-8").splitlines():
-                self.tracker.log_metrics(self.mlflow_run, **json.loads(line))
+                self._send(**json.loads(line))
             self._unsent.unlink()
+
+    def _send(self, values: Mapping[str, float], step: int = 0, stage: str | None = None) -> None:
+        if stage is None:
+            self.tracker.log_metrics(self.mlflow_run, values, step)
+        else:
+            child = self.tracker.start_child(self.mlflow_run, stage)
+            self.tracker.log_metrics(child, values, step)
+            self.tracker.finish(child, "FINISHED")
 
     @property
     def mlflow_away(self) -> bool:

@@ -58,12 +58,10 @@ class End(NamedTuple):
     """What the gate said: `champion` and `checks`."""
 
 
-def write(night: Night, end: End) -> tuple[Path, bool]:
-    """Write report and page into the folder of the run.
+def write(night: Night, end: End) -> Path:
+    """Write report and page into the folder of the run; where the page is.
 
-    Returns:
-        The page, and whether there is anything new on it: a night that is asked for again, and was over, is told
-        as it was.
+    A night that is asked for again, and was over, is told as it was.
     """
     folder = night.run.folder
     earlier = read(folder)
@@ -71,11 +69,11 @@ def write(night: Night, end: End) -> tuple[Path, bool]:
     seconds = {**(earlier["seconds"] if earlier else {}), **end.seconds}
     redone = set(end.seconds) - {"publish", "promote"}
     if earlier and not redone and {key: earlier[key] for key in told} == told and (folder / PAGE).exists():
-        return folder / PAGE, False
+        return folder / PAGE
     report = {**_known(night, end), **told, "seconds": seconds}
     (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / PAGE).write_text(render(report), encoding="utf-8")
-    return folder / PAGE, True
+    return folder / PAGE
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -103,7 +101,7 @@ def render(report: Mapping[str, Any]) -> str:
         report=report,
         checks=sorted(checks, key=lambda check: order.index(check["verdict"])),
         counts={verdict: sum(check["verdict"] == verdict for check in checks) for verdict in order},
-        plots=_plots(report),
+        plots=places(report),
     )
 
 
@@ -374,7 +372,7 @@ def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[st
     ]
 
 
-def _plots(report: Mapping[str, Any]) -> dict[str, Any]:
+def places(report: Mapping[str, Any]) -> dict[str, Any]:
     """What the page draws: places in percent of a drawing."""
     training, indexed, quality = report["training"], report["index"], report["quality"]
     plots: dict[str, Any] = {}

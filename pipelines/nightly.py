@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines import night_page
+from pipelines import night_page, plots
+from pipelines import prepare as preparing
 from pipelines import promote as promoting
 from pipelines.budget import Budget
 from pipelines.calibrate import calibrate
@@ -21,12 +21,13 @@ from pipelines.night_page import End, Outcome
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter
 from pipelines.promote import promote
-from pipelines.publish import publish
+from pipelines.publish import keep_data_report, publish
 from pipelines.train import train
+from pipelines.usage import measured
 from recsys.config import Config
-from recsys.errors import RefusedError, TrackingError
+from recsys.errors import InputError, RefusedError, TrackingError
 from recsys.notify import notify
-from recsys.workspace import Run
+from recsys.workspace import Inputs, Run
 
 STAGES: dict[str, Stage] = {
     "prepare": prepare,
@@ -55,6 +56,7 @@ def tonight(
     *,
     budget: Budget | None = None,
     promotes: bool = True,
+    resumes: bool = False,
     tell: Callable[[Summary], None] = lambda _: None,
 ) -> Summary:
     """A whole night: its stages under the lock of its run, its report, and word to whoever wants to know.
@@ -64,15 +66,17 @@ def tonight(
         report: where to tell what is done.
         budget: the time that it may take.
         promotes: whether the gate is asked; else the release is registered, and nothing else.
+        resumes: go on with the last night that did not come to its end, whatever the data are now.
         tell: gets the summary however the night ends, also where this raises.
 
     Raises:
         RecsysError: from the stage that could not do its work; the ones before stay done.
+        InputError: there is no night to go on with.
     """
     calm()
     summary: Summary = {"outcome": "failed", "run_id": None, "error": None}
     try:
-        night = Night.of(config, report)
+        night = Night.of(config, report, _unfinished if resumes else Run.of)
         summary["run_id"] = night.run.run_id
         with night.run.locked():
             nightly(night, summary, budget or Budget(), promotes=promotes)
@@ -101,33 +105,45 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
         with night.report.stage(at) as advance:  # before hours of work, not after them
             mlflow_run = night.mlflow_run
             night.send_metrics()
+            recorded = night.tracker.children(mlflow_run)
             advance(1, 1, f"run {mlflow_run}")
-        for at, stage in STAGES.items():
-            if at == promoting.STAGE and not promotes:
-                continue
-            if not night.run.done(at):
-                budget.require(at, took.get(at, 0.0))
-            already = _done(night, at)
-            told = _do(night, at, stage, budget, seconds)
-            summary |= _of_stage(at, told)
-            if not already:
-                _record(night, at, {**told, "seconds": seconds[at]})
+        with night.tracker.monitored(mlflow_run):
+            for at, stage in STAGES.items():
+                if at == promoting.STAGE and not promotes:
+                    continue
+                if not night.run.done(at):
+                    budget.require(at, took.get(at, 0.0))
+                told, taken = _do(night, at, stage, budget, seconds)
+                summary |= _of_stage(at, told)
+                if at not in recorded:
+                    night.log_metrics(_figures({**told, **taken}), stage=at)
+                if at == preparing.STAGE and not night.mlflow_away:
+                    with suppress(TrackingError):  # `publish` does it then
+                        keep_data_report(night)
     except BaseException as error:
         ended: Outcome = "refused" if isinstance(error, RefusedError) else "failed"
         _end(night, End(ended, _words(error), at, seconds, _decision(night)), summary, mlflow_run)
-        if mlflow_run is not None:
-            with suppress(TrackingError):  # it may be what failed
-                night.tracker.finish(mlflow_run, "FAILED")
         raise
     outcome: Outcome = "published" if not promotes else "promoted" if summary["promoted"] else "passed"
     summary["outcome"] = outcome
     summary |= {"tracking_uri": night.tracker.shown_uri, "seconds": seconds}
     decision = _decision(night) if promotes else None
     _end(night, End(outcome, seconds=seconds, decision=decision), summary, mlflow_run)
-    try:
-        night.tracker.finish(mlflow_run, "FINISHED")
-    except TrackingError as error:  # all that counts is done
-        night.report.say(f"  MLflow was not told that the night is over: {error}")
+
+
+def _unfinished(config: Config, _: Inputs) -> Run:
+    """The last night that read its data to the end and came to no end itself, if no later one did."""
+    read = ("prepare",) if config.data.warm_start is None else ("prepare", "train")
+    for run in Run.begun(config):
+        known = night_page.read(run.folder)
+        if known is not None and known["outcome"] != "failed":
+            break
+        if all(run.done(stage) for stage in read):
+            return run
+    raise InputError(
+        f"--resume must find a night of these settings and this code that finished {' and '.join(read)} and did not "
+        f"come to its end, nor did a later one. Received: none in {config.workspace}. Run it without --resume."
+    )
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -165,26 +181,22 @@ def _done(night: Night, stage: str) -> bool:
     return left[stage].exists() if stage in left else night.run.done(stage)
 
 
-def _do(night: Night, name: str, stage: Stage, budget: Budget, seconds: dict[str, float]) -> dict[str, Any]:
-    already, started = night.run.done(name), time.monotonic()
+def _do(
+    night: Night, name: str, stage: Stage, budget: Budget, seconds: dict[str, float]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """A stage's manifest, and what it took: nothing where it was done before."""
+    already, taken = night.run.done(name), dict[str, float]()
     try:
-        if name in LASTING:
-            return stage(night)
-        with budget.enforced(name):
-            return stage(night)
+        with measured(taken), nullcontext() if name in LASTING else budget.enforced(name):
+            told = stage(night)
     finally:
         if not already:
-            seconds[name] = round(time.monotonic() - started, 3)
+            seconds[name] = taken["seconds"]
+    return told, {} if already else taken
 
 
-def _record(night: Night, stage: str, told: Mapping[str, Any]) -> None:
-    """Keep the figures of a stage in an MLflow run of its own, below that of the night. It is worth no failure."""
-    figures = {key: float(value) for key, value in told.items() if type(value) in (int, float)}
-    if not night.mlflow_away:
-        with suppress(TrackingError):
-            child = night.tracker.start_child(night.mlflow_run, stage)
-            night.tracker.log_metrics(child, figures)
-            night.tracker.finish(child, "FINISHED")
+def _figures(told: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in told.items() if type(value) in (int, float)}
 
 
 def _of_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
@@ -199,19 +211,35 @@ def _of_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
 
 
 def _end(night: Night, end: End, summary: Summary, mlflow_run: str | None) -> None:
-    """Write the report. What goes wrong with it costs no night."""
+    """Write the report, and tell MLflow. What goes wrong with either costs no night."""
     failed = [check["name"] for check in (end.decision or {}).get("checks", []) if check["verdict"] == "failed"]
     summary |= {"failed_checks": failed, "stage": end.stage, "seconds": dict(end.seconds)}
     try:
-        page, new = night_page.write(night, end)
+        page = night_page.write(night, end)
         summary["report"] = str(page)
-        if new and mlflow_run is not None and end.stage != "mlflow":
-            for name in (night_page.PAGE, night_page.REPORT):
-                night.tracker.log_artifact(mlflow_run, page.with_name(name))
     except Exception as error:  # noqa: BLE001 - whatever it is: the release is what counts
-        night.report.say(f"  no report, or not in MLflow: {type(error).__name__}: {error}")
+        night.report.say(f"  no report: {type(error).__name__}: {error}")
     if "report" in summary and end.error is not None:
         night.report.say(f"Report {summary['report']}")
+    if mlflow_run is None or end.stage == "mlflow":
+        return
+    try:  # the end first: where MLflow is away, that is found out once
+        night.tracker.finish(mlflow_run, "FINISHED" if end.error is None else "FAILED")
+        if "report" in summary:
+            _keep(night, mlflow_run, page)
+    except TrackingError as error:
+        night.report.say(f"  MLflow was not told of all of the night's end: {error}")
+
+
+def _keep(night: Night, mlflow_run: str, page: Path) -> None:
+    """Keep the report and its drawings with the MLflow run, unless this one, the last of them, is there already."""
+    report = page.with_name(night_page.REPORT)
+    told = report.read_text(encoding="utf-8")
+    if night.tracker.read_artifact(mlflow_run, report.name) != told:
+        night.tracker.log_artifact(mlflow_run, page)
+        for name, svg in plots.draw(json.loads(told)).items():
+            night.tracker.log_text(mlflow_run, svg, f"plots/{name}.svg")
+        night.tracker.log_artifact(mlflow_run, report)
 
 
 def _decision(night: Night) -> dict[str, Any] | None:

@@ -50,6 +50,7 @@ def promote(night: Night) -> dict[str, Any]:
     with night.report.stage(STAGE) as advance, promotion.locked(night.config.workspace):
         release = Release.load(night.releases / night.run.run_id)
         version = night.tracker.register(night.mlflow_run, release)
+        promotion.complete(night.tracker)
         champion = night.tracker.champion()
         decision = _decision(night, release, version, champion)
         checks = [from_data(saved) for saved in decision["checks"]]

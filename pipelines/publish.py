@@ -108,8 +108,19 @@ def _log(night: Night, release: Release) -> None:
     night.send_metrics()
     night.log_metrics(figures)
     night.tracker.log_tags(night.mlflow_run, {"recsys.release_id": release.release_id})
-    for name in (prepare.DEAD_LETTERS, MANIFEST, data_page.REPORT, data_page.PAGE):
-        night.tracker.log_artifact(night.mlflow_run, night.run.path(prepare.STAGE, name), "prepare")
+    keep_data_report(night)
+
+
+def keep_data_report(night: Night) -> None:
+    """Keep what `prepare` found with the MLflow run, once: also that of a night which does not come to publish.
+
+    Raises:
+        StageError: prepare was not run.
+        TrackingError: MLflow does not take it.
+    """
+    if not night.tracker.holds(night.mlflow_run, f"{prepare.STAGE}/{data_page.PAGE}"):
+        for name in (prepare.DEAD_LETTERS, MANIFEST, data_page.REPORT, data_page.PAGE):
+            night.tracker.log_artifact(night.mlflow_run, night.run.path(prepare.STAGE, name), prepare.STAGE)
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float]:

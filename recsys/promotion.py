@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,12 @@ from recsys.checks import Check, at_least
 from recsys.errors import ReleaseError, StageError
 from recsys.history import Action, Event
 from recsys.release import Release
-from recsys.tracking import Tracker, Version
+from recsys.tracking import VERDICT_TAG, Tracker, Version
 
 LOCK = ".promotion.lock"
 ASKED, K = 20, 10
 """Items that a release is asked about in another process, and their neighbours."""
+FOUND = "found in service: put there by hand, or by a process that was stopped before it wrote that down"
 
 
 @contextmanager
@@ -64,6 +66,24 @@ def move(
     history.append(tracker.workspace, event)
     tracker.record(event)
     return event
+
+
+def complete(tracker: Tracker) -> None:
+    """Write down what is missing of the last move: whoever did it was stopped, or MLflow was away at that moment."""
+    champion = tracker.champion()
+    if champion is None:
+        return
+    there = tracker.events()
+    known = history.merged(history.read(tracker.workspace), there)
+    if not known or known[-1].after != champion.release_id:
+        previous = tracker.previous()
+        before = previous.release_id if previous and previous != champion else None
+        verdict = json.loads(tracker.version_tags(champion).get(VERDICT_TAG, "{}"))
+        found = Event("promote", before, champion.release_id, FOUND, verdict.get("checks", []))
+        history.append(tracker.workspace, found)
+        known.append(found)
+    if known[-1].event_id not in {event.event_id for event in there}:
+        tracker.record(known[-1])
 
 
 def events(tracker: Tracker) -> list[Event]:

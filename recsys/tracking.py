@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from recsys.config import Config
-from recsys.errors import ReleaseError, TrackingError
+from recsys.errors import RecsysError, ReleaseError, TrackingError
 from recsys.history import Event
 from recsys.release import MANIFEST, Release, publish, read_manifest
 
@@ -28,9 +28,12 @@ from recsys.release import MANIFEST, Release, publish, read_manifest
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # standard output is for results
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -117,6 +120,13 @@ class Tracker:
             created = self.client.create_run(experiment_id, tags={PARENT_TAG: parent}, run_name=name)
             return str(created.info.run_id)
 
+    def children(self, parent: str) -> set[str]:
+        """Names of the MLflow runs below another."""
+        with self._translated():
+            experiment_id = self.client.get_run(parent).info.experiment_id
+            below = self.client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{parent}'")
+            return {str(run.info.run_name) for run in below}
+
     def log_data(self, mlflow_run: str, name: str, snapshot: str, sources: Sequence[str]) -> None:
         """Say what a run was made of: files, by the hash over all of its input."""
         dataset = Dataset(name, snapshot[:MAX_DIGEST], "files", json.dumps(sources))
@@ -127,6 +137,28 @@ class Tracker:
         """End a run as FINISHED or FAILED."""
         with self._translated():
             self.client.set_terminated(mlflow_run, status)
+
+    @contextmanager
+    def monitored(self, mlflow_run: str) -> Iterator[None]:
+        """Keep figures of the machine with a run meanwhile, where MLflow's own variable asks for them.
+
+        Raises:
+            TrackingError: psutil, by which MLflow measures, is not installed.
+        """
+        asked: Any = MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING  # untyped, as all of it
+        if not asked.get():
+            yield
+            return
+        with self._translated():
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: PLC0415
+
+            make: Any = SystemMetricsMonitor
+            monitor = make(mlflow_run, resume_logging=True, tracking_uri=self.uri)
+            monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def log_params(self, mlflow_run: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Log settings as `table.key`."""
@@ -150,6 +182,16 @@ class Tracker:
         """Keep a file with a run."""
         with self._translated():
             self.client.log_artifact(mlflow_run, os.fspath(path), folder)
+
+    def log_text(self, mlflow_run: str, text: str, path: str) -> None:
+        """Keep a text with a run, as a file."""
+        with self._translated():
+            self.client.log_text(mlflow_run, text, path)
+
+    def holds(self, mlflow_run: str, path: str) -> bool:
+        """Whether a file is kept with a run."""
+        with self._translated():
+            return self._holds(mlflow_run, path)
 
     def register(self, mlflow_run: str, release: Release) -> Version:
         """Keep a release as a version of the model; the version it has already, if it has one."""
@@ -261,13 +303,7 @@ class Tracker:
     def read_artifact(self, mlflow_run: str, path: str) -> str | None:
         """The text of a file that is kept with a run, None where there is none."""
         with self._translated(), tempfile.TemporaryDirectory() as folder:
-            try:
-                kept = self.client.list_artifacts(mlflow_run, path.rpartition("/")[0])
-            except MlflowException as error:
-                if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                    return None
-                raise
-            if path not in {artifact.path for artifact in kept}:
+            if not self._holds(mlflow_run, path):
                 return None
             return Path(self.client.download_artifacts(mlflow_run, path, folder)).read_text(encoding="utf-8")
 
@@ -300,6 +336,15 @@ class Tracker:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def _holds(self, mlflow_run: str, path: str) -> bool:
+        try:
+            kept = self.client.list_artifacts(mlflow_run, path.rpartition("/")[0])
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return False
+            raise
+        return path in {artifact.path for artifact in kept}
+
     def _by_alias(self, alias: str) -> Version | None:
         with self._translated():
             models = self.client.search_registered_models(f"name = '{self.model}'")
@@ -324,7 +369,9 @@ class Tracker:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (MlflowException, OSError) as error:
+        except RecsysError:
+            raise
+        except Exception as error:  # noqa: BLE001 - databases and stores of artefacts raise what they like
             raise TrackingError(
                 f"MLflow at {self.shown_uri} must answer. Received: {self._without_secret(str(error))}. "
                 "Check tracking.uri, or start the server."

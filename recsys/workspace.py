@@ -29,6 +29,8 @@ from recsys.storage import sha256
 
 MANIFEST = "_MANIFEST.json"
 LOCK = ".lock"
+SNAPSHOT = ".data_snapshot"
+"""File of a run's folder: what it was begun on, by whoever locked it first."""
 PACKAGES = ("recsys", "pipelines")
 """Whose source shapes a release."""
 LIBRARIES = ("annoy", "keras", "numpy", "polars", "scipy", "tensorflow", "tensorflow-cpu")
@@ -67,7 +69,17 @@ class Run:
     @classmethod
     def planned(cls, config: Config, inputs: Inputs) -> Run:
         """The same, nothing written."""
-        snapshot = data_snapshot(inputs)
+        return cls._on(data_snapshot(inputs), config)
+
+    @classmethod
+    def begun(cls, config: Config) -> list[Run]:
+        """The runs of a config and of this code, whatever data they were of; the last begun first."""
+        marks = sorted((config.workspace / "runs").glob(f"*/{SNAPSHOT}"), key=lambda mark: mark.stat().st_mtime_ns)
+        found = ((mark.parent, cls._on(mark.read_text(encoding="utf-8"), config)) for mark in reversed(marks))
+        return [run for folder, run in found if run.folder == folder]
+
+    @classmethod
+    def _on(cls, snapshot: str, config: Config) -> Run:
         code = code_version()
         run_id = hashlib.sha256(f"{snapshot} {config.fingerprint()} {code}".encode()).hexdigest()[:12]
         return cls(run_id, config.workspace / "runs" / run_id, snapshot, code)
@@ -86,6 +98,8 @@ class Run:
                 f"run {self.run_id} must be worked on by one process at a time. Received: another one is at it."
             ) from None
         with held:
+            if not (self.folder / SNAPSHOT).exists():
+                (self.folder / SNAPSHOT).write_text(self.data_snapshot, encoding="utf-8")
             yield
 
     def done(self, stage: str) -> bool:

@@ -54,6 +54,9 @@ def nightly(
     max_minutes: Annotated[
         float | None, typer.Option("--max-minutes", min=0, metavar="N", help="Stop by then, to be gone on with.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last unfinished night, whatever the data are now.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done; write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -65,6 +68,8 @@ def nightly(
     """
     checked = _config(config, [*(overrides or ()), *([] if as_of is None else [f"prepare.as_of={as_of}"])])
     jobs = _jobs()
+    if resume and dry_run:
+        raise ConfigError("--resume and --dry-run must not come together. Received: both.")
     if dry_run:
         planned = jobs.plan(checked)
         show(planned, as_json, lambda: _tell_plan(planned))
@@ -76,7 +81,7 @@ def nightly(
         if as_json:
             typer.echo(json.dumps(summary))
 
-    summary = jobs.tonight(checked, Reporter(), budget=Budget(max_minutes), tell=tell)
+    summary = jobs.tonight(checked, Reporter(), budget=Budget(max_minutes), resumes=resume, tell=tell)
     if not as_json:
         _tell(summary, config)
 

@@ -289,5 +289,5 @@ def test_a_night_that_is_over_keeps_its_report(nights: Nights) -> None:
     before = [path.stat().st_mtime_ns for path in files]
     report = nights.second.report
     end = night_page.End("promoted", seconds={"publish": 9.0, "promote": 9.0}, decision=report["decision"])
-    assert night_page.write(nights.second.night, end) == (folder / night_page.PAGE, False)
+    assert night_page.write(nights.second.night, end) == folder / night_page.PAGE
     assert [path.stat().st_mtime_ns for path in files] == before

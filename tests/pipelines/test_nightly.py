@@ -7,11 +7,11 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import polars as pl
 import pytest
@@ -204,6 +204,40 @@ def test_a_night_whose_input_is_missing_is_told_of(tmp_path: Path, program: Any)
     assert json.loads((tmp_path / "told").read_text()) == summary
 
 
+# --- --resume
+
+
+def test_the_last_unfinished_night_is_gone_on_with_on_the_data_that_it_read(tmp_path: Path, program: Any) -> None:
+    """The same command would begin another run, since the data are others by now."""
+    command = ["nightly", "--config", tmp_path / "recsys.toml", "--json", "--resume"]
+    command += [part for override in QUICK for part in ("--set", override)]
+    config = quick(tmp_path)
+    nothing = program(*command)
+    assert nothing.exit_code == 2
+    assert "error: --resume must find a night" in nothing.err
+    with pytest.raises(StageError):
+        tonight(config, QUIET, budget=Budget(0.0001))
+    assert program(*command).exit_code == 2  # it read nothing yet
+    begun = Night.of(config)
+    prepare(begun)
+    done = (begun.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns
+    world.write(tmp_path, seed=1)
+    other = Night.of(config)
+    assert other.run.run_id != begun.run.run_id
+    quality = "promote.quality_floor=0"
+    resumed = json.loads(program(*command, "--set", quality).out)
+    assert resumed["run_id"] == begun.run.run_id
+    assert resumed["outcome"] == "promoted", resumed["error"]
+    assert (begun.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns == done
+    assert not other.run.done("prepare")
+    client = Tracker(config).client
+    (data, _) = client.get_run(resumed["mlflow_run"]).inputs.dataset_inputs
+    assert data.dataset.digest == begun.run.data_snapshot[:36]
+    again = program(*command)  # it came to its end, which those before it must not undo
+    assert again.exit_code == 2
+    assert "nor did a later one" in again.err
+
+
 # --- MLflow is away
 
 
@@ -243,7 +277,7 @@ def test_a_night_ends_before_its_work_where_mlflow_is_away(
 def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow goes away while the tower is trained, is not back when the release is registered, and then is.
 
-    That it is not told of the end costs nothing.
+    That it is not told of the end costs nothing, and the same command tells it.
     """
     config = quick(tmp_path)
     log, register, away = Tracker.log_metrics, Tracker.register, True
@@ -264,10 +298,18 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
     assert (summary["outcome"], summary["stage"]) == ("failed", "publish")
     night = Night.of(config)
     trained = (night.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns
-    away = False
+    away, night_run, finish = False, night.mlflow_run, Tracker.finish
+
+    def untold(tracker: Tracker, run: str, status: str) -> None:
+        if run == night_run:
+            raise TrackingError("MLflow must answer.")
+        finish(tracker, run, status)
+
     with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "finish", Mock(side_effect=TrackingError("MLflow must answer.")))
+        patched.setattr(Tracker, "finish", untold)
         assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
+    assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
+    assert night.tracker.client.get_run(night_run).info.status == "FINISHED"
     assert (night.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns == trained
     metrics = night.tracker.client.get_run(night.mlflow_run).data.metrics
     curve = night.run.manifest("train")["curve"]
@@ -296,10 +338,41 @@ def test_mlflow_tells_of_the_data_and_of_each_stage(tmp_path: Path) -> None:
     assert len(below) == len(stages)
     assert {child.info.status for child in below} == {"FINISHED"}
     assert stages["prepare"].data.metrics["num_items"] == 49
-    assert all(child.data.metrics["seconds"] >= 0 for child in below)
+    for child in below:
+        assert child.data.metrics["seconds"] >= 0
+        assert child.data.metrics["cpu_seconds"] >= 0
+        assert child.data.metrics["peak_memory_mb"] > 1
+    kept = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "plots")}
+    assert {f"plots/{name}.svg" for name in ("recall", "similarity", "exposure", "map")} <= kept
+    assert not [name for name in run.data.metrics if name.startswith("system/")]
     tonight(config, QUIET, promotes=False)  # nothing is done again but registering
     again = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert len(again) == len(below)
+
+
+def test_mlflow_measures_the_machine_where_its_own_variable_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    config = quick(tmp_path)
+    summary = tonight(config, QUIET, promotes=False)
+    measured = Tracker(config).client.get_run(summary["mlflow_run"]).data.metrics
+    assert measured["system/system_memory_usage_megabytes"] > 0
+    assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_night_that_ends_before_its_release_leaves_its_data_report_in_mlflow(tmp_path: Path) -> None:
+    floor = ["index.n_trees=1", "index.recall_target=1.0", "index.recall_floor=1.0", "index.max_search_k=20"]
+    config = quick(tmp_path, *floor)
+    summary: Summary = {}
+    with pytest.raises(StageError, match=r"recall"):
+        tonight(config, QUIET, tell=summary.update)
+    assert summary["stage"] == "index"
+    night = Night.of(config)
+    for name in ("data_report.json", "data_report.html"):
+        kept = night.tracker.read_artifact(night.mlflow_run, f"prepare/{name}")
+        assert kept == night.run.path("prepare", name).read_text()
 
 
 def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tmp_path: Path) -> None:

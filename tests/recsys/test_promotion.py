@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from recsys import Release, config, elsewhere, history, promotion
 from recsys.checks import at_least, at_most
 from recsys.errors import ReleaseError, StageError
 from recsys.history import Event
-from recsys.tracking import Tracker, Version
+from recsys.tracking import VERDICT_TAG, Tracker, Version
 
 CHECKS = [at_least("ndcg_at_20", 0.1, 0.05).as_data(), at_most("latency_ms", 30, 20).as_data()]
 
@@ -83,6 +84,26 @@ def test_the_history_outlives_the_versions_and_the_workspace(tracker: Tracker, v
     assert promotion.events(tracker) == [event]
     (tracker.workspace / history.FILE).unlink()
     assert promotion.events(tracker) == [event]
+
+
+def test_a_move_that_nobody_wrote_down_is_written_down_once(tracker: Tracker, versions: list[Version]) -> None:
+    """Whoever did it was stopped in between; also where only MLflow was not told."""
+    promotion.complete(tracker)
+    assert promotion.events(tracker) == []
+    move(tracker, versions[0], None)
+    tracker.tag_version(versions[1], {VERDICT_TAG: json.dumps({"passed": False, "checks": CHECKS})})
+    tracker.promote(versions[1], versions[0])
+    for _ in range(2):
+        promotion.complete(tracker)
+        told = tracker.events()
+        assert history.read(tracker.workspace) == told
+        assert [(event.before, event.after) for event in told] == [(None, "release-0"), ("release-0", "release-1")]
+        assert told[1].failed == ["latency_ms"]
+    event = Event("rollback", "release-1", "release-0", "only here", CHECKS)
+    tracker.promote(versions[0], versions[1])
+    history.append(tracker.workspace, event)
+    promotion.complete(tracker)
+    assert tracker.events()[2:] == [event]
 
 
 def test_half_a_line_of_a_killed_process_is_no_event(tmp_path: Path) -> None:

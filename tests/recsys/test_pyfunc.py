@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from recsys import Release, config, elsewhere
 from recsys.errors import UnknownItemError
 from recsys.pyfunc import DEFAULT_K, Similar
 from recsys.tracking import Tracker, Version
+from tests.e2e import program, tracking_server
 
 
 class Rows:
@@ -93,3 +95,26 @@ def test_a_fetched_release_is_the_release_and_nothing_else(
 ) -> None:
     fetched = tracker.fetch(version, tmp_path / "elsewhere")
     assert {path.name for path in fetched.iterdir()} == {path.name for path in release.path.iterdir()}
+
+
+def test_mlflow_models_serve_gives_the_answer_of_the_program(
+    tracker: Tracker, version: Version, release: Release
+) -> None:
+    uri = f"models:/{tracker.model}/{version.number}"
+    options = ("--model-uri", uri, "--env-manager", "local")
+    with tracking_server.started("models", "serve", *options, MLFLOW_TRACKING_URI=tracker.uri) as url:
+
+        def ask(*rows: dict[str, Any]) -> httpx.Response:
+            return httpx.post(f"{url}/invocations", json={"dataframe_records": rows}, timeout=60)
+
+        some = ask({"item_id": "item 3", "k": 4}, {"item_id": "item 7", "k": 2})
+        ten = ask({"item_id": "item 7"})
+        missing = ask({"item_id": "nothing"})
+
+    def told(*arguments: object) -> Any:
+        return json.loads(program.run("similar", *arguments, "--release", release.path, "--json").stdout)
+
+    assert some.json() == {"predictions": [told("item 3", "--k", 4), told("item 7", "--k", 2)]}
+    assert ten.json() == {"predictions": [told("item 7")]}
+    assert missing.is_error
+    assert "nothing" in missing.text

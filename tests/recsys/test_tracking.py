@@ -112,3 +112,11 @@ def test_a_closed_port_is_told_in_seconds_and_without_the_password(tmp_path: Pat
     with pytest.raises(TrackingError, match=rf"MLflow at http://…@127\.0\.0\.1:{port} must answer") as caught:
         Tracker(settings).champion()
     assert "sesame" not in str(caught.value)
+
+
+def test_what_is_no_database_is_told_in_one_line(settings: config.Config) -> None:
+    """SQLAlchemy's errors reach us as they are, through all of MLflow."""
+    settings.workspace.mkdir()
+    (settings.workspace / "mlflow.db").write_text("no database at all" * 1_000)
+    with pytest.raises(TrackingError, match=r"MLflow at sqlite:///.*mlflow\.db must answer.*not a database"):
+        Tracker(settings).start("abc", "snapshot")

@@ -1,0 +1,86 @@
+"""The drawings of a night, each as a picture of its own: MLflow shows them beside the figures of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from pipelines import night_page, page
+from recsys.evaluation import STRATA
+
+HEIGHT, SQUARE = 240, 640
+"""Of a drawing and of the map, in units of which a drawing is 640 wide."""
+
+
+def draw(report: Mapping[str, Any]) -> dict[str, str]:
+    """SVG by name, of as much as the report of a night tells."""
+    places = night_page.places(report)
+    drawn = {}
+    for name, title in (("loss", "Training loss"), ("validation_ndcg_at_20", "NDCG@20 on the validation target")):
+        if curve := places[name]:
+            drawn[name] = _curve(title, curve, "pass 1", f"pass {len(curve['points'])}")
+    if curve := places["recall"]:
+        index = report["index"]
+        title = f"Recall@{index['k']} by search_k, log scale; the dashed line is the target"
+        drawn["recall"] = _curve(title, curve, f"search_k {index['curve'][0][0]}", str(index["curve"][-1][0]))
+    if similarity := report["similarity"]:
+        edges = similarity["edges"]
+        names = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
+        drawn["similarity"] = _bars(
+            "How similar items are",
+            names,
+            {"before": similarity["any"], "now": similarity["nearest"]},
+            {"before": "to any other item", "now": "to the ten nearest"},
+            [(0, f"{edges[0]:g}"), (100, f"{edges[-1]:g}")],
+        )
+    if exposure := report["exposure"]:
+        names = list(exposure["items"])
+        drawn["exposure"] = _bars(
+            "Popularity against exposure",
+            names,
+            {of: list(exposure[told].values()) for of, told in (("before", "interactions"), ("now", "neighbours"))},
+            {"before": "of the interactions", "now": "of the ten nearest"},
+            [(100 * (number + 0.5) / len(names), name) for number, name in enumerate(names)],
+        )
+    if found := report["map"]:
+        dots = [(item["stratum"], item["x"], 100 - item["y"], item["title"]) for item in found["items"]]
+        title = f"A map of {len(dots)} items: the two main axes of their embeddings"
+        drawn["map"] = _svg(title, dots=dots, key={name: name for name in STRATA}, height=SQUARE)
+    return drawn
+
+
+def _curve(title: str, curve: Mapping[str, Any], first: str, last: str) -> str:
+    points = curve["points"]
+    return _svg(
+        title,
+        line=points,
+        dots=[("now", *point) for point in points],
+        guide=curve["guide"],
+        across=[(0, first), (100, last)],
+        up=[(4, f"{curve['low']:.3g}"), (96, f"{curve['high']:.3g}")],
+    )
+
+
+def _bars(
+    title: str,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    key: Mapping[str, str],
+    across: Sequence[tuple[float, str]],
+) -> str:
+    """Shares, the bars of each name side by side."""
+    tallest = max(max(shares) for shares in series.values()) or 1.0
+    step = 100 / len(names)
+    wide = 0.8 * step / len(series)
+    bars = [
+        (of, step * (number + 0.1) + wide * turn, 100 * share / tallest, wide, f"{name}, {key[of]}: {share:.1%}")
+        for turn, (of, shares) in enumerate(series.items())
+        for number, (name, share) in enumerate(zip(names, shares, strict=True))
+    ]
+    return _svg(title, bars=bars, key=key, across=across, up=[(0, "0%"), (100, f"{tallest:.0%}")])
+
+
+def _svg(title: str, **given: Any) -> str:
+    nothing: dict[str, Any] = {"line": (), "bars": (), "dots": (), "guide": None, "key": {}, "across": (), "up": ()}
+    return page.render("plot.svg", **{**nothing, "height": HEIGHT, "title": title, **given})
