@@ -136,7 +136,8 @@ def _query(request: Request) -> SimilarQuery:
 @router.post("/v1/similar", response_model=AnswerBody, responses={**GOOD, **NOT_FOUND, **GONE, **INVALID})
 async def ask(serving: Serving, body: QuestionBody, wish: Wished) -> Response:
     """The items nearest to whatever the question is about; fewer than `k` only where there are no more."""
-    asked, question = _question(serving, body, wish)
+    asked = _release(serving, wish, body.cursor)
+    question = _question(serving, body, asked)
     return _answered(asked, _answer(serving, asked, question), _tag(asked, question))
 
 
@@ -147,13 +148,14 @@ async def ask_many(request: Request, serving: Serving, body: BatchBody, wish: Wi
         raise InputError(
             f"questions must hold at most {serving.config.max_batch}. Received: {len(body.questions)}. Send several."
         )
-    _release(serving, wish)
+    standing = _release(serving, wish)  # for all of them, whatever is put into service meanwhile
     entries = []
     for entry in body.questions:
         await asyncio.sleep(0)  # others are answered in between, and the time of the request can run out
         try:
-            asked, question = _question(serving, QuestionBody.model_validate(entry), wish)
-            answer = _answer(serving, asked, question)
+            one = QuestionBody.model_validate(entry)
+            asked = standing if one.cursor is None else _release(serving, wish, one.cursor)
+            answer = _answer(serving, asked, _question(serving, one, asked))
             entries.append({"status": HTTPStatus.OK, "answer": answer, "problem": None})
         except (RecsysError, ValidationError, NotLoadedError) as error:
             problem = problems.body(request, error)
@@ -178,11 +180,9 @@ async def release(serving: Serving) -> ReleaseBody:
     return ReleaseBody(**serving.shelf.champion.release.manifest.model_dump(include=set(ReleaseBody.model_fields)))
 
 
-def _question(serving: State, body: QuestionBody, wish: Wish) -> tuple[Edition, Question]:
-    release = _release(serving, wish, body.cursor)
+def _question(serving: State, body: QuestionBody, release: Edition) -> Question:
     embed = None if serving.embed is None else partial(serving.embed, release.release)
-    question = of_body(body, serving.config, embed)
-    return release, _at(question, body.cursor, serving)
+    return _at(of_body(body, serving.config, embed), body.cursor, serving)
 
 
 def _release(serving: State, wish: Wish, cursor: str | None = None) -> Edition:

@@ -124,6 +124,25 @@ def test_a_swap_is_in_the_next_answer(make: Make, write_release: WriteRelease) -
     assert page.content == one.content
 
 
+def test_a_batch_is_of_one_release_whatever_is_swapped_meanwhile(make: Make, write_release: WriteRelease) -> None:
+    state, app = make()
+    third = Edition(Release.load(write_release(ITEMS, release_id="third")))
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            asking = asyncio.create_task(
+                client.post("/v1/similar/batch", json={"questions": [{"items": ["item 1"]}] * 5})
+            )
+            while not state.asked:  # noqa: ASYNC110 - the service is not to know of the test
+                await asyncio.sleep(0)
+            state.shelf.put(third)
+            return await asking
+
+    answers = [entry["answer"]["release_id"] for entry in asyncio.run(ask()).json()["answers"]]
+    assert answers == ["first"] * 5
+    assert state.shelf.champion is third
+
+
 def test_what_is_counted_is_asked_each_time(make: Make) -> None:
     state, app = make()
     path = f"{SIMILAR}?exclude=nothing"
