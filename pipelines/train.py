@@ -78,7 +78,12 @@ def train(night: Night) -> dict[str, Any]:
         final.tower.save(folder / TOWER)
         final.features.save(folder / FEATURES)
         manifest.update(
-            passes=best.passes, **judged, curve=best.curve, final_curve=final.curve, warm_start=final.warm_start
+            passes=best.passes,
+            **judged,
+            curve=best.curve,
+            final_curve=final.curve,
+            feature_rate=final.feature_rate,
+            warm_start=final.warm_start,
         )
         reached = judged["validation"].get("last_item", {}).get(TARGET_METRIC)
         advance(1, 1, f"{best.passes['pairs']} passes" + (f", validation NDCG@20 {reached:.4f}" if reached else ""))
@@ -98,6 +103,8 @@ class Fitted(NamedTuple):
     """With which histories were trained; None where none were."""
     curve: list[dict[str, float]]
     """Figures of each pass."""
+    feature_rate: float
+    """How many times faster than ids features learned."""
     warm_start: dict[str, dict[str, int]]
     """Weights that were `copied` from an earlier tower and those that are `new`, by encoder."""
 
@@ -120,7 +127,7 @@ def fit_before(
     histories, where `on_pass` is not to be; passes are counted on. A fit that was killed goes on from its
     checkpoint, if there is a folder for them.
     """
-    from recsys import tower, training  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys import optimiser, tower, training  # noqa: PLC0415 - TensorFlow takes seconds
 
     config = night.config
     catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
@@ -145,12 +152,16 @@ def fit_before(
         earlier = earlier_release(config.data.warm_start)
         copied = tower.warm_start(model, features, tower.load(earlier / TOWER), Features.load(earlier / FEATURES))
 
+    known = split.sequences.items[split.known_before(target)]
+    rate = optimiser.feature_rate(config.train.feature_lead, max(len(known), 1) / max(len(np.unique(known)), 1))
+
     def checkpoint(phase: str) -> Checkpoint | None:
         return Checkpoint(checkpoints / f"{target}-{phase}.npz") if checkpoints else None
 
     fit = training.fit(
         model, features, inputs, batches, config,
-        passes=passes["pairs"], validation=validation, checkpoint=checkpoint("pairs"), on_pass=on_pass,
+        passes=passes["pairs"], validation=validation, feature_rate=rate, checkpoint=checkpoint("pairs"),
+        on_pass=on_pass,
     )  # fmt: skip
     done, curve, vectors = {"pairs": fit.passes, "histories": 0}, fit.curve, fit.vectors
     if not passes["histories"] or night.labelled:
@@ -160,13 +171,13 @@ def fit_before(
         told = on_history_pass or on_pass
         refined = training.fit(
             model, features, inputs, HistoryBatches(split, target, pairs, config, recency), config,
-            passes=passes["histories"], validation=validation, to_beat=fit.score, refine=True,
+            passes=passes["histories"], validation=validation, to_beat=fit.score, refine=True, feature_rate=rate,
             checkpoint=checkpoint("histories"),
             on_pass=lambda number, figures: told(len(fit.curve) + number, figures),
         )  # fmt: skip
         done["histories"] = passes["histories"] if refined.passes else 0
         curve, vectors = curve + refined.curve, refined.vectors
-    return Fitted(model, features, vectors, done, recency, curve, copied)
+    return Fitted(model, features, vectors, done, recency, curve, rate, copied)
 
 
 def best_recency(night: Night, split: Split, vectors: Vectors) -> float | None:

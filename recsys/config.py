@@ -332,9 +332,10 @@ class TrainConfig(Table):
     """Anchors a step."""
     learning_rate: Positive = 0.003
     """Adam's learning rate."""
-    feature_rate: Positive = 10.0
-    """Factor of the learning rate of features, but text that is read word by word: many items share them, so they
-    should learn first what they can tell, and ids the rest. 1 lets ids learn it by heart."""
+    feature_lead: Annotated[float, Field(ge=0)] = 150.0
+    """Features, but text that is read word by word, learn so many times faster than ids, divided by the mean number of
+    an item's interactions, and 1 to 10 times: the less is known of items one by one, the more of what they share. 0
+    lets ids learn as fast."""
     learning_rates: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Factor of the learning rate by encoder, instead: "id", "numeric", or a column. 0 freezes it."""
     thaw_after: Annotated[int, Field(ge=0)] = 0
@@ -499,7 +500,7 @@ class TuneConfig(Table):
     ranges: dict[str, Range] = {
         "train.temperature": Span(low=0.05, high=0.25, log=True),
         "train.learning_rate": Span(low=0.001, high=0.006, log=True),
-        "train.feature_rate": Span(low=2.0, high=40.0, log=True),
+        "train.feature_lead": Span(low=30.0, high=500.0, log=True),
         "train.anchor_power": Span(low=0.5, high=1.0),
         "candidates.popularity_correction": Span(low=0.0, high=0.7),
         "prepare.window": [3, 5, 10, 20],

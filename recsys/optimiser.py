@@ -17,6 +17,19 @@ from recsys.errors import ConfigError
 from recsys.features import Features
 from recsys.tower import ID_ENCODER, encoder_names
 
+MOST = 10.0
+"""Times that features learn faster than ids at most: beyond it, passes were lost and nothing gained."""
+
+
+def feature_rate(lead: float, touched: float) -> float:
+    """Factor of the learning rate of features; see `docs/decisions/0020-features-learn-faster.md`.
+
+    Args:
+        lead: `train.feature_lead`.
+        touched: interactions of an item, their mean; above 0.
+    """
+    return min(max(lead / touched, 1.0), MOST)
+
 
 class EncoderAdam(keras.optimizers.Adam):
     """Adam (Kingma & Ba, 2015), with decoupled weight decay (Loshchilov & Hutter, 2019) where it is wanted.
@@ -70,6 +83,8 @@ def build(
     tower: keras.Model,
     features: Features,
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
+    *,
+    feature_rate: float = 1.0,
 ) -> EncoderAdam:
     """The optimiser that a config asks for.
 
@@ -78,6 +93,7 @@ def build(
         tower: from `recsys.tower.build`, with these features.
         features: says which column an encoder reads.
         learning_rate: instead of the config's.
+        feature_rate: factor of it for features that are looked up in tables, and numbers.
 
     Raises:
         ConfigError: `train.learning_rates` names what is no encoder.
@@ -91,7 +107,7 @@ def build(
         )
     read = {feature.column for feature in features.tokens if feature.shape == "sequence"}
     factors = {
-        layer: config.learning_rates.get(name, 1.0 if layer == ID_ENCODER or name in read else config.feature_rate)
+        layer: config.learning_rates.get(name, 1.0 if layer == ID_ENCODER or name in read else feature_rate)
         for layer, name in names.items()
     }
     return EncoderAdam(

@@ -146,6 +146,7 @@ def fit(
     validation: Validation | None = None,
     to_beat: float = -np.inf,
     refine: bool = False,
+    feature_rate: float = 1.0,
     checkpoint: Checkpoint | None = None,
     on_pass: OnPass = lambda *_: None,
 ) -> Fit:
@@ -163,6 +164,7 @@ def fit(
         to_beat: score of the tower as it is: where no pass is better, it stays so.
         refine: begin with a third of the learning rate, and let it fall to 0 over all passes; what was to thaw has
             done so.
+        feature_rate: of `recsys.optimiser.build`.
         checkpoint: written after each pass; where it is there, the fit goes on from it.
         on_pass: called after each pass that is done here.
 
@@ -178,7 +180,7 @@ def fit(
     rate: Any = config.train.learning_rate
     if refine:
         rate = keras.optimizers.schedules.PolynomialDecay(rate / 3, passes * len(batches), end_learning_rate=0.0)
-    learner = optimiser.build(config.train, model, features, rate)
+    learner = optimiser.build(config.train, model, features, rate, feature_rate=feature_rate)
     if refine:
         learner.thaw()
     siamese.compile(optimizer=learner, jit_compile=True)

@@ -643,7 +643,7 @@ def configs(draw):
                 history_passes=st.integers(0, 100),
                 batch_size=counts,
                 learning_rate=positive,
-                feature_rate=positive,
+                feature_lead=not_negative,
                 learning_rates=st.dictionaries(names, not_negative, max_size=3),
                 thaw_after=st.integers(0, 100),
                 weight_decay=not_negative,

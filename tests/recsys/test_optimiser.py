@@ -40,15 +40,17 @@ class Learner(keras.Model):
 class World:
     """A small tower, what it learns from, and its weights before and after."""
 
-    def __init__(self, keras_optimiser=None, *, text_encoder="bag", fusion="gating", compiled=False, **options):
+    def __init__(
+        self, keras_optimiser=None, *, text_encoder="bag", fusion="gating", compiled=False, feature_rate=1.0, **options
+    ):
         config = TowerConfig(
             dimension=4, distance="euclidean", id_dropout=0.0, text_encoder=text_encoder, fusion=fusion, hidden=(5,)
         )
         self.features = Features.fit(TABLE, ROLES, config, np.ones(6, int))
         self.inputs = self.features.transform(TABLE)
         self.model = tower.build(self.features, config, 1)
-        train = TrainConfig(learning_rate=RATE, **{"feature_rate": 1.0, **options})
-        self.optimiser = keras_optimiser or optimiser.build(train, self.model, self.features)
+        train = TrainConfig(learning_rate=RATE, **options)
+        self.optimiser = keras_optimiser or optimiser.build(train, self.model, self.features, feature_rate=feature_rate)
         self.learner = Learner(self.model)
         self.compiled = compiled
         self.compile(self.optimiser)
@@ -107,6 +109,12 @@ def test_features_learn_faster_than_ids_and_read_text_does_not(text_encoder, of_
     assert moved == pytest.approx({part: step * factors.get(part, 1.0) for part, step in plain.items()}, rel=1e-3)
 
 
+@pytest.mark.parametrize(("touched", "rate"), [(5.0, 10.0), (15.0, 8.0), (60.0, 2.0), (500.0, 1.0)])
+def test_features_lead_where_little_is_known_of_items(touched, rate):
+    assert optimiser.feature_rate(120.0, touched) == rate
+    assert optimiser.feature_rate(0.0, touched) == 1.0
+
+
 def test_a_rate_of_its_own_takes_the_place_of_that_of_features():
     plain = World().moved()
     moved = World(feature_rate=4.0, learning_rates={"brand": 0.5, "id": 2.0}).moved()
@@ -154,9 +162,7 @@ def test_a_factor_scales_the_decay_too():
 def test_a_schedule_takes_the_place_of_the_rate():
     world = World(learning_rates={"brand": 0.5})
     schedule = keras.optimizers.schedules.PolynomialDecay(RATE / 4, 2, end_learning_rate=0.0)
-    learner = optimiser.build(
-        TrainConfig(learning_rates={"brand": 0.5}, feature_rate=1.0), world.model, world.features, schedule
-    )
+    learner = optimiser.build(TrainConfig(learning_rates={"brand": 0.5}), world.model, world.features, schedule)
     world.compile(learner)
     plain, moved = World().moved(), world.moved()
     assert moved["brand"] == pytest.approx(plain["brand"] / 8, rel=1e-3)
