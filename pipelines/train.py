@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 STAGE = "train"
 CHECKPOINTS = ".checkpoints"
 
+SLACK = 0.02
+"""Passes over histories are dropped where they make the score worse by more than this share of it, which is about what
+one seed differs from another by: a release without them is another kind of release, above all in its tail."""
+
 BEFORE: dict[Target, Weight] = {"validation": "weight_before_validation", "test": "weight"}
 """Which pairs are known before a target."""
 
@@ -171,7 +175,8 @@ def fit_before(
         told = on_history_pass or on_pass
         refined = training.fit(
             model, features, inputs, HistoryBatches(split, target, pairs, config, recency), config,
-            passes=passes["histories"], validation=validation, to_beat=fit.score, refine=True, feature_rate=rate,
+            passes=passes["histories"], validation=validation, to_beat=(1 - SLACK) * fit.score, refine=True,
+            feature_rate=rate,
             checkpoint=checkpoint("histories"),
             on_pass=lambda number, figures: told(len(fit.curve) + number, figures),
         )  # fmt: skip

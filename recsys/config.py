@@ -326,7 +326,7 @@ class TrainConfig(Table):
     patience: Count = 4
     """Passes without a better validation NDCG@20 before training stops."""
     history_passes: Annotated[int, Field(ge=0)] = 1
-    """Passes over users' histories after those over the pairs, kept where they are better: better look-ups from
+    """Passes over users' histories after those over the pairs, dropped where they are worse: better look-ups from
     several items. One costs several passes over pairs."""
     batch_size: Count = 256
     """Anchors a step."""

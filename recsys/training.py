@@ -161,7 +161,7 @@ def fit(
         passes: passes at most.
         validation: look-ups that decide when to stop and which pass to keep; without any, all passes are done
             and the last is kept.
-        to_beat: score of the tower as it is: where no pass is better, it stays so.
+        to_beat: where no pass has a better score than this, the tower stays as it is.
         refine: begin with a third of the learning rate, and let it fall to 0 over all passes; what was to thaw has
             done so.
         feature_rate: of `recsys.optimiser.build`.

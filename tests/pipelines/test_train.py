@@ -15,6 +15,7 @@ from recsys import config as configuration
 from recsys.catalogue import Catalogue
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, StageError
+from recsys.evaluation import SCORE
 from recsys.release import CATALOGUE, EMBEDDINGS, FEATURES, MANIFEST, TOWER
 from tests.e2e import world
 
@@ -97,6 +98,29 @@ def test_the_manifest_tells_how_the_tower_came_to_be(tmp_path: Path) -> None:
     for figures in manifest["validation"].values():
         assert 0 < figures["ndcg_at_20"] < 1
     assert train.train(night) == manifest
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1.01, 1), (0.99, 1), (0.9, 0)])
+def test_passes_over_histories_are_dropped_where_they_are_clearly_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, kept: int
+) -> None:
+    """As if a pass over histories came to so much of the score before it."""
+    from recsys import training
+
+    world.write(tmp_path)
+    night = prepared(tmp_path)
+    look = training.Validation.figures
+    scores: list[float] = []
+
+    def figures(self: Any, vectors: Any) -> dict[str, float]:
+        found = look(self, vectors)
+        found[SCORE] = scores[-1] * share if scores else found[SCORE]
+        scores.append(found[SCORE])
+        return found
+
+    monkeypatch.setattr(training.Validation, "figures", figures)
+    fit = train.fit_before("validation", night, {"pairs": 1, "histories": 1}, lambda *_: None)
+    assert fit.passes == {"pairs": 1, "histories": kept}
 
 
 def test_passes_over_histories_follow_those_over_pairs_and_move_the_tower(tmp_path: Path) -> None:
