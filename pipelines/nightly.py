@@ -97,6 +97,7 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
         RecsysError: from the stage that could not do its work; the ones before stay done.
     """
     night.report.say(f"Run {night.run.run_id}")
+    night.run.begin()
     at = "mlflow"
     seconds: dict[str, float] = {}
     mlflow_run = None

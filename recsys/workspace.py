@@ -73,7 +73,7 @@ class Run:
 
     @classmethod
     def begun(cls, config: Config) -> list[Run]:
-        """The runs of a config and of this code, whatever data they were of; the last begun first."""
+        """The nights of a config and of this code, whatever data they were of; the last begun first."""
         marks = sorted((config.workspace / "runs").glob(f"*/{SNAPSHOT}"), key=lambda mark: mark.stat().st_mtime_ns)
         found = ((mark.parent, cls._on(mark.read_text(encoding="utf-8"), config)) for mark in reversed(marks))
         return [run for folder, run in found if run.folder == folder]
@@ -98,9 +98,12 @@ class Run:
                 f"run {self.run_id} must be worked on by one process at a time. Received: another one is at it."
             ) from None
         with held:
-            if not (self.folder / SNAPSHOT).exists():
-                (self.folder / SNAPSHOT).write_text(self.data_snapshot, encoding="utf-8")
             yield
+
+    def begin(self) -> None:
+        """Leave word that a night was begun, and of what data, for `begun`."""
+        if not (self.folder / SNAPSHOT).exists():
+            (self.folder / SNAPSHOT).write_text(self.data_snapshot, encoding="utf-8")
 
     def done(self, stage: str) -> bool:
         """Whether a stage is finished."""

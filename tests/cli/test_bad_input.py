@@ -45,9 +45,9 @@ def log(**columns: Any) -> pl.DataFrame:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What a stage or a release left in the workspace; a run's lock, and what data it was of, are none of it."""
+    """What a stage or a release left in the workspace; a run's lock is none of it."""
     found = [*folder.glob("**/runs/*/*"), *folder.glob("**/releases/*")]
-    return sorted(path.name for path in found if path.name not in {".lock", ".data_snapshot"})
+    return sorted(path.name for path in found if path.name != ".lock")
 
 
 def assert_refused(outcome: Any, exit_code: int, folder: Path, *told: object) -> None:
