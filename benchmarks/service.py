@@ -31,6 +31,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import polars as pl
 import psutil
+import uvloop
 from fastapi import FastAPI
 
 from benchmarks import command
@@ -252,7 +253,7 @@ def load(folder: Path, seconds: float) -> Load:
             rounds = [[_throughput(*each, seconds) for each in asked] for _ in range(ROUNDS)]
         ours, other, plain = (statistics.median(side) for side in zip(*rounds, strict=True))
         latencies = [
-            asyncio.run(_paced(service.url, paths, rate / 2, seconds)) for paths, rate in ((again, ours), (new, other))
+            uvloop.run(_paced(service.url, paths, rate / 2, seconds)) for paths, rate in ((again, ours), (new, other))
         ]
     finally:
         service.close()
@@ -290,7 +291,7 @@ def soak(folder: Path, seconds: float) -> Soak:
     seen: list[tuple[int, int]] = []
     try:
         until(lambda: service.get(_path(item_ids[0])).is_success)
-        latencies = asyncio.run(_paced(service.url, paths, SOAK_S, seconds, lambda: seen.append(_use(service))))
+        latencies = uvloop.run(_paced(service.url, paths, SOAK_S, seconds, lambda: seen.append(_use(service))))
     finally:
         service.close()
     memory, files = (list(side) for side in zip(*seen, strict=True))
@@ -330,7 +331,7 @@ def _throughput(url: str, paths: list[str], seconds: float) -> float:
     """Answers a second, as many as can be."""
     wrk = shutil.which("wrk")
     if wrk is None:
-        return len(asyncio.run(_paced(url, paths, None, seconds))) / seconds
+        return len(uvloop.run(_paced(url, paths, None, seconds))) / seconds
     with tempfile.TemporaryDirectory() as folder:
         listed, script = Path(folder) / "paths.txt", Path(folder) / "paths.lua"
         listed.write_text("\n".join(paths))
