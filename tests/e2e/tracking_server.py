@@ -19,13 +19,15 @@ import pytest
 def started(*arguments: str, **environment: str) -> Iterator[str]:
     """URL of what `mlflow ARGUMENTS…` serves, as soon as it answers; ended with all that it started."""
     command = [sys.executable, "-m", "mlflow", *arguments, "--host", "127.0.0.1", "--port", "0", "--workers", "1"]
+    # MLflow looks for uvicorn on the PATH, where an environment that is not activated has no say.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # so that its workers end with it
-        env={**os.environ, **environment},
+        env={**os.environ, "PATH": path, **environment},
     ) as process:
         try:
             assert process.stdout is not None
