@@ -31,7 +31,7 @@ class Address:
         return f"{self.scheme}://{f'{HIDDEN}@' if at else ''}{place.partition('?')[0]}"
 
     def without_secret(self, text: str) -> str:
-        """A text of a library, in which neither password nor query is to be read."""
+        """A text of a library in one line, in which neither password nor query is to be read."""
         user = self._rest.rpartition("@")[0]
         password = user.partition(":")[2]
         query = self._rest.partition("?")[2]
@@ -39,7 +39,7 @@ class Address:
         secrets = {self.url, user, query, *(form for each in (password, *values) for form in (each, unquote(each)))}
         for secret in sorted(secrets - {""}, key=len, reverse=True):
             text = text.replace(secret, self.shown if secret == self.url else HIDDEN)
-        return text
+        return " ".join(text.split())
 
     @property
     def _rest(self) -> str:

@@ -212,7 +212,7 @@ class RemotePlace:
         except RecsysError:
             raise
         except Exception as error:  # noqa: BLE001 - each library has its own, and not all are OSErrors
-            text = " ".join(self._address.without_secret(str(error)).split()).rstrip(".") or type(error).__name__
+            text = self._address.without_secret(str(error)).rstrip(".") or type(error).__name__
             raise InputError(
                 f"{self.shown} must be there, and be ours to use. Received: {text}. "
                 "Check its name and the credentials in the environment."

@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from recsys.address import Address
 from recsys.config import Config
 from recsys.errors import RecsysError, ReleaseError, TrackingError
 from recsys.history import Event
@@ -98,7 +99,7 @@ class Tracker:
     @property
     def shown_uri(self) -> str:
         """The tracking URI, its password left out."""
-        return self._without_secret(self.uri)
+        return Address(self.uri).shown
 
     def start(self, run_id: str, snapshot: str, kind: str = "night") -> str:
         """The MLflow run of one of our runs, begun anew or gone on with; its MLflow id."""
@@ -373,14 +374,9 @@ class Tracker:
             raise
         except Exception as error:  # noqa: BLE001 - databases and stores of artefacts raise what they like
             raise TrackingError(
-                f"MLflow at {self.shown_uri} must answer. Received: {self._without_secret(str(error))}. "
+                f"MLflow at {self.shown_uri} must answer. Received: {Address(self.uri).without_secret(str(error))}. "
                 "Check tracking.uri, or start the server."
             ) from None  # its own text may hold the password
-
-    def _without_secret(self, text: str) -> str:
-        """A text in which `user:password` of the tracking URI is not to be read."""
-        user, at, _ = self.uri.partition("://")[2].rpartition("@")
-        return text.replace(f"{user}@", "…@") if at else text
 
 
 def _create(database: Path) -> None:

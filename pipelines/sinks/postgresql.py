@@ -94,7 +94,7 @@ class Postgresql:
         try:
             yield
         except psycopg.Error as error:
-            text = " ".join(self.address.without_secret(str(error)).split())
+            text = self.address.without_secret(str(error))
             raise StageError(
                 f"PostgreSQL at {self.address.shown} must take the neighbours. Received: {text}. "
                 "Check neighbours.to, or start the server."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -99,17 +100,24 @@ def test_no_champion_before_the_first_promotion(tracker: Tracker) -> None:
     assert tracker.champion() == version
 
 
-def test_a_closed_port_is_told_in_seconds_and_without_the_password(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://someone:sesame@127.0.0.1:{}", "http://…@127.0.0.1:{}"),
+        ("http://127.0.0.1:{}/?token=sesame", "http://127.0.0.1:{}/"),
+    ],
+)
+def test_a_closed_port_is_told_in_seconds_and_without_the_password(tmp_path: Path, uri: str, shown: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     settings = config.parse(
         {
             "data": {"interactions": "log.csv", "workspace": str(tmp_path)},
-            "tracking": {"uri": f"http://someone:sesame@127.0.0.1:{port}"},
+            "tracking": {"uri": uri.format(port)},
         }
     )
-    with pytest.raises(TrackingError, match=rf"MLflow at http://…@127\.0\.0\.1:{port} must answer") as caught:
+    with pytest.raises(TrackingError, match=rf"MLflow at {re.escape(shown.format(port))} must answer") as caught:
         Tracker(settings).champion()
     assert "sesame" not in str(caught.value)
 
@@ -118,5 +126,6 @@ def test_what_is_no_database_is_told_in_one_line(settings: config.Config) -> Non
     """SQLAlchemy's errors reach us as they are, through all of MLflow."""
     settings.workspace.mkdir()
     (settings.workspace / "mlflow.db").write_text("no database at all" * 1_000)
-    with pytest.raises(TrackingError, match=r"MLflow at sqlite:///.*mlflow\.db must answer.*not a database"):
+    with pytest.raises(TrackingError, match=r"MLflow at sqlite:///.*mlflow\.db must answer.*not a database") as caught:
         Tracker(settings).start("abc", "snapshot")
+    assert "\n" not in str(caught.value)
