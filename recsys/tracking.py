@@ -192,7 +192,13 @@ class Tracker:
     def holds(self, mlflow_run: str, path: str) -> bool:
         """Whether a file is kept with a run."""
         with self._translated():
-            return self._holds(mlflow_run, path)
+            try:
+                kept = self.client.list_artifacts(mlflow_run, path.rpartition("/")[0])
+            except MlflowException as error:
+                if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                    return False
+                raise
+            return path in {artifact.path for artifact in kept}
 
     def register(self, mlflow_run: str, release: Release) -> Version:
         """Keep a release as a version of the model; the version it has already, if it has one."""
@@ -303,9 +309,9 @@ class Tracker:
 
     def read_artifact(self, mlflow_run: str, path: str) -> str | None:
         """The text of a file that is kept with a run, None where there is none."""
+        if not self.holds(mlflow_run, path):
+            return None
         with self._translated(), tempfile.TemporaryDirectory() as folder:
-            if not self._holds(mlflow_run, path):
-                return None
             return Path(self.client.download_artifacts(mlflow_run, path, folder)).read_text(encoding="utf-8")
 
     def fetch(self, version: Version, releases: Path) -> Path:
@@ -336,15 +342,6 @@ class Tracker:
             return publish(Path(downloaded), final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-    def _holds(self, mlflow_run: str, path: str) -> bool:
-        try:
-            kept = self.client.list_artifacts(mlflow_run, path.rpartition("/")[0])
-        except MlflowException as error:
-            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                return False
-            raise
-        return path in {artifact.path for artifact in kept}
 
     def _by_alias(self, alias: str) -> Version | None:
         with self._translated():
