@@ -24,6 +24,7 @@ from recsys.evaluation import CUTS, STRATA, TARGET_METRIC, intervals, metrics, r
 from recsys.queries import Queries
 from recsys.release import CATALOGUE, Release
 from recsys.splitting import Holdout
+from recsys.storage import whole
 
 REPORT, PAGE = "night.json", "night.html"
 FORMAT = 1
@@ -71,8 +72,10 @@ def write(night: Night, end: End) -> Path:
     if earlier and not redone and {key: earlier[key] for key in told} == told and (folder / PAGE).exists():
         return folder / PAGE
     report = {**_known(night, end), **told, "seconds": seconds}
-    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / PAGE).write_text(render(report), encoding="utf-8")
+    with whole(folder / PAGE) as draft:
+        draft.write_text(render(report), encoding="utf-8")
+    with whole(folder / REPORT) as draft:  # after the page: what it tells is on it
+        draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder / PAGE
 
 

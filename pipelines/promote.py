@@ -27,6 +27,7 @@ from recsys.errors import RefusedError, ReleaseError
 from recsys.evaluation import TARGET_METRIC, strata
 from recsys.features import Features
 from recsys.release import CATALOGUE, FEATURES, TOWER, Release
+from recsys.storage import whole
 from recsys.tracking import VERDICT_TAG, Version
 
 STAGE = "promote"
@@ -90,7 +91,8 @@ def _decision(night: Night, release: Release, version: Version, champion: Versio
     decision = {**asked, "passed": passed, "checks": [check.as_data() for check in checks]}
     night.log_metrics({f"gate_{check.name}": check.value for check in checks if check.value is not None})
     report = night.run.folder / REPORT
-    report.write_text(json.dumps(decision, indent=2) + "\n", encoding="utf-8")
+    with whole(report) as draft:
+        draft.write_text(json.dumps(decision, indent=2) + "\n", encoding="utf-8")
     night.tracker.log_artifact(night.mlflow_run, report, "gate")
     night.tracker.tag_version(version, {VERDICT_TAG: json.dumps(decision)})
     return decision

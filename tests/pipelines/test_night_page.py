@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import polars as pl
@@ -281,6 +282,16 @@ def test_a_night_without_any_stage_is_told_too(tmp_path: Path) -> None:
     assert "column 'release_id' must be there" in told_of.page.seen
     assert told_of.summary["stage"] == "prepare"
     assert "ended in prepare" in told_of.page.seen
+
+
+def test_a_report_never_stands_beside_the_page_of_another(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is killed while it writes them."""
+    folder = nights.second.night.run.folder
+    before = {path.name: path.read_bytes() for path in folder.glob("night.*")}
+    monkeypatch.setattr(night_page, "render", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        night_page.write(nights.second.night, night_page.End("failed", "stopped", "promote"))
+    assert {path.name: path.read_bytes() for path in folder.glob("night.*")} == before
 
 
 def test_a_night_that_is_over_keeps_its_report(nights: Nights) -> None:
