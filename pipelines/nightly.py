@@ -228,8 +228,8 @@ def _end(night: Night, end: End, summary: Summary, mlflow_run: str | None) -> No
         night.tracker.finish(mlflow_run, "FINISHED" if end.error is None else "FAILED")
         if "report" in summary:
             _keep(night, mlflow_run, page)
-    except TrackingError as error:
-        night.report.say(f"  MLflow was not told of all of the night's end: {error}")
+    except Exception as error:  # noqa: BLE001 - here too, and drawings may fail as the page may
+        night.report.say(f"  MLflow was not told of all of the night's end: {type(error).__name__}: {error}")
 
 
 def _keep(night: Night, mlflow_run: str, page: Path) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import polars as pl
 import pytest
 
-from pipelines import night_page
+from pipelines import night_page, plots
 from pipelines.backfill import backfill, before
 from pipelines.budget import Budget
 from pipelines.night import Night
@@ -348,6 +349,15 @@ def test_mlflow_tells_of_the_data_and_of_each_stage(tmp_path: Path) -> None:
     tonight(config, QUIET, promotes=False)  # nothing is done again but registering
     again = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert len(again) == len(below)
+
+
+def test_what_goes_wrong_with_drawings_costs_no_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "draw", Mock(side_effect=ZeroDivisionError("no width")))
+    report = Reporter(quiet=True)
+    said: list[str] = []
+    monkeypatch.setattr(report, "say", said.append)
+    assert tonight(quick(tmp_path), report, promotes=False)["outcome"] == "published"
+    assert "  MLflow was not told of all of the night's end: ZeroDivisionError: no width" in said
 
 
 def test_mlflow_measures_the_machine_where_its_own_variable_says_so(
