@@ -50,7 +50,7 @@ def write(night: Night, folder: Path, manifest: Mapping[str, Any], sequences: st
         "previous": None,
         "unreadable": [],
     }
-    for earlier in _finished(night.config.workspace):
+    for earlier in finished(night.config.workspace):
         try:
             if json.loads((earlier / REPORT).read_text(encoding="utf-8"))["data_snapshot"] == night.run.data_snapshot:
                 continue  # the same data with other settings
@@ -72,7 +72,7 @@ def render(report: Mapping[str, Any]) -> str:
     return page.render("data_page.html", report=report, days=days, days_a_bar=width)
 
 
-def _finished(workspace: Path) -> list[Path]:
+def finished(workspace: Path) -> list[Path]:
     """Folders of finished stages that left a report, the newest first."""
     reports = [path for path in (workspace / "runs").glob(f"*/*/{REPORT}") if not path.parent.name.startswith(".")]
     newest_first = sorted(reports, key=lambda path: (path.stat().st_mtime_ns, path), reverse=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines import night_page, plots
+from pipelines import data_page, night_page, plots
 from pipelines import prepare as preparing
 from pipelines import promote as promoting
 from pipelines.budget import Budget
@@ -97,7 +97,6 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
         RecsysError: from the stage that could not do its work; the ones before stay done.
     """
     night.report.say(f"Run {night.run.run_id}")
-    night.run.begin()
     at = "mlflow"
     seconds: dict[str, float] = {}
     mlflow_run = None
@@ -135,7 +134,7 @@ def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = 
 def _unfinished(config: Config, _: Inputs) -> Run:
     """The last night that read its data to the end and came to no end itself, if no later one did."""
     read = ("prepare",) if config.data.warm_start is None else ("prepare", "train")
-    for run in Run.begun(config):
+    for run in _begun(config):
         known = night_page.read(run.folder)
         if known is not None and known["outcome"] != "failed":
             break
@@ -145,6 +144,15 @@ def _unfinished(config: Config, _: Inputs) -> Run:
         f"--resume must find a night of these settings and this code that finished {' and '.join(read)} and did not "
         f"come to its end, nor did a later one. Received: none in {config.workspace}. Run it without --resume."
     )
+
+
+def _begun(config: Config) -> Iterator[Run]:
+    """The runs of a config and of this code, whatever data they are of; the one that read its data last first."""
+    for folder in data_page.finished(config.workspace):
+        with suppress(OSError, ValueError, KeyError):  # what another version left
+            run = Run.on(json.loads((folder / data_page.REPORT).read_text(encoding="utf-8"))["data_snapshot"], config)
+            if run.folder == folder.parent:
+                yield run
 
 
 def plan(config: Config) -> dict[str, Any]:

@@ -29,8 +29,6 @@ from recsys.storage import sha256
 
 MANIFEST = "_MANIFEST.json"
 LOCK = ".lock"
-SNAPSHOT = ".data_snapshot"
-"""File of a run's folder: what it was begun on, by whoever locked it first."""
 PACKAGES = ("recsys", "pipelines")
 """Whose source shapes a release."""
 LIBRARIES = ("annoy", "keras", "numpy", "polars", "scipy", "tensorflow", "tensorflow-cpu")
@@ -69,17 +67,11 @@ class Run:
     @classmethod
     def planned(cls, config: Config, inputs: Inputs) -> Run:
         """The same, nothing written."""
-        return cls._on(data_snapshot(inputs), config)
+        return cls.on(data_snapshot(inputs), config)
 
     @classmethod
-    def begun(cls, config: Config) -> list[Run]:
-        """The nights of a config and of this code, whatever data they were of; the last begun first."""
-        marks = sorted((config.workspace / "runs").glob(f"*/{SNAPSHOT}"), key=lambda mark: mark.stat().st_mtime_ns)
-        found = ((mark.parent, cls._on(mark.read_text(encoding="utf-8"), config)) for mark in reversed(marks))
-        return [run for folder, run in found if run.folder == folder]
-
-    @classmethod
-    def _on(cls, snapshot: str, config: Config) -> Run:
+    def on(cls, snapshot: str, config: Config) -> Run:
+        """The run of a data snapshot by this config and this code, nothing written."""
         code = code_version()
         run_id = hashlib.sha256(f"{snapshot} {config.fingerprint()} {code}".encode()).hexdigest()[:12]
         return cls(run_id, config.workspace / "runs" / run_id, snapshot, code)
@@ -99,11 +91,6 @@ class Run:
             ) from None
         with held:
             yield
-
-    def begin(self) -> None:
-        """Leave word that a night was begun, and of what data, for `begun`."""
-        if not (self.folder / SNAPSHOT).exists():
-            (self.folder / SNAPSHOT).write_text(self.data_snapshot, encoding="utf-8")
 
     def done(self, stage: str) -> bool:
         """Whether a stage is finished."""
