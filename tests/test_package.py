@@ -20,6 +20,7 @@ from recsys import config
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "v1"
+TEMPLATES = {".html", ".svg"}
 
 
 def test_a_wheel_installs_and_serves_without_training_parts(tmp_path: Path) -> None:
@@ -29,8 +30,8 @@ def test_a_wheel_installs_and_serves_without_training_parts(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     wheel = next(tmp_path.glob("*.whl"))
     with zipfile.ZipFile(wheel) as content:
-        pages = {"data_page", "figures", "night_page", "page"}
-        assert {f"pipelines/{page}.html" for page in pages} <= set(content.namelist())
+        templates = {f"pipelines/{path.name}" for path in (ROOT / "pipelines").iterdir() if path.suffix in TEMPLATES}
+        assert {"pipelines/night_page.html", "pipelines/plot.svg"} <= templates <= set(content.namelist())
     venv.create(tmp_path / "clean", with_pip=True)
     python = tmp_path / "clean" / "bin" / "python"
     install = [
