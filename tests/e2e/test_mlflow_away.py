@@ -28,7 +28,6 @@ from recsys.tracking import Tracker
 from tests.e2e import program, tracking_server, world
 from tests.e2e.line import Line, line_to
 
-QUICK = ["train.passes=1", "train.history_passes=0", "index.n_trees=5", "tower.dimension=8", "index.recall_floor=0.1"]
 LENIENT = ["promote.tolerance=1", "promote.stratum_tolerance=1", "promote.overlap_floor=0", "promote.quality_floor=0"]
 """After one pass it is chance which release is the better one."""
 
@@ -58,7 +57,7 @@ class Place:
         """The next night is another run."""
         path = world.write(self.folder, seed=self.nights)
         path.write_text(f'{path.read_text()}\n[tracking]\nuri = "{self.uri}"\n')
-        self.config = configuration.load(path, [*QUICK, *LENIENT])
+        self.config = configuration.load(path, [*world.QUICK, *LENIENT])
         self.nights += 1
 
     def tonight(self, report: Reporter, tell: Callable[[Summary], object] = lambda _: None) -> Summary:

@@ -33,6 +33,9 @@ batch_size = 4
 """
 """Small batches: the first pass over so few items is often the best, and must be steps enough to tell blocks apart."""
 
+QUICK = ["train.passes=1", "train.history_passes=0", "index.n_trees=5", "tower.dimension=8", "index.recall_floor=0.1"]
+"""Settings of a night that is over soon, and whose release is of little use."""
+
 
 def item_ids(block: int) -> list[str]:
     """The touched items of a block."""

@@ -32,13 +32,12 @@ from tests.e2e import program as programs
 from tests.e2e import world
 
 QUIET = Reporter(quiet=True)
-QUICK = ["train.passes=1", "train.history_passes=0", "index.n_trees=5", "tower.dimension=8", "index.recall_floor=0.1"]
 DAY = 86_400
 
 
 def quick(folder: Path, *overrides: str) -> Config:
     """A night that is over soon."""
-    return configuration.load(world.write(folder), [*QUICK, *overrides])
+    return configuration.load(world.write(folder), [*world.QUICK, *overrides])
 
 
 def of_days(folder: Path, days: int, *overrides: str) -> Config:
@@ -47,7 +46,7 @@ def of_days(folder: Path, days: int, *overrides: str) -> Config:
     log = pl.read_parquet(folder / "interactions.parquet")
     shifted = log.with_columns(timestamp=pl.col("timestamp") + pl.int_range(pl.len()) % days * DAY)
     shifted.write_parquet(folder / "interactions.parquet")
-    return configuration.load(path, [*QUICK, *overrides])
+    return configuration.load(path, [*world.QUICK, *overrides])
 
 
 def everything_below(folder: Path) -> dict[str, int]:
@@ -211,7 +210,7 @@ def test_a_night_whose_input_is_missing_is_told_of(tmp_path: Path, program: Any)
 def test_the_last_unfinished_night_is_gone_on_with_on_the_data_that_it_read(tmp_path: Path, program: Any) -> None:
     """The same command would begin another run, since the data are others by now."""
     command = ["nightly", "--config", tmp_path / "recsys.toml", "--json", "--resume"]
-    command += [part for override in QUICK for part in ("--set", override)]
+    command += [part for override in world.QUICK for part in ("--set", override)]
     config = quick(tmp_path)
     nothing = program(*command)
     assert nothing.exit_code == 2
@@ -391,7 +390,7 @@ def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tm
     Tracker(config)
     size = (tmp_path / "workspace" / "mlflow.db").stat().st_size
     command = [programs.RECSYS, "nightly", "--config", tmp_path / "recsys.toml", "--json"]
-    command += [part for override in QUICK for part in ("--set", override)]
+    command += [part for override in world.QUICK for part in ("--set", override)]
 
     def full() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -432,7 +431,7 @@ def test_past_nights_are_run_oldest_first_and_once(tmp_path: Path, program: Any)
     assert all(tracker.version_of(run.run_id) for run in runs)
 
     flags = ("--from", "2020-09-14", "--to", "2020-09-16", "--json")
-    settings = [part for override in QUICK for part in ("--set", override)]
+    settings = [part for override in world.QUICK for part in ("--set", override)]
     again = program("backfill", *flags, "--config", tmp_path / "recsys.toml", *settings)
     assert again.exit_code == 0
     assert json.loads(again.out) == [
