@@ -32,7 +32,7 @@ FORMAT = 1
 Outcome = Literal["promoted", "passed", "published", "refused", "failed"]
 """`passed`: the gate let it through, but another one was chosen since. `published`: the gate was not to be asked."""
 
-NEAREST = 10
+NEAREST = gate.OVERLAP_K
 """Neighbours that two releases are compared by."""
 SHOWN = 6
 """Neighbours that the page names."""
