@@ -17,13 +17,13 @@ class Line:
         there = urlsplit(server)
         self._server = (there.hostname, there.port)
         self._ends: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self._listener = self._listen(0)
-        self.port: int = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self._handing: list[threading.Thread] = []
         self._silent = False
         self.tried = 0
         """Connections that were taken in silence."""
+        self._listen(0)
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def cut(self, how: Literal["closed", "hanging"]) -> None:
         """Refuse connections and drop those that there are, or take them and hand nothing on."""
@@ -36,38 +36,35 @@ class Line:
         """Hand on again, at the same port."""
         self.close()
         self._silent = False
-        self._listener = self._listen(self.port)
+        self._listen(self.port)
 
     def close(self) -> None:
         """End everything that goes on."""
-        for end in (self._listener, *self._ends):
-            with suppress(OSError):  # closed by the other side
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
+        _shut(self._listener)
+        self._accepting.join()  # before the connections, so that none is added to them
+        for end in self._ends:
+            _shut(end)
+        for thread in self._handing:
             thread.join()
         for end in (self._listener, *self._ends):
             end.close()
-        self._ends, self._threads = [], []
+        self._ends, self._handing = [], []
 
-    def _listen(self, port: int) -> socket.socket:
-        listener = socket.create_server(("127.0.0.1", port), backlog=100)
-        self._begin(self._accept, listener)
-        return listener
+    def _listen(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=100)
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
 
-    def _begin(self, work: object, *given: socket.socket) -> None:
-        thread = threading.Thread(target=work, args=given)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self) -> None:
         with suppress(OSError):  # it was closed
             while True:
-                client, _ = listener.accept()
+                client, _ = self._listener.accept()
                 server = socket.create_connection(self._server)
                 self._ends += [client, server]
                 self.tried += self._silent
-                self._begin(self._hand_on, client, server)
-                self._begin(self._hand_on, server, client)
+                for ends in ((client, server), (server, client)):
+                    self._handing.append(threading.Thread(target=self._hand_on, args=ends))
+                    self._handing[-1].start()
 
     def _hand_on(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):
@@ -76,6 +73,11 @@ class Line:
                     other.sendall(piece)
         with suppress(OSError):
             other.shutdown(socket.SHUT_WR)
+
+
+def _shut(end: socket.socket) -> None:
+    with suppress(OSError):  # closed by the other side
+        end.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
