@@ -155,13 +155,12 @@ def ask_unit(job: Job, unit: int) -> None:
     numbers = range(start, min(start + job.items_per_unit, len(release.catalogue)))
     rows = nearest(
         release.catalogue,
-        release.index,
+        release.engine.space,
         numbers,
         job.k,
         calibration=release.calibration,
         wanted=job.wanted,
         allowed=allowed,
-        space=release.engine.space,
     )
     _write_part(rows, job.part(unit))
     with whole(job.entry(unit)) as draft:

@@ -59,14 +59,13 @@ class Filter:
 
 def nearest(
     catalogue: Catalogue,
-    index: Index,
+    space: Space,
     numbers: Sequence[int],
     k: int,
     *,
     calibration: Calibration | None = None,
     wanted: Filter | None = None,
     allowed: NDArray[np.bool_] | None = None,
-    space: Space | None = None,
 ) -> pl.DataFrame:
     """The `k` nearest items of each item of `numbers` that may be its neighbours.
 
@@ -74,14 +73,12 @@ def nearest(
 
     Args:
         catalogue: of the release.
-        index: of the release, with its `search_k`.
+        space: where the release's engine looks.
         numbers: items to ask about.
         k: neighbours of each; fewer where no more are found.
         calibration: of the release.
         wanted: its smallest similarity and its reach; without it, all are let through.
         allowed: `wanted.allowed(catalogue)`, which is the same for all items.
-        space: where the release's engine looks; it compares few items one by one, and so it is done here then.
-            Without it the index is asked.
 
     Returns:
         Of `SCHEMA`, by item in the order of `numbers`, nearest first.
@@ -92,14 +89,16 @@ def nearest(
     similar: list[float] = []
     counts = []
     count = len(catalogue) if allowed is None else int(np.count_nonzero(allowed))
-    few = space is not None and space.compares_each(count)
+    few = space.compares_each(count)
     for number in numbers:
-        if space is not None and few:
+        if few:
             others, similarities = _nearest_of_few(space, number, k, allowed)
         elif allowed is None:
-            others, similarities = index.nearest(number, k)
+            others, similarities = space.index.nearest(number, k)
         else:
-            others, similarities = _nearest_allowed(index, number, k, allowed=allowed, least=least, reach=wanted.reach)
+            others, similarities = _nearest_allowed(
+                space.index, number, k, allowed=allowed, least=least, reach=wanted.reach
+            )
         found += others
         similar += similarities
         counts.append(len(others))

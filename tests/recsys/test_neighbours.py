@@ -8,12 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys import Release
+from recsys import Release, ranking
 from recsys.catalogue import Catalogue
 from recsys.config import IndexConfig
 from recsys.errors import InputError
 from recsys.index import build
 from recsys.neighbours import SCHEMA, Filter, nearest
+from recsys.ranking import Space
 from recsys.similarity import DISTANCES
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -39,14 +40,17 @@ def catalogue() -> Catalogue:
 
 
 @pytest.fixture(params=sorted(DISTANCES))
-def index(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+def space(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Space:
+    """As if the catalogue were a large one, where the index is asked."""
+    monkeypatch.setattr(ranking, "FEW", 0)
+    monkeypatch.setattr(ranking, "SELECTIVE", 2 * NUM_ITEMS)
     vectors = np.random.default_rng(5).normal(size=(NUM_ITEMS, DIMENSION)).astype(np.float32)
     distance = DISTANCES[request.param]
     if distance.unit:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     built = build(vectors, IndexConfig(n_trees=8), tmp_path / "index.ann", distance=distance)
     built.search_k = 100 * NUM_ITEMS  # finds all, so that a longer answer begins with the shorter one
-    return built
+    return Space(vectors, built, distance)
 
 
 def by_item(rows: pl.DataFrame) -> dict[str, list[tuple[Any, ...]]]:
@@ -60,27 +64,26 @@ def test_every_item_has_the_answer_of_the_release(version: str, k: int) -> None:
     """To the last digit. Format 1 has no calibration."""
     release = Release.load(GOLDEN / version)
     numbers, space = range(len(release.catalogue)), release.engine.space
-    known = release.calibration
-    rows = by_item(nearest(release.catalogue, release.index, numbers, k, calibration=known, space=space))
+    rows = by_item(nearest(release.catalogue, space, numbers, k, calibration=release.calibration))
     assert list(rows) == release.catalogue.item_ids
     for item_id, found in rows.items():
         answer = release.similar(item_id, k).neighbours
         assert found == [(n.rank, n.item_id, n.similarity, n.probability) for n in answer]
 
 
-def test_items_are_answered_in_the_order_of_the_question(catalogue: Catalogue, index: Any) -> None:
-    rows = by_item(nearest(catalogue, index, [40, 3, 17], 2))
+def test_items_are_answered_in_the_order_of_the_question(catalogue: Catalogue, space: Space) -> None:
+    rows = by_item(nearest(catalogue, space, [40, 3, 17], 2))
     assert list(rows) == ["item 40", "item 03", "item 17"]
     assert {len(found) for found in rows.values()} == {2}
 
 
-def test_no_item_is_a_table_without_rows(catalogue: Catalogue, index: Any) -> None:
-    assert by_item(nearest(catalogue, index, [], 3)) == {}
+def test_no_item_is_a_table_without_rows(catalogue: Catalogue, space: Space) -> None:
+    assert by_item(nearest(catalogue, space, [], 3)) == {}
 
 
 def test_one_item_alone_has_no_neighbour(write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release(["only"]))
-    assert by_item(nearest(release.catalogue, release.index, range(1), 3, calibration=release.calibration)) == {}
+    assert by_item(nearest(release.catalogue, release.engine.space, range(1), 3, calibration=release.calibration)) == {}
 
 
 FILTERS: dict[str, tuple[Filter, Callable[[int], bool]]] = {
@@ -98,40 +101,40 @@ FILTERS: dict[str, tuple[Filter, Callable[[int], bool]]] = {
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("k", [3, 40])
 def test_a_filter_leaves_the_order_and_fills_up_from_behind(
-    catalogue: Catalogue, index: Any, name: str, k: int
+    catalogue: Catalogue, space: Space, name: str, k: int
 ) -> None:
     """Against the whole ranking, filtered here. Items that are no neighbours are asked about all the same."""
     wanted, passes = FILTERS[name]
     allowed = wanted.allowed(catalogue)
     assert allowed is not None
     assert [bool(each) for each in allowed] == [passes(number) for number in range(NUM_ITEMS)]
-    rows = by_item(nearest(catalogue, index, range(NUM_ITEMS), k, wanted=wanted, allowed=allowed))
+    rows = by_item(nearest(catalogue, space, range(NUM_ITEMS), k, wanted=wanted, allowed=allowed))
     for number in range(NUM_ITEMS):
-        everything, _ = index.nearest(number, NUM_ITEMS)
+        everything, _ = space.index.nearest(number, NUM_ITEMS)
         expected = [f"item {other:02d}" for other in everything if passes(other)][:k]
         found = rows.get(f"item {number:02d}", [])
         assert [row[1] for row in found] == expected
         assert [row[0] for row in found] == list(range(1, len(expected) + 1))
 
 
-def test_the_reach_bounds_how_far_a_filter_looks(catalogue: Catalogue, index: Any) -> None:
+def test_the_reach_bounds_how_far_a_filter_looks(catalogue: Catalogue, space: Space) -> None:
     wanted = Filter(min_interactions=6, reach=12)
     allowed = wanted.allowed(catalogue)
-    rows = by_item(nearest(catalogue, index, range(NUM_ITEMS), 4, wanted=wanted, allowed=allowed))
+    rows = by_item(nearest(catalogue, space, range(NUM_ITEMS), 4, wanted=wanted, allowed=allowed))
     for number in range(NUM_ITEMS):
-        near, _ = index.nearest(number, 12)
+        near, _ = space.index.nearest(number, 12)
         expected = [f"item {other:02d}" for other in near if other % 7 == 6][:4]
         assert [row[1] for row in rows.get(f"item {number:02d}", [])] == expected
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_the_smallest_similarity_cuts_the_end_off(catalogue: Catalogue, index: Any, filtered: bool) -> None:
-    whole = nearest(catalogue, index, range(NUM_ITEMS), NUM_ITEMS)
+def test_the_smallest_similarity_cuts_the_end_off(catalogue: Catalogue, space: Space, filtered: bool) -> None:
+    whole = nearest(catalogue, space, range(NUM_ITEMS), NUM_ITEMS)
     if filtered:
         whole = whole.filter(pl.col("neighbour_id").str.slice(5).cast(int) % 7 >= 3)
     least = float(whole["similarity"].quantile(0.6, "lower") or 0)
     wanted = Filter(min_similarity=least, min_interactions=3 if filtered else 0)
-    rows = nearest(catalogue, index, range(NUM_ITEMS), NUM_ITEMS, wanted=wanted, allowed=wanted.allowed(catalogue))
+    rows = nearest(catalogue, space, range(NUM_ITEMS), NUM_ITEMS, wanted=wanted, allowed=wanted.allowed(catalogue))
     expected = whole.filter(pl.col("similarity") >= least)
     assert 0 < rows.height < whole.height
     assert rows.drop("rank").rows() == expected.drop("rank").rows()
