@@ -6,7 +6,7 @@ Written however the night ended, from what its stages left behind: what was not 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import calibrate, data_page, embed, evaluate, feedback, index, page, prepare, train
+from pipelines import calibrate, data_page, embed, evaluate, feedback, index, page, plots, prepare, train
 from pipelines.night import Night
 from recsys import drift, gate
 from recsys.catalogue import Catalogue
@@ -104,7 +104,7 @@ def render(report: Mapping[str, Any]) -> str:
         report=report,
         checks=sorted(checks, key=lambda check: order.index(check["verdict"])),
         counts={verdict: sum(check["verdict"] == verdict for check in checks) for verdict in order},
-        plots=places(report),
+        plots=plots.places(report),
     )
 
 
@@ -372,56 +372,4 @@ def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[st
         {"name": name, "champion": flat[0].get(name), "tonight": flat[1].get(name)}
         for name in names
         if flat[0].get(name) != flat[1].get(name)
-    ]
-
-
-def places(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page draws: places in percent of a drawing."""
-    training, indexed, quality = report["training"], report["index"], report["quality"]
-    plots: dict[str, Any] = {}
-    for name in ("loss", f"validation_{TARGET_METRIC}"):
-        curve = enumerate(training["curve"] if training else [], 1)
-        plots[name] = _line([(number, figures[name]) for number, figures in curve if name in figures])
-    tried = indexed["curve"] if indexed else []
-    plots["recall"] = _line(
-        [(np.log2(search_k), recall) for search_k, recall in tried],
-        [f"search_k {search_k}: {recall:.4f}" for search_k, recall in tried],
-        indexed["target"] if indexed else None,
-    )
-    plots["quality"] = {look_up: _ranges(models) for look_up, models in quality.items()} if quality else {}
-    return plots
-
-
-def _line(points: Sequence[tuple[float, float]], shown: list[str] | None = None, guide: float | None = None) -> Any:
-    if len(points) < 2:  # noqa: PLR2004 - no line
-        return None
-    across, up = np.array(points, float).T
-    low, high = (float(bound) for bound in (min(up.min(), guide or np.inf), max(up.max(), guide or -np.inf)))
-    scale = (high - low) or 1.0
-
-    def height(value: Any) -> Any:
-        return np.round(4 + 92 * (value - low) / scale, 2)
-
-    places = np.stack([np.round(100 * (across - across[0]) / (across[-1] - across[0]), 2), height(up)], axis=1)
-    names = shown or [f"{x:g}: {y:.4f}" for x, y in points]
-    return {
-        "points": [(*place, name) for place, name in zip(places.tolist(), names, strict=True)],
-        "low": low,
-        "high": high,
-        "guide": None if guide is None else float(height(guide)),
-    }
-
-
-def _ranges(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """NDCG@20 of each model with its interval, as places on a common scale from 0."""
-    widest = max(figures["intervals"][TARGET_METRIC][1] for figures in models.values()) or 1.0
-    return [
-        {
-            "name": name,
-            "value": figures[TARGET_METRIC],
-            "low": figures["intervals"][TARGET_METRIC][0],
-            "high": figures["intervals"][TARGET_METRIC][1],
-            "scale": 100 / widest,
-        }
-        for name, figures in models.items()
     ]

@@ -1,4 +1,7 @@
-"""The drawings of a night, each as a picture of its own: MLflow shows them beside the figures of the run."""
+"""The drawings of a night: where everything stands on its page, and each as a picture of its own.
+
+MLflow shows the pictures beside the figures of the run.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,42 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pipelines import night_page, page
-from recsys.evaluation import STRATA
+import numpy as np
+
+from pipelines import page
+from recsys.evaluation import STRATA, TARGET_METRIC
 
 HEIGHT, SQUARE = 240, 640
 """Of a drawing and of the map, in units of which a drawing is 640 wide."""
+CURVES = {"loss": "Training loss", f"validation_{TARGET_METRIC}": "NDCG@20 on the validation target"}
+"""Figures of each pass that are drawn, and how they are called."""
+
+
+def places(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page draws: places in percent of a drawing."""
+    training, indexed, quality = report["training"], report["index"], report["quality"]
+    plots: dict[str, Any] = {}
+    for name in CURVES:
+        curve = enumerate(training["curve"] if training else [], 1)
+        plots[name] = _line([(number, figures[name]) for number, figures in curve if name in figures])
+    tried = indexed["curve"] if indexed else []
+    plots["recall"] = _line(
+        [(np.log2(search_k), recall) for search_k, recall in tried],
+        [f"search_k {search_k}: {recall:.4f}" for search_k, recall in tried],
+        indexed["target"] if indexed else None,
+    )
+    plots["quality"] = {look_up: _ranges(models) for look_up, models in quality.items()} if quality else {}
+    return plots
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:
     """SVG by name, of as much as the report of a night tells."""
-    places = night_page.places(report)
+    placed = places(report)
     drawn = {}
-    for name, title in (("loss", "Training loss"), ("validation_ndcg_at_20", "NDCG@20 on the validation target")):
-        if curve := places[name]:
+    for name, title in CURVES.items():
+        if curve := placed[name]:
             drawn[name] = _curve(title, curve, "pass 1", f"pass {len(curve['points'])}")
-    if curve := places["recall"]:
+    if curve := placed["recall"]:
         index = report["index"]
         title = f"Recall@{index['k']} by search_k, log scale; the dashed line is the target"
         drawn["recall"] = _curve(title, curve, f"search_k {index['curve'][0][0]}", str(index["curve"][-1][0]))
@@ -84,3 +108,38 @@ def _bars(
 def _svg(title: str, **given: Any) -> str:
     nothing: dict[str, Any] = {"line": (), "bars": (), "dots": (), "guide": None, "key": {}, "across": (), "up": ()}
     return page.render("plot.svg", **{**nothing, "height": HEIGHT, "title": title, **given})
+
+
+def _line(points: Sequence[tuple[float, float]], shown: list[str] | None = None, guide: float | None = None) -> Any:
+    if len(points) < 2:  # noqa: PLR2004 - no line
+        return None
+    across, up = np.array(points, float).T
+    low, high = (float(bound) for bound in (min(up.min(), guide or np.inf), max(up.max(), guide or -np.inf)))
+    scale = (high - low) or 1.0
+
+    def height(value: Any) -> Any:
+        return np.round(4 + 92 * (value - low) / scale, 2)
+
+    spots = np.stack([np.round(100 * (across - across[0]) / (across[-1] - across[0]), 2), height(up)], axis=1)
+    names = shown or [f"{x:g}: {y:.4f}" for x, y in points]
+    return {
+        "points": [(*place, name) for place, name in zip(spots.tolist(), names, strict=True)],
+        "low": low,
+        "high": high,
+        "guide": None if guide is None else float(height(guide)),
+    }
+
+
+def _ranges(models: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """NDCG@20 of each model with its interval, as places on a common scale from 0."""
+    widest = max(figures["intervals"][TARGET_METRIC][1] for figures in models.values()) or 1.0
+    return [
+        {
+            "name": name,
+            "value": figures[TARGET_METRIC],
+            "low": figures["intervals"][TARGET_METRIC][0],
+            "high": figures["intervals"][TARGET_METRIC][1],
+            "scale": 100 / widest,
+        }
+        for name, figures in models.items()
+    ]
