@@ -13,8 +13,8 @@ from serving.edition import Edition, Embed
 from serving.guard import Guard
 from serving.keys import Keys
 from serving.paths import EncodedPath
-from serving.problems import MEDIA_TYPE
 from serving.rates import Rates
+from serving.refusal import MEDIA_TYPE
 from serving.replay import Replay
 from serving.shelf import Shelf
 from serving.state import State

@@ -26,7 +26,7 @@ from serving.edition import Edition
 from serving.guard import RefusedRequest
 from serving.journal import Entry, Journal
 from serving.paths import ENCODED
-from serving.problems import MEDIA_TYPE
+from serving.refusal import MEDIA_TYPE
 from serving.schemas import ChangedBody, ProblemBody
 from serving.state import State
 

@@ -28,8 +28,9 @@ from serving.bodies import BodyRoute
 from serving.cursors import Cursor
 from serving.edition import Edition
 from serving.paths import ENCODED
-from serving.problems import MEDIA_TYPE, NotLoadedError
+from serving.problems import NotLoadedError
 from serving.questions import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
+from serving.refusal import MEDIA_TYPE
 from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
 from serving.state import State
 

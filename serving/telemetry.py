@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import headers, logs
 from serving.logs import REQUEST_ID
-from serving.refusal import refusal
+from serving.refusal import problem, response
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +161,9 @@ class Measured:
         except Exception:
             logger.exception("a request failed")
             if not begun:
-                problem = HTTPStatus.INTERNAL_SERVER_ERROR
-                await refusal(scope, problem, "internal-error", problem.description)(scope, receive, observed)
+                failed = HTTPStatus.INTERNAL_SERVER_ERROR
+                told = problem(scope, failed, "internal-error", failed.description)
+                await response(told)(scope, receive, observed)
         finally:
             took_s = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", UNMATCHED)
