@@ -26,7 +26,7 @@ from serving.edition import Edition
 from serving.guard import RefusedRequest
 from serving.journal import Entry, Journal
 from serving.paths import ENCODED
-from serving.refusal import MEDIA_TYPE
+from serving.refusal import CONTENT
 from serving.schemas import ChangedBody, ProblemBody
 from serving.state import State
 
@@ -43,7 +43,6 @@ async def _state(request: Request) -> State:
 
 Serving = Annotated[State, Depends(_state)]
 ItemId = Annotated[str, Path(description="Any item id, URL-encoded.")]
-PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
 
 
 class ItemChange(BaseModel):
@@ -64,7 +63,7 @@ class ItemChange(BaseModel):
 
 @router.put(
     f"/v1/items/{{item_id:{ENCODED}}}",
-    responses={422: {"description": "The change is not valid.", "model": ProblemBody, **PROBLEM}},
+    responses={422: {"description": "The change is not valid.", "model": ProblemBody, "content": CONTENT}},
 )
 async def put(serving: Serving, item_id: ItemId, change: ItemChange) -> ChangedBody:
     """Say what differs of an item until a release contains it. The next answer of every worker knows it."""

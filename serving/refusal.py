@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import Scope
@@ -11,6 +12,8 @@ from starlette.types import Scope
 from serving.schemas import ProblemBody
 
 MEDIA_TYPE = "application/problem+json"
+CONTENT: dict[str, Any] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
+"""For the OpenAPI; one route at least has to name the model, so that it is among the schemas."""
 
 
 def problem(scope: Scope, status: int, kind: str, detail: str) -> ProblemBody:

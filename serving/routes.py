@@ -30,7 +30,7 @@ from serving.edition import Edition
 from serving.paths import ENCODED
 from serving.problems import NotLoadedError
 from serving.questions import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
-from serving.refusal import MEDIA_TYPE
+from serving.refusal import CONTENT
 from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
 from serving.state import State
 
@@ -67,15 +67,16 @@ async def _wish(release: Pinned = None, pinned: PinnedByHeader = None, sticky: S
 Wished = Annotated[Wish, Depends(_wish)]
 Known = Annotated[str | None, Header(alias="If-None-Match", description="The ETag of an answer that is at hand.")]
 
-PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
 TAGGED = {
     "ETag": {"description": "Of release and question.", "schema": {"type": "string"}},
     headers.RELEASE: {"description": "The release that answered.", "schema": {"type": "string"}},
 }
 Responses = dict[int | str, dict[str, Any]]
-NOT_FOUND: Responses = {404: {"description": "The release does not hold the item, or is not loaded.", **PROBLEM}}
-INVALID: Responses = {422: {"description": "The question is not valid.", **PROBLEM}}
-GONE: Responses = {410: {"description": "The release of the cursor is not loaded any more.", **PROBLEM}}
+NOT_FOUND: Responses = {
+    404: {"description": "The release does not hold the item, or is not loaded.", "content": CONTENT}
+}
+INVALID: Responses = {422: {"description": "The question is not valid.", "content": CONTENT}}
+GONE: Responses = {410: {"description": "The release of the cursor is not loaded any more.", "content": CONTENT}}
 UNCHANGED: Responses = {304: {"description": "The answer at hand is still right.", "headers": TAGGED}}
 GOOD: Responses = {200: {"description": "The answer.", "headers": TAGGED}}
 
