@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +25,7 @@ from serving.bodies import BodyRoute
 from serving.edition import Edition
 from serving.guard import RefusedRequest
 from serving.journal import Entry, Journal
+from serving.parameters import ItemId, Serving
 from serving.paths import ENCODED
 from serving.refusal import CONTENT
 from serving.schemas import ChangedBody, ProblemBody
@@ -35,14 +36,6 @@ OWN = {"item_id", "title", "interactions", AVAILABLE}
 """Columns of the catalogue that are no features."""
 
 router = APIRouter(route_class=BodyRoute)
-
-
-async def _state(request: Request) -> State:
-    return cast("State", request.app.state.recsys)
-
-
-Serving = Annotated[State, Depends(_state)]
-ItemId = Annotated[str, Path(description="Any item id, URL-encoded.")]
 
 
 class ItemChange(BaseModel):

@@ -9,8 +9,7 @@ from serving import headers
 from serving.answers import Given, is_known
 from serving.state import State
 
-PINNED, STICKY, KNOWN = (name.lower().encode() for name in (headers.RELEASE, headers.STICKY, "If-None-Match"))
-"""The headers that an answer depends on."""
+PINNED, STICKY, KNOWN = map(headers.raw, (headers.RELEASE, headers.STICKY, headers.KNOWN))
 
 
 class Replay:

@@ -31,7 +31,7 @@ UNMATCHED = "unmatched"
 """Label of paths that are no route: a label a path would let strangers fill the memory."""
 NONE = "none"
 """Label of answers that no release had a part in."""
-RELEASE_HEADER = headers.RELEASE.lower().encode()
+RELEASE_HEADER = headers.raw(headers.RELEASE)
 REQUEST_ID_HEADER = b"x-request-id"
 REQUEST_ID_FORM = re.compile(rb"[\w.:-]{1,128}")
 """What we take over; anything else would let strangers write into our log."""
