@@ -166,7 +166,7 @@ class Measured:
                 await response(told)(scope, receive, observed)
         finally:
             took_s = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", UNMATCHED)
+            route = route_of(scope)
             self.telemetry.requested(route, status, release, took_s)
             logs.request(
                 method=scope["method"],
@@ -176,6 +176,11 @@ class Measured:
                 ms=round(1_000 * took_s, 3),
                 key=scope.get("recsys.key"),
             )
+
+
+def route_of(scope: Scope) -> str:
+    """The path of the route that took a request, with names for what varies."""
+    return getattr(scope.get("route"), "path", UNMATCHED)
 
 
 def _request_id(scope: Scope) -> bytes:
