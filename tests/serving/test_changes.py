@@ -18,6 +18,7 @@ from recsys import Release
 from serving import keys
 from serving.edition import Edition
 from serving.journal import NOWHERE, Entry, Journal
+from tests.serving.inside import inside
 from tests.serving.running import Service, until
 
 ITEMS = [f"item {number:02}" for number in range(40)]
@@ -150,8 +151,7 @@ def test_a_change_that_cannot_be_is_told(tmp_path: Path, write_release: WriteRel
     app = over(State(shelf, ServeConfig(), Telemetry(), journal), Keys(tmp_path / "keys.txt"))
 
     async def put() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with inside(app) as client:
             return await client.put("/v1/items/item%2003", json=change, headers={"Authorization": f"Bearer {secret}"})
 
     refused = asyncio.run(put())
