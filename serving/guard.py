@@ -18,6 +18,7 @@ from serving.refusal import problem, response
 from serving.telemetry import Telemetry
 
 GUARDED = "/v1/"
+"""What begins so asks or changes; all else tells of the service, and depends on no release and no journal."""
 WRITES = {"PUT", "DELETE", "PATCH"}
 BEARER = "bearer "
 BUSY_RETRY_S = 1
