@@ -52,28 +52,23 @@ def body(request: Request, error: errors.RecsysError | ValidationError | NotLoad
 
 
 def register(app: FastAPI) -> None:
-    """Answer every error of the application with a problem."""
+    """Answer every error that is foreseen with a problem; `serving.telemetry.Measured` answers the others."""
 
     @app.exception_handler(errors.RecsysError)
     @app.exception_handler(NotLoadedError)
-    def ours(request: Request, error: errors.RecsysError | NotLoadedError) -> JSONResponse:
+    async def ours(request: Request, error: errors.RecsysError | NotLoadedError) -> JSONResponse:
         return response(body(request, error))
 
     @app.exception_handler(RequestValidationError)
-    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # what comes first says only where it was: in the body, the query or the path
         rules = "; ".join(_explain(wrong, wrong["loc"][1:]) for wrong in error.errors())
         return response(problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question", rules))
 
     @app.exception_handler(HTTPException)
-    def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
         kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
         return response(problem(request.scope, error.status_code, kind, str(error.detail)), error.headers)
-
-    @app.exception_handler(Exception)
-    def unforeseen(request: Request, _: Exception) -> JSONResponse:
-        status = HTTPStatus.INTERNAL_SERVER_ERROR
-        return response(problem(request.scope, status, "internal-error", status.description))
 
 
 def _explain(wrong: dict[str, Any], place: tuple[int | str, ...]) -> str:
