@@ -9,6 +9,7 @@ GET  /v1/release                     the release in service
 
 import asyncio
 import hashlib
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -16,6 +17,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from pydantic_core import to_json
 
@@ -54,12 +56,6 @@ UNCHANGED: Responses = {304: {"description": "The answer at hand is still right.
 GOOD: Responses = {200: {"description": "The answer.", "headers": TAGGED}}
 
 
-@router.get(
-    f"/v1/items/{{item_id:{ENCODED}}}/similar",
-    response_model=AnswerBody,
-    responses={**GOOD, **UNCHANGED, **NOT_FOUND, **GONE, **INVALID},
-    openapi_extra={"parameters": parameters.OF_SIMILAR},
-)
 async def similar(request: Request) -> Response:
     """The items most like one item, nearest first; fewer than `k` only where there are no more."""
     serving, sent, query = await parameters.state(request), request.headers, _query(request)
@@ -75,6 +71,24 @@ async def similar(request: Request) -> Response:
         asked = request.scope["path"], request.scope["query_string"]
         release.answers.keep(asked, Given(request.scope["route"], tag, whole, unchanged))
     return whole
+
+
+class _Bare(APIRoute):
+    """A route that FastAPI describes, and has no other part in: it would look for what it could read all the same."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See FastAPI."""
+        return self.endpoint
+
+
+router.add_api_route(
+    f"/v1/items/{{item_id:{ENCODED}}}/similar",
+    similar,
+    response_model=AnswerBody,
+    responses={**GOOD, **UNCHANGED, **NOT_FOUND, **GONE, **INVALID},
+    openapi_extra={"parameters": parameters.OF_SIMILAR},
+    route_class_override=_Bare,
+)
 
 
 def _query(request: Request) -> SimilarQuery:
