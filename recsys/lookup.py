@@ -27,7 +27,6 @@ Reason = Literal["unknown_items", "min_similarity", "min_probability", "diversit
 are less similar, or less probable; the diversity leaves others out; no other items may be in the answer; the catalogue
 holds no others."""
 
-
 OWN = {"interactions", AVAILABLE}
 """Columns of the catalogue that are no features."""
 
@@ -282,7 +281,7 @@ class Engine:
         left_out = asked.excluded | stock.gone
         found = self.space.nearest(place, Allowed(of_catalogue, stock.size, left_out))
         if len(stock) > stock.size:
-            similarities = ranking.score(distance, place.vector, stock.added_vectors).tolist()
+            similarities = ranking.score(distance, self.space.vector(place), stock.added_vectors).tolist()
             added = map(Near, range(stock.size, len(stock)), similarities)
             may = Allowed(mask, len(stock), left_out)
             found = ranking.merged(found, sorted((n for n in added if n.number in may), key=ranking.order))
@@ -304,9 +303,8 @@ class Engine:
         Away by half as much: of two items, the one that is less like the negative ones can only gain by them.
         """
         if question.only_item is not None and asked.positives[0][0] < stock.size:
-            return self.space.at(asked.positives[0][0])
-        place = self._vector(question, asked, stock)
-        return Place(lambda: place)
+            return asked.positives[0][0]
+        return self._vector(question, asked, stock)
 
     def _vector(self, question: Question, asked: _Asked, stock: Stock) -> NDArray[np.float64]:
         """The vector of several items, [dimension], float64."""
