@@ -278,12 +278,11 @@ class Engine:
         place = self._place(question, asked, stock)
         distance = self.space.distance
         of_catalogue = None if mask is None else mask[: stock.size]
-        left_out = asked.excluded | stock.gone
-        found = self.space.nearest(place, Allowed(of_catalogue, stock.size, left_out))
+        found = self.space.nearest(place, Allowed(of_catalogue, stock.size, asked.excluded, stock.gone))
         if len(stock) > stock.size:
             similarities = ranking.score(distance, self.space.vector(place), stock.added_vectors).tolist()
             added = map(Near, range(stock.size, len(stock)), similarities)
-            may = Allowed(mask, len(stock), left_out)
+            may = Allowed(mask, len(stock), asked.excluded, stock.gone)
             found = ranking.merged(found, sorted((n for n in added if n.number in may), key=ranking.order))
         if question.min_similarity is not None:
             least = question.min_similarity
@@ -329,7 +328,7 @@ class Engine:
         return place.astype(np.float32).astype(np.float64)
 
     def _popular(self, asked: _Asked, stock: Stock, mask: Mask | None) -> Iterator[Near]:
-        allowed = Allowed(mask, len(stock), asked.excluded | stock.gone)
+        allowed = Allowed(mask, len(stock), asked.excluded, stock.gone)
         return (Near(number, math.nan) for number in map(int, stock.popular) if number in allowed)
 
     def _calibrated(self) -> Calibration:

@@ -74,15 +74,21 @@ class Allowed:
         mask: bool [num_items]; None lets all items be in it.
         num_items: of the catalogue.
         left_out: numbers that may not be, whatever the mask says.
+        gone: others that may not be; apart, since they can be many and are those of every question.
     """
 
-    def __init__(self, mask: Mask | None, num_items: int, left_out: Collection[int]) -> None:
+    def __init__(
+        self, mask: Mask | None, num_items: int, left_out: Collection[int], gone: Collection[int] = frozenset()
+    ) -> None:
         self._mask = mask
         self._num_items = num_items
         self._left_out = left_out
+        self._gone = gone
 
     def __contains__(self, number: int) -> bool:
-        return number not in self._left_out and (self._mask is None or bool(self._mask[number]))
+        if number in self._left_out or number in self._gone:
+            return False
+        return self._mask is None or bool(self._mask[number])
 
     def __len__(self) -> int:
         """How many; those left out are still counted."""
@@ -91,7 +97,7 @@ class Allowed:
     def numbers(self) -> NDArray[np.intp]:
         """Their numbers, ascending."""
         mask = np.ones(self._num_items, np.bool_) if self._mask is None else self._mask.copy()
-        mask[[number for number in self._left_out if number < self._num_items]] = False
+        mask[[number for number in (*self._left_out, *self._gone) if number < self._num_items]] = False
         return np.flatnonzero(mask)
 
 
