@@ -27,9 +27,6 @@ Reason = Literal["unknown_items", "min_similarity", "min_probability", "diversit
 are less similar, or less probable; the diversity leaves others out; no other items may be in the answer; the catalogue
 holds no others."""
 
-OWN = {"interactions", AVAILABLE}
-"""Columns of the catalogue that are no features."""
-
 
 class Why(NamedTuple):
     """What a neighbour has in common with the items that were asked about."""
@@ -159,6 +156,8 @@ class Engine:
         self._calibration = calibration
         self._audience = audience
         self._facets = Facets(catalogue.frame)
+        self.features = self._facets.features
+        """Columns of the catalogue that say what an item is like."""
         self._overlaid = UNCHANGED, self._stock_of(UNCHANGED)
 
     def ask(self, question: Question, overlay: Overlay = UNCHANGED) -> Answer:
@@ -194,8 +193,7 @@ class Engine:
         more = len(page) > question.k
         page = page[: question.k]
         item_id = question.only_item
-        only = None if item_id is None else stock.number(item_id)
-        title = None if only is None else stock.named([only])[0][1]
+        title = None if item_id is None or not known else stock.named([asked.positives[0][0]])[0][1]
         return Answer(
             self.release_id,
             item_id,
@@ -219,7 +217,7 @@ class Engine:
             raise UnknownItemError(_unknown([item_id]))
         row = stock.row(number)
         available = row.get(AVAILABLE) is not False
-        features = {column: row.get(column) for column in self._facets.names if column not in OWN}
+        features = {column: row.get(column) for column in self.features}
         return Held(self.release_id, item_id, row["title"], available, row["interactions"] or 0, features)
 
     def stock(self, overlay: Overlay = UNCHANGED) -> Stock:

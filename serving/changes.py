@@ -32,8 +32,7 @@ from serving.schemas import ChangedBody, ProblemBody
 from serving.state import State
 
 LONGEST_ID = 1_024
-OWN = {"item_id", "title", "interactions", AVAILABLE}
-"""Columns of the catalogue that are no features."""
+"""Characters of the id of a new item."""
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -62,8 +61,7 @@ async def put(serving: Serving, item_id: ItemId, change: ItemChange) -> ChangedB
     """Say what differs of an item until a release contains it. The next answer of every worker knows it."""
     journal = _journal(serving)
     edition = serving.take() or serving.shelf.champion
-    if len(item_id) > LONGEST_ID:
-        raise InputError(f"item_id must have at most {LONGEST_ID} characters. Received: {len(item_id)}.")
+    _require_short(item_id)
     row = _row(edition, change)
     vector, place = _place(serving, edition, item_id, change)
     entry = Entry(
@@ -82,10 +80,15 @@ async def put(serving: Serving, item_id: ItemId, change: ItemChange) -> ChangedB
 @router.delete(f"/v1/items/{{item_id:{ENCODED}}}", status_code=HTTPStatus.NO_CONTENT, response_class=Response)
 async def take_down(serving: Serving, item_id: ItemId) -> None:
     """Take an item down, known or not, until it is put back. The next answer of every worker knows it."""
-    if len(item_id) > LONGEST_ID and serving.shelf.champion.release.catalogue.find(item_id) is None:
-        raise InputError(f"item_id must have at most {LONGEST_ID} characters. Received: {len(item_id)}.")
+    if serving.shelf.champion.release.catalogue.find(item_id) is None:
+        _require_short(item_id)
     await run_in_threadpool(_journal(serving).write, Entry(item_id, time.time(), hidden=True))
     serving.telemetry.changed("take_down")
+
+
+def _require_short(item_id: str) -> None:
+    if len(item_id) > LONGEST_ID:
+        raise InputError(f"item_id must have at most {LONGEST_ID} characters. Received: {len(item_id)}.")
 
 
 def _journal(serving: State) -> Journal:
@@ -103,7 +106,7 @@ def _row(edition: Edition, change: ItemChange) -> dict[str, Any]:
         InputError: a column that the catalogue does not have, or a value of another type.
     """
     schema = edition.release.catalogue.frame.schema
-    columns = [column for column in schema if column not in OWN]
+    columns = edition.release.engine.features
     row = {column: _value(column, value, schema, columns) for column, value in change.features.items()}
     given = {"title": change.title, AVAILABLE: change.available}
     return row | {column: value for column, value in given.items() if column in change.model_fields_set}
