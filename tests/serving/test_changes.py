@@ -35,12 +35,8 @@ def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
     """Two workers, and keys `reader` and `writer`. Not started."""
     made = Service(tmp_path)
     made.want(write_release(ITEMS, release_id="first", color=_series(COLORS)))
-    lines = []
-    for name, right in (("reader", "read"), ("writer", "write")):
-        secret, key = keys.new(name, right)
-        made.secrets[name] = {"Authorization": f"Bearer {secret}"}
-        lines.append(key.line)
-    (tmp_path / "keys.txt").write_text("\n".join(lines))
+    made.let_in("reader", "read")
+    made.let_in("writer", "write")
     made.set(workers=2, keys="keys.txt")
     yield made
     made.close()

@@ -20,7 +20,6 @@ from typing import IO, cast
 import pytest
 
 from recsys.errors import UnknownItemError
-from serving import keys
 from serving.client import Client, ServiceError
 from serving.journal import NOWHERE, Entry, Journal
 from tests.serving.running import Service, until
@@ -41,9 +40,7 @@ def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
     """Two workers and a key that may write. Not started."""
     made = Service(tmp_path)
     made.want(write_release(ITEMS, release_id="first"))
-    secret, key = keys.new("writer", "write")
-    made.secrets["writer"] = {"Authorization": f"Bearer {secret}"}
-    (tmp_path / "keys.txt").write_text(key.line)
+    made.let_in("writer", "write")
     made.set(workers=2, keys="keys.txt")
     yield made
     made.close()
@@ -51,8 +48,7 @@ def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
 
 def client(service: Service) -> Client:
     """Of the key that may write; what is not answered is not asked again."""
-    secret = service.secrets["writer"]["Authorization"].removeprefix("Bearer ")
-    return Client(service.url, key=secret, timeout_s=60, tries=1)
+    return Client(service.url, key=service.key("writer"), timeout_s=60, tries=1)
 
 
 class Writer(threading.Thread):
