@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from recsys import Release
 from serving import keys
 from serving.edition import Edition
 from serving.journal import NOWHERE, Entry, Journal
+from tests.conftest import WriteRelease
 from tests.serving.inside import inside
 from tests.serving.running import Service, until
 
@@ -26,8 +27,6 @@ COLORS = ["red", "green"] * 20
 LATE = "2200-01-01T00:00:00+00:00"
 """A release that was built after everything that happens in a test."""
 SOON_AFTER = 1_800_000_000.0
-
-WriteRelease = Callable[..., Path]
 
 
 @pytest.fixture

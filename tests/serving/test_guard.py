@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 
 from serving import keys
 from serving.client import AsyncClient, Client, ServiceError
+from tests.conftest import WriteRelease, release_writer
 from tests.e2e.program import run
 from tests.serving.description import Description
 from tests.serving.running import Service, until
@@ -30,8 +31,6 @@ LARGEST = 10_000
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One worker that takes two requests a second of `slow`, ten thousand bytes, and half a second of waiting."""
-    from tests.conftest import release_writer
-
     folder = tmp_path_factory.mktemp("guarded")
     made = Service(folder)
     made.want(release_writer(folder)(ITEMS, release_id="first"))
@@ -104,7 +103,7 @@ def test_keys_are_changed_while_it_runs(service: Service) -> None:
     until(lambda: service.get(SIMILAR, headers=service.secrets["reader"]).status_code == 200)
 
 
-def test_without_any_key_everybody_asks_and_nobody_writes(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+def test_without_any_key_everybody_asks_and_nobody_writes(tmp_path: Path, write_release: WriteRelease) -> None:
     service = Service(tmp_path)
     service.want(write_release(ITEMS))
     service.start()
@@ -141,7 +140,7 @@ def test_a_request_has_an_id_of_its_own_or_the_callers(service: Service) -> None
     assert all(len(one) == 32 for one in made)
 
 
-def test_more_at_a_time_are_told_to_come_back(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+def test_more_at_a_time_are_told_to_come_back(tmp_path: Path, write_release: WriteRelease) -> None:
     """At once, while those that were let in are answered; and each key at its rate."""
     service = Service(tmp_path)
     service.want(write_release(ITEMS))
@@ -252,7 +251,7 @@ class Collector(BaseHTTPRequestHandler):
         pass
 
 
-def test_spans_are_sent_where_they_are_wanted(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+def test_spans_are_sent_where_they_are_wanted(tmp_path: Path, write_release: WriteRelease) -> None:
     """By route, below the caller's span, and without ids."""
     collector = HTTPServer(("127.0.0.1", 0), Collector)
     thread = threading.Thread(target=collector.serve_forever)

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, cast
@@ -22,6 +22,7 @@ import pytest
 from recsys.errors import UnknownItemError
 from serving.client import Client, ServiceError
 from serving.journal import NOWHERE, Entry, Journal
+from tests.conftest import WriteRelease
 from tests.serving.running import Service, until
 
 ITEMS = [f"item {number:02}" for number in range(30)]
@@ -30,7 +31,6 @@ TITLES = {item_id: f"Title of {item_id}" for item_id in ITEMS}
 WRITERS = 4
 DIMENSION = 5
 
-WriteRelease = Callable[..., Path]
 Titles = dict[str, str | None]
 """Item -> its title; None where it was taken down, or never put."""
 

@@ -22,9 +22,9 @@ from serving.keys import Keys
 from serving.shelf import Shelf
 from serving.state import State, share
 from serving.telemetry import Telemetry
+from tests.conftest import WriteRelease
 from tests.serving.inside import inside
 
-WriteRelease = Callable[..., Path]
 Make = Callable[..., tuple["Counted", Any]]
 
 ITEMS = [f"item {number}" for number in range(12)]
