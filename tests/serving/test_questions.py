@@ -20,6 +20,7 @@ from recsys.question import Condition, Diversity, Question, Weighted
 from serving import cursors
 from serving.app import create
 from tests.conftest import release_writer
+from tests.serving.description import problem
 from tests.serving.inside import inside
 from tests.serving.running import Service, described
 
@@ -46,13 +47,6 @@ def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     service.set(max_k=MAX_K, max_items=MAX_ITEMS, max_batch=MAX_BATCH)
     with described(service) as opened:
         yield opened
-
-
-def problem(response: httpx.Response, status: int, kind: str) -> str:
-    assert (response.status_code, response.json()["type"]) == (status, f"urn:recsys:{kind}")
-    assert response.headers["content-type"] == "application/problem+json"
-    detail: str = response.json()["detail"]
-    return detail
 
 
 def as_json(release: Release, question: Question) -> dict[str, Any]:
