@@ -36,7 +36,6 @@ from schemathesis.checks import content_type_conformance, response_schema_confor
 from schemathesis.core.failures import FailureGroup
 
 from benchmarks import command
-from serving import keys
 from tests.conftest import release_writer
 from tests.serving.description import Description
 from tests.serving.running import Service, until
@@ -182,9 +181,7 @@ def _service(folder: Path) -> Service:
         available=pl.Series([n % 4 != 0 for n in range(len(ITEMS))]),
     )
     service = Service(folder)
-    secret, key = keys.new("fuzz", "write")
-    service.secrets["fuzz"] = {"Authorization": f"Bearer {secret}"}
-    (folder / "keys.txt").write_text(key.line)
+    service.let_in("fuzz", "write")
     service.set(workers=WORKERS, keys="keys.txt", timeout_s=TIMEOUT_S)
     service.want(release)
     return service
@@ -192,7 +189,7 @@ def _service(folder: Path) -> Service:
 
 def _wrong_lines(service: Service, metrics: str) -> list[str]:
     """What was logged and holds something that was sent, or tells of an error nobody foresaw."""
-    secret = service.secrets["fuzz"]["Authorization"].removeprefix("Bearer ")
+    secret = service.key("fuzz")
     lines = [*service.log.read_text(errors="replace").splitlines(), *service.said, *metrics.splitlines()]
     never = (MARK, secret, "Traceback", '"traceback"', "a worker ended")
     without_id = (re.sub(r'"request_id": ?"[^"]*"', "", line) for line in lines)  # which may be the caller's own
@@ -202,7 +199,7 @@ def _wrong_lines(service: Service, metrics: str) -> list[str]:
 class _Fuzz:
     def __init__(self, service: Service, seed: int) -> None:
         self._service = service
-        self._host = urlsplit(service.url).netloc
+        self._where = urlsplit(service.url)
         self._spec = service.get("/openapi.json").json()
         self._described = Description(self._spec)
         self._key = service.secrets["fuzz"]
@@ -258,12 +255,11 @@ class _Fuzz:
     def _ask(self, request: Request) -> None:
         told = f"{request.method} {request.target[:200]!r} {str(request.headers)[:300]} {(request.body or b'')[:300]!r}"
         began = time.perf_counter()
-        host = urlsplit(self._service.url)
         status, wrong = "closed", None
-        with socket.create_connection((host.hostname, host.port), timeout=TIMEOUT_S + 1) as connection:
+        with socket.create_connection((self._where.hostname, self._where.port), timeout=TIMEOUT_S + 1) as connection:
             try:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # answered before all was sent
-                    connection.sendall(request.text(self._host))
+                    connection.sendall(request.text(self._where.netloc))
                 with HTTPResponse(connection, method=request.method) as response:
                     response.begin()
                     content, status = response.read(), str(response.status)

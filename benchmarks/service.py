@@ -1,12 +1,11 @@
 """The service under load, and through a day in which everything happens at once.
 
-    python -m benchmarks.service --json FILE [--requests N] [--swaps N] [--seconds S]
-                                [--soak-minutes M]
+    python -m benchmarks.service --json FILE [--requests N] [--swaps N] [--seconds S] [--soak-minutes M]
 
-Server and load share the machine. First the day: questions from several callers while releases are swapped, items are
-taken down and others are put; every answer is checked. Then throughput beside an endpoint that answers `{}` under the
-same server, by wrk where it is installed, and latency at half of the throughput, counted from when a question was due.
-At last a long time under load, and what it does to the memory of the workers.
+Server and load share the machine. First throughput beside an endpoint that answers `{}` under the same server, by wrk
+where it is installed, and latency at half of the throughput, counted from when a question was due. Then the day:
+questions from several callers while releases are swapped, items are taken down and others are put; every answer is
+checked. At last a long time under load, and what it does to the memory of the workers.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 from urllib.parse import quote, urlsplit
@@ -36,7 +36,6 @@ from fastapi import FastAPI
 
 from benchmarks import command
 from recsys import Release
-from serving import keys
 from tests.conftest import release_writer
 from tests.serving.running import Service, until
 
@@ -87,26 +86,24 @@ class Day(NamedTuple):
 
 def day(folder: Path, requests: int, swaps: int, items: int = ITEMS) -> Day:
     """Questions, swaps, take-downs and puts, all at once, against two workers."""
-    service, titles = _service(folder, items)
+    service, item_ids = _service(folder, items)
+    service.let_in("day", "write")
+    service.set(workers=WORKERS, keys="keys.txt", keep_s=0.2)
     service.start()
     try:
-        return _Day(service, titles, requests, swaps).run()
+        return _Day(service, item_ids, requests, swaps).run()
     finally:
         service.close()
 
 
 def _service(folder: Path, items: int) -> tuple[Service, list[str]]:
-    """A service with keys, and the item ids of its releases. Each title tells of which release it is."""
+    """A service, and the item ids of its releases. Each title tells of which release it is."""
     item_ids = [f"item {number:05}" for number in range(items)]
     write = release_writer(folder)
     for number in range(RELEASES):
         release_id = f"release-{number}"
         write(item_ids, release_id=release_id, title=pl.Series([f"{release_id} {item_id}" for item_id in item_ids]))
     service = Service(folder)
-    secret, key = keys.new("day", "write")
-    service.secrets["day"] = {"Authorization": f"Bearer {secret}"}
-    (folder / "keys.txt").write_text(key.line)
-    service.set(workers=WORKERS, keys="keys.txt", keep_s=0.2)
     service.want(folder / "releases" / "release-0")
     return service, item_ids
 
@@ -246,7 +243,7 @@ def load(folder: Path, seconds: float) -> Load:
     service.start()
     again, new = [_path(item_id) for item_id in item_ids], _new(item_ids)
     try:
-        with _Empty(folder) as url:
+        with _serving_nothing() as url:
             asked = [(service.url, again), (service.url, new), (url, ["/empty"])]
             until(lambda: service.get(_path(item_ids[0])).is_success)
             _throughput(*asked[0], 1.0)
@@ -298,26 +295,21 @@ def soak(folder: Path, seconds: float) -> Soak:
     return Soak(len(latencies), memory, files)
 
 
-class _Empty:
-    """The empty endpoint, by the same server with the same settings, in a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._log = folder / "empty.log"
-
-    def __enter__(self) -> str:
-        code = (
-            "import socket, uvicorn; from benchmarks.service import empty; s = socket.create_server(('127.0.0.1', 0)); "
-            "print(s.getsockname()[1], flush=True); "
-            "uvicorn.Server(uvicorn.Config(empty, log_config=None, access_log=False, lifespan='off')).run([s])"
-        )
-        self._process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        url = f"http://127.0.0.1:{int(cast('IO[str]', self._process.stdout).readline())}"
-        until(lambda: _answers(f"{url}/empty"))
-        return url
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.communicate()
+@contextmanager
+def _serving_nothing() -> Iterator[str]:
+    """The URL of the empty endpoint, by the same server with the same settings, in a process of its own."""
+    code = (
+        "import socket, uvicorn; from benchmarks.service import empty; s = socket.create_server(('127.0.0.1', 0)); "
+        "print(s.getsockname()[1], flush=True); "
+        "uvicorn.Server(uvicorn.Config(empty, log_config=None, access_log=False, lifespan='off')).run([s])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = f"http://127.0.0.1:{int(cast('IO[str]', process.stdout).readline())}"
+            until(lambda: _answers(f"{url}/empty"))
+            yield url
+        finally:
+            process.terminate()
 
 
 def _answers(url: str) -> bool:
@@ -379,7 +371,7 @@ async def _paced(
 
 
 def main() -> None:
-    """Run both and write what they showed."""
+    """Run all, and write what they showed."""
     parser = command.parser(__doc__, command.FIGURES)
     parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="questions of the day")
     parser.add_argument("--swaps", type=int, default=100, metavar="N", help="swaps of the day")
@@ -393,8 +385,8 @@ def main() -> None:
         "soak": lambda folder: soak(folder, 60 * asked.soak_minutes),
     }
     for name, part in parts.items():
-        with tempfile.TemporaryDirectory() as folder:
-            figures[name] = part(Path(folder))._asdict()
+        with command.working() as folder:
+            figures[name] = part(folder)._asdict()
         print(name, figures[name], flush=True)
     command.write(figures, asked.json)
 

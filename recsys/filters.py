@@ -19,6 +19,8 @@ NOBODY = np.zeros(0, np.uint32)
 
 AVAILABLE = "available"
 """Column of the catalogue: whether an item can be had; where it is null or missing, it can."""
+OWN = {"interactions", AVAILABLE}
+"""Columns that conditions may name, and that are no features."""
 
 
 class Facets:
@@ -71,6 +73,11 @@ class Facets:
     def names(self) -> list[str]:
         """Columns that conditions may name."""
         return [column for column in self._frame.columns if column not in ("item_id", "title")]
+
+    @property
+    def features(self) -> list[str]:
+        """Columns that say what an item is like."""
+        return [column for column in self.names if column not in OWN]
 
     @property
     def of_terms(self) -> list[str]:

@@ -28,10 +28,6 @@ are less similar, or less probable; the diversity leaves others out; no other it
 holds no others."""
 
 
-OWN = {"interactions", AVAILABLE}
-"""Columns of the catalogue that are no features."""
-
-
 class Why(NamedTuple):
     """What a neighbour has in common with the items that were asked about."""
 
@@ -160,6 +156,8 @@ class Engine:
         self._calibration = calibration
         self._audience = audience
         self._facets = Facets(catalogue.frame)
+        self.features = self._facets.features
+        """Columns of the catalogue that say what an item is like."""
         self._overlaid = UNCHANGED, self._stock_of(UNCHANGED)
 
     def ask(self, question: Question, overlay: Overlay = UNCHANGED) -> Answer:
@@ -195,8 +193,7 @@ class Engine:
         more = len(page) > question.k
         page = page[: question.k]
         item_id = question.only_item
-        only = None if item_id is None else stock.number(item_id)
-        title = None if only is None else stock.named([only])[0][1]
+        title = None if item_id is None or not known else stock.named([asked.positives[0][0]])[0][1]
         return Answer(
             self.release_id,
             item_id,
@@ -220,7 +217,7 @@ class Engine:
             raise UnknownItemError(_unknown([item_id]))
         row = stock.row(number)
         available = row.get(AVAILABLE) is not False
-        features = {column: row.get(column) for column in self._facets.names if column not in OWN}
+        features = {column: row.get(column) for column in self.features}
         return Held(self.release_id, item_id, row["title"], available, row["interactions"] or 0, features)
 
     def stock(self, overlay: Overlay = UNCHANGED) -> Stock:
@@ -279,12 +276,11 @@ class Engine:
         place = self._place(question, asked, stock)
         distance = self.space.distance
         of_catalogue = None if mask is None else mask[: stock.size]
-        left_out = asked.excluded | stock.gone
-        found = self.space.nearest(place, Allowed(of_catalogue, stock.size, left_out))
+        found = self.space.nearest(place, Allowed(of_catalogue, stock.size, asked.excluded, stock.gone))
         if len(stock) > stock.size:
-            similarities = ranking.score(distance, place.vector, stock.added_vectors).tolist()
+            similarities = ranking.score(distance, self.space.vector(place), stock.added_vectors).tolist()
             added = map(Near, range(stock.size, len(stock)), similarities)
-            may = Allowed(mask, len(stock), left_out)
+            may = Allowed(mask, len(stock), asked.excluded, stock.gone)
             found = ranking.merged(found, sorted((n for n in added if n.number in may), key=ranking.order))
         if question.min_similarity is not None:
             least = question.min_similarity
@@ -304,9 +300,8 @@ class Engine:
         Away by half as much: of two items, the one that is less like the negative ones can only gain by them.
         """
         if question.only_item is not None and asked.positives[0][0] < stock.size:
-            return self.space.at(asked.positives[0][0])
-        place = self._vector(question, asked, stock)
-        return Place(lambda: place)
+            return asked.positives[0][0]
+        return self._vector(question, asked, stock)
 
     def _vector(self, question: Question, asked: _Asked, stock: Stock) -> NDArray[np.float64]:
         """The vector of several items, [dimension], float64."""
@@ -331,7 +326,7 @@ class Engine:
         return place.astype(np.float32).astype(np.float64)
 
     def _popular(self, asked: _Asked, stock: Stock, mask: Mask | None) -> Iterator[Near]:
-        allowed = Allowed(mask, len(stock), asked.excluded | stock.gone)
+        allowed = Allowed(mask, len(stock), asked.excluded, stock.gone)
         return (Near(number, math.nan) for number in map(int, stock.popular) if number in allowed)
 
     def _calibrated(self) -> Calibration:

@@ -123,7 +123,7 @@ def _nearest_of_few(
     space: Space, number: int, k: int, allowed: NDArray[np.bool_] | None
 ) -> tuple[list[int], list[float]]:
     """As `index.nearest`, by the comparisons that the engine makes."""
-    near = [*islice(space.nearest(space.at(number), Allowed(allowed, len(space.vectors), {number})), k)]
+    near = [*islice(space.nearest(number, Allowed(allowed, len(space.vectors), {number})), k)]
     return [one.number for one in near], [one.similarity for one in near]
 
 

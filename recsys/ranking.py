@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from heapq import merge
 from typing import NamedTuple
 
@@ -60,23 +59,12 @@ def score(distance: Distance, place: NDArray[np.float64], vectors: Vectors) -> N
     return found
 
 
-class Place:
-    """Where to look.
+Place = int | NDArray[np.float64]
+"""Where to look: at an item of the catalogue, by its number, or at a vector, [dimension], of length 1 for cosine.
 
-    Args:
-        vector: makes the vector, [dimension], of length 1 for cosine.
-        number: the item of the catalogue that stands there, if it is asked about alone. Only to items does the index
-            find its way: its trees part them from each other, and a place between is in no one's neighbourhood.
-    """
-
-    def __init__(self, vector: Callable[[], NDArray[np.float64]], number: int | None = None) -> None:
-        self._make = vector
-        self.number = number
-
-    @cached_property
-    def vector(self) -> NDArray[np.float64]:
-        """The vector, made when it is needed."""
-        return self._make()
+Only to items does the index find its way: its trees part them from each other, and a place between is in no one's
+neighbourhood.
+"""
 
 
 class Allowed:
@@ -86,15 +74,21 @@ class Allowed:
         mask: bool [num_items]; None lets all items be in it.
         num_items: of the catalogue.
         left_out: numbers that may not be, whatever the mask says.
+        gone: others that may not be; apart, since they can be many and are those of every question.
     """
 
-    def __init__(self, mask: Mask | None, num_items: int, left_out: Collection[int]) -> None:
+    def __init__(
+        self, mask: Mask | None, num_items: int, left_out: Collection[int], gone: Collection[int] = frozenset()
+    ) -> None:
         self._mask = mask
         self._num_items = num_items
         self._left_out = left_out
+        self._gone = gone
 
     def __contains__(self, number: int) -> bool:
-        return number not in self._left_out and (self._mask is None or bool(self._mask[number]))
+        if number in self._left_out or number in self._gone:
+            return False
+        return self._mask is None or bool(self._mask[number])
 
     def __len__(self) -> int:
         """How many; those left out are still counted."""
@@ -103,7 +97,7 @@ class Allowed:
     def numbers(self) -> NDArray[np.intp]:
         """Their numbers, ascending."""
         mask = np.ones(self._num_items, np.bool_) if self._mask is None else self._mask.copy()
-        mask[[number for number in self._left_out if number < self._num_items]] = False
+        mask[[number for number in (*self._left_out, *self._gone) if number < self._num_items]] = False
         return np.flatnonzero(mask)
 
 
@@ -116,9 +110,9 @@ class Space:
     index: Index
     distance: Distance
 
-    def at(self, number: int) -> Place:
-        """The place of one item of the catalogue."""
-        return Place(lambda: direction(self.vectors[number].astype(np.float64), self.distance), number)
+    def vector(self, place: Place) -> NDArray[np.float64]:
+        """The vector of a place, [dimension], of length 1 for cosine."""
+        return direction(self.vectors[place].astype(np.float64), self.distance) if isinstance(place, int) else place
 
     def compares_each(self, count: int) -> bool:
         """Whether so many items are compared one by one, and the index is not asked."""
@@ -131,11 +125,11 @@ class Space:
             place: where to look.
             allowed: of the catalogue.
         """
-        if place.number is None or self.compares_each(len(allowed)):
-            return self._exactly(place, allowed)
-        return self._by_index(place.number, place, allowed)
+        if not isinstance(place, int) or self.compares_each(len(allowed)):
+            return self._exactly(self.vector(place), allowed)
+        return self._by_index(place, allowed)
 
-    def _by_index(self, number: int, place: Place, allowed: Allowed) -> Iterator[Near]:
+    def _by_index(self, number: int, allowed: Allowed) -> Iterator[Near]:
         """The nearest to an item that the index finds; behind them, by exact search, all that are farther.
 
         What the index misses within its windows is in no answer: it would have to stand before what was given.
@@ -148,16 +142,16 @@ class Space:
                     yield Near(other, similarity)
             reached = min(reached, similarities[:depth][-1])
             seen.update(numbers[:depth])
-        for near in self._exactly(place, allowed):
+        for near in self._exactly(self.vector(number), allowed):
             if near.similarity <= reached and near.number not in seen:
                 yield near
 
-    def _exactly(self, place: Place, allowed: Allowed) -> Iterator[Near]:
+    def _exactly(self, place: NDArray[np.float64], allowed: Allowed) -> Iterator[Near]:
         """By comparing with each: roughly and fast first, then what is near enough to the top, to the last bit."""
         numbers = allowed.numbers()
-        rough = self._roughly(place.vector, numbers)
+        rough = self._roughly(place, numbers)
         # what float32 and its order of adding may be off by, of a similarity
-        slack = (len(place.vector) + 8) * 2.0**-23
+        slack = (len(place) + 8) * 2.0**-23
         ceiling = np.inf
         for width in (*LEVELS, len(rough)):
             if ceiling == -np.inf:
@@ -165,7 +159,7 @@ class Space:
             floor = -np.inf if width >= len(rough) else float(np.partition(rough, -width)[-width])
             near = np.flatnonzero((rough >= floor - slack) & (rough < ceiling + slack))
             near = numbers[near]
-            similarities = score(self.distance, place.vector, self.vectors[near])
+            similarities = score(self.distance, place, self.vectors[near])
             kept = (similarities >= floor) & (similarities < ceiling)
             near, similarities = near[kept], similarities[kept]
             by_order = np.lexsort((near, -similarities))
@@ -223,7 +217,11 @@ def checked(name: str, vector: NDArray[np.floating], dimension: int, distance: D
 
 
 def direction(place: NDArray[np.float64], distance: Distance) -> NDArray[np.float64]:
-    """At length 1, if the distance is of directions."""
+    """At length 1, if the distance is of directions.
+
+    Raises:
+        InputError: there is none in it.
+    """
     if not distance.unit:
         return place
     length = math.sqrt(place @ place)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 KEPT_BYTES = 64 << 20
 """Of one release; what was not asked for the longest goes first. An answer of ten neighbours takes about 3 kB."""
-BESIDE_BYTES = 1_500
+BESIDE_BYTES = 1_900
 """What an answer takes beside its request and its body."""
 
 Asked = tuple[str, bytes]

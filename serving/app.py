@@ -13,8 +13,8 @@ from serving.edition import Edition, Embed
 from serving.guard import Guard
 from serving.keys import Keys
 from serving.paths import EncodedPath
-from serving.problems import MEDIA_TYPE
 from serving.rates import Rates
+from serving.refusal import CONTENT
 from serving.replay import Replay
 from serving.shelf import Shelf
 from serving.state import State
@@ -45,8 +45,7 @@ def over(state: State, keys: Keys, rates: Rates | None = None) -> FastAPI:
     app = FastAPI(title="recsys", version=__version__, summary="More like this.", redirect_slashes=False)
     app.state.recsys = state
     refusals: dict[int | str, dict[str, Any]] = {
-        status: {"description": told, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
-        for status, told in REFUSALS.items()
+        status: {"description": told, "content": CONTENT} for status, told in REFUSALS.items()
     }
     app.include_router(routes.router, responses=refusals)
     app.include_router(changes.router, responses=refusals)

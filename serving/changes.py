@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,25 +25,16 @@ from serving.bodies import BodyRoute
 from serving.edition import Edition
 from serving.guard import RefusedRequest
 from serving.journal import Entry, Journal
+from serving.parameters import ItemId, Serving
 from serving.paths import ENCODED
-from serving.problems import MEDIA_TYPE
+from serving.refusal import CONTENT
 from serving.schemas import ChangedBody, ProblemBody
 from serving.state import State
 
 LONGEST_ID = 1_024
-OWN = {"item_id", "title", "interactions", AVAILABLE}
-"""Columns of the catalogue that are no features."""
+"""Characters of the id of a new item."""
 
 router = APIRouter(route_class=BodyRoute)
-
-
-async def _state(request: Request) -> State:
-    return cast("State", request.app.state.recsys)
-
-
-Serving = Annotated[State, Depends(_state)]
-ItemId = Annotated[str, Path(description="Any item id, URL-encoded.")]
-PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
 
 
 class ItemChange(BaseModel):
@@ -64,14 +55,13 @@ class ItemChange(BaseModel):
 
 @router.put(
     f"/v1/items/{{item_id:{ENCODED}}}",
-    responses={422: {"description": "The change is not valid.", "model": ProblemBody, **PROBLEM}},
+    responses={422: {"description": "The change is not valid.", "model": ProblemBody, "content": CONTENT}},
 )
 async def put(serving: Serving, item_id: ItemId, change: ItemChange) -> ChangedBody:
     """Say what differs of an item until a release contains it. The next answer of every worker knows it."""
     journal = _journal(serving)
     edition = serving.take() or serving.shelf.champion
-    if len(item_id) > LONGEST_ID:
-        raise InputError(f"item_id must have at most {LONGEST_ID} characters. Received: {len(item_id)}.")
+    _require_short(item_id)
     row = _row(edition, change)
     vector, place = _place(serving, edition, item_id, change)
     entry = Entry(
@@ -90,10 +80,15 @@ async def put(serving: Serving, item_id: ItemId, change: ItemChange) -> ChangedB
 @router.delete(f"/v1/items/{{item_id:{ENCODED}}}", status_code=HTTPStatus.NO_CONTENT, response_class=Response)
 async def take_down(serving: Serving, item_id: ItemId) -> None:
     """Take an item down, known or not, until it is put back. The next answer of every worker knows it."""
-    if len(item_id) > LONGEST_ID and serving.shelf.champion.release.catalogue.find(item_id) is None:
-        raise InputError(f"item_id must have at most {LONGEST_ID} characters. Received: {len(item_id)}.")
+    if serving.shelf.champion.release.catalogue.find(item_id) is None:
+        _require_short(item_id)
     await run_in_threadpool(_journal(serving).write, Entry(item_id, time.time(), hidden=True))
     serving.telemetry.changed("take_down")
+
+
+def _require_short(item_id: str) -> None:
+    if len(item_id) > LONGEST_ID:
+        raise InputError(f"item_id must have at most {LONGEST_ID} characters. Received: {len(item_id)}.")
 
 
 def _journal(serving: State) -> Journal:
@@ -111,7 +106,7 @@ def _row(edition: Edition, change: ItemChange) -> dict[str, Any]:
         InputError: a column that the catalogue does not have, or a value of another type.
     """
     schema = edition.release.catalogue.frame.schema
-    columns = [column for column in schema if column not in OWN]
+    columns = edition.release.engine.features
     row = {column: _value(column, value, schema, columns) for column, value in change.features.items()}
     given = {"title": change.title, AVAILABLE: change.available}
     return row | {column: value for column, value in given.items() if column in change.model_fields_set}

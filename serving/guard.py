@@ -14,10 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from recsys.config import ServeConfig
 from serving.keys import Keys
 from serving.rates import Rates
-from serving.refusal import refusal
+from serving.refusal import problem, response
 from serving.telemetry import Telemetry
 
 GUARDED = "/v1/"
+"""What begins so asks or changes; all else tells of the service, and depends on no release and no journal."""
 WRITES = {"PUT", "DELETE", "PATCH"}
 BEARER = "bearer "
 BUSY_RETRY_S = 1
@@ -63,8 +64,8 @@ class Guard:
             await self._let_in(scope, receive, send)
         except RefusedRequest as refused:
             self._telemetry.refused(refused.kind)
-            answer = refusal(scope, refused.status, refused.kind, refused.detail, refused.headers)
-            await answer(scope, receive, send)
+            told = problem(scope, refused.status, refused.kind, refused.detail)
+            await response(told, refused.headers)(scope, receive, send)
         finally:
             self._inside -= 1
 

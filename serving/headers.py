@@ -1,6 +1,11 @@
-"""The names of the service's own headers."""
+"""The names of the headers that an answer depends on."""
 
 RELEASE = "Recsys-Release"
 """Asks one release and no other; of an answer, the release that gave it."""
 STICKY = "Recsys-Sticky-Key"
-"""Whatever names the caller's user: the same one, the same release."""
+KNOWN = "If-None-Match"
+
+
+def raw(name: str) -> bytes:
+    """A name as ASGI has it."""
+    return name.lower().encode()

@@ -6,22 +6,14 @@ GET /metrics   Prometheus
 """
 
 from http import HTTPStatus
-from typing import Annotated, cast
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from serving.parameters import Serving
 from serving.schemas import StatusBody
-from serving.state import State
 
 router = APIRouter()
-
-
-async def _state(request: Request) -> State:
-    return cast("State", request.app.state.recsys)
-
-
-Serving = Annotated[State, Depends(_state)]
 
 
 @router.get("/livez")

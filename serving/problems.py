@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from recsys import errors
+from serving.refusal import problem, response
 from serving.schemas import ProblemBody
-
-MEDIA_TYPE = "application/problem+json"
 
 TABLE: dict[type[errors.RecsysError], tuple[HTTPStatus, str]] = {
     errors.UnknownItemError: (HTTPStatus.NOT_FOUND, "unknown-item"),
@@ -43,54 +42,33 @@ class NotLoadedError(Exception):
 def body(request: Request, error: errors.RecsysError | ValidationError | NotLoadedError) -> ProblemBody:
     """What is told of an error."""
     if isinstance(error, NotLoadedError):
-        return _body(request, error.status, "release-not-loaded", str(error))
+        return problem(request.scope, error.status, "release-not-loaded", str(error))
     if isinstance(error, ValidationError):
         rules = "; ".join(_explain(dict(wrong), wrong["loc"]) for wrong in error.errors())
-        return _body(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question", rules)
+        return problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question", rules)
     status, kind = next(TABLE[parent] for parent in type(error).__mro__ if parent in TABLE)
     detail = str(error) if status < HTTPStatus.INTERNAL_SERVER_ERROR else status.description
-    return _body(request, status, kind, detail)
+    return problem(request.scope, status, kind, detail)
 
 
 def register(app: FastAPI) -> None:
-    """Answer every error of the application with a problem."""
+    """Answer every error that is foreseen with a problem; `serving.telemetry.Measured` answers the others."""
 
     @app.exception_handler(errors.RecsysError)
     @app.exception_handler(NotLoadedError)
-    def ours(request: Request, error: errors.RecsysError | NotLoadedError) -> JSONResponse:
-        return _response(body(request, error))
+    async def ours(request: Request, error: errors.RecsysError | NotLoadedError) -> JSONResponse:
+        return response(body(request, error))
 
     @app.exception_handler(RequestValidationError)
-    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # what comes first says only where it was: in the body, the query or the path
         rules = "; ".join(_explain(wrong, wrong["loc"][1:]) for wrong in error.errors())
-        return _response(_body(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question", rules))
+        return response(problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question", rules))
 
     @app.exception_handler(HTTPException)
-    def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
         kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
-        response = _response(_body(request, error.status_code, kind, str(error.detail)))
-        response.headers.update(error.headers or {})
-        return response
-
-    @app.exception_handler(Exception)
-    def unforeseen(request: Request, _: Exception) -> JSONResponse:
-        status = HTTPStatus.INTERNAL_SERVER_ERROR
-        return _response(_body(request, status, "internal-error", status.description))
-
-
-def _body(request: Request, status: int, kind: str, detail: str) -> ProblemBody:
-    return ProblemBody(
-        type=f"urn:recsys:{kind}",
-        title=HTTPStatus(status).phrase,
-        status=status,
-        detail=detail,
-        instance=request.scope["raw_path"].decode("ascii"),
-    )
-
-
-def _response(problem: ProblemBody) -> JSONResponse:
-    return JSONResponse(problem.model_dump(), problem.status, media_type=MEDIA_TYPE)
+        return response(problem(request.scope, error.status_code, kind, str(error.detail)), error.headers)
 
 
 def _explain(wrong: dict[str, Any], place: tuple[int | str, ...]) -> str:

@@ -7,10 +7,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from recsys.errors import RecsysError
 from serving import headers
 from serving.answers import Given, is_known
+from serving.guard import GUARDED
 from serving.state import State
 
-PINNED, STICKY, KNOWN = (name.lower().encode() for name in (headers.RELEASE, headers.STICKY, "If-None-Match"))
-"""The headers that an answer depends on."""
+PINNED, STICKY, KNOWN = map(headers.raw, (headers.RELEASE, headers.STICKY, headers.KNOWN))
 
 
 class Replay:
@@ -27,8 +27,9 @@ class Replay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http" or scope["method"] != "GET" or self._state.shadow is not None:
-            await self.app(scope, receive, send)  # a shadow wants to be asked each time
+        asks = scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith(GUARDED)
+        if not asks or self._state.shadow is not None:  # which wants to be asked each time
+            await self.app(scope, receive, send)
             return
         sent = {name: value.decode("latin-1") for name, value in scope["headers"] if name in (PINNED, STICKY, KNOWN)}
         given = self._given(scope, sent)

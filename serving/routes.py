@@ -9,27 +9,31 @@ GET  /v1/release                     the release in service
 
 import asyncio
 import hashlib
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from pydantic_core import to_json
 
 from recsys.errors import InputError, RecsysError
 from recsys.lookup import Answer
 from recsys.question import Question
-from serving import cursors, headers, problems
+from serving import cursors, headers, parameters, problems
 from serving.answers import Given, is_known
 from serving.bodies import BodyRoute
 from serving.cursors import Cursor
 from serving.edition import Edition
+from serving.parameters import ItemId, Known, Serving, Wish, Wished
 from serving.paths import ENCODED
-from serving.problems import MEDIA_TYPE, NotLoadedError
+from serving.problems import NotLoadedError
 from serving.questions import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
+from serving.refusal import CONTENT
 from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
 from serving.state import State
 
@@ -38,81 +42,28 @@ ALWAYS_ASK = "no-cache"
 
 router = APIRouter(route_class=BodyRoute)
 
-
-async def _state(request: Request) -> State:  # a plain function would be run in a thread
-    return cast("State", request.app.state.recsys)
-
-
-Serving = Annotated[State, Depends(_state)]
-ItemId = Annotated[str, Path(description="Any item id, URL-encoded.")]
-Pinned = Annotated[str | None, Query(alias="release", description="Ask this release and no other.")]
-PinnedByHeader = Annotated[str | None, Header(alias=headers.RELEASE, description="As `release`.")]
-STICKY = "Whatever names the caller's user: the same one, the same release."
-Sticky = Annotated[str | None, Header(alias=headers.STICKY, description=STICKY)]
-
-
-class Wish(NamedTuple):
-    """Which release is to answer, if that matters to who asks."""
-
-    by_query: str | None
-    by_header: str | None
-    sticky: str | None
-
-
-async def _wish(release: Pinned = None, pinned: PinnedByHeader = None, sticky: Sticky = None) -> Wish:
-    return Wish(release, pinned, sticky)
-
-
-Wished = Annotated[Wish, Depends(_wish)]
-Known = Annotated[str | None, Header(alias="If-None-Match", description="The ETag of an answer that is at hand.")]
-
-PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}}
 TAGGED = {
     "ETag": {"description": "Of release and question.", "schema": {"type": "string"}},
     headers.RELEASE: {"description": "The release that answered.", "schema": {"type": "string"}},
 }
 Responses = dict[int | str, dict[str, Any]]
-NOT_FOUND: Responses = {404: {"description": "The release does not hold the item, or is not loaded.", **PROBLEM}}
-INVALID: Responses = {422: {"description": "The question is not valid.", **PROBLEM}}
-GONE: Responses = {410: {"description": "The release of the cursor is not loaded any more.", **PROBLEM}}
+NOT_FOUND: Responses = {
+    404: {"description": "The release does not hold the item, or is not loaded.", "content": CONTENT}
+}
+INVALID: Responses = {422: {"description": "The question is not valid.", "content": CONTENT}}
+GONE: Responses = {410: {"description": "The release of the cursor is not loaded any more.", "content": CONTENT}}
 UNCHANGED: Responses = {304: {"description": "The answer at hand is still right.", "headers": TAGGED}}
 GOOD: Responses = {200: {"description": "The answer.", "headers": TAGGED}}
 
 
-def _parameter(name: str, place: str, schema: dict[str, Any]) -> dict[str, Any]:
-    told = schema.get("description", "")
-    return {"name": name, "in": place, "required": place == "path", "description": told, "schema": schema}
-
-
-def _text(description: str) -> dict[str, Any]:
-    return {"type": "string", "description": description}
-
-
-PARAMETERS = [
-    _parameter("item_id", "path", _text("Any item id, URL-encoded.")),
-    *(_parameter(name, "query", told) for name, told in SimilarQuery.model_json_schema()["properties"].items()),
-    _parameter(headers.RELEASE, "header", _text("As `release`.")),
-    _parameter(headers.STICKY, "header", _text(STICKY)),
-    _parameter("If-None-Match", "header", _text("The ETag of an answer that is at hand.")),
-]
-"""Of the question that is asked most; its route reads them by itself, since FastAPI takes longer than the answer."""
-
-
-@router.get(
-    f"/v1/items/{{item_id:{ENCODED}}}/similar",
-    response_model=AnswerBody,
-    responses={**GOOD, **UNCHANGED, **NOT_FOUND, **GONE, **INVALID},
-    openapi_extra={"parameters": PARAMETERS},
-)
 async def similar(request: Request) -> Response:
     """The items most like one item, nearest first; fewer than `k` only where there are no more."""
-    serving, sent = cast("State", request.app.state.recsys), request.headers
-    query = _query(request)
+    serving, sent, query = await parameters.state(request), request.headers, _query(request)
     release = _release(serving, Wish(query.release, sent.get(headers.RELEASE), sent.get(headers.STICKY)), query.cursor)
     question = _at(of_query(request.path_params["item_id"], query, serving.config), query.cursor, serving)
     tag = _tag(release, question)
     unchanged = _unchanged(release, tag)
-    if is_known(tag, sent.get("If-None-Match")):
+    if is_known(tag, sent.get(headers.KNOWN)):
         return unchanged
     answer = _answer(serving, release, question)
     whole = _answered(release, answer, tag)
@@ -120,6 +71,24 @@ async def similar(request: Request) -> Response:
         asked = request.scope["path"], request.scope["query_string"]
         release.answers.keep(asked, Given(request.scope["route"], tag, whole, unchanged))
     return whole
+
+
+class _Bare(APIRoute):
+    """A route that FastAPI describes, and has no other part in: it would look for what it could read all the same."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See FastAPI."""
+        return self.endpoint
+
+
+router.add_api_route(
+    f"/v1/items/{{item_id:{ENCODED}}}/similar",
+    similar,
+    response_model=AnswerBody,
+    responses={**GOOD, **UNCHANGED, **NOT_FOUND, **GONE, **INVALID},
+    openapi_extra={"parameters": parameters.OF_SIMILAR},
+    route_class_override=_Bare,
+)
 
 
 def _query(request: Request) -> SimilarQuery:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import headers, logs
 from serving.logs import REQUEST_ID
-from serving.refusal import refusal
+from serving.refusal import problem, response
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ UNMATCHED = "unmatched"
 """Label of paths that are no route: a label a path would let strangers fill the memory."""
 NONE = "none"
 """Label of answers that no release had a part in."""
-RELEASE_HEADER = headers.RELEASE.lower().encode()
+RELEASE_HEADER = headers.raw(headers.RELEASE)
 REQUEST_ID_HEADER = b"x-request-id"
 REQUEST_ID_FORM = re.compile(rb"[\w.:-]{1,128}")
 """What we take over; anything else would let strangers write into our log."""
@@ -161,11 +161,12 @@ class Measured:
         except Exception:
             logger.exception("a request failed")
             if not begun:
-                problem = HTTPStatus.INTERNAL_SERVER_ERROR
-                await refusal(scope, problem, "internal-error", problem.description)(scope, receive, observed)
+                failed = HTTPStatus.INTERNAL_SERVER_ERROR
+                told = problem(scope, failed, "internal-error", failed.description)
+                await response(told)(scope, receive, observed)
         finally:
             took_s = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", UNMATCHED)
+            route = route_of(scope)
             self.telemetry.requested(route, status, release, took_s)
             logs.request(
                 method=scope["method"],
@@ -175,6 +176,11 @@ class Measured:
                 ms=round(1_000 * took_s, 3),
                 key=scope.get("recsys.key"),
             )
+
+
+def route_of(scope: Scope) -> str:
+    """The path of the route that took a request, with names for what varies."""
+    return getattr(scope.get("route"), "path", UNMATCHED)
 
 
 def _request_id(scope: Scope) -> bytes:

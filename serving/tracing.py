@@ -12,6 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.errors import ConfigError
+from serving.telemetry import RELEASE_HEADER, route_of
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -60,12 +61,12 @@ class Traced:
             async def observed(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     span.set_attribute("http.response.status_code", message["status"])
-                    release = dict(message["headers"]).get(b"recsys-release")
+                    release = dict(message["headers"]).get(RELEASE_HEADER)
                     if release is not None:
                         span.set_attribute("recsys.release", release.decode("latin-1"))
                 await send(message)
 
             await self.app(scope, receive, observed)
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = route_of(scope)
             span.update_name(f"{scope['method']} {route}")
             span.set_attribute("http.route", route)

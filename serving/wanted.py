@@ -47,7 +47,7 @@ def read(path: Path) -> Wanted:
 
 
 def write(path: Path, wanted: Wanted) -> None:
-    """Replace the file in one step."""
+    """Replace the file in one step. Each process by a draft of its own: all workers say what they serve at once."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("w", encoding="utf-8") as file:
         file.write(wanted.model_dump_json(indent=2) + "\n")

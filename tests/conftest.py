@@ -22,6 +22,8 @@ class Outcome(NamedTuple):
 
 
 Program = Callable[..., Outcome]
+WriteRelease = Callable[..., Path]
+"""See `release_writer`."""
 
 
 @pytest.fixture
@@ -45,12 +47,12 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def write_release(tmp_path: Path) -> Callable[..., Path]:
+def write_release(tmp_path: Path) -> WriteRelease:
     """`release_writer` into a folder of the test."""
     return release_writer(tmp_path)
 
 
-def release_writer(tmp_path: Path) -> Callable[..., Path]:
+def release_writer(tmp_path: Path) -> WriteRelease:
     """A whole release of items with random vectors; tower and features are stand-ins that no look-up opens.
 
     `columns` are further ones of the catalogue, or `interactions` instead of 1.
@@ -127,7 +129,7 @@ def release_writer(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def register_releases(write_release: Callable[..., Path]) -> Callable[..., Any]:
+def register_releases(write_release: WriteRelease) -> Callable[..., Any]:
     """`register_releases(tracker, 3)` registers release-0 to release-2, which lie in its workspace, none in service."""
     import json
 

@@ -41,7 +41,7 @@ class Description:
                 self._validate({"$ref": "#/components/schemas/ProblemBody"}, json.loads(content))
             return
         described = operation["responses"][str(status)]
-        assert set(described.get("headers", {})) <= {name.title().replace("Etag", "ETag") for name in headers}
+        assert all(name in headers for name in described.get("headers", {}))
         if not content:
             assert "content" not in described
         elif kind in ("application/json", PROBLEM):
@@ -50,3 +50,15 @@ class Description:
     def _validate(self, schema: dict[str, Any], body: Any) -> None:
         whole = {**schema, "components": self.spec["components"]}
         Draft202012Validator(whole).validate(body)
+
+
+def problem(response: httpx.Response, status: int, kind: str) -> str:
+    """Check a problem, and give its detail."""
+    assert response.status_code == status
+    assert response.headers["content-type"] == PROBLEM
+    body = response.json()
+    assert body["status"] == status
+    assert body["type"] == f"urn:recsys:{kind}"
+    assert body["instance"] == response.request.url.raw_path.decode().partition("?")[0]
+    detail: str = body["detail"]
+    return detail

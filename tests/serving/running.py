@@ -16,6 +16,7 @@ from typing import IO, Any, TypeVar, cast
 
 import httpx
 
+from serving import keys
 from tests.e2e import program
 from tests.serving.description import Description
 
@@ -56,6 +57,17 @@ class Service:
         """Settings of the table `serve`, for the next start."""
         lines = [f"{name} = {json.dumps(value)}" for name, value in {"poll_s": 0.05, **settings}.items()]
         self.config.write_text("\n".join(["[serve]", *lines, ""]))
+
+    def let_in(self, name: str, right: str) -> None:
+        """Make an API key, in `keys.txt` beside the config; `set(keys="keys.txt")` asks for one."""
+        secret, key = keys.new(name, right)
+        self.secrets[name] = {"Authorization": f"Bearer {secret}"}
+        with (self.folder / "keys.txt").open("a") as file:
+            file.write(f"{key.line}\n")
+
+    def key(self, name: str) -> str:
+        """An API key as a client takes it."""
+        return self.secrets[name]["Authorization"].removeprefix("Bearer ")
 
     def want(self, champion: Path, challenger: Path | None = None) -> None:
         """Say what is to be served."""

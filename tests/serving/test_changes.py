@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +18,8 @@ from recsys import Release
 from serving import keys
 from serving.edition import Edition
 from serving.journal import NOWHERE, Entry, Journal
+from tests.conftest import WriteRelease
+from tests.serving.inside import inside
 from tests.serving.running import Service, until
 
 ITEMS = [f"item {number:02}" for number in range(40)]
@@ -26,20 +28,14 @@ LATE = "2200-01-01T00:00:00+00:00"
 """A release that was built after everything that happens in a test."""
 SOON_AFTER = 1_800_000_000.0
 
-WriteRelease = Callable[..., Path]
-
 
 @pytest.fixture
 def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
     """Two workers, and keys `reader` and `writer`. Not started."""
     made = Service(tmp_path)
     made.want(write_release(ITEMS, release_id="first", color=_series(COLORS)))
-    lines = []
-    for name, right in (("reader", "read"), ("writer", "write")):
-        secret, key = keys.new(name, right)
-        made.secrets[name] = {"Authorization": f"Bearer {secret}"}
-        lines.append(key.line)
-    (tmp_path / "keys.txt").write_text("\n".join(lines))
+    made.let_in("reader", "read")
+    made.let_in("writer", "write")
     made.set(workers=2, keys="keys.txt")
     yield made
     made.close()
@@ -150,8 +146,7 @@ def test_a_change_that_cannot_be_is_told(tmp_path: Path, write_release: WriteRel
     app = over(State(shelf, ServeConfig(), Telemetry(), journal), Keys(tmp_path / "keys.txt"))
 
     async def put() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with inside(app) as client:
             return await client.put("/v1/items/item%2003", json=change, headers={"Authorization": f"Bearer {secret}"})
 
     refused = asyncio.run(put())

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import yaml
 from recsys import config
 from serving import keys
 from serving.workers import GRACE_S
+from tests.conftest import WriteRelease
 from tests.e2e import program
 from tests.serving.running import Service
 
@@ -39,9 +39,7 @@ def instructions(name: str) -> list[str]:
     return [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]
 
 
-def test_a_pod_starts_listens_and_is_probed_as_the_service_does(
-    tmp_path: Path, write_release: Callable[..., Path]
-) -> None:
+def test_a_pod_starts_listens_and_is_probed_as_the_service_does(tmp_path: Path, write_release: WriteRelease) -> None:
     """With the arguments, the config and the keys of the example, but for places of this machine."""
     objects = manifests()
     pod = objects["StatefulSet/recsys"]["spec"]["template"]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 
 from serving import keys
 from serving.client import AsyncClient, Client, ServiceError
+from tests.conftest import WriteRelease, release_writer
 from tests.e2e.program import run
 from tests.serving.description import Description
 from tests.serving.running import Service, until
@@ -30,8 +31,6 @@ LARGEST = 10_000
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One worker that takes two requests a second of `slow`, ten thousand bytes, and half a second of waiting."""
-    from tests.conftest import release_writer
-
     folder = tmp_path_factory.mktemp("guarded")
     made = Service(folder)
     made.want(release_writer(folder)(ITEMS, release_id="first"))
@@ -53,8 +52,8 @@ def described(service: Service) -> Description:
 def test_what_is_kept_of_a_key_is_not_the_key(service: Service) -> None:
     kept = (service.folder / "keys.txt").read_text()
     assert [line.split()[:2] for line in kept.splitlines()] == [["reader", "read"], ["writer", "write"]]
-    for secret in service.secrets.values():
-        assert secret["Authorization"].removeprefix("Bearer ") not in kept
+    for name in service.secrets:
+        assert service.key(name) not in kept
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,7 @@ def test_keys_are_changed_while_it_runs(service: Service) -> None:
     until(lambda: service.get(SIMILAR, headers=service.secrets["reader"]).status_code == 200)
 
 
-def test_without_any_key_everybody_asks_and_nobody_writes(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+def test_without_any_key_everybody_asks_and_nobody_writes(tmp_path: Path, write_release: WriteRelease) -> None:
     service = Service(tmp_path)
     service.want(write_release(ITEMS))
     service.start()
@@ -141,15 +140,14 @@ def test_a_request_has_an_id_of_its_own_or_the_callers(service: Service) -> None
     assert all(len(one) == 32 for one in made)
 
 
-def test_more_at_a_time_are_told_to_come_back(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+def test_more_at_a_time_are_told_to_come_back(tmp_path: Path, write_release: WriteRelease) -> None:
     """At once, while those that were let in are answered; and each key at its rate."""
     service = Service(tmp_path)
     service.want(write_release(ITEMS))
-    secret, key = keys.new("reader", "read")
-    (tmp_path / "keys.txt").write_text(key.line)
+    service.let_in("reader", "read")
     service.set(max_concurrent=2, keys="keys.txt", rate=3.0, timeout_s=60.0)
     service.start()
-    headers = {"Authorization": f"Bearer {secret}"}
+    headers = service.secrets["reader"]
     where = urlsplit(service.url)
     waiting = [socket.create_connection((where.hostname, where.port), timeout=60) for _ in range(2)]
     begun = f"POST /v1/similar HTTP/1.1\r\nHost: x\r\nAuthorization: {headers['Authorization']}\r\n"
@@ -165,7 +163,7 @@ def test_more_at_a_time_are_told_to_come_back(tmp_path: Path, write_release: Cal
     answers = [service.get(SIMILAR, headers=headers) for _ in range(12)]
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert int(refused.headers["retry-after"]) >= 1
-    with Client(service.url, key=secret) as client:
+    with Client(service.url, key=service.key("reader")) as client:
         assert client.similar("item 00", k=2).release_id == "0123456789ab", "it comes back when it is told to"
     service.close()
 
@@ -194,7 +192,7 @@ def test_hostile_ids_are_ids(service: Service, item_id: str) -> None:
 def test_the_client_gives_typed_answers_and_the_librarys_errors(service: Service) -> None:
     from recsys.errors import InputError, UnknownItemError
 
-    secret = service.secrets["writer"]["Authorization"].removeprefix("Bearer ")
+    secret = service.key("writer")
     with Client(service.url, key=secret, timeout_s=60) as client:
         answer = client.similar("item 00", k=3)
         assert [neighbour.rank for neighbour in answer.neighbours] == [1, 2, 3]
@@ -253,7 +251,7 @@ class Collector(BaseHTTPRequestHandler):
         pass
 
 
-def test_spans_are_sent_where_they_are_wanted(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+def test_spans_are_sent_where_they_are_wanted(tmp_path: Path, write_release: WriteRelease) -> None:
     """By route, below the caller's span, and without ids."""
     collector = HTTPServer(("127.0.0.1", 0), Collector)
     thread = threading.Thread(target=collector.serve_forever)

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, cast
@@ -20,9 +20,9 @@ from typing import IO, cast
 import pytest
 
 from recsys.errors import UnknownItemError
-from serving import keys
 from serving.client import Client, ServiceError
 from serving.journal import NOWHERE, Entry, Journal
+from tests.conftest import WriteRelease
 from tests.serving.running import Service, until
 
 ITEMS = [f"item {number:02}" for number in range(30)]
@@ -31,7 +31,6 @@ TITLES = {item_id: f"Title of {item_id}" for item_id in ITEMS}
 WRITERS = 4
 DIMENSION = 5
 
-WriteRelease = Callable[..., Path]
 Titles = dict[str, str | None]
 """Item -> its title; None where it was taken down, or never put."""
 
@@ -41,9 +40,7 @@ def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
     """Two workers and a key that may write. Not started."""
     made = Service(tmp_path)
     made.want(write_release(ITEMS, release_id="first"))
-    secret, key = keys.new("writer", "write")
-    made.secrets["writer"] = {"Authorization": f"Bearer {secret}"}
-    (tmp_path / "keys.txt").write_text(key.line)
+    made.let_in("writer", "write")
     made.set(workers=2, keys="keys.txt")
     yield made
     made.close()
@@ -51,8 +48,7 @@ def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
 
 def client(service: Service) -> Client:
     """Of the key that may write; what is not answered is not asked again."""
-    secret = service.secrets["writer"]["Authorization"].removeprefix("Bearer ")
-    return Client(service.url, key=secret, timeout_s=60, tries=1)
+    return Client(service.url, key=service.key("writer"), timeout_s=60, tries=1)
 
 
 class Writer(threading.Thread):

@@ -7,18 +7,17 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.conftest import WriteRelease
 from tests.serving.running import Service, until
 
 ITEMS = [f"item {number:02}" for number in range(40)]
 SIMILAR = "/v1/items/item%2000/similar"
-
-WriteRelease = Callable[..., Path]
 
 
 def answered_by(service: Service) -> str:

@@ -1,9 +1,22 @@
-"""The table from the library's exceptions to HTTP."""
+"""The table from the library's exceptions to HTTP, and what is in no table."""
 
 from __future__ import annotations
 
+import asyncio
+
+import httpx
+import pytest
+
 from recsys import errors
+from recsys.config import ServeConfig
+from serving.app import over
+from serving.keys import Keys
 from serving.problems import TABLE
+from serving.shelf import Shelf
+from serving.state import State
+from serving.telemetry import Telemetry
+from tests.serving.description import PROBLEM
+from tests.serving.inside import inside
 
 
 def test_every_exception_of_the_library_has_a_status() -> None:
@@ -18,3 +31,24 @@ def test_the_drawn_tree_names_every_exception() -> None:
     """The outline in the docstring is what people read."""
     drawn = errors.__doc__ or ""
     assert all(error.__name__ in drawn for error in TABLE)
+
+
+def test_an_error_that_nobody_foresaw_is_a_problem_that_tells_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted as every answer, and has an id that the log has too."""
+    state = State(Shelf(1), ServeConfig(), Telemetry())
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(state, "take", fail)
+
+    async def ask() -> list[httpx.Response]:
+        async with inside(over(state, Keys(None))) as client:
+            return [await client.get("/v1/items/x"), await client.get("/metrics")]
+
+    answer, figures = asyncio.run(ask())
+    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
+    assert answer.json()["type"] == "urn:recsys:internal-error"
+    assert "secret" not in answer.text
+    assert answer.headers["x-request-id"]
+    assert 'status="500"} 1.0' in figures.text

@@ -20,6 +20,8 @@ from recsys.question import Condition, Diversity, Question, Weighted
 from serving import cursors
 from serving.app import create
 from tests.conftest import release_writer
+from tests.serving.description import problem
+from tests.serving.inside import inside
 from tests.serving.running import Service, described
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
@@ -45,13 +47,6 @@ def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     service.set(max_k=MAX_K, max_items=MAX_ITEMS, max_batch=MAX_BATCH)
     with described(service) as opened:
         yield opened
-
-
-def problem(response: httpx.Response, status: int, kind: str) -> str:
-    assert (response.status_code, response.json()["type"]) == (status, f"urn:recsys:{kind}")
-    assert response.headers["content-type"] == "application/problem+json"
-    detail: str = response.json()["detail"]
-    return detail
 
 
 def as_json(release: Release, question: Question) -> dict[str, Any]:
@@ -398,8 +393,7 @@ def test_the_embedder_is_asked_for_the_release_that_answers(release: Release) ->
         return release.vectors[7]
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(create(release, ServeConfig(), embed))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with inside(create(release, ServeConfig(), embed)) as client:
             return await client.post("/v1/similar", json={"features": {"genre": "crime"}, "k": 1})
 
     answer = asyncio.run(ask()).json()
@@ -424,8 +418,7 @@ def test_others_are_answered_while_a_batch_is(release: Release) -> None:
             await client.get("/livez")
             happened.append("another")
 
-        transport = httpx.ASGITransport(create(release, ServeConfig(), embed))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with inside(create(release, ServeConfig(), embed)) as client:
             await client.post("/v1/similar/batch", json={"questions": [{"features": {"genre": "crime"}}] * 50})
             await others[0]
 

@@ -22,8 +22,9 @@ from serving.keys import Keys
 from serving.shelf import Shelf
 from serving.state import State, share
 from serving.telemetry import Telemetry
+from tests.conftest import WriteRelease
+from tests.serving.inside import inside
 
-WriteRelease = Callable[..., Path]
 Make = Callable[..., tuple["Counted", Any]]
 
 ITEMS = [f"item {number}" for number in range(12)]
@@ -63,7 +64,7 @@ def make(write_release: WriteRelease, journal: Journal) -> Make:
 
 def get(app: Any, *requests: tuple[str, dict[str, str]]) -> list[httpx.Response]:
     async def ask() -> list[httpx.Response]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with inside(app) as client:
             return [await client.get(path, headers=sent) for path, sent in requests]
 
     return asyncio.run(ask())
@@ -129,7 +130,7 @@ def test_a_batch_is_of_one_release_whatever_is_swapped_meanwhile(make: Make, wri
     third = Edition(Release.load(write_release(ITEMS, release_id="third")))
 
     async def ask() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with inside(app) as client:
             asking = asyncio.create_task(
                 client.post("/v1/similar/batch", json={"questions": [{"items": ["item 1"]}] * 5})
             )
@@ -175,3 +176,14 @@ def test_a_shadow_is_asked_each_time(make: Make) -> None:
     state, app = make(challenger="shadow")
     get(app, (SIMILAR, {}), (SIMILAR, {}))
     assert state.asked == ["first", "first"]
+
+
+def test_probes_depend_on_no_release_and_no_journal(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, app = make()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(state, "take", fail)
+    answers = get(app, *((path, {}) for path in ("/livez", "/readyz", "/metrics", "/openapi.json")), (SIMILAR, {}))
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 500]

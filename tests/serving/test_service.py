@@ -14,6 +14,7 @@ import pytest
 
 from recsys import Release
 from tests.e2e import program
+from tests.serving.description import problem
 from tests.serving.running import Service, described
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
@@ -26,18 +27,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     service.config = tmp_path_factory.mktemp("no config here") / "recsys.toml"
     with described(service) as opened:
         yield opened
-
-
-def problem(response: httpx.Response, status: int, kind: str) -> str:
-    """Check a problem, and give its detail."""
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert body["status"] == status
-    assert body["type"] == f"urn:recsys:{kind}"
-    assert body["instance"] == response.request.url.raw_path.decode().partition("?")[0]
-    detail: str = body["detail"]
-    return detail
 
 
 def test_ten_neighbours_by_default(client: httpx.Client) -> None:

@@ -20,6 +20,7 @@ from serving.edition import Edition
 from serving.logs import Lines
 from serving.rates import Rates
 from serving.shelf import Shelf
+from tests.conftest import WriteRelease
 
 ROOT = Path(__file__).parent.parent.parent
 ITEMS = [f"item {number:02}" for number in range(20)]
@@ -34,7 +35,7 @@ class Clock:
 
 
 @pytest.fixture
-def edition(write_release: Callable[..., Path]) -> Callable[[str], Edition]:
+def edition(write_release: WriteRelease) -> Callable[[str], Edition]:
     return lambda release_id: Edition(Release.load(write_release(ITEMS, release_id=release_id)))
 
 
