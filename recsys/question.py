@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,7 +122,7 @@ class Question:
                 f"{'negative items alone' if self.negatives else 'none of them'}."
             )
         for item_id, weight in (*self.items, *self.negatives):
-            if not (math.isfinite(weight) and weight > 0):
+            if not (finite(weight) and weight > 0):
                 raise InputError(
                     f"weights must be finite and above 0. Received: {weight} of {item_id!r}. "
                     "Name what it should not be like as a negative item."
@@ -134,7 +133,7 @@ class Question:
             raise InputError(f"an item must not be asked about and be a negative one too. Received: {both[0]!r}.")
         if self.min_similarity is not None and self.min_probability is not None:
             raise InputError("a question must have min_similarity or min_probability. Received: both.")
-        if self.min_similarity is not None and not math.isfinite(self.min_similarity):
+        if self.min_similarity is not None and not finite(self.min_similarity):
             raise InputError(f"min_similarity must be a finite number. Received: {self.min_similarity}.")
         if self.min_probability is not None and not 0 <= self.min_probability <= 1:
             raise InputError(f"min_probability must be from 0 to 1. Received: {self.min_probability}.")
