@@ -110,7 +110,9 @@ def made_up(path: Path, positives: int) -> None:
     weights = np.broadcast_to(1 / np.arange(1.0, positives + 1), others.shape).astype(np.float32)
     columns = {"positives": others, "weight": weights, "weight_before_validation": weights}
     lists = {name: pl.Series(name, value).arr.to_list() for name, value in columns.items()}
-    rows = pl.DataFrame({"anchor": item.ravel(), **lists}).with_columns(size=pl.lit(positives, pl.Int32))
+    rows = pl.DataFrame({"anchor": item.ravel(), **lists}).with_columns(
+        size=pl.lit(positives, pl.Int32), left_out=pl.lit(0, pl.Int32)
+    )
     pairs.write(rows, path)
 
 
