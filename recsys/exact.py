@@ -9,8 +9,8 @@ from recsys.embeddings import Vectors, means
 from recsys.queries import Queries
 from recsys.similarity import COSINE, Distance
 
-BLOCK = 1_024
-"""Queries at a time."""
+BLOCK = 256
+"""Queries at a time: of more, the similarities have left the cache before they are compared."""
 
 CELLS = 2**26
 """Similarities at a time: with many items fewer queries are compared together, so that memory does not follow them."""
@@ -58,8 +58,9 @@ class ExactIndex:
             similarities = self._similarities(queries[start : start + block])
             target = targets[start : start + block]
             own = similarities[np.arange(len(target)), target][:, None]
-            before = np.count_nonzero(similarities > own, axis=1)
-            for row in np.flatnonzero(np.count_nonzero(similarities == own, axis=1) > 1):
+            # row by row: counting along an axis takes five times as long
+            before = np.fromiter(map(np.count_nonzero, similarities > own), np.int64, len(target))
+            for row in np.flatnonzero(before < k):  # ties matter to no other
                 before[row] += np.count_nonzero(similarities[row, : target[row]] == own[row])
             rank[start : start + block] = np.where(own[:, 0] == -np.inf, k, before)
         return np.minimum(rank, k)
