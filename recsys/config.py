@@ -283,11 +283,11 @@ class CandidatesConfig(Table):
     kind: Literal["auto", "catalogue", "sampled", "in_batch", "mixed"] = "auto"
     """`catalogue`: all items. `sampled`: the batch's positives and drawn negatives. `in_batch`: one drawn positive
     an anchor, each the others' negative. `mixed`: the same and drawn negatives. `auto`: the catalogue while small."""
-    whole_catalogue_up_to: Count = 20_000
+    whole_catalogue_up_to: Count = 5_000
     """`auto` takes the whole catalogue up to this many items, and samples above."""
-    max_positives: Count = 8_192
+    max_positives: Count = 4_096
     """`sampled`: at most so many positives of the batch."""
-    negatives: Count = 4_096
+    negatives: Count = 1_024
     """`sampled` and `mixed`: negatives drawn a step."""
     popularity_power: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """Negatives are drawn in proportion to popularity to this power. 0 draws all alike, 1 popular ones more."""
@@ -342,7 +342,7 @@ class TrainConfig(Table):
     """Passes after which frozen encoders learn too. 0: never."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay of everything but biases."""
-    new_item_weight: Annotated[float, Field(ge=0)] = 0.5
+    new_item_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of asking each anchor again by its features alone, as if it were new: new items find their place, and
     the features of known ones learn more. 0 leaves it out."""
     anchor_power: Share = 1.0
