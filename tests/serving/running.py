@@ -93,6 +93,12 @@ class Service:
         lines.close()
         raise AssertionError("".join(self.said))
 
+    def start_all(self, number: int) -> Service:
+        """Start so many workers, and wait until each has a champion: one that comes later knows none before it."""
+        self.start()
+        until(lambda: sum("is the champion" in line for line in self.said) == number)
+        return self
+
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End it, and wait until nobody listens any more."""
         assert self.process is not None

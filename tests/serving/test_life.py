@@ -37,7 +37,7 @@ def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
 def test_a_swap_is_followed_by_every_worker(service: Service, write_release: WriteRelease) -> None:
     """And a page that was begun on the release before ends on it."""
     service.set(workers=2)
-    service.start()
+    service.start_all(2)
     page = service.get(SIMILAR, params={"k": 3}).json()
     assert page["release_id"] == "first"
     service.want(write_release(ITEMS, release_id="second"))
