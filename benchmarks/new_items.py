@@ -7,7 +7,7 @@ their features. Each is then asked for its neighbours among the other items. Wha
 items that users did touch it together with, graded by the weight of the pair. The rivals are content-only cosine
 of idf-weighted attributes, and the same with popularity breaking ties.
 
-The price is looked at too: the same data without hiding, with what serves new items (`train.new_item_weight`,
+The price is looked at too: the same data without hiding, with what serves new items (`train.new_items`,
 `tower.id_dropout`) and without, by the validation NDCG@20 of look-ups from items that have interactions.
 """
 
@@ -104,7 +104,7 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
 def _price(config: Config) -> dict[str, float]:
     """Validation NDCG@20 of items with interactions, with what serves new items and without."""
     without = {
-        "train": config.train.model_copy(update={"new_item_weight": 0.0}),
+        "train": config.train.model_copy(update={"new_items": False}),
         "tower": config.tower.model_copy(update={"id_dropout": 0.0}),
     }
     found = {}

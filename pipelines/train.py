@@ -1,8 +1,8 @@
 """train: pairs -> tower.
 
-First a fit on everything before the validation targets, which says how many passes are best, and with which
-recency a history is looked up; then a fit of so many passes on everything before the test targets. That one is
-kept.
+A fit takes passes over pairs, then over histories, and at the end puts new items among the known ones. There are
+two: one on everything before the validation targets, which says how many passes are best, and with which recency a
+history is looked up; then one of so many passes on everything before the test targets. That one is kept.
 """
 
 from __future__ import annotations
@@ -72,12 +72,18 @@ def train(night: Night) -> dict[str, Any]:
             advance(number, max(1, sum(best.passes.values())), f"final fit, loss {figures['loss']:.3f}")
             night.log_metrics({"final_loss": figures["loss"]}, number)
 
+        def on_new_pass(number: int, figures: dict[str, float]) -> None:
+            advance(number, note=f"new items, loss {figures['loss']:.3f}")
+
         most = {"pairs": config.train.passes, "histories": config.train.history_passes}
-        best = fit_before("validation", night, most, on_tuning_pass, checkpoints=folder / CHECKPOINTS)
+        best = fit_before(
+            "validation", night, most, on_tuning_pass, on_new_pass=on_new_pass, checkpoints=folder / CHECKPOINTS
+        )
         judged = judge(night, best.vectors)
         final = fit_before(
-            "test", night, best.passes, on_final_pass, recency=best.recency, checkpoints=folder / CHECKPOINTS
-        )
+            "test", night, best.passes, on_final_pass, recency=best.recency, on_new_pass=on_new_pass,
+            checkpoints=folder / CHECKPOINTS,
+        )  # fmt: skip
         shutil.rmtree(folder / CHECKPOINTS)
         final.tower.save(folder / TOWER)
         final.features.save(folder / FEATURES)
@@ -121,6 +127,7 @@ def fit_before(
     *,
     recency: float | None = None,
     on_history_pass: OnPass | None = None,
+    on_new_pass: OnPass = lambda *_: None,
     checkpoints: Path | None = None,
 ) -> Fitted:
     """A tower trained on what is known before a target.
@@ -128,8 +135,9 @@ def fit_before(
     Before the validation target, `passes` are the most, and the look-ups say how many are best; before the test
     target, where nothing may be looked at, they are done as they are. Histories are trained with the recency
     that is given, else with the one that is best after the pairs. `on_history_pass` is called after a pass over
-    histories, where `on_pass` is not to be; passes are counted on. A fit that was killed goes on from its
-    checkpoint, if there is a folder for them.
+    histories, where `on_pass` is not to be; passes are counted on. Then new items get encoders of their own among
+    what was learned, in as many passes as there were over pairs; `on_new_pass` counts them from 1. A fit that was
+    killed goes on from its checkpoint, if there is a folder for them.
     """
     from recsys import optimiser, tower, training  # noqa: PLC0415 - TensorFlow takes seconds
 
@@ -182,6 +190,13 @@ def fit_before(
         )  # fmt: skip
         done["histories"] = passes["histories"] if refined.passes else 0
         curve, vectors = curve + refined.curve, refined.vectors
+    if config.train.new_items and len(features.input_names) > 1:
+        new = tower.of_features(model, features, config.tower, config.train.seed)
+        placed = training.fit(
+            new, features, inputs, batches, config,
+            passes=done["pairs"], among=vectors, checkpoint=checkpoint("new-items"), on_pass=on_new_pass,
+        )  # fmt: skip
+        model, vectors = tower.joined(model, new), np.where(inputs["id"][:, None] > 0, vectors, placed.vectors)
     return Fitted(model, features, vectors, done, recency, curve, rate, copied)
 
 

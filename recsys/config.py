@@ -274,7 +274,7 @@ class TowerConfig(Table):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout after each hidden layer."""
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of items whose id is hidden at each step. `train.new_item_weight` serves new items better."""
+    """Share of items whose id is hidden at each step. `train.new_items` serves new items better."""
 
 
 class CandidatesConfig(Table):
@@ -342,9 +342,10 @@ class TrainConfig(Table):
     """Passes after which frozen encoders learn too. 0: never."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay of everything but biases."""
-    new_item_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of asking each anchor again by its features alone, as if it were new: new items find their place, and
-    the features of known ones learn more. 0 leaves it out."""
+    new_items: bool = True
+    """After the rest, train encoders of their own for items without interactions, by their features alone: as many
+    passes as over pairs, each about half as long. Nothing changes for the others. Without them a new item is what
+    the features of known ones make of it."""
     anchor_power: Share = 1.0
     """An anchor counts with its summed pair weight to this power. 0 counts all anchors alike."""
     shuffle_pairs: Count = 4_000_000

@@ -37,6 +37,15 @@ class IdDropout(keras.layers.Layer):
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
+@register
+class KnownOrNew(keras.layers.Layer):
+    """Of two embeddings of an item the one that its id asks for: is it known, or 0?"""
+
+    def call(self, ids: Any, known: Any, new: Any) -> Any:
+        """int32 [n] and float32 [n, dimension] twice -> float32 [n, dimension]."""
+        return ops.where(ids[:, None] > 0, known, new)
+
+
 class TokenEncoder(keras.layers.Layer):
     """Base of the encoders of several tokens an item: a table of `size` rows, [size, dimension]."""
 

@@ -112,7 +112,12 @@ def build(
     }
     return EncoderAdam(
         config.learning_rate if learning_rate is None else learning_rate,
-        [(weight, factor) for layer, factor in factors.items() for weight in tower.get_layer(layer).trainable_weights],
+        [
+            (weight, factors[layer.name])
+            for layer in tower.layers
+            if layer.name in factors
+            for weight in layer.trainable_weights
+        ],
         config.weight_decay,
         [weight for weight in tower.trainable_weights if weight.name == "bias"],
         thaws=config.thaw_after > 0,

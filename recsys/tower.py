@@ -1,8 +1,8 @@
 """The one encoder that both sides of a pair share: item inputs -> vector.
 
 Each feature has its own encoder to the tower's dimension; what they give is fused, goes through the hidden
-layers, if any, and is normalised where near means cosine. The id of some items is hidden at each training step,
-so that the other features learn to carry an item alone: new items, whose id is unknown, then find their place.
+layers, if any, and is normalised where near means cosine. Items whose id is unknown, because nobody touched them
+yet, go through encoders of their own (`joined`), which find a place for them by the other features.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.config import TowerConfig
-from recsys.encoders import ConvolvedWords, Gate, IdDropout, MeanOfBag, ReadWords
+from recsys.encoders import ConvolvedWords, Gate, IdDropout, KnownOrNew, MeanOfBag, ReadWords
 from recsys.errors import InputError
 from recsys.features import Features, Inputs, TokenFeature, positions, token_input
 from recsys.text import MAX_WORDS
 
 ID_ENCODER, NUMERIC_ENCODER = "id_embedding", "numeric_encoder"
 FUSION, HIDDEN = "fusion", "hidden"
+KNOWN, NEW = "known", "new"
 
 
-def build(features: Features, config: TowerConfig, seed: int) -> keras.Model:
+def build(features: Features, config: TowerConfig, seed: int, *, ids: bool = True) -> keras.Model:
     """An untrained tower: a dictionary of inputs (see `recsys.features`) -> float32 [n, dimension].
 
-    Embeddings have unit length if the distance is cosine. The output layer has the distance's name.
+    Embeddings have unit length if the distance is cosine. The output layer has the distance's name. Without `ids`
+    it reads the other features alone, of which there must be one.
     """
     keras.utils.set_random_seed(seed)
     dimension = config.dimension
-    ids = keras.Input((), dtype="int32", name="id")
-    inputs = {"id": ids}
-    hidden_ids = IdDropout(config.id_dropout, seed)(ids)
-    encoded = [keras.layers.Embedding(features.num_ids, dimension, name=ID_ENCODER)(hidden_ids)]
+    inputs, encoded = {}, []
+    if ids:
+        inputs["id"] = keras.Input((), dtype="int32", name="id")
+        hidden_ids = IdDropout(config.id_dropout, seed)(inputs["id"])
+        encoded.append(keras.layers.Embedding(features.num_ids, dimension, name=ID_ENCODER)(hidden_ids))
     for position, feature in enumerate(features.tokens):
         name = token_input(position)
         shapes: dict[str, tuple[int | None, ...]] = {"value": (), "bag": (None,), "sequence": (MAX_WORDS,)}
@@ -55,7 +58,29 @@ def build(features: Features, config: TowerConfig, seed: int) -> keras.Model:
         vector = keras.layers.Dense(dimension, name=f"{HIDDEN}_{len(config.hidden)}")(vector)
     unit = config.distance == "cosine"
     output = keras.layers.UnitNormalization(name="cosine") if unit else keras.layers.Identity(name=config.distance)
-    return keras.Model(inputs, output(vector), name="tower")
+    return keras.Model(inputs, output(vector), name=KNOWN if ids else NEW)
+
+
+def of_features(known: keras.Model, features: Features, config: TowerConfig, seed: int) -> keras.Model:
+    """A tower for new items, without ids, whose encoders begin with what those of `known` learned."""
+    new = build(features, config, seed, ids=False)
+    learned = {layer.name: layer.get_weights() for layer in known.layers}
+    for layer in new.layers:
+        weights = learned.get(layer.name, [])
+        # what fuses them is of another shape where it weighs the id too
+        if [weight.shape for weight in layer.get_weights()] == [weight.shape for weight in weights]:
+            layer.set_weights(weights)
+    return new
+
+
+def joined(known: keras.Model, new: keras.Model) -> keras.Model:
+    """One tower of two: `new` embeds the items whose id is unknown, `known` the others."""
+    inputs = {
+        name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=name) for name, tensor in known.input.items()
+    }
+    of_new = new({name: inputs[name] for name in new.input})
+    chosen = KnownOrNew(name=distance(known))(inputs["id"], known(inputs), of_new)
+    return keras.Model(inputs, chosen, name="tower")
 
 
 def _token_encoder(feature: TokenFeature, dimension: int, name: str) -> keras.layers.Layer:
@@ -99,7 +124,8 @@ def warm_start(
 
     Rows of ids, tokens and numeric columns that both have are copied; the others start at zero, so that new items
     start from their features, and where features are summed the tower starts as the earlier one. An id that has
-    left its bucket starts from that. Standardised numbers keep their weights, though their scale may have moved.
+    left its bucket starts from that. Encoders for new items are no start: those of a night follow from its others.
+    Standardised numbers keep their weights, though their scale may have moved.
     Layers behind the encoders are copied if they read the same encoders and have the same shapes.
 
     Returns:
@@ -115,6 +141,7 @@ def warm_start(
             f"Received: {shapes[0]}. Change the config, or leave data.warm_start out."
         )
     report = {}
+    earlier_tower = next((layer for layer in earlier_tower.layers if layer.name == KNOWN), earlier_tower)
     earlier_encoders = _encoders(earlier_tower, earlier_features)
     for (name, kind), layer in _encoders(tower, features).items():
         earlier_layer = earlier_encoders.get((name, kind))
@@ -206,11 +233,11 @@ def encoder(tower: keras.Model, batch_size: int) -> Callable[[Inputs], NDArray[n
     step = tf.function(lambda batch: tower(batch, training=False), input_signature=[signature])
 
     def encode(inputs: Inputs) -> NDArray[np.float32]:
-        length = len(inputs["id"])
+        length = len(next(iter(inputs.values())))
         vectors = np.empty((length, tower.output.shape[-1]), np.float32)
         for start in range(0, length, batch_size):
             rows = slice(start, start + batch_size)
-            vectors[rows] = step({name: array[rows] for name, array in inputs.items()}).numpy()
+            vectors[rows] = step({name: inputs[name][rows] for name in signature}).numpy()
         return vectors
 
     return encode

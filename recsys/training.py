@@ -53,35 +53,30 @@ class Fit(NamedTuple):
 class Siamese(keras.Model):
     """Both sides of the pairs through one tower, and the loss between them.
 
-    Each anchor may be asked a second time as if it were new: its newest item, by its features alone. A new item
-    then finds its place among the known ones, as DropoutNet (Volkovs et al., 2017) wants it; but the candidates
-    keep their ids, where dropping those as well costs 5% of the NDCG@20 of known items on Beauty and Toys.
-
     Args:
         tower: inputs -> float32 [n, d].
-        inputs: of the whole catalogue, [num_items, ...] each.
+        inputs: of the whole catalogue, [num_items, ...] each; what the tower does not read is left aside.
         loss: of `recsys.losses`.
         unit: whether embeddings have length 1.
-        new_item_weight: of the second loss; 0 leaves it out.
     """
 
-    def __init__(
-        self, tower: keras.Model, inputs: Inputs, loss: losses.Loss, *, unit: bool, new_item_weight: float = 0.0
-    ) -> None:
+    ANCHOR_POWER = 1.0
+    """An anchor counts with its weight to this power."""
+
+    def __init__(self, tower: keras.Model, inputs: Inputs, loss: losses.Loss, *, unit: bool) -> None:
         super().__init__()
         self.unit = unit
         self.tower = tower
-        self.inputs_of_items = {name: ops.convert_to_tensor(array) for name, array in inputs.items()}
+        self.inputs_of_items = {name: ops.convert_to_tensor(inputs[name]) for name in tower.input}
         self.batch_loss = loss
-        self.new_item_weight = new_item_weight
 
     def call(self, batch: Batch, training: bool = False) -> tuple[Any, Any]:
-        """Embeddings of the batch's candidates, float32 [C, d], and of its anchors as new items, [B, d] or None."""
+        """Embeddings of the batch's anchors, float32 [B, d], and of its candidates, [C, d]."""
         candidates = self.tower(self._inputs(batch.candidates), training=training)
-        if not self.new_item_weight:
-            return candidates, None
-        new = self._inputs(ops.take(batch.candidates, batch.anchors[:, 0]))
-        return candidates, self.tower({**new, "id": ops.zeros_like(new["id"])}, training=training)
+        anchors = ops.einsum("bl,bld->bd", batch.shares, ops.take(candidates, batch.anchors, axis=0))
+        if self.unit:
+            return ops.normalize(anchors, axis=1), candidates
+        return anchors / ops.sum(batch.shares, axis=1, keepdims=True), candidates
 
     def _inputs(self, numbers: Any) -> dict[str, Any]:
         return {name: ops.take(table, numbers, axis=0) for name, table in self.inputs_of_items.items()}
@@ -89,22 +84,39 @@ class Siamese(keras.Model):
     def compute_loss(self, x: Any, y: Any, y_pred: Any, *_: Any) -> Any:  # noqa: ARG002 - Keras's signature; `x` has the targets
         """Mean over the anchors, weighted."""
         batch = Batch(*x)
-        candidates, new = y_pred
-        anchors = ops.einsum("bl,bld->bd", batch.shares, ops.take(candidates, batch.anchors, axis=0))
-        if self.unit:
-            anchors = ops.normalize(anchors, axis=1)
-        else:
-            anchors = anchors / ops.sum(batch.shares, axis=1, keepdims=True)
+        anchors, candidates = y_pred
+        loss = self.batch_loss(anchors, candidates, batch.targets, batch.log_inclusion, batch.log_popularity)  # [B]
+        return ops.mean(loss * batch.anchor_weights**self.ANCHOR_POWER)
 
-        def loss_of(asked: Any, weights: Any) -> Any:
-            loss = self.batch_loss(asked, candidates, batch.targets, batch.log_inclusion, batch.log_popularity)  # [B]
-            return ops.mean(loss * weights)
 
-        loss = loss_of(anchors, batch.anchor_weights)
-        if new is None:
-            return loss
-        # new items are not the popular ones, which would make up most of the loss
-        return loss + self.new_item_weight * loss_of(new, ops.sqrt(batch.anchor_weights))
+class Newcomers(Siamese):
+    """Items by their features alone, as if nobody had touched them yet, among embeddings that stand still.
+
+    An item's pairs say where it would stand if it were new: near what it was touched together with. Nothing that
+    items with interactions answer changes by it. See `docs/decisions/0022-encoders-for-new-items.md`.
+
+    Args:
+        tower: of features, without the id.
+        inputs: of the whole catalogue.
+        loss: of `recsys.losses`.
+        unit: whether embeddings have length 1.
+        among: embeddings of the catalogue, float32 [num_items, d].
+    """
+
+    ANCHOR_POWER = 0.5
+    """New items are not the popular ones, which would make up most of the loss."""
+
+    SOFTER = 1.5
+    """Times the temperature: features say less of an item than its id, and with less certainty."""
+
+    def __init__(self, tower: keras.Model, inputs: Inputs, loss: losses.Loss, *, unit: bool, among: Vectors) -> None:
+        super().__init__(tower, inputs, loss, unit=unit)
+        self.among = ops.convert_to_tensor(among)
+
+    def call(self, batch: Batch, training: bool = False) -> tuple[Any, Any]:
+        """Embeddings of the batch's anchors by their newest item's features, [B, d], and of its candidates, [C, d]."""
+        newest = ops.take(batch.candidates, batch.anchors[:, 0])
+        return self.tower(self._inputs(newest), training=training), ops.take(self.among, batch.candidates, axis=0)
 
 
 @dataclass
@@ -146,6 +158,7 @@ def fit(
     validation: Validation | None = None,
     to_beat: float = -np.inf,
     refine: bool = False,
+    among: Vectors | None = None,
     feature_rate: float = 1.0,
     checkpoint: Checkpoint | None = None,
     on_pass: OnPass = lambda *_: None,
@@ -164,6 +177,7 @@ def fit(
         to_beat: where no pass has a better score than this, the tower stays as it is.
         refine: begin with a third of the learning rate, and let it fall to 0 over all passes; what was to thaw has
             done so.
+        among: train `Newcomers` among these embeddings, float32 [num_items, d].
         feature_rate: of `recsys.optimiser.build`.
         checkpoint: written after each pass; where it is there, the fit goes on from it.
         on_pass: called after each pass that is done here.
@@ -171,12 +185,7 @@ def fit(
     Raises:
         StageError: the loss was not finite.
     """
-    distance = DISTANCES[config.tower.distance]
-    has_features = len(features.input_names) > 1
-    siamese = Siamese(
-        model, inputs, losses.of(config.train, config.tower),
-        unit=distance.unit, new_item_weight=config.train.new_item_weight if has_features else 0.0,
-    )  # fmt: skip
+    siamese = _siamese(model, inputs, config, among)
     rate: Any = config.train.learning_rate
     if refine:
         rate = keras.optimizers.schedules.PolynomialDecay(rate / 3, passes * len(batches), end_learning_rate=0.0)
@@ -205,6 +214,15 @@ def fit(
         on_pass(number, figures)
     model.set_weights(best_weights)
     return Fit(encode(inputs), progress.best_pass, progress.best_score, progress.curve)
+
+
+def _siamese(model: keras.Model, inputs: Inputs, config: Config, among: Vectors | None) -> Siamese:
+    """What is trained: both sides of the pairs, or newcomers among embeddings."""
+    unit = DISTANCES[config.tower.distance].unit
+    if among is None:
+        return Siamese(model, inputs, losses.of(config.train, config.tower), unit=unit)
+    softer = config.train.model_copy(update={"temperature": Newcomers.SOFTER * config.train.temperature})
+    return Newcomers(model, inputs, losses.of(softer, config.tower), unit=unit, among=among)
 
 
 def _out_of_patience(progress: Progress, validation: Validation | None, config: Config) -> bool:

@@ -136,6 +136,72 @@ def test_passes_over_histories_follow_those_over_pairs_and_move_the_tower(tmp_pa
     assert np.abs(after.vectors - before.vectors).max() > 1e-4
 
 
+# --- new items
+
+
+def newcomers(folder: Path) -> Path:
+    """The world, where nobody touched some items yet; whose brand tells their block, as that of the others."""
+    world.write(folder)
+    rows = pl.read_parquet(folder / "interactions.parquet")
+    rows.filter(~pl.col("item_id").str.ends_with("-0")).write_parquet(folder / "interactions.parquet")
+    return folder
+
+
+def test_new_items_find_their_place_and_known_ones_keep_theirs(tmp_path: Path) -> None:
+    newcomers(tmp_path)
+    passes = {"pairs": 6, "histories": 1}
+    seen: list[int] = []
+    nights = [prepared(tmp_path, "train.learning_rate=0.03", f"train.new_items={used}") for used in ("true", "false")]
+    fits = [
+        train.fit_before("test", night, passes, lambda *_: None, on_new_pass=lambda number, _: seen.append(number))
+        for night in nights
+    ]
+    assert seen == [1, 2, 3, 4, 5, 6]
+    catalogue = Catalogue.load(nights[0].run.path(prepare.STAGE, CATALOGUE))
+    is_new = catalogue.frame.select(pl.col("item_id").str.ends_with("-0") | (pl.col("item_id") == world.NEW_ITEM))
+    is_new = is_new["item_id"].to_numpy()
+    assert is_new.sum() == world.BLOCKS + 1
+    placed, unplaced = (fit.vectors for fit in fits)
+    np.testing.assert_array_equal(placed[~is_new], unplaced[~is_new])
+    assert np.abs(placed[is_new] - unplaced[is_new]).max() > 1e-2
+    genre = catalogue.frame["genre"].to_numpy()
+    similarity = placed[is_new] @ placed[~is_new].T
+    assert (genre[~is_new][similarity.argmax(axis=1)] == genre[is_new]).all()
+
+
+def test_without_features_there_is_nothing_to_place_new_items_by(tmp_path: Path) -> None:
+    night = prepared(newcomers(tmp_path), "items.categorical=[]")
+    passes = {"pairs": 1, "histories": 0}
+    fit = train.fit_before("test", night, passes, lambda *_: None, on_new_pass=lambda *_: pytest.fail("a pass"))
+    assert list(fit.tower.input) == ["id"]
+
+
+def test_placing_new_items_goes_on_after_a_kill(tmp_path: Path) -> None:
+    night = prepared(newcomers(tmp_path))
+    passes = {"pairs": 3, "histories": 1}
+    whole = train.fit_before("test", night, passes, lambda *_: None)
+    done: list[tuple[str, int]] = []
+
+    def killed(number: int, _: dict[str, float]) -> None:
+        done.append(("new", number))
+        if len(done) == 5:
+            raise KeyboardInterrupt
+
+    def fit() -> train.Fitted:
+        return train.fit_before(
+            "test", night, passes, lambda number, _: done.append(("known", number)),
+            on_new_pass=killed, checkpoints=tmp_path,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        fit()
+    resumed = fit()
+    assert done == [("known", number) for number in range(1, 5)] + [("new", number) for number in range(1, 4)]
+    np.testing.assert_array_equal(resumed.vectors, whole.vectors)
+    for weight, same in zip(whole.tower.get_weights(), resumed.tower.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, same)
+
+
 def test_who_never_touched_three_items_leaves_no_validation_and_no_recency(tmp_path: Path) -> None:
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
@@ -240,10 +306,12 @@ def warm(folder: Path, release: Path, *overrides: str) -> Night:
 
 
 def test_a_warm_start_goes_on_from_the_earlier_tower(tmp_path: Path) -> None:
-    """With a learning rate of next to nothing it stays there."""
+    """With a learning rate of next to nothing items with interactions stay there; a new one has other encoders now."""
     night = warm(tmp_path, GOLDEN, "train.learning_rate=1e-12")
     fit = train.fit_before("test", night, {"pairs": 1, "histories": 0}, lambda *_: None)
-    np.testing.assert_allclose(fit.vectors, np.load(GOLDEN / EMBEDDINGS), atol=1e-4)
+    new = numbers(night)[world.NEW_ITEM]
+    earlier = np.load(GOLDEN / EMBEDDINGS)
+    np.testing.assert_allclose(np.delete(fit.vectors, new, axis=0), np.delete(earlier, new, axis=0), atol=1e-4)
 
 
 def test_a_run_is_another_with_a_warm_start_and_with_another_release(tmp_path: Path) -> None:

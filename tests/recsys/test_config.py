@@ -647,7 +647,7 @@ def configs(draw):
                 learning_rates=st.dictionaries(names, not_negative, max_size=3),
                 thaw_after=st.integers(0, 100),
                 weight_decay=not_negative,
-                new_item_weight=not_negative,
+                new_items=st.booleans(),
                 anchor_power=shares,
                 shuffle_pairs=counts,
                 validation_users=counts,

@@ -201,6 +201,53 @@ def test_encoders_have_the_names_of_the_config():
     assert {layer.name for layer in model.layers if layer.weights} == set(names)
 
 
+# --- new items
+
+
+NEWCOMERS = items(("x", "acme", ["red"], 4.0), ("y", None, None, None)).with_columns(name=pl.Series(["old wine", None]))
+BOTH = pl.concat([NAMED, NEWCOMERS]).sample(fraction=1, shuffle=True, seed=4)
+
+
+@pytest.mark.parametrize(("fusion", "text_encoder", "distance"), SHAPES, ids=str)
+def test_items_with_an_id_go_through_one_tower_and_new_ones_through_the_other(tmp_path, fusion, text_encoder, distance):
+    """Also after it was saved. `a` has no pair, so it is as new as `x` and `y`; `b` shares a bucket, and is not."""
+    features, known = shaped(fusion, text_encoder, distance, hidden=(7,))
+    config = TowerConfig(
+        dimension=DIMENSION, fusion=fusion, text_encoder=text_encoder, distance=distance, hidden=(7,), min_count=2
+    )
+    new = tower.build(features, config, 5, ids=False)
+    inputs = features.transform(BOTH)
+    of_known, of_new = embed(known, inputs), embed(new, inputs)
+    assert not np.isclose(of_known, of_new, atol=1e-3).all(axis=1).any()
+    is_new = BOTH["item_id"].is_in(["a", "x", "y"]).to_numpy()
+    expected = np.where(is_new[:, None], of_new, of_known)
+    model = tower.joined(known, new)
+    np.testing.assert_allclose(embed(model, inputs), expected, atol=1e-6)
+    assert tower.distance(model) == distance
+    model.save(tmp_path / "tower.keras")
+    loaded = tower.load(tmp_path / "tower.keras")
+    np.testing.assert_array_equal(embed(loaded, inputs), embed(model, inputs))
+    assert tower.distance(loaded) == distance
+
+
+def test_a_tower_for_new_items_begins_as_the_sum_of_the_known_ones_features():
+    features, known = shaped("sum", "convolutional", "manhattan")
+    config = TowerConfig(dimension=DIMENSION, text_encoder="convolutional", distance="manhattan")
+    new = tower.of_features(known, features, config, 5)
+    inputs = features.transform(NAMED)
+    assert "id" not in new.input
+    np.testing.assert_allclose(embed(new, inputs), sum(encoded_apart(known, features, inputs)[1:]), atol=1e-5)
+
+
+def test_what_weighs_the_id_too_begins_anew_for_new_items():
+    features, known = shaped("concatenation", "bag", hidden=(7,))
+    config = TowerConfig(dimension=DIMENSION, fusion="concatenation", hidden=(7,))
+    new = tower.of_features(known, features, config, 5)
+    assert new.get_layer(tower.FUSION).get_weights()[0].shape == (4 * DIMENSION, DIMENSION)
+    for layer in ("tokens_1_encoder", "numeric_encoder", "hidden_0"):
+        np.testing.assert_array_equal(rows_of(layer, new), rows_of(layer, known))
+
+
 # --- warm start
 
 EARLIER = NAMED
@@ -228,6 +275,17 @@ def test_the_same_vocabulary_starts_as_the_earlier_tower(fusion, text_encoder):
     assert {part: figures["new"] for part, figures in report.items()} == dict.fromkeys(report, 0)
     behind = {"hidden"} if fusion == "sum" else {"fusion", "hidden"}
     assert set(report) == {"id", "brand", "tags", "name", "numeric"} | behind
+
+
+def test_a_tower_that_has_encoders_for_new_items_starts_another_by_those_of_known_ones():
+    features, earlier = shaped("concatenation", "bag", hidden=(7,))
+    config = TowerConfig(dimension=DIMENSION, fusion="concatenation", hidden=(7,))
+    whole = tower.joined(earlier, tower.build(features, config, 5, ids=False))
+    _, model = shaped("concatenation", "bag", hidden=(7,), seed=2)
+    inputs = features.transform(NAMED)
+    report = tower.warm_start(model, features, whole, features)
+    np.testing.assert_array_equal(embed(model, inputs), embed(earlier, inputs))
+    assert {figures["new"] for figures in report.values()} == {0}
 
 
 def test_rows_of_known_ids_and_tokens_are_copied_and_new_ones_start_at_zero():

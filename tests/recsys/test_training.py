@@ -144,12 +144,72 @@ def test_judged_pairs_bring_together_what_is_the_same(world):
     assert fitted.curve[-1]["loss"] < 0.1 * fitted.curve[0]["loss"]
 
 
-@pytest.mark.parametrize("hiding", [{"new_item_weight": 0.5}, {"id_dropout": 0.5, "new_item_weight": 0.0}], ids=str)
-def test_items_without_interactions_find_their_block_by_their_features(world, hiding):
-    fitted, model, features = world.fit(roles={"categorical": ("brand",)}, **hiding)
+BY_BRAND = {"roles": {"categorical": ("brand",)}}
+
+
+def assert_new_items_find_block_2(vectors, model, features):
     new = tower.encoder(model, 100)(features.transform(block_items(num_new=1).tail(1)))
-    nearest = np.argsort(-(fitted.vectors @ new[0]))[: BLOCKS[2]]
+    nearest = np.argsort(-(vectors @ new[0]))[: BLOCKS[2]]
     assert set(BLOCK_OF[nearest]) == {2}
+
+
+def test_hidden_ids_let_items_without_interactions_find_their_block_by_their_features(world):
+    fitted, model, features = world.fit(**BY_BRAND, id_dropout=0.5)
+    assert_new_items_find_block_2(fitted.vectors, model, features)
+
+
+def place_newcomers(world, fitted, model, features, *, passes=12, **config):
+    """A tower for new items among what was learned, and what its fit gives."""
+    settings = config_of(**BY_BRAND, **config)
+    new = tower.of_features(model, features, settings.tower, 1)
+    inputs = features.transform(block_items())
+    batches = PairBatches(world.store(block_pairs()), settings)
+    return new, training.fit(new, features, inputs, batches, settings, passes=passes, among=fitted.vectors)
+
+
+def misled(model):
+    """Weights under which every brand says the same, and nothing."""
+    (brands,) = (layer for layer in model.layers if layer.name == "tokens_0_encoder")
+    brands.set_weights([np.ones_like(weight) for weight in brands.get_weights()])
+
+
+@pytest.mark.parametrize("kind", CANDIDATES)
+def test_newcomers_find_their_block_where_the_features_of_known_items_say_nothing(world, kind):
+    candidates = CANDIDATES[kind]
+    fitted, model, features = world.fit(**BY_BRAND, candidates=CANDIDATES["catalogue"])
+    misled(model)
+    new, placed = place_newcomers(world, fitted, model, features, passes=30, candidates=candidates, batch_size=4)
+    assert placed.curve[-1]["loss"] < placed.curve[0]["loss"]
+    assert_new_items_find_block_2(fitted.vectors, tower.joined(model, new), features)
+
+
+def test_newcomers_change_nothing_of_known_items(world):
+    fitted, model, features = world.fit(**BY_BRAND)
+    weights = model.get_weights()
+    new, _ = place_newcomers(world, fitted, model, features)
+    embedded = tower.encoder(tower.joined(model, new), 7)(features.transform(block_items()))
+    np.testing.assert_allclose(embedded, fitted.vectors, atol=1e-6)
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_the_loss_of_newcomers_is_the_weighted_mean_over_the_anchors_by_their_features(world):
+    """One batch, one pass, a learning rate too small to move anything: computed again in NumPy."""
+    temperature = 0.3
+    still = {"learning_rate": 1e-12, "batch_size": NUM_ITEMS, "temperature": temperature}
+    fitted, model, features = world.fit(**BY_BRAND)
+    new, placed = place_newcomers(world, fitted, model, features, passes=1, **still)
+    asked = np.asarray(new({"tokens_0": features.transform(block_items())["tokens_0"]}), float)
+    weights = block_pairs()
+    logits = asked @ fitted.vectors.T / (1.5 * temperature)
+    np.fill_diagonal(logits, -np.inf)  # an item is no answer to itself
+    losses = []
+    for number in range(NUM_ITEMS):
+        log_softmax = logits[number] - np.log(np.exp(logits[number]).sum())
+        target = weights[number] / weights[number].sum()
+        losses.append(-sum(t * p for t, p in zip(target, log_softmax, strict=True) if t))
+    counted = weights.sum(axis=1) / weights.sum(axis=1).mean()
+    assert placed.curve[0]["loss"] == pytest.approx(np.mean(counted**0.5 * losses), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", CANDIDATES)
