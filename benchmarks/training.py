@@ -3,10 +3,11 @@
     python -m benchmarks.training --config FILE [--set TABLE.KEY=VALUE] --json OUT
 
 The clock of the tower starts with the pairs on disk and runs through compiling, training and the look-ups that
-decide when to stop; it is read when the validation score (the mean of the NDCG@20 of both look-ups) first reaches
-95% of its best. The clock of item2vec (Barkan and Koenigstein, 2016: skip-gram with negative sampling; 64
-dimensions, 30 passes, 2 workers) starts with the sequences in memory. Importing libraries is counted on neither
-side, and both see what is known before the validation targets.
+decide when to stop; it is read when the validation NDCG@20 first reaches 95% of its best: once for the look-up from
+the last item, which is what item2vec is for, and once for the mean of that and the look-up from a history. The clock
+of item2vec (Barkan and Koenigstein, 2016: skip-gram with negative sampling; 64 dimensions, 30 passes, 2 workers)
+starts with the sequences in memory. Importing libraries is counted on neither side, and both see what is known before
+the validation targets.
 
 For memory, training runs one pass in a process of its own on made-up pairs, and on ten times as many.
 """
@@ -33,10 +34,13 @@ from pipelines.prepare import prepare
 from pipelines.progress import Reporter
 from recsys import pairs
 from recsys.config import Config, DataConfig, ItemsConfig
-from recsys.evaluation import SCORE, evaluate
+from recsys.evaluation import SCORE, TARGET_METRIC, evaluate
 from recsys.exact import ExactIndex
 
 SHARE = 0.95
+LOOK_UPS = (("last_item", f"validation_{TARGET_METRIC}"), ("both", SCORE))
+"""What the race is measured by -> the name of that figure of a pass."""
+
 DIMENSION, PASSES, WORKERS = 64, 30, 2
 PAIRS_ITEMS, PAIRS_AN_ITEM, GROWTH = 5_000, 400, 10
 
@@ -45,24 +49,27 @@ def race(config: Config) -> dict[str, Any]:
     """Seconds of both, and what they came to."""
     night = Night.of(config, Reporter())
     prepare(night)
-    curve: list[tuple[float, float]] = []
+    curve: list[dict[str, float]] = []
     most = {"pairs": config.train.passes, "histories": config.train.history_passes}
     from recsys import training  # noqa: F401 - seconds that are not the work
 
     started = time.perf_counter()
     train.fit_before(
         "validation", night, most,
-        lambda _, figures: curve.append((time.perf_counter() - started, figures[SCORE])),
+        lambda _, found: curve.append({"seconds": time.perf_counter() - started} | {n: found[k] for n, k in LOOK_UPS}),
     )  # fmt: skip
-    best = max(score for _, score in curve)
-    ours = next(seconds for seconds, score in curve if score >= SHARE * best)
+    best = {name: max(passed[name] for passed in curve) for name, _ in LOOK_UPS}
+    ours = {
+        name: next(passed["seconds"] for passed in curve if passed[name] >= SHARE * most_of_all)
+        for name, most_of_all in best.items()
+    }
     vectors, theirs = item2vec(night)
     split = train.load_split(night)
     figures = evaluate(ExactIndex(vectors), split.holdout("validation", config.evaluate.users))
     return {
         "seconds_to_95_percent": ours,
         "item2vec_seconds": theirs,
-        "ratio": ours / theirs,
+        "ratio": {name: seconds / theirs for name, seconds in ours.items()},
         "curve": curve,
         "item2vec_validation": figures,
     }

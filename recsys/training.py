@@ -106,9 +106,6 @@ class Newcomers(Siamese):
     ANCHOR_POWER = 0.5
     """New items are not the popular ones, which would make up most of the loss."""
 
-    SOFTER = 1.5
-    """Times the temperature: features say less of an item than its id, and with less certainty."""
-
     def __init__(self, tower: keras.Model, inputs: Inputs, loss: losses.Loss, *, unit: bool, among: Vectors) -> None:
         super().__init__(tower, inputs, loss, unit=unit)
         self.among = ops.convert_to_tensor(among)
@@ -218,11 +215,10 @@ def fit(
 
 def _siamese(model: keras.Model, inputs: Inputs, config: Config, among: Vectors | None) -> Siamese:
     """What is trained: both sides of the pairs, or newcomers among embeddings."""
-    unit = DISTANCES[config.tower.distance].unit
+    loss, unit = losses.of(config.train, config.tower), DISTANCES[config.tower.distance].unit
     if among is None:
-        return Siamese(model, inputs, losses.of(config.train, config.tower), unit=unit)
-    softer = config.train.model_copy(update={"temperature": Newcomers.SOFTER * config.train.temperature})
-    return Newcomers(model, inputs, losses.of(softer, config.tower), unit=unit, among=among)
+        return Siamese(model, inputs, loss, unit=unit)
+    return Newcomers(model, inputs, loss, unit=unit, among=among)
 
 
 def _out_of_patience(progress: Progress, validation: Validation | None, config: Config) -> bool:

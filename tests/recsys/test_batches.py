@@ -195,9 +195,8 @@ def expected_of(history, following, window, decay, width=6):
 
 
 @pytest.fixture
-def history_batches(store, monkeypatch):
-    def make(cut, target, *, window=4, decay=0.7, batch_size=5, recency=RECENCY, history=50, alone=0.0, **tables):
-        monkeypatch.setattr(HistoryBatches, "ALONE", alone)
+def history_batches(store):
+    def make(cut, target, *, window=4, decay=0.7, batch_size=5, recency=RECENCY, history=50, **tables):
         split = Split(sequences_of(LOG, 2), cut)
         prepare, evaluate = {"window": window, "decay": decay}, {"history": history}
         config = config_of(prepare=prepare, evaluate=evaluate, train={"batch_size": batch_size}, **tables)
@@ -250,24 +249,6 @@ def test_items_that_hardly_weigh_anything_are_left_out(history_batches, recency,
     assert seen == {expected_of(*moment, 4, 0.7, width)[0] for moment in moments(None, "test")}
     steps = [recency**step >= 0.01 for step in range(history)]
     assert width == sum(steps)
-
-
-def test_half_of_the_moments_are_asked_from_the_last_item_alone(history_batches):
-    """What only the rest of the history holds may then follow."""
-    passes = 40
-    batches = history_batches(None, "test", batch_size=1, alone=HistoryBatches.ALONE)
-    asked = [moment for moment in moments(None, "test") if len(set(moment[0])) == len(moment[0]) > 1]
-    whole, alone = ([expected_of(*moment, 4, 0.7, width) for moment in asked] for width in (6, 1))
-    seen = {}
-    for _ in range(passes):
-        for history, positives in seen_of(batches.one_pass()):
-            seen.setdefault(history, []).append(positives)
-    for one, other in zip(whole, alone, strict=True):
-        assert one[1] == pytest.approx(seen[one[0]][0], rel=1e-5)
-        assert any(other[1] == pytest.approx(positives, rel=1e-5) for positives in seen[other[0]])
-    kept = sum(len(seen[history]) for history, _ in whole)
-    total = len(whole) * passes
-    assert abs(kept - total / 2) < 4 * (total / 4) ** 0.5
 
 
 @pytest.mark.parametrize("kind", ["catalogue", "sampled", "in_batch", "mixed"])

@@ -201,7 +201,7 @@ def test_the_loss_of_newcomers_is_the_weighted_mean_over_the_anchors_by_their_fe
     new, placed = place_newcomers(world, fitted, model, features, passes=1, **still)
     asked = np.asarray(new({"tokens_0": features.transform(block_items())["tokens_0"]}), float)
     weights = block_pairs()
-    logits = asked @ fitted.vectors.T / (1.5 * temperature)
+    logits = asked @ fitted.vectors.T / temperature
     np.fill_diagonal(logits, -np.inf)  # an item is no answer to itself
     losses = []
     for number in range(NUM_ITEMS):
