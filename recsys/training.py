@@ -174,7 +174,7 @@ def fit(
         to_beat: where no pass has a better score than this, the tower stays as it is.
         refine: begin with a third of the learning rate, and let it fall to 0 over all passes; what was to thaw has
             done so.
-        among: train `Newcomers` among these embeddings, float32 [num_items, d].
+        among: train `Newcomers` among these embeddings, float32 [num_items, d]; what was to thaw has done so too.
         feature_rate: of `recsys.optimiser.build`.
         checkpoint: written after each pass; where it is there, the fit goes on from it.
         on_pass: called after each pass that is done here.
@@ -187,7 +187,7 @@ def fit(
     if refine:
         rate = keras.optimizers.schedules.PolynomialDecay(rate / 3, passes * len(batches), end_learning_rate=0.0)
     learner = optimiser.build(config.train, model, features, rate, feature_rate=feature_rate)
-    if refine:
+    if refine or among is not None:
         learner.thaw()
     siamese.compile(optimizer=learner, jit_compile=True)
     encode = tower.encoder(model, ENCODE_BATCH)

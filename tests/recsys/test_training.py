@@ -183,6 +183,15 @@ def test_newcomers_find_their_block_where_the_features_of_known_items_say_nothin
     assert_new_items_find_block_2(fitted.vectors, tower.joined(model, new), features)
 
 
+@pytest.mark.parametrize(("thaw_after", "moves"), [(0, False), (9, True)])
+def test_what_is_frozen_stays_so_for_newcomers_and_what_was_to_thaw_has(world, thaw_after, moves):
+    fitted, model, features = world.fit(**BY_BRAND)
+    frozen = {"learning_rates": {"brand": 0.0}, "thaw_after": thaw_after}
+    new, _ = place_newcomers(world, fitted, model, features, passes=2, **frozen)
+    before, after = (tower_.get_layer("tokens_0_encoder").get_weights()[0] for tower_ in (model, new))
+    assert np.array_equal(before, after) != moves
+
+
 def test_newcomers_change_nothing_of_known_items(world):
     fitted, model, features = world.fit(**BY_BRAND)
     weights = model.get_weights()
