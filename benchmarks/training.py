@@ -38,8 +38,8 @@ from recsys.evaluation import SCORE, TARGET_METRIC, evaluate
 from recsys.exact import ExactIndex
 
 SHARE = 0.95
-LOOK_UPS = (("last_item", f"validation_{TARGET_METRIC}"), ("both", SCORE))
-"""What the race is measured by -> the name of that figure of a pass."""
+CLOCKS = (("last_item", f"validation_{TARGET_METRIC}"), ("both", SCORE))
+"""What a clock is stopped by, and the name of that figure of a pass."""
 
 DIMENSION, PASSES, WORKERS = 64, 30, 2
 PAIRS_ITEMS, PAIRS_AN_ITEM, GROWTH = 5_000, 400, 10
@@ -56,9 +56,9 @@ def race(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     train.fit_before(
         "validation", night, most,
-        lambda _, found: curve.append({"seconds": time.perf_counter() - started} | {n: found[k] for n, k in LOOK_UPS}),
+        lambda _, found: curve.append({"seconds": time.perf_counter() - started} | {n: found[k] for n, k in CLOCKS}),
     )  # fmt: skip
-    best = {name: max(passed[name] for passed in curve) for name, _ in LOOK_UPS}
+    best = {name: max(passed[name] for passed in curve) for name, _ in CLOCKS}
     ours = {
         name: next(passed["seconds"] for passed in curve if passed[name] >= SHARE * most_of_all)
         for name, most_of_all in best.items()

@@ -136,11 +136,20 @@ def test_passes_over_histories_follow_those_over_pairs_and_move_the_tower(tmp_pa
     assert np.abs(after.vectors - before.vectors).max() > 1e-4
 
 
+def test_who_never_touched_three_items_leaves_no_validation_and_no_recency(tmp_path: Path) -> None:
+    world.write(tmp_path)
+    rows = pl.read_parquet(tmp_path / "interactions.parquet")
+    rows.filter(pl.col("timestamp") < 1_600_000_000 + 120).write_parquet(tmp_path / "interactions.parquet")
+    manifest = train.train(prepared(tmp_path))
+    assert (manifest["recency"], manifest["validation"]) == (None, {})
+    assert manifest["passes"] == {"pairs": 2, "histories": 0}
+
+
 # --- new items
 
 
 def newcomers(folder: Path) -> Path:
-    """The world, where nobody touched some items yet; whose brand tells their block, as that of the others."""
+    """The world, where nobody touched some items yet; whose genre tells their block, as that of the others."""
     world.write(folder)
     rows = pl.read_parquet(folder / "interactions.parquet")
     rows.filter(~pl.col("item_id").str.ends_with("-0")).write_parquet(folder / "interactions.parquet")
@@ -200,15 +209,6 @@ def test_placing_new_items_goes_on_after_a_kill(tmp_path: Path) -> None:
     np.testing.assert_array_equal(resumed.vectors, whole.vectors)
     for weight, same in zip(whole.tower.get_weights(), resumed.tower.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, same)
-
-
-def test_who_never_touched_three_items_leaves_no_validation_and_no_recency(tmp_path: Path) -> None:
-    world.write(tmp_path)
-    rows = pl.read_parquet(tmp_path / "interactions.parquet")
-    rows.filter(pl.col("timestamp") < 1_600_000_000 + 120).write_parquet(tmp_path / "interactions.parquet")
-    manifest = train.train(prepared(tmp_path))
-    assert (manifest["recency"], manifest["validation"]) == (None, {})
-    assert manifest["passes"] == {"pairs": 2, "histories": 0}
 
 
 # --- what it must not see
