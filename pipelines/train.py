@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines import prepare
 from pipelines.night import Night, command, main
@@ -136,7 +137,7 @@ def fit_before(
     target, where nothing may be looked at, they are done as they are. Histories are trained with the recency
     that is given, else with the one that is best after the pairs. `on_history_pass` is called after a pass over
     histories, where `on_pass` is not to be; passes are counted on. Then new items get encoders of their own among
-    what was learned, in as many passes as there were over pairs; `on_new_pass` counts them from 1. A fit that was
+    what was learned, in twice as many passes as there were over pairs; `on_new_pass` counts them from 1. A fit that was
     killed goes on from its checkpoint, if there is a folder for them.
     """
     from recsys import optimiser, tower, training  # noqa: PLC0415 - TensorFlow takes seconds
@@ -154,10 +155,12 @@ def fit_before(
         batches, counts = PairBatches(pairs, config), pairs.counts
     features = Features.fit(catalogue.frame, config.items, config.tower, counts)
     inputs = features.transform(catalogue.frame)
+    # new items are placed at the end, and in nobody's way before
+    among = None if night.labelled else inputs["id"] > 0
     validation = None
     if target == "validation":
         holdout = split.holdout(target, config.train.validation_users, config.train.seed)
-        validation = training.Validation(holdout, config) if len(holdout) else None
+        validation = training.Validation(holdout, config, among) if len(holdout) else None
     model = tower.build(features, config.tower, config.train.seed)
     copied: dict[str, dict[str, int]] = {}
     if config.data.warm_start is not None:
@@ -179,7 +182,7 @@ def fit_before(
     if not passes["histories"] or night.labelled:
         recency = None
     else:
-        recency = recency or best_recency(night, split, fit.vectors) or middle(config.evaluate.recency)
+        recency = recency or best_recency(night, split, fit.vectors, among) or middle(config.evaluate.recency)
         told = on_history_pass or on_pass
         refined = training.fit(
             model, features, inputs, HistoryBatches(split, target, pairs, config, recency), config,
@@ -194,19 +197,22 @@ def fit_before(
         new = tower.of_features(model, features, config.tower, config.train.seed)
         placed = training.fit(
             new, features, inputs, batches, config,
-            passes=done["pairs"], among=vectors, checkpoint=checkpoint("new-items"), on_pass=on_new_pass,
+            passes=2 * done["pairs"], among=vectors, checkpoint=checkpoint("new-items"), on_pass=on_new_pass,
         )  # fmt: skip
         model, vectors = tower.joined(model, new), np.where(inputs["id"][:, None] > 0, vectors, placed.vectors)
     return Fitted(model, features, vectors, done, recency, curve, rate, copied)
 
 
-def best_recency(night: Night, split: Split, vectors: Vectors) -> float | None:
-    """The recency with which histories are looked up best on the validation target, None without users to ask."""
+def best_recency(night: Night, split: Split, vectors: Vectors, among: NDArray[np.bool_] | None = None) -> float | None:
+    """The recency with which histories are looked up best on the validation target, None without users to ask.
+
+    Among everything, or what `among` says, bool [num_items].
+    """
     config = night.config
     validation = split.holdout("validation", config.evaluate.users)
     if not len(validation):
         return None
-    index = ExactIndex(vectors, DISTANCES[config.tower.distance])
+    index = ExactIndex(vectors, DISTANCES[config.tower.distance], among)
     return choose_recency(index, validation, config.evaluate.recency, config.evaluate.history)[0]
 
 

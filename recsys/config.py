@@ -343,8 +343,8 @@ class TrainConfig(Table):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay of everything but biases."""
     new_items: bool = True
-    """At the end, train encoders of their own for items without interactions, by their features: as many passes as
-    over pairs. Nothing changes for the others. Without them a new item is what known items' features make of it."""
+    """At the end, train encoders of their own for items without interactions, by their features: twice as many passes
+    as over pairs. Nothing changes for the others. Without them a new item is what known items' features make of it."""
     anchor_power: Share = 1.0
     """An anchor counts with its summed pair weight to this power. 0 counts all anchors alike."""
     shuffle_pairs: Count = 4_000_000

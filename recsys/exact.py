@@ -22,11 +22,13 @@ class ExactIndex:
     Args:
         vectors: float32 [num_items, dimension], of length 1 if the distance asks for it.
         distance: what "near" means.
+        among: what may be an answer, bool [num_items]; everything where it is None.
     """
 
-    def __init__(self, vectors: Vectors, distance: Distance = COSINE) -> None:
+    def __init__(self, vectors: Vectors, distance: Distance = COSINE, among: NDArray[np.bool_] | None = None) -> None:
         self.vectors = vectors
         self.distance = distance
+        self.left_out = np.empty(0, np.int64) if among is None else np.flatnonzero(~among)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -35,7 +37,7 @@ class ExactIndex:
         """The `k` items nearest to the weighted mean of each query's items, nearest first.
 
         Returns:
-            int32 [n, k], ties by number, nothing that the query excludes; -1 pads where the catalogue holds no more.
+            int32 [n, k], ties by number, nothing that the query excludes; -1 pads where there are no more.
         """
         best = np.full((len(queries), k), -1, np.int32)
         width = min(k, len(self))
@@ -69,8 +71,9 @@ class ExactIndex:
         return max(1, min(BLOCK, CELLS // len(self)))
 
     def _similarities(self, queries: Queries) -> NDArray[np.float32]:
-        """Of each query to every item, -inf to what it excludes, float32 [n, num_items]."""
+        """Of each query to every item, -inf to what is no answer or excluded, float32 [n, num_items]."""
         similarities = self.distance.similarities(means(self.vectors, queries.items, queries.weights), self.vectors)
+        similarities[:, self.left_out] = -np.inf
         row, column = np.nonzero(queries.excluded >= 0)
         similarities[row, queries.excluded[row, column]] = -np.inf
         return similarities

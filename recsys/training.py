@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import NDArray
 
 from recsys import losses, mining, optimiser, tower
 from recsys.batches import Batches, PairBatches
@@ -32,6 +33,10 @@ from recsys.splitting import Holdout
 ENCODE_BATCH = 4_096
 HISTORY = "history_"
 """Before the names of figures of look-ups from a history; without it, from the last item."""
+
+HALVED_AFTER = 2
+"""Passes after which the learning rate is half of what it was, after twice as many a third: nobody knows beforehand
+how many passes there will be. See `docs/decisions/0023-falling-learning-rates.md`."""
 
 OnPass = Callable[[int, dict[str, float]], None]
 """Called after each pass with its number from 1 and its figures."""
@@ -125,6 +130,8 @@ class Validation:
 
     holdout: Holdout
     config: Config
+    among: NDArray[np.bool_] | None = None
+    """What may be found, bool [num_items]; everything where it is None."""
     _queries: dict[str, Queries] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -136,7 +143,7 @@ class Validation:
 
     def figures(self, vectors: Vectors) -> dict[str, float]:
         """HR, NDCG and MRR of both look-ups by exact search, and their `SCORE`."""
-        index = ExactIndex(vectors, DISTANCES[self.config.tower.distance])
+        index = ExactIndex(vectors, DISTANCES[self.config.tower.distance], self.among)
         found = {
             prefix: metrics(ranks(index, queries, self.holdout.targets)) for prefix, queries in self._queries.items()
         }
@@ -172,9 +179,9 @@ def fit(
         validation: look-ups that decide when to stop and which pass to keep; without any, all passes are done
             and the last is kept.
         to_beat: where no pass has a better score than this, the tower stays as it is.
-        refine: begin with a third of the learning rate, and let it fall to 0 over all passes; what was to thaw has
-            done so.
-        among: train `Newcomers` among these embeddings, float32 [num_items, d]; what was to thaw has done so too.
+        refine: let the learning rate fall to 0 over all passes; what was to thaw has done so.
+        among: train `Newcomers` among these embeddings, float32 [num_items, d], at a rate that does not fall; what was
+            to thaw has done so too.
         feature_rate: of `recsys.optimiser.build`.
         checkpoint: written after each pass; where it is there, the fit goes on from it.
         on_pass: called after each pass that is done here.
@@ -183,9 +190,11 @@ def fit(
         StageError: the loss was not finite.
     """
     siamese = _siamese(model, inputs, config, among)
-    rate: Any = config.train.learning_rate
+    schedules, rate = keras.optimizers.schedules, config.train.learning_rate
     if refine:
-        rate = keras.optimizers.schedules.PolynomialDecay(rate / 3, passes * len(batches), end_learning_rate=0.0)
+        rate = schedules.PolynomialDecay(rate, passes * len(batches), end_learning_rate=0.0)
+    elif among is None:  # newcomers have no id to learn pairs by heart with, and get better for long
+        rate = schedules.InverseTimeDecay(rate, HALVED_AFTER * len(batches), decay_rate=1.0)
     learner = optimiser.build(config.train, model, features, rate, feature_rate=feature_rate)
     if refine or among is not None:
         learner.thaw()

@@ -158,7 +158,7 @@ def newcomers(folder: Path) -> Path:
 
 def test_new_items_find_their_place_and_known_ones_keep_theirs(tmp_path: Path) -> None:
     newcomers(tmp_path)
-    passes = {"pairs": 6, "histories": 1}
+    passes = {"pairs": 3, "histories": 1}
     seen: list[int] = []
     nights = [prepared(tmp_path, "train.learning_rate=0.03", f"train.new_items={used}") for used in ("true", "false")]
     fits = [
@@ -185,6 +185,24 @@ def test_without_features_there_is_nothing_to_place_new_items_by(tmp_path: Path)
     assert list(fit.tower.input) == ["id"]
 
 
+def test_new_items_are_in_nobodys_way_when_training_stops(tmp_path: Path) -> None:
+    """They look like their block, and would stand among its nearest: the same catalogue without them."""
+    nights = []
+    for name in ("with", "without"):
+        folder = newcomers(tmp_path / name)
+        if name == "without":
+            items = pl.read_csv(folder / "items.csv")
+            touched = pl.read_parquet(folder / "interactions.parquet")["item_id"]
+            items.filter(pl.col("item_id").is_in(touched.implode())).write_csv(folder / "items.csv")
+        nights.append(prepared(folder))
+    most = {"pairs": 2, "histories": 1}
+    one, other = (train.fit_before("validation", night, most, lambda *_: None) for night in nights)
+    assert len(one.vectors) > len(other.vectors)
+    assert one.recency == other.recency
+    for with_new, without in zip(one.curve, other.curve, strict=True):
+        assert with_new == pytest.approx(without)
+
+
 def test_placing_new_items_goes_on_after_a_kill(tmp_path: Path) -> None:
     night = prepared(newcomers(tmp_path))
     passes = {"pairs": 3, "histories": 1}
@@ -205,7 +223,7 @@ def test_placing_new_items_goes_on_after_a_kill(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit()
     resumed = fit()
-    assert done == [("known", number) for number in range(1, 5)] + [("new", number) for number in range(1, 4)]
+    assert done == [("known", number) for number in range(1, 5)] + [("new", number) for number in range(1, 7)]
     np.testing.assert_array_equal(resumed.vectors, whole.vectors)
     for weight, same in zip(whole.tower.get_weights(), resumed.tower.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, same)

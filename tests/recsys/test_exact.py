@@ -50,6 +50,20 @@ class TestExactIndexOfOneItem(NeighboursContract):
 
 
 @every_distance
+def test_what_is_no_answer_is_asked_all_the_same_and_never_found(distance):
+    vectors = vectors_for(distance, NUM_ITEMS)
+    among = np.ones(NUM_ITEMS, bool)
+    among[[2, 4, 9]] = False
+    index, asked = ExactIndex(vectors, distance, among), np.array([4, 7], np.int32)
+    expected = [naive(vectors, vectors[number], 11, distance=distance, excluded=[number, 2, 4, 9]) for number in asked]
+    answers = index.neighbours(asked, 11)
+    assert answers.tolist() == [row + [-1] * (11 - len(row)) for row in expected]
+    for place, target in enumerate((9, expected[1][3])):
+        rank = index.ranks(Queries.of_items(asked[[place]]), np.array([target], np.int32), 6)
+        assert rank.tolist() == [(6, 3)[place]]
+
+
+@every_distance
 def test_finds_the_nearest(distance):
     vectors = vectors_for(distance, NUM_ITEMS)
     answers = ExactIndex(vectors, distance).neighbours(np.array([4, 12, 0, 4], np.int32), 5)
