@@ -179,7 +179,8 @@ def fit(
         validation: look-ups that decide when to stop and which pass to keep; without any, all passes are done
             and the last is kept.
         to_beat: where no pass has a better score than this, the tower stays as it is.
-        refine: let the learning rate fall to 0 over all passes; what was to thaw has done so.
+        refine: begin with a third of the learning rate, and let it fall to 0 over all passes; what was to thaw has
+            done so.
         among: train `Newcomers` among these embeddings, float32 [num_items, d], at a rate that does not fall; what was
             to thaw has done so too.
         feature_rate: of `recsys.optimiser.build`.
@@ -192,7 +193,7 @@ def fit(
     siamese = _siamese(model, inputs, config, among)
     schedules, rate = keras.optimizers.schedules, config.train.learning_rate
     if refine:
-        rate = schedules.PolynomialDecay(rate, passes * len(batches), end_learning_rate=0.0)
+        rate = schedules.PolynomialDecay(rate / 3, passes * len(batches), end_learning_rate=0.0)
     elif among is None:  # newcomers have no id to learn pairs by heart with, and get better for long
         rate = schedules.InverseTimeDecay(rate, HALVED_AFTER * len(batches), decay_rate=1.0)
     learner = optimiser.build(config.train, model, features, rate, feature_rate=feature_rate)
