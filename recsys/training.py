@@ -34,10 +34,6 @@ ENCODE_BATCH = 4_096
 HISTORY = "history_"
 """Before the names of figures of look-ups from a history; without it, from the last item."""
 
-HALVED_AFTER = 2
-"""Passes after which the learning rate is half of what it was, after twice as many a third: nobody knows beforehand
-how many passes there will be. See `docs/decisions/0023-falling-learning-rates.md`."""
-
 OnPass = Callable[[int, dict[str, float]], None]
 """Called after each pass with its number from 1 and its figures."""
 
@@ -181,8 +177,7 @@ def fit(
         to_beat: where no pass has a better score than this, the tower stays as it is.
         refine: begin with a third of the learning rate, and let it fall to 0 over all passes; what was to thaw has
             done so.
-        among: train `Newcomers` among these embeddings, float32 [num_items, d], at a rate that does not fall; what was
-            to thaw has done so too.
+        among: train `Newcomers` among these embeddings, float32 [num_items, d]; what was to thaw has done so too.
         feature_rate: of `recsys.optimiser.build`.
         checkpoint: written after each pass; where it is there, the fit goes on from it.
         on_pass: called after each pass that is done here.
@@ -191,11 +186,9 @@ def fit(
         StageError: the loss was not finite.
     """
     siamese = _siamese(model, inputs, config, among)
-    schedules, rate = keras.optimizers.schedules, config.train.learning_rate
+    rate: Any = config.train.learning_rate
     if refine:
-        rate = schedules.PolynomialDecay(rate / 3, passes * len(batches), end_learning_rate=0.0)
-    elif among is None:  # newcomers have no id to learn pairs by heart with, and get better for long
-        rate = schedules.InverseTimeDecay(rate, HALVED_AFTER * len(batches), decay_rate=1.0)
+        rate = keras.optimizers.schedules.PolynomialDecay(rate / 3, passes * len(batches), end_learning_rate=0.0)
     learner = optimiser.build(config.train, model, features, rate, feature_rate=feature_rate)
     if refine or among is not None:
         learner.thaw()
