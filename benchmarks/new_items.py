@@ -7,13 +7,16 @@ their features. Each is then asked for its neighbours among the other items. Wha
 items that users did touch it together with, graded by the weight of the pair. The rivals are content-only cosine
 of idf-weighted attributes, and the same with popularity breaking ties.
 
+How much could be known at all is measured beside it: what half of the users say of a hidden item, asked for what the
+other half touched together with it (`beside_own_interactions`).
+
 The price is looked at too: the same data without hiding, with what serves new items (`train.new_items`,
 `tower.id_dropout`) and without, by the validation NDCG@20 of look-ups from items that have interactions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,48 +60,108 @@ def ndcg(answers: NDArray[np.int32], relevance: sparse.csr_array) -> float:
 
 
 def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Hide, train, embed, ask; and the price for the other items."""
+    """Hide, train, embed, ask; what could be known at all; and the price for the other items."""
     whole = Night.of(config, Reporter())
     prepare(whole)
     catalogue = Catalogue.load(whole.run.path("prepare", "catalogue.parquet"))
-    together = train.load_pairs(whole, "weight", len(catalogue)).matrix()
+    together = _pairs(whole)
     touched = np.flatnonzero(np.diff(together.indptr))
     rng = np.random.default_rng(seed)
     hidden = np.sort(rng.choice(touched, int(len(touched) * HIDDEN_SHARE), replace=False)).astype(np.int32)
 
     ids = [catalogue.item_ids[number] for number in hidden]
     rows = pl.concat([pl.read_parquet(path) for path in whole.interactions])
-    kept = rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids))
-    kept.write_parquet(folder / "interactions.parquet")
-    data = config.data.model_copy(
-        update={"interactions": str(folder / "interactions.parquet"), "workspace": str(folder / "hidden")}
-    )
-    night = Night.of(config.model_copy(update={"data": data}), Reporter())
-    for stage in (prepare, train.train, embed):
+    night = _prepared(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
+    for stage in (train.train, embed):
         stage(night)
 
-    # the catalogue is that of the items file, so numbers agree; the hidden ones are no answers to each other
-    relevance = together[hidden].tolil()
-    relevance[:, hidden] = 0
-    graded = sparse.csr_array(relevance)
-    asked = np.diff(graded.indptr) > 0
-    graded.eliminate_zeros()
-    excluded = np.broadcast_to(hidden, (int(asked.sum()), len(hidden)))
-    items = hidden[asked][:, None]
-    queries = Queries(items, np.ones(items.shape, np.float32), excluded.astype(np.int32))
     vectors = np.array(embeddings.load(night.run.path("embed", "embeddings.npy")))
     models: dict[str, Model] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
     split = train.load_split(night)
     known = Catalogue.load(night.run.path("prepare", "catalogue.parquet"))
     rivals = evaluate.fitted_before("test", night, split, known)
     models |= {name: rivals[name][0].fit() for name in RIVALS if name in rivals}
-    figures = {name: ndcg(model.answer(queries, K), graded[asked]) for name, model in models.items()}
+    asked, figures = _compare(models, together, hidden)
     return {
-        "questions": int(asked.sum()),
+        "questions": asked,
         "ndcg_at_20": figures,
-        "ratios": {name: figures["siamese"] / value for name, value in figures.items() if name != "siamese"},
+        "ratios": _ratios(figures),
+        "beside_own_interactions": _beside_own(_halves(config, rows, folder, rng), models, vectors, hidden),
         "items_with_interactions": _price(config),
     }
+
+
+def _prepared(config: Config, rows: pl.DataFrame, folder: Path) -> Night:
+    """A night whose interactions are these rows, with its first stage done."""
+    folder.mkdir()
+    rows.write_parquet(folder / "interactions.parquet")
+    data = config.data.model_copy(
+        update={"interactions": str(folder / "interactions.parquet"), "workspace": str(folder / "workspace")}
+    )
+    night = Night.of(config.model_copy(update={"data": data}), Reporter())
+    prepare(night)
+    return night
+
+
+def _pairs(night: Night) -> sparse.csr_array:
+    """Weights of all pairs, [num_items, num_items]. The catalogue is that of the items file, so numbers agree."""
+    return train.load_pairs(night, "weight", night.run.manifest("prepare")["num_items"]).matrix()
+
+
+def _compare(
+    models: Mapping[str, Model], together: sparse.csr_array, hidden: NDArray[np.int32]
+) -> tuple[int, dict[str, float]]:
+    """How many hidden items can be asked, and the NDCG of each model; they are no answers to each other."""
+    relevance = together[hidden].tolil()
+    relevance[:, hidden] = 0
+    graded = sparse.csr_array(relevance)
+    graded.eliminate_zeros()
+    asked = np.diff(graded.indptr) > 0
+    excluded = np.broadcast_to(hidden, (int(asked.sum()), len(hidden)))
+    items = hidden[asked][:, None]
+    queries = Queries(items, np.ones(items.shape, np.float32), excluded.astype(np.int32))
+    return len(items), {name: ndcg(model.answer(queries, K), graded[asked]) for name, model in models.items()}
+
+
+def _ratios(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: figures["siamese"] / value for name, value in figures.items() if name != "siamese"}
+
+
+def _halves(config: Config, rows: pl.DataFrame, folder: Path, rng: np.random.Generator) -> list[sparse.csr_array]:
+    """The pairs of one half of the users, and those of the other."""
+    users = rows["user_id"].unique().sort()
+    first = pl.col("user_id").is_in(users.filter(pl.Series(rng.random(len(users)) < 0.5)).implode())
+    return [_pairs(_prepared(config, rows.filter(half), folder / name)) for name, half in (("a", first), ("b", ~first))]
+
+
+def _beside_own(
+    halves: Sequence[sparse.csr_array],
+    models: Mapping[str, Model],
+    vectors: NDArray[np.float32],
+    hidden: NDArray[np.int32],
+) -> dict[str, Any]:
+    """How much could be known at all: what half of the users say of an item, asked for what the others touch with it.
+
+    An item's place is then the mean of what the first half touched together with it, weighted, popular items less;
+    by itself (`own_half`), or beside the place that its features give it (`own_half_and_features`).
+    """
+    own, others = halves
+    places = own[hidden].tolil()
+    places[:, hidden] = 0
+    popularity = np.asarray((own + others).sum(axis=0))
+    mean = (sparse.csr_array(places) / np.sqrt(popularity + 1)) @ vectors
+    length = np.linalg.norm(mean, axis=1)
+    said = length > 0
+    asked, by_own = hidden[said], mean[said] / length[said, None]
+    models = dict(models)
+    for name, place in (("own_half", by_own), ("own_half_and_features", by_own + vectors[asked])):
+        moved = vectors.copy()
+        moved[asked] = place / np.linalg.norm(place, axis=1, keepdims=True)
+        models[name] = ExactIndex(moved)
+    # of what the first half does not know, there is nothing to compare
+    known = np.isin(np.arange(len(vectors)), asked).astype(np.float32)
+    questions, figures = _compare(models, sparse.csr_array(sparse.diags_array(known) @ others), hidden)
+    return {"questions": questions, "ndcg_at_20": figures, "ratios": _ratios(figures)}
 
 
 def _price(config: Config) -> dict[str, float]:

@@ -155,8 +155,9 @@ def fit_before(
         batches, counts = PairBatches(pairs, config), pairs.counts
     features = Features.fit(catalogue.frame, config.items, config.tower, counts)
     inputs = features.transform(catalogue.frame)
+    known = inputs["id"] > 0
     # new items are placed at the end, and in nobody's way before
-    among = None if night.labelled else inputs["id"] > 0
+    among = None if night.labelled else known
     validation = None
     if target == "validation":
         holdout = split.holdout(target, config.train.validation_users, config.train.seed)
@@ -167,8 +168,8 @@ def fit_before(
         earlier = earlier_release(config.data.warm_start)
         copied = tower.warm_start(model, features, tower.load(earlier / TOWER), Features.load(earlier / FEATURES))
 
-    known = split.sequences.items[split.known_before(target)]
-    rate = optimiser.feature_rate(config.train.feature_lead, max(len(known), 1) / max(len(np.unique(known)), 1))
+    touched = split.sequences.items[split.known_before(target)]
+    rate = optimiser.feature_rate(config.train.feature_lead, max(len(touched), 1) / max(len(np.unique(touched)), 1))
 
     def checkpoint(phase: str) -> Checkpoint | None:
         return Checkpoint(checkpoints / f"{target}-{phase}.npz") if checkpoints else None
@@ -199,7 +200,7 @@ def fit_before(
             new, features, inputs, batches, config,
             passes=2 * done["pairs"], among=vectors, checkpoint=checkpoint("new-items"), on_pass=on_new_pass,
         )  # fmt: skip
-        model, vectors = tower.joined(model, new), np.where(inputs["id"][:, None] > 0, vectors, placed.vectors)
+        model, vectors = tower.joined(model, new), np.where(known[:, None], vectors, placed.vectors)
     return Fitted(model, features, vectors, done, recency, curve, rate, copied)
 
 

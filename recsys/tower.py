@@ -2,7 +2,8 @@
 
 Each feature has its own encoder to the tower's dimension; what they give is fused, goes through the hidden
 layers, if any, and is normalised where near means cosine. Items whose id is unknown, because nobody touched them
-yet, go through encoders of their own (`joined`), which find a place for them by the other features.
+yet, go through encoders of their own (`joined`), which find a place for them by the other features, and by what
+these say together.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from recsys.features import Features, Inputs, TokenFeature, positions, token_inp
 from recsys.text import MAX_WORDS
 
 ID_ENCODER, NUMERIC_ENCODER = "id_embedding", "numeric_encoder"
-FUSION, HIDDEN = "fusion", "hidden"
+FUSION, CROSS, HIDDEN = "fusion", "cross", "hidden"
 KNOWN, NEW = "known", "new"
 
 
@@ -33,7 +34,7 @@ def build(features: Features, config: TowerConfig, seed: int, *, ids: bool = Tru
     """An untrained tower: a dictionary of inputs (see `recsys.features`) -> float32 [n, dimension].
 
     Embeddings have unit length if the distance is cosine. The output layer has the distance's name. Without `ids`
-    it reads the other features alone, of which there must be one.
+    it reads the other features alone, of which there must be one, and crosses them.
     """
     keras.utils.set_random_seed(seed)
     dimension = config.dimension
@@ -51,6 +52,8 @@ def build(features: Features, config: TowerConfig, seed: int, *, ids: bool = Tru
         inputs["numeric"] = keras.Input((2 * len(features.numeric),), name="numeric")
         encoded.append(keras.layers.Dense(dimension, name=NUMERIC_ENCODER)(inputs["numeric"]))
     vector = _fuse(encoded, config) if len(encoded) > 1 else encoded[0]
+    if not ids:
+        vector = _cross(vector)
     for position, size in enumerate(config.hidden):
         vector = keras.layers.Dense(size, activation="relu", name=f"{HIDDEN}_{position}")(vector)
         vector = keras.layers.Dropout(config.dropout)(vector)
@@ -98,6 +101,19 @@ def _fuse(encoded: list[Any], config: TowerConfig) -> Any:
     if config.fusion == "concatenation":
         return keras.layers.Dense(config.dimension, name=FUSION)(keras.layers.Concatenate()(encoded))
     return keras.layers.Add()(encoded)
+
+
+def _cross(fused: Any) -> Any:
+    """What the features say, and beside it what only several of them say together, which begins as nothing.
+
+    A sum says of a brand the same in every category, and of a year no more than "older" or "newer"; where there is an
+    id, it tells the rest. As a residual (He et al., 2016) it costs nothing of what a sum learns from few items. See
+    `docs/decisions/0024-new-items-cross-their-features.md`.
+    """
+    dimension = fused.shape[-1]
+    together = keras.layers.Dense(2 * dimension, activation="relu", name=f"{CROSS}_{HIDDEN}")(fused)
+    crossed = keras.layers.Dense(dimension, kernel_initializer="zeros", use_bias=False, name=CROSS)(together)
+    return keras.layers.Add()([fused, crossed])
 
 
 def _token_layer(position: int) -> str:

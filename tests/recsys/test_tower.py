@@ -248,6 +248,29 @@ def test_what_weighs_the_id_too_begins_anew_for_new_items():
         np.testing.assert_array_equal(rows_of(layer, new), rows_of(layer, known))
 
 
+@pytest.mark.parametrize("fusion", ["sum", "concatenation"])
+def test_for_new_items_a_layer_of_all_features_is_added_to_them(fusion):
+    features, _ = shaped("sum", "bag")
+    config = TowerConfig(dimension=DIMENSION, fusion=fusion, distance="manhattan")
+    new = tower.build(features, config, 5, ids=False)
+    inputs = features.transform(BOTH)
+    fused = embed(new, inputs)
+    rng = np.random.default_rng(3)
+    together, crossed = (new.get_layer(name) for name in ("cross_hidden", "cross"))
+    assert together.units == 2 * DIMENSION
+    kernel, bias = (rng.normal(size=weight.shape) for weight in together.get_weights())
+    (back,) = (rng.normal(size=weight.shape) for weight in crossed.get_weights())
+    together.set_weights([kernel, bias])
+    crossed.set_weights([back])
+    expected = [row + np.where(row @ kernel + bias > 0, row @ kernel + bias, 0) @ back for row in fused.astype(float)]
+    np.testing.assert_allclose(embed(new, inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_items_whose_id_is_known_are_the_sum_of_their_features_and_nothing_else():
+    _, known = shaped("sum", "bag")
+    assert not {"cross", "cross_hidden"} & {layer.name for layer in known.layers}
+
+
 # --- warm start
 
 EARLIER = NAMED

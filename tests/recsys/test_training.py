@@ -194,6 +194,29 @@ def test_newcomers_find_their_block_where_the_features_of_known_items_say_nothin
     assert_new_items_find_block_2(fitted.vectors, tower.joined(model, new), features)
 
 
+COMBINATIONS = {("red", "round"): 3, ("blue", "square"): 5, ("red", "square"): 4, ("blue", "round"): 6}
+"""Colour and shape -> items that have both. The first two lie in one place and the others in another, so that neither
+of the two says anything by itself, nor does their sum."""
+
+
+def test_newcomers_find_a_place_that_only_two_features_together_tell(world):
+    looks = [look for look, count in COMBINATIONS.items() for _ in range(count)]
+    place_of = np.array([look in list(COMBINATIONS)[2:] for look in looks], int)
+    dense = (place_of[:, None] == place_of[None, :]) * 1.0
+    np.fill_diagonal(dense, 0)
+    settings = config_of(roles={"categorical": ("colour", "shape")})
+    table = pl.DataFrame([("known", *look) for look in looks], schema=["item_id", "colour", "shape"], orient="row")
+    table = table.with_columns(item_id=pl.Series([f"{number:02}" for number in range(len(looks))]))
+    features = Features.fit(table, settings.items, settings.tower, np.ones(len(looks), np.int64))
+    among = np.eye(8, dtype=np.float32)[[2, 5]][place_of]
+    new = tower.of_features(tower.build(features, settings.tower, 1), features, settings.tower, 1)
+    batches = PairBatches(world.store(dense), settings)
+    training.fit(new, features, features.transform(table), batches, settings, passes=40, among=among)
+    one_each = pl.DataFrame([("new", *look) for look in COMBINATIONS], schema=table.columns, orient="row")
+    found = tower.encoder(new, 10)(features.transform(one_each)) @ np.eye(8)[[2, 5]].T
+    assert np.argmax(found, axis=1).tolist() == [0, 0, 1, 1]
+
+
 @pytest.mark.parametrize(("thaw_after", "moves"), [(0, False), (9, True)])
 def test_what_is_frozen_stays_so_for_newcomers_and_what_was_to_thaw_has(world, thaw_after, moves):
     fitted, model, features = world.fit(**BY_BRAND)
