@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines import prepare
 from pipelines.night import Night, command, main
@@ -135,7 +134,7 @@ def fit_before(
 
     Before the validation target, `passes` are the most, and the look-ups say how many are best; before the test
     target, where nothing may be looked at, they are done as they are. Histories are trained with the recency
-    that is given, else with the one that is best after the pairs. `on_history_pass` is called after a pass over
+    that is given, else with that of the best pass over pairs. `on_history_pass` is called after a pass over
     histories, where `on_pass` is not to be; passes are counted on. Then new items get encoders of their own among
     what was learned, in twice as many passes as there were over pairs; `on_new_pass` counts them from 1. A fit that was
     killed goes on from its checkpoint, if there is a folder for them.
@@ -183,7 +182,7 @@ def fit_before(
     if not passes["histories"] or night.labelled:
         recency = None
     else:
-        recency = recency or best_recency(night, split, fit.vectors, among) or middle(config.evaluate.recency)
+        recency = recency or fit.recency or middle(config.evaluate.recency)
         told = on_history_pass or on_pass
         refined = training.fit(
             model, features, inputs, HistoryBatches(split, target, pairs, config, recency), config,
@@ -202,19 +201,6 @@ def fit_before(
         )  # fmt: skip
         model, vectors = tower.joined(model, new), np.where(known[:, None], vectors, placed.vectors)
     return Fitted(model, features, vectors, done, recency, curve, rate, copied)
-
-
-def best_recency(night: Night, split: Split, vectors: Vectors, among: NDArray[np.bool_] | None = None) -> float | None:
-    """The recency with which histories are looked up best on the validation target, None without users to ask.
-
-    Among everything, or what `among` says, bool [num_items].
-    """
-    config = night.config
-    validation = split.holdout("validation", config.evaluate.users)
-    if not len(validation):
-        return None
-    index = ExactIndex(vectors, DISTANCES[config.tower.distance], among)
-    return choose_recency(index, validation, config.evaluate.recency, config.evaluate.history)[0]
 
 
 def earlier_release(source: str) -> Path:
@@ -237,7 +223,7 @@ def judge(night: Night, vectors: Vectors) -> dict[str, Any]:
     if not len(validation):
         return {"recency": None, "validation": {}}
     index = ExactIndex(vectors, DISTANCES[config.tower.distance])
-    recency = best_recency(night, split, vectors)
+    recency, _ = choose_recency(index, validation, config.evaluate.recency, config.evaluate.history)
     popularity = np.bincount(split.sequences.items[split.known_before("validation")], minlength=len(vectors))
     figures = {
         look_up: report(

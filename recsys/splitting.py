@@ -61,6 +61,11 @@ class Holdout:
             newest[rows, step] = self.items[self.ends[rows] - 1 - step]
         return newest
 
+    def thinned(self, most: int) -> Holdout:
+        """At most `most` of the questions, spread evenly over them."""
+        rows = np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.intp)
+        return Holdout(self.items, self.starts[rows], self.ends[rows])
+
 
 class Cut(NamedTuple):
     """The instants of a split through time, in seconds."""

@@ -22,10 +22,10 @@ from recsys.checkpoint import Checkpoint, Progress
 from recsys.config import Config
 from recsys.embeddings import Vectors
 from recsys.errors import StageError
-from recsys.evaluation import SCORE, metrics, ranks, score
+from recsys.evaluation import SCORE, choose_recency, metrics, ranks, score
 from recsys.exact import ExactIndex
 from recsys.features import Features, Inputs
-from recsys.queries import Queries, middle
+from recsys.queries import Queries
 from recsys.sampling import Batch
 from recsys.similarity import DISTANCES
 from recsys.splitting import Holdout
@@ -33,6 +33,10 @@ from recsys.splitting import Holdout
 ENCODE_BATCH = 4_096
 HISTORY = "history_"
 """Before the names of figures of look-ups from a history; without it, from the last item."""
+RECENCY = "validation_recency"
+"""Name of the recency of those look-ups among the figures of a pass."""
+RECENCY_USERS = 2_000
+"""Users that the recency of a look is chosen with: it is flat around the best, and a choice asks once for each."""
 
 OnPass = Callable[[int, dict[str, float]], None]
 """Called after each pass with its number from 1 and its figures."""
@@ -47,6 +51,8 @@ class Fit(NamedTuple):
     """Passes that the weights took; 0 where none was better than the start."""
     score: float
     """`SCORE` of those weights, -inf without validation."""
+    recency: float | None
+    """With which those weights look a history up best; None without validation, or where `passes` is 0."""
     curve: list[dict[str, float]]
     """Figures of each pass, the first pass first."""
 
@@ -121,30 +127,31 @@ class Newcomers(Siamese):
 class Validation:
     """The look-ups that decide when to stop: from the last item, and from a history.
 
-    Training must serve both, so the better pass is the one with the larger mean of the two NDCG@20.
+    Training must serve both, so the better pass is the one with the larger mean of the two NDCG@20. A history is
+    looked up with the recency that is best for the pass, as a release is.
     """
 
     holdout: Holdout
     config: Config
     among: NDArray[np.bool_] | None = None
     """What may be found, bool [num_items]; everything where it is None."""
-    _queries: dict[str, Queries] = field(init=False)
+    _few: Holdout = field(init=False)
 
     def __post_init__(self) -> None:
-        evaluate = self.config.evaluate
-        self._queries = {
-            "": Queries.of_items(self.holdout.queries),
-            HISTORY: Queries.of_histories(self.holdout, middle(evaluate.recency), evaluate.history),
-        }
+        self._few = self.holdout.thinned(RECENCY_USERS)
 
     def figures(self, vectors: Vectors) -> dict[str, float]:
-        """HR, NDCG and MRR of both look-ups by exact search, and their `SCORE`."""
+        """HR, NDCG and MRR of both look-ups by exact search, their `SCORE`, and the `RECENCY` of a history."""
+        evaluate = self.config.evaluate
         index = ExactIndex(vectors, DISTANCES[self.config.tower.distance], self.among)
-        found = {
-            prefix: metrics(ranks(index, queries, self.holdout.targets)) for prefix, queries in self._queries.items()
+        recency, _ = choose_recency(index, self._few, evaluate.recency, evaluate.history)
+        asked = {
+            "": Queries.of_items(self.holdout.queries),
+            HISTORY: Queries.of_histories(self.holdout, recency, evaluate.history),
         }
+        found = {prefix: metrics(ranks(index, queries, self.holdout.targets)) for prefix, queries in asked.items()}
         named = {f"validation_{prefix}{name}": value for prefix, one in found.items() for name, value in one.items()}
-        return named | {SCORE: score(found.values())}
+        return named | {SCORE: score(found.values()), RECENCY: recency}
 
 
 def fit(
@@ -213,7 +220,8 @@ def fit(
             checkpoint.save(progress, state, best_weights, batches)
         on_pass(number, figures)
     model.set_weights(best_weights)
-    return Fit(encode(inputs), progress.best_pass, progress.best_score, progress.curve)
+    recency = progress.curve[progress.best_pass - 1].get(RECENCY) if progress.best_pass else None
+    return Fit(encode(inputs), progress.best_pass, progress.best_score, recency, progress.curve)
 
 
 def _siamese(model: keras.Model, inputs: Inputs, config: Config, among: Vectors | None) -> Siamese:

@@ -23,8 +23,7 @@ BLOCKS = (3, 4, 5, 6)
 BLOCK_OF = np.repeat(np.arange(len(BLOCKS)), BLOCKS)
 NUM_ITEMS = len(BLOCK_OF)
 
-RECENCY = 0.4
-"""The middle one of those to try."""
+RECENCIES = (0.9, 0.1, 0.4)
 
 CANDIDATES = {
     "catalogue": {},
@@ -53,7 +52,7 @@ def config_of(*, roles=None, candidates=None, distance="cosine", id_dropout=0.0,
         items=roles or {},
         tower={"dimension": 8, "id_dropout": id_dropout, "distance": distance},
         candidates={"popularity_correction": 0.0} | (candidates or {}),
-        evaluate={"recency": (0.9, 0.1, RECENCY)},
+        evaluate={"recency": RECENCIES},
         train={"learning_rate": 0.05, "seed": 1, "batch_size": 5} | train,
     )
 
@@ -397,19 +396,41 @@ def test_both_look_ups_are_measured_and_count_alike(world):
     assert fitted.score == pytest.approx(sum(both) / 2)
 
 
-def test_validation_asks_histories_with_the_middle_recency(world):
-    """Three items a user; computed again with the mean of their vectors."""
+def test_validation_asks_histories_with_the_recency_that_is_best_for_the_pass(world):
+    """Three items a user; computed again with the mean of their vectors, for each recency to try."""
     rng = np.random.default_rng(0)
     log = [rng.choice(NUM_ITEMS, 4, replace=False) for _ in range(25)]
     starts = 4 * np.arange(25)
     holdout = Holdout(np.concatenate(log).astype(np.int32), starts, starts + 3)
     fitted, _, _ = world.fit(passes=1, validation=holdout)
-    gains = []
-    for own in log:
-        mean = sum(RECENCY**step * fitted.vectors[item] for step, item in enumerate(own[:3][::-1]))
-        order = [n for n in np.argsort(-(fitted.vectors @ mean)).tolist() if n not in own[:3].tolist()]
-        gains.append(1 / np.log2(order.index(own[3]) + 2))
-    assert fitted.curve[0]["validation_history_ndcg_at_20"] == pytest.approx(np.mean(gains), abs=1e-9)
+    found = {}
+    for recency in RECENCIES:
+        gains = []
+        for own in log:
+            mean = sum(recency**step * fitted.vectors[item] for step, item in enumerate(own[:3][::-1]))
+            order = [n for n in np.argsort(-(fitted.vectors @ mean)).tolist() if n not in own[:3].tolist()]
+            gains.append(1 / np.log2(order.index(own[3]) + 2))
+        found[recency] = np.mean(gains)
+    best = max(found, key=found.get)
+    assert len(set(found.values())) == len(RECENCIES)
+    assert fitted.curve[0]["validation_history_ndcg_at_20"] == pytest.approx(found[best], abs=1e-9)
+    assert (fitted.curve[0]["validation_recency"], fitted.recency) == (best, best)
+
+
+def test_the_recency_of_a_fit_is_that_of_its_best_pass(world, monkeypatch):
+    told = iter([(0.5, 0.1), (0.9, 0.4), (0.3, 0.9)])
+
+    def figures(self, vectors):
+        score, recency = next(told)
+        return {SCORE: score, "validation_recency": recency}
+
+    monkeypatch.setattr(training.Validation, "figures", figures)
+    fitted, _, _ = world.fit(passes=3, validation=misleading())
+    assert (fitted.passes, fitted.recency) == (2, 0.4)
+
+
+def test_without_validation_there_is_no_recency(world):
+    assert world.fit(passes=2)[0].recency is None
 
 
 # --- learning rates, and what goes wrong
@@ -568,7 +589,7 @@ def test_passes_over_histories_make_look_ups_from_several_items_better(store):
     model = tower.build(features, config.tower, config.train.seed)
     first = training.fit(model, features, inputs, PairBatches(stored, config), config, passes=15, validation=validation)
     refined = training.fit(
-        model, features, inputs, HistoryBatches(split, "test", stored, config, RECENCY), config,
+        model, features, inputs, HistoryBatches(split, "test", stored, config, 0.4), config,
         passes=15, validation=validation, to_beat=first.score, refine=True,
     )  # fmt: skip
     name = "validation_history_ndcg_at_5"
