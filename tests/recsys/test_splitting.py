@@ -185,6 +185,18 @@ def test_a_sample_of_users_through_time_is_fixed():
 # --- histories
 
 
+@pytest.mark.parametrize(("most", "kept"), [(100, [0, 1, 2, 3, 4, 5, 6]), (7, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])])
+def test_thinned_questions_lie_evenly_among_all(most, kept):
+    holdout = left_out([[10 * user, 1, 2, 10 * user + 3] for user in range(7)]).holdout("test", max_users=100)
+    thinned = holdout.thinned(most)
+    assert thinned.targets.tolist() == [10 * user + 3 for user in kept]
+    assert thinned.histories(9)[:, -1].tolist() == [10 * user for user in kept]
+
+
+def test_of_no_questions_none_are_left():
+    assert len(left_out([[1]]).holdout("test", max_users=100).thinned(5)) == 0
+
+
 def test_the_histories_of_a_bot_and_of_many_others_fit_into_memory():
     """One user of 100,000 interactions among 20,000: what is kept of each is the newest, and int32."""
     log = [list(range(100_000)), *([1, 2, user] for user in range(20_000))]

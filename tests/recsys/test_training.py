@@ -418,13 +418,8 @@ def test_validation_asks_histories_with_the_recency_that_is_best_for_the_pass(wo
 
 
 def test_the_recency_of_a_fit_is_that_of_its_best_pass(world, monkeypatch):
-    told = iter([(0.5, 0.1), (0.9, 0.4), (0.3, 0.9)])
-
-    def figures(self, vectors):
-        score, recency = next(told)
-        return {SCORE: score, "validation_recency": recency}
-
-    monkeypatch.setattr(training.Validation, "figures", figures)
+    told = iter([{SCORE: score, "validation_recency": best} for score, best in ((0.5, 0.1), (0.9, 0.4), (0.3, 0.9))])
+    monkeypatch.setattr(training.Validation, "figures", lambda *_: next(told))
     fitted, _, _ = world.fit(passes=3, validation=misleading())
     assert (fitted.passes, fitted.recency) == (2, 0.4)
 
