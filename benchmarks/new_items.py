@@ -112,15 +112,21 @@ def _compare(
     models: Mapping[str, Model], together: sparse.csr_array, hidden: NDArray[np.int32]
 ) -> tuple[int, dict[str, float]]:
     """How many hidden items can be asked, and the NDCG of each model; they are no answers to each other."""
-    relevance = together[hidden].tolil()
-    relevance[:, hidden] = 0
-    graded = sparse.csr_array(relevance)
-    graded.eliminate_zeros()
+    graded = _with_others(together, hidden)
     asked = np.diff(graded.indptr) > 0
     excluded = np.broadcast_to(hidden, (int(asked.sum()), len(hidden)))
     items = hidden[asked][:, None]
     queries = Queries(items, np.ones(items.shape, np.float32), excluded.astype(np.int32))
     return len(items), {name: ndcg(model.answer(queries, K), graded[asked]) for name, model in models.items()}
+
+
+def _with_others(together: sparse.csr_array, hidden: NDArray[np.int32]) -> sparse.csr_array:
+    """The pairs of hidden items with those that are not, [num_hidden, num_items]."""
+    rows = together[hidden].tolil()
+    rows[:, hidden] = 0
+    pairs = sparse.csr_array(rows)
+    pairs.eliminate_zeros()
+    return pairs
 
 
 def _ratios(figures: Mapping[str, float]) -> dict[str, float]:
@@ -143,13 +149,11 @@ def _beside_own(
     """How much could be known at all: what half of the users say of an item, asked for what the others touch with it.
 
     An item's place is then the mean of what the first half touched together with it, weighted, popular items less;
-    by itself (`own_half`), or beside the place that its features give it (`own_half_and_features`).
+    by itself (`own_half`), or beside the place that its features give it (`own_half_and_features`). Near is by cosine.
     """
     own, others = halves
-    places = own[hidden].tolil()
-    places[:, hidden] = 0
     popularity = np.asarray((own + others).sum(axis=0))
-    mean = (sparse.csr_array(places) / np.sqrt(popularity + 1)) @ vectors
+    mean = (_with_others(own, hidden) / np.sqrt(popularity + 1)) @ vectors
     length = np.linalg.norm(mean, axis=1)
     said = length > 0
     asked, by_own = hidden[said], mean[said] / length[said, None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import keras
@@ -135,16 +135,13 @@ class Validation:
     config: Config
     among: NDArray[np.bool_] | None = None
     """What may be found, bool [num_items]; everything where it is None."""
-    _few: Holdout = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._few = self.holdout.thinned(RECENCY_USERS)
 
     def figures(self, vectors: Vectors) -> dict[str, float]:
         """HR, NDCG and MRR of both look-ups by exact search, their `SCORE`, and the `RECENCY` of a history."""
         evaluate = self.config.evaluate
         index = ExactIndex(vectors, DISTANCES[self.config.tower.distance], self.among)
-        recency, _ = choose_recency(index, self._few, evaluate.recency, evaluate.history)
+        few = self.holdout.thinned(RECENCY_USERS)
+        recency, _ = choose_recency(index, few, evaluate.recency, evaluate.history)
         asked = {
             "": Queries.of_items(self.holdout.queries),
             HISTORY: Queries.of_histories(self.holdout, recency, evaluate.history),
