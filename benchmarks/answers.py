@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks import command, synthetic
 from recsys import index
 from recsys.catalogue import Catalogue
-from recsys.config import IndexConfig
+from recsys.config.sections import IndexConfig
 from recsys.embeddings import Vectors
 from recsys.lookup import Engine
 from recsys.question import Condition, Diversity, Question, Weighted

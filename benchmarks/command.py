@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.night import calm
-from recsys import config as configuration
-from recsys.config import Config
+from recsys.config import sections as configuration
+from recsys.config.sections import Config
 from recsys.errors import RecsysError
 
 CONFIG = argparse.ArgumentParser(add_help=False)

@@ -29,7 +29,7 @@ from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working, write
 from pipelines import night_page, promote
 from pipelines.nightly import STAGES
-from recsys import config as configuration
+from recsys.config import sections as configuration
 from recsys.errors import RecsysError
 from recsys.release import MANIFEST, TOWER, Release
 from recsys.tracking import Tracker

@@ -33,7 +33,7 @@ from pipelines.prepare import prepare
 from pipelines.progress import Reporter
 from recsys import embeddings
 from recsys.catalogue import Catalogue
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.evaluation import Model
 from recsys.exact import ExactIndex
 from recsys.queries import Queries

@@ -23,9 +23,9 @@ from pipelines import nightly, promote
 from pipelines.budget import Budget
 from pipelines.night import Night
 from pipelines.progress import Reporter
-from recsys import config as configuration
 from recsys import embeddings, index
-from recsys.config import Config, IndexConfig
+from recsys.config import sections as configuration
+from recsys.config.sections import Config, IndexConfig
 from recsys.errors import ConfigError, RecsysError, RefusedError
 from recsys.release import CATALOGUE, EMBEDDINGS, MANIFEST, FileEntry, Release
 from recsys.storage import sha256

@@ -38,9 +38,9 @@ from benchmarks.table import Table, timed
 from pipelines import neighbours, prepare, runner
 from pipelines.night import Night, calm
 from recsys import audience, embeddings, index, release
-from recsys import config as configuration
 from recsys.catalogue import Catalogue
-from recsys.config import BeamConfig, Config, DataConfig, IndexConfig, NeighboursConfig, PrepareConfig
+from recsys.config import sections as configuration
+from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighboursConfig, PrepareConfig
 from recsys.neighbours import Filter
 from recsys.release import Release
 

@@ -22,10 +22,10 @@ from benchmarks.command import FIGURES, parser, working
 from benchmarks.table import ROUNDS, Table, timed
 from pipelines import embed, prepare
 from pipelines.night import Night
-from recsys import config as configuration
 from recsys import index, lookup
 from recsys.catalogue import Catalogue
-from recsys.config import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
+from recsys.config import sections as configuration
+from recsys.config.sections import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
 from recsys.features import Features
 from recsys.question import Question
 

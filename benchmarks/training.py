@@ -33,7 +33,7 @@ from pipelines.night import Night
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter
 from recsys import pairs
-from recsys.config import Config, DataConfig, ItemsConfig
+from recsys.config.sections import Config, DataConfig, ItemsConfig
 from recsys.evaluation import SCORE, TARGET_METRIC, evaluate
 from recsys.exact import ExactIndex
 

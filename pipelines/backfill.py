@@ -13,7 +13,7 @@ from pipelines import night_page
 from pipelines.night import Night, calm
 from pipelines.nightly import Summary, tonight
 from pipelines.progress import Reporter
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.errors import InputError, RecsysError, StageError, TrackingError
 from recsys.workspace import Run
 

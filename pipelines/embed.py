@@ -22,7 +22,7 @@ from pipelines import prepare, runner, train
 from pipelines.night import Night, command, main
 from pipelines.progress import Advance
 from recsys import embeddings
-from recsys.config import BeamConfig, EmbedConfig
+from recsys.config.sections import BeamConfig, EmbedConfig
 from recsys.embeddings import Vectors
 from recsys.features import Features, Inputs
 from recsys.release import CATALOGUE, EMBEDDINGS, FEATURES, TOWER

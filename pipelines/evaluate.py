@@ -20,7 +20,7 @@ from recsys import index as annoy
 from recsys.baselines import touched_before
 from recsys.catalogue import Catalogue
 from recsys.comparison import LOOK_UPS, Families
-from recsys.config import PrepareConfig
+from recsys.config.sections import PrepareConfig
 from recsys.evaluation import TARGET_METRIC, report
 from recsys.families import families
 from recsys.release import CATALOGUE, EMBEDDINGS

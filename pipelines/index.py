@@ -15,7 +15,7 @@ from pipelines import embed, prepare, runner
 from pipelines.night import Night, command, main
 from recsys import embeddings
 from recsys import index as annoy
-from recsys.config import IndexConfig
+from recsys.config.sections import IndexConfig
 from recsys.index import Shard
 from recsys.release import EMBEDDINGS
 from recsys.similarity import DISTANCES

@@ -28,10 +28,10 @@ from pipelines import runner, sinks
 from pipelines.night import calm, main
 from pipelines.progress import Advance, Reporter
 from pipelines.sinks.sink import Export, deliver
-from recsys import config as configuration
 from recsys import depot
-from recsys.address import Address
-from recsys.config import Config, NeighboursConfig
+from recsys.config import sections as configuration
+from recsys.config.sections import Config, NeighboursConfig
+from recsys.config.urls import Address
 from recsys.errors import StageError
 from recsys.neighbours import Filter, nearest
 from recsys.release import MANIFEST as RELEASE_MANIFEST

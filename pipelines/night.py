@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import io
 from pipelines.progress import Reporter
-from recsys import config as configuration
 from recsys import depot
-from recsys.address import Address
-from recsys.config import Config
+from recsys.config import sections as configuration
+from recsys.config.sections import Config
+from recsys.config.urls import Address
 from recsys.errors import ConfigError, InputError, RecsysError, ReleaseError, TrackingError
 from recsys.release import MANIFEST, read_manifest
 from recsys.workspace import Inputs, Run

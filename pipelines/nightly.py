@@ -24,7 +24,7 @@ from pipelines.promote import promote
 from pipelines.publish import keep_data_report, publish
 from pipelines.train import train
 from pipelines.usage import measured
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.errors import InputError, RefusedError, TrackingError
 from recsys.notify import notify
 from recsys.workspace import Inputs, Run

@@ -19,7 +19,7 @@ from pipelines import account, io, numbering, runner, shuffle
 from pipelines.account import LETTER
 from pipelines.numbering import Ranges
 from recsys import pairs
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.interactions import EARLIEST, SCHEMA, SEEN_BEFORE, check_interactions, check_items, weigh_events
 from recsys.labelled import SCHEMA as LABELLED_SCHEMA
 from recsys.labelled import check_labelled

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from recsys.config import BeamConfig
+from recsys.config.sections import BeamConfig
 from recsys.errors import ConfigError
 
 NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {

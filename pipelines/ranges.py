@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pipelines.settings import with_settings
-from recsys.config import Config, Range, Span
+from recsys.config.sections import Config, Range, Span
 from recsys.errors import ConfigError
 
 SOURCE = "tune.ranges"

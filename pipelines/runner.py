@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipelines import loopback, profiles, servers
 from pipelines.progress import Advance
 from recsys import errors
-from recsys.config import BeamConfig
+from recsys.config.sections import BeamConfig
 from recsys.errors import ConfigError, RecsysError, StageError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from recsys import config as configuration
-from recsys.config import Config
+from recsys.config import sections as configuration
+from recsys.config.sections import Config
 
 
 def with_settings(config: Config, settings: Mapping[str, Any], source: str = "config") -> Config:

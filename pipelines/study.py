@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipelines.ranges import Numbers, Space, Values
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.errors import ConfigError
 
 if TYPE_CHECKING:

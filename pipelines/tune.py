@@ -28,7 +28,7 @@ from pipelines.settings import as_toml, by_table, with_settings
 from pipelines.study import MLFLOW_RUN, Study
 from pipelines.train import fit_before, judge, load_split
 from recsys.comparison import LOOK_UPS
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.errors import RecsysError, StageError, TrackingError
 from recsys.evaluation import SCORE, score
 from recsys.storage import whole

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from recsys.config import ItemsConfig
+from recsys.config.sections import ItemsConfig
 
 
 def of(frame: pl.DataFrame, items: ItemsConfig) -> sparse.csr_array | None:

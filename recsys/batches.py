@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.errors import StageError
 from recsys.labelled import LabelledPairs
 from recsys.pairs import Block, Pairs, join

@@ -14,7 +14,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import rankdata
 
 from recsys.calibration import EVEN, Calibration, Estimate, Measured, Rule, Threshold
-from recsys.config import CalibrateConfig
+from recsys.config.sections import CalibrateConfig
 from recsys.splitting import Holdout
 
 MIN_PAIRS = 20

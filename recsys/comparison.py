@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config import EvaluateConfig
+from recsys.config.sections import EvaluateConfig
 from recsys.evaluation import TARGET_METRIC, Model, choose_recency, metrics, ranks, report
 from recsys.families import Variant
 from recsys.queries import Queries, middle

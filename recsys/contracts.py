@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import polars as pl
 
-from recsys.config import Contract
+from recsys.config.sections import Contract
 
 
 def violations(rows: pl.DataFrame, contracts: Mapping[str, Contract], table: str) -> dict[str, pl.Expr]:

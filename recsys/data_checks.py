@@ -15,7 +15,7 @@ import polars as pl
 
 from recsys.catalogue import Catalogue
 from recsys.checks import Check, at_most, skipped
-from recsys.config import ItemsConfig, PromoteConfig
+from recsys.config.sections import ItemsConfig, PromoteConfig
 from recsys.data_report import by_tenth, population_stability
 
 Report = Mapping[str, Any]

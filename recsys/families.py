@@ -18,7 +18,7 @@ from recsys.baselines import (
     WindowedItemKNN,
     users_of_both,
 )
-from recsys.config import EvaluateConfig
+from recsys.config.sections import EvaluateConfig
 from recsys.evaluation import Model
 
 

@@ -26,7 +26,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys import text
-from recsys.config import ItemsConfig, TowerConfig
+from recsys.config.sections import ItemsConfig, TowerConfig
 
 Inputs = dict[str, NDArray[np.int32] | NDArray[np.float32]]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recsys.catalogue import Catalogue
 from recsys.checks import Check, at_least, at_most, skipped
-from recsys.config import PromoteConfig
+from recsys.config.sections import PromoteConfig
 from recsys.embeddings import BLOCK, NORM_TOLERANCE, Vectors
 from recsys.evaluation import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, metrics, ranks
 from recsys.index import recall

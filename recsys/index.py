@@ -23,7 +23,7 @@ from annoy import AnnoyIndex
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from recsys.config import IndexConfig
+from recsys.config.sections import IndexConfig
 from recsys.embeddings import Vectors, means
 from recsys.errors import InputError, StageError
 from recsys.exact import ExactIndex

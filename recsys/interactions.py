@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from recsys.config import Contract, ItemsConfig
+from recsys.config.sections import Contract, ItemsConfig
 from recsys.contracts import violations
 from recsys.errors import InputError
 

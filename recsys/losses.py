@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from keras import ops
 
-from recsys.config import TowerConfig, TrainConfig
+from recsys.config.sections import TowerConfig, TrainConfig
 from recsys.similarity import DISTANCES, Distance
 
 NEGATIVES = 16

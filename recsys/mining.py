@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config import CandidatesConfig
+from recsys.config.sections import CandidatesConfig
 from recsys.embeddings import Vectors
 from recsys.exact import top
 from recsys.pairs import Block, Pairs

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from recsys.config import NotifyConfig
+from recsys.config.sections import NotifyConfig
 
 WEBHOOK = "RECSYS_WEBHOOK"
 """Variable of the environment with the URL; it goes before the config, and a secret is better kept there."""

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from recsys.config import TrainConfig
+from recsys.config.sections import TrainConfig
 from recsys.errors import ConfigError
 from recsys.features import Features
 from recsys.tower import ID_ENCODER, encoder_names

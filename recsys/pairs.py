@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys.config import PrepareConfig
+from recsys.config.sections import PrepareConfig
 from recsys.sequences import Sequences
 from recsys.splitting import DAY_S, Split
 

@@ -24,7 +24,7 @@ from recsys import calibration, embeddings, index, lookup
 from recsys.audience import Audience
 from recsys.calibration import Calibration
 from recsys.catalogue import Catalogue
-from recsys.config import EvaluateConfig
+from recsys.config.sections import EvaluateConfig
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
 from recsys.index import INDEX, Index, Shard

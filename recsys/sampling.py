@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys.config import CandidatesConfig
+from recsys.config.sections import CandidatesConfig
 from recsys.errors import StageError
 from recsys.pairs import Pairs
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.config import ItemsConfig
+from recsys.config.sections import ItemsConfig
 from recsys.interactions import LATEST
 
 HOUR_S = 3_600

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config import EvaluateConfig
+from recsys.config.sections import EvaluateConfig
 from recsys.sequences import Sequences
 
 MIN_LENGTH = 3

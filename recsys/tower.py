@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.config import TowerConfig
+from recsys.config.sections import TowerConfig
 from recsys.encoders import ConvolvedWords, Gate, IdDropout, KnownOrNew, MeanOfBag, ReadWords
 from recsys.errors import InputError
 from recsys.features import Features, Inputs, TokenFeature, positions, token_input

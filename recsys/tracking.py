@@ -19,8 +19,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from recsys.address import Address
-from recsys.config import Config
+from recsys.config.sections import Config
+from recsys.config.urls import Address
 from recsys.errors import RecsysError, ReleaseError, TrackingError
 from recsys.history import Event
 from recsys.release import MANIFEST, Release, publish, read_manifest

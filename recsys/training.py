@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from recsys import losses, mining, optimiser, tower
 from recsys.batches import Batches, PairBatches
 from recsys.checkpoint import Checkpoint, Progress
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.embeddings import Vectors
 from recsys.errors import StageError
 from recsys.evaluation import SCORE, choose_recency, metrics, ranks, score

@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.errors import InputError, StageError
 from recsys.storage import sha256
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from recsys import Release, __version__
-from recsys.config import ServeConfig
+from recsys.config.sections import ServeConfig
 from serving import changes, health, problems, routes, tracing
 from serving.edition import Edition, Embed
 from serving.guard import Guard

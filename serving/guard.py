@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recsys.config import ServeConfig
+from recsys.config.sections import ServeConfig
 from serving.keys import Keys
 from serving.rates import Rates
 from serving.refusal import problem, response

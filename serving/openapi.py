@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from recsys.config import ServeConfig
+from recsys.config.sections import ServeConfig
 from serving.app import over
 from serving.keys import Keys
 from serving.shelf import Shelf

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from recsys.config import ServeConfig
+from recsys.config.sections import ServeConfig
 from recsys.errors import InputError
 from recsys.question import Condition, Diversity, OnUnknown, Question, Weighted
 

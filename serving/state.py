@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 
-from recsys.config import ServeConfig
+from recsys.config.sections import ServeConfig
 from recsys.lookup import Answer
 from recsys.question import Question
 from serving.edition import Edition, Embed

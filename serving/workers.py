@@ -26,7 +26,7 @@ from typing import Any
 import uvicorn
 
 from recsys import Release
-from recsys.config import ServeConfig
+from recsys.config.sections import ServeConfig
 from recsys.errors import ConfigError
 from serving import logs, tracing, wanted
 from serving.app import over

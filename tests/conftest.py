@@ -61,7 +61,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
     from recsys import audience, calibration, embeddings, index, release
     from recsys.calibration import Calibration, Estimate, Measured, Threshold
     from recsys.catalogue import Catalogue
-    from recsys.config import Config, DataConfig, IndexConfig
+    from recsys.config.sections import Config, DataConfig, IndexConfig
 
     share = Estimate(value=0.75, low=0.5, high=0.875)
     measured = Measured(precision=share, recall=share, false_positive_rate=share, accuracy=share)

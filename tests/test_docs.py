@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from recsys.cli import app
-from recsys.config import Config
+from recsys.config.sections import Config
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}

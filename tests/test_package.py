@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import recsys
-from recsys import config
+from recsys.config import sections as config
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "v1"

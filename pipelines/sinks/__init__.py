@@ -10,7 +10,7 @@ from pipelines.sinks.jsonlines import JsonLines
 from pipelines.sinks.parquet import ParquetFolder
 from pipelines.sinks.sink import Sink, require_writable
 from recsys import storage
-from recsys.address import Address
+from recsys.config.urls import Address
 from recsys.errors import ConfigError
 from recsys.storage import LocalPlace, Place
 

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pipelines.sinks.sink import Export
 from pipelines.sinks.tables import COLUMNS, CREATE_CURRENT, CREATE_ROWS, CREATE_VIEW, CURRENT, ROWS, switch
-from recsys.address import Address
+from recsys.config.urls import Address
 from recsys.errors import StageError
 
 CONNECT_S = 10

@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from pipelines.sinks.sink import Export, by_item
-from recsys.address import Address
+from recsys.config.urls import Address
 from recsys.errors import StageError
 
 CURRENT, ABOUT, OLD = "recsys:neighbours", "recsys:neighbours:about", "recsys:neighbours:old"

@@ -12,8 +12,8 @@ import polars as pl
 
 from pipelines.sinks.sink import Export, require_writable
 from pipelines.sinks.tables import COLUMNS, CREATE_CURRENT, CREATE_ROWS, CREATE_VIEW, CURRENT, ROWS, switch
-from recsys.address import Address
-from recsys.config import SQLITE
+from recsys.config.sections import SQLITE
+from recsys.config.urls import Address
 from recsys.errors import ConfigError, StageError
 
 WAIT_S = 60.0

@@ -75,8 +75,8 @@ def known(tracker: Tracker, release_id: str) -> Version:
 
 
 def _change(action: Action, target: Any, config: Path, why: str, *, forced: bool) -> Event:
-    from recsys import config as configuration  # noqa: PLC0415
     from recsys import promotion  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
     from recsys.errors import RefusedError, ReleaseError  # noqa: PLC0415
     from recsys.release import Release  # noqa: PLC0415
     from recsys.tracking import VERDICT_TAG, Tracker  # noqa: PLC0415

@@ -61,7 +61,7 @@ def _packages() -> list[Finding]:
 
 def _setting(path: Any) -> list[Finding]:
     """What depends on the config; nothing more where that is not usable."""
-    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
 
     try:
         config = configuration.load(path)

@@ -40,7 +40,7 @@ def neighbours(
     To Parquet, JSON lines, SQLite, PostgreSQL or Redis, in the order of `recsys similar`. Readers see the export
     before, whole, until this one is complete. Stopped and started again, it goes on; done, it does nothing.
     """
-    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
 
     settings = [
         *(overrides or ()),

@@ -20,7 +20,7 @@ Registered = Annotated[str, typer.Argument(metavar="RELEASE", help="The id of a 
 @app.command("list")
 def list_releases(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
     """List the releases of a workspace, newest first; the one in service is marked."""
-    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
     from recsys.errors import ReleaseError  # noqa: PLC0415
     from recsys.release import read_manifest  # noqa: PLC0415
     from recsys.tracking import Tracker  # noqa: PLC0415
@@ -72,8 +72,8 @@ def verify(release: Which, config: ConfigFile = CONFIG_DEFAULT, as_json: Json = 
 @app.command("history")
 def history(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
     """Tell which release was in service when, who put it there, and why."""
-    from recsys import config as configuration  # noqa: PLC0415
     from recsys import promotion  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
     from recsys.tracking import Tracker  # noqa: PLC0415
 
     tracker = Tracker(configuration.load(config))
@@ -110,8 +110,8 @@ def pin(
     config: ConfigFile = CONFIG_DEFAULT,
 ) -> None:
     """Keep a release from being pruned, here and on other machines."""
-    from recsys import config as configuration  # noqa: PLC0415
     from recsys.cli.champion import known  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
     from recsys.tracking import Tracker  # noqa: PLC0415
 
     tracker = Tracker(configuration.load(config))
@@ -122,8 +122,8 @@ def pin(
 @app.command("unpin")
 def unpin(release: Registered, config: ConfigFile = CONFIG_DEFAULT) -> None:
     """Let a pinned release be pruned again."""
-    from recsys import config as configuration  # noqa: PLC0415
     from recsys.cli.champion import known  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
     from recsys.tracking import Tracker  # noqa: PLC0415
 
     tracker = Tracker(configuration.load(config))
@@ -148,8 +148,8 @@ def prune(
     Kept are the champion, the one before, what is pinned or warm-started from, what the servers serve, and the
     newest. MLflow's copies and those of data.releases stay.
     """
-    from recsys import config as configuration  # noqa: PLC0415
     from recsys import promotion, retention  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
     from recsys.tracking import Tracker  # noqa: PLC0415
 
     checked = configuration.load(config)
@@ -189,7 +189,7 @@ def _folder(release: str, config: Path) -> Path:
         from recsys import depot  # noqa: PLC0415
 
         return depot.local(release)
-    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
 
     return configuration.load(config).workspace / "releases" / release
 

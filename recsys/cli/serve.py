@@ -11,7 +11,7 @@ from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Overrides, ReleasePla
 from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
-    from recsys.config import Config
+    from recsys.config.sections import Config
     from serving.edition import Embed
     from serving.watch import Source
 
@@ -33,7 +33,7 @@ def serve(
     ] = False,
 ) -> None:
     """Answer "more like this" over HTTP."""
-    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
 
     try:
         from serving.watch import of_place  # noqa: PLC0415

@@ -46,7 +46,7 @@ def open_release(place: str | None, config: Path) -> Release:
 
     if place is not None:
         return depot.load(place)
-    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
     from recsys.errors import ReleaseError  # noqa: PLC0415
     from recsys.tracking import Tracker  # noqa: PLC0415
 

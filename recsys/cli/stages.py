@@ -14,14 +14,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from recsys.address import Address
 from recsys.cli import champion
 from recsys.cli.champion import Why
 from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, show, typed
+from recsys.config.urls import Address
 from recsys.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from recsys.config import Config
+    from recsys.config.sections import Config
 
 STAGES = {
     "prepare": "Check interactions and items; write catalogue, sequences and pairs (Beam).",
@@ -154,7 +154,7 @@ def _execute(name: str, config: Path, overrides: list[str] | None) -> dict[str, 
 
 
 def _config(config: Path, overrides: list[str] | None) -> Config:
-    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
 
     return configuration.load(config, overrides or ())
 

@@ -28,7 +28,7 @@ def tune(
     Tries values of `tune.ranges` and prints, as TOML, what to put into the config.
     Stopped and started again, it goes on.
     """
-    from recsys import config as configuration  # noqa: PLC0415
+    from recsys.config import sections as configuration  # noqa: PLC0415
 
     settings = [*(overrides or ()), *([] if minutes is None else [f"tune.minutes={minutes}"])]
     checked = configuration.load(config, settings)

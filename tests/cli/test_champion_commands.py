@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from recsys import config as configuration
 from recsys.checks import at_least
+from recsys.config import sections as configuration
 from recsys.tracking import VERDICT_TAG, Tracker, Version
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipelines.settings import with_settings
-from recsys import config as configuration
-from recsys.config import TrainConfig
+from recsys.config import sections as configuration
+from recsys.config.sections import TrainConfig
 
 CONFIG = """
 [data]

@@ -21,8 +21,8 @@ from mlflow import MlflowClient
 from pipelines import night_page
 from pipelines.nightly import STAGES, Summary, tonight
 from pipelines.progress import Reporter
-from recsys import config as configuration
 from recsys import promotion
+from recsys.config import sections as configuration
 from recsys.errors import TrackingError
 from recsys.tracking import Tracker
 from tests.e2e import program, tracking_server, world

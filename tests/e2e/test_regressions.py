@@ -11,8 +11,8 @@ import pytest
 from benchmarks import regressions
 from benchmarks.regressions import REGRESSIONS, Regression
 from pipelines.night import Night, calm
-from recsys import config as configuration
-from recsys.config import Config
+from recsys.config import sections as configuration
+from recsys.config.sections import Config
 from recsys.tracking import Tracker
 from tests.e2e import world
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import data_page, prepare
 from pipelines.night import Night
-from recsys import config
+from recsys.config import sections as config
 
 Row = tuple[str, str, int]
 

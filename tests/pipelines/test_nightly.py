@@ -24,8 +24,8 @@ from pipelines.night import Night
 from pipelines.nightly import STAGES, Summary, plan, tonight
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter
-from recsys import config as configuration
-from recsys.config import Config
+from recsys.config import sections as configuration
+from recsys.config.sections import Config
 from recsys.errors import ConfigError, InputError, StageError, TrackingError
 from recsys.tracking import Tracker
 from tests.e2e import program as programs

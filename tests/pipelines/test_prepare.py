@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 
 from pipelines import prepare
 from pipelines.night import Night, main
-from recsys import config
+from recsys.config import sections as config
 from recsys.errors import InputError, RecsysError, StageError
 
 Row = dict[str, Any]

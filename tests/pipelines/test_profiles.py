@@ -21,8 +21,8 @@ import pytest
 from pipelines import embed, loopback, neighbours, prepare, profiles, runner, servers
 from pipelines.night import Night
 from pipelines.progress import Reporter
-from recsys import config as configuration
-from recsys.config import BeamConfig, Config
+from recsys.config import sections as configuration
+from recsys.config.sections import BeamConfig, Config
 from recsys.errors import ConfigError, StageError
 from recsys.features import Features
 from recsys.release import FEATURES, TOWER, Release

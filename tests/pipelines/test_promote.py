@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from benchmarks import regressions
 from pipelines import promote
 from pipelines.night import Night, calm
-from recsys import config as configuration
 from recsys import gate, promotion
+from recsys.config import sections as configuration
 from recsys.errors import RefusedError, StageError
 from recsys.evaluation import CUTS, metrics
 from recsys.release import MANIFEST, Release

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.night import Night
 from pipelines.prepare import prepare
-from recsys import config as configuration
+from recsys.config import sections as configuration
 from tests.e2e import world
 
 UNITS = 90

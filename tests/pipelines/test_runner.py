@@ -15,8 +15,9 @@ import pytest
 import pipelines
 from pipelines import embed, neighbours, prepare, runner
 from pipelines.night import Night
-from recsys import config, errors
-from recsys.config import BeamConfig
+from recsys import errors
+from recsys.config import sections as config
+from recsys.config.sections import BeamConfig
 from recsys.errors import InputError, ReleaseError, StageError, UnknownItemError
 from recsys.release import Release
 

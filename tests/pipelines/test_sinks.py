@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from pipelines import sinks
-from recsys.address import Address
+from recsys.config.urls import Address
 from recsys.errors import ConfigError, InputError, RecsysError, StageError
 from tests.contracts.sinks import SinkContract, expected, written
 from tests.pipelines import servers

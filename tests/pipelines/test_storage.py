@@ -11,7 +11,8 @@ import pytest
 
 from pipelines import prepare
 from pipelines.night import Night
-from recsys import Release, config, depot
+from recsys import Release, depot
+from recsys.config import sections as config
 from recsys.errors import InputError
 from tests.pipelines.servers import refusing
 

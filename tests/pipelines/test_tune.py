@@ -20,8 +20,8 @@ from pipelines import tune as tuning
 from pipelines.night import Night
 from pipelines.settings import with_settings
 from pipelines.tune import tune
-from recsys import config as configuration
-from recsys.config import Config, Span, TuneConfig
+from recsys.config import sections as configuration
+from recsys.config.sections import Config, Span, TuneConfig
 from recsys.errors import ConfigError, StageError
 from recsys.tracking import Tracker
 from tests.e2e import world

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from recsys import bags
-from recsys.config import ItemsConfig
+from recsys.config.sections import ItemsConfig
 
 FRAME = pl.DataFrame(
     {

@@ -3,7 +3,7 @@ import pytest
 
 from recsys import pairs
 from recsys.batches import HistoryBatches, LabelledBatches, PairBatches
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.errors import StageError
 from recsys.labelled import LabelledPairs
 from recsys.sequences import Sequences

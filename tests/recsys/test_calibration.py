@@ -9,7 +9,7 @@ import pytest
 from recsys import calibrating, calibration
 from recsys.calibrating import Half
 from recsys.calibration import Calibration
-from recsys.config import CalibrateConfig
+from recsys.config.sections import CalibrateConfig
 from recsys.errors import InputError
 from recsys.similarity import DISTANCES
 from recsys.splitting import Holdout

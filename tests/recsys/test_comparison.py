@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from recsys.comparison import LOOK_UPS, choose, measure, queries
-from recsys.config import EvaluateConfig
+from recsys.config.sections import EvaluateConfig
 from recsys.evaluation import choose_recency, metrics, ranks, report
 from recsys.exact import ExactIndex
 from recsys.families import Variant

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.config import Contract, ItemsConfig
+from recsys.config.sections import Contract, ItemsConfig
 from recsys.errors import InputError
 from recsys.interactions import check_interactions, check_items
 

@@ -8,7 +8,7 @@ import pytest
 
 from recsys import data_checks
 from recsys.catalogue import Catalogue
-from recsys.config import ItemsConfig, PromoteConfig
+from recsys.config.sections import ItemsConfig, PromoteConfig
 from recsys.data_report import describe
 from recsys.snapshot import Snapshot
 

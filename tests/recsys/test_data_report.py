@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.config import ItemsConfig
+from recsys.config.sections import ItemsConfig
 from recsys.data_report import compare, describe, population_stability, verdict
 from recsys.snapshot import Snapshot
 

@@ -4,7 +4,7 @@ from scipy import sparse
 
 from recsys import families as module
 from recsys.baselines import Content, CoOccurrence, Ease, ItemKNN, Popularity, WindowedItemKNN, users_of_both
-from recsys.config import EvaluateConfig
+from recsys.config.sections import EvaluateConfig
 from recsys.families import families
 from recsys.queries import Queries
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys import text
-from recsys.config import ItemsConfig, TowerConfig
+from recsys.config.sections import ItemsConfig, TowerConfig
 from recsys.features import MAX_TOKENS, Features
 
 ROLES = ItemsConfig(categorical=("brand", "kind of"), multi_categorical=("tags",), numeric=("price", "year"))

@@ -11,7 +11,7 @@ import pytest
 from recsys import gate
 from recsys.catalogue import Catalogue
 from recsys.checks import Check, at_least, at_most, from_data, skipped
-from recsys.config import PromoteConfig
+from recsys.config.sections import PromoteConfig
 from recsys.evaluation import STRATA, evaluate, metrics
 from recsys.exact import ExactIndex
 from recsys.gate import Questions, difference, places, quality_checks

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys import index
-from recsys.config import IndexConfig
+from recsys.config.sections import IndexConfig
 from recsys.errors import InputError, StageError
 from recsys.exact import ExactIndex
 from recsys.index import Shard

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.config import ItemsConfig
+from recsys.config.sections import ItemsConfig
 from recsys.errors import InputError
 from recsys.interactions import check_interactions, check_items, weigh_events
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from recsys import losses
-from recsys.config import TowerConfig, TrainConfig
+from recsys.config.sections import TowerConfig, TrainConfig
 from recsys.losses import Contrastive, CrossEntropy, Triplet
 from recsys.similarity import COSINE, DISTANCES
 from tests.contracts.losses import CANDIDATES, DIMENSION, WITHOUT_POSITIVES, LossContract, gradients, unit, values

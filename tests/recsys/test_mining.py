@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys import mining, pairs
-from recsys.config import CandidatesConfig
+from recsys.config.sections import CandidatesConfig
 from recsys.similarity import DISTANCES
 
 NUM_ITEMS, DIMENSION = 61, 5

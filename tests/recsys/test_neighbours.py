@@ -10,7 +10,7 @@ import pytest
 
 from recsys import Release, ranking
 from recsys.catalogue import Catalogue
-from recsys.config import IndexConfig
+from recsys.config.sections import IndexConfig
 from recsys.errors import InputError
 from recsys.index import build
 from recsys.neighbours import SCHEMA, Filter, nearest

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from recsys.config import NotifyConfig
+from recsys.config.sections import NotifyConfig
 from recsys.notify import WEBHOOK, notify
 
 SUMMARY = {"outcome": "refused", "run_id": "0123456789ab", "text": "…"}

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from recsys import optimiser, tower
-from recsys.config import ItemsConfig, TowerConfig, TrainConfig
+from recsys.config.sections import ItemsConfig, TowerConfig, TrainConfig
 from recsys.errors import ConfigError
 from recsys.features import Features
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys import pairs
-from recsys.config import PrepareConfig
+from recsys.config.sections import PrepareConfig
 from recsys.sequences import Sequences
 from recsys.splitting import Cut, Split
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from recsys import Release, config, elsewhere, history, promotion
+from recsys import Release, elsewhere, history, promotion
 from recsys.checks import at_least, at_most
+from recsys.config import sections as config
 from recsys.errors import ReleaseError, StageError
 from recsys.history import Event
 from recsys.tracking import VERDICT_TAG, Tracker, Version

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from recsys import Release, config, elsewhere
+from recsys import Release, elsewhere
+from recsys.config import sections as config
 from recsys.errors import UnknownItemError
 from recsys.pyfunc import DEFAULT_K, Similar
 from recsys.tracking import Tracker, Version

@@ -13,7 +13,7 @@ import pytest
 
 from recsys import Release
 from recsys import release as releases
-from recsys.config import IndexConfig
+from recsys.config.sections import IndexConfig
 from recsys.errors import InputError, ReleaseError, UnknownItemError
 from recsys.index import build
 from recsys.similarity import DISTANCES

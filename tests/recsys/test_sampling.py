@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys.config import CandidatesConfig
+from recsys.config.sections import CandidatesConfig
 from recsys.errors import StageError
 from recsys.sampling import Anchors, Sampler
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 
-from recsys.config import ItemsConfig
+from recsys.config.sections import ItemsConfig
 from recsys.snapshot import HOURS, Snapshot
 
 ROLES = ItemsConfig(title="name", categorical=("brand",), multi_categorical=("tags",), numeric=("price",))

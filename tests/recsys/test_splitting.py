@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.config import EvaluateConfig
+from recsys.config.sections import EvaluateConfig
 from recsys.sequences import Sequences
 from recsys.splitting import DAY_S, Cut, Split, cut
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from recsys import tower
-from recsys.config import ItemsConfig, TowerConfig
+from recsys.config.sections import ItemsConfig, TowerConfig
 from recsys.encoders import IdDropout, MeanOfBag
 from recsys.errors import InputError
 from recsys.features import Features

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from recsys import Release, config
+from recsys import Release
+from recsys.config import sections as config
 from recsys.errors import ReleaseError, TrackingError
 from recsys.tracking import Tracker
 

@@ -6,7 +6,7 @@ import pytest
 from recsys import mining, optimiser, pairs, tower, training
 from recsys.batches import HistoryBatches, LabelledBatches, PairBatches
 from recsys.checkpoint import Checkpoint
-from recsys.config import Config
+from recsys.config.sections import Config
 from recsys.errors import StageError
 from recsys.evaluation import SCORE, metrics, ranks
 from recsys.exact import ExactIndex

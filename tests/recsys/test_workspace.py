@@ -5,7 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from recsys import config, workspace
+from recsys import workspace
+from recsys.config import sections as config
 from recsys.errors import InputError, StageError
 from recsys.workspace import Run, code_version, data_snapshot
 

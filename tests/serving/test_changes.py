@@ -135,7 +135,7 @@ def test_a_change_that_cannot_be_is_told(tmp_path: Path, write_release: WriteRel
     """Before anything is written."""
     import asyncio
 
-    from recsys.config import ServeConfig
+    from recsys.config.sections import ServeConfig
     from serving.app import over
     from serving.keys import Keys
     from serving.shelf import Shelf

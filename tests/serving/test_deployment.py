@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from recsys import config
+from recsys.config import sections as config
 from serving import keys
 from serving.workers import GRACE_S
 from tests.conftest import WriteRelease

@@ -146,7 +146,8 @@ def test_a_folder_of_releases_gives_the_newest(service: Service, write_release: 
 
 def test_the_champion_of_mlflow_is_followed_and_remembered(service: Service, write_release: WriteRelease) -> None:
     """Promoted while it is served, and away at the next start."""
-    from recsys import Release, config
+    from recsys import Release
+    from recsys.config import sections as config
     from recsys.tracking import Tracker
 
     tracker = Tracker(config.load(service.config))

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from recsys import errors
-from recsys.config import ServeConfig
+from recsys.config.sections import ServeConfig
 from serving.app import over
 from serving.keys import Keys
 from serving.problems import TABLE

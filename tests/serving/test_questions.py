@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys import Release
-from recsys.config import ServeConfig
+from recsys.config.sections import ServeConfig
 from recsys.question import Condition, Diversity, Question, Weighted
 from serving import cursors
 from serving.app import create

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from recsys import Release
-from recsys.config import ServeConfig
+from recsys.config.sections import ServeConfig
 from recsys.lookup import Answer
 from recsys.question import Question
 from serving import keys

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys import config
+from recsys.config import sections as config
 from recsys.errors import ConfigError
 
 DATA = {"interactions": "log.csv"}

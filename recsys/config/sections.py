@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from recsys.address import Address
+from recsys.config.urls import Address
 from recsys.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
