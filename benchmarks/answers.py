@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks import command, synthetic
 from recsys import index
-from recsys.catalogue import Catalogue
 from recsys.config.sections import IndexConfig
+from recsys.data.catalog import Catalogue
 from recsys.embeddings import Vectors
 from recsys.lookup import Engine
 from recsys.question import Condition, Diversity, Question, Weighted

@@ -25,9 +25,10 @@ from benchmarks.command import FIGURES, parser, working, write
 from benchmarks.scale import ITEM_ROWS, USER_ROWS
 from pipelines import embed, prepare, runner
 from pipelines.night import Night
-from recsys import index, pairs
+from recsys import index
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, NeighboursConfig, TowerConfig
+from recsys.data import pairs
 from recsys.features import Features
 
 ROWS, EMBEDDED, INDEXED = 2_000_000, 500_000, 100_000

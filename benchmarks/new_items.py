@@ -32,8 +32,8 @@ from pipelines.night import Night
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter
 from recsys import embeddings
-from recsys.catalogue import Catalogue
 from recsys.config.sections import Config
+from recsys.data.catalog import Catalogue
 from recsys.evaluation import Model
 from recsys.exact import ExactIndex
 from recsys.queries import Queries

@@ -26,8 +26,8 @@ from pipelines.prepare import prepare
 from pipelines.progress import Reporter
 from pipelines.settings import with_settings
 from pipelines.train import train
-from recsys import datasets
 from recsys.config import sections as configuration
+from recsys.data import datasets
 
 EVERYBODY = 1_000_000_000
 STAGES = (prepare, train, embed, index, evaluate)

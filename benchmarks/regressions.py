@@ -26,9 +26,9 @@ from pipelines.progress import Reporter
 from recsys import embeddings, index
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, IndexConfig
+from recsys.data.storage import sha256
 from recsys.errors import ConfigError, RecsysError, RefusedError
 from recsys.release import CATALOGUE, EMBEDDINGS, MANIFEST, FileEntry, Release
-from recsys.storage import sha256
 
 DAY_S, MS = 86_400, 1_000
 TINY_SEARCH = 20

@@ -23,9 +23,9 @@ from benchmarks.table import ROUNDS, Table, timed
 from pipelines import embed, prepare
 from pipelines.night import Night
 from recsys import index, lookup
-from recsys.catalogue import Catalogue
 from recsys.config import sections as configuration
 from recsys.config.sections import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
+from recsys.data.catalog import Catalogue
 from recsys.features import Features
 from recsys.question import Question
 

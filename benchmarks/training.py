@@ -32,8 +32,8 @@ from pipelines import train
 from pipelines.night import Night
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter
-from recsys import pairs
 from recsys.config.sections import Config, DataConfig, ItemsConfig
+from recsys.data import pairs
 from recsys.evaluation import SCORE, TARGET_METRIC, evaluate
 from recsys.exact import ExactIndex
 

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from pipelines import io
+from recsys.data.validation import as_json
 from recsys.errors import InputError, StageError
-from recsys.interactions import as_json
 
 LETTER = {"source": pl.String, "row": pl.UInt32, "reason": pl.String, "content": pl.String}
 """A dead letter: the file, the row in it from 0 (a CSV's header not counted), why, and the row as JSON."""

@@ -1,6 +1,6 @@
 """The data report of a night: figures as JSON, and the same as a page that needs nothing but itself.
 
-`prepare` writes both into its folder. The figures are those of `recsys.data_report`, beside the row account, and
+`prepare` writes both into its folder. The figures are those of `recsys.data.profile`, beside the row account, and
 compared with the last snapshot of other data that the workspace holds.
 """
 
@@ -16,9 +16,9 @@ import polars as pl
 
 from pipelines import page
 from pipelines.night import Night
-from recsys import data_report
+from recsys.data import profile as data_report
+from recsys.data.snapshot import Snapshot
 from recsys.release import CATALOGUE
-from recsys.snapshot import Snapshot
 from recsys.workspace import MANIFEST
 
 REPORT, PAGE = "data_report.json", "data_report.html"

@@ -15,17 +15,18 @@ import numpy as np
 from pipelines import embed, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night, command, main
-from recsys import bags, comparison, embeddings, pairs
+from recsys import bags, comparison, embeddings
 from recsys import index as annoy
 from recsys.baselines import touched_before
-from recsys.catalogue import Catalogue
 from recsys.comparison import LOOK_UPS, Families
 from recsys.config.sections import PrepareConfig
+from recsys.data import pairs
+from recsys.data.catalog import Catalogue
+from recsys.data.splits import Split, Target
 from recsys.evaluation import TARGET_METRIC, report
 from recsys.families import families
 from recsys.release import CATALOGUE, EMBEDDINGS
 from recsys.similarity import DISTANCES
-from recsys.splitting import Split, Target
 
 STAGE = "evaluate"
 

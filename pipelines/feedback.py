@@ -8,7 +8,7 @@ import polars as pl
 
 from pipelines import io
 from recsys.calibrating import share
-from recsys.interactions import identifier, number, require
+from recsys.data.validation import identifier, number, require
 
 COLUMNS = ("release_id", "shown", "clicked")
 

@@ -16,10 +16,10 @@ from pipelines.night import Night, command, main
 from recsys import embeddings
 from recsys import index as annoy
 from recsys.config.sections import IndexConfig
+from recsys.data.storage import whole
 from recsys.index import Shard
 from recsys.release import EMBEDDINGS
 from recsys.similarity import DISTANCES
-from recsys.storage import whole
 
 STAGE = "index"
 

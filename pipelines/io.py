@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from recsys import storage
+from recsys.data import storage
 from recsys.errors import InputError
 
 Format = Literal["parquet", "csv", "jsonl"]

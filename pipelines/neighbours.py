@@ -32,11 +32,11 @@ from recsys import depot
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, NeighboursConfig
 from recsys.config.urls import Address
+from recsys.data.storage import sha256, whole
 from recsys.errors import StageError
 from recsys.neighbours import Filter, nearest
 from recsys.release import MANIFEST as RELEASE_MANIFEST
 from recsys.release import Release
-from recsys.storage import sha256, whole
 from recsys.workspace import MANIFEST, Run, code_version
 
 NAME = "neighbours"

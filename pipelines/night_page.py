@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from pipelines import calibrate, data_page, embed, evaluate, feedback, index, page, plots, prepare, train
 from pipelines.night import Night
 from recsys import drift, gate
-from recsys.catalogue import Catalogue
 from recsys.comparison import LOOK_UPS, LookUp, queries
+from recsys.data.catalog import Catalogue
+from recsys.data.splits import Holdout
+from recsys.data.storage import whole
 from recsys.errors import RecsysError, ReleaseError
 from recsys.evaluation import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
 from recsys.queries import Queries
 from recsys.release import CATALOGUE, Release
-from recsys.splitting import Holdout
-from recsys.storage import whole
 
 REPORT, PAGE = "night.json", "night.html"
 FORMAT = 1

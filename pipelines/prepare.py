@@ -26,12 +26,12 @@ import polars as pl
 from pipelines import account, data_page, io, preparing, runner
 from pipelines.night import Night, command, main
 from pipelines.preparing import Job
-from recsys import audience
-from recsys.catalogue import fingerprint
+from recsys.data import item_users as audience
+from recsys.data.catalog import fingerprint
+from recsys.data.splits import DAY_S, cut
+from recsys.data.validation import LATER, UNWEIGHED
 from recsys.errors import InputError
-from recsys.interactions import LATER, UNWEIGHED
 from recsys.release import AUDIENCE, CATALOGUE
-from recsys.splitting import DAY_S, cut
 
 STAGE = "prepare"
 SEQUENCES, PAIRS, LABELLED, DEAD_LETTERS = "sequences", "pairs", "labelled.parquet", "dead_letters.parquet"

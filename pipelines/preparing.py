@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from pipelines import account, io, numbering, runner, shuffle
 from pipelines.account import LETTER
 from pipelines.numbering import Ranges
-from recsys import pairs
 from recsys.config.sections import Config
-from recsys.interactions import EARLIEST, SCHEMA, SEEN_BEFORE, check_interactions, check_items, weigh_events
-from recsys.labelled import SCHEMA as LABELLED_SCHEMA
-from recsys.labelled import check_labelled
-from recsys.sequences import Sequences, arrange, by_user
-from recsys.splitting import Split, cut
-from recsys.storage import whole
+from recsys.data import pairs
+from recsys.data.labeled_pairs import SCHEMA as LABELLED_SCHEMA
+from recsys.data.labeled_pairs import check_labelled
+from recsys.data.sequences import Sequences, arrange, by_user
+from recsys.data.splits import Split, cut
+from recsys.data.storage import whole
+from recsys.data.validation import EARLIEST, SCHEMA, SEEN_BEFORE, check_interactions, check_items, weigh_events
 
 UNKNOWN_ITEM = "item_id is not in the catalogue"
 

@@ -20,14 +20,14 @@ from pipelines import data_page, evaluate, prepare
 from pipelines.night import Night, command, main
 from pipelines.train import load_split
 from recsys import data_checks, gate, promotion
-from recsys.catalogue import Catalogue
 from recsys.checks import Check, at_least, from_data, skipped
+from recsys.data.catalog import Catalogue
+from recsys.data.storage import whole
 from recsys.embeddings import Vectors
 from recsys.errors import RefusedError, ReleaseError
 from recsys.evaluation import TARGET_METRIC, strata
 from recsys.features import Features
 from recsys.release import CATALOGUE, FEATURES, TOWER, Release
-from recsys.storage import whole
 from recsys.tracking import VERDICT_TAG, Version
 
 STAGE = "promote"

@@ -18,21 +18,21 @@ from pipelines import prepare
 from pipelines.night import Night, command, main
 from recsys import depot
 from recsys.batches import Batches, HistoryBatches, LabelledBatches, PairBatches
-from recsys.catalogue import Catalogue
 from recsys.checkpoint import Checkpoint
 from recsys.comparison import LOOK_UPS, queries
+from recsys.data.catalog import Catalogue
+from recsys.data.labeled_pairs import LabelledPairs
+from recsys.data.pairs import Pairs, Weight
+from recsys.data.sequences import Sequences
+from recsys.data.splits import Cut, Split, Target
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation import TARGET_METRIC, choose_recency, report
 from recsys.exact import ExactIndex
 from recsys.features import Features
-from recsys.labelled import LabelledPairs
-from recsys.pairs import Pairs, Weight
 from recsys.queries import middle
 from recsys.release import CATALOGUE, FEATURES, TOWER
-from recsys.sequences import Sequences
 from recsys.similarity import DISTANCES
-from recsys.splitting import Cut, Split, Target
 
 if TYPE_CHECKING:
     from recsys.training import OnPass

@@ -29,9 +29,9 @@ from pipelines.study import MLFLOW_RUN, Study
 from pipelines.train import fit_before, judge, load_split
 from recsys.comparison import LOOK_UPS
 from recsys.config.sections import Config
+from recsys.data.storage import whole
 from recsys.errors import RecsysError, StageError, TrackingError
 from recsys.evaluation import SCORE, score
-from recsys.storage import whole
 from recsys.workspace import Run
 
 if TYPE_CHECKING:

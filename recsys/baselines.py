@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recsys.data.splits import Split, Target
 from recsys.queries import Queries
-from recsys.splitting import Split, Target
 
 CELLS = 2**23
 """Scores at a time: bounds the memory of an answer whatever the size of the catalogue."""
@@ -173,7 +173,7 @@ class WindowedItemKNN(_Neighbourhood):
     of all pairs of i, and c_.j that of all pairs with j: ItemKNN's formula where only near items count.
 
     Args:
-        pairs: what `recsys.pairs.matrix` gives, [num_items, num_items].
+        pairs: what `recsys.data.pairs.matrix` gives, [num_items, num_items].
         shrinkage: added to the product of the norms; larger trusts rare items less.
     """
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.config.sections import Config
+from recsys.data.labeled_pairs import LabelledPairs
+from recsys.data.pairs import Block, Pairs, join
+from recsys.data.splits import Split, Target
 from recsys.errors import StageError
-from recsys.labelled import LabelledPairs
-from recsys.pairs import Block, Pairs, join
 from recsys.sampling import IGNORE, Anchors, Batch, Sampler
-from recsys.splitting import Split, Target
 
 
 class PairBatches:

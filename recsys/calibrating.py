@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from recsys.calibration import EVEN, Calibration, Estimate, Measured, Rule, Threshold
 from recsys.config.sections import CalibrateConfig
-from recsys.splitting import Holdout
+from recsys.data.splits import Holdout
 
 MIN_PAIRS = 20
 """Pairs that belong together, and others, without which there is no calibration: half of them measure."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.batches import Batches, PairBatches
-from recsys.storage import whole
+from recsys.data.storage import whole
 
 Weights = list[NDArray[Any]]
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.sections import EvaluateConfig
+from recsys.data.splits import Holdout
 from recsys.evaluation import TARGET_METRIC, Model, choose_recency, metrics, ranks, report
 from recsys.families import Variant
 from recsys.queries import Queries, middle
-from recsys.splitting import Holdout
 
 LookUp = Literal["last_item", "history"]
 LOOK_UPS: tuple[LookUp, ...] = ("last_item", "history")

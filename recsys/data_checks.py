@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.catalogue import Catalogue
 from recsys.checks import Check, at_most, skipped
 from recsys.config.sections import ItemsConfig, PromoteConfig
-from recsys.data_report import by_tenth, population_stability
+from recsys.data.catalog import Catalogue
+from recsys.data.profile import by_tenth, population_stability
 
 Report = Mapping[str, Any]
-"""What `recsys.data_report` told of one night, with its row account."""
+"""What `recsys.data.profile` told of one night, with its row account."""
 
 DAY_S = 86_400.0
 WHOLE_WEEKS_DAYS = 28

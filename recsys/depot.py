@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 from recsys import release as releases
-from recsys import storage
+from recsys.data import storage
+from recsys.data.storage import Place, RemotePlace
 from recsys.errors import ReleaseError
 from recsys.release import MANIFEST, Release, read_manifest
-from recsys.storage import Place, RemotePlace
 
 CACHE = "RECSYS_CACHE"
 """Variable that names the folder of what was fetched; by default it is below the user's own cache."""

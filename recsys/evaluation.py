@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.data.splits import Holdout
 from recsys.queries import Queries
-from recsys.splitting import Holdout
 
 CUTS = (5, 10, 20)
 TARGET_METRIC = "ndcg_at_20"

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.catalogue import Catalogue
 from recsys.checks import Check, at_least, at_most, skipped
 from recsys.config.sections import PromoteConfig
+from recsys.data.catalog import Catalogue
 from recsys.embeddings import BLOCK, NORM_TOLERANCE, Vectors
 from recsys.evaluation import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, metrics, ranks
 from recsys.index import recall

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys import diversity, ranking
-from recsys.audience import Audience
 from recsys.calibration import Calibration, Threshold
-from recsys.catalogue import Catalogue
+from recsys.data.catalog import Catalogue
+from recsys.data.item_users import Audience
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, UnknownItemError
 from recsys.filters import AVAILABLE, Facets, Mask

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.sections import CandidatesConfig
+from recsys.data.pairs import Block, Pairs
 from recsys.embeddings import Vectors
 from recsys.exact import top
-from recsys.pairs import Block, Pairs
 from recsys.similarity import Distance
 
 KEPT = 64

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.calibration import Calibration
-from recsys.catalogue import Catalogue
+from recsys.data.catalog import Catalogue
 from recsys.errors import InputError
 from recsys.index import Index
 from recsys.ranking import Allowed, Space

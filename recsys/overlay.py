@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.catalogue import Catalogue
+from recsys.data.catalog import Catalogue
 from recsys.embeddings import Vectors
 from recsys.filters import AVAILABLE, Facets, Mask, as_terms, meets
 from recsys.question import Condition, Value

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.splitting import Holdout
+from recsys.data.splits import Holdout
 
 PADDING = -1
 

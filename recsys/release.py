@@ -21,10 +21,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recsys import calibration, embeddings, index, lookup
-from recsys.audience import Audience
 from recsys.calibration import Calibration
-from recsys.catalogue import Catalogue
 from recsys.config.sections import EvaluateConfig
+from recsys.data.catalog import Catalogue
+from recsys.data.item_users import Audience
+from recsys.data.storage import sha256
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
 from recsys.index import INDEX, Index, Shard
@@ -32,7 +33,6 @@ from recsys.overlay import UNCHANGED, Overlay
 from recsys.queries import middle
 from recsys.question import Question
 from recsys.similarity import DISTANCES, Distance
-from recsys.storage import sha256
 
 FORMAT_VERSION = 3
 

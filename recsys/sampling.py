@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.config.sections import CandidatesConfig
+from recsys.data.pairs import Pairs
 from recsys.errors import StageError
-from recsys.pairs import Pairs
 
 IGNORE = -1.0
 """Target of a candidate that is neither positive nor negative for an anchor, as the anchor itself."""

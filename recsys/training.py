@@ -20,6 +20,7 @@ from recsys import losses, mining, optimiser, tower
 from recsys.batches import Batches, PairBatches
 from recsys.checkpoint import Checkpoint, Progress
 from recsys.config.sections import Config
+from recsys.data.splits import Holdout
 from recsys.embeddings import Vectors
 from recsys.errors import StageError
 from recsys.evaluation import SCORE, choose_recency, metrics, ranks, score
@@ -28,7 +29,6 @@ from recsys.features import Features, Inputs
 from recsys.queries import Queries
 from recsys.sampling import Batch
 from recsys.similarity import DISTANCES
-from recsys.splitting import Holdout
 
 ENCODE_BATCH = 4_096
 HISTORY = "history_"

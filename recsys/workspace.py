@@ -24,8 +24,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recsys.config.sections import Config
+from recsys.data.storage import sha256
 from recsys.errors import InputError, StageError
-from recsys.storage import sha256
 
 MANIFEST = "_MANIFEST.json"
 LOCK = ".lock"

@@ -12,10 +12,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from recsys import depot, storage
+from recsys import depot
+from recsys.data import storage
+from recsys.data.storage import RemotePlace
 from recsys.errors import RecsysError, ReleaseError
 from recsys.release import MANIFEST
-from recsys.storage import RemotePlace
 from serving import wanted
 from serving.backoff import delays
 from serving.wanted import WANTED, Wanted

@@ -58,10 +58,11 @@ def release_writer(tmp_path: Path) -> WriteRelease:
     `columns` are further ones of the catalogue, or `interactions` instead of 1.
     Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
     """
-    from recsys import audience, calibration, embeddings, index, release
+    from recsys import calibration, embeddings, index, release
     from recsys.calibration import Calibration, Estimate, Measured, Threshold
-    from recsys.catalogue import Catalogue
     from recsys.config.sections import Config, DataConfig, IndexConfig
+    from recsys.data import item_users as audience
+    from recsys.data.catalog import Catalogue
 
     share = Estimate(value=0.75, low=0.5, high=0.875)
     measured = Measured(precision=share, recall=share, false_positive_rate=share, accuracy=share)
@@ -206,7 +207,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 @pytest.fixture(scope="session")
 def movielens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with MovieLens 100k and its config; skips where it cannot be fetched."""
-    from recsys import datasets
+    from recsys.data import datasets
     from recsys.errors import InputError
 
     try:

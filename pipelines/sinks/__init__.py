@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 from pipelines.sinks.jsonlines import JsonLines
 from pipelines.sinks.parquet import ParquetFolder
 from pipelines.sinks.sink import Sink, require_writable
-from recsys import storage
 from recsys.config.urls import Address
+from recsys.data import storage
+from recsys.data.storage import LocalPlace, Place
 from recsys.errors import ConfigError
-from recsys.storage import LocalPlace, Place
 
 SERVERS = {
     "sqlite": ("pipelines.sinks.sqlite", "Sqlite"),

@@ -9,8 +9,8 @@ from typing import IO
 import polars as pl
 
 from pipelines.sinks.sink import Export, by_item
+from recsys.data.storage import Place
 from recsys.errors import InputError
-from recsys.storage import Place
 
 
 class JsonLines:

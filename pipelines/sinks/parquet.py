@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sinks.sink import Export
+from recsys.data.storage import Place
 from recsys.errors import InputError
-from recsys.storage import Place
 from recsys.workspace import MANIFEST
 
 PREFIX = "export-"

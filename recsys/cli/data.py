@@ -18,7 +18,7 @@ Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder fo
 @app.command("movielens-100k")
 def movielens_100k(output: Output) -> None:
     """Fetch MovieLens 100k: 943 users, 1,682 films, 100,000 ratings."""
-    from recsys import datasets  # noqa: PLC0415
+    from recsys.data import datasets  # noqa: PLC0415
 
     with Console(stderr=True).status("Fetching MovieLens 100k"):
         config = datasets.movielens_100k(output)
@@ -34,7 +34,7 @@ def sequences(
     ] = None,
 ) -> None:
     """Convert a file of item sequences."""
-    from recsys import datasets  # noqa: PLC0415
+    from recsys.data import datasets  # noqa: PLC0415
 
     _next(datasets.sequences(file, attributes, output))
 

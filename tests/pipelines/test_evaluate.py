@@ -12,8 +12,8 @@ from pipelines import embed, evaluate, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night
 from recsys import evaluation
-from recsys.catalogue import Catalogue
 from recsys.config import sections as configuration
+from recsys.data.catalog import Catalogue
 from recsys.errors import StageError
 from recsys.exact import ExactIndex
 from recsys.queries import Queries

@@ -14,9 +14,10 @@ from filelock import FileLock
 
 from pipelines import neighbours as job
 from pipelines.progress import Reporter
-from recsys import Release, storage
+from recsys import Release
 from recsys.config import sections as configuration
 from recsys.config.sections import Config
+from recsys.data import storage
 from recsys.errors import ConfigError, InputError, StageError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v2"

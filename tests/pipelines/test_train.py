@@ -11,8 +11,8 @@ import pytest
 
 from pipelines import prepare, train
 from pipelines.night import Night
-from recsys.catalogue import Catalogue
 from recsys.config import sections as configuration
+from recsys.data.catalog import Catalogue
 from recsys.embeddings import Vectors
 from recsys.errors import InputError, StageError
 from recsys.evaluation import SCORE

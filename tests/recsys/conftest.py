@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 @pytest.fixture
 def store(tmp_path: Path) -> Callable[..., Any]:
     """`store(dense)` writes the weights of a [num_items, num_items] matrix in two parts, and gives `Pairs` of them."""
-    from recsys import pairs
+    from recsys.data import pairs
 
     def write(dense: NDArray[Any]) -> pairs.Pairs:
         folder = tmp_path / f"pairs-{len(list(tmp_path.iterdir()))}"

@@ -17,9 +17,9 @@ from recsys.baselines import (
     touched_before,
     users_of_both,
 )
+from recsys.data.sequences import Sequences
+from recsys.data.splits import Split
 from recsys.queries import Queries
-from recsys.sequences import Sequences
-from recsys.splitting import Split
 from tests.contracts.neighbours import NeighboursContract, asked, histories
 
 NUM_USERS, NUM_ITEMS, MANY_ITEMS = 23, 9, 50

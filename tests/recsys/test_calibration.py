@@ -10,9 +10,9 @@ from recsys import calibrating, calibration
 from recsys.calibrating import Half
 from recsys.calibration import Calibration
 from recsys.config.sections import CalibrateConfig
+from recsys.data.splits import Holdout
 from recsys.errors import InputError
 from recsys.similarity import DISTANCES
-from recsys.splitting import Holdout
 
 CONFIG = CalibrateConfig(precision=(0.8, 0.9), false_positive_rate=(0.05, 0.2))
 

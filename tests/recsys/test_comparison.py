@@ -6,12 +6,12 @@ import pytest
 
 from recsys.comparison import LOOK_UPS, choose, measure, queries
 from recsys.config.sections import EvaluateConfig
+from recsys.data.splits import Holdout
 from recsys.evaluation import choose_recency, metrics, ranks, report
 from recsys.exact import ExactIndex
 from recsys.families import Variant
 from recsys.queries import Queries
 from recsys.similarity import COSINE
-from recsys.splitting import Holdout
 
 NUM_ITEMS = 12
 CONFIG = EvaluateConfig(recency=(0.9, 0.2, 0.5), history=4, resamples=20)

@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 
 from recsys import data_checks
-from recsys.catalogue import Catalogue
 from recsys.config.sections import ItemsConfig, PromoteConfig
-from recsys.data_report import describe
-from recsys.snapshot import Snapshot
+from recsys.data.catalog import Catalogue
+from recsys.data.profile import describe
+from recsys.data.snapshot import Snapshot
 
 LIMITS = PromoteConfig()
 ITEMS = ItemsConfig(title="title", categorical=("genre",), multi_categorical=("tags",), numeric=("year",))

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from recsys.data.splits import Holdout
 from recsys.evaluation import (
     choose_recency,
     coverage,
@@ -17,7 +18,6 @@ from recsys.evaluation import (
 )
 from recsys.exact import ExactIndex
 from recsys.queries import Queries
-from recsys.splitting import Holdout
 from tests.contracts.neighbours import asked
 
 NAMES = [f"{name}_at_{k}" for name in ("hr", "ndcg", "mrr") for k in (5, 10, 20)]

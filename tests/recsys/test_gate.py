@@ -9,16 +9,16 @@ import polars as pl
 import pytest
 
 from recsys import gate
-from recsys.catalogue import Catalogue
 from recsys.checks import Check, at_least, at_most, from_data, skipped
 from recsys.config.sections import PromoteConfig
+from recsys.data.catalog import Catalogue
+from recsys.data.splits import Holdout
 from recsys.evaluation import STRATA, evaluate, metrics
 from recsys.exact import ExactIndex
 from recsys.gate import Questions, difference, places, quality_checks
 from recsys.queries import Queries
 from recsys.release import Manifest, Release
 from recsys.similarity import DISTANCES
-from recsys.splitting import Holdout
 
 LIMITS = PromoteConfig(stratum_questions=1, tolerance=0.0, stratum_tolerance=0.0)
 

@@ -4,8 +4,8 @@ import pytest
 
 from recsys import index
 from recsys.calibration import Calibration, Estimate, Measured, Threshold
-from recsys.catalogue import Catalogue
 from recsys.config.sections import IndexConfig
+from recsys.data.catalog import Catalogue
 from recsys.errors import InputError, UnknownItemError
 from recsys.lookup import Engine, verdict
 from recsys.question import Question

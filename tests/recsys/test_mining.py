@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from recsys import mining, pairs
+from recsys import mining
 from recsys.config.sections import CandidatesConfig
+from recsys.data import pairs
 from recsys.similarity import DISTANCES
 
 NUM_ITEMS, DIMENSION = 61, 5

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from recsys import Release, ranking
-from recsys.catalogue import Catalogue
 from recsys.config.sections import IndexConfig
+from recsys.data.catalog import Catalogue
 from recsys.errors import InputError
 from recsys.index import build
 from recsys.neighbours import SCHEMA, Filter, nearest

@@ -3,20 +3,21 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys import mining, optimiser, pairs, tower, training
+from recsys import mining, optimiser, tower, training
 from recsys.batches import HistoryBatches, LabelledBatches, PairBatches
 from recsys.checkpoint import Checkpoint
 from recsys.config.sections import Config
+from recsys.data import pairs
+from recsys.data.labeled_pairs import LabelledPairs
+from recsys.data.sequences import Sequences
+from recsys.data.splits import Cut, Holdout, Split
 from recsys.errors import StageError
 from recsys.evaluation import SCORE, metrics, ranks
 from recsys.exact import ExactIndex
 from recsys.features import Features
-from recsys.labelled import LabelledPairs
 from recsys.queries import Queries
 from recsys.sampling import Batch
-from recsys.sequences import Sequences
 from recsys.similarity import DISTANCES
-from recsys.splitting import Cut, Holdout, Split
 
 BLOCKS = (3, 4, 5, 6)
 """Users of a block touch its items and no others."""

@@ -13,8 +13,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from recsys import datasets
 from recsys.config import sections as config
+from recsys.data import datasets
 from recsys.errors import InputError
 
 # --- sequences

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from recsys.config.sections import ItemsConfig
-from recsys.snapshot import HOURS, Snapshot
+from recsys.data.snapshot import HOURS, Snapshot
 
 ROLES = ItemsConfig(title="name", categorical=("brand",), multi_categorical=("tags",), numeric=("price",))
 

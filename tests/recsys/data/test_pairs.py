@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys import pairs
 from recsys.config.sections import PrepareConfig
-from recsys.sequences import Sequences
-from recsys.splitting import Cut, Split
+from recsys.data import pairs
+from recsys.data.sequences import Sequences
+from recsys.data.splits import Cut, Split
 
 DAY = 86_400.0
 WEIGHTS = ("weight", "weight_before_validation")

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config.sections import ItemsConfig
-from recsys.data_report import compare, describe, population_stability, verdict
-from recsys.snapshot import Snapshot
+from recsys.data.profile import compare, describe, population_stability, verdict
+from recsys.data.snapshot import Snapshot
 
 ROLES = ItemsConfig(title="title", categorical=("brand",))
 MONDAY = dt.datetime(2024, 1, 1, tzinfo=dt.UTC).timestamp()

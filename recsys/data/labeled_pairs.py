@@ -1,6 +1,6 @@
 """Pairs of items that people judged: the same, or not. Classic siamese training starts from these.
 
-Takes raw rows, hands on the usable ones and the others with a reason each, as `recsys.interactions` does; and
+Takes raw rows, hands on the usable ones and the others with a reason each, as `recsys.data.validation` does; and
 the numbered pairs, a part of them held out to calibrate with.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.interactions import REASON, Checked, first_reason, identifier, number, require, split
+from recsys.data.validation import REASON, Checked, first_reason, identifier, number, require, split
 
 SCHEMA = {"item_a": pl.String, "item_b": pl.String, "same": pl.Boolean}
 

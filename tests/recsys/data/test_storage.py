@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from recsys import storage
+from recsys.data import storage
+from recsys.data.storage import sha256
 from recsys.errors import ConfigError, InputError, RecsysError
-from recsys.storage import sha256
 from recsys.workspace import data_snapshot
 from tests.pipelines.servers import refusing
 

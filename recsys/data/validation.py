@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from recsys.config.sections import Contract, ItemsConfig
-from recsys.contracts import violations
+from recsys.data.column_rules import violations
 from recsys.errors import InputError
 
 REQUIRED = ("user_id", "item_id", "timestamp")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config.sections import ItemsConfig
+from recsys.data.validation import check_interactions, check_items, weigh_events
 from recsys.errors import InputError
-from recsys.interactions import check_interactions, check_items, weigh_events
 
 MOMENT = 1_704_164_645.0
 """2024-01-02 03:04:05 UTC: 19,724 days and 11,045 seconds after 1970 began."""

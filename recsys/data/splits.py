@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.sections import EvaluateConfig
-from recsys.sequences import Sequences
+from recsys.data.sequences import Sequences
 
 MIN_LENGTH = 3
 """A query, a validation target and a test target."""

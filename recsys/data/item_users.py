@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys import embeddings
+from recsys.data.sequences import Sequences
 from recsys.errors import InputError
-from recsys.sequences import Sequences
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.config.sections import ItemsConfig
-from recsys.interactions import LATEST
+from recsys.data.validation import LATEST
 
 HOUR_S = 3_600
 HOURS = int(LATEST // HOUR_S) + 1

@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.catalogue import Catalogue
+from recsys.data.catalog import Catalogue
 from recsys.errors import UnknownItemError
 
 

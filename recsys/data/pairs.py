@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.config.sections import PrepareConfig
-from recsys.sequences import Sequences
-from recsys.splitting import DAY_S, Split
+from recsys.data.sequences import Sequences
+from recsys.data.splits import DAY_S, Split
 
 Weight = Literal["weight", "weight_before_validation"]
 SCHEMA = {

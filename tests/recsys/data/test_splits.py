@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config.sections import EvaluateConfig
-from recsys.sequences import Sequences
-from recsys.splitting import DAY_S, Cut, Split, cut
+from recsys.data.sequences import Sequences
+from recsys.data.splits import DAY_S, Cut, Split, cut
 
 LOG = [[10, 11, 12, 13], [20, 21], [30, 31, 32], [40], [], [50, 51, 50, 51, 52]]
 """Users' items by hand; those with 4, 3 and 5 interactions take part."""

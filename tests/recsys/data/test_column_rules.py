@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config.sections import Contract, ItemsConfig
+from recsys.data.validation import check_interactions, check_items
 from recsys.errors import InputError
-from recsys.interactions import check_interactions, check_items
 
 ROLES = ItemsConfig(title="name", categorical=("brand",), multi_categorical=("tags",), numeric=("price",))
 

@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.sequences import Sequences, arrange, by_user
+from recsys.data.sequences import Sequences, arrange, by_user
 
 
 def frame(users, items, times=None):

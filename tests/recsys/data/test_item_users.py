@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys import lookup
-from recsys.audience import Audience, build
+from recsys.data.item_users import Audience, build
 from recsys.errors import InputError
 from recsys.question import Question, Weighted
 from recsys.release import Release

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.data.labeled_pairs import LabelledPairs, check_labelled
 from recsys.errors import InputError
-from recsys.labelled import LabelledPairs, check_labelled
 
 
 def judged(**columns):
