@@ -29,7 +29,7 @@ from recsys import index
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, NeighboursConfig, TowerConfig
 from recsys.data import pairs
-from recsys.features import Features
+from recsys.features.encoding import Features
 
 ROWS, EMBEDDED, INDEXED = 2_000_000, 500_000, 100_000
 ASKED, K = 2_000, 20

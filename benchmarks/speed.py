@@ -26,7 +26,7 @@ from recsys import index, lookup
 from recsys.config import sections as configuration
 from recsys.config.sections import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
 from recsys.data.catalog import Catalogue
-from recsys.features import Features
+from recsys.features.encoding import Features
 from recsys.question import Question
 
 ROWS, USERS, ITEMS = 1_000_000, 50_000, 20_000

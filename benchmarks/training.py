@@ -127,7 +127,7 @@ def one_pass(part: str) -> float:
     """Train one pass, and give this process's peak memory in MiB."""
     from recsys import tower, training
     from recsys.batches import PairBatches
-    from recsys.features import Features
+    from recsys.features.encoding import Features
 
     config = Config(data=DataConfig(interactions="none"))
     frame = synthetic.catalogue(PAIRS_ITEMS)

@@ -24,7 +24,7 @@ from pipelines.progress import Advance
 from recsys import embeddings
 from recsys.config.sections import BeamConfig, EmbedConfig
 from recsys.embeddings import Vectors
-from recsys.features import Features, Inputs
+from recsys.features.encoding import Features, Inputs
 from recsys.release import CATALOGUE, EMBEDDINGS, FEATURES, TOWER
 from recsys.similarity import DISTANCES
 

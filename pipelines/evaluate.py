@@ -15,7 +15,7 @@ import numpy as np
 from pipelines import embed, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night, command, main
-from recsys import bags, comparison, embeddings
+from recsys import comparison, embeddings
 from recsys import index as annoy
 from recsys.baselines import touched_before
 from recsys.comparison import LOOK_UPS, Families
@@ -25,6 +25,7 @@ from recsys.data.catalog import Catalogue
 from recsys.data.splits import Split, Target
 from recsys.evaluation import TARGET_METRIC, report
 from recsys.families import families
+from recsys.features import tfidf as bags
 from recsys.release import CATALOGUE, EMBEDDINGS
 from recsys.similarity import DISTANCES
 

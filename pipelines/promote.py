@@ -26,7 +26,7 @@ from recsys.data.storage import whole
 from recsys.embeddings import Vectors
 from recsys.errors import RefusedError, ReleaseError
 from recsys.evaluation import TARGET_METRIC, strata
-from recsys.features import Features
+from recsys.features.encoding import Features
 from recsys.release import CATALOGUE, FEATURES, TOWER, Release
 from recsys.tracking import VERDICT_TAG, Version
 

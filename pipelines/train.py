@@ -29,7 +29,7 @@ from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation import TARGET_METRIC, choose_recency, report
 from recsys.exact import ExactIndex
-from recsys.features import Features
+from recsys.features.encoding import Features
 from recsys.queries import middle
 from recsys.release import CATALOGUE, FEATURES, TOWER
 from recsys.similarity import DISTANCES

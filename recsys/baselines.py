@@ -212,7 +212,7 @@ class Content(_Scored):
     """Items with the same attributes, by the cosine of their bags; knows nothing of interactions.
 
     Args:
-        bags: attributes of each item with their weights, [num_items, num_attributes]; see `recsys.bags.of`.
+        bags: attributes of each item with their weights, [num_items, num_attributes]; see `recsys.features.tfidf.of`.
         popularity: interactions an item, [num_items], to settle ties by; without it they go by item number.
     """
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from recsys.features import PADDING
+from recsys.features.encoding import PADDING
 
 register = keras.saving.register_keras_serializable(package="recsys")
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recsys import tower
 from recsys.errors import InputError
-from recsys.features import Features
+from recsys.features.encoding import Features
 from recsys.question import finite
 from recsys.release import FEATURES, TOWER, Release
 

@@ -14,7 +14,7 @@ from keras import ops
 
 from recsys.config.sections import TrainConfig
 from recsys.errors import ConfigError
-from recsys.features import Features
+from recsys.features.encoding import Features
 from recsys.tower import ID_ENCODER, encoder_names
 
 MOST = 10.0

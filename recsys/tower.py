@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from recsys.config.sections import TowerConfig
 from recsys.encoders import ConvolvedWords, Gate, IdDropout, KnownOrNew, MeanOfBag, ReadWords
 from recsys.errors import InputError
-from recsys.features import Features, Inputs, TokenFeature, positions, token_input
-from recsys.text import MAX_WORDS
+from recsys.features.encoding import Features, Inputs, TokenFeature, positions, token_input
+from recsys.features.tokenization import MAX_WORDS
 
 ID_ENCODER, NUMERIC_ENCODER = "id_embedding", "numeric_encoder"
 FUSION, CROSS, HIDDEN = "fusion", "cross", "hidden"
@@ -31,7 +31,7 @@ KNOWN, NEW = "known", "new"
 
 
 def build(features: Features, config: TowerConfig, seed: int, *, ids: bool = True) -> keras.Model:
-    """An untrained tower: a dictionary of inputs (see `recsys.features`) -> float32 [n, dimension].
+    """An untrained tower: a dictionary of inputs (see `recsys.features.encoding`) -> float32 [n, dimension].
 
     Embeddings have unit length if the distance is cosine. The output layer has the distance's name. Without `ids`
     it reads the other features alone, of which there must be one, and crosses them.

@@ -25,7 +25,7 @@ from recsys.embeddings import Vectors
 from recsys.errors import StageError
 from recsys.evaluation import SCORE, choose_recency, metrics, ranks, score
 from recsys.exact import ExactIndex
-from recsys.features import Features, Inputs
+from recsys.features.encoding import Features, Inputs
 from recsys.queries import Queries
 from recsys.sampling import Batch
 from recsys.similarity import DISTANCES

@@ -24,7 +24,7 @@ from pipelines.progress import Reporter
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, Config
 from recsys.errors import ConfigError, StageError
-from recsys.features import Features
+from recsys.features.encoding import Features
 from recsys.release import FEATURES, TOWER, Release
 from tests.e2e import world
 from tests.pipelines import outputs

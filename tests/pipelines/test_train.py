@@ -67,7 +67,7 @@ WITHIN = [(f"item-{b}-{p}", f"item-{b}-{(p + 1) % 8}", 0) for b in range(4) for 
 def vectors_of(night: Night) -> Vectors:
     """The catalogue through the tower that the stage left."""
     from recsys import tower
-    from recsys.features import Features
+    from recsys.features.encoding import Features
 
     frame = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE)).frame
     features = Features.load(night.run.path(train.STAGE, FEATURES))

@@ -7,7 +7,7 @@ from keras import ops
 from recsys import optimiser, tower
 from recsys.config.sections import ItemsConfig, TowerConfig, TrainConfig
 from recsys.errors import ConfigError
-from recsys.features import Features
+from recsys.features.encoding import Features
 
 TABLE = pl.DataFrame(
     {

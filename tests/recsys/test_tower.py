@@ -10,7 +10,7 @@ from recsys import tower
 from recsys.config.sections import ItemsConfig, TowerConfig
 from recsys.encoders import IdDropout, MeanOfBag
 from recsys.errors import InputError
-from recsys.features import Features
+from recsys.features.encoding import Features
 
 ROLES = ItemsConfig(categorical=("brand",), multi_categorical=("tags",), numeric=("price",))
 DIMENSION = 6

@@ -14,7 +14,7 @@ from recsys.data.splits import Cut, Holdout, Split
 from recsys.errors import StageError
 from recsys.evaluation import SCORE, metrics, ranks
 from recsys.exact import ExactIndex
-from recsys.features import Features
+from recsys.features.encoding import Features
 from recsys.queries import Queries
 from recsys.sampling import Batch
 from recsys.similarity import DISTANCES

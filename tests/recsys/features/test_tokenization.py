@@ -4,7 +4,7 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from recsys import text
+from recsys.features import tokenization as text
 
 
 def listed(frame):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys import text
 from recsys.config.sections import ItemsConfig, TowerConfig
-from recsys.features import MAX_TOKENS, Features
+from recsys.features import tokenization as text
+from recsys.features.encoding import MAX_TOKENS, Features
 
 ROLES = ItemsConfig(categorical=("brand", "kind of"), multi_categorical=("tags",), numeric=("price", "year"))
 SCHEMA = {
@@ -265,7 +265,7 @@ def test_a_bag_keeps_the_words_where_a_text_is_long():
 def test_texts_are_alike_in_chunks_and_as_a_whole(monkeypatch):
     features = of_titles(TITLES, "bag")
     whole = features.transform(titled(TITLES))["tokens_0"]
-    monkeypatch.setattr("recsys.features.TEXT_CHUNK", 3)
+    monkeypatch.setattr("recsys.features.encoding.TEXT_CHUNK", 3)
     np.testing.assert_array_equal(features.transform(titled(TITLES))["tokens_0"], whole)
 
 

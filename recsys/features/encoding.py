@@ -25,8 +25,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys import text
 from recsys.config.sections import ItemsConfig, TowerConfig
+from recsys.features import tokenization as text
 
 Inputs = dict[str, NDArray[np.int32] | NDArray[np.float32]]
 

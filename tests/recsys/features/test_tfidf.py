@@ -3,8 +3,8 @@ import math
 import polars as pl
 import pytest
 
-from recsys import bags
 from recsys.config.sections import ItemsConfig
+from recsys.features import tfidf as bags
 
 FRAME = pl.DataFrame(
     {
