@@ -18,10 +18,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from benchmarks import command, synthetic
-from recsys import index
 from recsys.config.sections import IndexConfig
 from recsys.data.catalog import Catalogue
-from recsys.embeddings import Vectors
+from recsys.index import annoy_index as index
+from recsys.index.embeddings import Vectors
 from recsys.lookup import Engine
 from recsys.question import Condition, Diversity, Question, Weighted
 

@@ -25,11 +25,11 @@ from benchmarks.command import FIGURES, parser, working, write
 from benchmarks.scale import ITEM_ROWS, USER_ROWS
 from pipelines import embed, prepare, runner
 from pipelines.night import Night
-from recsys import index
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, NeighboursConfig, TowerConfig
 from recsys.data import pairs
 from recsys.features.encoding import Features
+from recsys.index import annoy_index as index
 
 ROWS, EMBEDDED, INDEXED = 2_000_000, 500_000, 100_000
 ASKED, K = 2_000, 20

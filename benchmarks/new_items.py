@@ -31,13 +31,13 @@ from pipelines.embed import embed
 from pipelines.night import Night
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter
-from recsys import embeddings
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalogue
 from recsys.evaluation import Model
-from recsys.exact import ExactIndex
-from recsys.queries import Queries
-from recsys.similarity import DISTANCES
+from recsys.index import embeddings
+from recsys.index.distances import DISTANCES
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
 
 HIDDEN_SHARE, K = 0.1, 20
 RIVALS = ("popularity", "content", "content_popularity")

@@ -23,11 +23,12 @@ from pipelines import nightly, promote
 from pipelines.budget import Budget
 from pipelines.night import Night
 from pipelines.progress import Reporter
-from recsys import embeddings, index
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, IndexConfig
 from recsys.data.storage import sha256
 from recsys.errors import ConfigError, RecsysError, RefusedError
+from recsys.index import annoy_index as index
+from recsys.index import embeddings
 from recsys.release import CATALOGUE, EMBEDDINGS, MANIFEST, FileEntry, Release
 
 DAY_S, MS = 86_400, 1_000

@@ -37,11 +37,13 @@ from benchmarks.speed import embed_against_loop, plain_prepare
 from benchmarks.table import Table, timed
 from pipelines import neighbours, prepare, runner
 from pipelines.night import Night, calm
-from recsys import embeddings, index, release
+from recsys import release
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighboursConfig, PrepareConfig
 from recsys.data import item_users as audience
 from recsys.data.catalog import Catalogue
+from recsys.index import annoy_index as index
+from recsys.index import embeddings
 from recsys.neighbours import Filter
 from recsys.release import Release
 

@@ -35,7 +35,7 @@ from pipelines.progress import Reporter
 from recsys.config.sections import Config, DataConfig, ItemsConfig
 from recsys.data import pairs
 from recsys.evaluation import SCORE, TARGET_METRIC, evaluate
-from recsys.exact import ExactIndex
+from recsys.index.exact import ExactIndex
 
 SHARE = 0.95
 CLOCKS = (("last_item", f"validation_{TARGET_METRIC}"), ("both", SCORE))

@@ -9,11 +9,12 @@ import numpy as np
 
 from pipelines import embed, train
 from pipelines.night import Night, command, main
-from recsys import calibrating, calibration, embeddings
+from recsys import calibrating, calibration
 from recsys.calibrating import MIN_PAIRS, Judged
 from recsys.calibration import Calibration
+from recsys.index import embeddings
+from recsys.index.distances import DISTANCES
 from recsys.release import CALIBRATION, EMBEDDINGS
-from recsys.similarity import DISTANCES
 
 STAGE = "calibrate"
 

@@ -21,12 +21,12 @@ import polars as pl
 from pipelines import prepare, runner, train
 from pipelines.night import Night, command, main
 from pipelines.progress import Advance
-from recsys import embeddings
 from recsys.config.sections import BeamConfig, EmbedConfig
-from recsys.embeddings import Vectors
 from recsys.features.encoding import Features, Inputs
+from recsys.index import embeddings
+from recsys.index.distances import DISTANCES
+from recsys.index.embeddings import Vectors
 from recsys.release import CATALOGUE, EMBEDDINGS, FEATURES, TOWER
-from recsys.similarity import DISTANCES
 
 STAGE = "embed"
 

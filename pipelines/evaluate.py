@@ -15,8 +15,7 @@ import numpy as np
 from pipelines import embed, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night, command, main
-from recsys import comparison, embeddings
-from recsys import index as annoy
+from recsys import comparison
 from recsys.baselines import touched_before
 from recsys.comparison import LOOK_UPS, Families
 from recsys.config.sections import PrepareConfig
@@ -26,8 +25,10 @@ from recsys.data.splits import Split, Target
 from recsys.evaluation import TARGET_METRIC, report
 from recsys.families import families
 from recsys.features import tfidf as bags
+from recsys.index import annoy_index as annoy
+from recsys.index import embeddings
+from recsys.index.distances import DISTANCES
 from recsys.release import CATALOGUE, EMBEDDINGS
-from recsys.similarity import DISTANCES
 
 STAGE = "evaluate"
 

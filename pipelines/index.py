@@ -13,13 +13,13 @@ from typing import Any
 
 from pipelines import embed, prepare, runner
 from pipelines.night import Night, command, main
-from recsys import embeddings
-from recsys import index as annoy
 from recsys.config.sections import IndexConfig
 from recsys.data.storage import whole
-from recsys.index import Shard
+from recsys.index import annoy_index as annoy
+from recsys.index import embeddings
+from recsys.index.annoy_index import Shard
+from recsys.index.distances import DISTANCES
 from recsys.release import EMBEDDINGS
-from recsys.similarity import DISTANCES
 
 STAGE = "index"
 

@@ -23,7 +23,7 @@ from recsys.data.splits import Holdout
 from recsys.data.storage import whole
 from recsys.errors import RecsysError, ReleaseError
 from recsys.evaluation import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
-from recsys.queries import Queries
+from recsys.index.queries import Queries
 from recsys.release import CATALOGUE, Release
 
 REPORT, PAGE = "night.json", "night.html"

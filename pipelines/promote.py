@@ -23,10 +23,10 @@ from recsys import data_checks, gate, promotion
 from recsys.checks import Check, at_least, from_data, skipped
 from recsys.data.catalog import Catalogue
 from recsys.data.storage import whole
-from recsys.embeddings import Vectors
 from recsys.errors import RefusedError, ReleaseError
 from recsys.evaluation import TARGET_METRIC, strata
 from recsys.features.encoding import Features
+from recsys.index.embeddings import Vectors
 from recsys.release import CATALOGUE, FEATURES, TOWER, Release
 from recsys.tracking import VERDICT_TAG, Version
 

@@ -12,8 +12,8 @@ from pipelines import index as indexing
 from pipelines.night import Night, command, main
 from recsys import depot
 from recsys import release as releases
+from recsys.index.distances import DISTANCES
 from recsys.release import Release
-from recsys.similarity import DISTANCES
 from recsys.workspace import MANIFEST
 
 STAGE = "publish"

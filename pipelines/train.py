@@ -25,14 +25,14 @@ from recsys.data.labeled_pairs import LabelledPairs
 from recsys.data.pairs import Pairs, Weight
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Cut, Split, Target
-from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation import TARGET_METRIC, choose_recency, report
-from recsys.exact import ExactIndex
 from recsys.features.encoding import Features
-from recsys.queries import middle
+from recsys.index.distances import DISTANCES
+from recsys.index.embeddings import Vectors
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import middle
 from recsys.release import CATALOGUE, FEATURES, TOWER
-from recsys.similarity import DISTANCES
 
 if TYPE_CHECKING:
     from recsys.training import OnPass

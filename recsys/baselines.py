@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.data.splits import Split, Target
-from recsys.queries import Queries
+from recsys.index.queries import Queries
 
 CELLS = 2**23
 """Scores at a time: bounds the memory of an answer whatever the size of the catalogue."""

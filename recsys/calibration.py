@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from recsys.embeddings import Vectors
 from recsys.errors import InputError
-from recsys.similarity import Distance
+from recsys.index.distances import Distance
+from recsys.index.embeddings import Vectors
 
 EVEN = 0.5
 """Probability from which on two items are called the same, unless another target is named: with as many true

@@ -15,7 +15,7 @@ from recsys.config.sections import EvaluateConfig
 from recsys.data.splits import Holdout
 from recsys.evaluation import TARGET_METRIC, Model, choose_recency, metrics, ranks, report
 from recsys.families import Variant
-from recsys.queries import Queries, middle
+from recsys.index.queries import Queries, middle
 
 LookUp = Literal["last_item", "history"]
 LOOK_UPS: tuple[LookUp, ...] = ("last_item", "history")

@@ -11,11 +11,11 @@ from itertools import islice
 
 import numpy as np
 
-from recsys.embeddings import Vectors
+from recsys.index.distances import Distance
+from recsys.index.embeddings import Vectors
 from recsys.overlay import Stock
 from recsys.question import Value
 from recsys.ranking import Near
-from recsys.similarity import Distance
 
 POOL = 100
 """Nearest items among which the next is chosen: far ones would be diverse, and no neighbours."""

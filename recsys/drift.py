@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.embeddings import Vectors
+from recsys.index.embeddings import Vectors
 
 
 def alike(before: Vectors, now: Vectors) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.splits import Holdout
-from recsys.queries import Queries
+from recsys.index.queries import Queries
 
 CUTS = (5, 10, 20)
 TARGET_METRIC = "ndcg_at_20"

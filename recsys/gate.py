@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from recsys.checks import Check, at_least, at_most, skipped
 from recsys.config.sections import PromoteConfig
 from recsys.data.catalog import Catalogue
-from recsys.embeddings import BLOCK, NORM_TOLERANCE, Vectors
 from recsys.evaluation import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, metrics, ranks
-from recsys.index import recall
-from recsys.queries import Queries
+from recsys.index.annoy_index import recall
+from recsys.index.embeddings import BLOCK, NORM_TOLERANCE, Vectors
+from recsys.index.queries import Queries
 from recsys.release import Release
 
 OVERLAP_K, ANSWER_K = 10, 10

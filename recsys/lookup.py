@@ -14,10 +14,10 @@ from recsys import diversity, ranking
 from recsys.calibration import Calibration, Threshold
 from recsys.data.catalog import Catalogue
 from recsys.data.item_users import Audience
-from recsys.embeddings import Vectors
 from recsys.errors import InputError, UnknownItemError
 from recsys.filters import AVAILABLE, Facets, Mask
-from recsys.index import Index
+from recsys.index.annoy_index import Index
+from recsys.index.embeddings import Vectors
 from recsys.overlay import UNCHANGED, Overlay, Stock
 from recsys.question import Question, Value
 from recsys.ranking import Allowed, Near, Place, Space

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from keras import ops
 
 from recsys.config.sections import TowerConfig, TrainConfig
-from recsys.similarity import DISTANCES, Distance
+from recsys.index.distances import DISTANCES, Distance
 
 NEGATIVES = 16
 """Contrastive: nearest negatives of each anchor that are pushed away."""

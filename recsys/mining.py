@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from recsys.config.sections import CandidatesConfig
 from recsys.data.pairs import Block, Pairs
-from recsys.embeddings import Vectors
-from recsys.exact import top
-from recsys.similarity import Distance
+from recsys.index.distances import Distance
+from recsys.index.embeddings import Vectors
+from recsys.index.exact import top
 
 KEPT = 64
 """Hard negatives that are kept for each anchor, from which each step draws: memory."""

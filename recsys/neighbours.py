@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from recsys.calibration import Calibration
 from recsys.data.catalog import Catalogue
 from recsys.errors import InputError
-from recsys.index import Index
+from recsys.index.annoy_index import Index
 from recsys.ranking import Allowed, Space
 
 SCHEMA: Final = {

@@ -20,19 +20,21 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recsys import calibration, embeddings, index, lookup
+from recsys import calibration, lookup
 from recsys.calibration import Calibration
 from recsys.config.sections import EvaluateConfig
 from recsys.data.catalog import Catalogue
 from recsys.data.item_users import Audience
 from recsys.data.storage import sha256
-from recsys.embeddings import Vectors
 from recsys.errors import InputError, ReleaseError
-from recsys.index import INDEX, Index, Shard
+from recsys.index import annoy_index as index
+from recsys.index import embeddings
+from recsys.index.annoy_index import INDEX, Index, Shard
+from recsys.index.distances import DISTANCES, Distance
+from recsys.index.embeddings import Vectors
+from recsys.index.queries import middle
 from recsys.overlay import UNCHANGED, Overlay
-from recsys.queries import middle
 from recsys.question import Question
-from recsys.similarity import DISTANCES, Distance
 
 FORMAT_VERSION = 3
 

@@ -21,14 +21,14 @@ from recsys.batches import Batches, PairBatches
 from recsys.checkpoint import Checkpoint, Progress
 from recsys.config.sections import Config
 from recsys.data.splits import Holdout
-from recsys.embeddings import Vectors
 from recsys.errors import StageError
 from recsys.evaluation import SCORE, choose_recency, metrics, ranks, score
-from recsys.exact import ExactIndex
 from recsys.features.encoding import Features, Inputs
-from recsys.queries import Queries
+from recsys.index.distances import DISTANCES
+from recsys.index.embeddings import Vectors
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
 from recsys.sampling import Batch
-from recsys.similarity import DISTANCES
 
 ENCODE_BATCH = 4_096
 HISTORY = "history_"

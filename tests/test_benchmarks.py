@@ -6,7 +6,7 @@ from scipy import sparse
 
 from benchmarks import new_items, training
 from recsys.data.pairs import Pairs
-from recsys.exact import ExactIndex
+from recsys.index.exact import ExactIndex
 
 
 def test_the_made_up_pairs_of_the_memory_benchmark_are_read_as_prepared_ones_are(tmp_path):

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys import embeddings
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
+from recsys.index import embeddings
 
 
 @dataclass(frozen=True)

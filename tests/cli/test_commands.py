@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from recsys import cli
-from recsys.index import INDEX
+from recsys.index.annoy_index import INDEX
 from recsys.release import FILES
 
 NEEDS = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys.evaluation import ranks
-from recsys.queries import PADDING, Queries
+from recsys.index.queries import PADDING, Queries
 
 
 def asked(rows, excluded=None):

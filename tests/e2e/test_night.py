@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from recsys import Release
 from recsys.errors import ReleaseError
-from recsys.index import INDEX
+from recsys.index.annoy_index import INDEX
 from recsys.release import FILES
 from tests.e2e import program, world
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from recsys.index import INDEX
+from recsys.index.annoy_index import INDEX
 from recsys.release import FILES
 from tests.e2e import program, world
 

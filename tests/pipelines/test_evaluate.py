@@ -15,8 +15,8 @@ from recsys import evaluation
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import StageError
-from recsys.exact import ExactIndex
-from recsys.queries import Queries
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
 from recsys.release import CATALOGUE, EMBEDDINGS
 from tests.e2e import world
 from tests.pipelines.test_train import GLOBAL_TIME, moved

@@ -16,9 +16,9 @@ from pipelines import embed, prepare
 from pipelines import index as indexing
 from pipelines.night import Night
 from recsys import Release
-from recsys import index as annoy
 from recsys.config import sections as configuration
-from recsys.exact import ExactIndex
+from recsys.index import annoy_index as annoy
+from recsys.index.exact import ExactIndex
 from recsys.release import EMBEDDINGS
 from tests.e2e import program, world
 

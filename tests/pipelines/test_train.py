@@ -13,9 +13,9 @@ from pipelines import prepare, train
 from pipelines.night import Night
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
-from recsys.embeddings import Vectors
 from recsys.errors import InputError, StageError
 from recsys.evaluation import SCORE
+from recsys.index.embeddings import Vectors
 from recsys.release import CATALOGUE, EMBEDDINGS, FEATURES, MANIFEST, TOWER
 from tests.e2e import world
 

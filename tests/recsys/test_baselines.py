@@ -19,7 +19,7 @@ from recsys.baselines import (
 )
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Split
-from recsys.queries import Queries
+from recsys.index.queries import Queries
 from tests.contracts.neighbours import NeighboursContract, asked, histories
 
 NUM_USERS, NUM_ITEMS, MANY_ITEMS = 23, 9, 50

@@ -12,7 +12,7 @@ from recsys.calibration import Calibration
 from recsys.config.sections import CalibrateConfig
 from recsys.data.splits import Holdout
 from recsys.errors import InputError
-from recsys.similarity import DISTANCES
+from recsys.index.distances import DISTANCES
 
 CONFIG = CalibrateConfig(precision=(0.8, 0.9), false_positive_rate=(0.05, 0.2))
 

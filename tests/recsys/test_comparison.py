@@ -8,10 +8,10 @@ from recsys.comparison import LOOK_UPS, choose, measure, queries
 from recsys.config.sections import EvaluateConfig
 from recsys.data.splits import Holdout
 from recsys.evaluation import choose_recency, metrics, ranks, report
-from recsys.exact import ExactIndex
 from recsys.families import Variant
-from recsys.queries import Queries
-from recsys.similarity import COSINE
+from recsys.index.distances import COSINE
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
 
 NUM_ITEMS = 12
 CONFIG = EvaluateConfig(recency=(0.9, 0.2, 0.5), history=4, resamples=20)

@@ -16,8 +16,8 @@ from recsys.evaluation import (
     report,
     strata,
 )
-from recsys.exact import ExactIndex
-from recsys.queries import Queries
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
 from tests.contracts.neighbours import asked
 
 NAMES = [f"{name}_at_{k}" for name in ("hr", "ndcg", "mrr") for k in (5, 10, 20)]

@@ -6,7 +6,7 @@ from recsys import families as module
 from recsys.baselines import Content, CoOccurrence, Ease, ItemKNN, Popularity, WindowedItemKNN, users_of_both
 from recsys.config.sections import EvaluateConfig
 from recsys.families import families
-from recsys.queries import Queries
+from recsys.index.queries import Queries
 
 NUM_USERS, NUM_ITEMS = 14, 8
 CONFIG = EvaluateConfig(shrinkage=(0.0, 7.0), ease_penalty=(2.0,), ease_up_to=NUM_ITEMS)

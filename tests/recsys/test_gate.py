@@ -14,11 +14,11 @@ from recsys.config.sections import PromoteConfig
 from recsys.data.catalog import Catalogue
 from recsys.data.splits import Holdout
 from recsys.evaluation import STRATA, evaluate, metrics
-from recsys.exact import ExactIndex
 from recsys.gate import Questions, difference, places, quality_checks
-from recsys.queries import Queries
+from recsys.index.distances import DISTANCES
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
 from recsys.release import Manifest, Release
-from recsys.similarity import DISTANCES
 
 LIMITS = PromoteConfig(stratum_questions=1, tolerance=0.0, stratum_tolerance=0.0)
 

@@ -4,8 +4,8 @@ import tensorflow as tf
 
 from recsys import losses
 from recsys.config.sections import TowerConfig, TrainConfig
+from recsys.index.distances import COSINE, DISTANCES
 from recsys.losses import Contrastive, CrossEntropy, Triplet
-from recsys.similarity import COSINE, DISTANCES
 from tests.contracts.losses import CANDIDATES, DIMENSION, WITHOUT_POSITIVES, LossContract, gradients, unit, values
 
 TEMPERATURE = 0.4

@@ -6,7 +6,7 @@ import pytest
 from recsys import mining
 from recsys.config.sections import CandidatesConfig
 from recsys.data import pairs
-from recsys.similarity import DISTANCES
+from recsys.index.distances import DISTANCES
 
 NUM_ITEMS, DIMENSION = 61, 5
 

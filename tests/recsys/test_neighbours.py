@@ -12,10 +12,10 @@ from recsys import Release, ranking
 from recsys.config.sections import IndexConfig
 from recsys.data.catalog import Catalogue
 from recsys.errors import InputError
-from recsys.index import build
+from recsys.index.annoy_index import build
+from recsys.index.distances import DISTANCES
 from recsys.neighbours import SCHEMA, Filter, nearest
 from recsys.ranking import Space
-from recsys.similarity import DISTANCES
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NUM_ITEMS, DIMENSION = 60, 7

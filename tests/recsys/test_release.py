@@ -15,8 +15,8 @@ from recsys import Release
 from recsys import release as releases
 from recsys.config.sections import IndexConfig
 from recsys.errors import InputError, ReleaseError, UnknownItemError
-from recsys.index import build
-from recsys.similarity import DISTANCES
+from recsys.index.annoy_index import build
+from recsys.index.distances import DISTANCES
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -509,8 +509,8 @@ def gradients(vectors, batches):
     """By all embeddings, of each batch, float64 [n, num_items, d]."""
     import tensorflow as tf
 
+    from recsys.index.distances import COSINE
     from recsys.losses import CrossEntropy
-    from recsys.similarity import COSINE
 
     loss = CrossEntropy(COSINE, 0.3)
     table = tf.constant(vectors)

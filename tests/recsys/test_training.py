@@ -13,11 +13,11 @@ from recsys.data.sequences import Sequences
 from recsys.data.splits import Cut, Holdout, Split
 from recsys.errors import StageError
 from recsys.evaluation import SCORE, metrics, ranks
-from recsys.exact import ExactIndex
 from recsys.features.encoding import Features
-from recsys.queries import Queries
+from recsys.index.distances import DISTANCES
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
 from recsys.sampling import Batch
-from recsys.similarity import DISTANCES
 
 BLOCKS = (3, 4, 5, 6)
 """Users of a block touch its items and no others."""

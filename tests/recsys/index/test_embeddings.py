@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from recsys import embeddings
 from recsys.errors import InputError
-from recsys.similarity import DISTANCES
+from recsys.index import embeddings
+from recsys.index.distances import DISTANCES
 
 
 def unit_vectors(rows, dimension):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.errors import InputError
-from recsys.similarity import COSINE, Distance
+from recsys.index.distances import COSINE, Distance
 
 Vectors = NDArray[np.float32]
 

@@ -3,13 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from recsys import index
 from recsys.config.sections import IndexConfig
 from recsys.errors import InputError, StageError
-from recsys.exact import ExactIndex
-from recsys.index import Shard
-from recsys.queries import Queries
-from recsys.similarity import COSINE, DISTANCES
+from recsys.index import annoy_index as index
+from recsys.index.annoy_index import Shard
+from recsys.index.distances import COSINE, DISTANCES
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
 from tests.contracts.neighbours import NeighboursContract
 
 DIMENSION = 5

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.embeddings import Vectors, means
-from recsys.queries import Queries
-from recsys.similarity import COSINE, Distance
+from recsys.index.distances import COSINE, Distance
+from recsys.index.embeddings import Vectors, means
+from recsys.index.queries import Queries
 
 BLOCK = 256
 """Queries at a time: of more, the similarities have left the cache before they are compared."""

@@ -4,8 +4,8 @@ from annoy import AnnoyIndex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys import similarity
-from recsys.similarity import COSINE, DISTANCES
+from recsys.index import distances as similarity
+from recsys.index.distances import COSINE, DISTANCES
 
 EUCLIDEAN, MANHATTAN = DISTANCES["euclidean"], DISTANCES["manhattan"]
 every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=list(DISTANCES))

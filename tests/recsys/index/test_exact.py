@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from recsys import exact
-from recsys.exact import BLOCK, ExactIndex, top
-from recsys.queries import Queries
-from recsys.similarity import COSINE, DISTANCES
+from recsys.index import exact
+from recsys.index.distances import COSINE, DISTANCES
+from recsys.index.exact import BLOCK, ExactIndex, top
+from recsys.index.queries import Queries
 from tests.contracts.neighbours import NeighboursContract
 
 NUM_ITEMS, DIMENSION = 13, 3

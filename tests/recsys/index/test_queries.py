@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from recsys.data.splits import Holdout
-from recsys.queries import MOST_EXCLUDED, Queries, middle
+from recsys.index.queries import MOST_EXCLUDED, Queries, middle
 
 LOG = [[4, 1, 4, 7, 2], [3, 9], [5, 6, 8]]
 """Users' items, the last one the target."""

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.config.sections import IndexConfig
-from recsys.embeddings import Vectors, means
 from recsys.errors import InputError, StageError
-from recsys.exact import ExactIndex
-from recsys.queries import Queries
-from recsys.similarity import COSINE, Distance
+from recsys.index.distances import COSINE, Distance
+from recsys.index.embeddings import Vectors, means
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
 
 INDEX = "index.ann"
 """The file of an index that is one file."""
