@@ -33,7 +33,7 @@ from pipelines.prepare import prepare
 from pipelines.progress import Reporter
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalogue
-from recsys.evaluation import Model
+from recsys.evaluation.metrics import Model
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex

@@ -34,7 +34,7 @@ from pipelines.prepare import prepare
 from pipelines.progress import Reporter
 from recsys.config.sections import Config, DataConfig, ItemsConfig
 from recsys.data import pairs
-from recsys.evaluation import SCORE, TARGET_METRIC, evaluate
+from recsys.evaluation.metrics import SCORE, TARGET_METRIC, evaluate
 from recsys.index.exact import ExactIndex
 
 SHARE = 0.95

@@ -9,9 +9,10 @@ import numpy as np
 
 from pipelines import embed, train
 from pipelines.night import Night, command, main
-from recsys import calibrating, calibration
-from recsys.calibrating import MIN_PAIRS, Judged
-from recsys.calibration import Calibration
+from recsys.evaluation import calibration
+from recsys.evaluation import calibration_fit as calibrating
+from recsys.evaluation.calibration import Calibration
+from recsys.evaluation.calibration_fit import MIN_PAIRS, Judged
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.release import CALIBRATION, EMBEDDINGS

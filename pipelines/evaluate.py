@@ -15,15 +15,15 @@ import numpy as np
 from pipelines import embed, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night, command, main
-from recsys import comparison
-from recsys.baselines import touched_before
-from recsys.comparison import LOOK_UPS, Families
 from recsys.config.sections import PrepareConfig
 from recsys.data import pairs
 from recsys.data.catalog import Catalogue
 from recsys.data.splits import Split, Target
-from recsys.evaluation import TARGET_METRIC, report
-from recsys.families import families
+from recsys.evaluation import baseline_search as comparison
+from recsys.evaluation.baseline_families import families
+from recsys.evaluation.baseline_search import LOOK_UPS, Families
+from recsys.evaluation.baselines import touched_before
+from recsys.evaluation.metrics import TARGET_METRIC, report
 from recsys.features import tfidf as bags
 from recsys.index import annoy_index as annoy
 from recsys.index import embeddings

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from pipelines import io
-from recsys.calibrating import share
 from recsys.data.validation import identifier, number, require
+from recsys.evaluation.calibration_fit import share
 
 COLUMNS = ("release_id", "shown", "clicked")
 

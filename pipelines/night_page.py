@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from pipelines import calibrate, data_page, embed, evaluate, feedback, index, page, plots, prepare, train
 from pipelines.night import Night
-from recsys import drift, gate
-from recsys.comparison import LOOK_UPS, LookUp, queries
+from recsys import gate
 from recsys.data.catalog import Catalogue
 from recsys.data.splits import Holdout
 from recsys.data.storage import whole
 from recsys.errors import RecsysError, ReleaseError
-from recsys.evaluation import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
+from recsys.evaluation import embedding_drift as drift
+from recsys.evaluation.baseline_search import LOOK_UPS, LookUp, queries
+from recsys.evaluation.metrics import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
 from recsys.index.queries import Queries
 from recsys.release import CATALOGUE, Release
 

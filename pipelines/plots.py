@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import page
-from recsys.evaluation import STRATA, TARGET_METRIC
+from recsys.evaluation.metrics import STRATA, TARGET_METRIC
 
 HEIGHT, SQUARE = 240, 640
 """Of a drawing and of the map, in units of which a drawing is 640 wide."""

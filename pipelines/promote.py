@@ -24,7 +24,7 @@ from recsys.checks import Check, at_least, from_data, skipped
 from recsys.data.catalog import Catalogue
 from recsys.data.storage import whole
 from recsys.errors import RefusedError, ReleaseError
-from recsys.evaluation import TARGET_METRIC, strata
+from recsys.evaluation.metrics import TARGET_METRIC, strata
 from recsys.features.encoding import Features
 from recsys.index.embeddings import Vectors
 from recsys.release import CATALOGUE, FEATURES, TOWER, Release

@@ -19,14 +19,14 @@ from pipelines.night import Night, command, main
 from recsys import depot
 from recsys.batches import Batches, HistoryBatches, LabelledBatches, PairBatches
 from recsys.checkpoint import Checkpoint
-from recsys.comparison import LOOK_UPS, queries
 from recsys.data.catalog import Catalogue
 from recsys.data.labeled_pairs import LabelledPairs
 from recsys.data.pairs import Pairs, Weight
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Cut, Split, Target
 from recsys.errors import InputError, ReleaseError
-from recsys.evaluation import TARGET_METRIC, choose_recency, report
+from recsys.evaluation.baseline_search import LOOK_UPS, queries
+from recsys.evaluation.metrics import TARGET_METRIC, choose_recency, report
 from recsys.features.encoding import Features
 from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors

@@ -27,11 +27,11 @@ from pipelines.ranges import Space
 from pipelines.settings import as_toml, by_table, with_settings
 from pipelines.study import MLFLOW_RUN, Study
 from pipelines.train import fit_before, judge, load_split
-from recsys.comparison import LOOK_UPS
 from recsys.config.sections import Config
 from recsys.data.storage import whole
 from recsys.errors import RecsysError, StageError, TrackingError
-from recsys.evaluation import SCORE, score
+from recsys.evaluation.baseline_search import LOOK_UPS
+from recsys.evaluation.metrics import SCORE, score
 from recsys.workspace import Run
 
 if TYPE_CHECKING:

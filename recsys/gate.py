@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recsys.checks import Check, at_least, at_most, skipped
 from recsys.config.sections import PromoteConfig
 from recsys.data.catalog import Catalogue
-from recsys.evaluation import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, metrics, ranks
+from recsys.evaluation.metrics import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, metrics, ranks
 from recsys.index.annoy_index import recall
 from recsys.index.embeddings import BLOCK, NORM_TOLERANCE, Vectors
 from recsys.index.queries import Queries
@@ -81,7 +81,7 @@ def difference(rank: NDArray[np.int64], before: NDArray[np.int64], resamples: in
     """The paired bootstrap of NDCG@20 over questions, one a user.
 
     A question adds the difference of two gains, of which there are few values: how often each is drawn is one
-    draw of a multinomial, as in `recsys.evaluation.intervals`.
+    draw of a multinomial, as in `recsys.evaluation.metrics.intervals`.
 
     Args:
         rank: of the challenger's targets, int64 [n].

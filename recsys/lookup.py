@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys import diversity, ranking
-from recsys.calibration import Calibration, Threshold
 from recsys.data.catalog import Catalogue
 from recsys.data.item_users import Audience
 from recsys.errors import InputError, UnknownItemError
+from recsys.evaluation.calibration import Calibration, Threshold
 from recsys.filters import AVAILABLE, Facets, Mask
 from recsys.index.annoy_index import Index
 from recsys.index.embeddings import Vectors
@@ -47,7 +47,7 @@ class Neighbour(NamedTuple):
     rank: int
     """1 is the nearest; what an offset skips counts."""
     probability: float | None = None
-    """That both belong together, where the release is calibrated; see `recsys.calibration`."""
+    """That both belong together, where the release is calibrated; see `recsys.evaluation.metrics.calibration`."""
     why: Why | None = None
     """Where it was asked for."""
 

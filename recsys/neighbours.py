@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.calibration import Calibration
 from recsys.data.catalog import Catalogue
 from recsys.errors import InputError
+from recsys.evaluation.calibration import Calibration
 from recsys.index.annoy_index import Index
 from recsys.ranking import Allowed, Space
 

@@ -20,13 +20,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recsys import calibration, lookup
-from recsys.calibration import Calibration
+from recsys import lookup
 from recsys.config.sections import EvaluateConfig
 from recsys.data.catalog import Catalogue
 from recsys.data.item_users import Audience
 from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError
+from recsys.evaluation import calibration
+from recsys.evaluation.calibration import Calibration
 from recsys.index import annoy_index as index
 from recsys.index import embeddings
 from recsys.index.annoy_index import INDEX, Index, Shard

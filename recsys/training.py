@@ -22,7 +22,7 @@ from recsys.checkpoint import Checkpoint, Progress
 from recsys.config.sections import Config
 from recsys.data.splits import Holdout
 from recsys.errors import StageError
-from recsys.evaluation import SCORE, choose_recency, metrics, ranks, score
+from recsys.evaluation.metrics import SCORE, choose_recency, metrics, ranks, score
 from recsys.features.encoding import Features, Inputs
 from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors

@@ -58,11 +58,12 @@ def release_writer(tmp_path: Path) -> WriteRelease:
     `columns` are further ones of the catalogue, or `interactions` instead of 1.
     Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
     """
-    from recsys import calibration, release
-    from recsys.calibration import Calibration, Estimate, Measured, Threshold
+    from recsys import release
     from recsys.config.sections import Config, DataConfig, IndexConfig
     from recsys.data import item_users as audience
     from recsys.data.catalog import Catalogue
+    from recsys.evaluation import calibration
+    from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
     from recsys.index import annoy_index as index
     from recsys.index import embeddings
 

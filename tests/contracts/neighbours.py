@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recsys.evaluation import ranks
+from recsys.evaluation.metrics import ranks
 from recsys.index.queries import PADDING, Queries
 
 

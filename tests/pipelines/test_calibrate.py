@@ -10,10 +10,10 @@ import pytest
 from pipelines import embed, prepare, train
 from pipelines.calibrate import STAGE, calibrate, judged_pairs
 from pipelines.night import Night
-from recsys import calibration
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import StageError
+from recsys.evaluation import calibration
 from recsys.release import CALIBRATION, CATALOGUE, EMBEDDINGS
 from tests.e2e import world
 

@@ -11,10 +11,10 @@ import pytest
 from pipelines import embed, evaluate, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night
-from recsys import evaluation
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import StageError
+from recsys.evaluation import metrics as evaluation
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.release import CATALOGUE, EMBEDDINGS

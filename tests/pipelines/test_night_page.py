@@ -18,10 +18,10 @@ from pipelines.night import Night
 from pipelines.nightly import Summary, tonight
 from pipelines.progress import Reporter
 from recsys import Release
-from recsys.comparison import LOOK_UPS
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import RecsysError, RefusedError, StageError
+from recsys.evaluation.baseline_search import LOOK_UPS
 from recsys.release import CATALOGUE
 from tests.e2e import world
 from tests.pipelines.test_data_page import Page

@@ -16,7 +16,7 @@ from pipelines.night import Night, calm
 from recsys import gate, promotion
 from recsys.config import sections as configuration
 from recsys.errors import RefusedError, StageError
-from recsys.evaluation import CUTS, metrics
+from recsys.evaluation.metrics import CUTS, metrics
 from recsys.release import MANIFEST, Release
 from recsys.tracking import Tracker
 from tests.e2e import world

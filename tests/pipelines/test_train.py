@@ -14,7 +14,7 @@ from pipelines.night import Night
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import InputError, StageError
-from recsys.evaluation import SCORE
+from recsys.evaluation.metrics import SCORE
 from recsys.index.embeddings import Vectors
 from recsys.release import CATALOGUE, EMBEDDINGS, FEATURES, MANIFEST, TOWER
 from tests.e2e import world

@@ -13,7 +13,7 @@ from recsys.checks import Check, at_least, at_most, from_data, skipped
 from recsys.config.sections import PromoteConfig
 from recsys.data.catalog import Catalogue
 from recsys.data.splits import Holdout
-from recsys.evaluation import STRATA, evaluate, metrics
+from recsys.evaluation.metrics import STRATA, evaluate, metrics
 from recsys.gate import Questions, difference, places, quality_checks
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex

@@ -2,10 +2,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.calibration import Calibration, Estimate, Measured, Threshold
 from recsys.config.sections import IndexConfig
 from recsys.data.catalog import Catalogue
 from recsys.errors import InputError, UnknownItemError
+from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
 from recsys.index import annoy_index as index
 from recsys.lookup import Engine, verdict
 from recsys.question import Question

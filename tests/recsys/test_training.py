@@ -12,7 +12,7 @@ from recsys.data.labeled_pairs import LabelledPairs
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Cut, Holdout, Split
 from recsys.errors import StageError
-from recsys.evaluation import SCORE, metrics, ranks
+from recsys.evaluation.metrics import SCORE, metrics, ranks
 from recsys.features.encoding import Features
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex

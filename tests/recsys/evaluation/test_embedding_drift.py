@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 
-from recsys.drift import alike
+from recsys.evaluation.embedding_drift import alike
 
 
 def directions(seed: int, items: int = 60, dimension: int = 7) -> NDArray[np.float32]:

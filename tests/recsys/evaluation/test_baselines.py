@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys import baselines
-from recsys.baselines import (
+from recsys.data.sequences import Sequences
+from recsys.data.splits import Split
+from recsys.evaluation import baselines
+from recsys.evaluation.baselines import (
     Content,
     CoOccurrence,
     Ease,
@@ -17,8 +19,6 @@ from recsys.baselines import (
     touched_before,
     users_of_both,
 )
-from recsys.data.sequences import Sequences
-from recsys.data.splits import Split
 from recsys.index.queries import Queries
 from tests.contracts.neighbours import NeighboursContract, asked, histories
 

@@ -4,11 +4,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-from recsys.comparison import LOOK_UPS, choose, measure, queries
 from recsys.config.sections import EvaluateConfig
 from recsys.data.splits import Holdout
-from recsys.evaluation import choose_recency, metrics, ranks, report
-from recsys.families import Variant
+from recsys.evaluation.baseline_families import Variant
+from recsys.evaluation.baseline_search import LOOK_UPS, choose, measure, queries
+from recsys.evaluation.metrics import choose_recency, metrics, ranks, report
 from recsys.index.distances import COSINE
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries

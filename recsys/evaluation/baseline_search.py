@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from recsys.config.sections import EvaluateConfig
 from recsys.data.splits import Holdout
-from recsys.evaluation import TARGET_METRIC, Model, choose_recency, metrics, ranks, report
-from recsys.families import Variant
+from recsys.evaluation.baseline_families import Variant
+from recsys.evaluation.metrics import TARGET_METRIC, Model, choose_recency, metrics, ranks, report
 from recsys.index.queries import Queries, middle
 
 LookUp = Literal["last_item", "history"]
@@ -90,7 +90,7 @@ def measure(
     *,
     on_model: OnModel = lambda _: None,
 ) -> dict[LookUp, dict[str, dict[str, Any]]]:
-    """`recsys.evaluation.report` of each baseline with its chosen settings, by look-up and name.
+    """`recsys.evaluation.metrics.report` of each baseline with its chosen settings, by look-up and name.
 
     Args:
         families: fitted on what is known before the test target.

@@ -2,7 +2,7 @@
 
 The probability is that of a pair drawn from as many pairs that belong together as others (a base rate of one
 half). Among all pairs of a catalogue far fewer belong together: there it orders pairs, and does not count them.
-`recsys.calibrating` fits it; whoever only answers needs no more than this file.
+`recsys.evaluation.metrics.calibration_fit` fits it; whoever only answers needs no more than this file.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Calibration(_Saved):
     measured_pairs: Annotated[int, Field(ge=1)]
     """The other pairs, behind all figures here, half of which belong together."""
     expected_calibration_error: Estimate
-    """How far probabilities are from shares, on average; see `recsys.calibrating.expected_calibration_error`."""
+    """How far probabilities are from shares, on average; see `recsys.evaluation.calibration_fit.expected_calibration_error`."""
     auc: Probability
     """How often a pair that belongs together is more similar than another; equals count half."""
     thresholds: tuple[Threshold, ...]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.stats import rankdata
 
-from recsys.calibration import EVEN, Calibration, Estimate, Measured, Rule, Threshold
 from recsys.config.sections import CalibrateConfig
 from recsys.data.splits import Holdout
+from recsys.evaluation.calibration import EVEN, Calibration, Estimate, Measured, Rule, Threshold
 
 MIN_PAIRS = 20
 """Pairs that belong together, and others, without which there is no calibration: half of them measure."""

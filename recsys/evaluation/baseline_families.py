@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from scipy import sparse
 
-from recsys.baselines import (
+from recsys.config.sections import EvaluateConfig
+from recsys.evaluation.baselines import (
     Content,
     CoOccurrence,
     Counts,
@@ -18,8 +19,7 @@ from recsys.baselines import (
     WindowedItemKNN,
     users_of_both,
 )
-from recsys.config.sections import EvaluateConfig
-from recsys.evaluation import Model
+from recsys.evaluation.metrics import Model
 
 
 class Variant(NamedTuple):

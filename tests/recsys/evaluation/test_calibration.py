@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from recsys import calibrating, calibration
-from recsys.calibrating import Half
-from recsys.calibration import Calibration
 from recsys.config.sections import CalibrateConfig
 from recsys.data.splits import Holdout
 from recsys.errors import InputError
+from recsys.evaluation import calibration
+from recsys.evaluation import calibration_fit as calibrating
+from recsys.evaluation.calibration import Calibration
+from recsys.evaluation.calibration_fit import Half
 from recsys.index.distances import DISTANCES
 
 CONFIG = CalibrateConfig(precision=(0.8, 0.9), false_positive_rate=(0.05, 0.2))

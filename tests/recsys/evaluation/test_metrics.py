@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from recsys.data.splits import Holdout
-from recsys.evaluation import (
+from recsys.evaluation.metrics import (
     choose_recency,
     coverage,
     evaluate,

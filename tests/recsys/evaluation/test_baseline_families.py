@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys import families as module
-from recsys.baselines import Content, CoOccurrence, Ease, ItemKNN, Popularity, WindowedItemKNN, users_of_both
 from recsys.config.sections import EvaluateConfig
-from recsys.families import families
+from recsys.evaluation import baseline_families as module
+from recsys.evaluation.baseline_families import families
+from recsys.evaluation.baselines import Content, CoOccurrence, Ease, ItemKNN, Popularity, WindowedItemKNN, users_of_both
 from recsys.index.queries import Queries
 
 NUM_USERS, NUM_ITEMS = 14, 8
