@@ -119,8 +119,9 @@ def of_training(folder: Path) -> dict[str, float]:
 
 def seconds_a_step(folder: Path, items: int, positives: int) -> float:
     """CPU seconds of a step over anchors of so many positives, candidates sampled as for a large catalogue."""
-    from recsys import tower, training
-    from recsys.batches import PairBatches
+    from recsys.model import tower
+    from recsys.model import trainer as training
+    from recsys.model.batches import PairBatches
 
     item = np.arange(items, dtype=np.int32)[:, None]
     others = np.sort((item + 1 + np.arange(positives)) % items, axis=1).astype(np.int32)
@@ -144,7 +145,7 @@ def seconds_a_step(folder: Path, items: int, positives: int) -> float:
 
 def of_items(folder: Path) -> dict[str, float]:
     """CPU seconds and bytes of what is done for each item: embed, index, neighbours."""
-    from recsys import tower
+    from recsys.model import tower
 
     columns = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
     frame = synthetic.catalogue(EMBEDDED).with_columns(interactions=pl.lit(1, pl.Int64))

@@ -92,7 +92,7 @@ def embed_against_loop(
     table: Table, folder: Path, items: int = EMBEDDED, limit: float = 1 / 0.7, rounds: int = ROUNDS
 ) -> None:
     """The embed job beside a plain loop over the traced tower."""
-    from recsys import tower
+    from recsys.model import tower
 
     columns = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
     frame = synthetic.catalogue(items).with_columns(interactions=pl.lit(1, pl.Int64))

@@ -184,7 +184,7 @@ def _floor(night: Night) -> float | None:
 
 def _embedded(night: Night, release: Release, sample: NDArray[np.int32]) -> Vectors:
     """Some items through the release's own tower."""
-    from recsys import tower as towers  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys.model import tower as towers  # noqa: PLC0415 - TensorFlow takes seconds
 
     features = Features.load(release.path / FEATURES)
     encode = towers.encoder(towers.load(release.path / TOWER), night.config.embed.batch_size)

@@ -17,8 +17,6 @@ import numpy as np
 from pipelines import prepare
 from pipelines.night import Night, command, main
 from recsys import depot
-from recsys.batches import Batches, HistoryBatches, LabelledBatches, PairBatches
-from recsys.checkpoint import Checkpoint
 from recsys.data.catalog import Catalogue
 from recsys.data.labeled_pairs import LabelledPairs
 from recsys.data.pairs import Pairs, Weight
@@ -32,10 +30,12 @@ from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import middle
+from recsys.model.batches import Batches, HistoryBatches, LabelledBatches, PairBatches
+from recsys.model.checkpoint import Checkpoint
 from recsys.release import CATALOGUE, FEATURES, TOWER
 
 if TYPE_CHECKING:
-    from recsys.training import OnPass
+    from recsys.model.trainer import OnPass
 
 STAGE = "train"
 CHECKPOINTS = ".checkpoints"
@@ -139,7 +139,9 @@ def fit_before(
     what was learned, in twice as many passes as there were over pairs; `on_new_pass` counts them from 1. A fit that was
     killed goes on from its checkpoint, if there is a folder for them.
     """
-    from recsys import optimiser, tower, training  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys.model import optimizer as optimiser  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys.model import tower  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys.model import trainer as training  # noqa: PLC0415 - TensorFlow takes seconds
 
     config = night.config
     catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))

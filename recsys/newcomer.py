@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys import tower
 from recsys.errors import InputError
 from recsys.features.encoding import Features
+from recsys.model import tower
 from recsys.question import finite
 from recsys.release import FEATURES, TOWER, Release
 

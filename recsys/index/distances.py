@@ -1,6 +1,6 @@
 """What "near" means: the one place that knows, of each distance, its direction, its scale and Annoy's name for it.
 
-NumPy and plain Python only, because serving imports it. `recsys.losses` has the same distances for training.
+NumPy and plain Python only, because serving imports it. `recsys.model.losses` has the same distances for training.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ def config_of(path: Path, *settings: str) -> Config:
 
 def write_tower(folder: Path, night: Night) -> None:
     """A tower that learnt nothing, where the stage `train` would leave one."""
-    from recsys import tower
+    from recsys.model import tower
 
     folder.mkdir()
     catalogue = pl.read_parquet(night.run.path(prepare.STAGE, "catalogue.parquet"))

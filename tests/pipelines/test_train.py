@@ -66,8 +66,8 @@ WITHIN = [(f"item-{b}-{p}", f"item-{b}-{(p + 1) % 8}", 0) for b in range(4) for 
 
 def vectors_of(night: Night) -> Vectors:
     """The catalogue through the tower that the stage left."""
-    from recsys import tower
     from recsys.features.encoding import Features
+    from recsys.model import tower
 
     frame = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE)).frame
     features = Features.load(night.run.path(train.STAGE, FEATURES))
@@ -105,7 +105,7 @@ def test_passes_over_histories_are_dropped_where_they_are_clearly_worse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, kept: int
 ) -> None:
     """As if a pass over histories came to so much of the score before it."""
-    from recsys import training
+    from recsys.model import trainer as training
 
     world.write(tmp_path)
     night = prepared(tmp_path)

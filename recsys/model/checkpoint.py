@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.batches import Batches, PairBatches
 from recsys.data.storage import whole
+from recsys.model.batches import Batches, PairBatches
 
 Weights = list[NDArray[Any]]
 
@@ -46,7 +46,7 @@ class Checkpoint:
             progress: up to here.
             variables: Keras variables of tower and optimiser.
             best: weights to keep.
-            batches: of `recsys.batches`; their generator, and what they mined.
+            batches: of `recsys.model.batches`; their generator, and what they mined.
         """
         told = {**asdict(progress), "rng": batches.rng.bit_generator.state}
         arrays: dict[str, Any] = {f"variable_{place}": np.asarray(variable) for place, variable in enumerate(variables)}

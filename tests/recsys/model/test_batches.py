@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from recsys.batches import HistoryBatches, LabelledBatches, PairBatches
 from recsys.config.sections import Config
 from recsys.data import pairs
 from recsys.data.labeled_pairs import LabelledPairs
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Cut, Split
 from recsys.errors import StageError
+from recsys.model.batches import HistoryBatches, LabelledBatches, PairBatches
 
 NUM_ITEMS = 37
 WITHOUT = (4, 20)

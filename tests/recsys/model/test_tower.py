@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys import tower
 from recsys.config.sections import ItemsConfig, TowerConfig
-from recsys.encoders import IdDropout, MeanOfBag
 from recsys.errors import InputError
 from recsys.features.encoding import Features
+from recsys.model import tower
+from recsys.model.layers import IdDropout, MeanOfBag
 
 ROLES = ItemsConfig(categorical=("brand",), multi_categorical=("tags",), numeric=("price",))
 DIMENSION = 6

@@ -6,7 +6,7 @@ from scipy import sparse
 
 from recsys.config.sections import CandidatesConfig
 from recsys.errors import StageError
-from recsys.sampling import Anchors, Sampler
+from recsys.model.negatives import Anchors, Sampler
 
 NUM_ITEMS = 23
 DENSE = np.zeros((NUM_ITEMS, NUM_ITEMS), np.float32)
@@ -510,7 +510,7 @@ def gradients(vectors, batches):
     import tensorflow as tf
 
     from recsys.index.distances import COSINE
-    from recsys.losses import CrossEntropy
+    from recsys.model.losses import CrossEntropy
 
     loss = CrossEntropy(COSINE, 0.3)
     table = tf.constant(vectors)

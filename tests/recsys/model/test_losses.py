@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys import losses
 from recsys.config.sections import TowerConfig, TrainConfig
 from recsys.index.distances import COSINE, DISTANCES
-from recsys.losses import Contrastive, CrossEntropy, Triplet
+from recsys.model import losses
+from recsys.model.losses import Contrastive, CrossEntropy, Triplet
 from tests.contracts.losses import CANDIDATES, DIMENSION, WITHOUT_POSITIVES, LossContract, gradients, unit, values
 
 TEMPERATURE = 0.4

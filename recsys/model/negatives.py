@@ -105,7 +105,7 @@ class Sampler:
         self.draw_size = seen**config.popularity_power
         """What the probability to be drawn is in proportion to, float64 [num_items]."""
         self.hard = np.empty((pairs.num_items, 0), np.int32)
-        """Hard negatives of each item, int32 [num_items, n], -1 pads; `recsys.mining` finds them."""
+        """Hard negatives of each item, int32 [num_items, n], -1 pads; `recsys.model.hard_negatives` finds them."""
         self.kind, self.num_candidates = self._shape()
 
     def _shape(self) -> tuple[str, int]:

@@ -4,10 +4,11 @@ import polars as pl
 import pytest
 from keras import ops
 
-from recsys import optimiser, tower
 from recsys.config.sections import ItemsConfig, TowerConfig, TrainConfig
 from recsys.errors import ConfigError
 from recsys.features.encoding import Features
+from recsys.model import optimizer as optimiser
+from recsys.model import tower
 
 TABLE = pl.DataFrame(
     {

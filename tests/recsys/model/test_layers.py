@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recsys.encoders import ConvolvedWords, Gate, IdDropout, MeanOfBag, ReadWords
+from recsys.model.layers import ConvolvedWords, Gate, IdDropout, MeanOfBag, ReadWords
 
 
 def test_id_dropout_hides_its_share_of_the_ids_during_training():

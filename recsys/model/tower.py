@@ -20,10 +20,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.config.sections import TowerConfig
-from recsys.encoders import ConvolvedWords, Gate, IdDropout, KnownOrNew, MeanOfBag, ReadWords
 from recsys.errors import InputError
 from recsys.features.encoding import Features, Inputs, TokenFeature, positions, token_input
 from recsys.features.tokenization import MAX_WORDS
+from recsys.model.layers import ConvolvedWords, Gate, IdDropout, KnownOrNew, MeanOfBag, ReadWords
 
 ID_ENCODER, NUMERIC_ENCODER = "id_embedding", "numeric_encoder"
 FUSION, CROSS, HIDDEN = "fusion", "cross", "hidden"

@@ -17,7 +17,7 @@ from recsys.data.labeled_pairs import LabelledPairs
 from recsys.data.pairs import Block, Pairs, join
 from recsys.data.splits import Split, Target
 from recsys.errors import StageError
-from recsys.sampling import IGNORE, Anchors, Batch, Sampler
+from recsys.model.negatives import IGNORE, Anchors, Batch, Sampler
 
 
 class PairBatches:

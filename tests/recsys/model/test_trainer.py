@@ -3,9 +3,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys import mining, optimiser, tower, training
-from recsys.batches import HistoryBatches, LabelledBatches, PairBatches
-from recsys.checkpoint import Checkpoint
 from recsys.config.sections import Config
 from recsys.data import pairs
 from recsys.data.labeled_pairs import LabelledPairs
@@ -17,7 +14,13 @@ from recsys.features.encoding import Features
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.sampling import Batch
+from recsys.model import hard_negatives as mining
+from recsys.model import optimizer as optimiser
+from recsys.model import tower
+from recsys.model import trainer as training
+from recsys.model.batches import HistoryBatches, LabelledBatches, PairBatches
+from recsys.model.checkpoint import Checkpoint
+from recsys.model.negatives import Batch
 
 BLOCKS = (3, 4, 5, 6)
 """Users of a block touch its items and no others."""

@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from recsys import mining
 from recsys.config.sections import CandidatesConfig
 from recsys.data import pairs
 from recsys.index.distances import DISTANCES
+from recsys.model import hard_negatives as mining
 
 NUM_ITEMS, DIMENSION = 61, 5
 

@@ -15,7 +15,7 @@ from keras import ops
 from recsys.config.sections import TrainConfig
 from recsys.errors import ConfigError
 from recsys.features.encoding import Features
-from recsys.tower import ID_ENCODER, encoder_names
+from recsys.model.tower import ID_ENCODER, encoder_names
 
 MOST = 10.0
 """Times that features learn faster than ids at most: beyond it, passes were lost and nothing gained."""
@@ -90,7 +90,7 @@ def build(
 
     Args:
         config: how to train.
-        tower: from `recsys.tower.build`, with these features.
+        tower: from `recsys.model.tower.build`, with these features.
         features: says which column an encoder reads.
         learning_rate: instead of the config's.
         feature_rate: factor of it for features that are looked up in tables, and numbers.

@@ -16,9 +16,6 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from recsys import losses, mining, optimiser, tower
-from recsys.batches import Batches, PairBatches
-from recsys.checkpoint import Checkpoint, Progress
 from recsys.config.sections import Config
 from recsys.data.splits import Holdout
 from recsys.errors import StageError
@@ -28,7 +25,12 @@ from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.sampling import Batch
+from recsys.model import hard_negatives as mining
+from recsys.model import losses, tower
+from recsys.model import optimizer as optimiser
+from recsys.model.batches import Batches, PairBatches
+from recsys.model.checkpoint import Checkpoint, Progress
+from recsys.model.negatives import Batch
 
 ENCODE_BATCH = 4_096
 HISTORY = "history_"
@@ -63,7 +65,7 @@ class Siamese(keras.Model):
     Args:
         tower: inputs -> float32 [n, d].
         inputs: of the whole catalogue, [num_items, ...] each; what the tower does not read is left aside.
-        loss: of `recsys.losses`.
+        loss: of `recsys.model.losses`.
         unit: whether embeddings have length 1.
     """
 
@@ -105,7 +107,7 @@ class Newcomers(Siamese):
     Args:
         tower: of features, without the id.
         inputs: of the whole catalogue.
-        loss: of `recsys.losses`.
+        loss: of `recsys.model.losses`.
         unit: whether embeddings have length 1.
         among: embeddings of the catalogue, float32 [num_items, d].
     """
@@ -170,7 +172,7 @@ def fit(
     """Train a tower, in place.
 
     Args:
-        model: from `recsys.tower.build`, new or trained before.
+        model: from `recsys.model.tower.build`, new or trained before.
         features: vocabularies that `inputs` were made with.
         inputs: tower inputs of the whole catalogue.
         batches: what to train on.
@@ -182,7 +184,7 @@ def fit(
         refine: begin with a third of the learning rate, and let it fall to 0 over all passes; what was to thaw has
             done so.
         among: train `Newcomers` among these embeddings, float32 [num_items, d]; what was to thaw has done so too.
-        feature_rate: of `recsys.optimiser.build`.
+        feature_rate: of `recsys.model.optimizer.build`.
         checkpoint: written after each pass; where it is there, the fit goes on from it.
         on_pass: called after each pass that is done here.
 
