@@ -22,8 +22,8 @@ from recsys.config.sections import IndexConfig
 from recsys.data.catalog import Catalogue
 from recsys.index import annoy_index as index
 from recsys.index.embeddings import Vectors
-from recsys.lookup import Engine
-from recsys.question import Condition, Diversity, Question, Weighted
+from recsys.retrieval.engine import Engine
+from recsys.retrieval.query import Condition, Diversity, Question, Weighted
 
 SHARES = {"half": 0.5, "tenth": 0.1, "twentieth": 0.05, "hundredth": 0.01, "thousandth": 0.001}
 """Value of the facet -> share of the items that have it."""

@@ -44,8 +44,8 @@ from recsys.data import item_users as audience
 from recsys.data.catalog import Catalogue
 from recsys.index import annoy_index as index
 from recsys.index import embeddings
-from recsys.neighbours import Filter
 from recsys.release import Release
+from recsys.retrieval.bulk import Filter
 
 ROWS, GROWTH = 10_000_000, 10
 USER_ROWS, ITEM_ROWS = 20, 50

@@ -22,13 +22,13 @@ from benchmarks.command import FIGURES, parser, working
 from benchmarks.table import ROUNDS, Table, timed
 from pipelines import embed, prepare
 from pipelines.night import Night
-from recsys import lookup
 from recsys.config import sections as configuration
 from recsys.config.sections import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
 from recsys.data.catalog import Catalogue
 from recsys.features.encoding import Features
 from recsys.index import annoy_index as index
-from recsys.question import Question
+from recsys.retrieval import engine as lookup
+from recsys.retrieval.query import Question
 
 ROWS, USERS, ITEMS = 1_000_000, 50_000, 20_000
 EMBEDDED = 100_000

@@ -34,9 +34,9 @@ from recsys.config.sections import Config, NeighboursConfig
 from recsys.config.urls import Address
 from recsys.data.storage import sha256, whole
 from recsys.errors import StageError
-from recsys.neighbours import Filter, nearest
 from recsys.release import MANIFEST as RELEASE_MANIFEST
 from recsys.release import Release
+from recsys.retrieval.bulk import Filter, nearest
 from recsys.workspace import MANIFEST, Run, code_version
 
 NAME = "neighbours"
@@ -60,7 +60,7 @@ class Job:
         return cls(release.path.resolve(), config.k, wanted, config.items_per_unit, run.folder / run.run_id)
 
     def part(self, unit: int) -> Path:
-        """Rows of a unit, of `recsys.neighbours.SCHEMA`."""
+        """Rows of a unit, of `recsys.retrieval.bulk.SCHEMA`."""
         return self.folder / f"part-{unit:05d}.parquet"
 
     def entry(self, unit: int) -> Path:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from recsys.errors import InputError
 from recsys.features.encoding import Features
 from recsys.model import tower
-from recsys.question import finite
 from recsys.release import FEATURES, TOWER, Release
+from recsys.retrieval.query import finite
 
 KEPT = 2
 """Towers that stay loaded."""

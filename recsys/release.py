@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recsys import lookup
 from recsys.config.sections import EvaluateConfig
 from recsys.data.catalog import Catalogue
 from recsys.data.item_users import Audience
@@ -34,8 +33,9 @@ from recsys.index.annoy_index import INDEX, Index, Shard
 from recsys.index.distances import DISTANCES, Distance
 from recsys.index.embeddings import Vectors
 from recsys.index.queries import middle
-from recsys.overlay import UNCHANGED, Overlay
-from recsys.question import Question
+from recsys.retrieval import engine as lookup
+from recsys.retrieval.overlay import UNCHANGED, Overlay
+from recsys.retrieval.query import Question
 
 FORMAT_VERSION = 3
 

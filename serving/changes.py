@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.errors import InputError
-from recsys.filters import AVAILABLE
-from recsys.question import finite
-from recsys.ranking import checked
+from recsys.retrieval.filters import AVAILABLE
+from recsys.retrieval.query import finite
+from recsys.retrieval.search import checked
 from serving.bodies import BodyRoute
 from serving.edition import Edition
 from serving.guard import RefusedRequest

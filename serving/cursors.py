@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from recsys.errors import InputError
-from recsys.question import Question
+from recsys.retrieval.query import Question
 
 LONGEST = 1_024
 

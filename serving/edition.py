@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from recsys import Release
 from recsys.errors import RecsysError
-from recsys.lookup import Answer, Held
-from recsys.overlay import UNCHANGED, Added, Overlay
-from recsys.question import Question
+from recsys.retrieval.engine import Answer, Held
+from recsys.retrieval.overlay import UNCHANGED, Added, Overlay
+from recsys.retrieval.query import Question
 from serving.answers import Answers
 from serving.journal import NOWHERE, Entry, Journal
 

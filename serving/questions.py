@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from recsys.config.sections import ServeConfig
 from recsys.errors import InputError
-from recsys.question import Condition, Diversity, OnUnknown, Question, Weighted
+from recsys.retrieval.query import Condition, Diversity, OnUnknown, Question, Weighted
 
 DEFAULT_K = 10
 RANGE = {"min", "max"}

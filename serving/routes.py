@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from recsys.errors import InputError, RecsysError
-from recsys.lookup import Answer
-from recsys.question import Question
+from recsys.retrieval.engine import Answer
+from recsys.retrieval.query import Question
 from serving import cursors, headers, parameters, problems
 from serving.answers import Given, is_known
 from serving.bodies import BodyRoute

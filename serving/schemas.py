@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from recsys.lookup import Reason
+from recsys.retrieval.engine import Reason
 
 
 class WhyBody(BaseModel):

@@ -9,8 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from recsys.errors import RecsysError
-from recsys.lookup import Answer
-from recsys.question import Question
+from recsys.retrieval.engine import Answer
+from recsys.retrieval.query import Question
 from serving.edition import Edition
 from serving.telemetry import Telemetry
 

@@ -6,8 +6,8 @@ import hashlib
 import time
 
 from recsys.config.sections import ServeConfig
-from recsys.lookup import Answer
-from recsys.question import Question
+from recsys.retrieval.engine import Answer
+from recsys.retrieval.query import Question
 from serving.edition import Edition, Embed
 from serving.journal import Journal
 from serving.shadow import Shadow

@@ -30,7 +30,7 @@ class Export:
     rows: int
     """Neighbours of all of them."""
     parts: tuple[Path, ...]
-    """Parquet files of `recsys.neighbours.SCHEMA`; the rows of an item lie together in one."""
+    """Parquet files of `recsys.retrieval.bulk.SCHEMA`; the rows of an item lie together in one."""
 
     @property
     def about(self) -> dict[str, str | int]:

@@ -12,8 +12,8 @@ from rich.table import Table
 from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleasePlace, show
 
 if TYPE_CHECKING:
-    from recsys.lookup import Answer
     from recsys.release import Release
+    from recsys.retrieval.engine import Answer
 
 
 def register(app: typer.Typer) -> None:

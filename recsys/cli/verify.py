@@ -10,7 +10,7 @@ from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleasePlace, s
 from recsys.cli.similar import open_release
 
 if TYPE_CHECKING:
-    from recsys.lookup import Verdict
+    from recsys.retrieval.engine import Verdict
 
 
 def register(app: typer.Typer) -> None:

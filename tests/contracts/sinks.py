@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import sinks
 from pipelines.sinks.sink import Export, deliver
-from recsys.neighbours import SCHEMA
+from recsys.retrieval.bulk import SCHEMA
 
 ODD_IDS = ["ü 😀", 'quote " and \\ slash', "new\nline\r\n", "comma,", "", "NULL", "x" * 300, "{}", "'; DROP TABLE x --"]
 """Ids that somebody's catalogue has. None holds a NUL, which PostgreSQL does not take."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from recsys import Release
 from recsys.config.sections import ServeConfig
-from recsys.question import Condition, Diversity, Question, Weighted
+from recsys.retrieval.query import Condition, Diversity, Question, Weighted
 from serving import cursors
 from serving.app import create
 from tests.conftest import release_writer

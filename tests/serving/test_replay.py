@@ -12,8 +12,8 @@ import pytest
 
 from recsys import Release
 from recsys.config.sections import ServeConfig
-from recsys.lookup import Answer
-from recsys.question import Question
+from recsys.retrieval.engine import Answer
+from recsys.retrieval.query import Question
 from serving import keys
 from serving.app import over
 from serving.edition import Edition

@@ -14,7 +14,7 @@ import pytest
 
 from recsys import Release
 from recsys.errors import ReleaseError
-from recsys.question import Question
+from recsys.retrieval.query import Question
 from serving import openapi
 from serving.edition import Edition
 from serving.logs import Lines

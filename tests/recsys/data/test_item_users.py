@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys import lookup
 from recsys.data.item_users import Audience, build
 from recsys.errors import InputError
-from recsys.question import Question, Weighted
 from recsys.release import Release
+from recsys.retrieval import engine as lookup
+from recsys.retrieval.query import Question, Weighted
 
 ITEMS = 6
 touched = st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=8)

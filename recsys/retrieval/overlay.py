@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.catalog import Catalogue
-from recsys.filters import AVAILABLE, Facets, Mask, as_terms, meets
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
-from recsys.question import Condition, Value
-from recsys.ranking import checked
+from recsys.retrieval.filters import AVAILABLE, Facets, Mask, as_terms, meets
+from recsys.retrieval.query import Condition, Value
+from recsys.retrieval.search import checked
 
 
 @dataclass(frozen=True)

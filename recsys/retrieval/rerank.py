@@ -1,6 +1,6 @@
 """Neighbours that are unlike each other: another order of what comes, and less of the same.
 
-Both take items one after the other and are not told how many are wanted, as `recsys.ranking`.
+Both take items one after the other and are not told how many are wanted, as `recsys.retrieval.search`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
-from recsys.overlay import Stock
-from recsys.question import Value
-from recsys.ranking import Near
+from recsys.retrieval.overlay import Stock
+from recsys.retrieval.query import Value
+from recsys.retrieval.search import Near
 
 POOL = 100
 """Nearest items among which the next is chosen: far ones would be diverse, and no neighbours."""

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.errors import InputError
-from recsys.question import Condition, Value
+from recsys.retrieval.query import Condition, Value
 
 Mask = NDArray[np.bool_]
 

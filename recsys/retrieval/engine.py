@@ -10,17 +10,18 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys import diversity, ranking
 from recsys.data.catalog import Catalogue
 from recsys.data.item_users import Audience
 from recsys.errors import InputError, UnknownItemError
 from recsys.evaluation.calibration import Calibration, Threshold
-from recsys.filters import AVAILABLE, Facets, Mask
 from recsys.index.annoy_index import Index
 from recsys.index.embeddings import Vectors
-from recsys.overlay import UNCHANGED, Overlay, Stock
-from recsys.question import Question, Value
-from recsys.ranking import Allowed, Near, Place, Space
+from recsys.retrieval import rerank as diversity
+from recsys.retrieval import search as ranking
+from recsys.retrieval.filters import AVAILABLE, Facets, Mask
+from recsys.retrieval.overlay import UNCHANGED, Overlay, Stock
+from recsys.retrieval.query import Question, Value
+from recsys.retrieval.search import Allowed, Near, Place, Space
 
 Reason = Literal["unknown_items", "min_similarity", "min_probability", "diversity", "conditions", "catalogue"]
 """Why there are fewer neighbours than asked for, the first that holds: no item of the question is known; the others

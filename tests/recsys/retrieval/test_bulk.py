@@ -8,14 +8,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys import Release, ranking
+from recsys import Release
 from recsys.config.sections import IndexConfig
 from recsys.data.catalog import Catalogue
 from recsys.errors import InputError
 from recsys.index.annoy_index import build
 from recsys.index.distances import DISTANCES
-from recsys.neighbours import SCHEMA, Filter, nearest
-from recsys.ranking import Space
+from recsys.retrieval import search as ranking
+from recsys.retrieval.bulk import SCHEMA, Filter, nearest
+from recsys.retrieval.search import Space
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NUM_ITEMS, DIMENSION = 60, 7

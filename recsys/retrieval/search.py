@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.errors import InputError
-from recsys.filters import Mask
 from recsys.index.annoy_index import Index
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
+from recsys.retrieval.filters import Mask
 
 WINDOWS = ((32, 32, 0), (128, 640, 0), (320, 1_280, 1))
 """Ranks up to which the index is believed, how many it is asked for to be believed, and at least so many times its

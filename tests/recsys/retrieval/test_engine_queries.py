@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys import Release
-from recsys.diversity import FAR
 from recsys.errors import InputError, UnknownItemError
-from recsys.overlay import Added, Overlay
-from recsys.question import Condition, Diversity, Question, Weighted
+from recsys.retrieval.overlay import Added, Overlay
+from recsys.retrieval.query import Condition, Diversity, Question, Weighted
+from recsys.retrieval.rerank import FAR
 from tests.conftest import release_writer
 
 SMALL, LARGE = 60, 6_000

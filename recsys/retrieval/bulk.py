@@ -1,6 +1,6 @@
-"""The nearest of many items as one table: row by row what `recsys.lookup` answers item by item.
+"""The nearest of many items as one table: row by row what `recsys.retrieval.engine` answers item by item.
 
-Where that asks the index, this asks for no more than is wanted, and `recsys.lookup` may look farther.
+Where that asks the index, this asks for no more than is wanted, and `recsys.retrieval.engine` may look farther.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from recsys.data.catalog import Catalogue
 from recsys.errors import InputError
 from recsys.evaluation.calibration import Calibration
 from recsys.index.annoy_index import Index
-from recsys.ranking import Allowed, Space
+from recsys.retrieval.search import Allowed, Space
 
 SCHEMA: Final = {
     "item_id": pl.String,

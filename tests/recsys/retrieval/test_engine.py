@@ -7,8 +7,8 @@ from recsys.data.catalog import Catalogue
 from recsys.errors import InputError, UnknownItemError
 from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
 from recsys.index import annoy_index as index
-from recsys.lookup import Engine, verdict
-from recsys.question import Question
+from recsys.retrieval.engine import Engine, verdict
+from recsys.retrieval.query import Question
 
 ANGLES = {"north": 90, "east": 0, "north-east": 50, "south": 270, "west": 185}
 
