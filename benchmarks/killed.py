@@ -31,8 +31,8 @@ from pipelines import night_page, promote
 from pipelines.nightly import STAGES
 from recsys.config import sections as configuration
 from recsys.errors import RecsysError
-from recsys.release import MANIFEST, TOWER, Release
-from recsys.tracking import Tracker
+from recsys.release.bundle import MANIFEST, TOWER, Release
+from recsys.release.mlflow_registry import Tracker
 
 USER_ROWS, ITEM_ROWS, UNITS = 20, 50, 10
 """Rows for each user and for each item; units of a log."""

@@ -29,7 +29,7 @@ from recsys.data.storage import sha256
 from recsys.errors import ConfigError, RecsysError, RefusedError
 from recsys.index import annoy_index as index
 from recsys.index import embeddings
-from recsys.release import CATALOGUE, EMBEDDINGS, MANIFEST, FileEntry, Release
+from recsys.release.bundle import CATALOGUE, EMBEDDINGS, MANIFEST, FileEntry, Release
 
 DAY_S, MS = 86_400, 1_000
 TINY_SEARCH = 20

@@ -37,14 +37,14 @@ from benchmarks.speed import embed_against_loop, plain_prepare
 from benchmarks.table import Table, timed
 from pipelines import neighbours, prepare, runner
 from pipelines.night import Night, calm
-from recsys import release
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighboursConfig, PrepareConfig
 from recsys.data import item_users as audience
 from recsys.data.catalog import Catalogue
 from recsys.index import annoy_index as index
 from recsys.index import embeddings
-from recsys.release import Release
+from recsys.release import bundle as release
+from recsys.release.bundle import Release
 from recsys.retrieval.bulk import Filter
 
 ROWS, GROWTH = 10_000_000, 10

@@ -15,7 +15,7 @@ from pipelines.nightly import Summary, tonight
 from pipelines.progress import Reporter
 from recsys.config.sections import Config
 from recsys.errors import InputError, RecsysError, StageError, TrackingError
-from recsys.workspace import Run
+from recsys.release.runs import Run
 
 
 def backfill(config: Config, report: Reporter, first: date, last: date, *, promotes: bool = False) -> list[Summary]:

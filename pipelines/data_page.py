@@ -18,8 +18,8 @@ from pipelines import page
 from pipelines.night import Night
 from recsys.data import profile as data_report
 from recsys.data.snapshot import Snapshot
-from recsys.release import CATALOGUE
-from recsys.workspace import MANIFEST
+from recsys.release.bundle import CATALOGUE
+from recsys.release.runs import MANIFEST
 
 REPORT, PAGE = "data_report.json", "data_report.html"
 MAX_BARS = 120

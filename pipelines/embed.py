@@ -26,7 +26,7 @@ from recsys.features.encoding import Features, Inputs
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
-from recsys.release import CATALOGUE, EMBEDDINGS, FEATURES, TOWER
+from recsys.release.bundle import CATALOGUE, EMBEDDINGS, FEATURES, TOWER
 
 STAGE = "embed"
 

@@ -28,7 +28,7 @@ from recsys.features import tfidf as bags
 from recsys.index import annoy_index as annoy
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
-from recsys.release import CATALOGUE, EMBEDDINGS
+from recsys.release.bundle import CATALOGUE, EMBEDDINGS
 
 STAGE = "evaluate"
 

@@ -19,7 +19,7 @@ from recsys.index import annoy_index as annoy
 from recsys.index import embeddings
 from recsys.index.annoy_index import Shard
 from recsys.index.distances import DISTANCES
-from recsys.release import EMBEDDINGS
+from recsys.release.bundle import EMBEDDINGS
 
 STAGE = "index"
 

@@ -28,16 +28,16 @@ from pipelines import runner, sinks
 from pipelines.night import calm, main
 from pipelines.progress import Advance, Reporter
 from pipelines.sinks.sink import Export, deliver
-from recsys import depot
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, NeighboursConfig
 from recsys.config.urls import Address
 from recsys.data.storage import sha256, whole
 from recsys.errors import StageError
-from recsys.release import MANIFEST as RELEASE_MANIFEST
-from recsys.release import Release
+from recsys.release import remote as depot
+from recsys.release.bundle import MANIFEST as RELEASE_MANIFEST
+from recsys.release.bundle import Release
+from recsys.release.runs import MANIFEST, Run, code_version
 from recsys.retrieval.bulk import Filter, nearest
-from recsys.workspace import MANIFEST, Run, code_version
 
 NAME = "neighbours"
 """Of the job, and of its folder in the workspace."""

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import io
 from pipelines.progress import Reporter
-from recsys import depot
 from recsys.config import sections as configuration
 from recsys.config.sections import Config
 from recsys.config.urls import Address
 from recsys.errors import ConfigError, InputError, RecsysError, ReleaseError, TrackingError
-from recsys.release import MANIFEST, read_manifest
-from recsys.workspace import Inputs, Run
+from recsys.release import remote as depot
+from recsys.release.bundle import MANIFEST, read_manifest
+from recsys.release.runs import Inputs, Run
 
 if TYPE_CHECKING:
-    from recsys.tracking import Tracker
+    from recsys.release.mlflow_registry import Tracker
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Night:
     @cached_property
     def tracker(self) -> Tracker:
         """MLflow, imported when it is first needed: that takes seconds."""
-        from recsys.tracking import Tracker  # noqa: PLC0415
+        from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
         return Tracker(self.config)
 

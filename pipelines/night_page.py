@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from pipelines import calibrate, data_page, embed, evaluate, feedback, index, page, plots, prepare, train
 from pipelines.night import Night
-from recsys import gate
 from recsys.data.catalog import Catalogue
 from recsys.data.splits import Holdout
 from recsys.data.storage import whole
@@ -25,7 +24,8 @@ from recsys.evaluation import embedding_drift as drift
 from recsys.evaluation.baseline_search import LOOK_UPS, LookUp, queries
 from recsys.evaluation.metrics import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
 from recsys.index.queries import Queries
-from recsys.release import CATALOGUE, Release
+from recsys.release import gate
+from recsys.release.bundle import CATALOGUE, Release
 
 REPORT, PAGE = "night.json", "night.html"
 FORMAT = 1

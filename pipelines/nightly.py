@@ -27,7 +27,7 @@ from pipelines.usage import measured
 from recsys.config.sections import Config
 from recsys.errors import InputError, RefusedError, TrackingError
 from recsys.notify import notify
-from recsys.workspace import Inputs, Run
+from recsys.release.runs import Inputs, Run
 
 STAGES: dict[str, Stage] = {
     "prepare": prepare,

@@ -31,7 +31,7 @@ from recsys.data.catalog import fingerprint
 from recsys.data.splits import DAY_S, cut
 from recsys.data.validation import LATER, UNWEIGHED
 from recsys.errors import InputError
-from recsys.release import AUDIENCE, CATALOGUE
+from recsys.release.bundle import AUDIENCE, CATALOGUE
 
 STAGE = "prepare"
 SEQUENCES, PAIRS, LABELLED, DEAD_LETTERS = "sequences", "pairs", "labelled.parquet", "dead_letters.parquet"

@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from pipelines import data_page, evaluate, prepare
 from pipelines.night import Night, command, main
 from pipelines.train import load_split
-from recsys import data_checks, gate, promotion
-from recsys.checks import Check, at_least, from_data, skipped
 from recsys.data.catalog import Catalogue
 from recsys.data.storage import whole
 from recsys.errors import RefusedError, ReleaseError
 from recsys.evaluation.metrics import TARGET_METRIC, strata
 from recsys.features.encoding import Features
 from recsys.index.embeddings import Vectors
-from recsys.release import CATALOGUE, FEATURES, TOWER, Release
-from recsys.tracking import VERDICT_TAG, Version
+from recsys.release import data_gate as data_checks
+from recsys.release import gate, promotion
+from recsys.release.bundle import CATALOGUE, FEATURES, TOWER, Release
+from recsys.release.check import Check, at_least, from_data, skipped
+from recsys.release.mlflow_registry import VERDICT_TAG, Version
 
 STAGE = "promote"
 REPORT = "gate.json"

@@ -10,11 +10,11 @@ from typing import Any
 from pipelines import calibrate, data_page, embed, evaluate, prepare, train
 from pipelines import index as indexing
 from pipelines.night import Night, command, main
-from recsys import depot
-from recsys import release as releases
 from recsys.index.distances import DISTANCES
-from recsys.release import Release
-from recsys.workspace import MANIFEST
+from recsys.release import bundle as releases
+from recsys.release import remote as depot
+from recsys.release.bundle import Release
+from recsys.release.runs import MANIFEST
 
 STAGE = "publish"
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from pipelines import prepare
 from pipelines.night import Night, command, main
-from recsys import depot
 from recsys.data.catalog import Catalogue
 from recsys.data.labeled_pairs import LabelledPairs
 from recsys.data.pairs import Pairs, Weight
@@ -32,7 +31,8 @@ from recsys.index.exact import ExactIndex
 from recsys.index.queries import middle
 from recsys.model.batches import Batches, HistoryBatches, LabelledBatches, PairBatches
 from recsys.model.checkpoint import Checkpoint
-from recsys.release import CATALOGUE, FEATURES, TOWER
+from recsys.release import remote as depot
+from recsys.release.bundle import CATALOGUE, FEATURES, TOWER
 
 if TYPE_CHECKING:
     from recsys.model.trainer import OnPass

@@ -32,7 +32,7 @@ from recsys.data.storage import whole
 from recsys.errors import RecsysError, StageError, TrackingError
 from recsys.evaluation.baseline_search import LOOK_UPS
 from recsys.evaluation.metrics import SCORE, score
-from recsys.workspace import Run
+from recsys.release.runs import Run
 
 if TYPE_CHECKING:
     import optuna

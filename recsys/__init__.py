@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from recsys.release import Release
+from recsys.release.bundle import Release
 
 __all__ = ["Release", "__version__"]
 

@@ -25,7 +25,7 @@ WARM = 3
 """Questions that are asked before the first caller's."""
 
 Embed = Callable[[Release, Mapping[str, Any]], NDArray[np.float32]]
-"""The place of an item by its features, float32 [dimension]; see `recsys.newcomer`."""
+"""The place of an item by its features, float32 [dimension]; see `recsys.release.bundle.new_item`."""
 
 
 class Edition:

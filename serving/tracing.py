@@ -63,7 +63,7 @@ class Traced:
                     span.set_attribute("http.response.status_code", message["status"])
                     release = dict(message["headers"]).get(RELEASE_HEADER)
                     if release is not None:
-                        span.set_attribute("recsys.release", release.decode("latin-1"))
+                        span.set_attribute("recsys.release.bundle", release.decode("latin-1"))
                 await send(message)
 
             await self.app(scope, receive, observed)

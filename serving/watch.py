@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from recsys import depot
 from recsys.data import storage
 from recsys.data.storage import RemotePlace
 from recsys.errors import RecsysError, ReleaseError
-from recsys.release import MANIFEST
+from recsys.release import remote as depot
+from recsys.release.bundle import MANIFEST
 from serving import wanted
 from serving.backoff import delays
 from serving.wanted import WANTED, Wanted

@@ -58,7 +58,6 @@ def release_writer(tmp_path: Path) -> WriteRelease:
     `columns` are further ones of the catalogue, or `interactions` instead of 1.
     Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
     """
-    from recsys import release
     from recsys.config.sections import Config, DataConfig, IndexConfig
     from recsys.data import item_users as audience
     from recsys.data.catalog import Catalogue
@@ -66,6 +65,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
     from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
     from recsys.index import annoy_index as index
     from recsys.index import embeddings
+    from recsys.release import bundle as release
 
     share = Estimate(value=0.75, low=0.5, high=0.875)
     measured = Measured(precision=share, recall=share, false_positive_rate=share, accuracy=share)

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.sinks.sink import Export
 from recsys.data.storage import Place
 from recsys.errors import InputError
-from recsys.workspace import MANIFEST
+from recsys.release.runs import MANIFEST
 
 PREFIX = "export-"
 

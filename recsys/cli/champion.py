@@ -11,8 +11,8 @@ import typer
 from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, show
 
 if TYPE_CHECKING:
-    from recsys.history import Action, Event
-    from recsys.tracking import Tracker, Version
+    from recsys.release.history import Action, Event
+    from recsys.release.mlflow_registry import Tracker, Version
 
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, for the history.")]
 
@@ -75,11 +75,11 @@ def known(tracker: Tracker, release_id: str) -> Version:
 
 
 def _change(action: Action, target: Any, config: Path, why: str, *, forced: bool) -> Event:
-    from recsys import promotion  # noqa: PLC0415
     from recsys.config import sections as configuration  # noqa: PLC0415
     from recsys.errors import RefusedError, ReleaseError  # noqa: PLC0415
-    from recsys.release import Release  # noqa: PLC0415
-    from recsys.tracking import VERDICT_TAG, Tracker  # noqa: PLC0415
+    from recsys.release import promotion  # noqa: PLC0415
+    from recsys.release.bundle import Release  # noqa: PLC0415
+    from recsys.release.mlflow_registry import VERDICT_TAG, Tracker  # noqa: PLC0415
 
     checked = configuration.load(config)
     tracker = Tracker(checked)

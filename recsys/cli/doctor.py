@@ -75,7 +75,7 @@ def _setting(path: Any) -> list[Finding]:
     ]
 
     def mlflow() -> str:
-        from recsys.tracking import Tracker  # noqa: PLC0415
+        from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
         champion = Tracker(config).champion()
         return f"champion {champion.release_id}, version {champion.number}" if champion else "no champion yet"

@@ -22,8 +22,8 @@ def list_releases(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) ->
     """List the releases of a workspace, newest first; the one in service is marked."""
     from recsys.config import sections as configuration  # noqa: PLC0415
     from recsys.errors import ReleaseError  # noqa: PLC0415
-    from recsys.release import read_manifest  # noqa: PLC0415
-    from recsys.tracking import Tracker  # noqa: PLC0415
+    from recsys.release.bundle import read_manifest  # noqa: PLC0415
+    from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
     checked = configuration.load(config)
     champion = Tracker(checked).champion()
@@ -43,7 +43,7 @@ def list_releases(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) ->
 @app.command("show")
 def show_release(release: Which, config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
     """Show the manifest of a release."""
-    from recsys.release import read_manifest  # noqa: PLC0415
+    from recsys.release.bundle import read_manifest  # noqa: PLC0415
 
     manifest = read_manifest(_folder(release, config)).model_dump()
 
@@ -62,7 +62,7 @@ def show_release(release: Which, config: ConfigFile = CONFIG_DEFAULT, as_json: J
 @app.command("verify")
 def verify(release: Which, config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
     """Check every file of a release, and ask it known questions."""
-    from recsys.release import Release  # noqa: PLC0415
+    from recsys.release.bundle import Release  # noqa: PLC0415
 
     loaded = Release.load(_folder(release, config))
     result = {"release_id": loaded.release_id, "path": str(loaded.path), "num_items": len(loaded.catalogue)}
@@ -72,9 +72,9 @@ def verify(release: Which, config: ConfigFile = CONFIG_DEFAULT, as_json: Json = 
 @app.command("history")
 def history(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
     """Tell which release was in service when, who put it there, and why."""
-    from recsys import promotion  # noqa: PLC0415
     from recsys.config import sections as configuration  # noqa: PLC0415
-    from recsys.tracking import Tracker  # noqa: PLC0415
+    from recsys.release import promotion  # noqa: PLC0415
+    from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
     tracker = Tracker(configuration.load(config))
     events, champion = promotion.events(tracker), tracker.champion()
@@ -112,7 +112,7 @@ def pin(
     """Keep a release from being pruned, here and on other machines."""
     from recsys.cli.champion import known  # noqa: PLC0415
     from recsys.config import sections as configuration  # noqa: PLC0415
-    from recsys.tracking import Tracker  # noqa: PLC0415
+    from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
     tracker = Tracker(configuration.load(config))
     tracker.pin(known(tracker, release), why)
@@ -124,7 +124,7 @@ def unpin(release: Registered, config: ConfigFile = CONFIG_DEFAULT) -> None:
     """Let a pinned release be pruned again."""
     from recsys.cli.champion import known  # noqa: PLC0415
     from recsys.config import sections as configuration  # noqa: PLC0415
-    from recsys.tracking import Tracker  # noqa: PLC0415
+    from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
     tracker = Tracker(configuration.load(config))
     tracker.unpin(known(tracker, release))
@@ -148,9 +148,12 @@ def prune(
     Kept are the champion, the one before, what is pinned or warm-started from, what the servers serve, and the
     newest. MLflow's copies and those of data.releases stay.
     """
-    from recsys import promotion, retention  # noqa: PLC0415
     from recsys.config import sections as configuration  # noqa: PLC0415
-    from recsys.tracking import Tracker  # noqa: PLC0415
+    from recsys.release import (
+        promotion,  # noqa: PLC0415
+        retention,  # noqa: PLC0415
+    )
+    from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
     checked = configuration.load(config)
     with promotion.locked(checked.workspace):
@@ -186,7 +189,7 @@ def prune(
 def _folder(release: str, config: Path) -> Path:
     """A folder as it is, of a URL a copy; a plain id below the workspace."""
     if Path(release).is_dir() or "/" in release:
-        from recsys import depot  # noqa: PLC0415
+        from recsys.release import remote as depot  # noqa: PLC0415
 
         return depot.local(release)
     from recsys.config import sections as configuration  # noqa: PLC0415

@@ -54,7 +54,7 @@ def serve(
 def _champion(config: Config) -> Source:
     """The champion of a config's model, and its challenger where the service has a use for one."""
     from recsys.errors import ReleaseError  # noqa: PLC0415
-    from recsys.tracking import Tracker  # noqa: PLC0415
+    from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
     from serving.wanted import Wanted  # noqa: PLC0415
 
     releases = config.workspace / "releases"
@@ -83,7 +83,7 @@ def _embedder() -> Embed:
         ConfigError: it is not installed.
     """
     try:
-        from recsys.newcomer import embed  # noqa: PLC0415
+        from recsys.release.new_item import embed  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(f"--with-tower needs {error.name}, which is not installed. Install recsys[train].") from None
     return embed

@@ -12,7 +12,7 @@ from rich.table import Table
 from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleasePlace, show
 
 if TYPE_CHECKING:
-    from recsys.release import Release
+    from recsys.release.bundle import Release
     from recsys.retrieval.engine import Answer
 
 
@@ -42,13 +42,13 @@ def open_release(place: str | None, config: Path) -> Release:
         ReleaseError: it does not verify, or there is no champion yet.
         InputError: the store of a URL is away, or refuses.
     """
-    from recsys import depot  # noqa: PLC0415
+    from recsys.release import remote as depot  # noqa: PLC0415
 
     if place is not None:
         return depot.load(place)
     from recsys.config import sections as configuration  # noqa: PLC0415
     from recsys.errors import ReleaseError  # noqa: PLC0415
-    from recsys.tracking import Tracker  # noqa: PLC0415
+    from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
     checked = configuration.load(config)
     tracker = Tracker(checked)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from recsys.checks import at_least
 from recsys.config import sections as configuration
-from recsys.tracking import VERDICT_TAG, Tracker, Version
+from recsys.release.check import at_least
+from recsys.release.mlflow_registry import VERDICT_TAG, Tracker, Version
 
 
 class Place(NamedTuple):

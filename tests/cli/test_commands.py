@@ -12,7 +12,7 @@ import typer
 
 from recsys import cli
 from recsys.index.annoy_index import INDEX
-from recsys.release import FILES
+from recsys.release.bundle import FILES
 
 NEEDS = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]
 
@@ -291,7 +291,7 @@ def test_before_the_first_night_there_is_no_champion_to_ask(config: Path, progra
 def test_a_champion_that_is_missing_is_told_without_the_password(
     config: Path, program: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recsys.tracking import Tracker
+    from recsys.release.mlflow_registry import Tracker
 
     monkeypatch.setattr(Tracker, "champion", lambda _: None)
     config.write_text('[data]\ninteractions = "log.csv"\n[tracking]\nuri = "http://me:secret@mlflow.example"\n')

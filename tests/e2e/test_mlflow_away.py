@@ -21,10 +21,10 @@ from mlflow import MlflowClient
 from pipelines import night_page
 from pipelines.nightly import STAGES, Summary, tonight
 from pipelines.progress import Reporter
-from recsys import promotion
 from recsys.config import sections as configuration
 from recsys.errors import TrackingError
-from recsys.tracking import Tracker
+from recsys.release import promotion
+from recsys.release.mlflow_registry import Tracker
 from tests.e2e import program, tracking_server, world
 from tests.e2e.line import Line, line_to
 

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from recsys import Release
 from recsys.errors import ReleaseError
 from recsys.index.annoy_index import INDEX
-from recsys.release import FILES
+from recsys.release.bundle import FILES
 from tests.e2e import program, world
 
 

@@ -13,7 +13,7 @@ from benchmarks.regressions import REGRESSIONS, Regression
 from pipelines.night import Night, calm
 from recsys.config import sections as configuration
 from recsys.config.sections import Config
-from recsys.tracking import Tracker
+from recsys.release.mlflow_registry import Tracker
 from tests.e2e import world
 
 DAYS, DAY_S = 30, 86_400

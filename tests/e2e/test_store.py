@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from recsys.index.annoy_index import INDEX
-from recsys.release import FILES
+from recsys.release.bundle import FILES
 from tests.e2e import program, world
 
 

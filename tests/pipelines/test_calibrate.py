@@ -14,7 +14,7 @@ from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import StageError
 from recsys.evaluation import calibration
-from recsys.release import CALIBRATION, CATALOGUE, EMBEDDINGS
+from recsys.release.bundle import CALIBRATION, CATALOGUE, EMBEDDINGS
 from tests.e2e import world
 
 

@@ -17,7 +17,7 @@ from recsys.errors import StageError
 from recsys.evaluation import metrics as evaluation
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.release import CATALOGUE, EMBEDDINGS
+from recsys.release.bundle import CATALOGUE, EMBEDDINGS
 from tests.e2e import world
 from tests.pipelines.test_train import GLOBAL_TIME, moved
 

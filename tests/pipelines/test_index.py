@@ -19,7 +19,7 @@ from recsys import Release
 from recsys.config import sections as configuration
 from recsys.index import annoy_index as annoy
 from recsys.index.exact import ExactIndex
-from recsys.release import EMBEDDINGS
+from recsys.release.bundle import EMBEDDINGS
 from tests.e2e import program, world
 
 DIMENSION = 8

@@ -22,7 +22,7 @@ from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import RecsysError, RefusedError, StageError
 from recsys.evaluation.baseline_search import LOOK_UPS
-from recsys.release import CATALOGUE
+from recsys.release.bundle import CATALOGUE
 from tests.e2e import world
 from tests.pipelines.test_data_page import Page
 

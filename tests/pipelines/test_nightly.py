@@ -27,7 +27,7 @@ from pipelines.progress import Reporter
 from recsys.config import sections as configuration
 from recsys.config.sections import Config
 from recsys.errors import ConfigError, InputError, StageError, TrackingError
-from recsys.tracking import Tracker
+from recsys.release.mlflow_registry import Tracker
 from tests.e2e import program as programs
 from tests.e2e import world
 

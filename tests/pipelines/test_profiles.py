@@ -25,7 +25,7 @@ from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, Config
 from recsys.errors import ConfigError, StageError
 from recsys.features.encoding import Features
-from recsys.release import FEATURES, TOWER, Release
+from recsys.release.bundle import FEATURES, TOWER, Release
 from tests.e2e import world
 from tests.pipelines import outputs
 

@@ -13,12 +13,12 @@ from mlflow import MlflowClient
 from benchmarks import regressions
 from pipelines import promote
 from pipelines.night import Night, calm
-from recsys import gate, promotion
 from recsys.config import sections as configuration
 from recsys.errors import RefusedError, StageError
 from recsys.evaluation.metrics import CUTS, metrics
-from recsys.release import MANIFEST, Release
-from recsys.tracking import Tracker
+from recsys.release import gate, promotion
+from recsys.release.bundle import MANIFEST, Release
+from recsys.release.mlflow_registry import Tracker
 from tests.e2e import world
 
 QUICK = ["train.passes=3", "train.history_passes=0", "evaluate.resamples=50", "promote.tolerance=0.3"]
@@ -76,7 +76,7 @@ def test_the_champion_is_asked_what_its_own_evaluation_was_to_the_last_digit(cop
     """The same questions, by way of item ids."""
     from pipelines import prepare
     from recsys.data.catalog import Catalogue
-    from recsys.release import CATALOGUE
+    from recsys.release.bundle import CATALOGUE
 
     challenger = night(copied, "train.seed=2")
     catalogue = Catalogue.load(challenger.run.path(prepare.STAGE, CATALOGUE))

@@ -19,7 +19,7 @@ from recsys import errors
 from recsys.config import sections as config
 from recsys.config.sections import BeamConfig
 from recsys.errors import InputError, ReleaseError, StageError, UnknownItemError
-from recsys.release import Release
+from recsys.release.bundle import Release
 
 beam = runner._beam()
 from apache_beam.pipeline import PipelineVisitor  # noqa: E402 - after the import that keeps Beam quiet

@@ -11,9 +11,10 @@ import pytest
 
 from pipelines import prepare
 from pipelines.night import Night
-from recsys import Release, depot
+from recsys import Release
 from recsys.config import sections as config
 from recsys.errors import InputError
+from recsys.release import remote as depot
 from tests.pipelines.servers import refusing
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v2"

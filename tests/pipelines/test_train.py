@@ -16,7 +16,7 @@ from recsys.data.catalog import Catalogue
 from recsys.errors import InputError, StageError
 from recsys.evaluation.metrics import SCORE
 from recsys.index.embeddings import Vectors
-from recsys.release import CATALOGUE, EMBEDDINGS, FEATURES, MANIFEST, TOWER
+from recsys.release.bundle import CATALOGUE, EMBEDDINGS, FEATURES, MANIFEST, TOWER
 from tests.e2e import world
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v2"

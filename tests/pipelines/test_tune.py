@@ -23,7 +23,7 @@ from pipelines.tune import tune
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, Span, TuneConfig
 from recsys.errors import ConfigError, StageError
-from recsys.tracking import Tracker
+from recsys.release.mlflow_registry import Tracker
 from tests.e2e import world
 
 RANGES = {

@@ -148,7 +148,7 @@ def test_the_champion_of_mlflow_is_followed_and_remembered(service: Service, wri
     """Promoted while it is served, and away at the next start."""
     from recsys import Release
     from recsys.config import sections as config
-    from recsys.tracking import Tracker
+    from recsys.release.mlflow_registry import Tracker
 
     tracker = Tracker(config.load(service.config))
     folders = [write_release(ITEMS, release_id=release_id) for release_id in ("one", "two")]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from recsys.data.item_users import Audience, build
 from recsys.errors import InputError
-from recsys.release import Release
+from recsys.release.bundle import Release
 from recsys.retrieval import engine as lookup
 from recsys.retrieval.query import Question, Weighted
 

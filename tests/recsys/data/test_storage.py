@@ -12,7 +12,7 @@ import pytest
 from recsys.data import storage
 from recsys.data.storage import sha256
 from recsys.errors import ConfigError, InputError, RecsysError
-from recsys.workspace import data_snapshot
+from recsys.release.runs import data_snapshot
 from tests.pipelines.servers import refusing
 
 

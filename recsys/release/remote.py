@@ -12,11 +12,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from recsys import release as releases
 from recsys.data import storage
 from recsys.data.storage import Place, RemotePlace
 from recsys.errors import ReleaseError
-from recsys.release import MANIFEST, Release, read_manifest
+from recsys.release import bundle as releases
+from recsys.release.bundle import MANIFEST, Release, read_manifest
 
 CACHE = "RECSYS_CACHE"
 """Variable that names the folder of what was fetched; by default it is below the user's own cache."""

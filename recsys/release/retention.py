@@ -15,8 +15,8 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from recsys.errors import InputError, ReleaseError
-from recsys.release import read_manifest
-from recsys.workspace import LOCK
+from recsys.release.bundle import read_manifest
+from recsys.release.runs import LOCK
 
 TIMEOUT_S = 10
 LEAVING = ".leaving-"

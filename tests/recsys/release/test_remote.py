@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from recsys import Release, depot
+from recsys import Release
 from recsys.errors import InputError, ReleaseError
-from recsys.release import EMBEDDINGS, INDEX, MANIFEST
+from recsys.release import remote as depot
+from recsys.release.bundle import EMBEDDINGS, INDEX, MANIFEST
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from recsys import retention
 from recsys.errors import InputError
-from recsys.workspace import LOCK
+from recsys.release import retention
+from recsys.release.runs import LOCK
 
 
 @pytest.fixture

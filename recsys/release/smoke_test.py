@@ -1,6 +1,6 @@
 """A release asked in another process, as a service would: nothing of this one can answer for it.
 
-    python -m recsys.elsewhere FOLDER K < ids.json
+    python -m recsys.release.smoke_test FOLDER K < ids.json
 
 loads a release with what serving has, and prints its answers as JSON.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.errors import RecsysError, ReleaseError
-from recsys.release import Release
+from recsys.release.bundle import Release
 
 TIMEOUT_S = 600
 
@@ -31,7 +31,7 @@ def ask(path: Path, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:
     Raises:
         ReleaseError: it does not load there, or does not answer in time.
     """
-    command = [sys.executable, "-m", "recsys.elsewhere", str(path.resolve()), str(k)]
+    command = [sys.executable, "-m", "recsys.release.bundle.smoke_test", str(path.resolve()), str(k)]
     try:
         done = subprocess.run(
             command, input=json.dumps(list(item_ids)), capture_output=True, text=True, timeout=TIMEOUT_S, check=False

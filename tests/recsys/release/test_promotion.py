@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from recsys import Release, elsewhere, history, promotion
-from recsys.checks import at_least, at_most
+from recsys import Release
 from recsys.config import sections as config
 from recsys.errors import ReleaseError, StageError
-from recsys.history import Event
-from recsys.tracking import VERDICT_TAG, Tracker, Version
+from recsys.release import history, promotion
+from recsys.release import smoke_test as elsewhere
+from recsys.release.check import at_least, at_most
+from recsys.release.history import Event
+from recsys.release.mlflow_registry import VERDICT_TAG, Tracker, Version
 
 CHECKS = [at_least("ndcg_at_20", 0.1, 0.05).as_data(), at_most("latency_ms", 30, 20).as_data()]
 

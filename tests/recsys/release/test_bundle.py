@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from recsys import Release
-from recsys import release as releases
 from recsys.config.sections import IndexConfig
 from recsys.errors import InputError, ReleaseError, UnknownItemError
 from recsys.index.annoy_index import build
 from recsys.index.distances import DISTANCES
+from recsys.release import bundle as releases
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.checks import Check, at_least, at_most, skipped
 from recsys.config.sections import PromoteConfig
 from recsys.data.catalog import Catalogue
 from recsys.evaluation.metrics import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, metrics, ranks
 from recsys.index.annoy_index import recall
 from recsys.index.embeddings import BLOCK, NORM_TOLERANCE, Vectors
 from recsys.index.queries import Queries
-from recsys.release import Release
+from recsys.release.bundle import Release
+from recsys.release.check import Check, at_least, at_most, skipped
 
 OVERLAP_K, ANSWER_K = 10, 10
 LOOK_UPS = 200

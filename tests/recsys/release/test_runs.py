@@ -5,10 +5,10 @@ from contextlib import suppress
 
 import pytest
 
-from recsys import workspace
 from recsys.config import sections as config
 from recsys.errors import InputError, StageError
-from recsys.workspace import Run, code_version, data_snapshot
+from recsys.release import runs as workspace
+from recsys.release.runs import Run, code_version, data_snapshot
 
 
 def settings(folder, **tables):

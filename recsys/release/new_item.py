@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from recsys.errors import InputError
 from recsys.features.encoding import Features
 from recsys.model import tower
-from recsys.release import FEATURES, TOWER, Release
+from recsys.release.bundle import FEATURES, TOWER, Release
 from recsys.retrieval.query import finite
 
 KEPT = 2

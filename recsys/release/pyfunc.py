@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recsys.release import Release
+from recsys.release.bundle import Release
 
 DEFAULT_K = 10
 

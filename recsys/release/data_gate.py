@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.checks import Check, at_most, skipped
 from recsys.config.sections import ItemsConfig, PromoteConfig
 from recsys.data.catalog import Catalogue
 from recsys.data.profile import by_tenth, population_stability
+from recsys.release.check import Check, at_most, skipped
 
 Report = Mapping[str, Any]
 """What `recsys.data.profile` told of one night, with its row account."""

@@ -1,7 +1,7 @@
 """Who put which release into service, when, in place of what and why: events that are only ever added.
 
 MLflow keeps no history of an alias. An event is a line of a file in the workspace, and a run of its own in MLflow
-(`recsys.tracking`); either is enough to tell it.
+(`recsys.release.bundle.mlflow_registry`); either is enough to tell it.
 """
 
 from __future__ import annotations

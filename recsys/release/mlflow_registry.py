@@ -22,8 +22,8 @@ from filelock import FileLock
 from recsys.config.sections import Config
 from recsys.config.urls import Address
 from recsys.errors import RecsysError, ReleaseError, TrackingError
-from recsys.history import Event
-from recsys.release import MANIFEST, Release, publish, read_manifest
+from recsys.release.bundle import MANIFEST, Release, publish, read_manifest
+from recsys.release.history import Event
 
 # a night must not hang for the hour that MLflow's own defaults allow
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -420,7 +420,7 @@ def _describe(release: Release, folder: Path) -> None:
     )
     mlflow.pyfunc.save_model(
         folder,
-        loader_module="recsys.pyfunc",
+        loader_module="recsys.release.pyfunc",
         signature=ModelSignature(asked, answered),
         input_example={"item_id": release.catalogue.item_ids[:2], "k": [5, 5]},
         pip_requirements=["recsys"],

@@ -12,11 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from recsys import Release, elsewhere
+from recsys import Release
 from recsys.config import sections as config
 from recsys.errors import UnknownItemError
-from recsys.pyfunc import DEFAULT_K, Similar
-from recsys.tracking import Tracker, Version
+from recsys.release import smoke_test as elsewhere
+from recsys.release.mlflow_registry import Tracker, Version
+from recsys.release.pyfunc import DEFAULT_K, Similar
 from tests.e2e import program, tracking_server
 
 

@@ -8,17 +8,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys import gate
-from recsys.checks import Check, at_least, at_most, from_data, skipped
 from recsys.config.sections import PromoteConfig
 from recsys.data.catalog import Catalogue
 from recsys.data.splits import Holdout
 from recsys.evaluation.metrics import STRATA, evaluate, metrics
-from recsys.gate import Questions, difference, places, quality_checks
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.release import Manifest, Release
+from recsys.release import gate
+from recsys.release.bundle import Manifest, Release
+from recsys.release.check import Check, at_least, at_most, from_data, skipped
+from recsys.release.gate import Questions, difference, places, quality_checks
 
 LIMITS = PromoteConfig(stratum_questions=1, tolerance=0.0, stratum_tolerance=0.0)
 

@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys import data_checks
 from recsys.config.sections import ItemsConfig, PromoteConfig
 from recsys.data.catalog import Catalogue
 from recsys.data.profile import describe
 from recsys.data.snapshot import Snapshot
+from recsys.release import data_gate as data_checks
 
 LIMITS = PromoteConfig()
 ITEMS = ItemsConfig(title="title", categorical=("genre",), multi_categorical=("tags",), numeric=("year",))

@@ -14,7 +14,7 @@ import pytest
 from recsys import Release
 from recsys.config import sections as config
 from recsys.errors import ReleaseError, TrackingError
-from recsys.tracking import Tracker
+from recsys.release.mlflow_registry import Tracker
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
 

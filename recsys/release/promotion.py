@@ -10,12 +10,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from recsys import elsewhere, history
-from recsys.checks import Check, at_least
 from recsys.errors import ReleaseError, StageError
-from recsys.history import Action, Event
-from recsys.release import Release
-from recsys.tracking import VERDICT_TAG, Tracker, Version
+from recsys.release import history
+from recsys.release import smoke_test as elsewhere
+from recsys.release.bundle import Release
+from recsys.release.check import Check, at_least
+from recsys.release.history import Action, Event
+from recsys.release.mlflow_registry import VERDICT_TAG, Tracker, Version
 
 LOCK = ".promotion.lock"
 ASKED, K = 20, 10
