@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.night import calm
+from pipelines.context.run_context import calm
 from recsys.config import sections as configuration
 from recsys.config.sections import Config
 from recsys.errors import RecsysError

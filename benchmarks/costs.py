@@ -24,7 +24,7 @@ from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working, write
 from benchmarks.scale import ITEM_ROWS, USER_ROWS
 from pipelines import embed, prepare, runner
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, NeighboursConfig, TowerConfig
 from recsys.data import pairs

@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.command import CONFIG, load, parser, working
+from pipelines.context.run_context import Night
 from pipelines.embed import embed
 from pipelines.evaluate import evaluate
 from pipelines.index import index
-from pipelines.night import Night
 from pipelines.prepare import prepare
 from pipelines.train import train
 

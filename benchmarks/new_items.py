@@ -27,10 +27,10 @@ from scipy import sparse
 
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
 from pipelines import evaluate, train
+from pipelines.context.progress import Reporter
+from pipelines.context.run_context import Night
 from pipelines.embed import embed
-from pipelines.night import Night
 from pipelines.prepare import prepare
-from pipelines.progress import Reporter
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalogue
 from recsys.evaluation.metrics import Model

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import FIGURES, parser, working, write
+from pipelines.context.overrides import with_settings
+from pipelines.context.progress import Reporter
+from pipelines.context.run_context import Night
 from pipelines.embed import embed
 from pipelines.evaluate import evaluate
 from pipelines.index import index
-from pipelines.night import Night
 from pipelines.prepare import prepare
-from pipelines.progress import Reporter
-from pipelines.settings import with_settings
 from pipelines.train import train
 from recsys.config import sections as configuration
 from recsys.data import datasets

@@ -20,9 +20,9 @@ import polars as pl
 
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
 from pipelines import nightly, promote
-from pipelines.budget import Budget
-from pipelines.night import Night
-from pipelines.progress import Reporter
+from pipelines.context.progress import Reporter
+from pipelines.context.run_context import Night
+from pipelines.context.time_limit import Budget
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, IndexConfig
 from recsys.data.storage import sha256

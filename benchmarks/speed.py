@@ -21,7 +21,7 @@ from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working
 from benchmarks.table import ROUNDS, Table, timed
 from pipelines import embed, prepare
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys.config import sections as configuration
 from recsys.config.sections import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
 from recsys.data.catalog import Catalogue

@@ -29,9 +29,9 @@ import polars as pl
 from benchmarks import synthetic
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
 from pipelines import train
-from pipelines.night import Night
+from pipelines.context.progress import Reporter
+from pipelines.context.run_context import Night
 from pipelines.prepare import prepare
-from pipelines.progress import Reporter
 from recsys.config.sections import Config, DataConfig, ItemsConfig
 from recsys.data import pairs
 from recsys.evaluation.metrics import SCORE, TARGET_METRIC, evaluate

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import io
+from pipelines.context import readers as io
 from recsys.data.validation import as_json
 from recsys.errors import InputError, StageError
 

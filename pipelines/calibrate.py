@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import embed, train
-from pipelines.night import Night, command, main
+from pipelines.context.run_context import Night, command, main
 from recsys.evaluation import calibration
 from recsys.evaluation import calibration_fit as calibrating
 from recsys.evaluation.calibration import Calibration

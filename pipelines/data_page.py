@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from pipelines import page
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys.data import profile as data_report
 from recsys.data.snapshot import Snapshot
 from recsys.release.bundle import CATALOGUE

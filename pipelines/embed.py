@@ -19,8 +19,8 @@ import numpy as np
 import polars as pl
 
 from pipelines import prepare, runner, train
-from pipelines.night import Night, command, main
-from pipelines.progress import Advance
+from pipelines.context.progress import Advance
+from pipelines.context.run_context import Night, command, main
 from recsys.config.sections import BeamConfig, EmbedConfig
 from recsys.features.encoding import Features, Inputs
 from recsys.index import embeddings

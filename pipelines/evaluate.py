@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines import embed, prepare, train
 from pipelines import index as indexing
-from pipelines.night import Night, command, main
+from pipelines.context.run_context import Night, command, main
 from recsys.config.sections import PrepareConfig
 from recsys.data import pairs
 from recsys.data.catalog import Catalogue

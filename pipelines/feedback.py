@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import io
+from pipelines.context import readers as io
 from recsys.data.validation import identifier, number, require
 from recsys.evaluation.calibration_fit import share
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import embed, prepare, runner
-from pipelines.night import Night, command, main
+from pipelines.context.run_context import Night, command, main
 from recsys.config.sections import IndexConfig
 from recsys.data.storage import whole
 from recsys.index import annoy_index as annoy

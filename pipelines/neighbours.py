@@ -25,8 +25,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines import runner, sinks
-from pipelines.night import calm, main
-from pipelines.progress import Advance, Reporter
+from pipelines.context.progress import Advance, Reporter
+from pipelines.context.run_context import calm, main
 from pipelines.sinks.sink import Export, deliver
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, NeighboursConfig

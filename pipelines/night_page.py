@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import calibrate, data_page, embed, evaluate, feedback, index, page, plots, prepare, train
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys.data.catalog import Catalogue
 from recsys.data.splits import Holdout
 from recsys.data.storage import whole

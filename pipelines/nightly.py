@@ -11,19 +11,19 @@ from typing import Any
 from pipelines import data_page, night_page, plots
 from pipelines import prepare as preparing
 from pipelines import promote as promoting
-from pipelines.budget import Budget
 from pipelines.calibrate import calibrate
+from pipelines.context.progress import Reporter
+from pipelines.context.resources import measured
+from pipelines.context.run_context import Night, Stage, calm, main, parsed
+from pipelines.context.time_limit import Budget
 from pipelines.embed import embed
 from pipelines.evaluate import evaluate
 from pipelines.index import index
-from pipelines.night import Night, Stage, calm, main, parsed
 from pipelines.night_page import End, Outcome
 from pipelines.prepare import prepare
-from pipelines.progress import Reporter
 from pipelines.promote import promote
 from pipelines.publish import keep_data_report, publish
 from pipelines.train import train
-from pipelines.usage import measured
 from recsys.config.sections import Config
 from recsys.errors import InputError, RefusedError, TrackingError
 from recsys.notify import notify

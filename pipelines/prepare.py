@@ -23,8 +23,9 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import account, data_page, io, preparing, runner
-from pipelines.night import Night, command, main
+from pipelines import account, data_page, preparing, runner
+from pipelines.context import readers as io
+from pipelines.context.run_context import Night, command, main
 from pipelines.preparing import Job
 from recsys.data import item_users as audience
 from recsys.data.catalog import fingerprint

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import data_page, evaluate, prepare
-from pipelines.night import Night, command, main
+from pipelines.context.run_context import Night, command, main
 from pipelines.train import load_split
 from recsys.data.catalog import Catalogue
 from recsys.data.storage import whole

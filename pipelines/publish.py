@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines import calibrate, data_page, embed, evaluate, prepare, train
 from pipelines import index as indexing
-from pipelines.night import Night, command, main
+from pipelines.context.run_context import Night, command, main
 from recsys.index.distances import DISTANCES
 from recsys.release import bundle as releases
 from recsys.release import remote as depot

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pipelines.settings import with_settings
+from pipelines.context.overrides import with_settings
 from recsys.config.sections import Config, Range, Span
 from recsys.errors import ConfigError
 

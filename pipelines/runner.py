@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines import loopback, profiles, servers
-from pipelines.progress import Advance
+from pipelines.context.progress import Advance
 from recsys import errors
 from recsys.config.sections import BeamConfig
 from recsys.errors import ConfigError, RecsysError, StageError

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import ranges
-from pipelines.night import Night, calm, command, main
+from pipelines.context.overrides import as_toml, by_table, with_settings
+from pipelines.context.progress import Advance, Reporter
+from pipelines.context.run_context import Night, calm, command, main
 from pipelines.prepare import prepare
-from pipelines.progress import Advance, Reporter
 from pipelines.ranges import Space
-from pipelines.settings import as_toml, by_table, with_settings
 from pipelines.study import MLFLOW_RUN, Study
 from pipelines.train import fit_before, judge, load_split
 from recsys.config.sections import Config

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import polars as pl
 
-from pipelines.progress import Advance
+from pipelines.context.progress import Advance
 from recsys.errors import InputError
 
 

@@ -74,8 +74,8 @@ def nightly(
         planned = jobs.plan(checked)
         show(planned, as_json, lambda: _tell_plan(planned))
         return
-    from pipelines.budget import Budget  # noqa: PLC0415
-    from pipelines.progress import Reporter  # noqa: PLC0415
+    from pipelines.context.progress import Reporter  # noqa: PLC0415
+    from pipelines.context.time_limit import Budget  # noqa: PLC0415
 
     def tell(summary: dict[str, Any]) -> None:
         if as_json:
@@ -105,7 +105,7 @@ def backfill(
     checked = _config(config, overrides)
     _jobs()
     from pipelines.backfill import backfill as run  # noqa: PLC0415
-    from pipelines.progress import Reporter  # noqa: PLC0415
+    from pipelines.context.progress import Reporter  # noqa: PLC0415
 
     nights = run(checked, Reporter(), first.date(), last.date(), promotes=promotes)
     show(nights, as_json, lambda: None)
@@ -147,8 +147,8 @@ def _stage(name: str) -> Any:
 def _execute(name: str, config: Path, overrides: list[str] | None) -> dict[str, Any]:
     checked = _config(config, overrides)
     stage = getattr(_jobs(name), name)
-    from pipelines.night import execute  # noqa: PLC0415
-    from pipelines.progress import Reporter  # noqa: PLC0415
+    from pipelines.context.progress import Reporter  # noqa: PLC0415
+    from pipelines.context.run_context import execute  # noqa: PLC0415
 
     return execute(stage, checked, Reporter())
 

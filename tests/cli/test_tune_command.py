@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.settings import with_settings
+from pipelines.context.overrides import with_settings
 from recsys.config import sections as configuration
 from recsys.config.sections import TrainConfig
 

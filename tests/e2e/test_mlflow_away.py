@@ -19,8 +19,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines import night_page
+from pipelines.context.progress import Reporter
 from pipelines.nightly import STAGES, Summary, tonight
-from pipelines.progress import Reporter
 from recsys.config import sections as configuration
 from recsys.errors import TrackingError
 from recsys.release import promotion

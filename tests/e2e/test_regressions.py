@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import regressions
 from benchmarks.regressions import REGRESSIONS, Regression
-from pipelines.night import Night, calm
+from pipelines.context.run_context import Night, calm
 from recsys.config import sections as configuration
 from recsys.config.sections import Config
 from recsys.release.mlflow_registry import Tracker

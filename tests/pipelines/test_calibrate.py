@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import embed, prepare, train
 from pipelines.calibrate import STAGE, calibrate, judged_pairs
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import StageError

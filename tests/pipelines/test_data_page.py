@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from pipelines import data_page, prepare
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys.config import sections as config
 
 Row = tuple[str, str, int]

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import embed, evaluate, prepare, train
 from pipelines import index as indexing
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import StageError

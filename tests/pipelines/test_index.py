@@ -14,7 +14,7 @@ import pytest
 
 from pipelines import embed, prepare
 from pipelines import index as indexing
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys import Release
 from recsys.config import sections as configuration
 from recsys.index import annoy_index as annoy

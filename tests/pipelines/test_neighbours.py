@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from pipelines import neighbours as job
-from pipelines.progress import Reporter
+from pipelines.context.progress import Reporter
 from recsys import Release
 from recsys.config import sections as configuration
 from recsys.config.sections import Config

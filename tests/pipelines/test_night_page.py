@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 
 from pipelines import evaluate, night_page, prepare, train
-from pipelines.night import Night
+from pipelines.context.progress import Reporter
+from pipelines.context.run_context import Night
 from pipelines.nightly import Summary, tonight
-from pipelines.progress import Reporter
 from recsys import Release
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue

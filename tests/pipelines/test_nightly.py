@@ -19,11 +19,11 @@ import pytest
 
 from pipelines import night_page, plots
 from pipelines.backfill import backfill, before
-from pipelines.budget import Budget
-from pipelines.night import Night
+from pipelines.context.progress import Reporter
+from pipelines.context.run_context import Night
+from pipelines.context.time_limit import Budget
 from pipelines.nightly import STAGES, Summary, plan, tonight
 from pipelines.prepare import prepare
-from pipelines.progress import Reporter
 from recsys.config import sections as configuration
 from recsys.config.sections import Config
 from recsys.errors import ConfigError, InputError, StageError, TrackingError

@@ -13,7 +13,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from pipelines import prepare
-from pipelines.night import Night, main
+from pipelines.context.run_context import Night, main
 from recsys.config import sections as config
 from recsys.errors import InputError, RecsysError, StageError
 

@@ -19,8 +19,8 @@ import polars as pl
 import pytest
 
 from pipelines import embed, loopback, neighbours, prepare, profiles, runner, servers
-from pipelines.night import Night
-from pipelines.progress import Reporter
+from pipelines.context.progress import Reporter
+from pipelines.context.run_context import Night
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, Config
 from recsys.errors import ConfigError, StageError

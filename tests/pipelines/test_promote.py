@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from benchmarks import regressions
 from pipelines import promote
-from pipelines.night import Night, calm
+from pipelines.context.run_context import Night, calm
 from recsys.config import sections as configuration
 from recsys.errors import RefusedError, StageError
 from recsys.evaluation.metrics import CUTS, metrics

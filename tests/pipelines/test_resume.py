@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from pipelines.prepare import prepare
 from recsys.config import sections as configuration
 from tests.e2e import world

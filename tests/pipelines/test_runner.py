@@ -14,7 +14,7 @@ import pytest
 
 import pipelines
 from pipelines import embed, neighbours, prepare, runner
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys import errors
 from recsys.config import sections as config
 from recsys.config.sections import BeamConfig

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from pipelines import prepare
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys import Release
 from recsys.config import sections as config
 from recsys.errors import InputError

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from pipelines import prepare, train
-from pipelines.night import Night
+from pipelines.context.run_context import Night
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import InputError, StageError

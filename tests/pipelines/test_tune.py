@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from pipelines import tune as tuning
-from pipelines.night import Night
-from pipelines.settings import with_settings
+from pipelines.context.overrides import with_settings
+from pipelines.context.run_context import Night
 from pipelines.tune import tune
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, Span, TuneConfig

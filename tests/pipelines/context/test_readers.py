@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from pipelines import io
+from pipelines.context import readers as io
 from recsys.errors import InputError
 
 HEADER = "user_id,item_id,timestamp\n"

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import io
-from pipelines.progress import Reporter
+from pipelines.context import readers as io
+from pipelines.context.progress import Reporter
 from recsys.config import sections as configuration
 from recsys.config.sections import Config
 from recsys.config.urls import Address
