@@ -23,7 +23,8 @@ import polars as pl
 from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working, write
 from benchmarks.scale import ITEM_ROWS, USER_ROWS
-from pipelines import embed, prepare, runner
+from pipelines import embed, prepare
+from pipelines.beam import runner
 from pipelines.context.run_context import Night
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, NeighboursConfig, TowerConfig

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipelines import prepare, runner, train
+from pipelines import prepare, train
+from pipelines.beam import runner
 from pipelines.context.progress import Advance
 from pipelines.context.run_context import Night, command, main
 from recsys.config.sections import BeamConfig, EmbedConfig

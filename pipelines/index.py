@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import embed, prepare, runner
+from pipelines import embed, prepare
+from pipelines.beam import runner
 from pipelines.context.run_context import Night, command, main
 from recsys.config.sections import IndexConfig
 from recsys.data.storage import whole

@@ -24,7 +24,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines import runner, sinks
+from pipelines import sinks
+from pipelines.beam import runner
 from pipelines.context.progress import Advance, Reporter
 from pipelines.context.run_context import calm, main
 from pipelines.sinks.sink import Export, deliver

@@ -23,7 +23,8 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import account, data_page, preparing, runner
+from pipelines import account, data_page, preparing
+from pipelines.beam import runner
 from pipelines.context import readers as io
 from pipelines.context.run_context import Night, command, main
 from pipelines.preparing import Job

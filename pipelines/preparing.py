@@ -15,8 +15,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines import account, numbering, runner, shuffle
+from pipelines import account, numbering, shuffle
 from pipelines.account import LETTER
+from pipelines.beam import runner
 from pipelines.context import readers as io
 from pipelines.numbering import Ranges
 from recsys.config.sections import Config

@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 
 import pipelines
-from pipelines import embed, neighbours, prepare, runner
+from pipelines import embed, neighbours, prepare
+from pipelines.beam import runner
 from pipelines.context.run_context import Night
 from recsys import errors
 from recsys.config import sections as config

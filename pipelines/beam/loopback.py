@@ -3,7 +3,7 @@
 Beam binds the servers between a job and its workers to every interface, without a password, and whoever
 reaches a worker pool can have it run code.
 
-    python -m pipelines.loopback MODULE ARGUMENTS…
+    python -m pipelines.beam.loopback MODULE ARGUMENTS…
 """
 
 from __future__ import annotations

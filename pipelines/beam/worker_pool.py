@@ -1,6 +1,6 @@
 """A pool that starts a worker process for whoever runs a job on this machine; it listens to this machine alone.
 
-`python -m pipelines.workers PORT`
+`python -m pipelines.beam.worker_pool PORT`
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
 
-from pipelines.loopback import confined
+from pipelines.beam.loopback import confined
 
 
 class Pool(BeamFnExternalWorkerPoolServicer):

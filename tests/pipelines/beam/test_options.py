@@ -18,7 +18,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import embed, loopback, neighbours, prepare, profiles, runner, servers
+from pipelines import embed, neighbours, prepare
+from pipelines.beam import job_servers as servers
+from pipelines.beam import loopback, runner
+from pipelines.beam import options as profiles
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
 from recsys.config import sections as configuration

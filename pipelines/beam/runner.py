@@ -17,7 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines import loopback, profiles, servers
+from pipelines.beam import job_servers as servers
+from pipelines.beam import loopback
+from pipelines.beam import options as profiles
 from pipelines.context.progress import Advance
 from recsys import errors
 from recsys.config.sections import BeamConfig

@@ -1,6 +1,6 @@
 """Ends a server with whoever started it, however that ends: a killed night leaves no server behind.
 
-    python -m pipelines.guard COMMAND…
+    python -m pipelines.beam.process_guard COMMAND…
 
 The server runs until standard input is closed, which the starter's death does too. Then its whole process
 group, with the workers that it started, is asked to end, and soon after made to.

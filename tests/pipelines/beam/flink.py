@@ -8,9 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.error import URLError
 
-from pipelines import profiles, servers
-from pipelines.loopback import HOST
-from pipelines.servers import Server
+from pipelines.beam import job_servers as servers
+from pipelines.beam import options as profiles
+from pipelines.beam.job_servers import Server
+from pipelines.beam.loopback import HOST
 
 TASK_MANAGERS = 2
 DEADLINE_S = 120

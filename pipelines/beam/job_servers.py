@@ -18,15 +18,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from pipelines.loopback import HOST
+from pipelines.beam.loopback import HOST
 from recsys.errors import StageError
 
 START_S = 120
 POLL_S = 0.05
 LAST_LINES = 5
 
-WORKER_POOL = [sys.executable, "-m", "pipelines.workers"]
-JOB_SERVER = [sys.executable, "-m", "pipelines.loopback", "apache_beam.runners.portability.local_job_service_main"]
+WORKER_POOL = [sys.executable, "-m", "pipelines.beam.worker_pool"]
+JOB_SERVER = [sys.executable, "-m", "pipelines.beam.loopback", "apache_beam.runners.portability.local_job_service_main"]
 
 
 @contextmanager
@@ -104,7 +104,7 @@ class Server:
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.guard", *self.command],
+                [sys.executable, "-m", "pipelines.beam.process_guard", *self.command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
