@@ -14,8 +14,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import calibrate, data_page, embed, evaluate, feedback, index, page, plots, prepare, train
+from pipelines import calibrate, embed, evaluate, index, prepare, train
 from pipelines.context.run_context import Night
+from pipelines.reports import data_report as data_page
+from pipelines.reports import feedback, plots
+from pipelines.reports import html as page
 from recsys.data.catalog import Catalogue
 from recsys.data.splits import Holdout
 from recsys.data.storage import whole

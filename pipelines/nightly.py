@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines import data_page, night_page, plots
+from pipelines import night_page
 from pipelines import prepare as preparing
 from pipelines import promote as promoting
 from pipelines.calibrate import calibrate
@@ -23,6 +23,8 @@ from pipelines.night_page import End, Outcome
 from pipelines.prepare import prepare
 from pipelines.promote import promote
 from pipelines.publish import keep_data_report, publish
+from pipelines.reports import data_report as data_page
+from pipelines.reports import plots
 from pipelines.train import train
 from recsys.config.sections import Config
 from recsys.errors import InputError, RefusedError, TrackingError

@@ -23,11 +23,12 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import account, data_page, preparing
+from pipelines import account, preparing
 from pipelines.beam import runner
 from pipelines.context import readers as io
 from pipelines.context.run_context import Night, command, main
 from pipelines.preparing import Job
+from pipelines.reports import data_report as data_page
 from recsys.data import item_users as audience
 from recsys.data.catalog import fingerprint
 from recsys.data.splits import DAY_S, cut

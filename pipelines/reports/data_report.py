@@ -14,8 +14,8 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import page
 from pipelines.context.run_context import Night
+from pipelines.reports import html as page
 from recsys.data import profile as data_report
 from recsys.data.snapshot import Snapshot
 from recsys.release.bundle import CATALOGUE

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipelines.feedback import by_release
+from pipelines.reports.feedback import by_release
 from recsys.errors import InputError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import page
+from pipelines.reports import html as page
 from recsys.evaluation.metrics import STRATA, TARGET_METRIC
 
 HEIGHT, SQUARE = 240, 640

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pipelines import plots
+from pipelines.reports import plots
 
 SVG = "{http://www.w3.org/2000/svg}"
 EMPTY: dict[str, Any] = dict.fromkeys(("training", "index", "quality", "similarity", "exposure", "map"))
