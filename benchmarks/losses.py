@@ -13,7 +13,7 @@ from pipelines.context.run_context import Night
 from pipelines.embed import embed
 from pipelines.evaluate import evaluate
 from pipelines.index import index
-from pipelines.prepare import prepare
+from pipelines.prepare.stage import prepare
 from pipelines.train import train
 
 VARIANTS = {

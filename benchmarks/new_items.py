@@ -30,7 +30,7 @@ from pipelines import evaluate, train
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
 from pipelines.embed import embed
-from pipelines.prepare import prepare
+from pipelines.prepare.stage import prepare
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalogue
 from recsys.evaluation.metrics import Model

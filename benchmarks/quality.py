@@ -24,7 +24,7 @@ from pipelines.context.run_context import Night
 from pipelines.embed import embed
 from pipelines.evaluate import evaluate
 from pipelines.index import index
-from pipelines.prepare import prepare
+from pipelines.prepare.stage import prepare
 from pipelines.train import train
 from recsys.config import sections as configuration
 from recsys.data import datasets

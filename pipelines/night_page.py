@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import calibrate, embed, evaluate, index, prepare, train
+from pipelines import calibrate, embed, evaluate, index, train
 from pipelines.context.run_context import Night
+from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
 from pipelines.reports import feedback, plots
 from pipelines.reports import html as page

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import night_page
-from pipelines import prepare as preparing
 from pipelines import promote as promoting
 from pipelines.calibrate import calibrate
 from pipelines.context.progress import Reporter
@@ -20,7 +19,8 @@ from pipelines.embed import embed
 from pipelines.evaluate import evaluate
 from pipelines.index import index
 from pipelines.night_page import End, Outcome
-from pipelines.prepare import prepare
+from pipelines.prepare import stage as preparing
+from pipelines.prepare.stage import prepare
 from pipelines.promote import promote
 from pipelines.publish import keep_data_report, publish
 from pipelines.reports import data_report as data_page

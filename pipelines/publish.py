@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines import calibrate, embed, evaluate, prepare, train
+from pipelines import calibrate, embed, evaluate, train
 from pipelines import index as indexing
 from pipelines.context.run_context import Night, command, main
+from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
 from recsys.index.distances import DISTANCES
 from recsys.release import bundle as releases

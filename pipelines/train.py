@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipelines import prepare
 from pipelines.context.run_context import Night, command, main
+from pipelines.prepare import stage as prepare
 from recsys.data.catalog import Catalogue
 from recsys.data.labeled_pairs import LabelledPairs
 from recsys.data.pairs import Pairs, Weight

@@ -23,7 +23,7 @@ from pipelines import ranges
 from pipelines.context.overrides import as_toml, by_table, with_settings
 from pipelines.context.progress import Advance, Reporter
 from pipelines.context.run_context import Night, calm, command, main
-from pipelines.prepare import prepare
+from pipelines.prepare.stage import prepare
 from pipelines.ranges import Space
 from pipelines.study import MLFLOW_RUN, Study
 from pipelines.train import fit_before, judge, load_split

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import embed, prepare
+from pipelines import embed
 from pipelines import index as indexing
 from pipelines.context.run_context import Night
+from pipelines.prepare import stage as prepare
 from recsys import Release
 from recsys.config import sections as configuration
 from recsys.index import annoy_index as annoy

@@ -23,7 +23,7 @@ from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
 from pipelines.context.time_limit import Budget
 from pipelines.nightly import STAGES, Summary, plan, tonight
-from pipelines.prepare import prepare
+from pipelines.prepare.stage import prepare
 from pipelines.reports import plots
 from recsys.config import sections as configuration
 from recsys.config.sections import Config

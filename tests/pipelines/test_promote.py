@@ -74,7 +74,7 @@ def test_every_check_is_kept_in_mlflow_and_in_the_result(copied: Path) -> None:
 
 def test_the_champion_is_asked_what_its_own_evaluation_was_to_the_last_digit(copied: Path) -> None:
     """The same questions, by way of item ids."""
-    from pipelines import prepare
+    from pipelines.prepare import stage as prepare
     from recsys.data.catalog import Catalogue
     from recsys.release.bundle import CATALOGUE
 

@@ -9,8 +9,8 @@ from urllib.parse import urlparse
 import polars as pl
 import pytest
 
-from pipelines import prepare
 from pipelines.context.run_context import Night
+from pipelines.prepare import stage as prepare
 from recsys import Release
 from recsys.config import sections as config
 from recsys.errors import InputError

@@ -18,12 +18,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import embed, neighbours, prepare
+from pipelines import embed, neighbours
 from pipelines.beam import job_servers as servers
 from pipelines.beam import loopback, runner
 from pipelines.beam import options as profiles
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
+from pipelines.prepare import stage as prepare
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, Config
 from recsys.errors import ConfigError, StageError

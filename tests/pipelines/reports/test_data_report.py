@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipelines import prepare
 from pipelines.context.run_context import Night
+from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
 from recsys.config import sections as config
 

@@ -9,7 +9,7 @@ import polars as pl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import shuffle
+from pipelines.prepare import shuffle
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.text(max_size=5), st.lists(st.text(max_size=2), max_size=3)))
 SCHEMA = {"reader": pl.Int64, "text": pl.String, "tags": pl.List(pl.String)}

@@ -4,7 +4,7 @@ Phases over files, so that memory follows the size of a unit, and neither the lo
 
 1. check      a unit of the interactions -> its usable rows, its item ids; its dead letters
 2. describe   a unit of the items        -> its usable rows; its dead letters
-3. cut        samples of the ids         -> ranges of ids (`pipelines.numbering`)
+3. cut        samples of the ids         -> ranges of ids (`pipelines.prepare.stage.id_ranges`)
 4. number     a range of ids             -> a part of the catalogue; the numbers of the ids of each unit
 5. place      a unit of the interactions -> its rows with item numbers, by shard of users
 6. sequence   a shard of users           -> their items oldest first; pair weights, by range of anchors
@@ -23,11 +23,12 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import account, preparing
 from pipelines.beam import runner
 from pipelines.context import readers as io
 from pipelines.context.run_context import Night, command, main
-from pipelines.preparing import Job
+from pipelines.prepare import phases as preparing
+from pipelines.prepare import row_account as account
+from pipelines.prepare.phases import Job
 from pipelines.reports import data_report as data_page
 from recsys.data import item_users as audience
 from recsys.data.catalog import fingerprint

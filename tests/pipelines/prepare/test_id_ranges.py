@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import numbering
-from pipelines.numbering import Ranges
+from pipelines.prepare import id_ranges as numbering
+from pipelines.prepare.id_ranges import Ranges
 
 IDS = st.lists(st.text(st.characters(codec="utf-8"), max_size=3), unique=True)
 

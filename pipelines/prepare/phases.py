@@ -1,4 +1,4 @@
-"""The phases of prepare, and what their units share. `pipelines.prepare` says what each is for, and runs them."""
+"""The phases of prepare, and what their units share. `pipelines.prepare.stage` says what each is for, and runs them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines import account, numbering, shuffle
-from pipelines.account import LETTER
 from pipelines.beam import runner
 from pipelines.context import readers as io
-from pipelines.numbering import Ranges
+from pipelines.prepare import id_ranges as numbering
+from pipelines.prepare import row_account as account
+from pipelines.prepare import shuffle
+from pipelines.prepare.id_ranges import Ranges
+from pipelines.prepare.row_account import LETTER
 from recsys.config.sections import Config
 from recsys.data import pairs
 from recsys.data.labeled_pairs import SCHEMA as LABELLED_SCHEMA

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from pipelines.context.run_context import Night
-from pipelines.prepare import prepare
+from pipelines.prepare.stage import prepare
 from recsys.config import sections as configuration
 from tests.e2e import world
 
@@ -42,7 +42,7 @@ def finished_units(workspace: Path) -> int:
 
 def kill_after(config: Path, units: int) -> bool:
     """Kill a prepare job once so many units are finished; whether it was still at work."""
-    command = [sys.executable, "-m", "pipelines.prepare", "--config", str(config)]
+    command = [sys.executable, "-m", "pipelines.prepare.stage", "--config", str(config)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
         while job.poll() is None:
             if finished_units(config.parent / "workspace") >= units:

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from pipelines import prepare
 from pipelines.context.run_context import Night, main
+from pipelines.prepare import stage as prepare
 from recsys.config import sections as config
 from recsys.errors import InputError, RecsysError, StageError
 
