@@ -23,10 +23,10 @@ import polars as pl
 from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working, write
 from benchmarks.scale import ITEM_ROWS, USER_ROWS
-from pipelines import embed
 from pipelines.beam import runner
 from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
+from pipelines.stages import embed
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, NeighboursConfig, TowerConfig
 from recsys.data import pairs

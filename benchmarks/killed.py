@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 
 from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working, write
-from pipelines import night_page, promote
+from pipelines import night_page
 from pipelines.nightly import STAGES
+from pipelines.stages import promote
 from recsys.config import sections as configuration
 from recsys.errors import RecsysError
 from recsys.release.bundle import MANIFEST, TOWER, Release

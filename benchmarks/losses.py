@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from benchmarks.command import CONFIG, load, parser, working
 from pipelines.context.run_context import Night
-from pipelines.embed import embed
-from pipelines.evaluate import evaluate
-from pipelines.index import index
 from pipelines.prepare.stage import prepare
-from pipelines.train import train
+from pipelines.stages.embed import embed
+from pipelines.stages.evaluate import evaluate
+from pipelines.stages.index import index
+from pipelines.stages.train import train
 
 VARIANTS = {
     "cross-entropy": ['train.loss="cross_entropy"'],

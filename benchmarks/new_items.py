@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
-from pipelines import evaluate, train
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
-from pipelines.embed import embed
 from pipelines.prepare.stage import prepare
+from pipelines.stages import evaluate, train
+from pipelines.stages.embed import embed
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalogue
 from recsys.evaluation.metrics import Model

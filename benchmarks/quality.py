@@ -21,11 +21,11 @@ from benchmarks.command import FIGURES, parser, working, write
 from pipelines.context.overrides import with_settings
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
-from pipelines.embed import embed
-from pipelines.evaluate import evaluate
-from pipelines.index import index
 from pipelines.prepare.stage import prepare
-from pipelines.train import train
+from pipelines.stages.embed import embed
+from pipelines.stages.evaluate import evaluate
+from pipelines.stages.index import index
+from pipelines.stages.train import train
 from recsys.config import sections as configuration
 from recsys.data import datasets
 

@@ -20,9 +20,9 @@ from annoy import AnnoyIndex
 from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working
 from benchmarks.table import ROUNDS, Table, timed
-from pipelines import embed
 from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
+from pipelines.stages import embed
 from recsys.config import sections as configuration
 from recsys.config.sections import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
 from recsys.data.catalog import Catalogue

@@ -28,10 +28,10 @@ import polars as pl
 
 from benchmarks import synthetic
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
-from pipelines import train
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
 from pipelines.prepare.stage import prepare
+from pipelines.stages import train
 from recsys.config.sections import Config, DataConfig, ItemsConfig
 from recsys.data import pairs
 from recsys.evaluation.metrics import SCORE, TARGET_METRIC, evaluate

@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import calibrate, embed, evaluate, index, train
 from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
 from pipelines.reports import feedback, plots
 from pipelines.reports import html as page
+from pipelines.stages import calibrate, embed, evaluate, index, train
 from recsys.data.catalog import Catalogue
 from recsys.data.splits import Holdout
 from recsys.data.storage import whole

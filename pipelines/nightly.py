@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import night_page
-from pipelines import promote as promoting
-from pipelines.calibrate import calibrate
 from pipelines.context.progress import Reporter
 from pipelines.context.resources import measured
 from pipelines.context.run_context import Night, Stage, calm, main, parsed
 from pipelines.context.time_limit import Budget
-from pipelines.embed import embed
-from pipelines.evaluate import evaluate
-from pipelines.index import index
 from pipelines.night_page import End, Outcome
 from pipelines.prepare import stage as preparing
 from pipelines.prepare.stage import prepare
-from pipelines.promote import promote
-from pipelines.publish import keep_data_report, publish
 from pipelines.reports import data_report as data_page
 from pipelines.reports import plots
-from pipelines.train import train
+from pipelines.stages import promote as promoting
+from pipelines.stages.calibrate import calibrate
+from pipelines.stages.embed import embed
+from pipelines.stages.evaluate import evaluate
+from pipelines.stages.index import index
+from pipelines.stages.promote import promote
+from pipelines.stages.publish import keep_data_report, publish
+from pipelines.stages.train import train
 from recsys.config.sections import Config
 from recsys.errors import InputError, RefusedError, TrackingError
 from recsys.notify import notify

@@ -25,8 +25,8 @@ from pipelines.context.progress import Advance, Reporter
 from pipelines.context.run_context import Night, calm, command, main
 from pipelines.prepare.stage import prepare
 from pipelines.ranges import Space
+from pipelines.stages.train import fit_before, judge, load_split
 from pipelines.study import MLFLOW_RUN, Study
-from pipelines.train import fit_before, judge, load_split
 from recsys.config.sections import Config
 from recsys.data.storage import whole
 from recsys.errors import RecsysError, StageError, TrackingError

@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import evaluate, night_page, train
+from pipelines import night_page
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
 from pipelines.nightly import Summary, tonight
 from pipelines.prepare import stage as prepare
+from pipelines.stages import evaluate, train
 from recsys import Release
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue

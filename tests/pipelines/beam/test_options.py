@@ -18,13 +18,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import embed, neighbours
+from pipelines import neighbours
 from pipelines.beam import job_servers as servers
 from pipelines.beam import loopback, runner
 from pipelines.beam import options as profiles
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
+from pipelines.stages import embed
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, Config
 from recsys.errors import ConfigError, StageError

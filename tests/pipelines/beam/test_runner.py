@@ -13,10 +13,11 @@ import polars as pl
 import pytest
 
 import pipelines
-from pipelines import embed, neighbours
+from pipelines import neighbours
 from pipelines.beam import runner
 from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
+from pipelines.stages import embed
 from recsys import errors
 from recsys.config import sections as config
 from recsys.config.sections import BeamConfig

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import train
 from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
+from pipelines.stages import train
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import InputError, StageError

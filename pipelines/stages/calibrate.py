@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import embed, train
 from pipelines.context.run_context import Night, command, main
+from pipelines.stages import embed, train
 from recsys.evaluation import calibration
 from recsys.evaluation import calibration_fit as calibrating
 from recsys.evaluation.calibration import Calibration

@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from benchmarks import regressions
-from pipelines import promote
 from pipelines.context.run_context import Night, calm
+from pipelines.stages import promote
 from recsys.config import sections as configuration
 from recsys.errors import RefusedError, StageError
 from recsys.evaluation.metrics import CUTS, metrics

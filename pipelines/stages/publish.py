@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines import calibrate, embed, evaluate, train
-from pipelines import index as indexing
 from pipelines.context.run_context import Night, command, main
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
+from pipelines.stages import calibrate, embed, evaluate, train
+from pipelines.stages import index as indexing
 from recsys.index.distances import DISTANCES
 from recsys.release import bundle as releases
 from recsys.release import remote as depot

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import embed, train
-from pipelines import index as indexing
 from pipelines.context.run_context import Night, command, main
 from pipelines.prepare import stage as prepare
+from pipelines.stages import embed, train
+from pipelines.stages import index as indexing
 from recsys.config.sections import PrepareConfig
 from recsys.data import pairs
 from recsys.data.catalog import Catalogue

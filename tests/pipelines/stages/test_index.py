@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import embed
-from pipelines import index as indexing
 from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
+from pipelines.stages import embed
+from pipelines.stages import index as indexing
 from recsys import Release
 from recsys.config import sections as configuration
 from recsys.index import annoy_index as annoy
@@ -93,7 +93,7 @@ def test_after_a_kill_only_the_shards_that_are_missing_are_built(
 ) -> None:
     settings = ("index.shard_items=500", "index.sample=50")
     night = embedded(tmp_path, 20_000, *settings)
-    command = [sys.executable, "-m", "pipelines.index", "--config", str(tmp_path / "recsys.toml")]
+    command = [sys.executable, "-m", "pipelines.stages.index", "--config", str(tmp_path / "recsys.toml")]
     command += [part for setting in settings for part in ("--set", setting)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
         while job.poll() is None:

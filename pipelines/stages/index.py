@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import embed
 from pipelines.beam import runner
 from pipelines.context.run_context import Night, command, main
 from pipelines.prepare import stage as prepare
+from pipelines.stages import embed
 from recsys.config.sections import IndexConfig
 from recsys.data.storage import whole
 from recsys.index import annoy_index as annoy

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipelines import train
 from pipelines.beam import runner
 from pipelines.context.progress import Advance
 from pipelines.context.run_context import Night, command, main
 from pipelines.prepare import stage as prepare
+from pipelines.stages import train
 from recsys.config.sections import BeamConfig, EmbedConfig
 from recsys.features.encoding import Features, Inputs
 from recsys.index import embeddings

@@ -7,10 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import embed, train
-from pipelines.calibrate import STAGE, calibrate, judged_pairs
 from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
+from pipelines.stages import embed, train
+from pipelines.stages.calibrate import STAGE, calibrate, judged_pairs
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import StageError

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import embed, evaluate, train
-from pipelines import index as indexing
 from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
+from pipelines.stages import embed, evaluate, train
+from pipelines.stages import index as indexing
 from recsys.config import sections as configuration
 from recsys.data.catalog import Catalogue
 from recsys.errors import StageError

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import evaluate
 from pipelines.context.run_context import Night, command, main
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
-from pipelines.train import load_split
+from pipelines.stages import evaluate
+from pipelines.stages.train import load_split
 from recsys.data.catalog import Catalogue
 from recsys.data.storage import whole
 from recsys.errors import RefusedError, ReleaseError
