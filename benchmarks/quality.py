@@ -42,7 +42,7 @@ def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes
     config = configuration.load(toml, everybody)
     seconds, settings = {}, {}
     if tune_minutes is not None:
-        from pipelines.tune import tune
+        from pipelines.tuning.tune import tune
 
         started = time.monotonic()
         config = configuration.load(toml, [*everybody, f"tune.minutes={tune_minutes}"])

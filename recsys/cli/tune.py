@@ -33,9 +33,9 @@ def tune(
     settings = [*(overrides or ()), *([] if minutes is None else [f"tune.minutes={minutes}"])]
     checked = configuration.load(config, settings)
     try:
-        from pipelines import tune as tuning  # noqa: PLC0415
         from pipelines.context.progress import Reporter  # noqa: PLC0415
         from pipelines.context.run_context import Night  # noqa: PLC0415
+        from pipelines.tuning import tune as tuning  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"tuning needs {error.name}, which is not installed. Install recsys[train,jobs,tracking,tune]."

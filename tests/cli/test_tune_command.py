@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Temperatures that were tried; a higher one is better."""
-    from pipelines import tune
+    from pipelines.tuning import tune
 
     tried: list[float] = []
 

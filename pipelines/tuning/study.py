@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipelines.ranges import Numbers, Space, Values
+from pipelines.tuning.search_space import Numbers, Space, Values
 from recsys.config.sections import Config
 from recsys.errors import ConfigError
 

@@ -19,14 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import ranges
 from pipelines.context.overrides import as_toml, by_table, with_settings
 from pipelines.context.progress import Advance, Reporter
 from pipelines.context.run_context import Night, calm, command, main
 from pipelines.prepare.stage import prepare
-from pipelines.ranges import Space
 from pipelines.stages.train import fit_before, judge, load_split
-from pipelines.study import MLFLOW_RUN, Study
+from pipelines.tuning import search_space as ranges
+from pipelines.tuning.search_space import Space
+from pipelines.tuning.study import MLFLOW_RUN, Study
 from recsys.config.sections import Config
 from recsys.data.storage import whole
 from recsys.errors import RecsysError, StageError, TrackingError

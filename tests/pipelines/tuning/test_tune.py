@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from pipelines import tune as tuning
 from pipelines.context.overrides import with_settings
 from pipelines.context.run_context import Night
-from pipelines.tune import tune
+from pipelines.tuning import tune as tuning
+from pipelines.tuning.tune import tune
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, Span, TuneConfig
 from recsys.errors import ConfigError, StageError
