@@ -35,9 +35,9 @@ from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working
 from benchmarks.speed import embed_against_loop, plain_prepare
 from benchmarks.table import Table, timed
-from pipelines import neighbours
 from pipelines.beam import runner
 from pipelines.context.run_context import Night, calm
+from pipelines.export import job as neighbours
 from pipelines.prepare import stage as prepare
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighboursConfig, PrepareConfig

@@ -49,8 +49,8 @@ def neighbours(
     ]
     checked = configuration.load(config, settings)
     try:
-        from pipelines import neighbours as job  # noqa: PLC0415
         from pipelines.context.progress import Reporter  # noqa: PLC0415
+        from pipelines.export import job  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the jobs need {error.name}, which is not installed. Install recsys[jobs,export], and tracking for the "

@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipelines import sinks
-from pipelines.sinks.sink import Export, deliver
+from pipelines.export import sinks
+from pipelines.export.sinks.base import Export, deliver
 from recsys.retrieval.bulk import SCHEMA
 
 ODD_IDS = ["ü 😀", 'quote " and \\ slash', "new\nline\r\n", "comma,", "", "NULL", "x" * 300, "{}", "'; DROP TABLE x --"]

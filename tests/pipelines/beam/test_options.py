@@ -18,12 +18,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import neighbours
 from pipelines.beam import job_servers as servers
 from pipelines.beam import loopback, runner
 from pipelines.beam import options as profiles
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
+from pipelines.export import job as neighbours
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys.config import sections as configuration

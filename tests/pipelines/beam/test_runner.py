@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 
 import pipelines
-from pipelines import neighbours
 from pipelines.beam import runner
 from pipelines.context.run_context import Night
+from pipelines.export import job as neighbours
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys import errors

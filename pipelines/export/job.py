@@ -2,7 +2,7 @@
 
 No stage of a night: it asks a release that is published, as the service does. A unit is a range of items, and
 writes one part. Parts stay in the workspace until the next export, so a job that was killed goes on where it
-was; from the parts, the sink is written (`pipelines.sinks`).
+was; from the parts, the sink is written (`pipelines.export.sinks`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines import sinks
 from pipelines.beam import runner
 from pipelines.context.progress import Advance, Reporter
 from pipelines.context.run_context import calm, main
-from pipelines.sinks.sink import Export, deliver
+from pipelines.export import sinks
+from pipelines.export.sinks.base import Export, deliver
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, NeighboursConfig
 from recsys.config.urls import Address

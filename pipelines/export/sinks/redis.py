@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pipelines.sinks.sink import Export, by_item
+from pipelines.export.sinks.base import Export, by_item
 from recsys.config.urls import Address
 from recsys.errors import StageError
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelines.sinks.sink import Export
+from pipelines.export.sinks.base import Export
 from recsys.data.storage import Place
 from recsys.errors import InputError
 from recsys.release.runs import MANIFEST

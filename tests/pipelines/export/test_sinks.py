@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import redis
 
-from pipelines import sinks
+from pipelines.export import sinks
 from recsys.config.urls import Address
 from recsys.errors import ConfigError, InputError, RecsysError, StageError
 from tests.contracts.sinks import SinkContract, expected, written

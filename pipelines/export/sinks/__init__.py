@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
-from pipelines.sinks.jsonlines import JsonLines
-from pipelines.sinks.parquet import ParquetFolder
-from pipelines.sinks.sink import Sink, require_writable
+from pipelines.export.sinks.base import Sink, require_writable
+from pipelines.export.sinks.jsonlines import JsonLines
+from pipelines.export.sinks.parquet import ParquetFolder
 from recsys.config.urls import Address
 from recsys.data import storage
 from recsys.data.storage import LocalPlace, Place
 from recsys.errors import ConfigError
 
 SERVERS = {
-    "sqlite": ("pipelines.sinks.sqlite", "Sqlite"),
-    "postgresql": ("pipelines.sinks.postgresql", "Postgresql"),
-    "postgres": ("pipelines.sinks.postgresql", "Postgresql"),
-    "redis": ("pipelines.sinks.redis", "Redis"),
-    "rediss": ("pipelines.sinks.redis", "Redis"),
+    "sqlite": ("pipelines.export.sinks.sqlite", "Sqlite"),
+    "postgresql": ("pipelines.export.sinks.postgresql", "Postgresql"),
+    "postgres": ("pipelines.export.sinks.postgresql", "Postgresql"),
+    "redis": ("pipelines.export.sinks.redis", "Redis"),
+    "rediss": ("pipelines.export.sinks.redis", "Redis"),
 }
 """Module and class by the scheme of the URL."""
 

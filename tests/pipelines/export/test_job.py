@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
-from pipelines import neighbours as job
 from pipelines.context.progress import Reporter
+from pipelines.export import job
 from recsys import Release
 from recsys.config import sections as configuration
 from recsys.config.sections import Config

@@ -8,7 +8,7 @@ from typing import IO
 
 import polars as pl
 
-from pipelines.sinks.sink import Export, by_item
+from pipelines.export.sinks.base import Export, by_item
 from recsys.data.storage import Place
 from recsys.errors import InputError
 

@@ -11,8 +11,8 @@ import polars as pl
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pipelines.sinks.sink import Export
-from pipelines.sinks.tables import COLUMNS, CREATE_CURRENT, CREATE_ROWS, CREATE_VIEW, CURRENT, ROWS, switch
+from pipelines.export.sinks.base import Export
+from pipelines.export.sinks.sql import COLUMNS, CREATE_CURRENT, CREATE_ROWS, CREATE_VIEW, CURRENT, ROWS, switch
 from recsys.config.urls import Address
 from recsys.errors import StageError
 
