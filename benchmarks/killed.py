@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 
 from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working, write
-from pipelines import night_page
-from pipelines.nightly import STAGES
+from pipelines.orchestration import run_report as night_page
+from pipelines.orchestration.nightly import STAGES
 from pipelines.stages import promote
 from recsys.config import sections as configuration
 from recsys.errors import RecsysError

@@ -19,10 +19,10 @@ import numpy as np
 import polars as pl
 
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
-from pipelines import nightly
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
 from pipelines.context.time_limit import Budget
+from pipelines.orchestration import nightly
 from pipelines.stages import promote
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, IndexConfig

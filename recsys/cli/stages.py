@@ -104,8 +104,8 @@ def backfill(
     """
     checked = _config(config, overrides)
     _jobs()
-    from pipelines.backfill import backfill as run  # noqa: PLC0415
     from pipelines.context.progress import Reporter  # noqa: PLC0415
+    from pipelines.orchestration.backfill import backfill as run  # noqa: PLC0415
 
     nights = run(checked, Reporter(), first.date(), last.date(), promotes=promotes)
     show(nights, as_json, lambda: None)

@@ -18,9 +18,9 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
-from pipelines import night_page
 from pipelines.context.progress import Reporter
-from pipelines.nightly import STAGES, Summary, tonight
+from pipelines.orchestration import run_report as night_page
+from pipelines.orchestration.nightly import STAGES, Summary, tonight
 from recsys.config import sections as configuration
 from recsys.errors import TrackingError
 from recsys.release import promotion

@@ -8,12 +8,13 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines import night_page
 from pipelines.context.progress import Reporter
 from pipelines.context.resources import measured
 from pipelines.context.run_context import Night, Stage, calm, main, parsed
 from pipelines.context.time_limit import Budget
-from pipelines.night_page import End, Outcome
+from pipelines.orchestration import run_report as night_page
+from pipelines.orchestration.notify import notify
+from pipelines.orchestration.run_report import End, Outcome
 from pipelines.prepare import stage as preparing
 from pipelines.prepare.stage import prepare
 from pipelines.reports import data_report as data_page
@@ -28,7 +29,6 @@ from pipelines.stages.publish import keep_data_report, publish
 from pipelines.stages.train import train
 from recsys.config.sections import Config
 from recsys.errors import InputError, RefusedError, TrackingError
-from recsys.notify import notify
 from recsys.release.runs import Inputs, Run
 
 STAGES: dict[str, Stage] = {

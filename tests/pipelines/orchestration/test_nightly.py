@@ -17,12 +17,12 @@ from unittest.mock import Mock
 import polars as pl
 import pytest
 
-from pipelines import night_page
-from pipelines.backfill import backfill, before
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
 from pipelines.context.time_limit import Budget
-from pipelines.nightly import STAGES, Summary, plan, tonight
+from pipelines.orchestration import run_report as night_page
+from pipelines.orchestration.backfill import backfill, before
+from pipelines.orchestration.nightly import STAGES, Summary, plan, tonight
 from pipelines.prepare.stage import prepare
 from pipelines.reports import plots
 from recsys.config import sections as configuration

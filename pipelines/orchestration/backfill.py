@@ -9,10 +9,10 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from pipelines import night_page
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night, calm
-from pipelines.nightly import Summary, tonight
+from pipelines.orchestration import run_report as night_page
+from pipelines.orchestration.nightly import Summary, tonight
 from recsys.config.sections import Config
 from recsys.errors import InputError, RecsysError, StageError, TrackingError
 from recsys.release.runs import Run

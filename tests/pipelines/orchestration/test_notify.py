@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.orchestration.notify import WEBHOOK, notify
 from recsys.config.sections import NotifyConfig
-from recsys.notify import WEBHOOK, notify
 
 SUMMARY = {"outcome": "refused", "run_id": "0123456789ab", "text": "…"}
 

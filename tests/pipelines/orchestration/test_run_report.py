@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import night_page
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
-from pipelines.nightly import Summary, tonight
+from pipelines.orchestration import run_report as night_page
+from pipelines.orchestration.nightly import Summary, tonight
 from pipelines.prepare import stage as prepare
 from pipelines.stages import evaluate, train
 from recsys import Release
