@@ -12,9 +12,9 @@ from serving import changes, health, problems, routes, tracing
 from serving.edition import Edition, Embed
 from serving.guard import Guard
 from serving.keys import Keys
-from serving.paths import EncodedPath
+from serving.protocol.encoded_path import EncodedPath
+from serving.protocol.problem import CONTENT
 from serving.rates import Rates
-from serving.refusal import CONTENT
 from serving.replay import Replay
 from serving.shelf import Shelf
 from serving.state import State

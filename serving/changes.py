@@ -21,14 +21,14 @@ from recsys.errors import InputError
 from recsys.retrieval.filters import AVAILABLE
 from recsys.retrieval.query import finite
 from recsys.retrieval.search import checked
-from serving.bodies import BodyRoute
 from serving.edition import Edition
 from serving.guard import RefusedRequest
 from serving.journal import Entry, Journal
 from serving.parameters import ItemId, Serving
-from serving.paths import ENCODED
-from serving.refusal import CONTENT
-from serving.schemas import ChangedBody, ProblemBody
+from serving.protocol.encoded_path import ENCODED
+from serving.protocol.problem import CONTENT
+from serving.protocol.responses import ChangedBody, ProblemBody
+from serving.protocol.strict_json import BodyRoute
 from serving.state import State
 
 LONGEST_ID = 1_024

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from recsys.errors import InputError, RecsysError, UnknownItemError
 from serving.backoff import delays
-from serving.schemas import AnswerBody, BatchAnswerBody, ChangedBody, ItemBody, ProblemBody, ReleaseBody
+from serving.protocol.responses import AnswerBody, BatchAnswerBody, ChangedBody, ItemBody, ProblemBody, ReleaseBody
 
 Body = TypeVar("Body")
 

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.config.sections import ServeConfig
 from serving.keys import Keys
+from serving.protocol.problem import problem, response
 from serving.rates import Rates
-from serving.refusal import problem, response
 from serving.telemetry import Telemetry
 
 GUARDED = "/v1/"

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving.parameters import Serving
-from serving.schemas import StatusBody
+from serving.protocol.responses import StatusBody
 
 router = APIRouter()
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any, NamedTuple, cast, get_args
 
 from fastapi import Depends, Header, Path, Query, Request
 
-from serving import headers
-from serving.questions import SimilarQuery
+from serving.protocol import headers
+from serving.protocol.requests import SimilarQuery
 from serving.state import State
 
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from recsys import errors
-from serving.refusal import problem, response
-from serving.schemas import ProblemBody
+from serving.protocol.problem import problem, response
+from serving.protocol.responses import ProblemBody
 
 TABLE: dict[type[errors.RecsysError], tuple[HTTPStatus, str]] = {
     errors.UnknownItemError: (HTTPStatus.NOT_FOUND, "unknown-item"),

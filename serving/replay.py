@@ -5,9 +5,9 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recsys.errors import RecsysError
-from serving import headers
 from serving.answers import Given, is_known
 from serving.guard import GUARDED
+from serving.protocol import headers
 from serving.state import State
 
 PINNED, STICKY, KNOWN = map(headers.raw, (headers.RELEASE, headers.STICKY, headers.KNOWN))

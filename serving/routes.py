@@ -24,17 +24,19 @@ from pydantic_core import to_json
 from recsys.errors import InputError, RecsysError
 from recsys.retrieval.engine import Answer
 from recsys.retrieval.query import Question
-from serving import cursors, headers, parameters, problems
+from serving import parameters, problems
 from serving.answers import Given, is_known
-from serving.bodies import BodyRoute
-from serving.cursors import Cursor
 from serving.edition import Edition
 from serving.parameters import ItemId, Known, Serving, Wish, Wished
-from serving.paths import ENCODED
 from serving.problems import NotLoadedError
-from serving.questions import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
-from serving.refusal import CONTENT
-from serving.schemas import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
+from serving.protocol import headers
+from serving.protocol import pagination as cursors
+from serving.protocol.encoded_path import ENCODED
+from serving.protocol.pagination import Cursor
+from serving.protocol.problem import CONTENT
+from serving.protocol.requests import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
+from serving.protocol.responses import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
+from serving.protocol.strict_json import BodyRoute
 from serving.state import State
 
 ALWAYS_ASK = "no-cache"

@@ -18,9 +18,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import headers, logs
+from serving import logs
 from serving.logs import REQUEST_ID
-from serving.refusal import problem, response
+from serving.protocol import headers
+from serving.protocol.problem import problem, response
 
 logger = logging.getLogger(__name__)
 

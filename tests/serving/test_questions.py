@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from recsys import Release
 from recsys.config.sections import ServeConfig
 from recsys.retrieval.query import Condition, Diversity, Question, Weighted
-from serving import cursors
 from serving.app import create
+from serving.protocol import pagination as cursors
 from tests.conftest import release_writer
 from tests.serving.description import problem
 from tests.serving.inside import inside

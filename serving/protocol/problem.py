@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from serving.schemas import ProblemBody
+from serving.protocol.responses import ProblemBody
 
 MEDIA_TYPE = "application/problem+json"
 CONTENT: dict[str, Any] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
