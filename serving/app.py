@@ -8,17 +8,18 @@ from fastapi import FastAPI
 
 from recsys import Release, __version__
 from recsys.config.sections import ServeConfig
-from serving import changes, health, problems, routes, tracing
+from serving import changes, health, problems, routes
 from serving.edition import Edition, Embed
-from serving.guard import Guard
-from serving.keys import Keys
+from serving.middleware import tracing
+from serving.middleware.access import Guard
+from serving.middleware.api_keys import Keys
+from serving.middleware.metrics import Measured, Telemetry
+from serving.middleware.rate_limit import Rates
 from serving.protocol.encoded_path import EncodedPath
 from serving.protocol.problem import CONTENT
-from serving.rates import Rates
 from serving.replay import Replay
 from serving.shelf import Shelf
 from serving.state import State
-from serving.telemetry import Measured, Telemetry
 
 REFUSALS = {
     400: "The body cannot be read.",

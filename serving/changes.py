@@ -22,8 +22,8 @@ from recsys.retrieval.filters import AVAILABLE
 from recsys.retrieval.query import finite
 from recsys.retrieval.search import checked
 from serving.edition import Edition
-from serving.guard import RefusedRequest
 from serving.journal import Entry, Journal
+from serving.middleware.access import RefusedRequest
 from serving.parameters import ItemId, Serving
 from serving.protocol.encoded_path import ENCODED
 from serving.protocol.problem import CONTENT
@@ -73,7 +73,7 @@ async def put(serving: Serving, item_id: ItemId, change: ItemChange) -> ChangedB
         release_id=None if vector is None else edition.release_id,
     )
     await run_in_threadpool(journal.write, entry)
-    serving.telemetry.changed("put")
+    serving.middleware.metrics.changed("put")
     return ChangedBody(item_id=item_id, release_id=edition.release_id, place=place)
 
 
@@ -83,7 +83,7 @@ async def take_down(serving: Serving, item_id: ItemId) -> None:
     if serving.shelf.champion.release.catalogue.find(item_id) is None:
         _require_short(item_id)
     await run_in_threadpool(_journal(serving).write, Entry(item_id, time.time(), hidden=True))
-    serving.telemetry.changed("take_down")
+    serving.middleware.metrics.changed("take_down")
 
 
 def _require_short(item_id: str) -> None:

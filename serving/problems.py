@@ -52,7 +52,7 @@ def body(request: Request, error: errors.RecsysError | ValidationError | NotLoad
 
 
 def register(app: FastAPI) -> None:
-    """Answer every error that is foreseen with a problem; `serving.telemetry.Measured` answers the others."""
+    """Answer every error that is foreseen with a problem; `serving.middleware.metrics.Measured` answers the others."""
 
     @app.exception_handler(errors.RecsysError)
     @app.exception_handler(NotLoadedError)

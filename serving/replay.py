@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recsys.errors import RecsysError
 from serving.answers import Given, is_known
-from serving.guard import GUARDED
+from serving.middleware.access import GUARDED
 from serving.protocol import headers
 from serving.state import State
 

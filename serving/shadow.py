@@ -12,7 +12,7 @@ from recsys.errors import RecsysError
 from recsys.retrieval.engine import Answer
 from recsys.retrieval.query import Question
 from serving.edition import Edition
-from serving.telemetry import Telemetry
+from serving.middleware.metrics import Telemetry
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from recsys.retrieval.engine import Answer
 from recsys.retrieval.query import Question
 from serving.edition import Edition, Embed
 from serving.journal import Journal
+from serving.middleware.metrics import Telemetry
 from serving.shadow import Shadow
 from serving.shelf import Shelf, Standing
-from serving.telemetry import Telemetry
 
 
 class State:

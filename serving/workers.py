@@ -28,17 +28,18 @@ import uvicorn
 from recsys import Release
 from recsys.config.sections import ServeConfig
 from recsys.errors import ConfigError
-from serving import logs, tracing, wanted
+from serving import wanted
 from serving.app import over
 from serving.backoff import delays
 from serving.edition import Embed
 from serving.follower import Follower
 from serving.journal import JOURNAL, Journal
-from serving.keys import Keys
-from serving.rates import RATES, Rates
+from serving.middleware import logs, tracing
+from serving.middleware.api_keys import Keys
+from serving.middleware.metrics import MULTIPROCESS, Telemetry
+from serving.middleware.rate_limit import RATES, Rates
 from serving.shelf import Shelf
 from serving.state import State
-from serving.telemetry import MULTIPROCESS, Telemetry
 from serving.wanted import SERVED, WANTED
 from serving.watch import Source, Watch
 

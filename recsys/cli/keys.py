@@ -27,7 +27,7 @@ def new(
     write: Annotated[bool, typer.Option("--write", help="The key may also change items and take them down.")] = False,
 ) -> None:
     """Make a key and show it, once. What is kept is a hash; remove its line, and the key is no longer let in."""
-    from serving import keys  # noqa: PLC0415
+    from serving.middleware import api_keys as keys  # noqa: PLC0415
 
     secret, key = keys.new(name, "write" if write else "read")
     if file is None:

@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar, cast
 
 import httpx
 
-from serving import keys
+from serving.middleware import api_keys as keys
 from tests.e2e import program
 from tests.serving.description import Description
 

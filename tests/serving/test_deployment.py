@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from recsys.config import sections as config
-from serving import keys
+from serving.middleware import api_keys as keys
 from serving.workers import GRACE_S
 from tests.conftest import WriteRelease
 from tests.e2e import program

@@ -14,14 +14,14 @@ from recsys import Release
 from recsys.config.sections import ServeConfig
 from recsys.retrieval.engine import Answer
 from recsys.retrieval.query import Question
-from serving import keys
 from serving.app import over
 from serving.edition import Edition
 from serving.journal import Entry, Journal
-from serving.keys import Keys
+from serving.middleware import api_keys as keys
+from serving.middleware.api_keys import Keys
+from serving.middleware.metrics import Telemetry
 from serving.shelf import Shelf
 from serving.state import State, share
-from serving.telemetry import Telemetry
 from tests.conftest import WriteRelease
 from tests.serving.inside import inside
 

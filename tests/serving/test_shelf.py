@@ -17,8 +17,8 @@ from recsys.errors import ReleaseError
 from recsys.retrieval.query import Question
 from serving import openapi
 from serving.edition import Edition
-from serving.logs import Lines
-from serving.rates import Rates
+from serving.middleware.logs import Lines
+from serving.middleware.rate_limit import Rates
 from serving.shelf import Shelf
 from tests.conftest import WriteRelease
 

@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import logs
-from serving.logs import REQUEST_ID
+from serving.middleware import logs
+from serving.middleware.logs import REQUEST_ID
 from serving.protocol import headers
 from serving.protocol.problem import problem, response
 

@@ -12,10 +12,10 @@ from http import HTTPStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.config.sections import ServeConfig
-from serving.keys import Keys
+from serving.middleware.api_keys import Keys
+from serving.middleware.metrics import Telemetry
+from serving.middleware.rate_limit import Rates
 from serving.protocol.problem import problem, response
-from serving.rates import Rates
-from serving.telemetry import Telemetry
 
 GUARDED = "/v1/"
 """What begins so asks or changes; all else tells of the service, and depends on no release and no journal."""

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.errors import ConfigError
-from serving.telemetry import RELEASE_HEADER, route_of
+from serving.middleware.metrics import RELEASE_HEADER, route_of
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 

@@ -16,8 +16,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
-from serving import keys
 from serving.client import AsyncClient, Client, ServiceError
+from serving.middleware import api_keys as keys
 from tests.conftest import WriteRelease, release_writer
 from tests.e2e.program import run
 from tests.serving.description import Description
