@@ -9,7 +9,10 @@ from fastapi import FastAPI
 from recsys import Release, __version__
 from recsys.config.sections import ServeConfig
 from serving import changes, health, problems, routes
-from serving.edition import Edition, Embed
+from serving.live.live_release import Edition, Embed
+from serving.live.loaded_releases import Shelf
+from serving.live.replay import Replay
+from serving.live.state import State
 from serving.middleware import tracing
 from serving.middleware.access import Guard
 from serving.middleware.api_keys import Keys
@@ -17,9 +20,6 @@ from serving.middleware.metrics import Measured, Telemetry
 from serving.middleware.rate_limit import Rates
 from serving.protocol.encoded_path import EncodedPath
 from serving.protocol.problem import CONTENT
-from serving.replay import Replay
-from serving.shelf import Shelf
-from serving.state import State
 
 REFUSALS = {
     400: "The body cannot be read.",

@@ -21,15 +21,15 @@ from recsys.errors import InputError
 from recsys.retrieval.filters import AVAILABLE
 from recsys.retrieval.query import finite
 from recsys.retrieval.search import checked
-from serving.edition import Edition
-from serving.journal import Entry, Journal
+from serving.live.item_changes import Entry, Journal
+from serving.live.live_release import Edition
+from serving.live.state import State
 from serving.middleware.access import RefusedRequest
 from serving.parameters import ItemId, Serving
 from serving.protocol.encoded_path import ENCODED
 from serving.protocol.problem import CONTENT
 from serving.protocol.responses import ChangedBody, ProblemBody
 from serving.protocol.strict_json import BodyRoute
-from serving.state import State
 
 LONGEST_ID = 1_024
 """Characters of the id of a new item."""
@@ -92,7 +92,7 @@ def _require_short(item_id: str) -> None:
 
 
 def _journal(serving: State) -> Journal:
-    if serving.journal is None:
+    if serving.live.item_changes is None:
         raise RefusedRequest(
             HTTPStatus.FORBIDDEN, "forbidden", "changes need a folder to be kept in. Start the service with a config."
         )

@@ -17,8 +17,8 @@ from recsys import Release
 from recsys.errors import RecsysError, ReleaseError, StageError
 from serving import wanted
 from serving.backoff import delays
-from serving.edition import Edition
-from serving.state import State
+from serving.live.live_release import Edition
+from serving.live.state import State
 from serving.wanted import SERVED, WANTED, Wanted
 
 logger = logging.getLogger(__name__)

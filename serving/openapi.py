@@ -7,10 +7,10 @@ import sys
 
 from recsys.config.sections import ServeConfig
 from serving.app import over
+from serving.live.loaded_releases import Shelf
+from serving.live.state import State
 from serving.middleware.api_keys import Keys
 from serving.middleware.metrics import Telemetry
-from serving.shelf import Shelf
-from serving.state import State
 
 
 def text() -> str:

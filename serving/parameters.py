@@ -4,9 +4,9 @@ from typing import Annotated, Any, NamedTuple, cast, get_args
 
 from fastapi import Depends, Header, Path, Query, Request
 
+from serving.live.state import State
 from serving.protocol import headers
 from serving.protocol.requests import SimilarQuery
-from serving.state import State
 
 
 async def state(request: Request) -> State:  # a plain function would be run in a thread

@@ -25,8 +25,9 @@ from recsys.errors import InputError, RecsysError
 from recsys.retrieval.engine import Answer
 from recsys.retrieval.query import Question
 from serving import parameters, problems
-from serving.answers import Given, is_known
-from serving.edition import Edition
+from serving.live.live_release import Edition
+from serving.live.response_cache import Given, is_known
+from serving.live.state import State
 from serving.parameters import ItemId, Known, Serving, Wish, Wished
 from serving.problems import NotLoadedError
 from serving.protocol import headers
@@ -37,7 +38,6 @@ from serving.protocol.problem import CONTENT
 from serving.protocol.requests import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
 from serving.protocol.responses import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
 from serving.protocol.strict_json import BodyRoute
-from serving.state import State
 
 ALWAYS_ASK = "no-cache"
 """What is cached is asked for again, which a 304 answers."""

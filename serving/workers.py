@@ -31,15 +31,15 @@ from recsys.errors import ConfigError
 from serving import wanted
 from serving.app import over
 from serving.backoff import delays
-from serving.edition import Embed
 from serving.follower import Follower
-from serving.journal import JOURNAL, Journal
+from serving.live.item_changes import JOURNAL, Journal
+from serving.live.live_release import Embed
+from serving.live.loaded_releases import Shelf
+from serving.live.state import State
 from serving.middleware import logs, tracing
 from serving.middleware.api_keys import Keys
 from serving.middleware.metrics import MULTIPROCESS, Telemetry
 from serving.middleware.rate_limit import RATES, Rates
-from serving.shelf import Shelf
-from serving.state import State
 from serving.wanted import SERVED, WANTED
 from serving.watch import Source, Watch
 

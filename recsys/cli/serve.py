@@ -12,7 +12,7 @@ from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
     from recsys.config.sections import Config
-    from serving.edition import Embed
+    from serving.live.live_release import Embed
     from serving.watch import Source
 
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys import Release
-from serving.edition import Edition
-from serving.journal import NOWHERE, Entry, Journal
+from serving.live.item_changes import NOWHERE, Entry, Journal
+from serving.live.live_release import Edition
 from serving.middleware import api_keys as keys
 from tests.conftest import WriteRelease
 from tests.serving.inside import inside
@@ -137,10 +137,10 @@ def test_a_change_that_cannot_be_is_told(tmp_path: Path, write_release: WriteRel
 
     from recsys.config.sections import ServeConfig
     from serving.app import over
+    from serving.live.loaded_releases import Shelf
+    from serving.live.state import State
     from serving.middleware.api_keys import Keys
     from serving.middleware.metrics import Telemetry
-    from serving.shelf import Shelf
-    from serving.state import State
 
     secret, key = keys.new("writer", "write")
     (tmp_path / "keys.txt").write_text(key.line)

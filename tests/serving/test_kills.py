@@ -21,7 +21,7 @@ import pytest
 
 from recsys.errors import UnknownItemError
 from serving.client import Client, ServiceError
-from serving.journal import NOWHERE, Entry, Journal
+from serving.live.item_changes import NOWHERE, Entry, Journal
 from tests.conftest import WriteRelease
 from tests.serving.running import Service, until
 

@@ -10,11 +10,11 @@ import pytest
 from recsys import errors
 from recsys.config.sections import ServeConfig
 from serving.app import over
+from serving.live.loaded_releases import Shelf
+from serving.live.state import State
 from serving.middleware.api_keys import Keys
 from serving.middleware.metrics import Telemetry
 from serving.problems import TABLE
-from serving.shelf import Shelf
-from serving.state import State
 from tests.serving.description import PROBLEM
 from tests.serving.inside import inside
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from recsys.errors import RecsysError
 from recsys.retrieval.engine import Answer
 from recsys.retrieval.query import Question
-from serving.edition import Edition
+from serving.live.live_release import Edition
 from serving.middleware.metrics import Telemetry
 
 logger = logging.getLogger(__name__)

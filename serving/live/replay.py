@@ -5,10 +5,10 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recsys.errors import RecsysError
-from serving.answers import Given, is_known
+from serving.live.response_cache import Given, is_known
+from serving.live.state import State
 from serving.middleware.access import GUARDED
 from serving.protocol import headers
-from serving.state import State
 
 PINNED, STICKY, KNOWN = map(headers.raw, (headers.RELEASE, headers.STICKY, headers.KNOWN))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from recsys.errors import ReleaseError
-from serving.edition import Edition
+from serving.live.live_release import Edition
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from recsys import Release
 from recsys.errors import ReleaseError
 from recsys.retrieval.query import Question
 from serving import openapi
-from serving.edition import Edition
+from serving.live.live_release import Edition
+from serving.live.loaded_releases import Shelf
 from serving.middleware.logs import Lines
 from serving.middleware.rate_limit import Rates
-from serving.shelf import Shelf
 from tests.conftest import WriteRelease
 
 ROOT = Path(__file__).parent.parent.parent

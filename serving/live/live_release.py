@@ -15,8 +15,8 @@ from recsys.errors import RecsysError
 from recsys.retrieval.engine import Answer, Held
 from recsys.retrieval.overlay import UNCHANGED, Added, Overlay
 from recsys.retrieval.query import Question
-from serving.answers import Answers
-from serving.journal import NOWHERE, Entry, Journal
+from serving.live.item_changes import NOWHERE, Entry, Journal
+from serving.live.response_cache import Answers
 
 logger = logging.getLogger(__name__)
 

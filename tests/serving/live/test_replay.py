@@ -15,13 +15,13 @@ from recsys.config.sections import ServeConfig
 from recsys.retrieval.engine import Answer
 from recsys.retrieval.query import Question
 from serving.app import over
-from serving.edition import Edition
-from serving.journal import Entry, Journal
+from serving.live.item_changes import Entry, Journal
+from serving.live.live_release import Edition
+from serving.live.loaded_releases import Shelf
+from serving.live.state import State, share
 from serving.middleware import api_keys as keys
 from serving.middleware.api_keys import Keys
 from serving.middleware.metrics import Telemetry
-from serving.shelf import Shelf
-from serving.state import State, share
 from tests.conftest import WriteRelease
 from tests.serving.inside import inside
 

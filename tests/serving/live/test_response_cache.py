@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 from starlette.responses import Response
 
-from serving.answers import Answers, Asked, Given, is_known
+from serving.live.response_cache import Answers, Asked, Given, is_known
 
 
 def given(size: int) -> Given:

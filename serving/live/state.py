@@ -8,11 +8,11 @@ import time
 from recsys.config.sections import ServeConfig
 from recsys.retrieval.engine import Answer
 from recsys.retrieval.query import Question
-from serving.edition import Edition, Embed
-from serving.journal import Journal
+from serving.live.item_changes import Journal
+from serving.live.live_release import Edition, Embed
+from serving.live.loaded_releases import Shelf, Standing
+from serving.live.shadow import Shadow
 from serving.middleware.metrics import Telemetry
-from serving.shadow import Shadow
-from serving.shelf import Shelf, Standing
 
 
 class State:
