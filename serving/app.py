@@ -8,7 +8,6 @@ from fastapi import FastAPI
 
 from recsys import Release, __version__
 from recsys.config.sections import ServeConfig
-from serving import changes, health, problems, routes
 from serving.live.live_release import Edition, Embed
 from serving.live.loaded_releases import Shelf
 from serving.live.replay import Replay
@@ -20,6 +19,10 @@ from serving.middleware.metrics import Measured, Telemetry
 from serving.middleware.rate_limit import Rates
 from serving.protocol.encoded_path import EncodedPath
 from serving.protocol.problem import CONTENT
+from serving.routes import error_handlers as problems
+from serving.routes import health
+from serving.routes import items as changes
+from serving.routes import similar as routes
 
 REFUSALS = {
     400: "The body cannot be read.",

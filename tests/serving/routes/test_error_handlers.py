@@ -14,7 +14,7 @@ from serving.live.loaded_releases import Shelf
 from serving.live.state import State
 from serving.middleware.api_keys import Keys
 from serving.middleware.metrics import Telemetry
-from serving.problems import TABLE
+from serving.routes.error_handlers import TABLE
 from tests.serving.description import PROBLEM
 from tests.serving.inside import inside
 

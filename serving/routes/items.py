@@ -25,11 +25,11 @@ from serving.live.item_changes import Entry, Journal
 from serving.live.live_release import Edition
 from serving.live.state import State
 from serving.middleware.access import RefusedRequest
-from serving.parameters import ItemId, Serving
 from serving.protocol.encoded_path import ENCODED
 from serving.protocol.problem import CONTENT
 from serving.protocol.responses import ChangedBody, ProblemBody
 from serving.protocol.strict_json import BodyRoute
+from serving.routes.dependencies import ItemId, Serving
 
 LONGEST_ID = 1_024
 """Characters of the id of a new item."""

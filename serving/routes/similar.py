@@ -24,12 +24,9 @@ from pydantic_core import to_json
 from recsys.errors import InputError, RecsysError
 from recsys.retrieval.engine import Answer
 from recsys.retrieval.query import Question
-from serving import parameters, problems
 from serving.live.live_release import Edition
 from serving.live.response_cache import Given, is_known
 from serving.live.state import State
-from serving.parameters import ItemId, Known, Serving, Wish, Wished
-from serving.problems import NotLoadedError
 from serving.protocol import headers
 from serving.protocol import pagination as cursors
 from serving.protocol.encoded_path import ENCODED
@@ -38,6 +35,10 @@ from serving.protocol.problem import CONTENT
 from serving.protocol.requests import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
 from serving.protocol.responses import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
 from serving.protocol.strict_json import BodyRoute
+from serving.routes import dependencies as parameters
+from serving.routes import error_handlers as problems
+from serving.routes.dependencies import ItemId, Known, Serving, Wish, Wished
+from serving.routes.error_handlers import NotLoadedError
 
 ALWAYS_ASK = "no-cache"
 """What is cached is asked for again, which a 304 answers."""

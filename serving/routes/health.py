@@ -10,8 +10,8 @@ from http import HTTPStatus
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from serving.parameters import Serving
 from serving.protocol.responses import StatusBody
+from serving.routes.dependencies import Serving
 
 router = APIRouter()
 
