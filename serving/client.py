@@ -22,8 +22,8 @@ import httpx
 from pydantic import ValidationError
 
 from recsys.errors import InputError, RecsysError, UnknownItemError
-from serving.backoff import delays
 from serving.protocol.responses import AnswerBody, BatchAnswerBody, ChangedBody, ItemBody, ProblemBody, ReleaseBody
+from serving.workers.backoff import delays
 
 Body = TypeVar("Body")
 

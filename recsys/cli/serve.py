@@ -13,7 +13,7 @@ from recsys.errors import ConfigError
 if TYPE_CHECKING:
     from recsys.config.sections import Config
     from serving.live.live_release import Embed
-    from serving.watch import Source
+    from serving.workers.champion_watcher import Source
 
 
 def register(app: typer.Typer) -> None:
@@ -36,8 +36,8 @@ def serve(
     from recsys.config import sections as configuration  # noqa: PLC0415
 
     try:
-        from serving.watch import of_place  # noqa: PLC0415
-        from serving.workers import run  # noqa: PLC0415
+        from serving.workers.champion_watcher import of_place  # noqa: PLC0415
+        from serving.workers.supervisor import run  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(f"the service needs {error.name}, which is not installed. Install recsys[serve].") from None
     changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
@@ -55,7 +55,7 @@ def _champion(config: Config) -> Source:
     """The champion of a config's model, and its challenger where the service has a use for one."""
     from recsys.errors import ReleaseError  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
-    from serving.wanted import Wanted  # noqa: PLC0415
+    from serving.workers.target import Wanted  # noqa: PLC0415
 
     releases = config.workspace / "releases"
 

@@ -15,7 +15,7 @@ import yaml
 
 from recsys.config import sections as config
 from serving.middleware import api_keys as keys
-from serving.workers import GRACE_S
+from serving.workers.supervisor import GRACE_S
 from tests.conftest import WriteRelease
 from tests.e2e import program
 from tests.serving.running import Service

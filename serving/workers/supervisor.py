@@ -28,10 +28,7 @@ import uvicorn
 from recsys import Release
 from recsys.config.sections import ServeConfig
 from recsys.errors import ConfigError
-from serving import wanted
 from serving.app import over
-from serving.backoff import delays
-from serving.follower import Follower
 from serving.live.item_changes import JOURNAL, Journal
 from serving.live.live_release import Embed
 from serving.live.loaded_releases import Shelf
@@ -40,8 +37,11 @@ from serving.middleware import logs, tracing
 from serving.middleware.api_keys import Keys
 from serving.middleware.metrics import MULTIPROCESS, Telemetry
 from serving.middleware.rate_limit import RATES, Rates
-from serving.wanted import SERVED, WANTED
-from serving.watch import Source, Watch
+from serving.workers import target as wanted
+from serving.workers.backoff import delays
+from serving.workers.champion_watcher import Source, Watch
+from serving.workers.release_loader import Follower
+from serving.workers.target import SERVED, WANTED
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from recsys.data.storage import RemotePlace
 from recsys.errors import RecsysError, ReleaseError
 from recsys.release import remote as depot
 from recsys.release.bundle import MANIFEST
-from serving import wanted
-from serving.backoff import delays
-from serving.wanted import WANTED, Wanted
+from serving.workers import target as wanted
+from serving.workers.backoff import delays
+from serving.workers.target import WANTED, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def of_place(place: str) -> Source:
 
     Args:
         place: a release's folder or URL; a folder or a URL of releases, of which the newest is taken; or a file
-            that names releases, as `serving.wanted` reads it.
+            that names releases, as `serving.workers.target` reads it.
     """
 
     def told() -> Wanted:

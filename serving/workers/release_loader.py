@@ -15,11 +15,11 @@ from pathlib import Path
 
 from recsys import Release
 from recsys.errors import RecsysError, ReleaseError, StageError
-from serving import wanted
-from serving.backoff import delays
 from serving.live.live_release import Edition
 from serving.live.state import State
-from serving.wanted import SERVED, WANTED, Wanted
+from serving.workers import target as wanted
+from serving.workers.backoff import delays
+from serving.workers.target import SERVED, WANTED, Wanted
 
 logger = logging.getLogger(__name__)
 
