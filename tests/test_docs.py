@@ -12,8 +12,8 @@ import typer
 
 from recsys.cli import app
 from recsys.config.sections import Config
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
 FILES = {"ann", "csv", "html", "json", "jsonl", "keras", "npy", "parquet", "toml"}
 """Endings of files that have the name of a table, as `index.ann`."""

@@ -19,9 +19,10 @@ from typing import Any, ClassVar, Self
 import pytest
 import yaml
 
+from tests import ROOT
 from tests.e2e import world
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 class Dag:

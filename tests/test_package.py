@@ -17,8 +17,8 @@ import pytest
 
 import recsys
 from recsys.config import sections as config
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "v1"
 TEMPLATES = {".html", ".svg"}
 
@@ -30,7 +30,9 @@ def test_a_wheel_installs_and_serves_without_training_parts(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     wheel = next(tmp_path.glob("*.whl"))
     with zipfile.ZipFile(wheel) as content:
-        templates = {f"pipelines/{path.name}" for path in (ROOT / "pipelines").iterdir() if path.suffix in TEMPLATES}
+        templates = {
+            str(path.relative_to(ROOT)) for path in (ROOT / "pipelines").rglob("*") if path.suffix in TEMPLATES
+        }
         assert {"pipelines/night_page.html", "pipelines/plot.svg"} <= templates <= set(content.namelist())
     venv.create(tmp_path / "clean", with_pip=True)
     python = tmp_path / "clean" / "bin" / "python"

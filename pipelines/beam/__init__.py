@@ -1,0 +1,1 @@
+"""Apache Beam: the runner, its options, job servers, and worker pools."""

@@ -1,0 +1,1 @@
+"""What every stage is given: configuration, readers, progress, time limit, and resource usage."""

@@ -1,0 +1,1 @@
+"""The export of every item's neighbors to files and databases."""

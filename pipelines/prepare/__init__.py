@@ -1,0 +1,1 @@
+"""The first stage: interactions and items turned into catalog, sequences, and pairs."""

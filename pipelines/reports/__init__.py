@@ -1,0 +1,1 @@
+"""HTML reports and plots of a run and of its data."""

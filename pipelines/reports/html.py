@@ -11,7 +11,7 @@ import jinja2
 def render(template: str, **values: Any) -> str:
     """Fill in a template that lies beside this file."""
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,  # titles and categories come from outside
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

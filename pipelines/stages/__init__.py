@@ -1,0 +1,1 @@
+"""The other stages of a run, one file each."""

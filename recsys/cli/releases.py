@@ -149,10 +149,7 @@ def prune(
     newest. MLflow's copies and those of data.releases stay.
     """
     from recsys.config import sections as configuration  # noqa: PLC0415
-    from recsys.release import (
-        promotion,  # noqa: PLC0415
-        retention,  # noqa: PLC0415
-    )
+    from recsys.release import promotion, retention  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
     checked = configuration.load(config)

@@ -159,10 +159,14 @@ def _config(config: Path, overrides: list[str] | None) -> Config:
     return configuration.load(config, overrides or ())
 
 
+MODULES = {"nightly": "orchestration.nightly", "prepare": "prepare.stage"}
+"""Where a job is that is not in `pipelines.stages`."""
+
+
 def _jobs(name: str = "nightly") -> ModuleType:
     """A module of the jobs. One stage by itself does not wait for the imports of all."""
     try:
-        return import_module(f"pipelines.{name}")
+        return import_module(f"pipelines.{MODULES.get(name, f'stages.{name}')}")
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the jobs need {error.name}, which is not installed. Install recsys[train,jobs,tracking]."

@@ -1,0 +1,1 @@
+"""Tables on disk and in memory: interactions, catalog, sequences, item pairs, and their checks."""

@@ -1,0 +1,1 @@
+"""Ranking metrics, baselines, calibration, and the drift of embeddings between releases."""

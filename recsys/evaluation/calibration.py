@@ -95,7 +95,8 @@ class Calibration(_Saved):
     measured_pairs: Annotated[int, Field(ge=1)]
     """The other pairs, behind all figures here, half of which belong together."""
     expected_calibration_error: Estimate
-    """How far probabilities are from shares, on average; see `recsys.evaluation.calibration_fit.expected_calibration_error`."""
+    """How far probabilities are from shares, on average; see
+    `recsys.evaluation.calibration_fit.expected_calibration_error`."""
     auc: Probability
     """How often a pair that belongs together is more similar than another; equals count half."""
     thresholds: tuple[Threshold, ...]

@@ -1,0 +1,1 @@
+"""Embeddings, distances, and nearest-neighbor indexes: exact search and Annoy."""

@@ -1,0 +1,1 @@
+"""The Keras siamese tower: layers, losses, negatives, batches, and the training loop."""

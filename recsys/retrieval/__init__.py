@@ -1,0 +1,1 @@
+"""Queries and their results: filters, search, reranking, one query at a time or in bulk."""

@@ -1,0 +1,1 @@
+"""Worker processes, and how they follow the champion."""

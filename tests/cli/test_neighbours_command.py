@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
+from tests import GOLDEN_RELEASES
+
+GOLDEN = GOLDEN_RELEASES / "v2"
 
 
 @pytest.fixture

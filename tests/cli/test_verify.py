@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from recsys import Release
+from tests import GOLDEN_RELEASES
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = GOLDEN_RELEASES
 ITEMS = [f"item {number}" for number in range(8)]
 
 

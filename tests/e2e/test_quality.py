@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests import ROOT
 from tests.e2e import program
 
 NIGHT_TIMEOUT_S = 3_600
 """A night of real data takes minutes, and a busy machine several times as long."""
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 
 
 def night(config: Path, workspace: Path) -> dict[str, Any]:

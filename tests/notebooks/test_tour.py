@@ -11,7 +11,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-TOUR = Path(__file__).parents[2] / "notebooks" / "tour.ipynb"
+from tests import ROOT
+
+TOUR = ROOT / "notebooks" / "tour.ipynb"
 FIGURES = {1: 1, 3: 1, 4: 3, 5: 1, 6: 2}
 """Section: figures that it draws."""
 BASELINES = [

@@ -3,7 +3,6 @@
 import gzip
 import json
 import random
-from pathlib import Path
 from urllib.parse import urlparse
 
 import polars as pl
@@ -15,9 +14,10 @@ from recsys import Release
 from recsys.config import sections as config
 from recsys.errors import InputError
 from recsys.release import remote as depot
+from tests import GOLDEN_RELEASES
 from tests.pipelines.servers import refusing
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
+GOLDEN = GOLDEN_RELEASES / "v2"
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ import yaml
 from recsys.config import sections as config
 from serving.middleware import api_keys as keys
 from serving.workers.supervisor import GRACE_S
+from tests import ROOT
 from tests.conftest import WriteRelease
 from tests.e2e import program
 from tests.serving.running import Service
 
-ROOT = Path(__file__).parent.parent.parent
 (UNIT,) = (ROOT / "examples").rglob("recsys-serve.service")
 
 

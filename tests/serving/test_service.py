@@ -13,11 +13,12 @@ import httpx
 import pytest
 
 from recsys import Release
+from tests import GOLDEN_RELEASES
 from tests.e2e import program
 from tests.serving.description import problem
 from tests.serving.running import Service, described
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
+GOLDEN = GOLDEN_RELEASES / "v1"
 CALIBRATED = GOLDEN.parent / "v2"
 
 

@@ -23,13 +23,14 @@ from recsys.config import sections as config
 from recsys.config.sections import BeamConfig
 from recsys.errors import InputError, ReleaseError, StageError, UnknownItemError
 from recsys.release.bundle import Release
+from tests import GOLDEN_RELEASES
 
 beam = runner._beam()
 from apache_beam.pipeline import PipelineVisitor  # noqa: E402 - after the import that keeps Beam quiet
 from apache_beam.transforms.core import CallableWrapperDoFn  # noqa: E402
 
 Profile = Literal["local", "local-threads", "portable"]
-GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
+GOLDEN = GOLDEN_RELEASES / "v2"
 PROFILES: tuple[Profile, ...] = ("local", "local-threads", "portable")
 
 

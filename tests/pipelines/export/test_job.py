@@ -19,8 +19,9 @@ from recsys.config import sections as configuration
 from recsys.config.sections import Config
 from recsys.data import storage
 from recsys.errors import ConfigError, InputError, StageError
+from tests import GOLDEN_RELEASES
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
+GOLDEN = GOLDEN_RELEASES / "v2"
 ITEMS_PER_UNIT = 10
 
 

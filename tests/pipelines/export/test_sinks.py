@@ -375,7 +375,7 @@ def test_a_folder_that_may_not_be_written_is_refused_before_any_work(to, tmp_pat
 
 @pytest.mark.parametrize(("scheme", "library"), [("postgresql", "psycopg"), ("redis", "redis")])
 def test_a_missing_library_is_told_with_its_remedy(scheme, library, monkeypatch):
-    monkeypatch.delitem(sys.modules, f"pipelines.sinks.{scheme}", raising=False)
+    monkeypatch.delitem(sys.modules, f"pipelines.export.sinks.{scheme}", raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ConfigError, match=rf"{library}.*Install recsys\[export\]"):
         sinks.at(f"{scheme}://host")

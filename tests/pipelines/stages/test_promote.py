@@ -19,10 +19,11 @@ from recsys.evaluation.metrics import CUTS, metrics
 from recsys.release import gate, promotion
 from recsys.release.bundle import MANIFEST, Release
 from recsys.release.mlflow_registry import Tracker
+from tests import GOLDEN_RELEASES
 from tests.e2e import world
 
 QUICK = ["train.passes=3", "train.history_passes=0", "evaluate.resamples=50", "promote.tolerance=0.3"]
-GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
+GOLDEN = GOLDEN_RELEASES / "v1"
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from recsys.errors import InputError, StageError
 from recsys.evaluation.metrics import SCORE
 from recsys.index.embeddings import Vectors
 from recsys.release.bundle import CATALOGUE, EMBEDDINGS, FEATURES, MANIFEST, TOWER
+from tests import GOLDEN_RELEASES
 from tests.e2e import world
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
+GOLDEN = GOLDEN_RELEASES / "v2"
 """A release of the same world."""
 
 SMALL = ["tower.dimension=8", "train.passes=2", "train.history_passes=0", "evaluate.resamples=10"]

@@ -1,6 +1,5 @@
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from recsys.config.sections import ItemsConfig, TowerConfig
 from recsys.features import tokenization as text
 from recsys.features.encoding import MAX_TOKENS, Features
+from tests import GOLDEN_RELEASES
 
 ROLES = ItemsConfig(categorical=("brand", "kind of"), multi_categorical=("tags",), numeric=("price", "year"))
 SCHEMA = {
@@ -273,7 +273,7 @@ def test_texts_are_alike_in_chunks_and_as_a_whole(monkeypatch):
 
 
 def test_features_of_before_texts_and_buckets_still_load():
-    golden = Path(__file__).parent.parent / "golden" / "v1"
+    golden = GOLDEN_RELEASES / "v1"
     features = Features.load(golden / "features.json")
     catalogue = pl.read_parquet(golden / "catalogue.parquet")
     assert (features.rare_ids, features.hash_buckets, features.num_ids) == ([], 0, len(features.item_ids) + 1)

@@ -1,5 +1,4 @@
 import itertools
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,6 +10,7 @@ from recsys.errors import InputError
 from recsys.features.encoding import Features
 from recsys.model import tower
 from recsys.model.layers import IdDropout, MeanOfBag
+from tests import GOLDEN_RELEASES
 
 ROLES = ItemsConfig(categorical=("brand",), multi_categorical=("tags",), numeric=("price",))
 DIMENSION = 6
@@ -386,7 +386,7 @@ def test_an_earlier_tower_of_another_shape_is_refused(options, received):
         tower.warm_start(model, features, earlier, earlier_features)
 
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
+GOLDEN = GOLDEN_RELEASES / "v1"
 
 
 def test_a_tower_of_format_1_still_embeds_and_starts_a_new_one():

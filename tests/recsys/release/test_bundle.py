@@ -17,8 +17,9 @@ from recsys.errors import InputError, ReleaseError, UnknownItemError
 from recsys.index.annoy_index import build
 from recsys.index.distances import DISTANCES
 from recsys.release import bundle as releases
+from tests import GOLDEN_RELEASES
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = GOLDEN_RELEASES
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from recsys import Release
 from recsys.config import sections as config
 from recsys.errors import ReleaseError, TrackingError
 from recsys.release.mlflow_registry import Tracker
+from tests import GOLDEN_RELEASES
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "v1"
+GOLDEN = GOLDEN_RELEASES / "v1"
 
 
 @pytest.fixture
@@ -75,8 +76,8 @@ def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: P
 def test_a_database_that_a_killed_process_began_is_made_anew(settings: config.Config) -> None:
     """MLflow makes its tables one after the other, for seconds, and refuses to go on with half of them."""
     program = f"""
-from recsys import config
-from recsys.tracking import Tracker
+from recsys.config import sections as config
+from recsys.release.mlflow_registry import Tracker
 Tracker(config.parse({settings.model_dump(include={"data"})!r}))
 """
     workspace = settings.workspace

@@ -10,8 +10,9 @@ from recsys import Release
 from recsys.errors import InputError, ReleaseError
 from recsys.release import remote as depot
 from recsys.release.bundle import EMBEDDINGS, INDEX, MANIFEST
+from tests import GOLDEN_RELEASES
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
+GOLDEN = GOLDEN_RELEASES / "v2"
 
 
 @pytest.fixture(autouse=True)

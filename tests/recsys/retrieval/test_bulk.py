@@ -17,8 +17,9 @@ from recsys.index.distances import DISTANCES
 from recsys.retrieval import search as ranking
 from recsys.retrieval.bulk import SCHEMA, Filter, nearest
 from recsys.retrieval.search import Space
+from tests import GOLDEN_RELEASES
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = GOLDEN_RELEASES
 NUM_ITEMS, DIMENSION = 60, 7
 
 

@@ -20,9 +20,9 @@ from serving.live.live_release import Edition
 from serving.live.loaded_releases import Shelf
 from serving.middleware.logs import Lines
 from serving.middleware.rate_limit import Rates
+from tests import ROOT
 from tests.conftest import WriteRelease
 
-ROOT = Path(__file__).parent.parent.parent
 ITEMS = [f"item {number:02}" for number in range(20)]
 
 

@@ -19,12 +19,13 @@ from recsys.config.sections import ServeConfig
 from recsys.retrieval.query import Condition, Diversity, Question, Weighted
 from serving.app import create
 from serving.protocol import pagination as cursors
+from tests import GOLDEN_RELEASES
 from tests.conftest import release_writer
 from tests.serving.description import problem
 from tests.serving.inside import inside
 from tests.serving.running import Service, described
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "v2"
+GOLDEN = GOLDEN_RELEASES / "v2"
 SIZE, MAX_K, MAX_ITEMS, MAX_BATCH = 60, 50, 20, 4
 GENRES = ["drama", "comedy", "crime"]
 
