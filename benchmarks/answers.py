@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks import command, synthetic
 from recsys.config.sections import IndexConfig
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.index import annoy_index as index
 from recsys.index.embeddings import Vectors
 from recsys.retrieval.engine import Engine
@@ -30,16 +30,16 @@ SHARES = {"half": 0.5, "tenth": 0.1, "twentieth": 0.05, "hundredth": 0.01, "thou
 COUNTS = (10, 50, 500)
 
 
-def catalogue(items: int) -> Catalogue:
+def catalog(items: int) -> Catalog:
     """Items with a list of the filters that let them through."""
     drawn = np.random.default_rng(2).random((items, len(SHARES)))
     through = [[name for name, one in zip(SHARES, row, strict=True) if one < SHARES[name]] for row in drawn]
     columns = {"item_id": [f"item-{number:07d}" for number in range(items)], "through": through}
     frame = pl.DataFrame(columns, schema_overrides={"through": pl.List(pl.String)})
-    return Catalogue(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
+    return Catalog(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
 
 
-def questions(known: Catalogue, asked: list[int], k: int) -> dict[str, list[Question]]:
+def questions(known: Catalog, asked: list[int], k: int) -> dict[str, list[Question]]:
     """Each kind of question about each item."""
     ids = known.item_ids
     pairs = list(zip(asked, reversed(asked), strict=True))
@@ -51,7 +51,7 @@ def questions(known: Catalogue, asked: list[int], k: int) -> dict[str, list[Ques
     return kinds
 
 
-def exact(vectors: Vectors, known: Catalogue, question: Question, masks: dict[str, NDArray[np.bool_]]) -> list[str]:
+def exact(vectors: Vectors, known: Catalog, question: Question, masks: dict[str, NDArray[np.bool_]]) -> list[str]:
     """What comparing with every item gives."""
     numbers = [known.number(item_id) for item_id, _ in question.items]
     similarities = vectors @ vectors[numbers].mean(axis=0)
@@ -63,7 +63,7 @@ def exact(vectors: Vectors, known: Catalogue, question: Question, masks: dict[st
     return [known.item_ids[number] for number in nearest if similarities[number] > -np.inf]
 
 
-def measure(engine: Engine, vectors: Vectors, known: Catalogue, asked: list[Question]) -> dict[str, Any]:
+def measure(engine: Engine, vectors: Vectors, known: Catalog, asked: list[Question]) -> dict[str, Any]:
     """Mean recall, and latencies in milliseconds, of ours and of exact search."""
     masks = {name: known.frame["through"].list.contains(name).to_numpy() for name in SHARES}
     ours, plain, recalls = [], [], []
@@ -74,7 +74,7 @@ def measure(engine: Engine, vectors: Vectors, known: Catalogue, asked: list[Ques
         started = time.perf_counter()
         expected = exact(vectors, known, question, masks)
         plain.append(time.perf_counter() - started)
-        recalls.append(len({n.item_id for n in answer.neighbours} & set(expected)) / len(expected))
+        recalls.append(len({n.item_id for n in answer.neighbors} & set(expected)) / len(expected))
     p50, p99 = (np.quantile(ours, share) * 1e3 for share in (0.5, 0.99))
     return {"recall": np.mean(recalls), "p50": p50, "p99": p99, "exact_p50": np.median(plain) * 1e3}
 
@@ -82,7 +82,7 @@ def measure(engine: Engine, vectors: Vectors, known: Catalogue, asked: list[Ques
 def main() -> None:
     """Run all; a line each as it is done."""
     options = command.parser(__doc__)
-    options.add_argument("--items", type=int, default=100_000, help="items of the catalogue")
+    options.add_argument("--items", type=int, default=100_000, help="items of the catalog")
     options.add_argument("--dimension", type=int, default=128, help="of the embeddings")
     options.add_argument("--questions", type=int, default=300, help="questions of each kind")
     asked: argparse.Namespace = options.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
 
 def run(folder: Path, items: int, dimension: int, count: int) -> None:
     """Build a release's parts, ask, and print."""
-    vectors, known = synthetic.vectors(items, dimension), catalogue(items)
+    vectors, known = synthetic.vectors(items, dimension), catalog(items)
     annoy = index.build(vectors, IndexConfig(), folder / "index.ann")
     tuned = index.tune(annoy, vectors, IndexConfig())
     engine = Engine("benchmark", known, vectors, annoy)

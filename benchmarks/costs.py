@@ -28,15 +28,15 @@ from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys.config import sections as configuration
-from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, NeighboursConfig, TowerConfig
+from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, NeighborsConfig, TowerConfig
 from recsys.data import pairs
 from recsys.features.encoding import Features
 from recsys.index import annoy_index as index
 
 ROWS, EMBEDDED, INDEXED = 2_000_000, 500_000, 100_000
 ASKED, K = 2_000, 20
-CATALOGUES = (5_000, 20), (20_000, 20)
-"""Items of two catalogues to train on, and positives of each."""
+CATALOGS = (5_000, 20), (20_000, 20)
+"""Items of two catalogs to train on, and positives of each."""
 WEIGHTS = "weight", "weight_before_validation"
 PASSES = 10
 """Over the anchors, of both fits of a night together, as early stopping leaves them."""
@@ -114,13 +114,13 @@ def size_of(folder: Path) -> tuple[int, int]:
 
 def of_training(folder: Path) -> dict[str, float]:
     """CPU seconds of a step by what is in it, and by the size of the table of ids, which Adam moves as a whole."""
-    small, large = (seconds_a_step(folder, items, positives) for items, positives in CATALOGUES)
-    grown = (CATALOGUES[1][0] - CATALOGUES[0][0]) / MILLION
+    small, large = (seconds_a_step(folder, items, positives) for items, positives in CATALOGS)
+    grown = (CATALOGS[1][0] - CATALOGS[0][0]) / MILLION
     return {"train: CPU s, per step": small, "train: CPU s, per step and million items": (large - small) / grown}
 
 
 def seconds_a_step(folder: Path, items: int, positives: int) -> float:
-    """CPU seconds of a step over anchors of so many positives, candidates sampled as for a large catalogue."""
+    """CPU seconds of a step over anchors of so many positives, candidates sampled as for a large catalog."""
     from recsys.model import tower
     from recsys.model import trainer as training
     from recsys.model.batches import PairBatches
@@ -146,24 +146,24 @@ def seconds_a_step(folder: Path, items: int, positives: int) -> float:
 
 
 def of_items(folder: Path) -> dict[str, float]:
-    """CPU seconds and bytes of what is done for each item: embed, index, neighbours."""
+    """CPU seconds and bytes of what is done for each item: embed, index, neighbors."""
     from recsys.model import tower
 
     columns = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
-    frame = synthetic.catalogue(EMBEDDED).with_columns(interactions=pl.lit(1, pl.Int64))
+    frame = synthetic.catalog(EMBEDDED).with_columns(interactions=pl.lit(1, pl.Int64))
     features = Features.fit(frame, columns, TowerConfig(), np.ones(EMBEDDED, np.int64))
-    catalogue, saved, vocabularies = folder / "catalogue.parquet", folder / "tower.keras", folder / "features.json"
-    frame.write_parquet(catalogue)
+    catalog, saved, vocabularies = folder / "catalogue.parquet", folder / "tower.keras", folder / "features.json"
+    frame.write_parquet(catalog)
     features.save(vocabularies)
     tower.build(features, TowerConfig(), seed=1).save(saved)
     found = {
-        "catalogue, bytes": catalogue.stat().st_size / EMBEDDED,
+        "catalog, bytes": catalog.stat().st_size / EMBEDDED,
         "tower, bytes": saved.stat().st_size / EMBEDDED,
         "vocabularies, bytes": vocabularies.stat().st_size / EMBEDDED,
     }
     with tempfile.TemporaryDirectory(dir=folder) as name:
         out = Path(name)
-        job = embed.Job(EmbedConfig(), catalogue, saved, vocabularies, out, out / "embeddings.npy")
+        job = embed.Job(EmbedConfig(), catalog, saved, vocabularies, out, out / "embeddings.npy")
         seconds = cpu(lambda: embed.embed_items(job, EMBEDDED, DIMENSION, BeamConfig(), lambda *_: None))
         found |= {"embed, CPU s": seconds / EMBEDDED, "embeddings, bytes": job.out.stat().st_size / EMBEDDED}
     vectors, path = synthetic.vectors(INDEXED, DIMENSION), folder / "index.ann"
@@ -171,7 +171,7 @@ def of_items(folder: Path) -> dict[str, float]:
     found["index, CPU s"] = cpu(lambda: built.append(index.build(vectors, IndexConfig(), path))) / INDEXED
     found["index, bytes"] = path.stat().st_size / INDEXED
     index.tune(built[0], vectors, IndexConfig())
-    found["neighbours, CPU s"] = cpu(lambda: [built[0].nearest(number, K) for number in range(ASKED)]) / ASKED
+    found["neighbors, CPU s"] = cpu(lambda: [built[0].nearest(number, K) for number in range(ASKED)]) / ASKED
     return {f"{name}, per item": value for name, value in found.items()}
 
 
@@ -220,12 +220,12 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
             "disk, GB": each("index, bytes") / GB,
             "memory, GB": each("index, bytes") / GB,
         },
-        "neighbours": {
-            "CPU h": each("neighbours, CPU s") * deeper / 3600,
+        "neighbors": {
+            "CPU h": each("neighbors, CPU s") * deeper / 3600,
             "memory, GB": each("index, bytes") / GB,
-            "units": math.ceil(items / NeighboursConfig().items_per_unit),
+            "units": math.ceil(items / NeighborsConfig().items_per_unit),
         },
-        "catalogue": {"disk, GB": (each("catalogue, bytes") + each("vocabularies, bytes")) / GB},
+        "catalog": {"disk, GB": (each("catalog, bytes") + each("vocabularies, bytes")) / GB},
     }
     for part in parts.values():
         hours = part.get("CPU h", 0)

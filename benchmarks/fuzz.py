@@ -437,7 +437,7 @@ def _knowing(spec: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(json.dumps(spec))
     ids = {"anyOf": [{"enum": [*ITEMS[:5], MARK]}, {"type": "string"}]}
     for operations in told["paths"].values():
-        for method in ("get", "put"):  # what is taken down is no good neighbour
+        for method in ("get", "put"):  # what is taken down is no good neighbor
             for parameter in operations.get(method, {}).get("parameters", []):
                 if parameter["name"] == "item_id":
                     parameter["schema"] = ids

@@ -189,7 +189,7 @@ def _out_of_service(config: Path, release_id: str, workspace: Path) -> list[str]
         return ["no version is champion"]
     kept = Release.load(tracker.fetch(champion, workspace / "fetched"))
     here = Release.load(workspace / "releases" / release_id)
-    item_id = here.catalogue.item_ids[0]
+    item_id = here.catalog.item_ids[0]
     same = kept.similar(item_id) == here.similar(item_id)
     return [] if same else ["the champion that MLflow keeps answers otherwise than the release"]
 

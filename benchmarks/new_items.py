@@ -3,7 +3,7 @@
     python -m benchmarks.new_items --config FILE [--set TABLE.KEY=VALUE] --json OUT
 
 All interactions of a random tenth of the items are hidden from training, and the tower embeds these items by
-their features. Each is then asked for its neighbours among the other items. What they should be is known: the
+their features. Each is then asked for its neighbors among the other items. What they should be is known: the
 items that users did touch it together with, graded by the weight of the pair. The rivals are content-only cosine
 of idf-weighted attributes, and the same with popularity breaking ties.
 
@@ -32,7 +32,7 @@ from pipelines.prepare.stage import prepare
 from pipelines.stages import evaluate, train
 from pipelines.stages.embed import embed
 from recsys.config.sections import Config
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.evaluation.metrics import Model
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
@@ -63,13 +63,13 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     """Hide, train, embed, ask; what could be known at all; and the price for the other items."""
     whole = Night.of(config, Reporter())
     prepare(whole)
-    catalogue = Catalogue.load(whole.run.path("prepare", "catalogue.parquet"))
+    catalog = Catalog.load(whole.run.path("prepare", "catalogue.parquet"))
     together = _pairs(whole)
     touched = np.flatnonzero(np.diff(together.indptr))
     rng = np.random.default_rng(seed)
     hidden = np.sort(rng.choice(touched, int(len(touched) * HIDDEN_SHARE), replace=False)).astype(np.int32)
 
-    ids = [catalogue.item_ids[number] for number in hidden]
+    ids = [catalog.item_ids[number] for number in hidden]
     rows = pl.concat([pl.read_parquet(path) for path in whole.interactions])
     night = _prepared(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
     for stage in (train.train, embed):
@@ -78,7 +78,7 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     vectors = np.array(embeddings.load(night.run.path("embed", "embeddings.npy")))
     models: dict[str, Model] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
     split = train.load_split(night)
-    known = Catalogue.load(night.run.path("prepare", "catalogue.parquet"))
+    known = Catalog.load(night.run.path("prepare", "catalogue.parquet"))
     rivals = evaluate.fitted_before("test", night, split, known)
     models |= {name: rivals[name][0].fit() for name in RIVALS if name in rivals}
     asked, figures = _compare(models, together, hidden)
@@ -104,7 +104,7 @@ def _prepared(config: Config, rows: pl.DataFrame, folder: Path) -> Night:
 
 
 def _pairs(night: Night) -> sparse.csr_array:
-    """Weights of all pairs, [num_items, num_items]. The catalogue is that of the items file, so numbers agree."""
+    """Weights of all pairs, [num_items, num_items]. The catalog is that of the items file, so numbers agree."""
     return train.load_pairs(night, "weight", night.run.manifest("prepare")["num_items"]).matrix()
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.quality --sequences FILE [--attributes FILE] [--tune-minutes N] --json OUT
 
 Leave-one-out on the position: the last item of a user is the test target, the one before it the validation
-target. Every user is asked, by a look-up from the history, against the whole catalogue, the user's earlier items
+target. Every user is asked, by a look-up from the history, against the whole catalog, the user's earlier items
 left out. All choices are made on the validation target; the test figures come from one final fit.
 
 The JSON holds the model and every baseline: `{"model": {"validation": {…}, "test": {…}}, "baselines": {NAME:

@@ -30,7 +30,7 @@ from recsys.data.storage import sha256
 from recsys.errors import ConfigError, RecsysError, RefusedError
 from recsys.index import annoy_index as index
 from recsys.index import embeddings
-from recsys.release.bundle import CATALOGUE, EMBEDDINGS, MANIFEST, FileEntry, Release
+from recsys.release.bundle import CATALOG, EMBEDDINGS, MANIFEST, FileEntry, Release
 
 DAY_S, MS = 86_400, 1_000
 TINY_SEARCH = 20
@@ -43,7 +43,7 @@ Tables = tuple[pl.DataFrame, pl.DataFrame]
 # --- into the data
 
 
-def half_the_catalogue(interactions: pl.DataFrame, items: pl.DataFrame, _: Config) -> Tables:
+def half_the_catalog(interactions: pl.DataFrame, items: pl.DataFrame, _: Config) -> Tables:
     """Every second item is gone, with its interactions: an export that stopped halfway."""
     kept = items.sort("item_id").gather_every(2)
     return interactions.join(kept, on="item_id", how="semi", maintain_order="left"), kept
@@ -108,7 +108,7 @@ def popularity_collapse(release: Release) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=release.vectors.shape).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    touched = release.catalogue.frame["interactions"].to_numpy()
+    touched = release.catalog.frame["interactions"].to_numpy()
     nearness = np.argsort(np.argsort(touched, kind="stable")) / len(touched)
     vectors[:, 0] += 2 * nearness**2
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -136,10 +136,10 @@ def not_a_number(release: Release) -> None:
 
 def swapped_ids(release: Release) -> None:
     """Two halves of the id map have changed places: titles and features stand under the ids of others."""
-    frame = release.catalogue.frame
+    frame = release.catalog.frame
     ids = frame["item_id"]
     swapped = frame.with_columns(item_id=pl.concat([ids[len(ids) // 2 :], ids[: len(ids) // 2]]))
-    rewrite(release.path, {CATALOGUE: swapped.write_parquet})
+    rewrite(release.path, {CATALOG: swapped.write_parquet})
 
 
 class Regression(NamedTuple):
@@ -157,14 +157,14 @@ STOPPED = ("train.passes=1", "train.history_passes=0")
 REGRESSIONS = [
     Regression("shuffled embeddings", "tower_agreement", release=shuffled),
     Regression("popularity collapse", "ndcg_at_20_change", release=popularity_collapse),
-    Regression("half the catalogue gone", "data_lost_items", data=half_the_catalogue),
+    Regression("half the catalog gone", "data_lost_items", data=half_the_catalog),
     Regression("interactions of a day duplicated", "data_copied_day", data=a_day_twice),
     Regression("timestamps in milliseconds", "timestamp", data=milliseconds),
     Regression("all items one category", "data_one_category", data=one_category),
     Regression("training stopped after one pass", "ndcg_at_20_change", settings=STOPPED),
     Regression("an index with one tree", "index_recall", release=one_tree),
     Regression("a NaN vector", "finite", release=not_a_number),
-    Regression("a swapped id map", "catalogue_covered", release=swapped_ids),
+    Regression("a swapped id map", "catalog_covered", release=swapped_ids),
 ]
 
 

@@ -1,13 +1,13 @@
-"""The jobs at size: prepare when the log is ten times as long, embed and neighbours of a million items.
+"""The jobs at size: prepare when the log is ten times as long, embed and neighbors of a million items.
 
     python -m benchmarks.scale [--rows 10000000] [--items 1000000] [--json OUT]
 
 prepare: made-up interactions, items by Zipf's law, beside plain Polars. Each measurement is a process of its own,
 which starts with everything imported; its peak memory is that of the whole process.
 
-embed: the whole catalogue, beside a plain loop over the traced tower.
+embed: the whole catalog, beside a plain loop over the traced tower.
 
-neighbours: the nearest `K` of a sample of the items, whole units of them, beside a pool of as many threads, each
+neighbors: the nearest `K` of a sample of the items, whole units of them, beside a pool of as many threads, each
 of which asks bare Annoy with the same search_k. The job runs over Beam and writes its parts; the pool keeps what
 it finds in memory. The release is loaded and the index in the cache on both sides. The index has few trees, since
 building it is not what is measured.
@@ -37,12 +37,12 @@ from benchmarks.speed import embed_against_loop, plain_prepare
 from benchmarks.table import Table, timed
 from pipelines.beam import runner
 from pipelines.context.run_context import Night, calm
-from pipelines.export import job as neighbours
+from pipelines.export import job as neighbors
 from pipelines.prepare import stage as prepare
 from recsys.config import sections as configuration
-from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighboursConfig, PrepareConfig
+from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighborsConfig, PrepareConfig
 from recsys.data import item_users as audience
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.index import annoy_index as index
 from recsys.index import embeddings
 from recsys.release import bundle as release
@@ -101,10 +101,10 @@ def _alone(side: str, log: str) -> None:
     print(json.dumps({"seconds": round(seconds, 2), "peak_mib": round(peak)}))
 
 
-def neighbours_against_annoy(table: Table, folder: Path, items: int) -> None:
+def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
     """The job's units over Beam beside a pool of threads, each of which asks Annoy about the same range of items."""
     loaded = write_release(items, folder)
-    unit, beam = NeighboursConfig().items_per_unit, BeamConfig(profile="local-threads")
+    unit, beam = NeighborsConfig().items_per_unit, BeamConfig(profile="local-threads")
     asked = min(items, ASKED_UNITS * unit)
     ranges = [range(start, min(start + unit, asked)) for start in range(0, asked, unit)]
     bare = AnnoyIndex(DIMENSION, "angular")
@@ -112,10 +112,10 @@ def neighbours_against_annoy(table: Table, folder: Path, items: int) -> None:
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            job = neighbours.Job(loaded.path, K, Filter(), unit, Path(out))
-            neighbours.hold(job, loaded)
-            work = partial(neighbours.ask_unit, job)
-            phase = runner.Phase(neighbours.NAME, list(range(len(ranges))), work, job.entry)
+            job = neighbors.Job(loaded.path, K, Filter(), unit, Path(out))
+            neighbors.hold(job, loaded)
+            work = partial(neighbors.ask_unit, job)
+            phase = runner.Phase(neighbors.NAME, list(range(len(ranges))), work, job.entry)
             return timed(lambda: runner.run([phase], beam, _ignore))
 
     def plain() -> float:
@@ -125,7 +125,7 @@ def neighbours_against_annoy(table: Table, folder: Path, items: int) -> None:
         with ThreadPoolExecutor(beam.workers) as pool:
             return timed(lambda: list(pool.map(ask, ranges)))
 
-    name = f"neighbours, top {K} of {asked:,} among {items:,}, search_k {loaded.manifest.search_k}"
+    name = f"neighbors, top {K} of {asked:,} among {items:,}, search_k {loaded.manifest.search_k}"
     table.compare(name, 1 / 0.85, ours, plain, ROUNDS)
 
 
@@ -133,13 +133,13 @@ def write_release(items: int, folder: Path) -> Release:
     """A release of made-up vectors, its search_k tuned; tower and features are stand-ins."""
     vectors = synthetic.vectors(items, DIMENSION)
     frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
-    catalogue = Catalogue(frame.with_columns(title=pl.lit(None, pl.String), interactions=pl.lit(1, pl.Int64)))
+    catalog = Catalog(frame.with_columns(title=pl.lit(None, pl.String), interactions=pl.lit(1, pl.Int64)))
     sources = {name: folder / name for name in (*release.FILES, index.INDEX)}
     for name in (release.TOWER, release.FEATURES, release.EVALUATION):
         sources[name].write_text("{}")
     sources[release.CALIBRATION].write_text('{"calibration": null}')
     audience.build([], items, sources[release.AUDIENCE])
-    catalogue.save(sources[release.CATALOGUE])
+    catalog.save(sources[release.CATALOG])
     embeddings.save(vectors, sources[release.EMBEDDINGS])
     tuned = index.tune(index.build(vectors, INDEX, sources[index.INDEX]), vectors, INDEX)
     manifest: dict[str, Any] = {
@@ -157,7 +157,7 @@ def write_release(items: int, folder: Path) -> Release:
         "recall_k": INDEX.recall_k,
         "index_recall": tuned.recall,
         "recency": None,
-        "catalogue_fingerprint": catalogue.fingerprint,
+        "catalogue_fingerprint": catalog.fingerprint,
         "data_snapshot": "0" * 64,
         "code_version": "benchmark",
         "parent_release": None,
@@ -175,14 +175,14 @@ def fill(table: Table, folder: Path, rows: int = ROWS, items: int = ITEMS) -> No
     """All rows."""
     prepare_at_size(table, folder, rows)
     embed_against_loop(table, folder, items, 1 / 0.8, ROUNDS)
-    neighbours_against_annoy(table, folder, items)
+    neighbors_against_annoy(table, folder, items)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The benchmark as a program."""
     options = parser(__doc__, FIGURES)
     options.add_argument("--rows", type=int, default=ROWS, help="of the longer log (default: %(default)s)")
-    options.add_argument("--items", type=int, default=ITEMS, help="of the catalogue (default: %(default)s)")
+    options.add_argument("--items", type=int, default=ITEMS, help="of the catalog (default: %(default)s)")
     asked = options.parse_args(argv)
     with working() as folder:
         table = Table()

@@ -171,12 +171,12 @@ class _Day:
             return f"{response.status_code}: {response.text[:200]}"
         answer = response.json()
         release_id = answer["release_id"]
-        titles = [answer["title"], *(neighbour["title"] for neighbour in answer["neighbours"])]
+        titles = [answer["title"], *(neighbor["title"] for neighbor in answer["neighbors"])]
         if not all(title.startswith((release_id, "put")) for title in titles):
             return f"mixed: {release_id} with {titles}"
-        shown = down & {neighbour["item_id"] for neighbour in answer["neighbours"]}
-        if shown or len(answer["neighbours"]) != 20:
-            return f"{len(answer['neighbours'])} neighbours, taken down: {shown}"
+        shown = down & {neighbor["item_id"] for neighbor in answer["neighbors"]}
+        if shown or len(answer["neighbors"]) != 20:
+            return f"{len(answer['neighbors'])} neighbors, taken down: {shown}"
         return None
 
     def _swap(self) -> None:

@@ -25,7 +25,7 @@ from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys.config import sections as configuration
 from recsys.config.sections import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.features.encoding import Features
 from recsys.index import annoy_index as index
 from recsys.retrieval import engine as lookup
@@ -96,7 +96,7 @@ def embed_against_loop(
     from recsys.model import tower
 
     columns = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
-    frame = synthetic.catalogue(items).with_columns(interactions=pl.lit(1, pl.Int64))
+    frame = synthetic.catalog(items).with_columns(interactions=pl.lit(1, pl.Int64))
     features = Features.fit(frame, columns, TowerConfig(), np.ones(items, np.int64))
     model = tower.build(features, TowerConfig(), seed=1)
     frame.write_parquet(folder / "catalogue.parquet")
@@ -106,8 +106,8 @@ def embed_against_loop(
 
     def job(out: Path) -> embed.Job:
         names = ("catalogue.parquet", "tower.keras", "features.json")
-        catalogue, saved, vocabularies = (folder / name for name in names)
-        return embed.Job(settings, catalogue, saved, vocabularies, out, out / "embeddings.npy")
+        catalog, saved, vocabularies = (folder / name for name in names)
+        return embed.Job(settings, catalog, saved, vocabularies, out, out / "embeddings.npy")
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
@@ -162,8 +162,8 @@ def look_up_against_annoy(table: Table, folder: Path) -> None:
     bare = AnnoyIndex(DIMENSION, "angular")
     bare.load(str(folder / "index.ann"))
     frame = pl.DataFrame({"item_id": [f"item-{number:06d}" for number in range(INDEXED)]})
-    catalogue = Catalogue(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
-    engine = lookup.Engine("r", catalogue, vectors, ours)
+    catalog = Catalog(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
+    engine = lookup.Engine("r", catalog, vectors, ours)
     asked = np.random.default_rng(0).choice(INDEXED, QUERIES, replace=False).tolist()
 
     def p50(ask: Callable[[int], object]) -> float:
@@ -172,7 +172,7 @@ def look_up_against_annoy(table: Table, folder: Path) -> None:
     table.compare(
         f"look-up of {K}, p50 of {QUERIES:,}, search_k {tuned.search_k}",
         1.5,
-        lambda: p50(lambda number: engine.ask(Question.of_item(catalogue.item_ids[number], K))),
+        lambda: p50(lambda number: engine.ask(Question.of_item(catalog.item_ids[number], K))),
         lambda: p50(lambda number: bare.get_nns_by_item(number, K + 1, tuned.search_k, True)),
     )
 

@@ -31,7 +31,7 @@ def interactions(path: Path, rows: int, users: int, items: int, seed: int = 0) -
     return path
 
 
-def catalogue(items: int, seed: int = 0) -> pl.DataFrame:
+def catalog(items: int, seed: int = 0) -> pl.DataFrame:
     """Items with a category, up to eight tags and a price each."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, 9, items)
@@ -48,8 +48,8 @@ def catalogue(items: int, seed: int = 0) -> pl.DataFrame:
 
 
 def vectors(items: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
-    """Unit vectors around 200 centres, as embeddings are: float32 [items, dimension]."""
+    """Unit vectors around 200 centers, as embeddings are: float32 [items, dimension]."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(200, dimension))
-    drawn = centres[rng.integers(0, len(centres), items)] + 0.7 * rng.normal(size=(items, dimension))
+    centers = rng.normal(size=(200, dimension))
+    drawn = centers[rng.integers(0, len(centers), items)] + 0.7 * rng.normal(size=(items, dimension))
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)

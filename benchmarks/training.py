@@ -76,7 +76,7 @@ def race(config: Config) -> dict[str, Any]:
 
 
 def item2vec(night: Night) -> tuple[np.ndarray, float]:
-    """Unit vectors of the catalogue by gensim, and the seconds it took; zeros for what it did not see."""
+    """Unit vectors of the catalog by gensim, and the seconds it took; zeros for what it did not see."""
     from gensim.models import Word2Vec
 
     split = train.load_split(night)
@@ -131,7 +131,7 @@ def one_pass(part: str) -> float:
     from recsys.model.batches import PairBatches
 
     config = Config(data=DataConfig(interactions="none"))
-    frame = synthetic.catalogue(PAIRS_ITEMS)
+    frame = synthetic.catalog(PAIRS_ITEMS)
     streamed = pairs.Pairs([Path(part)], PAIRS_ITEMS, "weight")
     small = config.model_copy(update={"train": config.train.model_copy(update={"shuffle_pairs": PAIRS_ITEMS * 200})})
     features = Features.fit(frame, ItemsConfig(), config.tower, streamed.counts)

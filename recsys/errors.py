@@ -3,7 +3,7 @@
 RecsysError
 ├── ConfigError        the config file or a `--set` is wrong                        exit 2
 ├── InputError         a file, table or value given to us is not usable             exit 2
-│   └── UnknownItemError   an item id that the catalogue does not hold              exit 2
+│   └── UnknownItemError   an item id that the catalog does not hold              exit 2
 ├── StageError         the input was readable, but a stage could not do its work    exit 1
 ├── ReleaseError       a release is missing, damaged or of another format           exit 1
 ├── TrackingError      MLflow does not answer, or does not know what was asked for  exit 1
@@ -34,7 +34,7 @@ class InputError(RecsysError):
 
 
 class UnknownItemError(InputError):
-    """An item id that is not in the catalogue."""
+    """An item id that is not in the catalog."""
 
 
 class StageError(RecsysError):

@@ -1,8 +1,8 @@
 """A client of the service, for programs that wait and for programs that do not.
 
     with Client("http://127.0.0.1:8000", key="rk_…") as client:
-        for neighbour in client.similar("50", k=5).neighbours:
-            print(neighbour.item_id, neighbour.title)
+        for neighbor in client.similar("50", k=5).neighbors:
+            print(neighbor.item_id, neighbor.title)
 
 A question is repeated, later and later, where nobody answered or the server asked to come back. A change is repeated
 only where the server certainly did not take it. Needs `recsys[client]`.

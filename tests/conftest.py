@@ -55,12 +55,12 @@ def write_release(tmp_path: Path) -> WriteRelease:
 def release_writer(tmp_path: Path) -> WriteRelease:
     """A whole release of items with random vectors; tower and features are stand-ins that no look-up opens.
 
-    `columns` are further ones of the catalogue, or `interactions` instead of 1.
+    `columns` are further ones of the catalog, or `interactions` instead of 1.
     Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
     """
     from recsys.config.sections import Config, DataConfig, IndexConfig
     from recsys.data import item_users as audience
-    from recsys.data.catalog import Catalogue
+    from recsys.data.catalog import Catalog
     from recsys.evaluation import calibration
     from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
     from recsys.index import annoy_index as index
@@ -95,9 +95,9 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         vectors = rng.normal(size=(len(item_ids), 5)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         frame = pl.DataFrame({"item_id": item_ids, "title": [f"Title of {item}" for item in item_ids]})
-        catalogue = Catalogue(frame.with_columns(**{"interactions": pl.lit(1, pl.Int64), **columns}))
+        catalog = Catalog(frame.with_columns(**{"interactions": pl.lit(1, pl.Int64), **columns}))
         sources = {name: tmp_path / f"source-{name}" for name in (*release.FILES, index.INDEX)}
-        catalogue.save(sources[release.CATALOGUE])
+        catalog.save(sources[release.CATALOG])
         embeddings.save(vectors, tmp_path / "vectors.npy")
         (tmp_path / "vectors.npy").rename(sources[release.EMBEDDINGS])
         built = index.build(vectors, IndexConfig(n_trees=10), sources[index.INDEX])
@@ -120,7 +120,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
             "recall_k": 20,
             "index_recall": 1.0,
             "recency": 0.5,
-            "catalogue_fingerprint": catalogue.fingerprint,
+            "catalogue_fingerprint": catalog.fingerprint,
             "data_snapshot": "0" * 64,
             "code_version": "test",
             "parent_release": None,

@@ -38,7 +38,7 @@ class Night:
     run: Run
     interactions: list[str]
     items: list[str]
-    labelled: list[str] = field(default_factory=list)
+    labeled: list[str] = field(default_factory=list)
     report: Reporter = field(default_factory=lambda: Reporter(quiet=True))
 
     @classmethod
@@ -63,11 +63,11 @@ class Night:
             )
         interactions = io.find(config.data.interactions, "data.interactions")
         items = io.find(config.data.items, "data.items") if config.data.items else []
-        labelled = io.find(config.data.labelled_pairs, "data.labelled_pairs") if config.data.labelled_pairs else []
-        inputs: dict[str, list[str]] = {"interactions": interactions, "items": items, "labelled_pairs": labelled}
+        labeled = io.find(config.data.labeled_pairs, "data.labeled_pairs") if config.data.labeled_pairs else []
+        inputs: dict[str, list[str]] = {"interactions": interactions, "items": items, "labeled_pairs": labeled}
         if config.data.warm_start is not None:
             inputs["warm_start"] = [str(manifest_of(config.data.warm_start))]
-        return cls(config, run_of(config, inputs), interactions, items, labelled, report or Reporter(quiet=True))
+        return cls(config, run_of(config, inputs), interactions, items, labeled, report or Reporter(quiet=True))
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -83,7 +83,7 @@ class Night:
         # the others may differ when a run is gone on with, and a URI may hold a password
         self.tracker.log_params(mlflow_run, self.config.shaping())
         self.tracker.log_tags(mlflow_run, {"recsys.code_version": self.run.code_version})
-        inputs = {"interactions": self.interactions, "items": self.items, "labelled_pairs": self.labelled}
+        inputs = {"interactions": self.interactions, "items": self.items, "labeled_pairs": self.labeled}
         for name, sources in inputs.items():
             if sources:
                 shown = [Address(source).shown for source in sources]

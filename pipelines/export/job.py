@@ -1,4 +1,4 @@
-"""neighbours: the nearest of every item of a release -> Parquet, JSON lines, SQLite, PostgreSQL or Redis.
+"""neighbors: the nearest of every item of a release -> Parquet, JSON lines, SQLite, PostgreSQL or Redis.
 
 No stage of a night: it asks a release that is published, as the service does. A unit is a range of items, and
 writes one part. Parts stay in the workspace until the next export, so a job that was killed goes on where it
@@ -30,7 +30,7 @@ from pipelines.context.run_context import calm, main
 from pipelines.export import sinks
 from pipelines.export.sinks.base import Export, deliver
 from recsys.config import sections as configuration
-from recsys.config.sections import Config, NeighboursConfig
+from recsys.config.sections import Config, NeighborsConfig
 from recsys.config.urls import Address
 from recsys.data.storage import sha256, whole
 from recsys.errors import StageError
@@ -40,7 +40,7 @@ from recsys.release.bundle import Release
 from recsys.release.runs import MANIFEST, Run, code_version
 from recsys.retrieval.bulk import Filter, nearest
 
-NAME = "neighbours"
+NAME = "neighbors"
 """Of the job, and of its folder in the workspace."""
 
 
@@ -55,7 +55,7 @@ class Job:
     folder: Path
 
     @classmethod
-    def of(cls, release: Release, config: NeighboursConfig, run: Run) -> Job:
+    def of(cls, release: Release, config: NeighborsConfig, run: Run) -> Job:
         """The export of a release by a config."""
         wanted = Filter(config.min_similarity, config.min_interactions, config.where, config.reach)
         return cls(release.path.resolve(), config.k, wanted, config.items_per_unit, run.folder / run.run_id)
@@ -69,29 +69,29 @@ class Job:
         return self.folder / f"part-{unit:05d}.json"
 
 
-def neighbours(release: Release, config: Config, report: Reporter) -> dict[str, Any]:
-    """Export the neighbours of every item, unless the sink has this very export.
+def neighbors(release: Release, config: Config, report: Reporter) -> dict[str, Any]:
+    """Export the neighbors of every item, unless the sink has this very export.
 
     Args:
         release: verified; the library that the service answers with asks it.
-        config: its table `neighbours` says what, and where to; the others only how.
+        config: its table `neighbors` says what, and where to; the others only how.
         report: for progress.
 
     Returns:
-        Ready for JSON: `export_id`, `release_id`, `k`; `items` with neighbours, `items_without_neighbours`, and
+        Ready for JSON: `export_id`, `release_id`, `k`; `items` with neighbors, `items_without_neighbors`, and
         `rows` of all; `to`, without a password.
 
     Raises:
         ConfigError: no sink has this name, or its library is not installed.
-        InputError: a filter that does not fit the catalogue, or a file that we may not write.
+        InputError: a filter that does not fit the catalog, or a file that we may not write.
         StageError: nothing is left to export, the sink is away, or another process is at it.
     """
     calm()
-    to = config.neighbours.to
+    to = config.neighbors.to
     run = _run(release, config)
     with closing(sinks.at(to)) as sink:  # before the work, not after it
         delivered = sink.current() == run.run_id
-    job = Job.of(release, config.neighbours, run)
+    job = Job.of(release, config.neighbors, run)
     with run.locked():
         if not run.done(run.run_id):
             with report.stage("nearest") as advance:
@@ -116,7 +116,7 @@ def _run(release: Release, config: Config) -> Run:
     folder = config.workspace / NAME
     folder.mkdir(parents=True, exist_ok=True)
     code = code_version()
-    settings = config.neighbours.model_dump(mode="json", exclude={"to"})
+    settings = config.neighbors.model_dump(mode="json", exclude={"to"})
     shaping = [sha256(release.path / RELEASE_MANIFEST), json.dumps(settings, sort_keys=True), code]
     export_id = f"{release.release_id}-{hashlib.sha256(' '.join(shaping).encode()).hexdigest()[:8]}"
     return Run(export_id, folder, release.manifest.data_snapshot, code)
@@ -125,37 +125,37 @@ def _run(release: Release, config: Config) -> Run:
 def _ask(job: Job, release: Release, config: Config, advance: Advance) -> None:
     """All items, unit by unit, over Beam; then the manifest."""
     hold(job, release)
-    units = list(range(math.ceil(len(release.catalogue) / job.items_per_unit)))
+    units = list(range(math.ceil(len(release.catalog) / job.items_per_unit)))
     job.folder.mkdir(exist_ok=True)
     runner.run([runner.Phase(NAME, units, partial(ask_unit, job), job.entry)], config.beam, advance)
     entries = [json.loads(job.entry(unit).read_text()) for unit in units]
     items, rows = (sum(entry[name] for entry in entries) for name in ("items", "rows"))
-    without = len(release.catalogue) - items
+    without = len(release.catalog) - items
     if rows == 0:
         raise StageError(
-            f"at least one item must have a neighbour. Received: {without:,} items, and no neighbour that "
-            "neighbours.min_similarity, neighbours.min_interactions and neighbours.where let through. Ask for less."
+            f"at least one item must have a neighbor. Received: {without:,} items, and no neighbor that "
+            "neighbors.min_similarity, neighbors.min_interactions and neighbors.where let through. Ask for less."
         )
     manifest = {
         "export_id": job.folder.name,
         "release_id": release.release_id,
         "k": job.k,
         "items": items,
-        "items_without_neighbours": without,
+        "items_without_neighbors": without,
         "rows": rows,
     }
     with whole(job.folder / MANIFEST) as draft:
         draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    advance(1, 1, f"{rows:,} neighbours of {items:,} items, {without:,} items without")
+    advance(1, 1, f"{rows:,} neighbors of {items:,} items, {without:,} items without")
 
 
 def ask_unit(job: Job, unit: int) -> None:
-    """The neighbours of one range of items."""
+    """The neighbors of one range of items."""
     release, allowed = _opened(job)
     start = unit * job.items_per_unit
-    numbers = range(start, min(start + job.items_per_unit, len(release.catalogue)))
+    numbers = range(start, min(start + job.items_per_unit, len(release.catalog)))
     rows = nearest(
-        release.catalogue,
+        release.catalog,
         release.engine.space,
         numbers,
         job.k,
@@ -171,11 +171,11 @@ def ask_unit(job: Job, unit: int) -> None:
 def hold(job: Job, release: Release) -> None:
     """Let this process's units ask a release that is loaded and verified, instead of loading it again."""
     _held.clear()
-    _held[job.folder] = _Opened(release, job.wanted.allowed(release.catalogue))
+    _held[job.folder] = _Opened(release, job.wanted.allowed(release.catalog))
 
 
 class _Opened(NamedTuple):
-    """A release, and which of its items may be neighbours."""
+    """A release, and which of its items may be neighbors."""
 
     release: Release
     allowed: NDArray[np.bool_] | None
@@ -190,7 +190,7 @@ def _opened(job: Job) -> _Opened:
     with _opening:
         if job.folder not in _held:
             release = Release.load(job.release)
-            _held[job.folder] = _Opened(release, job.wanted.allowed(release.catalogue))
+            _held[job.folder] = _Opened(release, job.wanted.allowed(release.catalog))
         return _held[job.folder]
 
 
@@ -212,7 +212,7 @@ def _write_part(rows: pl.DataFrame, path: Path) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself, of a release folder. `recsys neighbours` also finds the champion."""
+    """The job by itself, of a release folder. `recsys neighbors` also finds the champion."""
     parser = argparse.ArgumentParser(prog=f"python -m pipelines.{NAME}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE", help="the TOML config")
     parser.add_argument("--release", required=True, metavar="PLACE", help="a release's folder or URL")
@@ -221,7 +221,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parsed = parser.parse_args(argv)
     config = configuration.load(parsed.config, parsed.set)
-    return neighbours(depot.load(parsed.release), config, Reporter())
+    return neighbors(depot.load(parsed.release), config, Reporter())
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def plan(config: Config) -> dict[str, Any]:
         "run_id": night.run.run_id,
         "interactions": night.interactions,
         "items": night.items,
-        "labelled_pairs": night.labelled,
+        "labeled_pairs": night.labeled,
         "as_of": config.prepare.as_of.isoformat() if config.prepare.as_of else None,
         "stages": {name: DONE.get(name, "done") if is_done else "to do" for name, is_done in done.items()},
         "seconds_last_time": {name: took for name, took in _took_before(night).items() if not done[name]},

@@ -20,7 +20,7 @@ from pipelines.reports import data_report as data_page
 from pipelines.reports import feedback, plots
 from pipelines.reports import html as page
 from pipelines.stages import calibrate, embed, evaluate, index, train
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.data.splits import Holdout
 from recsys.data.storage import whole
 from recsys.errors import RecsysError, ReleaseError
@@ -29,7 +29,7 @@ from recsys.evaluation.baseline_search import LOOK_UPS, LookUp, queries
 from recsys.evaluation.metrics import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
 from recsys.index.queries import Queries
 from recsys.release import gate
-from recsys.release.bundle import CATALOGUE, Release
+from recsys.release.bundle import CATALOG, Release
 
 REPORT, PAGE = "night.json", "night.html"
 FORMAT = 1
@@ -38,11 +38,11 @@ Outcome = Literal["promoted", "passed", "published", "refused", "failed"]
 """`passed`: the gate let it through, but another one was chosen since. `published`: the gate was not to be asked."""
 
 NEAREST = gate.OVERLAP_K
-"""Neighbours that two releases are compared by."""
+"""Neighbors that two releases are compared by."""
 SHOWN = 6
-"""Neighbours that the page names."""
+"""Neighbors that the page names."""
 ITEMS = 4
-"""Items of each kind that the page shows with their neighbours."""
+"""Items of each kind that the page shows with their neighbors."""
 BINS = 40
 MAPPED = 600
 """Items on the map."""
@@ -187,24 +187,24 @@ def _quality(night: Night, evaluated: Mapping[str, Any], champion: Release | Non
     """Figures of tonight's release, of the champion on the same questions, and of the baselines; by look-up."""
     found: dict[str, Any] = {}
     holdout = train.load_split(night).holdout("test", night.config.evaluate.users) if champion else None
-    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+    catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
     for look_up in LOOK_UPS:
         measured = evaluated if look_up == "last_item" else evaluated["history"]
         models = {"tonight": measured["model"]}
         if champion and holdout is not None:
-            models["champion"] = _asked_today(night, champion, catalogue, holdout, look_up)
+            models["champion"] = _asked_today(night, champion, catalog, holdout, look_up)
         baselines = sorted(measured["baselines"].items(), key=lambda named: -named[1][TARGET_METRIC])
         found[look_up] = models | dict(baselines)
     return found
 
 
 def _asked_today(
-    night: Night, champion: Release, catalogue: Catalogue, holdout: Holdout, look_up: LookUp
+    night: Night, champion: Release, catalog: Catalog, holdout: Holdout, look_up: LookUp
 ) -> dict[str, Any]:
     """What the champion answers to tonight's questions; one about items that it does not hold is a miss."""
     config = night.config.evaluate
     # tonight's number -> the champion's; padding, the last, stays padding
-    numbers = np.append(champion.catalogue.numbers(catalogue.item_ids, missing=-1), np.int32(-1))
+    numbers = np.append(champion.catalog.numbers(catalog.item_ids, missing=-1), np.int32(-1))
     asked = queries(holdout, look_up, champion.manifest.recency, config)
     items = numbers[asked.items]
     asked = Queries(items, np.where(items < 0, 0, asked.weights).astype(np.float32), numbers[asked.excluded])
@@ -212,7 +212,7 @@ def _asked_today(
     known = np.flatnonzero((asked.weights > 0).any(axis=1) & (targets >= 0))
     rank = np.full(len(targets), max(CUTS))
     rank[known] = ranks(champion.index, asked[known], targets[known])
-    stratum = strata(catalogue.frame["interactions"].to_numpy())[holdout.targets]
+    stratum = strata(catalog.frame["interactions"].to_numpy())[holdout.targets]
     return {
         **metrics(rank),
         "intervals": intervals(rank, config.resamples),
@@ -226,10 +226,10 @@ def _asked_today(
 def _similarity(release: Release, most: int) -> dict[str, Any]:
     """Histograms of how similar items are: to their nearest, and to any."""
     rng = np.random.default_rng(0)
-    items = np.sort(rng.choice(len(release.catalogue), min(most, len(release.catalogue)), replace=False))
-    k = min(NEAREST, len(release.catalogue) - 1)
-    found = release.index.neighbours(items.astype(np.int32), k)
-    strangers = (items[:, None] + rng.integers(1, len(release.catalogue), (len(items), k))) % len(release.catalogue)
+    items = np.sort(rng.choice(len(release.catalog), min(most, len(release.catalog)), replace=False))
+    k = min(NEAREST, len(release.catalog) - 1)
+    found = release.index.neighbors(items.astype(np.int32), k)
+    strangers = (items[:, None] + rng.integers(1, len(release.catalog), (len(items), k))) % len(release.catalog)
     edges = np.linspace(-1 if release.distance.unit else 0, 1, BINS + 1)
 
     def shares(others: NDArray[np.integer[Any]]) -> list[float]:
@@ -243,10 +243,10 @@ def _similarity(release: Release, most: int) -> dict[str, Any]:
 
 def _exposure(release: Release, most: int) -> dict[str, dict[str, float]]:
     """Shares of the interactions, of the items, and of the ten nearest of a sample of items, by stratum."""
-    popularity = release.catalogue.frame["interactions"].to_numpy()
+    popularity = release.catalog.frame["interactions"].to_numpy()
     stratum = strata(popularity)
     items = np.random.default_rng(0).choice(len(stratum), min(most, len(stratum)), replace=False)
-    found = release.index.neighbours(items.astype(np.int32), min(NEAREST, len(stratum) - 1))
+    found = release.index.neighbors(items.astype(np.int32), min(NEAREST, len(stratum) - 1))
 
     def shares(strata_of: NDArray[np.int8], weights: NDArray[np.int64] | None = None) -> dict[str, float]:
         counts = np.bincount(strata_of, weights, len(STRATA))
@@ -255,13 +255,13 @@ def _exposure(release: Release, most: int) -> dict[str, dict[str, float]]:
     return {
         "interactions": shares(stratum, popularity),
         "items": shares(stratum),
-        "neighbours": shares(stratum[found[found >= 0]]),
+        "neighbors": shares(stratum[found[found >= 0]]),
     }
 
 
 def _map(release: Release) -> dict[str, Any]:
     """A sample of the embeddings on the two axes along which they differ most, and what these hold of all variance."""
-    popularity = release.catalogue.frame["interactions"].to_numpy()
+    popularity = release.catalog.frame["interactions"].to_numpy()
     items = np.sort(np.random.default_rng(0).choice(len(popularity), min(MAPPED, len(popularity)), replace=False))
     vectors = release.vectors[items].astype(np.float64)
     left, lengths, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
@@ -271,7 +271,7 @@ def _map(release: Release) -> dict[str, Any]:
     return {
         "variance": float((lengths[:2] ** 2).sum() / max((lengths**2).sum(), np.finfo(float).tiny)),
         "items": [
-            {"title": release.catalogue.titles[item] or release.catalogue.item_ids[item], "stratum": STRATA[s]}
+            {"title": release.catalog.titles[item] or release.catalog.item_ids[item], "stratum": STRATA[s]}
             | {"x": round(50 + 48 * x / reach, 2), "y": round(50 - 48 * y / reach, 2)}
             for item, s, (x, y) in zip(items.tolist(), stratum.tolist(), places.tolist(), strict=True)
         ],
@@ -279,24 +279,24 @@ def _map(release: Release) -> dict[str, Any]:
 
 
 def _compared(now: Release | None, before: Release | None, most: int) -> dict[str, Any]:
-    """Neighbours side by side, and how far the embeddings moved."""
+    """Neighbors side by side, and how far the embeddings moved."""
     if now is None:
-        return {"neighbours": None, "drift": None}
-    popularity = now.catalogue.frame["interactions"].to_numpy()
+        return {"neighbors": None, "drift": None}
+    popularity = now.catalog.frame["interactions"].to_numpy()
     ranked = np.argsort(-popularity, kind="stable")
     if before is None:
         untouched = np.flatnonzero(popularity == 0)
         groups = {"popular": ranked, "new": untouched}
-        return {"neighbours": _side_by_side(now, None, groups), "drift": None}
-    numbers = before.catalogue.numbers(now.catalogue.item_ids, missing=-1)
+        return {"neighbors": _side_by_side(now, None, groups), "drift": None}
+    numbers = before.catalog.numbers(now.catalog.item_ids, missing=-1)
     groups = {"popular": ranked, "new": ranked[numbers[ranked] < 0]}
     common, numbers_before, shared, k = gate.overlap(now, before, most)
     if not len(common):
-        return {"neighbours": _side_by_side(now, before, groups), "drift": None}
+        return {"neighbors": _side_by_side(now, before, groups), "drift": None}
     moved = drift.alike(before.vectors[numbers_before], now.vectors[common])
     changed = common[np.lexsort((common, -popularity[common], shared))]
     return {
-        "neighbours": _side_by_side(now, before, {"changed": changed, **groups}),
+        "neighbors": _side_by_side(now, before, {"changed": changed, **groups}),
         "drift": {
             "items": len(common),
             "k": k,
@@ -308,8 +308,8 @@ def _compared(now: Release | None, before: Release | None, most: int) -> dict[st
             },
             "moved": [
                 {
-                    "item_id": now.catalogue.item_ids[common[row]],
-                    "title": now.catalogue.titles[common[row]],
+                    "item_id": now.catalog.item_ids[common[row]],
+                    "title": now.catalog.titles[common[row]],
                     "alike": float(moved[row]),
                 }
                 for row in np.argsort(moved, kind="stable")[:ITEMS]
@@ -321,24 +321,24 @@ def _compared(now: Release | None, before: Release | None, most: int) -> dict[st
 def _side_by_side(
     now: Release, before: Release | None, groups: Mapping[str, NDArray[np.integer[Any]]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The first items of each group, each item once, with their neighbours of both releases."""
+    """The first items of each group, each item once, with their neighbors of both releases."""
     taken: set[str] = set()
     found: dict[str, list[dict[str, Any]]] = {}
     for name, numbers in groups.items():
-        ids = [now.catalogue.item_ids[number] for number in numbers[: ITEMS + len(taken)]]
+        ids = [now.catalog.item_ids[number] for number in numbers[: ITEMS + len(taken)]]
         chosen = [item_id for item_id in ids if item_id not in taken][:ITEMS]
         taken |= set(chosen)
-        found[name] = [_neighbours(item_id, now, before) for item_id in chosen]
+        found[name] = [_neighbors(item_id, now, before) for item_id in chosen]
     return found
 
 
-def _neighbours(item_id: str, now: Release, before: Release | None) -> dict[str, Any]:
-    number = now.catalogue.number(item_id)
-    tonight = now.similar(item_id, NEAREST).neighbours
-    there = before is not None and before.catalogue.numbers([item_id], missing=-1)[0] >= 0
-    earlier = before.similar(item_id, NEAREST).neighbours if before is not None and there else None
-    ids = {neighbour.item_id for neighbour in tonight}
-    ids_before = {neighbour.item_id for neighbour in earlier or ()}
+def _neighbors(item_id: str, now: Release, before: Release | None) -> dict[str, Any]:
+    number = now.catalog.number(item_id)
+    tonight = now.similar(item_id, NEAREST).neighbors
+    there = before is not None and before.catalog.numbers([item_id], missing=-1)[0] >= 0
+    earlier = before.similar(item_id, NEAREST).neighbors if before is not None and there else None
+    ids = {neighbor.item_id for neighbor in tonight}
+    ids_before = {neighbor.item_id for neighbor in earlier or ()}
 
     def told(found: list[Any], others: set[str]) -> list[dict[str, Any]]:
         return [
@@ -353,8 +353,8 @@ def _neighbours(item_id: str, now: Release, before: Release | None) -> dict[str,
 
     return {
         "item_id": item_id,
-        "title": now.catalogue.titles[number],
-        "interactions": int(now.catalogue.frame["interactions"][number]),
+        "title": now.catalog.titles[number],
+        "interactions": int(now.catalog.frame["interactions"][number]),
         "shared": len(ids & ids_before) if earlier is not None else None,
         "of": len(tonight),
         "now": told(tonight, ids_before),

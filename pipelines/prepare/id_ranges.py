@@ -1,6 +1,6 @@
 """Item ids -> item numbers, without one process ever holding all ids.
 
-A number is the rank of an id among all ids of the catalogue. So ids are cut into ranges of about equal size,
+A number is the rank of an id among all ids of the catalog. So ids are cut into ranges of about equal size,
 by a sample; each range is ranked by itself, and its numbers begin where those of the range before end.
 """
 

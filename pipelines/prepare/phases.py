@@ -24,14 +24,14 @@ from pipelines.prepare.id_ranges import Ranges
 from pipelines.prepare.row_account import LETTER
 from recsys.config.sections import Config
 from recsys.data import pairs
-from recsys.data.labeled_pairs import SCHEMA as LABELLED_SCHEMA
-from recsys.data.labeled_pairs import check_labelled
+from recsys.data.labeled_pairs import SCHEMA as LABELED_SCHEMA
+from recsys.data.labeled_pairs import check_labeled
 from recsys.data.sequences import Sequences, arrange, by_user
 from recsys.data.splits import Split, cut
 from recsys.data.storage import whole
 from recsys.data.validation import EARLIEST, SCHEMA, SEEN_BEFORE, check_interactions, check_items, weigh_events
 
-UNKNOWN_ITEM = "item_id is not in the catalogue"
+UNKNOWN_ITEM = "item_id is not in the catalog"
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Job:
     config: Config
     interactions: list[io.Unit]
     items: list[io.Unit]
-    labelled: list[io.Unit]
+    labeled: list[io.Unit]
     work: Path
     """Folder of what the phases hand on."""
     sequences: Path
     pairs: Path
-    labelled_pairs: Path
+    labeled_pairs: Path
     """Where the results go: two folders and a file."""
     shards: int
     """Of users, and as many ranges of items."""
@@ -167,7 +167,7 @@ def number(job: Job, part: int) -> None:
         rows = pl.concat([ids for unit in touched for ids in unit]).unique()
         rows = rows.with_columns(title=pl.lit(None, pl.String))
     rows = rows.sort("item_id")
-    rows.write_parquet(job.work / f"catalogue-{part:05d}.parquet")
+    rows.write_parquet(job.work / f"catalog-{part:05d}.parquet")
     numbers = rows.select("item_id").with_row_index("number")
     with closing(shuffle.Writer(job.file("numbers", part))) as handed_on:
         for ids in (ids for unit in touched for ids in unit):
@@ -263,11 +263,11 @@ def merge(job: Job, part: int) -> None:
     pairs.write(merged, job.pairs / f"part-{part:05d}.parquet")
 
     touched = [rows for shard in shards for rows in shuffle.read(job.file("touched", shard), part, job.shards)]
-    catalogue = pl.read_parquet(job.work / f"catalogue-{part:05d}.parquet")
-    interactions = np.zeros(catalogue.height, np.int64)
+    catalog = pl.read_parquet(job.work / f"catalog-{part:05d}.parquet")
+    interactions = np.zeros(catalog.height, np.int64)
     for rows in touched:
         interactions[rows["item"].to_numpy() - job.bases[part]] += rows["times"].to_numpy()
-    catalogue.with_columns(interactions=interactions).write_parquet(job.work / f"touched-{part:05d}.parquet")
+    catalog.with_columns(interactions=interactions).write_parquet(job.work / f"touched-{part:05d}.parquet")
     left_out = merged["left_out"]
     job.finish(
         "merge",
@@ -281,10 +281,10 @@ def merge(job: Job, part: int) -> None:
 def label(job: Job, _: int) -> None:
     """Phase 8: pairs that people judged, with item numbers."""
     read, pieces = 0, [pl.DataFrame(schema={"first": pl.Int32, "second": pl.Int32, "same": pl.Boolean})]
-    for unit in job.labelled:
-        for chunk, raw in enumerate(job.chunks(job.labelled, unit.number)):
+    for unit in job.labeled:
+        for chunk, raw in enumerate(job.chunks(job.labeled, unit.number)):
             read += raw.frame.height + raw.broken.height
-            checked = check_labelled(raw.frame, unit.source)
+            checked = check_labeled(raw.frame, unit.source)
             letters = account.letters_of(checked.rejects, raw, unit.source)
             rows = checked.rows.with_columns(row=raw.numbers.gather(checked.rows["row"]), source=pl.lit(unit.source))
             numbers = _numbers(job, pl.concat([rows["item_a"], rows["item_b"]]).unique())
@@ -293,16 +293,16 @@ def label(job: Job, _: int) -> None:
                     numbers.rename({"item_id": column, "number": name}), on=column, how="left", maintain_order="left"
                 )
             known = pl.col("first").is_not_null() & pl.col("second").is_not_null()
-            lost = account.letters_for(rows.filter(~known).select("source", "row", *LABELLED_SCHEMA), UNKNOWN_ITEM)
+            lost = account.letters_for(rows.filter(~known).select("source", "row", *LABELED_SCHEMA), UNKNOWN_ITEM)
             job.bury(pl.concat([letters, lost]), "label", unit.number, chunk)
             pieces.append(rows.filter(known).select(pl.col("first", "second").cast(pl.Int32), "same"))
-    labelled = pl.concat(pieces)
-    labelled.write_parquet(job.labelled_pairs)
-    job.finish("label", 0, read=read, used=labelled.height)
+    labeled = pl.concat(pieces)
+    labeled.write_parquet(job.labeled_pairs)
+    job.finish("label", 0, read=read, used=labeled.height)
 
 
 def _numbers(job: Job, ids: pl.Series) -> pl.DataFrame:
-    """Those of some ids that the catalogue holds, with their number; the catalogue passes by in pieces."""
-    catalogue = pl.scan_parquet(sorted(job.work.glob("catalogue-*.parquet"))).select("item_id")
+    """Those of some ids that the catalog holds, with their number; the catalog passes by in pieces."""
+    catalog = pl.scan_parquet(sorted(job.work.glob("catalog-*.parquet"))).select("item_id")
     wanted = ids.alias("item_id").to_frame().lazy()
-    return catalogue.with_row_index("number").join(wanted, on="item_id", how="semi").collect(engine="streaming")
+    return catalog.with_row_index("number").join(wanted, on="item_id", how="semi").collect(engine="streaming")

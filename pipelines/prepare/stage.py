@@ -1,11 +1,11 @@
-"""prepare: interactions and items -> catalogue, sequences, pairs, dead letters and the row account.
+"""prepare: interactions and items -> catalog, sequences, pairs, dead letters and the row account.
 
-Phases over files, so that memory follows the size of a unit, and neither the log nor the catalogue:
+Phases over files, so that memory follows the size of a unit, and neither the log nor the catalog:
 
 1. check      a unit of the interactions -> its usable rows, its item ids; its dead letters
 2. describe   a unit of the items        -> its usable rows; its dead letters
 3. cut        samples of the ids         -> ranges of ids (`pipelines.prepare.stage.id_ranges`)
-4. number     a range of ids             -> a part of the catalogue; the numbers of the ids of each unit
+4. number     a range of ids             -> a part of the catalog; the numbers of the ids of each unit
 5. place      a unit of the interactions -> its rows with item numbers, by shard of users
 6. sequence   a shard of users           -> their items oldest first; pair weights, by range of anchors
 7. merge      a range of anchors         -> one row an anchor; how often each item was touched
@@ -35,10 +35,10 @@ from recsys.data.catalog import fingerprint
 from recsys.data.splits import DAY_S, cut
 from recsys.data.validation import LATER, UNWEIGHED
 from recsys.errors import InputError
-from recsys.release.bundle import AUDIENCE, CATALOGUE
+from recsys.release.bundle import AUDIENCE, CATALOG
 
 STAGE = "prepare"
-SEQUENCES, PAIRS, LABELLED, DEAD_LETTERS = "sequences", "pairs", "labelled.parquet", "dead_letters.parquet"
+SEQUENCES, PAIRS, LABELED, DEAD_LETTERS = "sequences", "pairs", "labeled.parquet", "dead_letters.parquet"
 
 WORK, SPENT = ".work", ".spent"
 """Folder of what the phases hand on, and its name while it is being removed."""
@@ -89,25 +89,25 @@ def plan(night: Night, out: Path) -> Job:
     work = out / WORK
     shutil.rmtree(out / SPENT, ignore_errors=True)
     rows_per_unit = night.config.prepare.rows_per_unit
-    interactions, items, labelled = (
-        io.plan(sources, rows_per_unit) for sources in (night.interactions, night.items, night.labelled)
+    interactions, items, labeled = (
+        io.plan(sources, rows_per_unit) for sources in (night.interactions, night.items, night.labeled)
     )
     for folder in (work, out / SEQUENCES, out / PAIRS):
         folder.mkdir(exist_ok=True)
     most = max(sum(unit.rows for unit in units) for units in (interactions, items))
-    results = out / SEQUENCES, out / PAIRS, out / LABELLED
-    return Job(night.config, interactions, items, labelled, work, *results, max(1, round(most / rows_per_unit)))
+    results = out / SEQUENCES, out / PAIRS, out / LABELED
+    return Job(night.config, interactions, items, labeled, work, *results, max(1, round(most / rows_per_unit)))
 
 
 def commit(job: Job, out: Path) -> dict[str, Any]:
-    """Check the account, write catalogue and dead letters, drop the work files; the stage's manifest."""
+    """Check the account, write catalog and dead letters, drop the work files; the stage's manifest."""
     checks, sequenced, merged = job.entries("check"), job.entries("sequence"), job.entries("merge")
     settled = _settle(job)
     num_users, num_items = sum(entry["users"] for entry in sequenced), job.bases[-1]
     filtered = {rule: rows for rule, rows in settled["interactions"]["filtered"].items() if rule != REPEAT}
     left_out = "".join(f" Left out were {rows:,} rows: {rule}." for rule, rows in filtered.items())
     if num_items < MIN_ITEMS:
-        raise InputError(f"the catalogue must hold at least {MIN_ITEMS} items. Received: {num_items}.{left_out}")
+        raise InputError(f"the catalog must hold at least {MIN_ITEMS} items. Received: {num_items}.{left_out}")
     if num_users < MIN_USERS:
         raise InputError(f"interactions must be of at least {MIN_USERS} users. Received: {num_users}.{left_out}")
     instants = cut(job.newest, job.config.evaluate)
@@ -119,7 +119,7 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
             f"of {days:.1f} days."
         )
     parts = sorted(job.work.glob("touched-*.parquet"))
-    pl.scan_parquet(parts).sink_parquet(out / CATALOGUE)
+    pl.scan_parquet(parts).sink_parquet(out / CATALOG)
     ids = (item_id for part in parts for item_id in pl.read_parquet(part, columns=["item_id"])["item_id"])
     identity = fingerprint(ids)
     job.letters("describe", "number", "check", "place", "label").sink_parquet(out / DEAD_LETTERS)
@@ -169,10 +169,10 @@ def _settle(job: Job) -> dict[str, Any]:
             REPEAT: sum(entry["repeats"] for entry in sequenced),
         },
     )
-    if job.labelled:
-        labelled = job.entries("label")[0]
-        settled["labelled_pairs"] = account.settle(
-            job.labelled, job.letters("label"), limit, read=labelled["read"], used=labelled["used"], filtered={}
+    if job.labeled:
+        labeled = job.entries("label")[0]
+        settled["labeled_pairs"] = account.settle(
+            job.labeled, job.letters("label"), limit, read=labeled["read"], used=labeled["used"], filtered={}
         )
     return settled
 

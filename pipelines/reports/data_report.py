@@ -18,7 +18,7 @@ from pipelines.context.run_context import Night
 from pipelines.reports import html as page
 from recsys.data import profile as data_report
 from recsys.data.snapshot import Snapshot
-from recsys.release.bundle import CATALOGUE
+from recsys.release.bundle import CATALOG
 from recsys.release.runs import MANIFEST
 
 REPORT, PAGE = "data_report.json", "data_report.html"
@@ -31,14 +31,14 @@ def write(night: Night, folder: Path, manifest: Mapping[str, Any], sequences: st
 
     Args:
         night: whose data it is.
-        folder: with the catalogue, and the parts of the sequences in its folder `sequences`.
+        folder: with the catalog, and the parts of the sequences in its folder `sequences`.
         manifest: of the stage.
         sequences: name of that folder.
     """
     items = night.config.items
 
     def counted(folder: Path, manifest: Mapping[str, Any]) -> Snapshot:
-        return Snapshot.count(folder / CATALOGUE, [folder / sequences / part for part in manifest["sequences"]], items)
+        return Snapshot.count(folder / CATALOG, [folder / sequences / part for part in manifest["sequences"]], items)
 
     now = counted(folder, manifest)
     report = {

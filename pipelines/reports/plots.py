@@ -63,7 +63,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         drawn["exposure"] = _bars(
             "Popularity against exposure",
             names,
-            {of: list(exposure[told].values()) for of, told in (("before", "interactions"), ("now", "neighbours"))},
+            {of: list(exposure[told].values()) for of, told in (("before", "interactions"), ("now", "neighbors"))},
             {"before": "of the interactions", "now": "of the ten nearest"},
             [(100 * (number + 0.5) / len(names), name) for number, name in enumerate(names)],
         )

@@ -56,13 +56,13 @@ def calibrate(night: Night) -> dict[str, Any]:
 
 
 def judged_pairs(night: Night) -> Judged:
-    """The pairs to fit and measure on: here alone a stage decides where judgements come from.
+    """The pairs to fit and measure on: here alone a stage decides where judgments come from.
 
     Where people judged, it is the part of their pairs that no fit saw; else it is what users did last.
     """
     config = night.config
-    if night.labelled:
-        _, held_out = train.load_labelled(night)
+    if night.labeled:
+        _, held_out = train.load_labeled(night)
         rng = np.random.default_rng(config.train.seed)
         heaps = [rng.permutation(np.flatnonzero(heap)) for heap in (held_out.same, ~held_out.same)]
         rows = np.concatenate([heap[: config.calibrate.pairs] for heap in heaps])

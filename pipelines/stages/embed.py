@@ -1,4 +1,4 @@
-"""embed: the catalogue through the tower -> embeddings, those of new items from their features alone.
+"""embed: the catalog through the tower -> embeddings, those of new items from their features alone.
 
 A unit is a range of items. Its vectors go to their place in one `.npy` file that is made in full size first,
 so no unit waits for another and nothing is copied together afterwards.
@@ -28,7 +28,7 @@ from recsys.features.encoding import Features, Inputs
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
-from recsys.release.bundle import CATALOGUE, EMBEDDINGS, FEATURES, TOWER
+from recsys.release.bundle import CATALOG, EMBEDDINGS, FEATURES, TOWER
 
 STAGE = "embed"
 
@@ -38,7 +38,7 @@ class Job:
     """What the units of one embed job share; travels to the workers."""
 
     config: EmbedConfig
-    catalogue: Path
+    catalog: Path
     tower: Path
     features: Path
     work: Path
@@ -59,7 +59,7 @@ def embed(night: Night) -> dict[str, Any]:
     if night.run.done(STAGE):
         return night.run.manifest(STAGE)
     num_items = night.run.manifest(prepare.STAGE)["num_items"]
-    catalogue = night.run.path(prepare.STAGE, CATALOGUE)
+    catalog = night.run.path(prepare.STAGE, CATALOG)
     tower, features = night.run.path(train.STAGE, TOWER), night.run.path(train.STAGE, FEATURES)
     with (
         night.report.stage(STAGE) as advance,
@@ -67,11 +67,11 @@ def embed(night: Night) -> dict[str, Any]:
     ):
         work = folder / ".work"
         work.mkdir(exist_ok=True)
-        job = Job(night.config.embed, catalogue, tower, features, work, folder / EMBEDDINGS)
+        job = Job(night.config.embed, catalog, tower, features, work, folder / EMBEDDINGS)
         embed_items(job, num_items, night.config.tower.dimension, night.config.beam, advance)
         shutil.rmtree(work)
         embeddings.check(embeddings.load(job.out), num_items, distance=DISTANCES[night.config.tower.distance])
-        new = pl.read_parquet(catalogue, columns=["interactions"]).filter(pl.col("interactions") == 0).height
+        new = pl.read_parquet(catalog, columns=["interactions"]).filter(pl.col("interactions") == 0).height
         manifest |= {
             "num_items": num_items,
             "dimension": night.config.tower.dimension,
@@ -94,7 +94,7 @@ def embed_unit(job: Job, unit: int) -> None:
     start, length = unit * job.config.items_per_unit, job.config.items_per_unit
     with _loading:
         features, encode = _encoder(job.tower, job.features, job.config.batch_size)
-    frame = pl.scan_parquet(job.catalogue).slice(start, length).collect()
+    frame = pl.scan_parquet(job.catalog).slice(start, length).collect()
     vectors = encode(features.transform(frame))
     mapped = np.load(job.out, mmap_mode="r")
     with job.out.open("r+b") as file:  # written, not mapped: a mapping faults in page after page

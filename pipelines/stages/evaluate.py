@@ -1,6 +1,6 @@
 """evaluate: the index and the baselines on the held-out interactions.
 
-Two look-ups against the whole catalogue: from the last item before the target, nothing but the query left out;
+Two look-ups against the whole catalog: from the last item before the target, nothing but the query left out;
 and from the user's history, all of which is left out. What a baseline can be tuned by is chosen on the
 validation target; all test figures come from what is known before the test target.
 """
@@ -18,7 +18,7 @@ from pipelines.stages import embed, train
 from pipelines.stages import index as indexing
 from recsys.config.sections import PrepareConfig
 from recsys.data import pairs
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.data.splits import Split, Target
 from recsys.evaluation import baseline_search as comparison
 from recsys.evaluation.baseline_families import families
@@ -29,7 +29,7 @@ from recsys.features import tfidf as bags
 from recsys.index import annoy_index as annoy
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
-from recsys.release.bundle import CATALOGUE, EMBEDDINGS
+from recsys.release.bundle import CATALOG, EMBEDDINGS
 
 STAGE = "evaluate"
 
@@ -53,7 +53,7 @@ def evaluate(night: Night) -> dict[str, Any]:
     config = night.config.evaluate
     with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (_, manifest):
         split = train.load_split(night)
-        catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+        catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
         step = 0
 
         def on_model(note: str) -> None:
@@ -61,13 +61,13 @@ def evaluate(night: Night) -> dict[str, Any]:
             advance(step, 2 * len(rivals), note)
             step += 1
 
-        rivals = fitted_before("validation", night, split, catalogue)
+        rivals = fitted_before("validation", night, split, catalog)
         validation = split.holdout("validation", config.users)
         chosen = comparison.choose(rivals, validation, config, on_model)
         test = split.holdout("test", config.users)
-        popularity = catalogue.frame["interactions"].to_numpy()
+        popularity = catalog.frame["interactions"].to_numpy()
         measured = comparison.measure(
-            fitted_before("test", night, split, catalogue), chosen, test, popularity, config, on_model=on_model
+            fitted_before("test", night, split, catalog), chosen, test, popularity, config, on_model=on_model
         )
         model = {}
         for look_up in LOOK_UPS:
@@ -105,9 +105,9 @@ def evaluate(night: Night) -> dict[str, Any]:
     return night.run.manifest(STAGE)
 
 
-def fitted_before(target: Target, night: Night, split: Split, catalogue: Catalogue) -> Families:
+def fitted_before(target: Target, night: Night, split: Split, catalog: Catalog) -> Families:
     """The baselines, to be fitted on what is known before a target."""
-    config, weight, num_items = night.config, train.BEFORE[target], len(catalogue)
+    config, weight, num_items = night.config, train.BEFORE[target], len(catalog)
     touched = touched_before(split, target, num_items)
     counted = {
         (config.prepare.window, config.prepare.decay): train.load_pairs(night, weight, num_items).matrix(),
@@ -118,7 +118,7 @@ def fitted_before(target: Target, night: Night, split: Split, catalogue: Catalog
             counting = PrepareConfig(window=window, decay=decay)
             found = pairs.mirror(pairs.count(split, alike, num_items, counting, newest=0.0))
             counted.setdefault((window, decay), pairs.matrix(found, num_items, weight))
-    attributes = bags.of(catalogue.frame, config.items)
+    attributes = bags.of(catalog.frame, config.items)
     return families(touched, counted, attributes, touched.sum(axis=0), config.evaluate)
 
 

@@ -1,6 +1,6 @@
 """index: embeddings -> Annoy index, its search_k tuned to the wanted recall.
 
-A unit is a shard of the index: one file, over a range of items. An ordinary catalogue is one unit.
+A unit is a shard of the index: one file, over a range of items. An ordinary catalog is one unit.
 """
 
 from __future__ import annotations

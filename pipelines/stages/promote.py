@@ -21,7 +21,7 @@ from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
 from pipelines.stages import evaluate
 from pipelines.stages.train import load_split
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.data.storage import whole
 from recsys.errors import RefusedError, ReleaseError
 from recsys.evaluation.metrics import TARGET_METRIC, strata
@@ -29,7 +29,7 @@ from recsys.features.encoding import Features
 from recsys.index.embeddings import Vectors
 from recsys.release import data_gate as data_checks
 from recsys.release import gate, promotion
-from recsys.release.bundle import CATALOGUE, FEATURES, TOWER, Release
+from recsys.release.bundle import CATALOG, FEATURES, TOWER, Release
 from recsys.release.check import Check, at_least, from_data, skipped
 from recsys.release.mlflow_registry import VERDICT_TAG, Version
 
@@ -104,26 +104,26 @@ def _decision(night: Night, release: Release, version: Version, champion: Versio
 def _ask(night: Night, challenger: Release, champion: Version | None) -> list[Check]:
     """Every check there is, in the order in which a night comes about."""
     config, limits = night.config, night.config.promote
-    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+    catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
     in_service, loaded = _in_service(night, champion)
     report = json.loads(night.run.path(prepare.STAGE, data_page.REPORT).read_text(encoding="utf-8"))
     copies = night.run.manifest(prepare.STAGE)["copied_days"]
     rng = np.random.default_rng([config.index.seed, 1])  # not the items that the index was tuned by
-    items = np.sort(rng.choice(len(challenger.catalogue), min(config.index.sample, len(challenger.catalogue)), False))
+    items = np.sort(rng.choice(len(challenger.catalog), min(config.index.sample, len(challenger.catalog)), False))
     sample = items.astype(np.int32)
     return [
         *data_checks.account_checks(report, config.prepare.max_dead_letter_ratio),
         *data_checks.day_checks(report, copies, datetime.now(UTC), limits),
-        *data_checks.column_checks(catalogue, config.items, limits),
+        *data_checks.column_checks(catalog, config.items, limits),
         *data_checks.champion_checks(
             report,
-            catalogue,
+            catalog,
             _report_of(night, in_service),
-            in_service.catalogue if in_service else None,
+            in_service.catalog if in_service else None,
             config.items,
             config=limits,
         ),
-        *gate.embedding_checks(challenger, catalogue, limits),
+        *gate.embedding_checks(challenger, catalog, limits),
         gate.tower_check(challenger, sample, _embedded(night, challenger, sample)),
         *gate.index_checks(challenger, sample, config.index.recall_floor),
         promotion.answers_check(challenger),
@@ -131,7 +131,7 @@ def _ask(night: Night, challenger: Release, champion: Version | None) -> list[Ch
         *gate.quality_checks(
             challenger,
             in_service,
-            _questions(night, catalogue),
+            _questions(night, catalog),
             floor=_floor(night),
             config=limits,
             resamples=config.evaluate.resamples,
@@ -165,20 +165,20 @@ def _report_of(night: Night, release: Release | None) -> dict[str, Any] | None:
     return json.loads(text) if text else None
 
 
-def _questions(night: Night, catalogue: Catalogue) -> gate.Questions:
+def _questions(night: Night, catalog: Catalog) -> gate.Questions:
     holdout = load_split(night).holdout("test", night.config.evaluate.users)
-    ids = catalogue.item_ids
+    ids = catalog.item_ids
     return gate.Questions(
         [ids[number] for number in holdout.queries],
         [ids[number] for number in holdout.targets],
-        strata(catalogue.frame["interactions"].to_numpy())[holdout.targets],
+        strata(catalog.frame["interactions"].to_numpy())[holdout.targets],
     )
 
 
 def _floor(night: Night) -> float | None:
     """What the quality may not fall below; a tower of judged pairs need not foretell what users touch."""
     config = night.config
-    if config.promote.quality_floor is not None or config.data.labelled_pairs is not None:
+    if config.promote.quality_floor is not None or config.data.labeled_pairs is not None:
         return config.promote.quality_floor
     popularity = night.run.manifest(evaluate.STAGE)["baselines"]["popularity"]
     floor: float | None = popularity.get(TARGET_METRIC)
@@ -191,7 +191,7 @@ def _embedded(night: Night, release: Release, sample: NDArray[np.int32]) -> Vect
 
     features = Features.load(release.path / FEATURES)
     encode = towers.encoder(towers.load(release.path / TOWER), night.config.embed.batch_size)
-    return encode(features.transform(release.catalogue.frame[sample]))
+    return encode(features.transform(release.catalog.frame[sample]))
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

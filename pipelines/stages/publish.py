@@ -55,7 +55,7 @@ def _write(night: Night) -> Path:
         return final
     run, config, shards = night.run, night.config, indexing.shards(night)
     made_by = {
-        releases.CATALOGUE: prepare.STAGE,
+        releases.CATALOG: prepare.STAGE,
         releases.AUDIENCE: prepare.STAGE,
         releases.TOWER: train.STAGE,
         releases.FEATURES: train.STAGE,

@@ -16,8 +16,8 @@ import numpy as np
 
 from pipelines.context.run_context import Night, command, main
 from pipelines.prepare import stage as prepare
-from recsys.data.catalog import Catalogue
-from recsys.data.labeled_pairs import LabelledPairs
+from recsys.data.catalog import Catalog
+from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.pairs import Pairs, Weight
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Cut, Split, Target
@@ -29,10 +29,10 @@ from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import middle
-from recsys.model.batches import Batches, HistoryBatches, LabelledBatches, PairBatches
+from recsys.model.batches import Batches, HistoryBatches, LabeledBatches, PairBatches
 from recsys.model.checkpoint import Checkpoint
 from recsys.release import remote as depot
-from recsys.release.bundle import CATALOGUE, FEATURES, TOWER
+from recsys.release.bundle import CATALOG, FEATURES, TOWER
 
 if TYPE_CHECKING:
     from recsys.model.trainer import OnPass
@@ -106,7 +106,7 @@ class Fitted(NamedTuple):
     tower: Any
     features: Features
     vectors: Vectors
-    """Embeddings of the catalogue, float32 [num_items, dimension]."""
+    """Embeddings of the catalog, float32 [num_items, dimension]."""
     passes: dict[str, int]
     """Over `pairs`, and then over `histories`."""
     recency: float | None
@@ -139,26 +139,25 @@ def fit_before(
     what was learned, in twice as many passes as there were over pairs; `on_new_pass` counts them from 1. A fit that was
     killed goes on from its checkpoint, if there is a folder for them.
     """
-    from recsys.model import optimizer as optimiser  # noqa: PLC0415 - TensorFlow takes seconds
-    from recsys.model import tower  # noqa: PLC0415 - TensorFlow takes seconds
-    from recsys.model import trainer as training  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys.model import optimizer, tower  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys.model import trainer as training  # noqa: PLC0415  # noqa: PLC0415 - TensorFlow takes seconds
 
     config = night.config
-    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+    catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
     split = load_split(night)
-    pairs = load_pairs(night, BEFORE[target], len(catalogue))
+    pairs = load_pairs(night, BEFORE[target], len(catalog))
     batches: Batches
-    if night.labelled:
-        labelled, _ = load_labelled(night)
-        batches = LabelledBatches(labelled, len(catalogue), config)
-        counts = np.bincount(np.concatenate([labelled.first, labelled.second]), minlength=len(catalogue))
+    if night.labeled:
+        labeled, _ = load_labeled(night)
+        batches = LabeledBatches(labeled, len(catalog), config)
+        counts = np.bincount(np.concatenate([labeled.first, labeled.second]), minlength=len(catalog))
     else:
         batches, counts = PairBatches(pairs, config), pairs.counts
-    features = Features.fit(catalogue.frame, config.items, config.tower, counts)
-    inputs = features.transform(catalogue.frame)
+    features = Features.fit(catalog.frame, config.items, config.tower, counts)
+    inputs = features.transform(catalog.frame)
     known = inputs["id"] > 0
     # new items are placed at the end, and in nobody's way before
-    among = None if night.labelled else known
+    among = None if night.labeled else known
     validation = None
     if target == "validation":
         holdout = split.holdout(target, config.train.validation_users, config.train.seed)
@@ -170,7 +169,7 @@ def fit_before(
         copied = tower.warm_start(model, features, tower.load(earlier / TOWER), Features.load(earlier / FEATURES))
 
     touched = split.sequences.items[split.known_before(target)]
-    rate = optimiser.feature_rate(config.train.feature_lead, max(len(touched), 1) / max(len(np.unique(touched)), 1))
+    rate = optimizer.feature_rate(config.train.feature_lead, max(len(touched), 1) / max(len(np.unique(touched)), 1))
 
     def checkpoint(phase: str) -> Checkpoint | None:
         return Checkpoint(checkpoints / f"{target}-{phase}.npz") if checkpoints else None
@@ -181,7 +180,7 @@ def fit_before(
         on_pass=on_pass,
     )  # fmt: skip
     done, curve, vectors = {"pairs": fit.passes, "histories": 0}, fit.curve, fit.vectors
-    if not passes["histories"] or night.labelled:
+    if not passes["histories"] or night.labeled:
         recency = None
     else:
         recency = recency or fit.recency or middle(config.evaluate.recency)
@@ -254,10 +253,10 @@ def load_pairs(night: Night, weight: Weight, num_items: int) -> Pairs:
     return Pairs([folder / name for name in night.run.manifest(prepare.STAGE)["pairs"]], num_items, weight)
 
 
-def load_labelled(night: Night) -> tuple[LabelledPairs, LabelledPairs]:
+def load_labeled(night: Night) -> tuple[LabeledPairs, LabeledPairs]:
     """Pairs that people judged: to train on, and to calibrate with."""
-    path = night.run.path(prepare.STAGE, prepare.LABELLED)
-    return LabelledPairs.load(path).parts(night.config.train.seed)
+    path = night.run.path(prepare.STAGE, prepare.LABELED)
+    return LabeledPairs.load(path).parts(night.config.train.seed)
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

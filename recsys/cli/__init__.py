@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from recsys.cli import champion, data, doctor, keys, neighbours, releases, serve, similar, stages, tune, verify
+from recsys.cli import champion, data, doctor, keys, neighbors, releases, serve, similar, stages, tune, verify
 from recsys.errors import RecsysError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(releases.app, name="releases")
 app.add_typer(keys.app, name="keys")
-for command in (stages, champion, tune, similar, verify, neighbours, serve, doctor):
+for command in (stages, champion, tune, similar, verify, neighbors, serve, doctor):
     command.register(app)
 
 

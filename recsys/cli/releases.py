@@ -65,8 +65,8 @@ def verify(release: Which, config: ConfigFile = CONFIG_DEFAULT, as_json: Json = 
     from recsys.release.bundle import Release  # noqa: PLC0415
 
     loaded = Release.load(_folder(release, config))
-    result = {"release_id": loaded.release_id, "path": str(loaded.path), "num_items": len(loaded.catalogue)}
-    show(result, as_json, lambda: typer.echo(f"Release {loaded.release_id} is whole: {len(loaded.catalogue):,} items."))
+    result = {"release_id": loaded.release_id, "path": str(loaded.path), "num_items": len(loaded.catalog)}
+    show(result, as_json, lambda: typer.echo(f"Release {loaded.release_id} is whole: {len(loaded.catalog):,} items."))
 
 
 @app.command("history")

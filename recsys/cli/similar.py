@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def similar(
     items: Annotated[list[str], typer.Argument(metavar="ITEM…", help="Item ids.")],
-    k: Annotated[int, typer.Option("--k", min=1, help="Neighbours of each.")] = 10,
+    k: Annotated[int, typer.Option("--k", min=1, help="Neighbors of each.")] = 10,
     release: ReleasePlace = None,
     config: ConfigFile = CONFIG_DEFAULT,
     as_json: Json = False,
@@ -70,6 +70,6 @@ def _tell(answers: list[Answer]) -> None:
         table.add_column("similarity", justify="right")
         table.add_column("item")
         table.add_column("title")
-        for neighbour in answer.neighbours:
-            table.add_row(str(neighbour.rank), f"{neighbour.similarity:.3f}", neighbour.item_id, neighbour.title or "")
+        for neighbor in answer.neighbors:
+            table.add_row(str(neighbor.rank), f"{neighbor.similarity:.3f}", neighbor.item_id, neighbor.title or "")
         console.print(table)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from recsys.config.sections import Config
 
 STAGES = {
-    "prepare": "Check interactions and items; write catalogue, sequences and pairs (Beam).",
+    "prepare": "Check interactions and items; write catalog, sequences and pairs (Beam).",
     "train": "Train the tower on the pairs (Keras).",
-    "embed": "Embed the whole catalogue (Beam).",
+    "embed": "Embed the whole catalog (Beam).",
     "index": "Build the Annoy index and tune it to the wanted recall.",
     "evaluate": "Measure index and baselines on the held-out interactions.",
     "calibrate": "Turn similarities into probabilities and thresholds, on held-out pairs.",
@@ -175,7 +175,7 @@ def _jobs(name: str = "nightly") -> ModuleType:
 
 def _tell_plan(planned: dict[str, Any]) -> None:
     """What a person wants to know before a night."""
-    for part in ("interactions", "items", "labelled_pairs"):
+    for part in ("interactions", "items", "labeled_pairs"):
         for source in planned[part]:
             typer.echo(f"{part:<14} {Address(source).shown}")
     typer.echo(f"{'as of':<14} {planned['as_of'] or 'everything'}")

@@ -37,7 +37,7 @@ WindowAndDecay = Annotated[tuple[Count, Annotated[float, Field(ge=0)]], Field(st
 
 
 RESERVED = {"item_id", "interactions", "available"}
-"""Columns of the catalogue that are no features; `title` is one only where it is the title."""
+"""Columns of the catalog that are no features; `title` is one only where it is the title."""
 
 
 class Table(BaseModel):
@@ -56,8 +56,8 @@ class DataConfig(Table):
     .gz). `docs/storage.md` says more of URLs.
     Every stage of a night needs them; the service reads none."""
     items: str | None = None
-    """Items, in the same formats. Without it the catalogue is the items that somebody touched."""
-    labelled_pairs: str | None = None
+    """Items, in the same formats. Without it the catalog is the items that somebody touched."""
+    labeled_pairs: str | None = None
     """Pairs of items that people judged, in the same formats: `item_a`, `item_b`, `same` (0 or 1). With them the
     tower is trained on those alone; interactions still say when to stop, and measure."""
     feedback: str | None = None
@@ -102,7 +102,7 @@ class ItemsConfig(Table):
         roles = [*self.categorical, *self.multi_categorical, *self.numeric]
         taken = RESERVED & {*roles, *self.text}
         if taken or (self.title != "title" and "title" in [*roles, *self.text]):
-            raise ValueError(f"no feature may be called {', '.join(sorted(taken)) or 'title'}: the catalogue has it")
+            raise ValueError(f"no feature may be called {', '.join(sorted(taken)) or 'title'}: the catalog has it")
         roles += filter(None, [self.available])
         roles += self.text  # the title may be read as text
         twice = sorted({column for column in roles if roles.count(column) > 1})
@@ -223,7 +223,7 @@ def _require_sense(table: str, contracts: dict[str, Contract], kinds: dict[str, 
 
 
 class PrepareConfig(Table):
-    """Interactions -> catalogue, sequences and pairs."""
+    """Interactions -> catalog, sequences and pairs."""
 
     as_of: Annotated[datetime, _instant(time.min)] | None = None
     """Only interactions before this moment are used, as if the night were of then. A date is its midnight UTC. Items
@@ -280,11 +280,11 @@ class TowerConfig(Table):
 class CandidatesConfig(Table):
     """What an anchor's positives are told apart from."""
 
-    kind: Literal["auto", "catalogue", "sampled", "in_batch", "mixed"] = "auto"
-    """`catalogue`: all items. `sampled`: the batch's positives and drawn negatives. `in_batch`: one drawn positive
-    an anchor, each the others' negative. `mixed`: the same and drawn negatives. `auto`: the catalogue while small."""
-    whole_catalogue_up_to: Count = 5_000
-    """`auto` takes the whole catalogue up to this many items, and samples above."""
+    kind: Literal["auto", "catalog", "sampled", "in_batch", "mixed"] = "auto"
+    """`catalog`: all items. `sampled`: the batch's positives and drawn negatives. `in_batch`: one drawn positive
+    an anchor, each the others' negative. `mixed`: the same and drawn negatives. `auto`: the catalog while small."""
+    whole_catalog_up_to: Count = 5_000
+    """`auto` takes the whole catalog up to this many items, and samples above."""
     max_positives: Count = 4_096
     """`sampled`: at most so many positives of the batch."""
     negatives: Count = 1_024
@@ -295,13 +295,13 @@ class CandidatesConfig(Table):
     """0 learns what is touched together; 1 what is so beyond popularity. More is a longer tail, and worse for items
     that nobody touched yet."""
     hard_negatives: Annotated[int, Field(ge=0)] = 0
-    """Near items that are no positives, added for each anchor. Not with `catalogue`, which has them."""
+    """Near items that are no positives, added for each anchor. Not with `catalog`, which has them."""
     hard_ranks: Annotated[tuple[Count, Count], Field(strict=False)] = (100, 500)
-    """Hard negatives are drawn from these ranks (first, last) of an anchor's neighbours."""
+    """Hard negatives are drawn from these ranks (first, last) of an anchor's neighbors."""
     hard_margin: Share = 0.05
     """A hard negative must be less similar than this share below the least similar positive: false ones are near."""
     hard_after: Count = 1
-    """Passes before the first hard negatives: neighbours must mean something first."""
+    """Passes before the first hard negatives: neighbors must mean something first."""
 
     @model_validator(mode="after")
     def _ranks_in_order(self) -> CandidatesConfig:
@@ -356,7 +356,7 @@ class TrainConfig(Table):
 
 
 class EmbedConfig(Table):
-    """Catalogue -> embeddings."""
+    """Catalog -> embeddings."""
 
     batch_size: Count = 4_096
     """Items a call of the tower. Speed and memory; embeddings differ by rounding at most."""
@@ -374,7 +374,7 @@ class IndexConfig(Table):
     n_jobs: Annotated[int, Field(ge=-1)] = 1
     """Annoy's build threads, -1 for all cores. Builds repeat byte for byte only with 1."""
     shard_items: Count = 1_000_000
-    """Most items in one file; a larger catalogue has several, and a look-up asks all of them. Bounds the memory of
+    """Most items in one file; a larger catalog has several, and a look-up asks all of them. Bounds the memory of
     the build: 2 GB for 1,000,000 items of 128 dimensions."""
     recall_k: Count = 20
     """Recall is the share of the exact nearest so many that the index returns."""
@@ -385,7 +385,7 @@ class IndexConfig(Table):
     max_search_k: Count = 100_000
     """Largest search_k that tuning may choose: the price in look-up time that is still bearable."""
     sample: Count = 1_000
-    """Items whose neighbours are compared with exact search."""
+    """Items whose neighbors are compared with exact search."""
 
     @model_validator(mode="after")
     def _floor_below_target(self) -> IndexConfig:
@@ -453,7 +453,7 @@ class EvaluateConfig(Table):
     ease_penalty: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (100.0, 300.0, 1_000.0)
     """Values tried for the EASE baseline."""
     ease_up_to: Annotated[int, Field(ge=0)] = 5_000
-    """EASE inverts a matrix of items by items: left out of larger catalogues."""
+    """EASE inverts a matrix of items by items: left out of larger catalogs."""
     resamples: Count = 1_000
     """Bootstrap samples behind each interval."""
 
@@ -469,23 +469,23 @@ class CalibrateConfig(Table):
     """False-positive rates to give a threshold for."""
 
 
-class NeighboursConfig(Table):
+class NeighborsConfig(Table):
     """Release -> the nearest of every item, exported for readers that do not ask the service."""
 
-    to: Annotated[str, Field(repr=False)] = "neighbours.parquet"
+    to: Annotated[str, Field(repr=False)] = "neighbors.parquet"
     """Where to: a folder of Parquet files or a file that ends in `.jsonl`, either also by a URL (`s3://`, `gs://`), or
-    a server: `sqlite:///FILE`, `postgresql://`, `redis://` or `rediss://`. `docs/neighbours.md` says what readers find
+    a server: `sqlite:///FILE`, `postgresql://`, `redis://` or `rediss://`. `docs/neighbors.md` says what readers find
     there, and where a password goes."""
     k: Count = 20
-    """Neighbours of an item; fewer where the catalogue, or what is let through, holds no more."""
+    """Neighbors of an item; fewer where the catalog, or what is let through, holds no more."""
     min_similarity: float | None = None
-    """Less similar items are no neighbours."""
+    """Less similar items are no neighbors."""
     min_interactions: Annotated[int, Field(ge=0)] = 0
-    """Items with fewer interactions are nobody's neighbours."""
+    """Items with fewer interactions are nobody's neighbors."""
     where: dict[str, Annotated[list[int | float | str], Field(min_length=1)]] = {}
-    """Column of the catalogue -> values: items with none of them there are nobody's neighbours."""
+    """Column of the catalog -> values: items with none of them there are nobody's neighbors."""
     reach: Count = 1_000
-    """With `min_interactions` or `where`, neighbours are searched among this many nearest: bounds the time."""
+    """With `min_interactions` or `where`, neighbors are searched among this many nearest: bounds the time."""
     items_per_unit: Count = 5_000
     """Items a unit of work, and a file of Parquet."""
 
@@ -534,7 +534,7 @@ class PromoteConfig(Table):
     effective_rank: Share = 0.05
     """Smallest effective rank of the embeddings, as a share of their dimension."""
     lost_items: Share = 0.2
-    """Largest share of the champion's items that the catalogue may have lost."""
+    """Largest share of the champion's items that the catalog may have lost."""
     lost_volume: Share = 0.3
     """Largest share of interactions that may be fewer than in the champion's data."""
     grown_volume: Positive = 1.0
@@ -608,7 +608,7 @@ class ServeConfig(Table):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port; 0 takes a free one."""
     max_k: Count = 1_000
-    """Most neighbours that one question may ask for, with those that its offset skips."""
+    """Most neighbors that one question may ask for, with those that its offset skips."""
     max_items: Count = 1_000
     """Most ids, or values, that one list of a question may hold."""
     max_batch: Count = 100
@@ -661,7 +661,7 @@ class Config(Table):
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
-    neighbours: NeighboursConfig = NeighboursConfig()
+    neighbors: NeighborsConfig = NeighborsConfig()
     promote: PromoteConfig = PromoteConfig()
     notify: NotifyConfig = NotifyConfig()
     tune: TuneConfig = TuneConfig()
@@ -733,12 +733,12 @@ def parse(tables: dict[str, Any], source: str = "config") -> Config:
 
 
 PATHS = {
-    "data": ("interactions", "items", "labelled_pairs", "feedback", "warm_start", "workspace", "releases"),
+    "data": ("interactions", "items", "labeled_pairs", "feedback", "warm_start", "workspace", "releases"),
     "serve": ("folder", "keys"),
-    "neighbours": ("to",),
+    "neighbors": ("to",),
 }
 """Table -> its keys that hold a path, or a URL."""
-SECRET = {"neighbours.to", "notify.webhook", "tracking.uri"}
+SECRET = {"neighbors.to", "notify.webhook", "tracking.uri"}
 """Settings that may hold a password: no error shows them."""
 SQLITE = "sqlite:///"
 
@@ -758,7 +758,7 @@ def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
 
 def _anchored(table: str, name: str, folder: Path) -> str:
     """A path is relative to the folder, also that of an SQLite file to export to; a URL is not."""
-    if table == "neighbours" and name.startswith(SQLITE):
+    if table == "neighbors" and name.startswith(SQLITE):
         return f"{SQLITE}{folder / name.removeprefix(SQLITE)}"
     return name if Address(name).scheme else str(folder / name)
 

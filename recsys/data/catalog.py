@@ -1,6 +1,6 @@
 """Item id (outside, any text) <-> item number (inside, dense 0..n-1), and what is known of an item.
 
-Takes the checked items as a Polars frame, hands on a `Catalogue`; on disk one Parquet file.
+Takes the checked items as a Polars frame, hands on a `Catalog`; on disk one Parquet file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from recsys.errors import UnknownItemError
 
 
-class Catalogue:
+class Catalog:
     """The items of one release, sorted by id; an item's number is its row.
 
     `frame` has `item_id` (text, unique, sorted), `title` (text or null), `interactions` (int64, the number
@@ -31,7 +31,7 @@ class Catalogue:
         return self.frame.height
 
     def __repr__(self) -> str:
-        return f"Catalogue({len(self)} items)"
+        return f"Catalog({len(self)} items)"
 
     @cached_property
     def item_ids(self) -> list[str]:
@@ -51,15 +51,15 @@ class Catalogue:
         """The number of one item.
 
         Raises:
-            UnknownItemError: the catalogue does not hold it.
+            UnknownItemError: the catalog does not hold it.
         """
         try:
             return self._numbers[item_id]
         except KeyError:
-            raise UnknownItemError(f"item_id must be in the catalogue. Received: {item_id!r}.") from None
+            raise UnknownItemError(f"item_id must be in the catalog. Received: {item_id!r}.") from None
 
     def find(self, item_id: str) -> int | None:
-        """The number of one item, None if the catalogue does not hold it."""
+        """The number of one item, None if the catalog does not hold it."""
         return self._numbers.get(item_id)
 
     def numbers(self, item_ids: Sequence[str], *, missing: int) -> NDArray[np.int32]:
@@ -77,7 +77,7 @@ class Catalogue:
         self.frame.write_parquet(path)
 
     @classmethod
-    def load(cls, path: Path) -> Catalogue:
+    def load(cls, path: Path) -> Catalog:
         """Read what `save` wrote."""
         return cls(pl.read_parquet(path))
 

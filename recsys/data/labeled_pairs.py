@@ -21,7 +21,7 @@ HELD_OUT = 0.1
 """Share of the pairs that no fit sees."""
 
 
-def check_labelled(raw: pl.DataFrame, origin: str) -> Checked:
+def check_labeled(raw: pl.DataFrame, origin: str) -> Checked:
     """Split a chunk of judged pairs into usable rows (`SCHEMA` and `row`) and rejects.
 
     Args:
@@ -47,8 +47,8 @@ def check_labelled(raw: pl.DataFrame, origin: str) -> Checked:
 
 
 @dataclass(frozen=True)
-class LabelledPairs:
-    """Judged pairs of a catalogue's items."""
+class LabeledPairs:
+    """Judged pairs of a catalog's items."""
 
     first: NDArray[np.int32]
     """Item numbers, int32 [n]."""
@@ -61,17 +61,17 @@ class LabelledPairs:
         return len(self.same)
 
     @classmethod
-    def load(cls, path: Path) -> LabelledPairs:
+    def load(cls, path: Path) -> LabeledPairs:
         """Read a Parquet file of `first`, `second` and `same`."""
         frame = pl.read_parquet(path)
         return cls(*(frame[name].to_numpy() for name in ("first", "second", "same")))
 
-    def parts(self, seed: int) -> tuple[LabelledPairs, LabelledPairs]:
+    def parts(self, seed: int) -> tuple[LabeledPairs, LabeledPairs]:
         """Pairs to train on, and a tenth to calibrate with; a pair and its mirror are on one side."""
         low, high = np.minimum(self.first, self.second), np.maximum(self.first, self.second)
         _, pair = np.unique(np.stack([low, high]), axis=1, return_inverse=True)
         held = np.random.default_rng(seed).random(int(pair.max(initial=-1)) + 1)[pair.ravel()] < HELD_OUT
         return self._only(~held), self._only(held)
 
-    def _only(self, rows: NDArray[np.bool_]) -> LabelledPairs:
-        return LabelledPairs(self.first[rows], self.second[rows], self.same[rows])
+    def _only(self, rows: NDArray[np.bool_]) -> LabeledPairs:
+        return LabeledPairs(self.first[rows], self.second[rows], self.same[rows])

@@ -52,7 +52,7 @@ def count(
     Args:
         split: users' items, oldest first, and what of them is known.
         weights: of the interactions, float32 [num_interactions].
-        num_items: size of the catalogue.
+        num_items: size of the catalog.
         config: window and weights.
         newest: time of the newest interaction of the whole log, in seconds.
 
@@ -186,7 +186,7 @@ class Pairs:
 
     Args:
         parts: files that `write` wrote, each anchor in one of them.
-        num_items: size of the catalogue.
+        num_items: size of the catalog.
         weight: which of the two weights.
     """
 

@@ -20,7 +20,7 @@ FORMAT = 1
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 TOP_ITEMS = 10
 TOP_SHARES = (0.01, 0.1)
-"""Shares of the catalogue whose part of the interactions is told."""
+"""Shares of the catalog whose part of the interactions is told."""
 TENTHS = 10
 CATEGORIES = 20
 """Most frequent values of a column that are compared one by one; the others count together."""
@@ -215,7 +215,7 @@ def _doublings(counts: Counts) -> dict[str, int]:
 
 def _named(snapshot: Snapshot, numbers: NDArray[np.int64]) -> list[Mapping[str, Any]]:
     """Id, title and interactions of some items, in their order."""
-    columns = pl.scan_parquet(snapshot.catalogue).select("item_id", "title").with_row_index("number")
+    columns = pl.scan_parquet(snapshot.catalog).select("item_id", "title").with_row_index("number")
     found = columns.filter(pl.col("number").is_in(numbers.tolist())).collect()
     items = {number: (item_id, title) for number, item_id, title in found.iter_rows()}
     return [

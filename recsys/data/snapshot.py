@@ -1,6 +1,6 @@
 """The data of one night, counted: what the data report tells and compares.
 
-Takes the catalogue and the sequences as files, reads one part of the sequences at a time. Memory follows the
+Takes the catalog and the sequences as files, reads one part of the sequences at a time. Memory follows the
 number of items and users, about 16 bytes each, and not the log.
 """
 
@@ -26,7 +26,7 @@ HOURS = int(LATEST // HOUR_S) + 1
 class Snapshot:
     """Counts of what `prepare` uses of the data of one night."""
 
-    catalogue: Path
+    catalog: Path
     items: NDArray[np.uint64]
     """A hash of each item id, by item number, uint64 [num_items]."""
     popularity: NDArray[np.int64]
@@ -50,12 +50,12 @@ class Snapshot:
         return f"Snapshot({self.activity.sum()} interactions, {len(self.users)} users, {len(self.items)} items)"
 
     @classmethod
-    def count(cls, catalogue: Path, sequences: Iterable[Path], items: ItemsConfig) -> Snapshot:
-        """Count a catalogue and the parts of the sequences that `prepare` wrote.
+    def count(cls, catalog: Path, sequences: Iterable[Path], items: ItemsConfig) -> Snapshot:
+        """Count a catalog and the parts of the sequences that `prepare` wrote.
 
-        Columns of `items` that the catalogue does not have are left out: another config may have made it.
+        Columns of `items` that the catalog does not have are left out: another config may have made it.
         """
-        table = pl.scan_parquet(catalogue)
+        table = pl.scan_parquet(catalog)
         hashes = table.select(pl.col("item_id").hash(0)).collect()["item_id"].to_numpy()
         popularity, hourly = np.zeros(len(hashes), np.int64), np.zeros(HOURS, np.int64)
         users, activity = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
@@ -76,7 +76,7 @@ class Snapshot:
         shown = {"title": "title"} if items.title else {}
         shown |= {name: name for name in (*items.categorical, *items.multi_categorical, *items.numeric, *items.text)}
         return cls(
-            catalogue,
+            catalog,
             hashes,
             popularity,
             np.concatenate(users),

@@ -49,7 +49,7 @@ def families(
         pairs: (window, decay) -> weights of the item pairs counted so, float32 [num_items, num_items].
         bags: attributes of the items, [num_items, num_attributes]; None leaves the content baselines out.
         popularity: interactions an item, [num_items].
-        config: values to try; EASE is left out where the catalogue has more than `ease_up_to` items.
+        config: values to try; EASE is left out where the catalog has more than `ease_up_to` items.
     """
 
     @cache

@@ -19,7 +19,7 @@ from recsys.data.splits import Split, Target
 from recsys.index.queries import Queries
 
 CELLS = 2**23
-"""Scores at a time: bounds the memory of an answer whatever the size of the catalogue."""
+"""Scores at a time: bounds the memory of an answer whatever the size of the catalog."""
 
 Counts = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]
 
@@ -48,7 +48,7 @@ class _Scored(ABC):
     """Answers by a score of each item for each query.
 
     Args:
-        num_items: size of the catalogue.
+        num_items: size of the catalog.
         counts: settles ties, the larger first, [num_items]; without it, and among equals, by item number.
     """
 
@@ -107,7 +107,7 @@ class _Scored(ABC):
         return numbers[np.lexsort((self.tie_order[numbers], -score))[:k]]
 
 
-class _Neighbourhood(_Scored):
+class _Neighborhood(_Scored):
     """Scores from a sparse matrix of all items by all, float64 [num_items, num_items], nothing below 0."""
 
     def __init__(self, matrix: sparse.csr_array) -> None:
@@ -120,7 +120,7 @@ class _Neighbourhood(_Scored):
     def ranks(self, queries: Queries, targets: NDArray[np.int32], k: int) -> NDArray[np.int64]:
         """Rank from 0 of each target in `answer`, `k` where it is not among the first `k`; int64 [n].
 
-        Most targets of a large catalogue share nothing with the query, which is cheap to see; only for the others
+        Most targets of a large catalog share nothing with the query, which is cheap to see; only for the others
         are all items scored.
         """
         rank = np.full(len(queries), k, np.int64)
@@ -139,7 +139,7 @@ class _Neighbourhood(_Scored):
         return shared
 
 
-class CoOccurrence(_Neighbourhood):
+class CoOccurrence(_Neighborhood):
     """Items that the same users touched, by the number of these users.
 
     Args:
@@ -150,7 +150,7 @@ class CoOccurrence(_Neighbourhood):
         super().__init__(_others(shared).tocsr())
 
 
-class ItemKNN(_Neighbourhood):
+class ItemKNN(_Neighborhood):
     """Items that the same users touched, by cosine.
 
     The score of j for i is c_ij / (|i| |j| + shrinkage), where c_ij counts the users of both and |i| is the
@@ -166,7 +166,7 @@ class ItemKNN(_Neighbourhood):
         super().__init__(_shrunk(_others(shared), norms, norms, shrinkage))
 
 
-class WindowedItemKNN(_Neighbourhood):
+class WindowedItemKNN(_Neighborhood):
     """Items touched shortly after one another, by the pair weights that the tower is trained on.
 
     The score of j for i is c_ij / (sqrt(c_i. c_.j) + shrinkage), where c_ij is the weight of the pair, c_i. that

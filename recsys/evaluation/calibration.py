@@ -1,7 +1,7 @@
 """What a similarity means: the probability that two items belong together, and from where on they are "the same".
 
 The probability is that of a pair drawn from as many pairs that belong together as others (a base rate of one
-half). Among all pairs of a catalogue far fewer belong together: there it orders pairs, and does not count them.
+half). Among all pairs of a catalog far fewer belong together: there it orders pairs, and does not count them.
 `recsys.evaluation.metrics.calibration_fit` fits it; whoever only answers needs no more than this file.
 """
 

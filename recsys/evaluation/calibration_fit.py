@@ -184,10 +184,10 @@ def share(hits: int, total: int) -> Estimate:
     "Interval estimation for a binomial proportion", Statistical Science 16, 2001.)
     """
     value = hits / total
-    centre = (value + Z**2 / (2 * total)) / (1 + Z**2 / total)
+    center = (value + Z**2 / (2 * total)) / (1 + Z**2 / total)
     reach = Z / (1 + Z**2 / total) * float(np.sqrt(value * (1 - value) / total + Z**2 / (4 * total**2)))
     # the ends belong to the interval; rounding may leave them just outside
-    return Estimate(value=value, low=min(max(centre - reach, 0.0), value), high=max(min(centre + reach, 1.0), value))
+    return Estimate(value=value, low=min(max(center - reach, 0.0), value), high=max(min(center + reach, 1.0), value))
 
 
 def auc(half: Half) -> float:

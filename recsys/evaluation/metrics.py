@@ -1,4 +1,4 @@
-"""How well answers foretell what a user touches next, for whom, and how much of the catalogue they show.
+"""How well answers foretell what a user touches next, for whom, and how much of the catalog they show.
 
 Accuracy is HR, NDCG and MRR of one relevant item a question, with bootstrap intervals and by popularity of
 that item; exposure is coverage and the Gini coefficient. All of it comes from asking a model once.
@@ -113,7 +113,7 @@ def intervals(rank: NDArray[np.int64], resamples: int, seed: int = 0) -> dict[st
 
 
 def strata(popularity: NDArray[np.integer[Any]]) -> NDArray[np.int8]:
-    """Head, torso and tail of a catalogue: the stratum of each item, int8 [num_items], an index into `STRATA`.
+    """Head, torso and tail of a catalog: the stratum of each item, int8 [num_items], an index into `STRATA`.
 
     Items in the order of their interactions, most first, equals by number: head (0) are those that make up the
     first third of all interactions, torso (1) the second, tail (2) the rest. An item that lies across a border
@@ -134,7 +134,7 @@ def strata(popularity: NDArray[np.integer[Any]]) -> NDArray[np.int8]:
 
 
 def coverage(shown: NDArray[np.int64]) -> float:
-    """Share of the catalogue that is shown at all; `shown` is how often each item is, int64 [num_items]."""
+    """Share of the catalog that is shown at all; `shown` is how often each item is, int64 [num_items]."""
     return float(np.mean(shown > 0)) if len(shown) else 0.0
 
 

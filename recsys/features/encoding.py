@@ -8,7 +8,7 @@ Every input is a dense array with one row an item, so a batch is a slice:
 - one per multi-categorical column: int32 [n, length]. 0 pads, 1 is "none known".
 - one per text column: a bag of n-grams, which looks like a multi-categorical column; or for the encoders that
   read in order the words, int32 [n, MAX_WORDS]. 0 pads at the end, 1 is "unknown word" or "no word".
-- `numeric`: float32 [n, 2 c] for c numeric columns: standardised values (0 where missing), then 1 where missing.
+- `numeric`: float32 [n, 2 c] for c numeric columns: standardized values (0 where missing), then 1 where missing.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class NumericFeature:
 
 @dataclass(frozen=True)
 class Features:
-    """All that turns a catalogue's columns into the inputs of one tower."""
+    """All that turns a catalog's columns into the inputs of one tower."""
 
     item_ids: list[str]
     """Ids with an index of their own: their position plus 1."""
@@ -94,7 +94,7 @@ class Features:
         """Collect vocabularies and scales.
 
         Args:
-            frame: the catalogue's columns, one row an item.
+            frame: the catalog's columns, one row an item.
             items: which column is what.
             tower: how texts are read, and from which count on an id has an index of its own.
             pair_counts: pairs that each item has to train on, int64 [num_items].
@@ -136,7 +136,7 @@ class Features:
         return [*names, "numeric"] if self.numeric else names
 
     def transform(self, frame: pl.DataFrame) -> Inputs:
-        """Tower inputs of a catalogue's columns; ids and tokens that `fit` did not see are unknown."""
+        """Tower inputs of a catalog's columns; ids and tokens that `fit` did not see are unknown."""
         inputs: Inputs = {"id": self.id_indices(frame["item_id"])}
         for position, feature in enumerate(self.tokens):
             inputs[token_input(position)] = _token_input(frame[feature.column], feature)
@@ -164,7 +164,7 @@ class Features:
 
     @cached_property
     def _known_ids(self) -> pl.DataFrame:
-        """Sorted, so that a unit of a catalogue costs by its own ids and not by all."""
+        """Sorted, so that a unit of a catalog costs by its own ids and not by all."""
         return _known(self.item_ids, reserved=1).sort("token")
 
     def bucket(self, item_id: str) -> int:

@@ -1,4 +1,4 @@
-"""Attributes of the catalogue's items as one sparse matrix, for what compares items by content alone."""
+"""Attributes of the catalog's items as one sparse matrix, for what compares items by content alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def of(frame: pl.DataFrame, items: ItemsConfig) -> sparse.csr_array | None:
     items have says nothing.
 
     Args:
-        frame: the catalogue's columns, one row an item.
+        frame: the catalog's columns, one row an item.
         items: which column is what.
 
     Returns:

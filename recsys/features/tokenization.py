@@ -1,7 +1,7 @@
 """Free text -> tokens: of a bag, or words in their order.
 
 A text is its first `MAX_WORDS` words: runs of letters, marks and digits, after NFKC and in lower case. A bag's
-tokens are words ("red"), pairs of neighbouring words ("red wine"), and the 5-, 4- and 3-grams of the characters
+tokens are words ("red"), pairs of neighboring words ("red wine"), and the 5-, 4- and 3-grams of the characters
 of each word between "<" and ">", written with a "~" ahead ("~<re"): they tell what a misspelt or rare word looks
 like (Bojanowski et al., 2017, https://arxiv.org/abs/1607.04606). Vocabularies are fitted rather than hashed, so
 that a person can read in `features.json` what a tower knows.
@@ -74,9 +74,9 @@ def bags(texts: pl.Series, known: pl.DataFrame) -> Iterator[pl.DataFrame]:
 
 
 def _pairs(read: pl.DataFrame) -> pl.DataFrame:
-    """Neighbouring words of a text, with one blank between: as `words`."""
-    neighbours = pl.col("row") == pl.col("row").shift(-1)
-    return read.with_columns(token=pl.col("token") + " " + pl.col("token").shift(-1)).filter(neighbours)
+    """Neighboring words of a text, with one blank between: as `words`."""
+    neighbors = pl.col("row") == pl.col("row").shift(-1)
+    return read.with_columns(token=pl.col("token") + " " + pl.col("token").shift(-1)).filter(neighbors)
 
 
 def _characters(counts: pl.DataFrame, length: int) -> pl.DataFrame:

@@ -1,10 +1,10 @@
-"""Annoy index of a catalogue's embeddings: build, load, query, and tune to a wanted recall.
+"""Annoy index of a catalog's embeddings: build, load, query, and tune to a wanted recall.
 
 An index is one file or several, its shards, each over a range of item numbers. Every shard is asked, and the
 answers are merged.
 
 Annoy checks nothing: a file of another dimension loads, holes answer queries, and few `search_k` give fewer
-neighbours than asked for. So items are added densely, `search_k` grows until an answer is full, and loading
+neighbors than asked for. So items are added densely, `search_k` grows until an answer is full, and loading
 compares what is stored with the embeddings.
 """
 
@@ -72,11 +72,11 @@ Found = tuple[list[int], list[float]]
 
 
 class Index:
-    """Nearest neighbours by Annoy.
+    """Nearest neighbors by Annoy.
 
     Args:
         shards: built indexes, their metric the distance's. The items of each are numbered on from the one before.
-        search_k: nodes that a query inspects in each shard: more is slower and finds more of the true neighbours.
+        search_k: nodes that a query inspects in each shard: more is slower and finds more of the true neighbors.
         distance: what "near" means.
     """
 
@@ -93,7 +93,7 @@ class Index:
     def nearest(self, number: int, k: int) -> tuple[list[int], list[float]]:
         """The `k` nearest other items of one item, nearest first, and their similarities.
 
-        Fewer only where the catalogue holds no more.
+        Fewer only where the catalog holds no more.
         """
         wanted = min(k, self._size - 1)
         search_k = self.search_k
@@ -123,7 +123,7 @@ class Index:
             excluded: item numbers that may not be among them.
 
         Returns:
-            Fewer than `k` only where the catalogue holds no more.
+            Fewer than `k` only where the catalog holds no more.
 
         Raises:
             InputError: no finite vector of the index's dimension.
@@ -168,7 +168,7 @@ class Index:
             answers[row, : len(found)] = found
         return answers
 
-    def neighbours(self, numbers: NDArray[np.int32], k: int) -> NDArray[np.int32]:
+    def neighbors(self, numbers: NDArray[np.int32], k: int) -> NDArray[np.int32]:
         """The `k` nearest other items of each item, int32 [n], as `answer` gives them."""
         return self.answer(Queries.of_items(numbers), k)
 
@@ -317,7 +317,7 @@ def recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], k: int) ->
     An item as near as the last of the exact ones counts as found: among equals the choice is free
     (ann-benchmarks does the same).
     """
-    return _recall(index, vectors, sample, ExactIndex(vectors, index.distance).neighbours(sample, k))
+    return _recall(index, vectors, sample, ExactIndex(vectors, index.distance).neighbors(sample, k))
 
 
 def tune(
@@ -330,7 +330,7 @@ def tune(
     """
     rng = np.random.default_rng(config.seed)
     sample = np.sort(rng.choice(len(index), min(config.sample, len(index)), replace=False)).astype(np.int32)
-    exact = ExactIndex(vectors, index.distance).neighbours(sample, config.recall_k)
+    exact = ExactIndex(vectors, index.distance).neighbors(sample, config.recall_k)
     tried: dict[int, float] = {}
 
     def reached(search_k: int) -> bool:
@@ -363,6 +363,6 @@ def _recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], exact: ND
         return index.distance.similarity(index.distance.between(vectors[sample][:, None], vectors[found]))  # type: ignore[no-any-return]
 
     last = similarities(exact[:, k - 1 : k])  # of the k-th nearest
-    found = index.neighbours(sample, k)  # [n, k]
+    found = index.neighbors(sample, k)  # [n, k]
     tolerance = TOLERANCE * (1 if index.distance.unit else last)
     return float(((similarities(found) >= last - tolerance) & (found >= 0)).mean())

@@ -56,7 +56,7 @@ class Distance(ABC):
 class Cosine(Distance):
     """Cosine of the angle, in [-1, 1]. Only the direction counts, so embeddings have length 1.
 
-    Annoy's angular distance is the Euclidean distance of the normalised vectors, in [0, 2]:
+    Annoy's angular distance is the Euclidean distance of the normalized vectors, in [0, 2]:
     d = sqrt(2 (1 - cos)), so cos = 1 - d² / 2 (Annoy's README, "angular").
     """
 

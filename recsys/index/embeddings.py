@@ -1,4 +1,4 @@
-"""The vectors of a catalogue: float32 [num_items, dimension], finite, row = item number; unit length for cosine."""
+"""The vectors of a catalog: float32 [num_items, dimension], finite, row = item number; unit length for cosine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check(vectors: Vectors, num_items: int, origin: str = "embeddings", *, dista
 
     Args:
         vectors: what should be float32 [num_items, dimension].
-        num_items: size of the catalogue.
+        num_items: size of the catalog.
         origin: what to call them in an error.
         distance: decides whether the vectors must have length 1.
 

@@ -1,4 +1,4 @@
-"""Brute-force neighbours behind the index's interface: the oracle that an index is measured against."""
+"""Brute-force neighbors behind the index's interface: the oracle that an index is measured against."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CELLS = 2**26
 
 
 class ExactIndex:
-    """Nearest neighbours by comparing with every item.
+    """Nearest neighbors by comparing with every item.
 
     Args:
         vectors: float32 [num_items, dimension], of length 1 if the distance asks for it.
@@ -78,7 +78,7 @@ class ExactIndex:
         similarities[row, queries.excluded[row, column]] = -np.inf
         return similarities
 
-    def neighbours(self, numbers: NDArray[np.int32], k: int) -> NDArray[np.int32]:
+    def neighbors(self, numbers: NDArray[np.int32], k: int) -> NDArray[np.int32]:
         """The `k` nearest other items of each item, int32 [n], as `answer` gives them."""
         return self.answer(Queries.of_items(numbers), k)
 

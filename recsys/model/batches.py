@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.config.sections import Config
-from recsys.data.labeled_pairs import LabelledPairs
+from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.pairs import Block, Pairs, join
 from recsys.data.splits import Split, Target
 from recsys.errors import StageError
@@ -91,7 +91,7 @@ class HistoryBatches:
 
     SAMPLED = 1_024
     """Positives of a batch at most, and negatives, where the candidates are left to us. A history has few
-    positives, and there are many of them: on Toys that takes half the time of the whole catalogue and finds as
+    positives, and there are many of them: on Toys that takes half the time of the whole catalog and finds as
     much."""
 
     def __init__(self, split: Split, target: Target, pairs: Pairs, config: Config, recency: float) -> None:
@@ -148,15 +148,15 @@ class HistoryBatches:
         return self.sampler.batch(anchors)
 
 
-class LabelledBatches:
+class LabeledBatches:
     """Batches of items against what they were judged with; all else is ignored.
 
     An anchor is given at most `PARTNERS` that are the same and as many that are not, so a heap of easy "not the
     same" does not drown the rest. What was judged both ways counts as the same.
 
     Args:
-        labelled: judged pairs, used in both directions.
-        num_items: size of the catalogue.
+        labeled: judged pairs, used in both directions.
+        num_items: size of the catalog.
         config: `train`.
 
     Raises:
@@ -165,16 +165,16 @@ class LabelledBatches:
 
     PARTNERS = 8
 
-    def __init__(self, labelled: LabelledPairs, num_items: int, config: Config) -> None:
-        if not labelled.same.any():
+    def __init__(self, labeled: LabeledPairs, num_items: int, config: Config) -> None:
+        if not labeled.same.any():
             raise StageError(
-                "training needs at least one labelled pair that is the same. Received: none. "
+                "training needs at least one labeled pair that is the same. Received: none. "
                 "Give more rows with same = 1."
             )
         self.rng = np.random.default_rng(config.train.seed)
         self.num_items = num_items
-        self.same = _judged(labelled, labelled.same, num_items)
-        other = _judged(labelled, ~labelled.same, num_items)
+        self.same = _judged(labeled, labeled.same, num_items)
+        other = _judged(labeled, ~labeled.same, num_items)
         self.other = sparse.csr_array(other > self.same).astype(np.float32)
         self.anchors = np.flatnonzero(np.diff(self.same.indptr)).astype(np.int32)
         self.batch_size = max(1, min(config.train.batch_size, len(self.anchors)))
@@ -216,14 +216,14 @@ class LabelledBatches:
         return row[kept], rows.indices[kept]
 
 
-Batches = PairBatches | HistoryBatches | LabelledBatches
+Batches = PairBatches | HistoryBatches | LabeledBatches
 """What training draws its steps from: passes of batches of one shape, and the `rng` of all their randomness."""
 
 
-def _judged(labelled: LabelledPairs, rows: NDArray[np.bool_], num_items: int) -> sparse.csr_array:
+def _judged(labeled: LabeledPairs, rows: NDArray[np.bool_], num_items: int) -> sparse.csr_array:
     """Some judged pairs in both directions, float32 [num_items, num_items]."""
-    first = np.concatenate([labelled.first[rows], labelled.second[rows]])
-    second = np.concatenate([labelled.second[rows], labelled.first[rows]])
+    first = np.concatenate([labeled.first[rows], labeled.second[rows]])
+    second = np.concatenate([labeled.second[rows], labeled.first[rows]])
     ones = np.ones(len(first), np.float32)
     matrix = sparse.coo_array((ones, (first, second)), shape=(num_items, num_items)).tocsr()
     matrix.data[:] = 1

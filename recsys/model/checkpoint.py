@@ -44,7 +44,7 @@ class Checkpoint:
 
         Args:
             progress: up to here.
-            variables: Keras variables of tower and optimiser.
+            variables: Keras variables of tower and optimizer.
             best: weights to keep.
             batches: of `recsys.model.batches`; their generator, and what they mined.
         """

@@ -29,7 +29,7 @@ class Mined(NamedTuple):
     negatives: NDArray[np.int32]
     """int32 [num_items, KEPT], -1 pads."""
     report: dict[str, int]
-    """Neighbours in the rank window: `considered`, `known_positive`, `too_similar`, `kept`."""
+    """Neighbors in the rank window: `considered`, `known_positive`, `too_similar`, `kept`."""
 
 
 def mine(

@@ -16,7 +16,7 @@ register = keras.saving.register_keras_serializable(package="recsys")
 class IdDropout(keras.layers.Layer):
     """Replaces a share of the ids by 0, "unknown", during training.
 
-    DropoutNet (Volkovs et al., 2017) takes 0.5 for new items; 0.1 is enough to regularise.
+    DropoutNet (Volkovs et al., 2017) takes 0.5 for new items; 0.1 is enough to regularize.
     """
 
     def __init__(self, rate: float, seed: int = 0, **options: Any) -> None:
@@ -79,7 +79,7 @@ class MeanOfBag(TokenEncoder):
 
 @register
 class ConvolvedWords(TokenEncoder):
-    """Convolution over neighbouring words, then the maximum over the text (Kim, 2014, arXiv:1408.5882)."""
+    """Convolution over neighboring words, then the maximum over the text (Kim, 2014, arXiv:1408.5882)."""
 
     WIDTH = 3
 

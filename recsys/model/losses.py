@@ -54,7 +54,7 @@ class CrossEntropy(Loss):
     there are no accidental hits. A candidate with target -1 has probability exactly 0.
 
     What was drawn is corrected by minus the log of its inclusion probability (Bengio and Senécal, 2008), so that the
-    gradient tends to the one over the whole catalogue. An anchor's own positives are there for certain, and are not
+    gradient tends to the one over the whole catalog. An anchor's own positives are there for certain, and are not
     corrected (arXiv 2507.09331, RecSys 2025). The popularity is added to all candidates: what it explains, the
     embeddings need not (Yi et al., 2019; "logit adjustment", Menon et al., 2021). Look-ups never add it.
 
@@ -89,7 +89,7 @@ class Contrastive(Loss):
     from "different".
 
     The loss is the weighted mean of d² over the positives, plus the mean of max(0, margin - d)² over the anchor's
-    `NEGATIVES` nearest negatives, or all if there are fewer. A mean over all of a catalogue would be diluted by
+    `NEGATIVES` nearest negatives, or all if there are fewer. A mean over all of a catalog would be diluted by
     those that are far already; one over those within the margin would fall when one more enters it. The
     number is fixed by the targets alone, so a negative that comes nearer never makes the loss smaller.
 

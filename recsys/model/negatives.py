@@ -2,7 +2,7 @@
 
 Hands on, for each step, one shape whatever the choice (`Batch`); `sampling` needs no Keras.
 
-- `catalogue`: every item is a candidate. Nothing to correct.
+- `catalog`: every item is a candidate. Nothing to correct.
 - `sampled`: the batch's positives, and negatives drawn by popularity to a power.
 - `in_batch`: one drawn positive an anchor; the others' positives are the negatives, popular ones more often.
 - `mixed`: the same, and drawn negatives: in-batch candidates alone leave the tail out (Yang et al., 2020).
@@ -119,10 +119,10 @@ class Sampler:
         }
         kind: str = config.kind
         if kind == "auto":
-            small = self.num_items <= max(config.whole_catalogue_up_to, wanted["sampled"])
-            kind = "catalogue" if small and not config.hard_negatives else "sampled"
-        if kind == "catalogue" or (kind != "in_batch" and wanted[kind] >= self.num_items):
-            return "catalogue", self.num_items
+            small = self.num_items <= max(config.whole_catalog_up_to, wanted["sampled"])
+            kind = "catalog" if small and not config.hard_negatives else "sampled"
+        if kind == "catalog" or (kind != "in_batch" and wanted[kind] >= self.num_items):
+            return "catalog", self.num_items
         return kind, wanted[kind]
 
     def batch(self, anchors: Anchors) -> Batch:
@@ -130,7 +130,7 @@ class Sampler:
         there = anchors.items >= 0
         own = np.unique(anchors.items[there])
         chosen = None
-        if self.kind == "catalogue":
+        if self.kind == "catalog":
             drawn = Drawn(np.arange(self.num_items, dtype=np.int32), np.zeros(self.num_items, np.float32))
         elif self.kind == "sampled":
             drawn = self._sampled(own, anchors.positives)

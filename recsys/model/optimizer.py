@@ -86,7 +86,7 @@ def build(
     *,
     feature_rate: float = 1.0,
 ) -> EncoderAdam:
-    """The optimiser that a config asks for.
+    """The optimizer that a config asks for.
 
     Args:
         config: how to train.

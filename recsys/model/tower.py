@@ -1,7 +1,7 @@
 """The one encoder that both sides of a pair share: item inputs -> vector.
 
 Each feature has its own encoder to the tower's dimension; what they give is fused, goes through the hidden
-layers, if any, and is normalised where near means cosine. Items whose id is unknown, because nobody touched them
+layers, if any, and is normalized where near means cosine. Items whose id is unknown, because nobody touched them
 yet, go through encoders of their own (`joined`), which find a place for them by the other features, and by what
 these say together.
 """
@@ -141,7 +141,7 @@ def warm_start(
     Rows of ids, tokens and numeric columns that both have are copied; the others start at zero, so that new items
     start from their features, and where features are summed the tower starts as the earlier one. An id that has
     left its bucket starts from that. Encoders for new items are no start: those of a night follow from its others.
-    Standardised numbers keep their weights, though their scale may have moved.
+    Standardized numbers keep their weights, though their scale may have moved.
     Layers behind the encoders are copied if they read the same encoders and have the same shapes.
 
     Returns:

@@ -1,6 +1,6 @@
 """Fit a tower on pairs.
 
-Takes the catalogue's tower inputs and a sampler of batches, hands on a trained tower and its curve. Knows no
+Takes the catalog's tower inputs and a sampler of batches, hands on a trained tower and its curve. Knows no
 MLflow and no files: who wants to watch passes `on_pass`.
 """
 
@@ -26,8 +26,7 @@ from recsys.index.embeddings import Vectors
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.model import hard_negatives as mining
-from recsys.model import losses, tower
-from recsys.model import optimizer as optimiser
+from recsys.model import losses, optimizer, tower
 from recsys.model.batches import Batches, PairBatches
 from recsys.model.checkpoint import Checkpoint, Progress
 from recsys.model.negatives import Batch
@@ -48,7 +47,7 @@ class Fit(NamedTuple):
     """What training came to; the tower has the weights of the best pass."""
 
     vectors: Vectors
-    """Embeddings of the catalogue, float32 [num_items, dimension]."""
+    """Embeddings of the catalog, float32 [num_items, dimension]."""
     passes: int
     """Passes that the weights took; 0 where none was better than the start."""
     score: float
@@ -64,7 +63,7 @@ class Siamese(keras.Model):
 
     Args:
         tower: inputs -> float32 [n, d].
-        inputs: of the whole catalogue, [num_items, ...] each; what the tower does not read is left aside.
+        inputs: of the whole catalog, [num_items, ...] each; what the tower does not read is left aside.
         loss: of `recsys.model.losses`.
         unit: whether embeddings have length 1.
     """
@@ -106,10 +105,10 @@ class Newcomers(Siamese):
 
     Args:
         tower: of features, without the id.
-        inputs: of the whole catalogue.
+        inputs: of the whole catalog.
         loss: of `recsys.model.losses`.
         unit: whether embeddings have length 1.
-        among: embeddings of the catalogue, float32 [num_items, d].
+        among: embeddings of the catalog, float32 [num_items, d].
     """
 
     ANCHOR_POWER = 0.5
@@ -174,7 +173,7 @@ def fit(
     Args:
         model: from `recsys.model.tower.build`, new or trained before.
         features: vocabularies that `inputs` were made with.
-        inputs: tower inputs of the whole catalogue.
+        inputs: tower inputs of the whole catalog.
         batches: what to train on.
         config: `train`, `tower` and `candidates`.
         passes: passes at most.
@@ -195,7 +194,7 @@ def fit(
     rate: Any = config.train.learning_rate
     if refine:
         rate = keras.optimizers.schedules.PolynomialDecay(rate / 3, passes * len(batches), end_learning_rate=0.0)
-    learner = optimiser.build(config.train, model, features, rate, feature_rate=feature_rate)
+    learner = optimizer.build(config.train, model, features, rate, feature_rate=feature_rate)
     if refine or among is not None:
         learner.thaw()
     siamese.compile(optimizer=learner, jit_compile=True)

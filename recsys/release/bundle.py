@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recsys.config.sections import EvaluateConfig
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.data.item_users import Audience
 from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError
@@ -40,14 +40,14 @@ from recsys.retrieval.query import Question
 FORMAT_VERSION = 3
 
 MANIFEST = "manifest.json"
-CATALOGUE = "catalogue.parquet"
+CATALOG = "catalogue.parquet"
 EMBEDDINGS = "embeddings.npy"
 TOWER = "tower.keras"
 FEATURES = "features.json"
 EVALUATION = "evaluation.json"
 CALIBRATION = "calibration.json"
 AUDIENCE = "audience.npy"
-_FILES_1 = (CATALOGUE, EMBEDDINGS, TOWER, FEATURES, EVALUATION)
+_FILES_1 = (CATALOG, EMBEDDINGS, TOWER, FEATURES, EVALUATION)
 _FILES_2 = (*_FILES_1, CALIBRATION)
 FILES_OF = {1: _FILES_1, 2: _FILES_2, 3: (*_FILES_2, AUDIENCE)}
 """Beside the manifest and the files of the index, by format version."""
@@ -114,12 +114,12 @@ class Release:
     """A verified release, ready to answer.
 
     Example:
-        >>> Release.load("workspace/releases/…").similar("50", k=10).neighbours  # doctest: +SKIP
+        >>> Release.load("workspace/releases/…").similar("50", k=10).neighbors  # doctest: +SKIP
     """
 
     path: Path
     manifest: Manifest
-    catalogue: Catalogue
+    catalog: Catalog
     vectors: Vectors
     """float32 [num_items, dimension], mapped."""
     index: Index
@@ -140,20 +140,20 @@ class Release:
         manifest = read_manifest(path)
         _verify_files(path, manifest)
         try:
-            catalogue = Catalogue.load(path / CATALOGUE)
+            catalog = Catalog.load(path / CATALOG)
             vectors = embeddings.load(path / EMBEDDINGS)
-            _compare(path, "items in the catalogue", manifest.num_items, len(catalogue))
-            _compare(path, "catalogue fingerprint", manifest.catalogue_fingerprint, catalogue.fingerprint)
+            _compare(path, "items in the catalog", manifest.num_items, len(catalog))
+            _compare(path, "catalog fingerprint", manifest.catalogue_fingerprint, catalog.fingerprint)
             _compare(path, "shape of the embeddings", (manifest.num_items, manifest.dimension), vectors.shape)
             distance = DISTANCES[manifest.distance]
             _compare(path, "metric", distance.metric, manifest.metric)
             embeddings.check(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
             annoy = index.load(path, manifest.index, vectors, manifest.search_k, distance=distance)
             calibrated = calibration.load(path / CALIBRATION) if CALIBRATION in manifest.files else None
-            touched = Audience.load(path / AUDIENCE, len(catalogue)) if AUDIENCE in manifest.files else None
+            touched = Audience.load(path / AUDIENCE, len(catalog)) if AUDIENCE in manifest.files else None
         except InputError as error:
             raise ReleaseError(f"release {path} is not usable: {error}") from None
-        release = cls(path, manifest, catalogue, vectors, annoy, calibrated, touched)
+        release = cls(path, manifest, catalog, vectors, annoy, calibrated, touched)
         release._self_test()
         return release
 
@@ -177,7 +177,7 @@ class Release:
         """What answers questions about this release."""
         return lookup.Engine(
             self.release_id,
-            self.catalogue,
+            self.catalog,
             self.vectors,
             self.index,
             recency=middle(EvaluateConfig().recency) if self.manifest.recency is None else self.manifest.recency,
@@ -186,7 +186,7 @@ class Release:
         )
 
     def similar(self, item_id: str, k: int = 10) -> lookup.Answer:
-        """The `k` items most like one item, fewer only where the catalogue holds no more."""
+        """The `k` items most like one item, fewer only where the catalog holds no more."""
         return self.ask(Question.of_item(item_id, k))
 
     def ask(self, question: Question, overlay: Overlay = UNCHANGED) -> lookup.Answer:
@@ -197,9 +197,9 @@ class Release:
         """How similar two items are, exactly: larger is closer, of equal vectors 1.
 
         Raises:
-            UnknownItemError: the catalogue does not hold one of them.
+            UnknownItemError: the catalog does not hold one of them.
         """
-        numbers = [self.catalogue.number(item_id) for item_id in (item_a, item_b)]
+        numbers = [self.catalog.number(item_id) for item_id in (item_a, item_b)]
         return float(calibration.similarities(self.distance, self.vectors[numbers[:1]], self.vectors[numbers[1:]])[0])
 
     def verify(
@@ -215,7 +215,7 @@ class Release:
                 same where the probability is at least one half.
 
         Raises:
-            UnknownItemError: the catalogue does not hold one of them.
+            UnknownItemError: the catalog does not hold one of them.
             InputError: the release has no calibration, or none for this target.
         """
         similarity = self.similarity(item_a, item_b)
@@ -225,7 +225,7 @@ class Release:
                 f"of format {self.manifest.format_version}, has none. Build a release from more held-out pairs."
             )
         return lookup.verdict(
-            self.catalogue,
+            self.catalog,
             self.release_id,
             (item_a, item_b),
             similarity=similarity,
@@ -234,7 +234,7 @@ class Release:
         )
 
     def _self_test(self) -> None:
-        """Known questions: on some machines an Annoy build answers every query with one neighbour (Annoy #679)."""
+        """Known questions: on some machines an Annoy build answers every query with one neighbor (Annoy #679)."""
         items = np.linspace(0, len(self.index) - 1, SELF_TEST_ITEMS).astype(np.int32)
         k = min(SELF_TEST_K, len(self.index) - 1)
         measured = index.recall(self.index, self.vectors, np.unique(items), k)
@@ -242,7 +242,7 @@ class Release:
         if measured < self.manifest.index_recall / 2:
             raise ReleaseError(
                 f"release {self.path} is not usable: on this machine its index finds {measured:.0%} of the "
-                f"nearest neighbours. Expected about {self.manifest.index_recall:.0%}. Reinstall Annoy here."
+                f"nearest neighbors. Expected about {self.manifest.index_recall:.0%}. Reinstall Annoy here."
             )
 
 

@@ -1,4 +1,4 @@
-"""Whether tonight's data is like the data that the champion was made of: data reports and catalogues, compared.
+"""Whether tonight's data is like the data that the champion was made of: data reports and catalogs, compared.
 
 What is compared with is always the champion's data, not last night's: data that was refused once must not become
 the measure by which it passes the next time.
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from recsys.config.sections import ItemsConfig, PromoteConfig
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.data.profile import by_tenth, population_stability
 from recsys.release.check import Check, at_most, skipped
 
@@ -58,11 +58,11 @@ def day_checks(
     ]
 
 
-def column_checks(catalogue: Catalogue, items: ItemsConfig, config: PromoteConfig) -> list[Check]:
+def column_checks(catalog: Catalog, items: ItemsConfig, config: PromoteConfig) -> list[Check]:
     """No category may be that of nearly all items: it would say nothing."""
     shares = [
-        _share(int(counts["items"].max() or 0), len(catalogue))  # type: ignore[arg-type]
-        for counts in (_values(catalogue, column) for column in _categorical(catalogue, items))
+        _share(int(counts["items"].max() or 0), len(catalog))  # type: ignore[arg-type]
+        for counts in (_values(catalog, column) for column in _categorical(catalog, items))
         if counts.height
     ]
     if not shares:
@@ -72,9 +72,9 @@ def column_checks(catalogue: Catalogue, items: ItemsConfig, config: PromoteConfi
 
 def champion_checks(
     report: Report,
-    catalogue: Catalogue,
+    catalog: Catalog,
     before: Report | None,
-    champion: Catalogue | None,
+    champion: Catalog | None,
     items: ItemsConfig,
     *,
     config: PromoteConfig,
@@ -83,9 +83,9 @@ def champion_checks(
 
     Args:
         report: tonight's.
-        catalogue: tonight's.
+        catalog: tonight's.
         before: the report of the champion's night, None where it is lost.
-        champion: the champion's catalogue, None without a champion.
+        champion: the champion's catalog, None without a champion.
         items: which columns are what.
         config: limits.
     """
@@ -94,10 +94,10 @@ def champion_checks(
     if champion is None:
         return [skipped(name, "no champion") for name in (*names, *of_report, *(f"data_{n}_shift" for n in HISTOGRAMS))]
     checks = [
-        at_most("data_lost_items", _lost(catalogue, champion), config.lost_items),
-        _items_shift(catalogue, champion, items, config),
-        _popularity_shift(catalogue, champion, config),
-        at_most("data_missing", _missing(catalogue, champion), config.missing),
+        at_most("data_lost_items", _lost(catalog, champion), config.lost_items),
+        _items_shift(catalog, champion, items, config),
+        _popularity_shift(catalog, champion, config),
+        at_most("data_missing", _missing(catalog, champion), config.missing),
     ]
     if before is None:
         why = "the champion's data report is lost"
@@ -130,29 +130,29 @@ def _copied(report: Report, copies: Mapping[str, Mapping[str, int]]) -> float:
     return max(excess)
 
 
-def _lost(now: Catalogue, before: Catalogue) -> float:
+def _lost(now: Catalog, before: Catalog) -> float:
     kept = (now.numbers(before.item_ids, missing=-1) >= 0).sum()
     return 1 - _share(int(kept), len(before))
 
 
-def _missing(now: Catalogue, before: Catalogue) -> float:
+def _missing(now: Catalog, before: Catalog) -> float:
     """How much more of a column is missing, of the column where it is most."""
     columns = [name for name in now.frame.columns if name in before.frame.columns]
     shares = [
-        [float(value) for value in catalogue.frame.select(_none(catalogue, name).mean() for name in columns).row(0)]
-        for catalogue in (now, before)
+        [float(value) for value in catalog.frame.select(_none(catalog, name).mean() for name in columns).row(0)]
+        for catalog in (now, before)
     ]
     return max((after - earlier for after, earlier in zip(*shares, strict=True)), default=0.0)
 
 
-def _none(catalogue: Catalogue, column: str) -> pl.Expr:
+def _none(catalog: Catalog, column: str) -> pl.Expr:
     values = pl.col(column)
-    if isinstance(catalogue.frame.schema[column], pl.List):
+    if isinstance(catalog.frame.schema[column], pl.List):
         return (values.is_null() | (values.list.len() == 0)).alias(column)
     return values.is_null()
 
 
-def _items_shift(now: Catalogue, before: Catalogue, items: ItemsConfig, config: PromoteConfig) -> Check:
+def _items_shift(now: Catalog, before: Catalog, items: ItemsConfig, config: PromoteConfig) -> Check:
     """The largest population stability index of the items by a categorical column."""
     name, found = "data_items_shift", []
     for column in _categorical(now, items):
@@ -164,7 +164,7 @@ def _items_shift(now: Catalogue, before: Catalogue, items: ItemsConfig, config: 
     return at_most(name, max(found), config.shift)
 
 
-def _popularity_shift(now: Catalogue, before: Catalogue, config: PromoteConfig) -> Check:
+def _popularity_shift(now: Catalog, before: Catalog, config: PromoteConfig) -> Check:
     """Interactions with the items of both, by the tenth of the interactions that an item was in before."""
     name = "data_popularity_shift"
     both = before.frame.select("item_id", before="interactions").join(
@@ -207,13 +207,13 @@ def _index(before: Any, now: Any) -> float:
     return population_stability(before[there], now[there])
 
 
-def _categorical(catalogue: Catalogue, items: ItemsConfig) -> list[str]:
-    return [name for name in (*items.categorical, *items.multi_categorical) if name in catalogue.frame.columns]
+def _categorical(catalog: Catalog, items: ItemsConfig) -> list[str]:
+    return [name for name in (*items.categorical, *items.multi_categorical) if name in catalog.frame.columns]
 
 
-def _values(catalogue: Catalogue, column: str) -> pl.DataFrame:
+def _values(catalog: Catalog, column: str) -> pl.DataFrame:
     """`value` and how many `items` have it."""
-    values = catalogue.frame.select(value=column)
+    values = catalog.frame.select(value=column)
     if isinstance(values.schema["value"], pl.List):
         values = values.select(pl.col("value").list.unique()).explode("value", empty_as_null=True)
     return values.drop_nulls().group_by("value").agg(items=pl.len().cast(pl.Int64))

@@ -1,6 +1,6 @@
-"""What a release has to show before it takes over: embeddings, index, quality, neighbours, latency.
+"""What a release has to show before it takes over: embeddings, index, quality, neighbors, latency.
 
-Releases with other catalogues, dimensions or distances are asked the same, by item id.
+Releases with other catalogs, dimensions or distances are asked the same, by item id.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.sections import PromoteConfig
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.evaluation.metrics import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, metrics, ranks
 from recsys.index.annoy_index import recall
 from recsys.index.embeddings import BLOCK, NORM_TOLERANCE, Vectors
@@ -37,12 +37,12 @@ AGREEMENT = 0.99
 
 
 class Questions(NamedTuple):
-    """Held-out interactions by item id, so that releases with other catalogues can be asked the same."""
+    """Held-out interactions by item id, so that releases with other catalogs can be asked the same."""
 
     queries: Sequence[str]
     targets: Sequence[str]
     strata: NDArray[np.int8]
-    """The stratum of each target in tonight's catalogue, an index into `STRATA`."""
+    """The stratum of each target in tonight's catalog, an index into `STRATA`."""
 
 
 class Difference(NamedTuple):
@@ -56,7 +56,7 @@ class Difference(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """Neighbours that two releases have in common."""
+    """Neighbors that two releases have in common."""
 
     items: NDArray[np.int32]
     """Items that both hold, a fixed sample where there are many: numbers of the one, ascending, int32 [n]."""
@@ -69,7 +69,7 @@ class Overlap(NamedTuple):
 
 def places(release: Release, questions: Questions) -> NDArray[np.int64]:
     """Rank from 0 of each target; one about an item that the release does not hold is a miss. int64 [n]."""
-    numbers = release.catalogue.numbers
+    numbers = release.catalog.numbers
     queries, targets = numbers(questions.queries, missing=-1), numbers(questions.targets, missing=-1)
     known = (queries >= 0) & (targets >= 0)
     rank = np.full(len(known), max(CUTS))
@@ -96,12 +96,12 @@ def difference(rank: NDArray[np.int64], before: NDArray[np.int64], resamples: in
     return Difference(float(each.mean()), float(low), float(each.std() / np.sqrt(len(each))))
 
 
-def embedding_checks(release: Release, catalogue: Catalogue, config: PromoteConfig) -> list[Check]:
-    """Finite, of unit length, not collapsed, one for each item of tonight's catalogue.
+def embedding_checks(release: Release, catalog: Catalog, config: PromoteConfig) -> list[Check]:
+    """Finite, of unit length, not collapsed, one for each item of tonight's catalog.
 
     Args:
         release: the challenger.
-        catalogue: that of tonight's data.
+        catalog: that of tonight's data.
         config: limits.
     """
     vectors, distance = release.vectors, release.distance
@@ -127,7 +127,7 @@ def embedding_checks(release: Release, catalogue: Catalogue, config: PromoteConf
     mean = total / sound
     rank = effective_rank(squares / sound - np.outer(mean, mean)) / min(vectors.shape[1], sound)
     checks.append(at_least("embeddings_effective_rank", rank, config.effective_rank))
-    checks.append(at_least("catalogue_covered", _covered(release.catalogue, catalogue), 1))
+    checks.append(at_least("catalog_covered", _covered(release.catalog, catalog), 1))
     return checks
 
 
@@ -135,7 +135,7 @@ def effective_rank(covariance: NDArray[np.float64]) -> float:
     """Dimensions that vectors of this covariance make use of.
 
     The exponential of the entropy of the singular values' shares (Roy and Vetterli, The effective rank, 2007);
-    the singular values of the centred vectors are the roots of the covariance's eigenvalues.
+    the singular values of the centerd vectors are the roots of the covariance's eigenvalues.
     """
     values = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0))
     shares = values[values > 0] / values.sum() if values.sum() > 0 else np.ones(1)
@@ -163,8 +163,8 @@ def index_checks(release: Release, sample: NDArray[np.int32], recall_floor: floa
         recall_floor: the smallest index recall.
     """
     measured = recall(release.index, release.vectors, sample, release.manifest.recall_k)
-    k = min(release.manifest.recall_k, len(release.catalogue) - 1)
-    found = release.index.neighbours(sample, k)
+    k = min(release.manifest.recall_k, len(release.catalog) - 1)
+    found = release.index.neighbors(sample, k)
     distinct = (np.diff(np.sort(found, axis=1), axis=1) > 0).all(axis=1)
     full = distinct & (found >= 0).all(axis=1) & (found != sample[:, None]).all(axis=1)
     return [at_least("index_recall", measured, recall_floor), at_least("index_fill_rate", float(full.mean()), 1)]
@@ -224,17 +224,17 @@ def _change(name: str, rank: NDArray[np.int64], before: NDArray[np.int64], toler
 
 def overlap(one: Release, other: Release, most: int, seed: int = 0) -> Overlap:
     """Compare the ten nearest, or as many as both have, of at most `most` of the items that two releases hold."""
-    numbers = other.catalogue.numbers(one.catalogue.item_ids, missing=-1)
+    numbers = other.catalog.numbers(one.catalog.item_ids, missing=-1)
     items = np.flatnonzero(numbers >= 0).astype(np.int32)
     if len(items) > most:
         items = np.sort(np.random.default_rng(seed).choice(items, most, replace=False))
     others = numbers[items]
-    k = min(OVERLAP_K, len(one.catalogue) - 1, len(other.catalogue) - 1)
+    k = min(OVERLAP_K, len(one.catalog) - 1, len(other.catalog) - 1)
     if not len(items):
         return Overlap(items, others, np.empty(0, np.int64), k)
     # both in the numbers of the one; what it does not hold is in nobody's list
-    held = one.catalogue.numbers(other.catalogue.item_ids, missing=-2)
-    lists, others_lists = one.index.neighbours(items, k), held[other.index.neighbours(others, k)]
+    held = one.catalog.numbers(other.catalog.item_ids, missing=-2)
+    lists, others_lists = one.index.neighbors(items, k), held[other.index.neighbors(others, k)]
     return Overlap(items, others, (lists[:, :, None] == others_lists[:, None, :]).any(axis=2).sum(axis=1), k)
 
 
@@ -257,7 +257,7 @@ def latency_check(challenger: Release, champion: Release | None, config: Promote
     both = [(challenger, took[0]), *([] if champion is None else [(champion, took[1])])]
     for turn in range(LOOK_UPS):
         for release, times in both:
-            item_id = release.catalogue.item_ids[turn * len(release.catalogue) // LOOK_UPS]
+            item_id = release.catalog.item_ids[turn * len(release.catalog) // LOOK_UPS]
             started = time.perf_counter()
             release.similar(item_id, ANSWER_K)
             times.append(time.perf_counter() - started)
@@ -266,14 +266,13 @@ def latency_check(challenger: Release, champion: Release | None, config: Promote
     return at_most("latency_ms", now, max(config.latency_ms, config.latency_ratio * then), more)
 
 
-def _covered(held: Catalogue, wanted: Catalogue) -> float:
+def _covered(held: Catalog, wanted: Catalog) -> float:
     """Share of the wanted items that are held with the same title and features."""
     columns = wanted.frame.columns
     if set(columns) - set(held.frame.columns):
         return 0.0
     rows = [
-        catalogue.frame.select("item_id", row=catalogue.frame.select(columns).hash_rows())
-        for catalogue in (held, wanted)
+        catalog.frame.select("item_id", row=catalog.frame.select(columns).hash_rows()) for catalog in (held, wanted)
     ]
     same = rows[0].join(rows[1], on=["item_id", "row"], how="semi").height
     return same / max(len(wanted), 1)

@@ -91,7 +91,7 @@ class Tracker:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        # without a server MLflow would write artefacts into whatever folder we are started from
+        # without a server MLflow would write artifacts into whatever folder we are started from
         local = self.uri.startswith("sqlite:")
         location = (self.workspace.resolve() / "mlartifacts").as_uri() if local else None
         return str(self.client.create_experiment(name, artifact_location=location))
@@ -369,7 +369,7 @@ class Tracker:
             yield
         except RecsysError:
             raise
-        except Exception as error:  # noqa: BLE001 - databases and stores of artefacts raise what they like
+        except Exception as error:  # noqa: BLE001 - databases and stores of artifacts raise what they like
             raise TrackingError(
                 f"MLflow at {self.shown_uri} must answer. Received: {Address(self.uri).without_secret(str(error))}. "
                 "Check tracking.uri, or start the server."
@@ -400,7 +400,7 @@ def _describe(release: Release, folder: Path) -> None:
         from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema  # noqa: PLC0415
 
     text, number, whole = DataType.string, DataType.double, DataType.long
-    neighbour = Object(
+    neighbor = Object(
         [
             Property("item_id", text),
             Property("title", text, required=False),
@@ -415,13 +415,13 @@ def _describe(release: Release, folder: Path) -> None:
             ColSpec(text, "release_id"),
             ColSpec(text, "item_id"),
             ColSpec(text, "title", required=False),
-            ColSpec(Array(neighbour), "neighbours"),
+            ColSpec(Array(neighbor), "neighbors"),
         ]
     )
     mlflow.pyfunc.save_model(
         folder,
         loader_module="recsys.release.pyfunc",
         signature=ModelSignature(asked, answered),
-        input_example={"item_id": release.catalogue.item_ids[:2], "k": [5, 5]},
+        input_example={"item_id": release.catalog.item_ids[:2], "k": [5, 5]},
         pip_requirements=["recsys"],
     )

@@ -20,7 +20,7 @@ from recsys.release.mlflow_registry import VERDICT_TAG, Tracker, Version
 
 LOCK = ".promotion.lock"
 ASKED, K = 20, 10
-"""Items that a release is asked about in another process, and their neighbours."""
+"""Items that a release is asked about in another process, and their neighbors."""
 FOUND = "found in service: put there by hand, or by a process that was stopped before it wrote that down"
 
 
@@ -94,7 +94,7 @@ def events(tracker: Tracker) -> list[Event]:
 
 def answers_check(release: Release) -> Check:
     """Whether another process loads the release, and answers to the last digit what this one does."""
-    ids = release.catalogue.item_ids
+    ids = release.catalog.item_ids
     asked = [ids[turn * len(ids) // ASKED] for turn in range(ASKED)]
     try:
         found = elsewhere.ask(release.path, asked, K)

@@ -22,7 +22,7 @@ class Similar:
         """The service's answer to each row of a pandas frame.
 
         Raises:
-            UnknownItemError: the catalogue does not hold an item.
+            UnknownItemError: the catalog does not hold an item.
         """
         answers = []
         for row in model_input.to_dict("records"):

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.errors import InputError
 from recsys.evaluation.calibration import Calibration
 from recsys.index.annoy_index import Index
@@ -23,42 +23,42 @@ from recsys.retrieval.search import Allowed, Space
 SCHEMA: Final = {
     "item_id": pl.String,
     "rank": pl.Int32,
-    "neighbour_id": pl.String,
+    "neighbor_id": pl.String,
     "similarity": pl.Float64,
     "probability": pl.Float64,
 }
-"""A row says that `neighbour_id` is the neighbour of `item_id` at `rank`, from 1; `probability` is null where the
+"""A row says that `neighbor_id` is the neighbor of `item_id` at `rank`, from 1; `probability` is null where the
 release has no calibration."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What may be a neighbour. Every item is asked about, whatever it is."""
+    """What may be a neighbor. Every item is asked about, whatever it is."""
 
     min_similarity: float | None = None
     """Smallest similarity."""
     min_interactions: int = 0
     """Fewest interactions."""
     where: Mapping[str, Sequence[int | float | str]] = field(default_factory=dict)
-    """Column of the catalogue -> values, one of which it must have; a list must hold one of them."""
+    """Column of the catalog -> values, one of which it must have; a list must hold one of them."""
     reach: int = 1_000
-    """Nearest items among which those that may be neighbours are searched, for each item."""
+    """Nearest items among which those that may be neighbors are searched, for each item."""
 
-    def allowed(self, catalogue: Catalogue) -> NDArray[np.bool_] | None:
-        """Whether an item may be a neighbour, bool [num_items]; None where all may.
+    def allowed(self, catalog: Catalog) -> NDArray[np.bool_] | None:
+        """Whether an item may be a neighbor, bool [num_items]; None where all may.
 
         Raises:
-            InputError: the catalogue has no such column, or one of another type.
+            InputError: the catalog has no such column, or one of another type.
         """
         if not self.min_interactions and not self.where:
             return None
         tests = [pl.col("interactions") >= self.min_interactions]
-        tests += [_has_one_of(catalogue.frame, column, values) for column, values in self.where.items()]
-        return catalogue.frame.select(pl.all_horizontal(tests).fill_null(value=False)).to_series().to_numpy()
+        tests += [_has_one_of(catalog.frame, column, values) for column, values in self.where.items()]
+        return catalog.frame.select(pl.all_horizontal(tests).fill_null(value=False)).to_series().to_numpy()
 
 
 def nearest(
-    catalogue: Catalogue,
+    catalog: Catalog,
     space: Space,
     numbers: Sequence[int],
     k: int,
@@ -67,18 +67,18 @@ def nearest(
     wanted: Filter | None = None,
     allowed: NDArray[np.bool_] | None = None,
 ) -> pl.DataFrame:
-    """The `k` nearest items of each item of `numbers` that may be its neighbours.
+    """The `k` nearest items of each item of `numbers` that may be its neighbors.
 
-    In the order of the service: what it answers, less what may not be a neighbour.
+    In the order of the service: what it answers, less what may not be a neighbor.
 
     Args:
-        catalogue: of the release.
+        catalog: of the release.
         space: where the release's engine looks.
         numbers: items to ask about.
-        k: neighbours of each; fewer where no more are found.
+        k: neighbors of each; fewer where no more are found.
         calibration: of the release.
         wanted: its smallest similarity and its reach; without it, all are let through.
-        allowed: `wanted.allowed(catalogue)`, which is the same for all items.
+        allowed: `wanted.allowed(catalog)`, which is the same for all items.
 
     Returns:
         Of `SCHEMA`, by item in the order of `numbers`, nearest first.
@@ -88,7 +88,7 @@ def nearest(
     found: list[int] = []
     similar: list[float] = []
     counts = []
-    count = len(catalogue) if allowed is None else int(np.count_nonzero(allowed))
+    count = len(catalog) if allowed is None else int(np.count_nonzero(allowed))
     few = space.compares_each(count)
     for number in numbers:
         if few:
@@ -106,12 +106,12 @@ def nearest(
     starts = np.cumsum([0, *counts[:-1]])
     similarity = np.clip(np.array(similar, np.float64), -1.0, 1.0)
     probability = None if calibration is None else calibration.probabilities_of(similarity)
-    item_ids = catalogue.frame["item_id"]
+    item_ids = catalog.frame["item_id"]
     return pl.DataFrame(
         {
             "item_id": item_ids.gather(np.asarray(numbers, np.int64)[repeated]),
             "rank": np.arange(1, len(found) + 1) - starts[repeated],
-            "neighbour_id": item_ids.gather(np.array(found, np.int64)),
+            "neighbor_id": item_ids.gather(np.array(found, np.int64)),
             "similarity": similarity,
             "probability": pl.repeat(None, len(found), eager=True) if probability is None else probability,
         },
@@ -140,20 +140,20 @@ def _nearest_allowed(
         width = min(2 * width, reach)
 
 
-def _has_one_of(catalogue: pl.DataFrame, column: str, values: Sequence[int | float | str]) -> pl.Expr:
-    """Whether a column of the catalogue has one of the values."""
-    if column not in catalogue.columns:
+def _has_one_of(catalog: pl.DataFrame, column: str, values: Sequence[int | float | str]) -> pl.Expr:
+    """Whether a column of the catalog has one of the values."""
+    if column not in catalog.columns:
         raise InputError(
-            f"neighbours.where must name columns of the release's catalogue: {', '.join(catalogue.columns)}. "
+            f"neighbors.where must name columns of the release's catalog: {', '.join(catalog.columns)}. "
             f"Received: {column!r}."
         )
-    kind = catalogue.schema[column]
+    kind = catalog.schema[column]
     inner = kind.inner if isinstance(kind, pl.List) else kind
     numeric = inner.is_numeric()
     wrong = [value for value in values if isinstance(value, str) == numeric]
     if wrong:
         raise InputError(
-            f"neighbours.where.{column} must list {'numbers' if numeric else 'texts'}, as the catalogue holds there. "
+            f"neighbors.where.{column} must list {'numbers' if numeric else 'texts'}, as the catalog holds there. "
             f"Received: {wrong[0]!r}."
         )
     if isinstance(kind, pl.List):

@@ -1,4 +1,4 @@
-"""What a release answers: "more like this", on a catalogue and its index, and "are these two the same"."""
+"""What a release answers: "more like this", on a catalog and its index, and "are these two the same"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.data.item_users import Audience
 from recsys.errors import InputError, UnknownItemError
 from recsys.evaluation.calibration import Calibration, Threshold
@@ -23,14 +23,14 @@ from recsys.retrieval.overlay import UNCHANGED, Overlay, Stock
 from recsys.retrieval.query import Question, Value
 from recsys.retrieval.search import Allowed, Near, Place, Space
 
-Reason = Literal["unknown_items", "min_similarity", "min_probability", "diversity", "conditions", "catalogue"]
-"""Why there are fewer neighbours than asked for, the first that holds: no item of the question is known; the others
-are less similar, or less probable; the diversity leaves others out; no other items may be in the answer; the catalogue
+Reason = Literal["unknown_items", "min_similarity", "min_probability", "diversity", "conditions", "catalog"]
+"""Why there are fewer neighbors than asked for, the first that holds: no item of the question is known; the others
+are less similar, or less probable; the diversity leaves others out; no other items may be in the answer; the catalog
 holds no others."""
 
 
 class Why(NamedTuple):
-    """What a neighbour has in common with the items that were asked about."""
+    """What a neighbor has in common with the items that were asked about."""
 
     users: int | None
     """How many touched both it and at least one of them; None where the release does not know."""
@@ -38,7 +38,7 @@ class Why(NamedTuple):
     """Column -> values that it shares with one of them."""
 
 
-class Neighbour(NamedTuple):
+class Neighbor(NamedTuple):
     """An item near the one asked about."""
 
     item_id: str
@@ -54,13 +54,13 @@ class Neighbour(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Neighbours, nearest first, and the release that gave them."""
+    """Neighbors, nearest first, and the release that gave them."""
 
     release_id: str
     item_id: str | None
     """The item, where the question was about one alone."""
     title: str | None
-    neighbours: list[Neighbour]
+    neighbors: list[Neighbor]
     unknown: list[str]
     """Ids that the release does not hold: of the items, the history, the negative ones, `exclude` and `allow`."""
     fallback: bool
@@ -72,8 +72,8 @@ class Answer(NamedTuple):
 
     def as_data(self) -> dict[str, Any]:
         """For JSON."""
-        told = [{**one._asdict(), "why": one.why and one.why._asdict()} for one in self.neighbours]
-        return {**self._asdict(), "neighbours": told}
+        told = [{**one._asdict(), "why": one.why and one.why._asdict()} for one in self.neighbors]
+        return {**self._asdict(), "neighbors": told}
 
 
 class Item(NamedTuple):
@@ -93,7 +93,7 @@ class Held(NamedTuple):
     interactions: int
     """How many training saw."""
     features: dict[str, Any]
-    """Column of the catalogue -> value."""
+    """Column of the catalog -> value."""
 
 
 class Verdict(NamedTuple):
@@ -126,11 +126,11 @@ class _Asked(NamedTuple):
 
 
 class Engine:
-    """Answers questions about a catalogue.
+    """Answers questions about a catalog.
 
     Args:
         release_id: stands in every answer.
-        catalogue: the items.
+        catalog: the items.
         vectors: their embeddings, float32 [num_items, dimension].
         index: of the embeddings.
         recency: weight for each step back of a history.
@@ -141,7 +141,7 @@ class Engine:
     def __init__(
         self,
         release_id: str,
-        catalogue: Catalogue,
+        catalog: Catalog,
         vectors: Vectors,
         index: Index,
         *,
@@ -150,19 +150,19 @@ class Engine:
         audience: Audience | None = None,
     ) -> None:
         self.release_id = release_id
-        self._catalogue = catalogue
+        self._catalog = catalog
         self.space = Space(np.asarray(vectors), index, index.distance)
         """Where it looks."""
         self._recency = recency
         self._calibration = calibration
         self._audience = audience
-        self._facets = Facets(catalogue.frame)
+        self._facets = Facets(catalog.frame)
         self.features = self._facets.features
-        """Columns of the catalogue that say what an item is like."""
+        """Columns of the catalog that say what an item is like."""
         self._overlaid = UNCHANGED, self._stock_of(UNCHANGED)
 
     def ask(self, question: Question, overlay: Overlay = UNCHANGED) -> Answer:
-        """Answer one question: `k` neighbours, fewer only where no others may be in the answer.
+        """Answer one question: `k` neighbors, fewer only where no others may be in the answer.
 
         Args:
             question: what is asked.
@@ -199,7 +199,7 @@ class Engine:
             self.release_id,
             item_id,
             title,
-            self._neighbours(question, asked, stock, page, fallback=fallback),
+            self._neighbors(question, asked, stock, page, fallback=fallback),
             asked.unknown,
             fallback,
             more,
@@ -210,7 +210,7 @@ class Engine:
         """What is known of one item.
 
         Raises:
-            UnknownItemError: it is not in the catalogue, or was taken down.
+            UnknownItemError: it is not in the catalog, or was taken down.
         """
         stock = self.stock(overlay)
         number = stock.number(item_id)
@@ -230,7 +230,7 @@ class Engine:
         return stock
 
     def _stock_of(self, overlay: Overlay) -> Stock:
-        return Stock(self._catalogue, self.space.vectors, self._facets, self.space.distance, overlay)
+        return Stock(self._catalog, self.space.vectors, self._facets, self.space.distance, overlay)
 
     def _resolve(self, question: Question, stock: Stock) -> _Asked:
         unknown: dict[str, None] = {}  # in their order
@@ -276,8 +276,8 @@ class Engine:
         """What may be in the answer and is near enough, in its order."""
         place = self._place(question, asked, stock)
         distance = self.space.distance
-        of_catalogue = None if mask is None else mask[: stock.size]
-        found = self.space.nearest(place, Allowed(of_catalogue, stock.size, asked.excluded, stock.gone))
+        of_catalog = None if mask is None else mask[: stock.size]
+        found = self.space.nearest(place, Allowed(of_catalog, stock.size, asked.excluded, stock.gone))
         if len(stock) > stock.size:
             similarities = ranking.score(distance, self.space.vector(place), stock.added_vectors).tolist()
             added = map(Near, range(stock.size, len(stock)), similarities)
@@ -338,9 +338,9 @@ class Engine:
             )
         return self._calibration
 
-    def _neighbours(
+    def _neighbors(
         self, question: Question, asked: _Asked, stock: Stock, page: list[Near], *, fallback: bool
-    ) -> list[Neighbour]:
+    ) -> list[Neighbor]:
         similarities: list[float | None] = [None if fallback else max(-1.0, min(1.0, near.similarity)) for near in page]
         probabilities: list[float | None] = [None] * len(page)
         if self._calibration is not None and not fallback:
@@ -349,7 +349,7 @@ class Engine:
         if question.why:
             whys = self._whys([number for number, _ in asked.positives], stock, page)
         return [
-            Neighbour(item_id, title, similarity, rank, probability, why)
+            Neighbor(item_id, title, similarity, rank, probability, why)
             for rank, ((item_id, title), similarity, probability, why) in enumerate(
                 zip(stock.named([near.number for near in page]), similarities, probabilities, whys, strict=True),
                 question.offset + 1,
@@ -381,16 +381,16 @@ def _reason(question: Question, ended: set[Reason]) -> Reason:
         if reason in ended:
             return reason  # type: ignore[no-any-return]
     conditions = question.where or question.only_available or question.exclude or question.allow is not None
-    return "conditions" if conditions else "catalogue"
+    return "conditions" if conditions else "catalog"
 
 
 def _unknown(item_ids: list[str]) -> str:
     named = ", ".join(map(repr, item_ids))
-    return f"item_id must be in the catalogue. Received: {named}."
+    return f"item_id must be in the catalog. Received: {named}."
 
 
 def verdict(
-    catalogue: Catalogue,
+    catalog: Catalog,
     release_id: str,
     item_ids: tuple[str, str],
     *,
@@ -399,6 +399,6 @@ def verdict(
     threshold: Threshold,
 ) -> Verdict:
     """Compare a similarity with a threshold that some similarity reaches."""
-    first, second = (Item(item_id, catalogue.titles[catalogue.number(item_id)]) for item_id in item_ids)
+    first, second = (Item(item_id, catalog.titles[catalog.number(item_id)]) for item_id in item_ids)
     same = threshold.similarity is not None and similarity >= threshold.similarity
     return Verdict(release_id, (first, second), similarity, calibration.probability(similarity), same, threshold)

@@ -1,4 +1,4 @@
-"""Conditions on the catalogue's columns -> the items that meet them."""
+"""Conditions on the catalog's columns -> the items that meet them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Mask = NDArray[np.bool_]
 NOBODY = np.zeros(0, np.uint32)
 
 AVAILABLE = "available"
-"""Column of the catalogue: whether an item can be had; where it is null or missing, it can."""
+"""Column of the catalog: whether an item can be had; where it is null or missing, it can."""
 OWN = {"interactions", AVAILABLE}
 """Columns that conditions may name, and that are no features."""
 
 
 class Facets:
-    """Columns of a catalogue, each made ready for conditions when it is first asked for.
+    """Columns of a catalog, each made ready for conditions when it is first asked for.
 
     Args:
-        frame: the catalogue's columns, one row an item.
+        frame: the catalog's columns, one row an item.
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:
@@ -52,7 +52,7 @@ class Facets:
                 raise InputError(f"{condition.column!r} must be of numbers to have a range. Received: {kind}.")
 
     def require_terms(self, columns: Iterable[str]) -> None:
-        """Refuse columns of which neighbours cannot be counted by value.
+        """Refuse columns of which neighbors cannot be counted by value.
 
         Raises:
             InputError: no such column, or one of numbers.
@@ -99,7 +99,7 @@ class Facets:
             close = difflib.get_close_matches(column, self.names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             known = ", ".join(self.names) or "none"
-            raise InputError(f"a condition must name a column of the catalogue: {known}. Received: {column!r}.{hint}")
+            raise InputError(f"a condition must name a column of the catalog: {known}. Received: {column!r}.{hint}")
         kind = self._frame.schema[column]
         return kind.inner if isinstance(kind, pl.List) else kind  # type: ignore[return-value]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
 from recsys.retrieval.filters import AVAILABLE, Facets, Mask, as_terms, meets
@@ -25,7 +25,7 @@ class Added:
     vector: NDArray[np.floating]
     """[dimension]; of any length, for cosine too."""
     row: Mapping[str, Any] = field(default_factory=dict)
-    """Its `title` and columns of the catalogue; what is left out is missing."""
+    """Its `title` and columns of the catalog; what is left out is missing."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,20 @@ UNCHANGED = Overlay()
 
 
 class Stock:
-    """The items of a release with an overlay. Added items have the numbers after those of the catalogue.
+    """The items of a release with an overlay. Added items have the numbers after those of the catalog.
 
     Raises:
         InputError: an added vector that is not finite, of another dimension, or without a direction for cosine.
     """
 
     def __init__(
-        self, catalogue: Catalogue, vectors: Vectors, facets: Facets, distance: Distance, overlay: Overlay
+        self, catalog: Catalog, vectors: Vectors, facets: Facets, distance: Distance, overlay: Overlay
     ) -> None:
-        self._catalogue = catalogue
+        self._catalog = catalog
         self._facets = facets
         self._vectors = vectors
-        self.size = len(catalogue)
-        """Items of the catalogue: numbers from here on are of added items."""
+        self.size = len(catalog)
+        """Items of the catalog: numbers from here on are of added items."""
         added = {item_id: one for item_id, one in overlay.added.items() if item_id not in overlay.hidden}
         self._added_ids = sorted(added)
         self._added_rows = [{"item_id": item_id, **added[item_id].row} for item_id in self._added_ids]
@@ -72,10 +72,10 @@ class Stock:
             np.float32,
         ).reshape(len(added), vectors.shape[1])
         """Of the added items, float32 [num_added, dimension]."""
-        gone = catalogue.numbers(sorted(overlay.hidden | added.keys()), missing=-1)
+        gone = catalog.numbers(sorted(overlay.hidden | added.keys()), missing=-1)
         self.gone = frozenset(gone[gone >= 0].tolist())
-        """Numbers of the catalogue that are taken down, or stand at another place now."""
-        changed = zip(overlay.changed.values(), catalogue.numbers(list(overlay.changed), missing=-1), strict=True)
+        """Numbers of the catalog that are taken down, or stand at another place now."""
+        changed = zip(overlay.changed.values(), catalog.numbers(list(overlay.changed), missing=-1), strict=True)
         self._changed = {int(number): dict(row) for row, number in changed if number >= 0}
         self._made_apart: dict[str, tuple[NDArray[np.int64], dict[Value, list[int]]]] = {}
 
@@ -87,12 +87,12 @@ class Stock:
         added = self._added_numbers.get(item_id)
         if added is not None:
             return added
-        number = self._catalogue.find(item_id)
+        number = self._catalog.find(item_id)
         return None if number in self.gone else number
 
     def named(self, numbers: Sequence[int]) -> list[tuple[str, str | None]]:
         """Ids and titles of some items."""
-        item_ids, titles = self._catalogue.item_ids, self._catalogue.titles
+        item_ids, titles = self._catalog.item_ids, self._catalog.titles
         if not (self._changed or self._added_ids):
             return [(item_ids[number], titles[number]) for number in numbers]
         changed = self._changed
@@ -105,8 +105,8 @@ class Stock:
     def row(self, number: int) -> dict[str, Any]:
         """All columns of an item."""
         if number >= self.size:
-            return dict.fromkeys(self._catalogue.frame.columns) | self._added_rows[number - self.size]
-        return self._catalogue.frame.row(number, named=True) | self._changed.get(number, {})
+            return dict.fromkeys(self._catalog.frame.columns) | self._added_rows[number - self.size]
+        return self._catalog.frame.row(number, named=True) | self._changed.get(number, {})
 
     def terms(self, column: str, number: int) -> list[Value]:
         """Values of one item in a column: none, one, or those of a list."""
@@ -123,7 +123,7 @@ class Stock:
         return np.concatenate([held[~np.isin(held, apart)], np.array(numbers.get(value, []), np.int64)])
 
     def _apart(self, column: str) -> tuple[NDArray[np.int64], dict[Value, list[int]]]:
-        """Numbers of the items that have another value in a column than the catalogue, and those of each value."""
+        """Numbers of the items that have another value in a column than the catalog, and those of each value."""
         if column not in self._made_apart:
             apart = [number for number, row in self._changed.items() if column in row]
             apart += range(self.size, len(self))
@@ -149,14 +149,14 @@ class Stock:
         """Whether each item meets all conditions, bool [len(self)]; None where there are none.
 
         Raises:
-            InputError: a condition that does not go with the catalogue.
+            InputError: a condition that does not go with the catalog.
         """
         if not (conditions or only_available):
             return None
         self._facets.require(conditions)
         mask = np.ones(len(self), np.bool_)
         known = mask[: self.size]
-        if only_available and AVAILABLE in self._catalogue.frame.columns:
+        if only_available and AVAILABLE in self._catalog.frame.columns:
             known &= ~self._facets.meeting(Condition(AVAILABLE, any_of=(False,)))
         for condition in conditions:
             known &= self._facets.meeting(condition)
@@ -169,5 +169,5 @@ class Stock:
     def popular(self) -> NDArray[np.int64]:
         """All numbers, most interactions first, ties by number."""
         count = np.zeros(len(self), np.int64)
-        count[: self.size] = self._catalogue.frame["interactions"].fill_null(0).to_numpy()
+        count[: self.size] = self._catalog.frame["interactions"].fill_null(0).to_numpy()
         return np.lexsort((np.arange(len(count)), -count))

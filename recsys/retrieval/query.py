@@ -27,7 +27,7 @@ class Weighted(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """What a column of the catalogue must hold. A missing value meets none."""
+    """What a column of the catalog must hold. A missing value meets none."""
 
     column: str
     any_of: tuple[Value, ...] | None = None
@@ -58,12 +58,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Diversity:
-    """How unlike each other the neighbours have to be."""
+    """How unlike each other the neighbors have to be."""
 
     balance: float = 1.0
     """Lambda of maximal marginal relevance: 1 orders by similarity alone, 0 by unlikeness to those before."""
     at_most: Mapping[str, int] = field(default_factory=dict)
-    """Column -> so many neighbours with the same value. Those without a value do not count."""
+    """Column -> so many neighbors with the same value. Those without a value do not count."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.balance <= 1:
@@ -82,7 +82,7 @@ class Question:
     """One question. Nothing in it is looked up yet: ids may be unknown, columns missing."""
 
     items: tuple[Weighted, ...] = ()
-    """What the neighbours should be like."""
+    """What the neighbors should be like."""
     negatives: tuple[Weighted, ...] = ()
     """What they should rather not be like: half as much as the items together."""
     history: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class Question:
     vector: tuple[float, ...] | None = None
     """A place of its own, which weighs 1 beside items."""
     k: int = 10
-    """How many neighbours."""
+    """How many neighbors."""
     offset: int = 0
     """So many nearest are skipped."""
     min_similarity: float | None = None
@@ -102,14 +102,14 @@ class Question:
     allow: tuple[str, ...] | None = None
     """Only these may be."""
     where: tuple[Condition, ...] = ()
-    """All of them hold for each neighbour."""
+    """All of them hold for each neighbor."""
     only_available: bool = False
-    """Neighbours are available; an item of which that is not known is."""
+    """Neighbors are available; an item of which that is not known is."""
     diversity: Diversity = ANYTHING
     on_unknown: OnUnknown = "error"
     """What to do with unknown items: refuse, go on without them, or give popular items where none is known."""
     why: bool = False
-    """Tell what each neighbour has in common with the items."""
+    """Tell what each neighbor has in common with the items."""
 
     def __post_init__(self) -> None:
         if self.k < 1:

@@ -1,4 +1,4 @@
-"""Neighbours that are unlike each other: another order of what comes, and less of the same.
+"""Neighbors that are unlike each other: another order of what comes, and less of the same.
 
 Both take items one after the other and are not told how many are wanted, as `recsys.retrieval.search`.
 """
@@ -18,11 +18,11 @@ from recsys.retrieval.query import Value
 from recsys.retrieval.search import Near
 
 POOL = 100
-"""Nearest items among which the next is chosen: far ones would be diverse, and no neighbours."""
+"""Nearest items among which the next is chosen: far ones would be diverse, and no neighbors."""
 
 FAR = 2_000
 """So many items are put in another order; those behind them stay in theirs. Each pool is compared with all that came
-before: without an end, a question that leaves nearly everything out would take the square of the catalogue."""
+before: without an end, a question that leaves nearly everything out would take the square of the catalog."""
 
 BLOCK = 16
 """Items compared with a pool at a time: more, and BLAS wakes threads that cost more than they save."""
@@ -60,7 +60,7 @@ def at_most(
 ) -> Iterator[Near]:
     """Leave out an item once so many with the same value in a column came; `when_left_out` is called if one is."""
     came: dict[str, Counter[Value]] = {column: Counter() for column in limits}
-    out = np.zeros(len(stock), np.bool_)  # what nearly all of a catalogue may come to be
+    out = np.zeros(len(stock), np.bool_)  # what nearly all of a catalog may come to be
     for near in nearest:
         if out[near.number]:
             when_left_out()

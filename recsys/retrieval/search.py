@@ -27,7 +27,7 @@ WINDOWS = ((32, 32, 0), (128, 640, 0), (320, 1_280, 1))
 FEW = 5_000
 """So many items are compared one by one sooner than the index finds the nearest of them."""
 SELECTIVE = 16
-"""As are those of which the catalogue holds so many times as many: the index would go through the others."""
+"""As are those of which the catalog holds so many times as many: the index would go through the others."""
 LEVELS = (256, 1_024, 4_096, 16_384)
 """Exact search sorts so many first, then as many as the next, in the end all."""
 POINTLESS = 1e-6
@@ -60,10 +60,10 @@ def score(distance: Distance, place: NDArray[np.float64], vectors: Vectors) -> N
 
 
 Place = int | NDArray[np.float64]
-"""Where to look: at an item of the catalogue, by its number, or at a vector, [dimension], of length 1 for cosine.
+"""Where to look: at an item of the catalog, by its number, or at a vector, [dimension], of length 1 for cosine.
 
 Only to items does the index find its way: its trees part them from each other, and a place between is in no one's
-neighbourhood.
+neighborhood.
 """
 
 
@@ -72,7 +72,7 @@ class Allowed:
 
     Args:
         mask: bool [num_items]; None lets all items be in it.
-        num_items: of the catalogue.
+        num_items: of the catalog.
         left_out: numbers that may not be, whatever the mask says.
         gone: others that may not be; apart, since they can be many and are those of every question.
     """
@@ -103,7 +103,7 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Space:
-    """A catalogue's embeddings and the index of them."""
+    """A catalog's embeddings and the index of them."""
 
     vectors: Vectors
     """float32 [num_items, dimension], no memory map: those are slow to take rows from."""
@@ -123,7 +123,7 @@ class Space:
 
         Args:
             place: where to look.
-            allowed: of the catalogue.
+            allowed: of the catalog.
         """
         if not isinstance(place, int) or self.compares_each(len(allowed)):
             return self._exactly(self.vector(place), allowed)

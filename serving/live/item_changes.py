@@ -69,7 +69,7 @@ class Entry:
     hidden: bool = False
     """Taken down."""
     row: Mapping[str, Any] = field(default_factory=dict)
-    """Column of the catalogue, also `title` and `available` -> value."""
+    """Column of the catalog, also `title` and `available` -> value."""
     features: Mapping[str, Any] | None = None
     """What the item's place was made of, if it was made of features."""
     vector: NDArray[np.float32] | None = None

@@ -74,7 +74,7 @@ class Edition:
         Raises:
             RecsysError: the release does not answer them.
         """
-        item_ids = self.release.catalogue.item_ids
+        item_ids = self.release.catalog.item_ids
         for number in np.linspace(0, len(item_ids) - 1, WARM).astype(int).tolist():
             self.release.similar(item_ids[number])
 
@@ -85,7 +85,7 @@ class Edition:
         change is contained where the item is held as the change wants it, or where the release was built `night_h`
         later.
         """
-        number = self.release.catalogue.find(entry.item_id)
+        number = self.release.catalog.find(entry.item_id)
         if entry.hidden:
             return number is None
         if self._created < entry.at:
@@ -94,7 +94,7 @@ class Edition:
             return True
         if number is None:
             return False
-        row = self.release.catalogue.frame.row(number, named=True)
+        row = self.release.catalog.frame.row(number, named=True)
         return all(row.get(column) == value for column, value in entry.row.items() if column in row)
 
     def follow(self, journal: Journal) -> None:
@@ -119,13 +119,13 @@ class Edition:
         self._position = changes.position
 
     def _take(self, entry: Entry) -> None:
-        number = self.release.catalogue.find(entry.item_id)
+        number = self.release.catalog.find(entry.item_id)
         if entry.hidden:
             self._hidden.add(entry.item_id)
             return
         vector = self._vector(entry, known=number is not None)
         if vector is not None:
-            row = {} if number is None else self.release.catalogue.frame.row(number, named=True)
+            row = {} if number is None else self.release.catalog.frame.row(number, named=True)
             self._added[entry.item_id] = Added(vector, {**row, **entry.row, "item_id": entry.item_id})
         elif number is not None:
             self._changed[entry.item_id] = entry.row

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from starlette.responses import Response
 
 KEPT_BYTES = 64 << 20
-"""Of one release; what was not asked for the longest goes first. An answer of ten neighbours takes about 3 kB."""
+"""Of one release; what was not asked for the longest goes first. An answer of ten neighbors takes about 3 kB."""
 BESIDE_BYTES = 1_900
 """What an answer takes beside its request and its body."""
 

@@ -58,7 +58,7 @@ class Shadow:
 
 
 def overlap(answer: Answer, other: Answer) -> float:
-    """Share of an answer's neighbours that another one has too; 1 where there are none."""
-    item_ids = {neighbour.item_id for neighbour in answer.neighbours}
-    common = sum(neighbour.item_id in item_ids for neighbour in other.neighbours)
+    """Share of an answer's neighbors that another one has too; 1 where there are none."""
+    item_ids = {neighbor.item_id for neighbor in answer.neighbors}
+    common = sum(neighbor.item_id in item_ids for neighbor in other.neighbors)
     return common / len(item_ids) if item_ids else 1.0

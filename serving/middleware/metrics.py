@@ -68,7 +68,7 @@ class Telemetry:
         self._entries = gauge("journal_entries", "Items with an entry in the journal.")
         self._bytes = gauge("journal_bytes", "Size of the journal on the disk.")
         self._overlap = histogram(
-            "shadow_overlap", "Share of the champion's neighbours that the shadow has too.", buckets=SHARE_BUCKETS
+            "shadow_overlap", "Share of the champion's neighbors that the shadow has too.", buckets=SHARE_BUCKETS
         )
         self._shadow = histogram("shadow_duration_seconds", "Time of the same questions, without HTTP.", "role")
         self._shadow_failed = counter("shadow_failures", "Questions that the shadow did not answer.")

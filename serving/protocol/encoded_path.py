@@ -33,7 +33,7 @@ class _Encoded(Convertor[str]):
     regex = "[^/]+"
 
     def convert(self, value: str) -> str:
-        """Bytes that are no UTF-8 become U+FFFD, an id that no catalogue holds."""
+        """Bytes that are no UTF-8 become U+FFFD, an id that no catalog holds."""
         return unquote(value, errors="replace")
 
     def to_string(self, value: str) -> str:

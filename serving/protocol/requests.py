@@ -16,21 +16,21 @@ from recsys.retrieval.query import Condition, Diversity, OnUnknown, Question, We
 DEFAULT_K = 10
 RANGE = {"min", "max"}
 
-K = Annotated[int, Field(ge=1, description="How many neighbours; with `offset` at most `serve.max_k`.")]
+K = Annotated[int, Field(ge=1, description="How many neighbors; with `offset` at most `serve.max_k`.")]
 Offset = Annotated[int, Field(ge=0, description="So many nearest are skipped. Or take `cursor`.")]
 Cursor = Annotated[
     str | None,
     Field(description="`next` of the answer before, to go on from there with the same question on the same release."),
 ]
-MinSimilarity = Annotated[float | None, Field(allow_inf_nan=False, description="Less similar ones are no neighbours.")]
-MinProbability = Annotated[float | None, Field(ge=0, le=1, description="Less probable ones are no neighbours.")]
+MinSimilarity = Annotated[float | None, Field(allow_inf_nan=False, description="Less similar ones are no neighbors.")]
+MinProbability = Annotated[float | None, Field(ge=0, le=1, description="Less probable ones are no neighbors.")]
 Exclude = Annotated[list[str], Field(description="Ids that may not be in the answer.")]
 OnlyAvailable = Annotated[bool, Field(description="Leave out items that are not available.")]
 Unknown = Annotated[
     OnUnknown,
     Field(description="`error`: 404. `skip`: go on without them. `fallback`: popular items where no item is known."),
 ]
-WithWhy = Annotated[bool, Field(description="Tell what each neighbour has in common with the items.")]
+WithWhy = Annotated[bool, Field(description="Tell what each neighbor has in common with the items.")]
 Lambda = Annotated[
     float,
     Field(ge=0, le=1, alias="lambda", description="Maximal marginal relevance: 1 is by similarity alone."),
@@ -73,13 +73,13 @@ Items = list[Annotated[WeightedItem, BeforeValidator(_named), WithJsonSchema(WEI
 
 
 class DiversityBody(BaseModel):
-    """How unlike each other the neighbours have to be."""
+    """How unlike each other the neighbors have to be."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     balance: Lambda = 1.0
     at_most: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict, description="Column -> so many neighbours with the same value."
+        default_factory=dict, description="Column -> so many neighbors with the same value."
     )
 
 
@@ -114,7 +114,7 @@ class QuestionBody(BaseModel):
     )
 
     items: Items = Field(default_factory=list, description="Ids, or ids with weights.")
-    negatives: Items = Field(default_factory=list, description="What the neighbours should rather not be like.")
+    negatives: Items = Field(default_factory=list, description="What the neighbors should rather not be like.")
     history: list[str] = Field(default_factory=list, description="What a user touched, newest last.")
     vector: list[float] | None = Field(None, description="A place of its own; it weighs 1 beside items.")
     features: dict[str, Any] | None = Field(

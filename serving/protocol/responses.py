@@ -8,7 +8,7 @@ from recsys.retrieval.engine import Reason
 
 
 class WhyBody(BaseModel):
-    """What a neighbour has in common with the items that were asked about."""
+    """What a neighbor has in common with the items that were asked about."""
 
     users: int | None = Field(
         ge=0, description="How many touched it and one of them; null where the release does not know."
@@ -16,7 +16,7 @@ class WhyBody(BaseModel):
     shared: dict[str, list[str | bool | float]] = Field(description="Column -> values that it shares with one of them.")
 
 
-class NeighbourBody(BaseModel):
+class NeighborBody(BaseModel):
     """An item near what was asked about."""
 
     item_id: str
@@ -32,12 +32,12 @@ class NeighbourBody(BaseModel):
 
 
 class AnswerBody(BaseModel):
-    """Neighbours, nearest first, and the release that gave them."""
+    """Neighbors, nearest first, and the release that gave them."""
 
     release_id: str
     item_id: str | None = Field(description="The item, where the question was about one alone.")
     title: str | None
-    neighbours: list[NeighbourBody]
+    neighbors: list[NeighborBody]
     unknown: list[str] = Field(description="Ids of the question that the release does not hold.")
     fallback: bool = Field(description="Whether these are popular items, because no item of the question is known.")
     more: bool = Field(description="Whether others would follow.")
@@ -53,7 +53,7 @@ class ItemBody(BaseModel):
     title: str | None
     available: bool
     interactions: int = Field(ge=0, description="How many training saw.")
-    features: dict[str, str | float | list[str] | None] = Field(description="Column of the catalogue -> value.")
+    features: dict[str, str | float | list[str] | None] = Field(description="Column of the catalog -> value.")
 
 
 class ReleaseBody(BaseModel):

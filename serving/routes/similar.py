@@ -1,8 +1,8 @@
 """What can be asked over HTTP.
 
-GET  /v1/items/{item_id}/similar     the neighbours of an item
+GET  /v1/items/{item_id}/similar     the neighbors of an item
 GET  /v1/items/{item_id}             what the release holds of it
-POST /v1/similar                     the neighbours of whatever a rich question is about
+POST /v1/similar                     the neighbors of whatever a rich question is about
 POST /v1/similar/batch               many of those, each by itself
 GET  /v1/release                     the release in service
 """

@@ -190,7 +190,7 @@ def test_duplicate_items(folder: Path, program: Any) -> None:
 def test_interactions_with_unknown_items(folder: Path, program: Any) -> None:
     write(folder / "log.csv", HEADER, *ROWS, "u1,elsewhere,5000")
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    reason = "1 of 21 (1 item_id is not in the catalogue)"
+    reason = "1 of 21 (1 item_id is not in the catalog)"
     assert_refused(outcome, 1, folder, folder / "log.csv", "at most 1.00% of the rows", reason)
 
 
@@ -204,7 +204,7 @@ def test_one_item_only(folder: Path, program: Any) -> None:
     write(folder / "items.csv", "item_id", "i4")
     write(folder / "log.csv", HEADER, *(row for row in ROWS if ",i4," in row))
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, "the catalogue must hold at least 2 items", "Received: 1")
+    assert_refused(outcome, 2, folder, "the catalog must hold at least 2 items", "Received: 1")
 
 
 # --- events, time and judged pairs
@@ -226,7 +226,7 @@ def test_events_of_which_none_has_a_weight(folder: Path, program: Any) -> None:
     write_log(folder, log(event=["view"] * len(ROWS)))
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ View = 1 }")
     told = "Received: 0. Left out were 20 rows: event has no weight in prepare.event_weights"
-    assert_refused(outcome, 2, folder, "the catalogue must hold at least 2 items", told)
+    assert_refused(outcome, 2, folder, "the catalog must hold at least 2 items", told)
 
 
 def test_an_event_weight_of_nothing(folder: Path, program: Any) -> None:
@@ -245,37 +245,37 @@ def judged(folder: Path) -> Callable[..., tuple[str, str]]:
     """Writes rows of judged pairs, and gives the override that names them."""
 
     def spoil(*rows: str, header: str = "item_a,item_b,same") -> tuple[str, str]:
-        write(folder / "labelled.csv", header, *rows)
-        return "--set", f"data.labelled_pairs={folder / 'labelled.csv'}"
+        write(folder / "labeled.csv", header, *rows)
+        return "--set", f"data.labeled_pairs={folder / 'labeled.csv'}"
 
     return spoil
 
 
 def test_judged_pairs_that_are_missing(folder: Path, program: Any) -> None:
-    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.labelled_pairs={folder}/none.csv")
-    assert_refused(outcome, 2, folder, "data.labelled_pairs must be a file", folder / "none.csv")
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.labeled_pairs={folder}/none.csv")
+    assert_refused(outcome, 2, folder, "data.labeled_pairs must be a file", folder / "none.csv")
 
 
 def test_judged_pairs_without_rows(folder: Path, program: Any, judged: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", *judged())
-    assert_refused(outcome, 2, folder, folder / "labelled.csv", "must hold rows")
+    assert_refused(outcome, 2, folder, folder / "labeled.csv", "must hold rows")
 
 
 def test_judged_pairs_without_a_column(folder: Path, program: Any, judged: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", *judged("i1,i2,1", header="a,item_b,same"))
-    assert_refused(outcome, 2, folder, folder / "labelled.csv", "column 'item_a' must be there", "a, item_b, same")
+    assert_refused(outcome, 2, folder, folder / "labeled.csv", "column 'item_a' must be there", "a, item_b, same")
 
 
 def test_judged_pairs_of_unknown_items_only(folder: Path, program: Any, judged: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", *judged("x,y,1", "y,z,0"))
-    reason = "2 of 2 (2 item_id is not in the catalogue)"
-    assert_refused(outcome, 1, folder, folder / "labelled.csv", "at most 1.00% of the rows", reason)
+    reason = "2 of 2 (2 item_id is not in the catalog)"
+    assert_refused(outcome, 1, folder, folder / "labeled.csv", "at most 1.00% of the rows", reason)
 
 
-def test_judgements_that_are_none(folder: Path, program: Any, judged: Any) -> None:
+def test_judgments_that_are_none(folder: Path, program: Any, judged: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", *judged("i1,i2,yes", "i1,i3,1"))
     reason = "1 of 2 (1 same is neither 0 nor 1)"
-    assert_refused(outcome, 1, folder, folder / "labelled.csv", reason, "row 0", '"same":"yes"')
+    assert_refused(outcome, 1, folder, folder / "labeled.csv", reason, "row 0", '"same":"yes"')
 
 
 # --- a release to start from
@@ -327,19 +327,19 @@ def small_release(write_release: Callable[[list[str]], Path]) -> Path:
     return write_release(["a", "b", "c", "007"])
 
 
-def test_a_catalogue_of_fewer_than_k_items_answers_with_what_there_is(small_release: Path, program: Any) -> None:
+def test_a_catalog_of_fewer_than_k_items_answers_with_what_there_is(small_release: Path, program: Any) -> None:
     outcome = program("similar", "b", "--k", 50, "--release", small_release, "--json")
     assert (outcome.exit_code, outcome.err) == (0, "")
-    neighbours = json.loads(outcome.out)["neighbours"]
-    assert sorted(neighbour["item_id"] for neighbour in neighbours) == ["007", "a", "c"]
-    assert [neighbour["rank"] for neighbour in neighbours] == [1, 2, 3]
+    neighbors = json.loads(outcome.out)["neighbors"]
+    assert sorted(neighbor["item_id"] for neighbor in neighbors) == ["007", "a", "c"]
+    assert [neighbor["rank"] for neighbor in neighbors] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("item", ["7", "A", ""])
 def test_an_unknown_item(small_release: Path, program: Any, item: str) -> None:
     outcome = program("similar", "a", item, "--release", small_release)
     assert outcome[:2] == (2, "")
-    assert outcome.err == f"error: item_id must be in the catalogue. Received: {item!r}.\n"
+    assert outcome.err == f"error: item_id must be in the catalog. Received: {item!r}.\n"
 
 
 @pytest.mark.parametrize(

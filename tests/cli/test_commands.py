@@ -29,7 +29,7 @@ COMMANDS = dict(commands(typer.main.get_command(cli.app)))
 
 def test_all_commands_are_there() -> None:
     stages = {"prepare", "train", "embed", "index", "evaluate", "calibrate", "publish", "promote", "nightly"}
-    others = {"backfill", "data", "doctor", "keys", "neighbours", "releases", "rollback", "serve", "similar"}
+    others = {"backfill", "data", "doctor", "keys", "neighbors", "releases", "rollback", "serve", "similar"}
     others |= {"tune", "verify"}
     assert {path[0] for path in COMMANDS if path} == stages | others
 
@@ -76,8 +76,8 @@ def test_sequences_can_be_converted_and_prepared(tmp_path: Path, program: Any) -
     prepared = program("prepare", "--config", config, "--json")
     account = json.loads(prepared.out)["account"]
     assert (account["interactions"]["used"], account["items"]["used"]) == (9, 5)
-    (catalogue,) = tmp_path.glob("out/workspace/runs/*/prepare/catalogue.parquet")
-    rows = pl.read_parquet(catalogue)
+    (catalog,) = tmp_path.glob("out/workspace/runs/*/prepare/catalogue.parquet")
+    rows = pl.read_parquet(catalog)
     assert rows["item_id"].to_list() == ["a", "b", "c", "d", "new"]
     assert rows["attributes"].to_list() == [["1", "2"], None, None, None, ["2"]]
 
@@ -176,8 +176,8 @@ def test_similar_answers_in_the_order_of_the_exact_cosine(release: Path, program
         "item 07",
         "Title of item 07",
     )
-    assert [neighbour["item_id"] for neighbour in answer["neighbours"]] == [f"item {number:02d}" for number in nearest]
-    assert [neighbour["similarity"] for neighbour in answer["neighbours"]] == pytest.approx(
+    assert [neighbor["item_id"] for neighbor in answer["neighbors"]] == [f"item {number:02d}" for number in nearest]
+    assert [neighbor["similarity"] for neighbor in answer["neighbors"]] == pytest.approx(
         cosines[nearest].tolist(), abs=1e-5
     )
 
@@ -192,7 +192,7 @@ def test_similar_prints_several_answers_in_the_order_of_the_questions(release: P
     outcome = program("similar", "item 30", "item 07", "--release", release, "--json")
     answers = json.loads(outcome.out)
     assert [answer["item_id"] for answer in answers] == ["item 30", "item 07"]
-    assert [len(answer["neighbours"]) for answer in answers] == [10, 10]
+    assert [len(answer["neighbors"]) for answer in answers] == [10, 10]
 
 
 def test_a_release_is_shown_as_its_manifest(release: Path, program: Any) -> None:

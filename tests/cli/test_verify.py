@@ -77,7 +77,7 @@ def test_a_target_names_the_threshold(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["item 0", "no such"], "item_id must be in the catalogue. Received: 'no such'."),
+        (["item 0", "no such"], "item_id must be in the catalog. Received: 'no such'."),
         (["item 0", "item 1", "--precision", 0.8], "calibrated for: 0.9. Received: 0.8."),
         (["item 0", "item 1", "--precision", 0.95], "calibrated for: 0.9. Received: 0.95, which no similarity reaches"),
         (["item 0", "item 1", "--false-positive-rate", 0.9], "calibrated for: 0.05. Received: 0.9."),

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.contracts.losses", "tests.contracts.neighbours")
+pytest.register_assert_rewrite("tests.contracts.losses", "tests.contracts.neighbors")

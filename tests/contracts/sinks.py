@@ -1,4 +1,4 @@
-"""What holds for every sink of neighbours: readers see one export whole, or the next."""
+"""What holds for every sink of neighbors: readers see one export whole, or the next."""
 
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipelines.export.sinks.base import Export, deliver
 from recsys.retrieval.bulk import SCHEMA
 
 ODD_IDS = ["ü 😀", 'quote " and \\ slash', "new\nline\r\n", "comma,", "", "NULL", "x" * 300, "{}", "'; DROP TABLE x --"]
-"""Ids that somebody's catalogue has. None holds a NUL, which PostgreSQL does not take."""
+"""Ids that somebody's catalog has. None holds a NUL, which PostgreSQL does not take."""
 
 
 def silent(*_, **__):
@@ -31,7 +31,7 @@ def expected(export):
 class SinkContract:
     """Inherit and give `url`, where the sink is, and `seen(url)`, what a reader finds there without our code.
 
-    `seen` gives rows (item_id, rank, neighbour_id, similarity, probability), sorted; none before the first export.
+    `seen` gives rows (item_id, rank, neighbor_id, similarity, probability), sorted; none before the first export.
     """
 
     def seen(self, url):

@@ -154,7 +154,7 @@ def service_of(place: Place) -> Iterator[Callable[[], str]]:
 
         def answering() -> str:
             answer = httpx.get(f"{url}/v1/items/item-0-0/similar").raise_for_status().json()
-            assert answer["neighbours"]
+            assert answer["neighbors"]
             release_id: str = answer["release_id"]
             return release_id
 

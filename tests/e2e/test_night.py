@@ -66,16 +66,16 @@ def similar(server: str, item_id: str, k: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("block", range(world.BLOCKS))
-def test_neighbours_over_http_are_the_other_items_of_the_block(server: str, night: Night, block: int) -> None:
+def test_neighbors_over_http_are_the_other_items_of_the_block(server: str, night: Night, block: int) -> None:
     """The true answer, in whatever order: all of the block before anything else."""
     item, *others = world.item_ids(block)
     touched = len(others) + (block == world.NEW_ITEM_BLOCK)
     answer = similar(server, item, k=touched)
     expected = {*others, world.NEW_ITEM} if block == world.NEW_ITEM_BLOCK else set(others)
-    assert {neighbour["item_id"] for neighbour in answer["neighbours"]} == expected
+    assert {neighbor["item_id"] for neighbor in answer["neighbors"]} == expected
     assert answer["release_id"] == night.summary["release_id"]
-    assert [neighbour["rank"] for neighbour in answer["neighbours"]] == list(range(1, touched + 1))
-    similarities = [neighbour["similarity"] for neighbour in answer["neighbours"]]
+    assert [neighbor["rank"] for neighbor in answer["neighbors"]] == list(range(1, touched + 1))
+    similarities = [neighbor["similarity"] for neighbor in answer["neighbors"]]
     assert similarities == sorted(similarities, reverse=True)
 
 
@@ -83,14 +83,14 @@ def test_new_item_finds_its_genre_by_features_alone(server: str) -> None:
     """It was never touched, and its id has to be encoded in the path."""
     answer = similar(server, world.NEW_ITEM, k=world.ITEMS_A_BLOCK)
     assert answer["title"] == "Just out"
-    assert {n["item_id"] for n in answer["neighbours"]} == set(world.item_ids(world.NEW_ITEM_BLOCK))
+    assert {n["item_id"] for n in answer["neighbors"]} == set(world.item_ids(world.NEW_ITEM_BLOCK))
 
 
 def test_library_gives_the_answer_of_the_service(server: str, night: Night) -> None:
     """`Release.load(path).similar(id)` and HTTP agree to the last digit."""
     answer = Release.load(night.summary["path"]).similar("item-3-1", k=10)
     over_http = similar(server, "item-3-1", k=10)
-    assert [neighbour._asdict() for neighbour in answer.neighbours] == over_http["neighbours"]
+    assert [neighbor._asdict() for neighbor in answer.neighbors] == over_http["neighbors"]
 
 
 def test_program_gives_the_answer_of_the_service(server: str, night: Night) -> None:
@@ -111,7 +111,7 @@ def test_service_tells_its_release_and_its_state(server: str, night: Night) -> N
 
 
 def test_mlflow_holds_the_night(night: Night) -> None:
-    """A version with the release as artefact, the alias, parameters, figures, curves and the snapshot."""
+    """A version with the release as artifact, the alias, parameters, figures, curves and the snapshot."""
     client = MlflowClient(night.summary["tracking_uri"])
     version = client.get_model_version_by_alias("item-tower", "champion")
     assert version.tags["recsys.release_id"] == night.summary["release_id"]
@@ -128,10 +128,10 @@ def test_mlflow_holds_the_night(night: Night) -> None:
     curve = client.get_metric_history(version.run_id, "train_validation_ndcg_at_20")
     assert [point.step for point in curve] == list(range(1, len(curve) + 1))
     assert len(curve) > 1
-    artefacts = {artefact.path for artefact in client.list_artifacts(version.run_id, "release")}
-    assert {"release/manifest.json", "release/index.ann", "release/tower.keras"} <= artefacts
-    artefacts = {artefact.path for artefact in client.list_artifacts(version.run_id, "prepare")}
-    assert {"prepare/dead_letters.parquet", "prepare/data_report.json", "prepare/data_report.html"} <= artefacts
+    artifacts = {artifact.path for artifact in client.list_artifacts(version.run_id, "release")}
+    assert {"release/manifest.json", "release/index.ann", "release/tower.keras"} <= artifacts
+    artifacts = {artifact.path for artifact in client.list_artifacts(version.run_id, "prepare")}
+    assert {"prepare/dead_letters.parquet", "prepare/data_report.json", "prepare/data_report.html"} <= artifacts
 
 
 def test_release_comes_back_whole_from_mlflow(night: Night, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_worse_release_is_refused_and_the_champion_stays(night: Night, tmp_pat
 def test_a_release_that_is_not_worse_takes_over(night: Night, tmp_path: Path) -> None:
     """Another day, another release; the old champion is kept as `previous`.
 
-    Within a block the order of the neighbours is chance, so equals may differ by more than the default allows.
+    Within a block the order of the neighbors is chance, so equals may differ by more than the default allows.
     """
     config = copy_of(night, tmp_path)
     world.write(tmp_path, seed=1)

@@ -1,6 +1,6 @@
-"""A made-up world whose true neighbours are known: taste so plain that there is one right answer.
+"""A made-up world whose true neighbors are known: taste so plain that there is one right answer.
 
-Items come in blocks, and nobody touches items of two blocks. So the neighbours of an item are the other items
+Items come in blocks, and nobody touches items of two blocks. So the neighbors of an item are the other items
 of its block, all of them before any other, and those of a new item the items that share its genre.
 """
 

@@ -121,7 +121,7 @@ def test_famous_film_has_its_sequel_near(executed: Executed) -> None:
 
 
 def test_made_up_film_lands_among_films_of_its_genres(executed: Executed) -> None:
-    """Most films of the catalogue share no genre with it; most of its neighbours do."""
+    """Most films of the catalog share no genre with it; most of its neighbors do."""
     asked, near = set(executed.scrap["asked"]), executed.scrap["near_new"]
     assert len(near) == 10
     assert sum(bool(asked & set(genres)) for genres in near) >= 6

@@ -53,7 +53,7 @@ def prepared(place, workspace, profile="local"):
                 "data": {
                     "interactions": f"{place}/log-*",
                     "items": f"{place}/items.csv",
-                    "labelled_pairs": f"{place}/judged.*",
+                    "labeled_pairs": f"{place}/judged.*",
                     "workspace": str(workspace),
                 },
                 "items": {"title": "title", "multi_categorical": ["genres"]},
@@ -73,7 +73,7 @@ def test_what_is_prepared_from_a_store_is_what_is_prepared_from_files(data, buck
     run_id, manifest, here = prepared(data, tmp_path / "here")
     assert prepared(f"{bucket.url}/in", tmp_path / "there", profile)[:2] == (run_id, manifest)
     there = tmp_path / "there" / "runs" / run_id / "prepare"
-    tables = ["catalogue.parquet", "labelled.parquet", *(f"sequences/{name}" for name in manifest["sequences"])]
+    tables = ["catalogue.parquet", "labeled.parquet", *(f"sequences/{name}" for name in manifest["sequences"])]
     for name in [*tables, *(f"pairs/{name}" for name in manifest["pairs"])]:
         assert pl.read_parquet(there / name).equals(pl.read_parquet(here / name)), name
     letters = [pl.read_parquet(folder / "dead_letters.parquet") for folder in (here, there)]
@@ -148,12 +148,12 @@ def test_commands_answer_from_a_release_by_its_url(program, bucket):
     assert json.loads(program("releases", "show", url, "--json").out)["release_id"] == url.rpartition("/")[2]
 
 
-def test_neighbours_go_from_a_store_to_a_store(program, bucket, settings, tmp_path):
+def test_neighbors_go_from_a_store_to_a_store(program, bucket, settings, tmp_path):
     url = depot.put(Release.load(GOLDEN), f"{bucket.url}/releases")
-    for name in ("neighbours", "neighbours.jsonl"):
+    for name in ("neighbors", "neighbors.jsonl"):
         here, there = tmp_path / name, f"{bucket.url}/out/{name}"
-        assert program("neighbours", "--config", settings, "--release", GOLDEN, "--to", here).exit_code == 0
-        outcome = program("neighbours", "--config", settings, "--release", url, "--to", there)
+        assert program("neighbors", "--config", settings, "--release", GOLDEN, "--to", here).exit_code == 0
+        outcome = program("neighbors", "--config", settings, "--release", url, "--to", there)
         assert outcome.exit_code == 0, outcome.err
         assert outcome.out.endswith(f"are in {there}: 980 rows\n")
         for path in [path for path in tmp_path.glob(f"{name}/**/*") if path.is_file()] or [here]:

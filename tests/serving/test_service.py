@@ -30,13 +30,13 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         yield opened
 
 
-def test_ten_neighbours_by_default(client: httpx.Client) -> None:
+def test_ten_neighbors_by_default(client: httpx.Client) -> None:
     answer = client.get("/v1/items/item-0-0/similar").json()
     assert answer["item_id"] == "item-0-0"
     assert answer["title"] == "Title of item-0-0"
-    assert len(answer["neighbours"]) == 10
-    assert list(answer["neighbours"][0]) == ["item_id", "title", "similarity", "rank", "probability", "why"]
-    assert {neighbour["probability"] for neighbour in answer["neighbours"]} == {None}
+    assert len(answer["neighbors"]) == 10
+    assert list(answer["neighbors"][0]) == ["item_id", "title", "similarity", "rank", "probability", "why"]
+    assert {neighbor["probability"] for neighbor in answer["neighbors"]} == {None}
 
 
 def test_a_calibrated_release_tells_probabilities(tmp_path: Path) -> None:
@@ -44,20 +44,20 @@ def test_a_calibrated_release_tells_probabilities(tmp_path: Path) -> None:
     with described(Service.of(tmp_path, CALIBRATED)) as client:
         answer = client.get("/v1/items/item-0-0/similar", params={"k": 40}).json()
     expected = Release.load(CALIBRATED).similar("item-0-0", 40)
-    assert answer["neighbours"] == [neighbour._asdict() for neighbour in expected.neighbours]
-    probabilities = [neighbour["probability"] for neighbour in answer["neighbours"]]
+    assert answer["neighbors"] == [neighbor._asdict() for neighbor in expected.neighbors]
+    probabilities = [neighbor["probability"] for neighbor in answer["neighbors"]]
     assert probabilities == sorted(probabilities, reverse=True)
     assert 0 <= probabilities[-1] < 0.5 < probabilities[0] <= 1
 
 
 def test_larger_k_keeps_the_prefix(client: httpx.Client) -> None:
-    few, many = (client.get("/v1/items/item-0-0/similar", params={"k": k}).json()["neighbours"] for k in (5, 40))
+    few, many = (client.get("/v1/items/item-0-0/similar", params={"k": k}).json()["neighbors"] for k in (5, 40))
     assert many[:5] == few
     assert len(many) == 40
 
 
 def test_an_id_with_a_slash_and_a_question_mark_is_found(client: httpx.Client) -> None:
-    """`new/item 1?` is in the catalogue."""
+    """`new/item 1?` is in the catalog."""
     answer = client.get(f"/v1/items/{quote('new/item 1?', safe='')}/similar")
     assert answer.json()["title"] == "Just out"
 

@@ -1,4 +1,4 @@
-"""Where neighbours go, by the setting `neighbours.to`. Libraries are imported for the sink that needs them."""
+"""Where neighbors go, by the setting `neighbors.to`. Libraries are imported for the sink that needs them."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def at(to: str) -> Sink:
             sink: Callable[[Address], Sink] = getattr(import_module(module), name)
         except ImportError as error:
             raise ConfigError(
-                f"neighbours.to with {address.scheme}:// needs a library that cannot be imported: {error}. "
+                f"neighbors.to with {address.scheme}:// needs a library that cannot be imported: {error}. "
                 "Install recsys[export]."
             ) from None
         return sink(address)
     raise ConfigError(
-        "neighbours.to must be a folder (its name without an ending, or .parquet) or a file that ends in .jsonl, both "
+        "neighbors.to must be a folder (its name without an ending, or .parquet) or a file that ends in .jsonl, both "
         f"also in a store ({_schemes(storage.EXTRAS)}), or a server ({_schemes(SERVERS)}). Received: {address.shown}."
     )
 

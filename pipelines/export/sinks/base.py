@@ -1,4 +1,4 @@
-"""What every place that neighbours go to can do, and the order in which it is asked to.
+"""What every place that neighbors go to can do, and the order in which it is asked to.
 
 Rows are written where no reader looks, then one step lets all readers see them, and what they saw before is
 removed last. So a reader sees one export or the next, whole, wherever this is killed.
@@ -19,16 +19,16 @@ from recsys.errors import InputError
 
 @dataclass(frozen=True)
 class Export:
-    """The neighbours of one release under one choice of settings."""
+    """The neighbors of one release under one choice of settings."""
 
     export_id: str
     """The release id, a dash, and a hash of release, settings and code: the same id is the same rows."""
     release_id: str
     k: int
     items: int
-    """Items with neighbours."""
+    """Items with neighbors."""
     rows: int
-    """Neighbours of all of them."""
+    """Neighbors of all of them."""
     parts: tuple[Path, ...]
     """Parquet files of `recsys.retrieval.bulk.SCHEMA`; the rows of an item lie together in one."""
 
@@ -45,7 +45,7 @@ class Export:
 
 
 class Sink(Protocol):
-    """A place that neighbours go to.
+    """A place that neighbors go to.
 
     Raises:
         StageError: from every method, where a server is away or refuses.
@@ -83,10 +83,10 @@ def deliver(export: Export, sink: Sink, advance: Advance) -> None:
 
 
 def by_item(part: Path) -> pl.DataFrame:
-    """The rows of a part, one an item: `item_id` and `neighbours`, a list as the service answers, but for titles."""
-    neighbour = pl.struct(pl.col("neighbour_id").alias("item_id"), "similarity", "rank", "probability")
+    """The rows of a part, one an item: `item_id` and `neighbors`, a list as the service answers, but for titles."""
+    neighbor = pl.struct(pl.col("neighbor_id").alias("item_id"), "similarity", "rank", "probability")
     rows = pl.read_parquet(part)
-    return rows.group_by("item_id", maintain_order=True).agg(neighbour.alias("neighbours"))
+    return rows.group_by("item_id", maintain_order=True).agg(neighbor.alias("neighbors"))
 
 
 def require_writable(folder: Path, name: str) -> None:
@@ -97,4 +97,4 @@ def require_writable(folder: Path, name: str) -> None:
     """
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(f"neighbours.to must lie in a folder that we may write to. Received: {name}.")
+        raise InputError(f"neighbors.to must lie in a folder that we may write to. Received: {name}.")

@@ -1,4 +1,4 @@
-"""Neighbours as one file of JSON lines, one an item, as the service answers; the file is replaced in one step."""
+"""Neighbors as one file of JSON lines, one an item, as the service answers; the file is replaced in one step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class JsonLines:
             return str(json.loads(first)["export_id"])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(
-                "neighbours.to must be a new file, or one of neighbours that were exported. "
+                "neighbors.to must be a new file, or one of neighbors that were exported. "
                 f"Received: {self.place.shown}, which holds something else. Name another file."
             ) from None
 
@@ -41,7 +41,7 @@ class JsonLines:
             self._draft = self.place.draft(part.parent)  # what is uploaded is written where the parts are
             self._file = self._draft.open("wb")
         ids = [pl.lit(export.export_id).alias("export_id"), pl.lit(export.release_id).alias("release_id")]
-        by_item(part).select(*ids, "item_id", "neighbours").write_ndjson(self._file)
+        by_item(part).select(*ids, "item_id", "neighbors").write_ndjson(self._file)
 
     def switch(self, export: Export) -> None:  # noqa: ARG002 - every line names it
         """The new file under the name of the old one."""

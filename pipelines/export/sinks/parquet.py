@@ -1,4 +1,4 @@
-"""Neighbours as a folder of Parquet files; `_MANIFEST.json` in it names the files of the export to read."""
+"""Neighbors as a folder of Parquet files; `_MANIFEST.json` in it names the files of the export to read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ParquetFolder:
         others = [name for name in folder.names() if not name.startswith((PREFIX, MANIFEST))]
         if others:
             raise InputError(
-                f"neighbours.to must be a folder of its own. Received: {folder.shown}, which holds {others[0]}. "
+                f"neighbors.to must be a folder of its own. Received: {folder.shown}, which holds {others[0]}. "
                 "Name another one."
             )
 
@@ -42,8 +42,8 @@ class ParquetFolder:
             return str(manifest["export_id"])
         except (ValueError, KeyError, TypeError):
             raise InputError(
-                f"{place.shown} must be of neighbours that were exported. Received: another file. "
-                "Name another folder in neighbours.to."
+                f"{place.shown} must be of neighbors that were exported. Received: another file. "
+                "Name another folder in neighbors.to."
             ) from None
 
     def write(self, export: Export, part: Path) -> None:

@@ -1,4 +1,4 @@
-"""Neighbours in a PostgreSQL database."""
+"""Neighbors in a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -96,6 +96,6 @@ class Postgresql:
         except psycopg.Error as error:
             text = self.address.without_secret(str(error))
             raise StageError(
-                f"PostgreSQL at {self.address.shown} must take the neighbours. Received: {text}. "
-                "Check neighbours.to, or start the server."
+                f"PostgreSQL at {self.address.shown} must take the neighbors. Received: {text}. "
+                "Check neighbors.to, or start the server."
             ) from None  # its own text may hold the password

@@ -1,4 +1,4 @@
-"""Neighbours in Redis: one hash, a field an item, which is renamed when it is complete."""
+"""Neighbors in Redis: one hash, a field an item, which is renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.export.sinks.base import Export, by_item
 from recsys.config.urls import Address
 from recsys.errors import StageError
 
-CURRENT, ABOUT, OLD = "recsys:neighbours", "recsys:neighbours:about", "recsys:neighbours:old"
+CURRENT, ABOUT, OLD = "recsys:neighbors", "recsys:neighbors:about", "recsys:neighbors:old"
 
 CONNECT_S, ANSWER_S = 10, 60
 FIELDS = 500
@@ -40,7 +40,7 @@ class Redis:
 
     def write(self, export: Export, part: Path) -> None:
         """Fields of a hash of its own."""
-        items = by_item(part).select("item_id", pl.struct("neighbours").struct.json_encode().alias("answer"))
+        items = by_item(part).select("item_id", pl.struct("neighbors").struct.json_encode().alias("answer"))
         with self._told():
             if self._unseen is None:
                 self._unseen = f"{CURRENT}:{export.export_id}"
@@ -102,6 +102,6 @@ class Redis:
         except (redis.RedisError, ValueError) as error:  # ValueError: a URL that is none
             text = self.address.without_secret(str(error)).rstrip(".")
             raise StageError(
-                f"Redis at {self.address.shown} must take the neighbours. Received: {text}. "
-                "Check neighbours.to, or start the server."
+                f"Redis at {self.address.shown} must take the neighbors. Received: {text}. "
+                "Check neighbors.to, or start the server."
             ) from None  # its own text may hold the password

@@ -1,4 +1,4 @@
-"""The tables that the neighbours of an SQL database lie in; see `docs/neighbours.md`.
+"""The tables that the neighbors of an SQL database lie in; see `docs/neighbors.md`.
 
 Statements that SQLite and PostgreSQL understand alike. Names are fixed, and values are bound.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import Final
 
-ROWS, CURRENT, VIEW = "recsys_neighbours_by_export", "recsys_neighbours_current", "recsys_neighbours"
+ROWS, CURRENT, VIEW = "recsys_neighbors_by_export", "recsys_neighbors_current", "recsys_neighbors"
 
-COLUMNS: Final = ("item_id", "rank", "neighbour_id", "similarity", "probability")
+COLUMNS: Final = ("item_id", "rank", "neighbor_id", "similarity", "probability")
 ABOUT: Final = ("export_id", "release_id", "k", "items", "rows")
 
 CREATE_ROWS = f"""CREATE TABLE {ROWS} (
     export_id TEXT NOT NULL,
     item_id TEXT NOT NULL,
     rank INTEGER NOT NULL,
-    neighbour_id TEXT NOT NULL,
+    neighbor_id TEXT NOT NULL,
     similarity DOUBLE PRECISION NOT NULL,
     probability DOUBLE PRECISION,
     PRIMARY KEY (export_id, item_id, rank)

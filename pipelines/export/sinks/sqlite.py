@@ -1,4 +1,4 @@
-"""Neighbours in an SQLite file, which may hold other tables too."""
+"""Neighbors in an SQLite file, which may hold other tables too."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Sqlite:
     def __init__(self, address: Address) -> None:
         name = address.url.removeprefix(SQLITE)
         if not address.url.startswith(SQLITE) or not name:
-            raise ConfigError(f"neighbours.to must name a file, {SQLITE}FILE. Received: {address.shown}.")
+            raise ConfigError(f"neighbors.to must name a file, {SQLITE}FILE. Received: {address.shown}.")
         self.path = Path(name)
         require_writable(self.path.parent, str(self.path))
 
@@ -109,5 +109,5 @@ class Sqlite:
             yield
         except sqlite3.Error as error:
             raise StageError(
-                f"SQLite must take the neighbours into {self.path}. Received: {error}. Check neighbours.to."
+                f"SQLite must take the neighbors into {self.path}. Received: {error}. Check neighbors.to."
             ) from None

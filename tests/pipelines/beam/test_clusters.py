@@ -111,7 +111,7 @@ def recsys(command: str, folder: Path, workspace: Path, *more: object) -> float:
     return time.monotonic() - started
 
 
-def test_prepare_embed_and_neighbours_write_the_same_rows(local: Path, cluster: list[str], tmp_path: Path) -> None:
+def test_prepare_embed_and_neighbors_write_the_same_rows(local: Path, cluster: list[str], tmp_path: Path) -> None:
     (run,) = (local / "workspace" / "runs").iterdir()
     (release,) = (local / "workspace" / "releases").iterdir()
     workspace = tmp_path / "workspace"
@@ -120,8 +120,8 @@ def test_prepare_embed_and_neighbours_write_the_same_rows(local: Path, cluster: 
     shutil.copytree(run / "train", again / "train")
     seconds["embed"] = recsys("embed", local, workspace, *cluster)
     for name, flags in {"local": [], "cluster": cluster}.items():
-        to = ["--release", release, "--to", tmp_path / name, "--set", "neighbours.items_per_unit=1000"]
-        seconds[f"neighbours, {name}"] = recsys("neighbours", local, tmp_path / f"of {name}", *to, *flags)
+        to = ["--release", release, "--to", tmp_path / name, "--set", "neighbors.items_per_unit=1000"]
+        seconds[f"neighbors, {name}"] = recsys("neighbors", local, tmp_path / f"of {name}", *to, *flags)
     logging.getLogger(__name__).info("seconds: %s", {name: round(value, 1) for name, value in seconds.items()})
 
     for stage in ("prepare", "embed"):

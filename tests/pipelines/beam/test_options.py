@@ -23,7 +23,7 @@ from pipelines.beam import loopback, runner
 from pipelines.beam import options as profiles
 from pipelines.context.progress import Reporter
 from pipelines.context.run_context import Night
-from pipelines.export import job as neighbours
+from pipelines.export import job as neighbors
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys.config import sections as configuration
@@ -258,12 +258,12 @@ def config_of(path: Path, *settings: str) -> Config:
 
 
 def write_tower(folder: Path, night: Night) -> None:
-    """A tower that learnt nothing, where the stage `train` would leave one."""
+    """A tower that learned nothing, where the stage `train` would leave one."""
     from recsys.model import tower
 
     folder.mkdir()
-    catalogue = pl.read_parquet(night.run.path(prepare.STAGE, "catalogue.parquet"))
-    features = Features.fit(catalogue, night.config.items, night.config.tower, np.ones(catalogue.height, np.int64))
+    catalog = pl.read_parquet(night.run.path(prepare.STAGE, "catalogue.parquet"))
+    features = Features.fit(catalog, night.config.items, night.config.tower, np.ones(catalog.height, np.int64))
     features.save(folder / FEATURES)
     tower.build(features, night.config.tower, seed=1).save(folder / TOWER)
     (folder / "_MANIFEST.json").write_text("{}")
@@ -288,15 +288,15 @@ def test_prepare_and_embed_write_the_same_rows_out_of_process(tmp_path: Path) ->
     assert written["portable"] == written["local"]
 
 
-def test_neighbours_are_the_same_rows_out_of_process(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+def test_neighbors_are_the_same_rows_out_of_process(tmp_path: Path, write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release([f"item-{number}" for number in range(40)]))
     path = world.write(tmp_path / "world")
     written = {}
     for profile in ("local", "portable"):
-        to = tmp_path / f"{profile}-neighbours"
-        settings = [f"data.workspace={tmp_path / profile}", f"beam.profile={profile}", f"neighbours.to={to}"]
-        config = config_of(path, *settings, "neighbours.items_per_unit=15", "neighbours.k=5")
-        neighbours.neighbours(release, config, Reporter(quiet=True))
+        to = tmp_path / f"{profile}-neighbors"
+        settings = [f"data.workspace={tmp_path / profile}", f"beam.profile={profile}", f"neighbors.to={to}"]
+        config = config_of(path, *settings, "neighbors.items_per_unit=15", "neighbors.k=5")
+        neighbors.neighbors(release, config, Reporter(quiet=True))
         written[profile] = outputs.rows(to)
     assert len([name for name in written["local"] if name.endswith(".parquet")]) > 1
     assert written["portable"] == written["local"]

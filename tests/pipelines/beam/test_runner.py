@@ -15,7 +15,7 @@ import pytest
 import pipelines
 from pipelines.beam import runner
 from pipelines.context.run_context import Night
-from pipelines.export import job as neighbours
+from pipelines.export import job as neighbors
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys import errors
@@ -108,20 +108,18 @@ def phases_of_embed(night: Night) -> None:
     embed.embed(night)
 
 
-def phases_of_neighbours(night: Night) -> None:
-    neighbours.neighbours(Release.load(GOLDEN), night.config, night.report)
+def phases_of_neighbors(night: Night) -> None:
+    neighbors.neighbors(Release.load(GOLDEN), night.config, night.report)
 
 
-@pytest.fixture(
-    params=[phases_of_prepare, phases_of_embed, phases_of_neighbours], ids=["prepare", "embed", "neighbours"]
-)
+@pytest.fixture(params=[phases_of_prepare, phases_of_embed, phases_of_neighbors], ids=["prepare", "embed", "neighbors"])
 def phases(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[runner.Phase]:
     """The phases of each job that uses Beam, over several units."""
     frame = pl.DataFrame({"user_id": ["u", "v"] * 50, "item_id": ["i"] * 100, "timestamp": range(100)})
     frame.write_parquet(tmp_path / "log.parquet", row_group_size=30)
     data = {"interactions": str(tmp_path / "log.parquet"), "workspace": str(tmp_path / "work")}
-    exported = {"items_per_unit": 10, "to": str(tmp_path / "neighbours.parquet")}
-    small = {"prepare": {"rows_per_unit": 30}, "embed": {"items_per_unit": 64}, "neighbours": exported}
+    exported = {"items_per_unit": 10, "to": str(tmp_path / "neighbors.parquet")}
+    small = {"prepare": {"rows_per_unit": 30}, "embed": {"items_per_unit": 64}, "neighbors": exported}
 
     def capture(phases: list[runner.Phase], *_: object) -> None:
         raise Captured(phases)

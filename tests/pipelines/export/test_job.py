@@ -40,11 +40,11 @@ class Exporter:
     def config(self, beam: dict[str, Any] | None = None, **settings: Any) -> Config:
         defaults = {"items_per_unit": ITEMS_PER_UNIT, "k": 6, "to": str(self.folder / "out")}
         data = {"interactions": "none.csv", "workspace": str(self.folder / "workspace")}
-        return configuration.parse({"data": data, "beam": beam or {}, "neighbours": {**defaults, **settings}})
+        return configuration.parse({"data": data, "beam": beam or {}, "neighbors": {**defaults, **settings}})
 
     def __call__(self, **settings: Any) -> dict[str, Any]:
         self.units.clear()
-        return job.neighbours(self.release, self.config(**settings), Reporter(quiet=True))
+        return job.neighbors(self.release, self.config(**settings), Reporter(quiet=True))
 
     @property
     def rows(self) -> pl.DataFrame:
@@ -53,7 +53,7 @@ class Exporter:
 
     @property
     def parts(self) -> list[Path]:
-        return sorted(self.folder.glob("workspace/neighbours/*/part-*.parquet"))
+        return sorted(self.folder.glob("workspace/neighbors/*/part-*.parquet"))
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def export(tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch) ->
     exporter = Exporter(tmp_path, release)
     ask = job.nearest
 
-    def counting(catalogue: Any, index: Any, numbers: range, *given: Any, **named: Any) -> pl.DataFrame:
+    def counting(catalog: Any, index: Any, numbers: range, *given: Any, **named: Any) -> pl.DataFrame:
         exporter.units.append(numbers.start // ITEMS_PER_UNIT)
-        return ask(catalogue, index, numbers, *given, **named)
+        return ask(catalog, index, numbers, *given, **named)
 
     monkeypatch.setattr(job, "nearest", counting)
     return exporter
@@ -74,8 +74,8 @@ def test_every_item_has_the_answer_of_the_service(export: Exporter, release: Rel
     summary = export(beam={"profile": profile})
     expected = [
         (item, n.rank, n.item_id, n.similarity, n.probability)
-        for item in release.catalogue.item_ids
-        for n in release.similar(item, 6).neighbours
+        for item in release.catalog.item_ids
+        for n in release.similar(item, 6).neighbors
     ]
     assert export.rows.rows() == expected
     export_id = summary.pop("export_id")
@@ -84,7 +84,7 @@ def test_every_item_has_the_answer_of_the_service(export: Exporter, release: Rel
         "release_id": release.release_id,
         "k": 6,
         "items": 49,
-        "items_without_neighbours": 0,
+        "items_without_neighbors": 0,
         "rows": 49 * 6,
         "to": str(export.folder / "out"),
     }
@@ -180,27 +180,27 @@ def test_where_it_goes_makes_no_other_export(export: Exporter) -> None:
 
 def test_filters_of_the_config_reach_every_unit(export: Exporter) -> None:
     summary = export(where={"genre": ["genre-2"]}, min_interactions=1)
-    assert set(export.rows["neighbour_id"]) == {f"item-2-{position}" for position in range(8)}
-    assert (summary["items"], summary["items_without_neighbours"]) == (49, 0)
+    assert set(export.rows["neighbor_id"]) == {f"item-2-{position}" for position in range(8)}
+    assert (summary["items"], summary["items_without_neighbors"]) == (49, 0)
 
 
-def test_items_without_neighbours_are_counted(export: Exporter) -> None:
+def test_items_without_neighbors_are_counted(export: Exporter) -> None:
     summary = export(min_similarity=0.8)
     assert summary["items"] == export.rows["item_id"].n_unique()
-    assert summary["items"] + summary["items_without_neighbours"] == 49
-    assert min(summary["items"], summary["items_without_neighbours"]) > 0
+    assert summary["items"] + summary["items_without_neighbors"] == 49
+    assert min(summary["items"], summary["items_without_neighbors"]) > 0
 
 
 def test_an_export_of_nothing_is_refused_and_the_one_before_stays(export: Exporter) -> None:
     first = export()
-    with pytest.raises(StageError, match="Received: 49 items, and no neighbour"):
+    with pytest.raises(StageError, match="Received: 49 items, and no neighbor"):
         export(min_similarity=0.999999)
     assert export.rows.height == first["rows"]
 
 
 def test_a_filter_that_does_not_fit_is_refused_and_nothing_is_written(export: Exporter) -> None:
-    with pytest.raises(InputError, match="Received: 'colour'"):
-        export(where={"colour": ["red"]})
+    with pytest.raises(InputError, match="Received: 'color'"):
+        export(where={"color": ["red"]})
     assert [path for path in export.folder.rglob("*") if path.is_file() and path.name != ".lock"] == []
 
 
@@ -218,7 +218,7 @@ def test_a_sink_that_cannot_be_is_told_before_any_item_is_asked(
 
 
 def test_one_process_exports_at_a_time(export: Exporter) -> None:
-    folder = export.folder / "workspace" / "neighbours"
+    folder = export.folder / "workspace" / "neighbors"
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"), pytest.raises(StageError, match="one process at a time"):
         export()
@@ -228,7 +228,7 @@ def test_a_worker_of_another_process_opens_the_release_itself(
     export: Exporter, release: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Once, verified, for all its units."""
-    config = export.config(where={"genre": ["genre-3"]}).neighbours
+    config = export.config(where={"genre": ["genre-3"]}).neighbors
     loaded: list[Path] = []
     load = Release.load
 
@@ -246,16 +246,16 @@ def test_a_worker_of_another_process_opens_the_release_itself(
         job.ask_unit(made, unit)
     assert loaded == [GOLDEN.resolve()]
     rows = pl.concat([pl.read_parquet(made.part(unit)) for unit in range(3)])
-    assert set(rows["neighbour_id"]) == {f"item-3-{position}" for position in range(8)}
+    assert set(rows["neighbor_id"]) == {f"item-3-{position}" for position in range(8)}
 
 
 def test_the_job_by_itself_takes_a_config_and_a_release(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN, tmp_path / "release")
-    (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "none.csv"\n[neighbours]\nk = 3\n')
+    (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "none.csv"\n[neighbors]\nk = 3\n')
     done = job.run(
         [
             *("--config", str(tmp_path / "recsys.toml"), "--release", str(tmp_path / "release")),
-            *("--set", f"neighbours.to=sqlite:///{tmp_path}/a.db"),
+            *("--set", f"neighbors.to=sqlite:///{tmp_path}/a.db"),
         ]
     )
     assert (done["rows"], done["to"]) == (49 * 3, f"sqlite:///{tmp_path}/a.db")

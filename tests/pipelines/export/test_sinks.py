@@ -1,4 +1,4 @@
-"""Where neighbours go: every sink is read back with another library than the one that wrote."""
+"""Where neighbors go: every sink is read back with another library than the one that wrote."""
 
 import json
 import os
@@ -18,22 +18,22 @@ from recsys.errors import ConfigError, InputError, RecsysError, StageError
 from tests.contracts.sinks import SinkContract, expected, written
 from tests.pipelines import servers
 
-ROWS = "SELECT item_id, rank, neighbour_id, similarity, probability FROM recsys_neighbours ORDER BY 1, 2"
-LEFT = "SELECT count(*) FROM recsys_neighbours_by_export WHERE export_id = "
+ROWS = "SELECT item_id, rank, neighbor_id, similarity, probability FROM recsys_neighbors ORDER BY 1, 2"
+LEFT = "SELECT count(*) FROM recsys_neighbors_by_export WHERE export_id = "
 
 
 def rows_of_answers(answers):
     return sorted(
         (item, n["rank"], n["item_id"], n["similarity"], n["probability"])
-        for item, neighbours in answers
-        for n in neighbours
+        for item, neighbors in answers
+        for n in neighbors
     )
 
 
 class TestParquet(SinkContract):
     @pytest.fixture
     def url(self, tmp_path):
-        return str(tmp_path / "new" / "neighbours.parquet")
+        return str(tmp_path / "new" / "neighbors.parquet")
 
     def seen(self, url):
         manifest = json.loads((Path(url) / "_MANIFEST.json").read_text())
@@ -51,20 +51,20 @@ class TestParquet(SinkContract):
 
     def test_a_stage_of_a_night_is_not_taken_for_an_export(self, tmp_path):
         (tmp_path / "_MANIFEST.json").write_text("{}")
-        with pytest.raises(InputError, match="must be of neighbours that were exported"):
+        with pytest.raises(InputError, match="must be of neighbors that were exported"):
             sinks.at(str(tmp_path)).current()
 
 
 class TestJsonLines(SinkContract):
     @pytest.fixture
     def url(self, tmp_path):
-        return str(tmp_path / "new" / "neighbours.jsonl")
+        return str(tmp_path / "new" / "neighbors.jsonl")
 
     def seen(self, url):
         lines = [json.loads(line) for line in Path(url).read_text(encoding="utf-8").split("\n") if line]
         assert len({line["export_id"] for line in lines}) <= 1
         assert {line["release_id"] for line in lines} == {line["export_id"].partition("-")[0] for line in lines}
-        return rows_of_answers((line["item_id"], line["neighbours"]) for line in lines)
+        return rows_of_answers((line["item_id"], line["neighbors"]) for line in lines)
 
     def left(self, url, export_id):
         return sum(path.read_text().count(export_id) for path in Path(url).parent.iterdir())
@@ -77,7 +77,7 @@ class TestJsonLines(SinkContract):
     def test_a_file_of_something_else_is_refused_and_left_alone(self, url, content):
         Path(url).parent.mkdir()
         Path(url).write_text(content, encoding="utf-8")
-        with pytest.raises(InputError, match=r"neighbours\.jsonl, which holds something else"):
+        with pytest.raises(InputError, match=r"neighbors\.jsonl, which holds something else"):
             sinks.at(url).current()
         assert Path(url).read_text(encoding="utf-8") == content
 
@@ -85,7 +85,7 @@ class TestJsonLines(SinkContract):
 class TestParquetByUrl(SinkContract):
     @pytest.fixture
     def url(self, bucket):
-        return f"{bucket.url}/new/neighbours.parquet"
+        return f"{bucket.url}/new/neighbors.parquet"
 
     @pytest.fixture(autouse=True)
     def _stored(self, bucket):
@@ -107,14 +107,14 @@ class TestParquetByUrl(SinkContract):
 
     def test_a_stage_of_a_night_is_not_taken_for_an_export(self, bucket):
         bucket.put("stage/_MANIFEST.json", b"{}")
-        with pytest.raises(InputError, match="must be of neighbours that were exported"):
+        with pytest.raises(InputError, match="must be of neighbors that were exported"):
             sinks.at(f"{bucket.url}/stage").current()
 
 
 class TestJsonLinesByUrl(SinkContract):
     @pytest.fixture
     def url(self, bucket):
-        return f"{bucket.url}/new/neighbours.jsonl"
+        return f"{bucket.url}/new/neighbors.jsonl"
 
     @pytest.fixture(autouse=True)
     def _stored(self, bucket):
@@ -124,7 +124,7 @@ class TestJsonLinesByUrl(SinkContract):
         text = self.bucket.get(url.removeprefix(f"{self.bucket.url}/")).decode()
         lines = [json.loads(line) for line in text.split("\n") if line]
         assert len({line["export_id"] for line in lines}) <= 1
-        return rows_of_answers((line["item_id"], line["neighbours"]) for line in lines)
+        return rows_of_answers((line["item_id"], line["neighbors"]) for line in lines)
 
     def left(self, url, export_id):  # noqa: ARG002 - a bucket holds one export
         return sum(self.bucket.get(name).decode().count(export_id) for name in self.bucket.names())
@@ -139,10 +139,10 @@ class TestJsonLinesByUrl(SinkContract):
         assert written(tmp_path) == sorted(part.name for part in made.parts)
 
     def test_an_object_of_something_else_is_refused_and_left_alone(self, url, bucket):
-        bucket.put("new/neighbours.jsonl", b"user_id,item_id\n")
-        with pytest.raises(InputError, match=r"neighbours\.jsonl, which holds something else"):
+        bucket.put("new/neighbors.jsonl", b"user_id,item_id\n")
+        with pytest.raises(InputError, match=r"neighbors\.jsonl, which holds something else"):
             sinks.at(url).current()
-        assert bucket.get("new/neighbours.jsonl") == b"user_id,item_id\n"
+        assert bucket.get("new/neighbors.jsonl") == b"user_id,item_id\n"
 
 
 @pytest.mark.parametrize("name", ["out", "out.jsonl"])
@@ -177,10 +177,10 @@ class TestSqlite(SinkContract):
     def test_tables_of_others_stay(self, url, export, tmp_path):
         (tmp_path / "new").mkdir()
         with closing(sqlite3.connect(tmp_path / "new" / "all.db")) as connection:
-            connection.execute("CREATE TABLE neighbours AS SELECT 7 AS mine")
+            connection.execute("CREATE TABLE neighbors AS SELECT 7 AS mine")
         self.deliver(url, export("one-1"))
         with closing(sqlite3.connect(tmp_path / "new" / "all.db")) as connection:
-            assert connection.execute("SELECT mine FROM neighbours").fetchall() == [(7,)]
+            assert connection.execute("SELECT mine FROM neighbors").fetchall() == [(7,)]
 
     def test_rows_that_somebody_else_removed_are_not_switched_to(self, url, export):
         first, second = export("one-1"), export("two-1")
@@ -204,7 +204,7 @@ class TestSqlite(SinkContract):
 
     def test_a_reader_finds_its_rows_by_the_key(self, url, export):
         self.deliver(url, export("one-1"))
-        asked = "EXPLAIN QUERY PLAN SELECT neighbour_id FROM recsys_neighbours WHERE item_id = 'a' ORDER BY rank"
+        asked = "EXPLAIN QUERY PLAN SELECT neighbor_id FROM recsys_neighbors WHERE item_id = 'a' ORDER BY rank"
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             plan = " ".join(row[3] for row in connection.execute(asked))
         assert "PRIMARY KEY (export_id=? AND item_id=?)" in plan
@@ -221,8 +221,8 @@ class TestPostgresql(SinkContract):
     @pytest.fixture
     def url(self, postgresql):
         with psycopg.connect(postgresql, autocommit=True) as connection:
-            connection.execute("DROP VIEW IF EXISTS recsys_neighbours")
-            connection.execute("DROP TABLE IF EXISTS recsys_neighbours_by_export, recsys_neighbours_current")
+            connection.execute("DROP VIEW IF EXISTS recsys_neighbors")
+            connection.execute("DROP TABLE IF EXISTS recsys_neighbors_by_export, recsys_neighbors_current")
         return postgresql
 
     def seen(self, url):
@@ -255,7 +255,7 @@ class TestPostgresql(SinkContract):
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("DROP ROLE IF EXISTS exporter")
             connection.execute("CREATE ROLE exporter LOGIN")
-            for table in ("recsys_neighbours_by_export", "recsys_neighbours_current"):
+            for table in ("recsys_neighbors_by_export", "recsys_neighbors_current"):
                 connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO exporter")
             connection.execute("REVOKE CREATE ON SCHEMA public FROM public")
         second = export("two-1")
@@ -278,14 +278,14 @@ class TestRedis(SinkContract):
 
     def seen(self, url):
         with redis.Redis.from_url(url) as client:
-            answers = client.hgetall("recsys:neighbours").items()
-        return rows_of_answers((item.decode(), json.loads(answer)["neighbours"]) for item, answer in answers)
+            answers = client.hgetall("recsys:neighbors").items()
+        return rows_of_answers((item.decode(), json.loads(answer)["neighbors"]) for item, answer in answers)
 
     def left(self, url, export_id):
         """An export that is not the current one has a key of its own, or the one that `switch` put away."""
         with redis.Redis.from_url(url, decode_responses=True) as client:
-            assert client.hget("recsys:neighbours:about", "export_id") != export_id
-            return len({*client.keys("*")} - {"recsys:neighbours", "recsys:neighbours:about"})
+            assert client.hget("recsys:neighbors:about", "export_id") != export_id
+            return len({*client.keys("*")} - {"recsys:neighbors", "recsys:neighbors:about"})
 
     def kill(self, sink):
         sink._client.close()
@@ -297,8 +297,8 @@ class TestRedis(SinkContract):
         sink.write(second, second.parts[0])
         self.kill(sink)
         with redis.Redis.from_url(url) as client:
-            assert client.ttl("recsys:neighbours") == -1
-            assert 0 < client.ttl("recsys:neighbours:two-1") <= 24 * 60 * 60
+            assert client.ttl("recsys:neighbors") == -1
+            assert 0 < client.ttl("recsys:neighbors:two-1") <= 24 * 60 * 60
 
     def test_rows_that_somebody_else_removed_are_not_switched_to(self, url, export):
         first, second = export("one-1"), export("two-1")
@@ -306,7 +306,7 @@ class TestRedis(SinkContract):
         with closing(sinks.at(url)) as sink, redis.Redis.from_url(url) as client:
             for part in second.parts:
                 sink.write(second, part)
-            client.hdel("recsys:neighbours:two-1", "a")
+            client.hdel("recsys:neighbors:two-1", "a")
             with pytest.raises(StageError, match="Received: 2 of 3 items"):
                 sink.switch(second)
         assert self.seen(url) == expected(first)
@@ -352,7 +352,7 @@ def test_the_name_tells_the_sink_and_nothing_is_asked_yet(to, name, tmp_path, mo
     "to", ["out.csv", "mysql://me:secret@host/db", "s3://bucket/out.csv", "ftp://host/out", "sqlite://", "sqlite:///"]
 )
 def test_any_other_name_is_refused_with_those_that_there_are(to):
-    with pytest.raises(ConfigError, match=r"^neighbours.to must") as caught:
+    with pytest.raises(ConfigError, match=r"^neighbors.to must") as caught:
         sinks.at(to)
     assert "secret" not in str(caught.value)
 

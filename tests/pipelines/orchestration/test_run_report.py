@@ -21,10 +21,10 @@ from pipelines.prepare import stage as prepare
 from pipelines.stages import evaluate, train
 from recsys import Release
 from recsys.config import sections as configuration
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.errors import RecsysError, RefusedError, StageError
 from recsys.evaluation.baseline_search import LOOK_UPS
-from recsys.release.bundle import CATALOGUE
+from recsys.release.bundle import CATALOG
 from tests.e2e import world
 from tests.pipelines.test_data_page import Page
 
@@ -97,7 +97,7 @@ def test_the_champion_is_asked_the_same_questions(nights: Nights) -> None:
     log = pl.read_parquet(nights.second.night.interactions[0]).sort("timestamp")
     for _, rows in log.group_by("user_id"):
         query, target = rows["item_id"].to_list()[-2:]
-        found = [neighbour.item_id for neighbour in champion.similar(query, 20).neighbours]
+        found = [neighbor.item_id for neighbor in champion.similar(query, 20).neighbors]
         gained.append(1 / math.log2(found.index(target) + 2) if target in found else 0.0)
     report = nights.second.report
     assert report["champion"] == champion.release_id
@@ -112,21 +112,21 @@ def test_the_champion_is_asked_the_same_questions(nights: Nights) -> None:
 def test_a_release_that_is_asked_again_has_the_figures_of_its_evaluation(nights: Nights) -> None:
     """To the last digit, for both look-ups."""
     night, release = nights.second.night, nights.second.release
-    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
+    catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
     holdout = train.load_split(night).holdout("test", night.config.evaluate.users)
     evaluated = night.run.manifest(evaluate.STAGE)
     for look_up in LOOK_UPS:
         measured = evaluated["model"] if look_up == "last_item" else evaluated["history"]["model"]
-        again = night_page._asked_today(night, release, catalogue, holdout, look_up)
+        again = night_page._asked_today(night, release, catalog, holdout, look_up)
         assert again == {name: measured[name] for name in again}
 
 
-def test_neighbours_are_those_of_both_releases(nights: Nights) -> None:
+def test_neighbors_are_those_of_both_releases(nights: Nights) -> None:
     now, before = nights.second.release, nights.first.release
-    groups = nights.second.report["neighbours"]
+    groups = nights.second.report["neighbors"]
     assert {card["item_id"] for card in groups["new"]} == {"<i>"}
     assert groups["new"][0]["before"] is None
-    popularity = dict(now.catalogue.frame.select("item_id", "interactions").iter_rows())
+    popularity = dict(now.catalog.frame.select("item_id", "interactions").iter_rows())
     assert [card["interactions"] for card in groups["popular"]] == sorted(
         (card["interactions"] for card in groups["popular"]), reverse=True
     )
@@ -134,7 +134,7 @@ def test_neighbours_are_those_of_both_releases(nights: Nights) -> None:
     for card in [*groups["changed"], *groups["popular"]]:
         seen.add(card["item_id"])
         ten, ten_before = (
-            [neighbour.item_id for neighbour in release.similar(card["item_id"], 10).neighbours]
+            [neighbor.item_id for neighbor in release.similar(card["item_id"], 10).neighbors]
             for release in (now, before)
         )
         assert card["interactions"] == popularity[card["item_id"]]
@@ -145,10 +145,10 @@ def test_neighbours_are_those_of_both_releases(nights: Nights) -> None:
     assert len(seen) == len(groups["changed"]) + len(groups["popular"])
     least = min(
         len(
-            {n.item_id for n in now.similar(item, 10).neighbours}
-            & {n.item_id for n in before.similar(item, 10).neighbours}
+            {n.item_id for n in now.similar(item, 10).neighbors}
+            & {n.item_id for n in before.similar(item, 10).neighbors}
         )
-        for item in set(now.catalogue.item_ids) & set(before.catalogue.item_ids)
+        for item in set(now.catalog.item_ids) & set(before.catalog.item_ids)
     )
     assert groups["changed"][0]["shared"] == least
 
@@ -157,9 +157,9 @@ def test_what_is_shown_is_told_by_popularity(nights: Nights) -> None:
     release, exposure = nights.second.release, nights.second.report["exposure"]
     for shares in exposure.values():
         assert sum(shares.values()) == pytest.approx(1)
-    popularity = dict(release.catalogue.frame.select("item_id", "interactions").iter_rows())
-    shown = [n.item_id for item in popularity for n in release.similar(item, 10).neighbours]
-    assert exposure["neighbours"]["new"] == pytest.approx(sum(not popularity[item] for item in shown) / len(shown))
+    popularity = dict(release.catalog.frame.select("item_id", "interactions").iter_rows())
+    shown = [n.item_id for item in popularity for n in release.similar(item, 10).neighbors]
+    assert exposure["neighbors"]["new"] == pytest.approx(sum(not popularity[item] for item in shown) / len(shown))
     assert exposure["items"]["new"] == pytest.approx(1 / 49)
     assert exposure["interactions"]["new"] == 0
 
@@ -167,9 +167,9 @@ def test_what_is_shown_is_told_by_popularity(nights: Nights) -> None:
 def test_the_map_lays_items_by_the_main_axes_of_their_embeddings(nights: Nights) -> None:
     """Distances on it are those of the two components with most variance, but for one scale."""
     release, drawn = nights.second.release, nights.second.report["map"]
-    centred = release.vectors - release.vectors.mean(axis=0)
-    values, axes = np.linalg.eigh(centred.T @ centred)
-    places = centred @ axes[:, -2:]
+    centerd = release.vectors - release.vectors.mean(axis=0)
+    values, axes = np.linalg.eigh(centerd.T @ centerd)
+    places = centerd @ axes[:, -2:]
     assert drawn["variance"] == pytest.approx(values[-2:].sum() / values.sum(), abs=1e-5)
     on_map = np.array([(item["x"], item["y"]) for item in drawn["items"]])
     far, far_on_map = (np.linalg.norm(each[:, None] - each, axis=2) for each in (places, on_map))
@@ -270,7 +270,7 @@ def test_a_night_that_failed_is_told_as_far_as_it_came(tmp_path: Path) -> None:
     page, report = told_of.page, told_of.report
     assert str(told_of.error) in page.seen
     assert "ended in index" in page.seen
-    assert (report["quality"], report["neighbours"], report["decision"]) == (None, None, None)
+    assert (report["quality"], report["neighbors"], report["decision"]) == (None, None, None)
     assert report["training"]["passes"]["pairs"] == 1
     assert report["data"]["interactions"] > 0
 

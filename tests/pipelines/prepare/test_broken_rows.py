@@ -27,7 +27,7 @@ Row = tuple[str, ...]
 BREAKS: dict[str, Callable[[Row], Row]] = {
     "user_id is missing": lambda row: ("", *row[1:]),
     "item_id is missing": lambda row: (row[0], "", *row[2:]),
-    "item_id is not in the catalogue": lambda row: (row[0], f"no-{row[1]}", *row[2:]),
+    "item_id is not in the catalog": lambda row: (row[0], f"no-{row[1]}", *row[2:]),
     "timestamp is missing": lambda row: (*row[:2], " ", row[3]),
     "timestamp is neither a number of seconds nor ISO 8601": lambda row: (*row[:2], "yesterday", row[3]),
     "timestamp is not a finite number": lambda row: (*row[:2], "NaN", row[3]),

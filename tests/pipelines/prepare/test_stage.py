@@ -25,14 +25,14 @@ class Result(NamedTuple):
 
     manifest: dict[str, Any]
     folder: Path
-    catalogue: pl.DataFrame
+    catalog: pl.DataFrame
     sequences: dict[str, list[str]]
     """Item ids by user."""
     times: dict[str, list[float]]
     """When each was touched."""
     pairs: dict[tuple[str, str], tuple[float, float]]
     """Both weights by anchor and positive."""
-    labelled: list[tuple[str, str, bool]]
+    labeled: list[tuple[str, str, bool]]
     """Judged pairs, in the order of the input."""
     letters: pl.DataFrame
 
@@ -56,27 +56,27 @@ def write(path: Path, rows: Iterable[Row | str], row_group_size: int = 5) -> Pat
 
 
 def night(
-    folder: Path, items_file: str | None = None, workspace: str = "work", labelled: str | None = None, **tables: Any
+    folder: Path, items_file: str | None = None, workspace: str = "work", labeled: str | None = None, **tables: Any
 ) -> Night:
     data = {"interactions": str(folder / "log*"), "workspace": str(folder / workspace)}
     if items_file:
         data["items"] = str(folder / items_file)
-    if labelled:
-        data["labelled_pairs"] = str(folder / labelled)
+    if labeled:
+        data["labeled_pairs"] = str(folder / labeled)
     return Night.of(config.parse({"data": data, **tables}))
 
 
 def prepared(job: Night) -> Result:
     manifest = prepare.prepare(job)
     folder = job.run.folder / "prepare"
-    catalogue = pl.read_parquet(folder / "catalogue.parquet")
-    ids = catalogue["item_id"].to_list()
+    catalog = pl.read_parquet(folder / "catalogue.parquet")
+    ids = catalog["item_id"].to_list()
     sequences = pl.concat([pl.read_parquet(folder / "sequences" / name) for name in manifest["sequences"]])
     pairs = pl.concat([pl.read_parquet(folder / "pairs" / name) for name in manifest["pairs"]])
     return Result(
         manifest,
         folder,
-        catalogue,
+        catalog,
         {user: [ids[number] for number in numbers] for user, numbers, _ in sequences.iter_rows()},
         {user: times for user, _, times in sequences.iter_rows()},
         {
@@ -86,7 +86,7 @@ def prepared(job: Night) -> Result:
                 row["positives"], row["weight"], row["weight_before_validation"], strict=True
             )
         },
-        [(ids[a], ids[b], same) for a, b, same in pl.read_parquet(folder / "labelled.parquet").iter_rows()],
+        [(ids[a], ids[b], same) for a, b, same in pl.read_parquet(folder / "labeled.parquet").iter_rows()],
         pl.read_parquet(folder / "dead_letters.parquet"),
     )
 
@@ -298,7 +298,7 @@ def test_with_a_cut_through_time_pairs_know_nothing_after_it(
     for rows in naive_sequences(log, set(counts)).values():
         for row in rows:
             counts[row["item_id"]] += row["timestamp"] < cut[1] - 1e-5
-    assert dict(result.catalogue.select("item_id", "interactions").iter_rows()) == counts
+    assert dict(result.catalog.select("item_id", "interactions").iter_rows()) == counts
     users = naive_sequences(log, set(counts))
     expected = naive_pairs(users, 10, 1.0, (cut[0] - 1e-5, cut[1] - 1e-5), **settings)
     assert result.pairs == {key: pytest.approx(weights, rel=1e-4) for key, weights in expected.items()}
@@ -321,7 +321,7 @@ def test_what_happens_after_the_test_cut_changes_no_pair(tmp_path: Path) -> None
         found.append(prepared(night(tmp_path, "items.csv", evaluate=split)))
     assert found[0].sequences != found[1].sequences
     assert found[0].pairs == found[1].pairs
-    assert_frame_equal(found[0].catalogue, found[1].catalogue)
+    assert_frame_equal(found[0].catalog, found[1].catalog)
 
 
 @pytest.mark.parametrize("rows_per_unit", [500_000, 20], ids=["one shard", "many shards"])
@@ -365,16 +365,16 @@ def test_judged_pairs_come_out_with_item_numbers_in_the_order_of_the_input(tmp_p
     write(tmp_path / "judged-1.csv", rows[:1])
     write(tmp_path / "judged-2.jsonl.gz", rows[1:2])
     write(tmp_path / "judged-3.parquet", rows[2:])
-    result = prepared(night(tmp_path, labelled="judged-*"))
-    assert result.labelled == [(a, b, same == 1) for a, b, same in judged]
-    assert result.manifest["account"]["labelled_pairs"] == {"read": 3, "used": 3, "filtered": {}, "dead_letters": {}}
+    result = prepared(night(tmp_path, labeled="judged-*"))
+    assert result.labeled == [(a, b, same == 1) for a, b, same in judged]
+    assert result.manifest["account"]["labeled_pairs"] == {"read": 3, "used": 3, "filtered": {}, "dead_letters": {}}
 
 
 def test_without_judged_pairs_there_is_an_empty_file_and_no_account_of_them(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
     result = prepared(night(tmp_path))
-    assert result.labelled == []
-    assert "labelled_pairs" not in result.manifest["account"]
+    assert result.labeled == []
+    assert "labeled_pairs" not in result.manifest["account"]
 
 
 @pytest.mark.parametrize("rows_per_unit", [500_000, 2], ids=["one unit", "many units"])
@@ -399,9 +399,9 @@ def test_bad_judged_pairs_are_dead_letters_and_the_account_adds_up(tmp_path: Pat
     }
     plant(tmp_path, files)
     limits = {"max_dead_letter_ratio": 1.0, "rows_per_unit": rows_per_unit}
-    result = prepared(night(tmp_path, labelled="judged-*", prepare=limits))
-    assert result.manifest["account"]["labelled_pairs"] == tally(files)
-    assert result.labelled == [("i1", "i2", True), ("i3", "i2", False), ("i0", "i1", True)]
+    result = prepared(night(tmp_path, labeled="judged-*", prepare=limits))
+    assert result.manifest["account"]["labeled_pairs"] == tally(files)
+    assert result.labeled == [("i1", "i2", True), ("i3", "i2", False), ("i0", "i1", True)]
     expected = {
         (str(tmp_path / name), number, planted.reason)
         for name, rows in files.items()
@@ -417,36 +417,36 @@ def test_bad_judged_pairs_are_dead_letters_and_the_account_adds_up(tmp_path: Pat
 def test_too_many_bad_judged_pairs_fail_the_stage(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "judged.csv", [{"item_a": f"x{n}", "item_b": "i1", "same": 1} for n in range(3)])
-    with pytest.raises(StageError, match=rf"{tmp_path}/judged\.csv .* 3 of 3 \(3 item_id is not in the catalogue\)"):
-        prepare.prepare(night(tmp_path, labelled="judged.csv"))
+    with pytest.raises(StageError, match=rf"{tmp_path}/judged\.csv .* 3 of 3 \(3 item_id is not in the catalog\)"):
+        prepare.prepare(night(tmp_path, labeled="judged.csv"))
 
 
-# --- the catalogue
+# --- the catalog
 
 
-def test_the_catalogue_is_sorted_and_counts_what_training_sees(tmp_path: Path, log: list[Row]) -> None:
+def test_the_catalog_is_sorted_and_counts_what_training_sees(tmp_path: Path, log: list[Row]) -> None:
     """Test targets are not counted, the whole of a user too short for a test target is."""
     counts = {row["item_id"]: 0 for row in log}
     for rows in naive_sequences(log, set(counts)).values():
         for row in rows[: naive_known(rows, 1)]:
             counts[row["item_id"]] += 1
-    catalogue = prepared(night(tmp_path)).catalogue
-    assert catalogue["item_id"].to_list() == sorted(counts)
-    assert dict(catalogue.select("item_id", "interactions").iter_rows()) == counts
-    assert catalogue["title"].null_count() == len(counts)
+    catalog = prepared(night(tmp_path)).catalog
+    assert catalog["item_id"].to_list() == sorted(counts)
+    assert dict(catalog.select("item_id", "interactions").iter_rows()) == counts
+    assert catalog["title"].null_count() == len(counts)
 
 
-def test_the_catalogue_is_the_items_file_whether_or_not_somebody_touched_them(tmp_path: Path) -> None:
+def test_the_catalog_is_the_items_file_whether_or_not_somebody_touched_them(tmp_path: Path) -> None:
     log = [{"user_id": f"u{n % 3}", "item_id": f"i{n % 4}", "timestamp": n} for n in range(14)]
     write(tmp_path / "log.csv", log)
     items = [{"item_id": name, "name": name.upper(), "tags": "a|b"} for name in ("z9", "i3", "i1", "a0", "i0", "i2")]
     write(tmp_path / "items.csv", items)
     roles = {"title": "name", "multi_categorical": ["tags"]}
     result = prepared(night(tmp_path, "items.csv", items=roles))
-    assert result.catalogue["item_id"].to_list() == ["a0", "i0", "i1", "i2", "i3", "z9"]
-    assert result.catalogue["title"].to_list() == ["A0", "I0", "I1", "I2", "I3", "Z9"]
-    assert result.catalogue["tags"].to_list() == [["a", "b"]] * 6
-    untouched = result.catalogue.filter(pl.col("interactions") == 0)["item_id"].to_list()
+    assert result.catalog["item_id"].to_list() == ["a0", "i0", "i1", "i2", "i3", "z9"]
+    assert result.catalog["title"].to_list() == ["A0", "I0", "I1", "I2", "I3", "Z9"]
+    assert result.catalog["tags"].to_list() == [["a", "b"]] * 6
+    untouched = result.catalog.filter(pl.col("interactions") == 0)["item_id"].to_list()
     assert untouched == ["a0", "z9"]
     assert result.manifest["account"]["items"] == {"read": 6, "used": 6, "filtered": {}, "dead_letters": {}}
 
@@ -473,7 +473,7 @@ class Planted(NamedTuple):
 
 
 REPEAT = "repeats the user's previous item"
-UNKNOWN = "item_id is not in the catalogue"
+UNKNOWN = "item_id is not in the catalog"
 RANGE = "timestamp is outside 1970 to 2100 (seconds are expected, not milliseconds)"
 NOT_FINITE = "timestamp is not a finite number"
 
@@ -602,8 +602,8 @@ def test_the_account_adds_up_with_bad_rows_of_every_kind(tmp_path: Path, rows_pe
     limits = {"max_dead_letter_ratio": 1.0, "rows_per_unit": rows_per_unit}
     result = prepared(night(tmp_path, "items-*", prepare=limits, items={"numeric": ["year"]}))
     assert result.manifest["account"] == {"interactions": tally(log), "items": tally(items)}
-    assert result.catalogue["item_id"].to_list() == [f"i{n}" for n in range(7)]
-    assert result.catalogue["year"].to_list() == [1_990, 1_991, 1_992, None, 1_994, 1_995, None]
+    assert result.catalog["item_id"].to_list() == [f"i{n}" for n in range(7)]
+    assert result.catalog["year"].to_list() == [1_990, 1_991, 1_992, None, 1_994, 1_995, None]
 
 
 @pytest.mark.parametrize("rows_per_unit", [500_000, 4], ids=["one shard", "many shards"])
@@ -694,7 +694,7 @@ def test_results_do_not_depend_on_how_the_work_is_cut_and_run(tmp_path: Path, va
     assert {k: v for k, v in one.manifest.items() if k not in unlike} == {
         k: v for k, v in other.manifest.items() if k not in unlike
     }
-    assert_frame_equal(one.catalogue, other.catalogue)
+    assert_frame_equal(one.catalog, other.catalog)
     for name, key in (("sequences", "user_id"), ("pairs", "anchor")):
         parts = [
             pl.concat([pl.read_parquet(result.folder / name / part) for part in result.manifest[name]]).sort(key)
@@ -731,7 +731,7 @@ def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
         "data_report.html",
         "data_report.json",
         "dead_letters.parquet",
-        "labelled.parquet",
+        "labeled.parquet",
         *(f"sequences/{name}" for name in result.manifest["sequences"]),
         *(f"pairs/{name}" for name in result.manifest["pairs"]),
     }
@@ -827,18 +827,18 @@ def test_lists_in_one_items_file_and_text_in_another_are_the_same_feature(tmp_pa
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "items-1.csv", [{"item_id": "i0", "tags": "a|b"}, {"item_id": "i1", "tags": "c"}])
     write(tmp_path / "items-2.parquet", [{"item_id": "i2", "tags": ["a", "b"]}, {"item_id": "i3", "tags": []}])
-    catalogue = prepared(night(tmp_path, "items-*", items={"multi_categorical": ["tags"]})).catalogue
-    assert catalogue["tags"].to_list() == [["a", "b"], ["c"], ["a", "b"], []]
+    catalog = prepared(night(tmp_path, "items-*", items={"multi_categorical": ["tags"]})).catalog
+    assert catalog["tags"].to_list() == [["a", "b"], ["c"], ["a", "b"], []]
 
 
 def test_a_feature_called_interactions_keeps_its_values_or_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "items.csv", [{**row, "interactions": "many"} for row in ITEMS])
     try:
-        catalogue = prepared(night(tmp_path, "items.csv", items={"categorical": ["interactions"]})).catalogue
+        catalog = prepared(night(tmp_path, "items.csv", items={"categorical": ["interactions"]})).catalog
     except RecsysError:
         return
-    assert catalogue["interactions"].to_list() == ["many"] * len(ITEMS)
+    assert catalog["interactions"].to_list() == ["many"] * len(ITEMS)
 
 
 @pytest.mark.parametrize("weight", [1e300, 1e-300])

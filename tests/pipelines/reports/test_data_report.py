@@ -165,7 +165,7 @@ def test_the_page_shows_the_figures_and_needs_nothing_else(tmp_path: Path) -> No
     for reason, rows in (account["filtered"] | account["dead_letters"]).items():
         assert f" {reason} " in page.seen
         assert f" {rows:,} " in page.seen
-    assert "item_id is not in the catalogue" in account["dead_letters"]
+    assert "item_id is not in the catalog" in account["dead_letters"]
     for shift in report["previous"]["shift"]:
         assert f" {shift['name']} " in page.seen
         assert f" {shift['psi']:.3f} " in page.seen

@@ -19,7 +19,7 @@ FULL = {
     "exposure": {
         "interactions": {"head": 0.4, "torso": 0.3, "tail": 0.3, "new": 0.0},
         "items": {"head": 0.1, "torso": 0.3, "tail": 0.5, "new": 0.1},
-        "neighbours": {"head": 0.2, "torso": 0.2, "tail": 0.5, "new": 0.1},
+        "neighbors": {"head": 0.2, "torso": 0.2, "tail": 0.5, "new": 0.1},
     },
     "map": {"items": [{"title": "<b> & c", "stratum": "head", "x": 25.0, "y": 90.0}]},
 }
@@ -39,7 +39,7 @@ def test_what_is_not_known_is_not_drawn(drawn: dict[str, ET.Element]) -> None:
     ("name", "before", "now"),
     [
         ("similarity", FULL["similarity"]["any"], FULL["similarity"]["nearest"]),
-        ("exposure", list(FULL["exposure"]["interactions"].values()), list(FULL["exposure"]["neighbours"].values())),
+        ("exposure", list(FULL["exposure"]["interactions"].values()), list(FULL["exposure"]["neighbors"].values())),
     ],
 )
 def test_bars_are_as_tall_as_their_shares(

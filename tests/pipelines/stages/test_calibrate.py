@@ -12,10 +12,10 @@ from pipelines.prepare import stage as prepare
 from pipelines.stages import embed, train
 from pipelines.stages.calibrate import STAGE, calibrate, judged_pairs
 from recsys.config import sections as configuration
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.errors import StageError
 from recsys.evaluation import calibration
-from recsys.release.bundle import CALIBRATION, CATALOGUE, EMBEDDINGS
+from recsys.release.bundle import CALIBRATION, CATALOG, EMBEDDINGS
 from tests.e2e import world
 
 
@@ -23,7 +23,7 @@ def embedded(folder: Path, *overrides: str) -> Night:
     """A night whose items point where their block does, more or less."""
     night = Night.of(configuration.load(world.write(folder), overrides))
     prepare.prepare(night)
-    items = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE)).item_ids
+    items = Catalog.load(night.run.path(prepare.STAGE, CATALOG)).item_ids
     rng = np.random.default_rng(0)
     blocks = [int(item.split("-")[1]) if item.startswith("item-") else world.NEW_ITEM_BLOCK for item in items]
     vectors = np.eye(world.BLOCKS)[blocks] + rng.normal(0, 0.3, (len(items), world.BLOCKS))
@@ -59,15 +59,15 @@ def people(folder: Path, pairs: int) -> list[str]:
         second = f"item-{one if same else other}-{(place + shift) % 8}"
         rows.append((f"item-{one}-{place}", second, same))
     frame = pl.DataFrame(rows, schema=["item_a", "item_b", "same"], orient="row")
-    frame.filter(pl.col("item_a") != pl.col("item_b")).write_csv(folder / "labelled.csv")
-    return [f"data.labelled_pairs={folder / 'labelled.csv'}"]
+    frame.filter(pl.col("item_a") != pl.col("item_b")).write_csv(folder / "labeled.csv")
+    return [f"data.labeled_pairs={folder / 'labeled.csv'}"]
 
 
 def test_where_people_judged_their_held_out_pairs_are_taken(tmp_path: Path) -> None:
     """And none of those that training saw."""
     night = embedded(tmp_path, *people(tmp_path, 4_000))
     judged = judged_pairs(night)
-    training, held_out = train.load_labelled(night)
+    training, held_out = train.load_labeled(night)
     assert sorted(zip(*(part.tolist() for part in judged), strict=True)) == sorted(
         zip(held_out.first.tolist(), held_out.second.tolist(), held_out.same.tolist(), strict=True)
     )
@@ -85,7 +85,7 @@ def test_of_judged_pairs_at_most_so_many_of_each_kind_are_taken(tmp_path: Path) 
     assert (judged.first == again.first).all()
 
 
-def test_too_few_held_out_judgements_stop_no_night(tmp_path: Path) -> None:
+def test_too_few_held_out_judgments_stop_no_night(tmp_path: Path) -> None:
     manifest = calibrate(embedded(tmp_path, *people(tmp_path, 20)))
     assert "needs 20 held-out pairs, and as many others" in manifest["reason"]
 

@@ -13,12 +13,12 @@ from pipelines.prepare import stage as prepare
 from pipelines.stages import embed, evaluate, train
 from pipelines.stages import index as indexing
 from recsys.config import sections as configuration
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.errors import StageError
 from recsys.evaluation import metrics as evaluation
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.release.bundle import CATALOGUE, EMBEDDINGS
+from recsys.release.bundle import CATALOG, EMBEDDINGS
 from tests.e2e import world
 from tests.pipelines.test_train import GLOBAL_TIME, moved
 
@@ -90,7 +90,7 @@ def test_the_model_is_asked_through_its_index_with_the_recency_of_training(
     """Few items, so that the index finds what exact search finds."""
     model = ExactIndex(np.load(night.run.path(embed.STAGE, EMBEDDINGS)))
     test = train.load_split(night).holdout("test", 1_000)
-    popularity = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE)).frame["interactions"].to_numpy()
+    popularity = Catalog.load(night.run.path(prepare.STAGE, CATALOG)).frame["interactions"].to_numpy()
     assert figures["history"]["recency"] == RECENCY
     for queries, measured in (
         (Queries.of_items(test.queries), figures["model"]),
@@ -145,8 +145,8 @@ def test_settings_are_chosen_by_the_validation_targets(tmp_path: Path) -> None:
 
 def tried(night: Night) -> set[tuple[float, float]]:
     """Windows and decays of the windowed baseline."""
-    catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
-    found = evaluate.fitted_before("validation", night, train.load_split(night), catalogue)
+    catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
+    found = evaluate.fitted_before("validation", night, train.load_split(night), catalog)
     return {(variant.settings["window"], variant.settings["decay"]) for variant in found["windowed_item_knn"]}
 
 
@@ -167,10 +167,10 @@ def test_windows_that_are_counted_anew_equal_those_of_prepare(tmp_path: Path, ta
     nights = [indexed(tmp_path, "prepare.window=3"), indexed(tmp_path, "evaluate.windows=[[3, 1.0]]")]
     answers = []
     for night in nights:
-        catalogue = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE))
-        found = evaluate.fitted_before(target, night, train.load_split(night), catalogue)["windowed_item_knn"]
+        catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
+        found = evaluate.fitted_before(target, night, train.load_split(night), catalog)["windowed_item_knn"]
         (variant,) = [v for v in found if v.settings == {"window": 3, "decay": 1.0, "shrinkage": 20.0}]
-        answers.append(variant.fit().answer(Queries.of_items(np.arange(len(catalogue), dtype=np.int32)), 10))
+        answers.append(variant.fit().answer(Queries.of_items(np.arange(len(catalog), dtype=np.int32)), 10))
     np.testing.assert_array_equal(*answers)
 
 

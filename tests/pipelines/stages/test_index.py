@@ -27,7 +27,7 @@ DIMENSION = 8
 
 
 def embedded(folder: Path, num_items: int, *overrides: str) -> Night:
-    """A night that is ready to be indexed: random vectors, of a catalogue that nobody asks for."""
+    """A night that is ready to be indexed: random vectors, of a catalog that nobody asks for."""
     world.write(folder)
     night = Night.of(configuration.load(folder / "recsys.toml", overrides))
     vectors = np.random.default_rng(0).normal(size=(num_items, DIMENSION))
@@ -66,7 +66,7 @@ def test_the_recall_is_that_of_the_merged_answers(tmp_path: Path) -> None:
     shards = annoy.cut(1_000, 90)
     built = annoy.load(night.run.path(indexing.STAGE), shards, vectors, manifest["search_k"])
     everyone, k = np.arange(1_000, dtype=np.int32), night.config.index.recall_k
-    found, exact = built.neighbours(everyone, k), ExactIndex(vectors).neighbours(everyone, k)
+    found, exact = built.neighbors(everyone, k), ExactIndex(vectors).neighbors(everyone, k)
     share = np.mean([len({*row} & {*other}) / k for row, other in zip(found.tolist(), exact.tolist(), strict=True)])
     assert manifest["recall"] == pytest.approx(share, abs=1e-3)
     assert 0.9 <= manifest["recall"] < 1
@@ -137,18 +137,18 @@ def test_a_night_with_many_shards_answers_like_any_other(tmp_path: Path) -> None
 
     item, *others = world.item_ids(1)
     held = [range(shard.start, shard.stop) for shard in shards]
-    numbers = [release.catalogue.number(other) for other in [item, *others]]
+    numbers = [release.catalog.number(other) for other in [item, *others]]
     assert len([items for items in held if {*items} & {*numbers}]) > 1
     done = program.run("similar", item, "--k", len(others), "--release", release.path, "--json")
-    assert {near["item_id"] for near in json.loads(done.stdout)["neighbours"]} == set(others)
+    assert {near["item_id"] for near in json.loads(done.stdout)["neighbors"]} == set(others)
 
-    done = program.run("neighbours", *flags, "--k", 48, "--to", tmp_path / "all.jsonl", "--json")
+    done = program.run("neighbors", *flags, "--k", 48, "--to", tmp_path / "all.jsonl", "--json")
     assert done.returncode == 0, done.stderr
     exported = pl.read_ndjson(tmp_path / "all.jsonl")
-    assert exported["item_id"].to_list() == list(release.catalogue.item_ids)
-    for item_id, neighbours in exported.select("item_id", "neighbours").iter_rows():
-        similar = release.similar(item_id, 48).neighbours
-        assert [(near["item_id"], near["similarity"]) for near in neighbours] == [
+    assert exported["item_id"].to_list() == list(release.catalog.item_ids)
+    for item_id, neighbors in exported.select("item_id", "neighbors").iter_rows():
+        similar = release.similar(item_id, 48).neighbors
+        assert [(near["item_id"], near["similarity"]) for near in neighbors] == [
             (near.item_id, near.similarity) for near in similar
         ]
-        assert len(neighbours) == 48
+        assert len(neighbors) == 48

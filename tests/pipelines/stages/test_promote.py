@@ -76,13 +76,13 @@ def test_every_check_is_kept_in_mlflow_and_in_the_result(copied: Path) -> None:
 def test_the_champion_is_asked_what_its_own_evaluation_was_to_the_last_digit(copied: Path) -> None:
     """The same questions, by way of item ids."""
     from pipelines.prepare import stage as prepare
-    from recsys.data.catalog import Catalogue
-    from recsys.release.bundle import CATALOGUE
+    from recsys.data.catalog import Catalog
+    from recsys.release.bundle import CATALOG
 
     challenger = night(copied, "train.seed=2")
-    catalogue = Catalogue.load(challenger.run.path(prepare.STAGE, CATALOGUE))
+    catalog = Catalog.load(challenger.run.path(prepare.STAGE, CATALOG))
     champion = Release.load(challenger.releases / night(copied).run.run_id)
-    again = metrics(gate.places(champion, promote._questions(challenger, catalogue)))
+    again = metrics(gate.places(champion, promote._questions(challenger, catalog)))
     measured = champion.evaluation["model"]
     assert again == {name: measured[name] for name in again}
     assert len(again) == 3 * len(CUTS)
@@ -143,7 +143,7 @@ def test_a_champion_of_another_shape_is_compared_by_item_id(copied: Path, shape:
 
 
 def test_a_champion_of_format_1_is_read_and_compared(copied: Path) -> None:
-    """Its night's data report is nowhere, but its catalogue, of the same world, still tells."""
+    """Its night's data report is nowhere, but its catalog, of the same world, still tells."""
     tracker = Tracker(settings(copied))
     golden = Release.load(GOLDEN)
     old = tracker.register(tracker.start("golden", "snapshot"), golden)

@@ -13,11 +13,11 @@ from pipelines.context.run_context import Night
 from pipelines.prepare import stage as prepare
 from pipelines.stages import train
 from recsys.config import sections as configuration
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.errors import InputError, StageError
 from recsys.evaluation.metrics import SCORE
 from recsys.index.embeddings import Vectors
-from recsys.release.bundle import CATALOGUE, EMBEDDINGS, FEATURES, MANIFEST, TOWER
+from recsys.release.bundle import CATALOG, EMBEDDINGS, FEATURES, MANIFEST, TOWER
 from tests import GOLDEN_RELEASES
 from tests.e2e import world
 
@@ -55,9 +55,9 @@ def judged(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
     """The world with pairs that people judged."""
     world.write(folder)
     frame = pl.DataFrame(rows, schema=["item_a", "item_b", "same"], orient="row")
-    frame.write_csv(folder / "labelled.csv")
+    frame.write_csv(folder / "labeled.csv")
     config = folder / "recsys.toml"
-    config.write_text(config.read_text().replace("[items]", 'labelled_pairs = "labelled.csv"\n\n[items]', 1))
+    config.write_text(config.read_text().replace("[items]", 'labeled_pairs = "labeled.csv"\n\n[items]', 1))
     return folder
 
 
@@ -67,17 +67,17 @@ WITHIN = [(f"item-{b}-{p}", f"item-{b}-{(p + 1) % 8}", 0) for b in range(4) for 
 
 
 def vectors_of(night: Night) -> Vectors:
-    """The catalogue through the tower that the stage left."""
+    """The catalog through the tower that the stage left."""
     from recsys.features.encoding import Features
     from recsys.model import tower
 
-    frame = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE)).frame
+    frame = Catalog.load(night.run.path(prepare.STAGE, CATALOG)).frame
     features = Features.load(night.run.path(train.STAGE, FEATURES))
     return tower.encoder(tower.load(night.run.path(train.STAGE, TOWER)), 64)(features.transform(frame))
 
 
 def numbers(night: Night) -> dict[str, int]:
-    ids = Catalogue.load(night.run.path(prepare.STAGE, CATALOGUE)).item_ids
+    ids = Catalog.load(night.run.path(prepare.STAGE, CATALOG)).item_ids
     return {item: number for number, item in enumerate(ids)}
 
 
@@ -168,14 +168,14 @@ def test_new_items_find_their_place_and_known_ones_keep_theirs(tmp_path: Path) -
         for night in nights
     ]
     assert seen == [1, 2, 3, 4, 5, 6]
-    catalogue = Catalogue.load(nights[0].run.path(prepare.STAGE, CATALOGUE))
-    is_new = catalogue.frame.select(pl.col("item_id").str.ends_with("-0") | (pl.col("item_id") == world.NEW_ITEM))
+    catalog = Catalog.load(nights[0].run.path(prepare.STAGE, CATALOG))
+    is_new = catalog.frame.select(pl.col("item_id").str.ends_with("-0") | (pl.col("item_id") == world.NEW_ITEM))
     is_new = is_new["item_id"].to_numpy()
     assert is_new.sum() == world.BLOCKS + 1
     placed, unplaced = (fit.vectors for fit in fits)
     np.testing.assert_array_equal(placed[~is_new], unplaced[~is_new])
     assert np.abs(placed[is_new] - unplaced[is_new]).max() > 1e-2
-    genre = catalogue.frame["genre"].to_numpy()
+    genre = catalog.frame["genre"].to_numpy()
     similarity = placed[is_new] @ placed[~is_new].T
     assert (genre[~is_new][similarity.argmax(axis=1)] == genre[is_new]).all()
 
@@ -188,7 +188,7 @@ def test_without_features_there_is_nothing_to_place_new_items_by(tmp_path: Path)
 
 
 def test_new_items_are_in_nobodys_way_when_training_stops(tmp_path: Path) -> None:
-    """They look like their block, and would stand among its nearest: the same catalogue without them."""
+    """They look like their block, and would stand among its nearest: the same catalog without them."""
     nights = []
     for name in ("with", "without"):
         folder = newcomers(tmp_path / name)
@@ -295,10 +295,10 @@ def test_what_people_judged_is_learned_and_what_was_touched_is_not(tmp_path: Pat
 
 
 def test_of_judged_pairs_only_the_part_to_train_on_is_trained_on(tmp_path: Path) -> None:
-    """Other judgements in the held-out part: the same tower."""
+    """Other judgments in the held-out part: the same tower."""
     rows = ACROSS + WITHIN
     night = prepared(judged(tmp_path / "one", rows), "train.loss=contrastive")
-    _, held_out = train.load_labelled(night)
+    _, held_out = train.load_labeled(night)
     ids = list(numbers(night))
     held = {(ids[a], ids[b]) for a, b in zip(held_out.first.tolist(), held_out.second.tolist(), strict=True)}
     assert 0 < len(held) < len(rows)
@@ -311,7 +311,7 @@ def test_of_judged_pairs_only_the_part_to_train_on_is_trained_on(tmp_path: Path)
 
 def test_judged_pairs_of_which_none_is_the_same_are_told(tmp_path: Path) -> None:
     night = prepared(judged(tmp_path, WITHIN), "train.loss=contrastive")
-    with pytest.raises(StageError, match="at least one labelled pair that is the same"):
+    with pytest.raises(StageError, match="at least one labeled pair that is the same"):
         train.train(night)
     assert not night.run.done(train.STAGE)
 

@@ -203,7 +203,7 @@ def test_a_column_has_one_role_only():
 
 @pytest.mark.parametrize("column", ["item_id", "interactions"])
 @pytest.mark.parametrize("role", ["categorical", "multi_categorical", "numeric", "text"])
-def test_no_feature_has_the_name_of_what_the_catalogue_has(role, column):
+def test_no_feature_has_the_name_of_what_the_catalog_has(role, column):
     with pytest.raises(ConfigError, match=f"no feature may be called {column}"):
         parse(items={role: [column]})
 
@@ -332,7 +332,7 @@ def test_a_moment_without_a_zone_is_utc_and_a_date_is_the_whole_day(written, ear
         ("items.brand = { allowed = ['a'], min = 1 }", "type, min and max must be left out"),
         ("items.prise = { min = 1 }", "items.prise must be a column that is read (did you mean 'price'?)"),
         ("items.title = { missing = false }", "items.title must be a column that is read"),
-        ("items.colour = { missing = false }", "(known: item_id, name, brand, tags, price)"),
+        ("items.color = { missing = false }", "(known: item_id, name, brand, tags, price)"),
         ("items.tags = { min = 1 }", "items.tags holds lists of text, which takes allowed, missing: not min"),
         ("items.tags = { allowed = [1] }", "items.tags holds lists of text: allowed must list such values"),
         ("items.price = { allowed = ['1'] }", "items.price holds numbers: allowed must list such values"),
@@ -372,7 +372,7 @@ def test_paths_of_the_file_are_relative_to_the_file(tmp_path, monkeypatch):
     assert loaded.workspace == tmp_path / "configs" / "workspace"
 
 
-OPTIONAL_PATHS = ("items", "labelled_pairs", "feedback", "warm_start", "releases")
+OPTIONAL_PATHS = ("items", "labeled_pairs", "feedback", "warm_start", "releases")
 
 
 @pytest.mark.parametrize(
@@ -505,14 +505,14 @@ def test_the_fingerprint_changes_with_what_shapes_a_release(tables):
 @pytest.mark.parametrize(
     "tables",
     [
-        {"data": {"interactions": "elsewhere.csv", "workspace": "other", "warm_start": "x", "labelled_pairs": "y"}},
+        {"data": {"interactions": "elsewhere.csv", "workspace": "other", "warm_start": "x", "labeled_pairs": "y"}},
         {"data": {**DATA, "releases": "s3://bucket/releases"}},
         {"embed": {"batch_size": 3}},
         {"tracking": {"experiment": "other"}},
         {"beam": {"profile": "local-threads", "options": {"parallelism": 3}}},
         {"serve": {"port": 1}},
         {"promote": {"tolerance": 0.5}},
-        {"neighbours": {"k": 5, "to": "redis://:secret@host"}},
+        {"neighbors": {"k": 5, "to": "redis://:secret@host"}},
         {"tune": {"trials": 5}},
         {"train": {"seed": 1}},
     ],
@@ -569,7 +569,7 @@ def configs(draw):
             **filled(
                 interactions=names,
                 items=st.none() | names,
-                labelled_pairs=st.none() | names,
+                labeled_pairs=st.none() | names,
                 feedback=st.none() | names,
                 warm_start=st.none() | names,
                 workspace=names,
@@ -620,8 +620,8 @@ def configs(draw):
         ),
         candidates=config.CandidatesConfig(
             **filled(
-                kind=st.sampled_from(["auto", "catalogue", "sampled", "in_batch", "mixed"]),
-                whole_catalogue_up_to=counts,
+                kind=st.sampled_from(["auto", "catalog", "sampled", "in_batch", "mixed"]),
+                whole_catalog_up_to=counts,
                 max_positives=counts,
                 negatives=counts,
                 popularity_power=st.floats(-1, 1),
@@ -691,7 +691,7 @@ def configs(draw):
                 false_positive_rate=st.lists(inside, max_size=3),
             )
         ),
-        neighbours=config.NeighboursConfig(
+        neighbors=config.NeighborsConfig(
             **filled(
                 to=names,
                 k=counts,

@@ -2,13 +2,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.errors import UnknownItemError
 
 
-def catalogue(item_ids, titles=None):
+def catalog(item_ids, titles=None):
     titles = titles or [None] * len(item_ids)
-    return Catalogue(
+    return Catalog(
         pl.DataFrame(
             {"item_id": item_ids, "title": titles, "interactions": list(range(len(item_ids)))},
             schema={"item_id": pl.String, "title": pl.String, "interactions": pl.Int64},
@@ -17,34 +17,34 @@ def catalogue(item_ids, titles=None):
 
 
 def test_numbers_items_by_sorted_id_and_keeps_their_rows_together():
-    items = catalogue(["b", "é", "a", "10", "9"], ["B", None, "A", "ten", "nine"])
+    items = catalog(["b", "é", "a", "10", "9"], ["B", None, "A", "ten", "nine"])
     assert items.item_ids == ["10", "9", "a", "b", "é"]
     assert items.titles == ["ten", "nine", "A", "B", None]
     assert items.frame["interactions"].to_list() == [3, 4, 2, 0, 1]
 
 
 def test_number_is_the_row_of_the_id():
-    items = catalogue(["b", "c", "a"])
+    items = catalog(["b", "c", "a"])
     assert [items.number(item_id) for item_id in ("a", "b", "c")] == [0, 1, 2]
 
 
 def test_unknown_id_is_an_error_that_names_it():
     with pytest.raises(UnknownItemError, match="'zz'"):
-        catalogue(["a"]).number("zz")
+        catalog(["a"]).number("zz")
 
 
 def test_numbers_puts_the_given_stand_in_for_unknown_ids():
-    numbers = catalogue(["b", "c", "a"]).numbers(["c", "?", "a", "c"], missing=-7)
+    numbers = catalog(["b", "c", "a"]).numbers(["c", "?", "a", "c"], missing=-7)
     assert numbers.tolist() == [2, -7, 0, 2]
     assert numbers.dtype == np.int32
 
 
 def test_length_is_the_number_of_items():
-    assert len(catalogue(["a", "b", "c"])) == 3
+    assert len(catalog(["a", "b", "c"])) == 3
 
 
 def test_fingerprint_does_not_depend_on_the_order_given_or_on_the_titles():
-    assert catalogue(["b", "a"]).fingerprint == catalogue(["a", "b"], ["x", "y"]).fingerprint
+    assert catalog(["b", "a"]).fingerprint == catalog(["a", "b"], ["x", "y"]).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_fingerprint_does_not_depend_on_the_order_given_or_on_the_titles():
 )
 def test_fingerprint_tells_other_ids_apart(others):
     """Also where the ids, written one after the other, spell the same text."""
-    assert catalogue(others).fingerprint != catalogue(["ab", "c"]).fingerprint
+    assert catalog(others).fingerprint != catalog(["ab", "c"]).fingerprint
 
 
 def test_survives_being_saved(tmp_path):
-    items = catalogue(["b", "日本", 'a,\n"q"'], ["B", None, "A"])
+    items = catalog(["b", "日本", 'a,\n"q"'], ["B", None, "A"])
     items.save(tmp_path / "catalogue.parquet")
-    loaded = Catalogue.load(tmp_path / "catalogue.parquet")
+    loaded = Catalog.load(tmp_path / "catalogue.parquet")
     assert loaded.frame.equals(items.frame)
     assert loaded.fingerprint == items.fingerprint

@@ -66,7 +66,7 @@ def test_a_user_on_two_lines_is_one_sequence(tmp_path: Path) -> None:
 
 
 def test_attributes_become_a_feature_of_all_known_items(tmp_path: Path, source: Path) -> None:
-    """Items without attributes, and items with attributes that nobody touched, are in the catalogue too."""
+    """Items without attributes, and items with attributes that nobody touched, are in the catalog too."""
     touched = sorted({item for _, item, _ in naive_parse(source.read_text())})
     known = {touched[0]: [7, 5], touched[3]: ["5"], "new": [1], touched[5]: []}
     attributes = tmp_path / "attributes.json"

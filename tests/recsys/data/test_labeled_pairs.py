@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.labeled_pairs import LabelledPairs, check_labelled
+from recsys.data.labeled_pairs import LabeledPairs, check_labeled
 from recsys.errors import InputError
 
 
@@ -21,7 +21,7 @@ def judged(**columns):
 
 def test_usable_rows_come_in_our_types_and_keep_their_position():
     raw = judged(item_a=[7, None, 9], item_b=[8, 8, 7], same=[1, 0, 0], judge=["x", "y", "z"])
-    rows = check_labelled(raw, "pairs.csv").rows
+    rows = check_labeled(raw, "pairs.csv").rows
     assert rows.schema == {"row": pl.UInt32, "item_a": pl.String, "item_b": pl.String, "same": pl.Boolean}
     assert rows.rows() == [(0, "7", "8", True), (2, "9", "7", False)]
 
@@ -33,7 +33,7 @@ def test_usable_rows_come_in_our_types_and_keep_their_position():
 )
 def test_same_in_every_form(values, same):
     raw = judged(item_a=["a", "c"], item_b=["b", "d"], same=values)
-    assert check_labelled(raw, "pairs.csv").rows["same"].to_list() == same
+    assert check_labeled(raw, "pairs.csv").rows["same"].to_list() == same
 
 
 @pytest.mark.parametrize(
@@ -56,26 +56,26 @@ def test_same_in_every_form(values, same):
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_a_bad_row_is_rejected_once_for_its_reason(columns, reason):
-    checked = check_labelled(judged(**columns), "pairs.csv")
+    checked = check_labeled(judged(**columns), "pairs.csv")
     assert checked.rows.height == 0
     assert checked.rejects.select("row", "reason").rows() == [(0, reason)]
 
 
 def test_a_dead_letter_keeps_the_raw_row():
-    rejects = check_labelled(judged(same=["maybe"], judge=["x"]), "pairs.csv").rejects
+    rejects = check_labeled(judged(same=["maybe"], judge=["x"]), "pairs.csv").rejects
     assert json.loads(rejects["content"].item()) == {"item_a": "a", "item_b": "b", "same": "maybe", "judge": "x"}
 
 
 @pytest.mark.parametrize("column", ["item_a", "item_b", "same"])
 def test_a_table_without_a_column_is_refused(column):
     with pytest.raises(InputError, match=rf"pairs\.csv.*'{column}'"):
-        check_labelled(judged().drop(column), "pairs.csv")
+        check_labeled(judged().drop(column), "pairs.csv")
 
 
 @pytest.mark.parametrize(("column", "values"), [("item_a", [1.5]), ("same", [[1]])], ids=["float id", "list"])
 def test_a_column_that_can_never_fit_is_refused(column, values):
     with pytest.raises(InputError, match=rf"pairs\.csv: {column} must be"):
-        check_labelled(judged(**{column: values}), "pairs.csv")
+        check_labeled(judged(**{column: values}), "pairs.csv")
 
 
 values = st.none() | st.text(max_size=2) | st.sampled_from(["", "a", "b", "0", "1"])
@@ -85,7 +85,7 @@ values = st.none() | st.text(max_size=2) | st.sampled_from(["", "a", "b", "0", "
 @given(st.lists(st.tuples(values, values, values), max_size=10))
 def test_every_row_received_is_either_usable_or_rejected(rows):
     raw = pl.DataFrame(rows, schema=dict.fromkeys(("item_a", "item_b", "same"), pl.String), orient="row")
-    checked = check_labelled(raw, "pairs.csv")
+    checked = check_labeled(raw, "pairs.csv")
     assert sorted([*checked.rows["row"], *checked.rejects["row"]]) == list(range(len(rows)))
     for row, first, second, same in checked.rows.iter_rows():
         assert (first, second) == rows[row][:2]
@@ -99,7 +99,7 @@ def test_every_row_received_is_either_usable_or_rejected(rows):
 
 def pairs_of(*rows):
     first, second, same = zip(*rows, strict=True) if rows else ((), (), ())
-    return LabelledPairs(np.array(first, np.int32), np.array(second, np.int32), np.array(same, bool))
+    return LabeledPairs(np.array(first, np.int32), np.array(second, np.int32), np.array(same, bool))
 
 
 def rows_of(pairs):
@@ -109,9 +109,9 @@ def rows_of(pairs):
 def test_pairs_are_read_as_they_were_written(tmp_path):
     schema = {"first": pl.Int32, "second": pl.Int32, "same": pl.Boolean}
     pl.DataFrame({"first": [3, 1], "second": [0, 2], "same": [True, False]}, schema=schema).write_parquet(
-        tmp_path / "labelled.parquet"
+        tmp_path / "labeled.parquet"
     )
-    loaded = LabelledPairs.load(tmp_path / "labelled.parquet")
+    loaded = LabeledPairs.load(tmp_path / "labeled.parquet")
     assert rows_of(loaded) == [(3, 0, True), (1, 2, False)]
     assert (loaded.first.dtype, loaded.second.dtype, loaded.same.dtype) == (np.int32, np.int32, np.bool_)
     assert len(loaded) == 2

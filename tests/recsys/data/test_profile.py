@@ -229,8 +229,8 @@ def test_categories_are_compared_by_the_most_frequent_before_the_others_and_none
 
 def test_a_column_that_was_not_there_before_is_not_compared(snapshot, tmp_path):
     now = snapshot(ROWS, BRANDS)
-    pl.read_parquet(now.catalogue).drop("brand").write_parquet(tmp_path / "older.parquet")
-    before = Snapshot.count(tmp_path / "older.parquet", [now.catalogue.parent / "part.parquet"], ROLES)
+    pl.read_parquet(now.catalog).drop("brand").write_parquet(tmp_path / "older.parquet")
+    before = Snapshot.count(tmp_path / "older.parquet", [now.catalog.parent / "part.parquet"], ROLES)
     assert "items by brand" not in {shift["name"] for shift in compare(before, now)["shift"]}
 
 

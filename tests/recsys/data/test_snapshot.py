@@ -27,7 +27,7 @@ def world(tmp_path, request):
     rng = random.Random(3)  # noqa: S311 - made-up data
     users = {f"u{n}": sorted(rng.uniform(0, 9e6) for _ in range(rng.randrange(1, 9))) for n in range(11)}
     rows = [(user, rng.randrange(4), time) for user, times in users.items() for time in times]
-    catalogue = pl.DataFrame(
+    catalog = pl.DataFrame(
         {
             "item_id": ["a", "b", "c", "d", "e"],
             "title": ["A", None, " ", "D", "E"],
@@ -38,7 +38,7 @@ def world(tmp_path, request):
         },
         schema_overrides={"tags": pl.List(pl.String)},
     )
-    catalogue.write_parquet(tmp_path / "catalogue.parquet")
+    catalog.write_parquet(tmp_path / "catalogue.parquet")
     parts = []
     for part in range(request.param):
         own = [(user, *zip(*[(i, t) for u, i, t in rows if u == user], strict=True)) for user in users]
@@ -75,7 +75,7 @@ def test_categories_are_counted_the_most_frequent_first(world):
     assert world.snapshot.categories["tags"].rows() == [("q", 3), (None, 2), ("p", 1), ("r", 1)]
 
 
-def test_columns_that_the_catalogue_does_not_have_are_left_out(world):
-    other = ItemsConfig(categorical=("brand", "colour"), numeric=("weight",))
-    snapshot = Snapshot.count(world.snapshot.catalogue, [], other)
+def test_columns_that_the_catalog_does_not_have_are_left_out(world):
+    other = ItemsConfig(categorical=("brand", "color"), numeric=("weight",))
+    snapshot = Snapshot.count(world.snapshot.catalog, [], other)
     assert (list(snapshot.missing), list(snapshot.categories)) == (["brand"], ["brand"])

@@ -344,7 +344,7 @@ def goods(**columns):
 
 
 def test_usable_items_come_in_our_types():
-    raw = goods(item_id=[12], brand=[7], colour=["red"])
+    raw = goods(item_id=[12], brand=[7], color=["red"])
     rows = check_items(raw, ROLES, "items.csv").rows
     assert rows.schema == {
         "row": pl.UInt32,

@@ -67,7 +67,7 @@ def test_every_variant_answers():
             assert variant.fit().answer(queries, 3).shape == (NUM_ITEMS, 3)
 
 
-def test_ease_is_left_out_of_large_catalogues():
+def test_ease_is_left_out_of_large_catalogs():
     small = CONFIG.model_copy(update={"ease_up_to": NUM_ITEMS - 1})
     assert "ease" not in families(TOUCHED, PAIRS, BAGS, POPULARITY, small)
 

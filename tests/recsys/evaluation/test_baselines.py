@@ -14,13 +14,13 @@ from recsys.evaluation.baselines import (
     ItemKNN,
     Popularity,
     WindowedItemKNN,
-    _Neighbourhood,
+    _Neighborhood,
     _Scored,
     touched_before,
     users_of_both,
 )
 from recsys.index.queries import Queries
-from tests.contracts.neighbours import NeighboursContract, asked, histories
+from tests.contracts.neighbors import NeighborsContract, asked, histories
 
 NUM_USERS, NUM_ITEMS, MANY_ITEMS = 23, 9, 50
 COUNTS = np.array([3, 0, 7, 7, 1, 0, 2, 9, 3])
@@ -168,7 +168,7 @@ def matrix_of_few_values(num_items=MANY_ITEMS):
     return rng.choice([0, 0.25, 1, 4], (num_items, num_items), p=[0.6, 0.2, 0.15, 0.05])
 
 
-class Listed(_Neighbourhood):
+class Listed(_Neighborhood):
     """Scores that a test gives, with the columns of each row in no order, and ties from the last item up."""
 
     def __init__(self, dense):
@@ -245,7 +245,7 @@ def test_the_last_of_an_answer_is_not_shut_out(excluded):
     scores = np.zeros((7, 7))
     scores[0] = np.arange(7)[::-1] + 1
     scores[0, 0] = 0
-    model = _Neighbourhood(sparse.csr_array(scores))
+    model = _Neighborhood(sparse.csr_array(scores))
     named = [item for item in range(1, 7) if item not in excluded]
     for k in range(1, 8):
         expected = [min(named.index(target), k) if target in named else k for target in range(7)]
@@ -258,15 +258,15 @@ def test_a_target_is_not_shut_out_by_a_tie():
     scores = np.zeros((5, 5))
     scores[0, 2], scores[1, 2], scores[0, 3] = 0.1, 0.2, 0.3 + 1e-10
     queries = asked([[(0, 1.0), (1, 1.0)]] * 2, [[], []])
-    assert _Neighbourhood(sparse.csr_array(scores)).ranks(queries, np.array([2, 3], np.int32), 1).tolist() == [0, 1]
+    assert _Neighborhood(sparse.csr_array(scores)).ranks(queries, np.array([2, 3], np.int32), 1).tolist() == [0, 1]
 
 
 def with_ties():
-    """Far more items than counts: many are equally good neighbours."""
+    """Far more items than counts: many are equally good neighbors."""
     return shared(touched(num_items=MANY_ITEMS))
 
 
-class TestPopularity(NeighboursContract):
+class TestPopularity(NeighborsContract):
     @pytest.fixture
     def num_items(self):
         return NUM_ITEMS
@@ -276,7 +276,7 @@ class TestPopularity(NeighboursContract):
         return Popularity(COUNTS)
 
 
-class TestScored(NeighboursContract):
+class TestScored(NeighborsContract):
     @pytest.fixture
     def num_items(self):
         return MANY_ITEMS
@@ -336,7 +336,7 @@ def test_equal_scores_go_by_number():
         assert model.answer(query, 3).tolist() == [[0, 1, 3]]
 
 
-def test_items_that_no_user_shares_are_no_neighbours():
+def test_items_that_no_user_shares_are_no_neighbors():
     dense = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0]], np.float32)
     queries = Queries.of_items(np.arange(4, dtype=np.int32))
     for model in (CoOccurrence(shared(dense)), ItemKNN(shared(dense)), Ease(shared(dense), 1.0)):

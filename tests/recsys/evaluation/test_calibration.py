@@ -254,7 +254,7 @@ def test_fewer_than_twenty_pairs_are_no_calibration():
 
 
 def test_of_the_larger_heap_as_much_is_left_out():
-    """Labelled pairs may be of any proportion; a probability always means the same."""
+    """Labeled pairs may be of any proportion; a probability always means the same."""
     rng = np.random.default_rng(0)
     similarities, same = (
         np.append(rng.normal(0.3, 0.2, 900), rng.normal(0, 0.2, 100)),

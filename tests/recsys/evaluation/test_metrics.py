@@ -18,7 +18,7 @@ from recsys.evaluation.metrics import (
 )
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from tests.contracts.neighbours import asked
+from tests.contracts.neighbors import asked
 
 NAMES = [f"{name}_at_{k}" for name in ("hr", "ndcg", "mrr") for k in (5, 10, 20)]
 
@@ -138,7 +138,7 @@ def test_evaluate_asks_from_the_last_item_before_the_target():
 
 
 def test_evaluate_asks_exact_search_like_anything_else():
-    """On a circle: the neighbours are the nearest by angle."""
+    """On a circle: the neighbors are the nearest by angle."""
     angles = np.radians([0, 30, 70, 120])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     figures = evaluate(ExactIndex(vectors), holdout((0, 1), (0, 3), (2, 3)))

@@ -95,7 +95,7 @@ def test_a_bag_is_as_wide_as_its_longest_and_never_wider_than_the_cap():
     assert features.transform(table.tail(1))["tokens_0"].shape == (1, 1)
 
 
-def test_numbers_are_standardised_over_the_known_values_and_missing_ones_flagged(features):
+def test_numbers_are_standardized_over_the_known_values_and_missing_ones_flagged(features):
     numeric = features.transform(items(*FITTED))["numeric"]
     price, year = np.array([1.0, 3.0, 8.0]), np.array([1990.0, 2000.0, 2010.0])
     scaled_price = (price - 4) / np.sqrt((9 + 1 + 16) / 3)
@@ -275,12 +275,12 @@ def test_texts_are_alike_in_chunks_and_as_a_whole(monkeypatch):
 def test_features_of_before_texts_and_buckets_still_load():
     golden = GOLDEN_RELEASES / "v1"
     features = Features.load(golden / "features.json")
-    catalogue = pl.read_parquet(golden / "catalogue.parquet")
+    catalog = pl.read_parquet(golden / "catalogue.parquet")
     assert (features.rare_ids, features.hash_buckets, features.num_ids) == ([], 0, len(features.item_ids) + 1)
     assert [feature.text_encoder for feature in features.tokens] == [None]
-    inputs = features.transform(catalogue)
+    inputs = features.transform(catalog)
     assert inputs["id"].tolist() == [
-        features.item_ids.index(item_id) + 1 if item_id in features.item_ids else 0 for item_id in catalogue["item_id"]
+        features.item_ids.index(item_id) + 1 if item_id in features.item_ids else 0 for item_id in catalog["item_id"]
     ]
 
 

@@ -53,7 +53,7 @@ def named(column, held):
     ids=["categorical", "multi-categorical", "title", "all"],
 )
 def test_bags_weigh_attributes_by_their_rarity(items, held):
-    """The same value in two columns is two attributes; the catalogue calls the title `title`."""
+    """The same value in two columns is two attributes; the catalog calls the title `title`."""
     matrix = bags.of(FRAME, ItemsConfig.model_validate(items))
     rows = naive([set().union(*own) for own in zip(*held, strict=True)])
     assert matrix.shape == (5, len({attribute for row in rows for attribute in row}))

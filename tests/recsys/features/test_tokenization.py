@@ -25,7 +25,7 @@ def listed(frame):
     ],
     ids=repr,
 )
-def test_words_are_normalised_runs_of_letters_and_digits(given, words):
+def test_words_are_normalized_runs_of_letters_and_digits(given, words):
     assert listed(text.words(pl.Series([given]))) == {0: words}
 
 

@@ -10,7 +10,7 @@ from recsys.index.annoy_index import Shard
 from recsys.index.distances import COSINE, DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from tests.contracts.neighbours import NeighboursContract
+from tests.contracts.neighbors import NeighborsContract
 
 DIMENSION = 5
 
@@ -47,7 +47,7 @@ def load(folder, vectors, search_k, *, distance=COSINE, file=index.INDEX):
 every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=list(DISTANCES))
 
 
-class TestIndex(NeighboursContract):
+class TestIndex(NeighborsContract):
     @pytest.fixture
     def num_items(self):
         return 17
@@ -58,7 +58,7 @@ class TestIndex(NeighboursContract):
         return build(tmp_path, vectors_for(distance, num_items), distance=distance)
 
 
-class TestIndexOfShards(NeighboursContract):
+class TestIndexOfShards(NeighborsContract):
     """Unequal ones, of which the smallest hold fewer items than most questions ask for."""
 
     @pytest.fixture
@@ -75,8 +75,8 @@ class TestIndexOfShards(NeighboursContract):
         return build_shards(tmp_path, vectors_for(distance, num_items), shard_items, distance=distance)
 
 
-class TestIndexWithATinySearch(NeighboursContract):
-    """Annoy alone would answer with fewer neighbours than asked for."""
+class TestIndexWithATinySearch(NeighborsContract):
+    """Annoy alone would answer with fewer neighbors than asked for."""
 
     @pytest.fixture
     def num_items(self):
@@ -89,15 +89,15 @@ class TestIndexWithATinySearch(NeighboursContract):
         return built
 
     # a search that is cut short may find for many what it did not find for few
-    test_fewer_neighbours_are_the_first_of_more = None
+    test_fewer_neighbors_are_the_first_of_more = None
 
     def test_is_full_as_long_as_there_are_items(self, model, queries, num_items):
         for k in (1, 7, num_items - 1):
             assert (model.answer(queries, k) >= 0).all()
 
 
-class TestIndexOfTwins(NeighboursContract):
-    """Every vector is there four times, so that an item is not the first of its own neighbours."""
+class TestIndexOfTwins(NeighborsContract):
+    """Every vector is there four times, so that an item is not the first of its own neighbors."""
 
     @pytest.fixture
     def num_items(self):
@@ -108,7 +108,7 @@ class TestIndexOfTwins(NeighboursContract):
         return build_shards(tmp_path, np.repeat(unit_vectors(num_items // 4), 4, axis=0), request.param)
 
 
-class TestIndexOfOneItem(NeighboursContract):
+class TestIndexOfOneItem(NeighborsContract):
     @pytest.fixture
     def num_items(self):
         return 1
@@ -138,7 +138,7 @@ def test_a_thorough_search_is_exact(tmp_path, distance):
     vectors, numbers = vectors_for(distance, 60), np.array([3, 59, 0, 3], np.int32)
     built, exact = build(tmp_path, vectors, distance=distance), ExactIndex(vectors, distance)
     built.search_k = 60 * 4
-    np.testing.assert_array_equal(built.neighbours(numbers, 7), exact.neighbours(numbers, 7))
+    np.testing.assert_array_equal(built.neighbors(numbers, 7), exact.neighbors(numbers, 7))
     np.testing.assert_array_equal(built.answer(histories(60), 7), exact.answer(histories(60), 7))
 
 
@@ -153,7 +153,7 @@ def test_nearest_gives_the_similarities_largest_first(tmp_path, distance):
 
 
 @every_distance
-def test_nearest_to_the_place_of_an_item_is_that_item_and_then_its_neighbours(tmp_path, distance):
+def test_nearest_to_the_place_of_an_item_is_that_item_and_then_its_neighbors(tmp_path, distance):
     vectors = vectors_for(distance, 30)
     built = build(tmp_path, vectors, distance=distance)
     numbers, similarities = built.nearest(11, 6)
@@ -229,7 +229,7 @@ def test_length_is_the_number_of_items(tmp_path):
 # --- shards
 
 
-def test_a_catalogue_of_the_size_of_a_shard_is_one_file():
+def test_a_catalog_of_the_size_of_a_shard_is_one_file():
     assert index.cut(7, 7) == index.cut(7, 1_000) == [Shard(file="index.ann", start=0, stop=7)]
 
 
@@ -250,7 +250,7 @@ def test_a_thorough_search_of_shards_is_that_of_one_file(tmp_path, distance, sha
     built = build(tmp_path, vectors, distance=distance)
     sharded, exact = build_shards(tmp_path, vectors, shard_items, distance=distance), ExactIndex(vectors, distance)
     built.search_k = sharded.search_k = 60 * 4
-    np.testing.assert_array_equal(sharded.neighbours(numbers, 7), exact.neighbours(numbers, 7))
+    np.testing.assert_array_equal(sharded.neighbors(numbers, 7), exact.neighbors(numbers, 7))
     np.testing.assert_array_equal(sharded.answer(histories(60), 7), exact.answer(histories(60), 7))
     for number in (0, 19, 20, 30, 31, 59):
         assert sharded.nearest(number, 70) == built.nearest(number, 70)
@@ -348,8 +348,8 @@ def test_all_vectors_arrive_whatever_the_block(tmp_path, monkeypatch):
     loaded = load(tmp_path, vectors, search_k=100)
     assert len(loaded) == 11
     np.testing.assert_array_equal(
-        loaded.neighbours(np.arange(11, dtype=np.int32), 3),
-        ExactIndex(vectors).neighbours(np.arange(11, dtype=np.int32), 3),
+        loaded.neighbors(np.arange(11, dtype=np.int32), 3),
+        ExactIndex(vectors).neighbors(np.arange(11, dtype=np.int32), 3),
     )
 
 
@@ -360,7 +360,7 @@ def test_a_loaded_index_answers_like_the_built_one(tmp_path):
     vectors, numbers = unit_vectors(80), np.arange(0, 80, 7, dtype=np.int32)
     built = build(tmp_path, vectors)
     loaded = load(tmp_path, vectors, search_k=built.search_k)
-    np.testing.assert_array_equal(loaded.neighbours(numbers, 9), built.neighbours(numbers, 9))
+    np.testing.assert_array_equal(loaded.neighbors(numbers, 9), built.neighbors(numbers, 9))
     assert loaded.search_k == built.search_k
 
 
@@ -448,7 +448,7 @@ def test_among_equally_near_items_any_counts_as_found(tmp_path, distance, scale)
     assert index.recall(built, vectors, np.arange(40, dtype=np.int32), 3) == 1.0
 
 
-def test_recall_of_a_catalogue_smaller_than_k_counts_what_there_is(tmp_path):
+def test_recall_of_a_catalog_smaller_than_k_counts_what_there_is(tmp_path):
     vectors = unit_vectors(6)
     assert index.recall(build(tmp_path, vectors), vectors, np.arange(6, dtype=np.int32), 20) == 1.0
 
@@ -494,7 +494,7 @@ def test_tuning_takes_the_largest_search_between_floor_and_target(tmp_path):
 
 
 @pytest.mark.parametrize("num_items", [1, 2, 6], ids="{} items".format)
-def test_tuning_copes_with_fewer_items_than_neighbours(tmp_path, num_items):
+def test_tuning_copes_with_fewer_items_than_neighbors(tmp_path, num_items):
     vectors = unit_vectors(num_items)
     config = IndexConfig(n_trees=2)
     built = index.build(vectors, config, tmp_path / "index.ann")

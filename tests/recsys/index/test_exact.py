@@ -5,7 +5,7 @@ from recsys.index import exact
 from recsys.index.distances import COSINE, DISTANCES
 from recsys.index.exact import BLOCK, ExactIndex, top
 from recsys.index.queries import Queries
-from tests.contracts.neighbours import NeighboursContract
+from tests.contracts.neighbors import NeighborsContract
 
 NUM_ITEMS, DIMENSION = 13, 3
 every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=list(DISTANCES))
@@ -28,7 +28,7 @@ def naive(vectors, place, k, *, distance=COSINE, excluded=()):
     return sorted(set(apart) - set(excluded), key=lambda number: apart[number])[:k]
 
 
-class TestExactIndex(NeighboursContract):
+class TestExactIndex(NeighborsContract):
     @pytest.fixture
     def num_items(self):
         return NUM_ITEMS
@@ -39,7 +39,7 @@ class TestExactIndex(NeighboursContract):
         return ExactIndex(vectors_for(distance, NUM_ITEMS), distance)
 
 
-class TestExactIndexOfOneItem(NeighboursContract):
+class TestExactIndexOfOneItem(NeighborsContract):
     @pytest.fixture
     def num_items(self):
         return 1
@@ -56,7 +56,7 @@ def test_what_is_no_answer_is_asked_all_the_same_and_never_found(distance):
     among[[2, 4, 9]] = False
     index, asked = ExactIndex(vectors, distance, among), np.array([4, 7], np.int32)
     expected = [naive(vectors, vectors[number], 11, distance=distance, excluded=[number, 2, 4, 9]) for number in asked]
-    answers = index.neighbours(asked, 11)
+    answers = index.neighbors(asked, 11)
     assert answers.tolist() == [row + [-1] * (11 - len(row)) for row in expected]
     targets = np.array([9, expected[1][3]], np.int32)
     assert index.ranks(Queries.of_items(asked), targets, 6).tolist() == [6, 3]
@@ -65,7 +65,7 @@ def test_what_is_no_answer_is_asked_all_the_same_and_never_found(distance):
 @every_distance
 def test_finds_the_nearest(distance):
     vectors = vectors_for(distance, NUM_ITEMS)
-    answers = ExactIndex(vectors, distance).neighbours(np.array([4, 12, 0, 4], np.int32), 5)
+    answers = ExactIndex(vectors, distance).neighbors(np.array([4, 12, 0, 4], np.int32), 5)
     expected = [naive(vectors, vectors[number], 5, distance=distance, excluded=[number]) for number in (4, 12, 0, 4)]
     assert answers.tolist() == expected
 
@@ -88,7 +88,7 @@ def test_several_items_are_looked_up_by_their_weighted_mean(distance):
 def test_more_queries_than_a_block_are_answered_alike(distance):
     vectors = vectors_for(distance, 40)
     queries = np.resize(np.arange(40, dtype=np.int32), BLOCK + 17)
-    answers = ExactIndex(vectors, distance).neighbours(queries, 3)
+    answers = ExactIndex(vectors, distance).neighbors(queries, 3)
     expected = [naive(vectors, vectors[number], 3, distance=distance, excluded=[number]) for number in range(40)]
     assert answers.tolist() == [expected[number] for number in queries]
 

@@ -3,11 +3,11 @@ import pytest
 
 from recsys.config.sections import Config
 from recsys.data import pairs
-from recsys.data.labeled_pairs import LabelledPairs
+from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Cut, Split
 from recsys.errors import StageError
-from recsys.model.batches import HistoryBatches, LabelledBatches, PairBatches
+from recsys.model.batches import HistoryBatches, LabeledBatches, PairBatches
 
 NUM_ITEMS = 37
 WITHOUT = (4, 20)
@@ -251,7 +251,7 @@ def test_items_that_hardly_weigh_anything_are_left_out(history_batches, recency,
     assert width == sum(steps)
 
 
-@pytest.mark.parametrize("kind", ["catalogue", "sampled", "in_batch", "mixed"])
+@pytest.mark.parametrize("kind", ["catalog", "sampled", "in_batch", "mixed"])
 def test_what_the_history_holds_is_ignored(history_batches, kind):
     few = {"max_positives": 8, "negatives": 2}
     batches = history_batches(None, "test", batch_size=2, candidates={"kind": kind} | few)
@@ -295,7 +295,7 @@ def test_passes_over_histories_have_different_orders_and_a_seed_repeats_them(his
 
 def judged(same, different):
     first, second = np.array([*same, *different], np.int32).T
-    return LabelledPairs(first, second, np.arange(len(first)) < len(same))
+    return LabeledPairs(first, second, np.arange(len(first)) < len(same))
 
 
 def some_judged():
@@ -312,7 +312,7 @@ def partners_of(rows, item):
 @pytest.mark.parametrize("batch_size", [1, 4, 100], ids="size {}".format)
 def test_only_what_was_judged_has_a_target_in_both_directions(batch_size):
     same, different = some_judged()
-    batches = LabelledBatches(judged(same, different), NUM_ITEMS, config_of(train={"batch_size": batch_size}))
+    batches = LabeledBatches(judged(same, different), NUM_ITEMS, config_of(train={"batch_size": batch_size}))
     anchors = sorted({item for pair in same for item in pair})
     found = {anchor: {} for anchor in anchors}
     for _ in range(30):
@@ -325,9 +325,9 @@ def test_only_what_was_judged_has_a_target_in_both_directions(batch_size):
             for row, anchor in enumerate(anchors_of(batch)):
                 targets = as_dictionary(batch, row)
                 found[anchor] |= targets
-                for value, judgements in ((1, same), (0, different)):
+                for value, judgments in ((1, same), (0, different)):
                     partners = {item for item, target in targets.items() if target == value}
-                    assert len(partners) == min(LabelledBatches.PARTNERS, len(partners_of(judgements, anchor)))
+                    assert len(partners) == min(LabeledBatches.PARTNERS, len(partners_of(judgments, anchor)))
             assert (batch.log_inclusion == 0).all()
             assert (batch.log_popularity == 0).all()
             assert (batch.shares == 1).all()
@@ -338,14 +338,14 @@ def test_only_what_was_judged_has_a_target_in_both_directions(batch_size):
 
 
 def test_batches_of_judged_pairs_have_one_shape():
-    batches = LabelledBatches(judged(*some_judged()), 500, config_of(train={"batch_size": 3}))
+    batches = LabeledBatches(judged(*some_judged()), 500, config_of(train={"batch_size": 3}))
     shapes = {tuple(part.shape for part in batch) for _ in range(3) for batch in batches.one_pass()}
     assert shapes == {((51,), (3, 1), (3, 1), (3, 51), (51,), (51,), (3,))}
 
 
 def test_a_pair_that_was_judged_twice_counts_once_and_both_ways_as_the_same():
     same, different = [(0, 1), (1, 0), (2, 3)], [(0, 1), (3, 0), (0, 3), (2, 1)]
-    batches = LabelledBatches(judged(same, different), 5, config_of(train={"batch_size": 4}))
+    batches = LabeledBatches(judged(same, different), 5, config_of(train={"batch_size": 4}))
     (batch,) = batches.one_pass()
     found = {anchor: as_dictionary(batch, row) for row, anchor in enumerate(anchors_of(batch))}
     assert found == {0: {1: 1, 3: 0}, 1: {0: 1, 2: 0}, 2: {3: 1, 1: 0}, 3: {2: 1, 0: 0}}
@@ -354,17 +354,17 @@ def test_a_pair_that_was_judged_twice_counts_once_and_both_ways_as_the_same():
 def test_what_was_judged_both_ways_is_never_told_apart():
     """Also where not all that is the same is drawn, and where more said that it is not."""
     different = [(0, number) for number in range(1, 14)] * 2
-    batches = LabelledBatches(judged(different[:12], different), 15, config_of(train={"batch_size": 1}))
+    batches = LabeledBatches(judged(different[:12], different), 15, config_of(train={"batch_size": 1}))
     for _ in range(5):
         found = {anchors_of(batch)[0]: as_dictionary(batch, 0) for batch in batches.one_pass()}
         assert found[0].pop(13) == 0
-        assert list(found[0].values()) == [1] * LabelledBatches.PARTNERS
+        assert list(found[0].values()) == [1] * LabeledBatches.PARTNERS
         assert {item: targets for item, targets in found.items() if item} == {n: {0: 1} for n in range(1, 13)}
 
 
 def test_passes_over_judged_pairs_differ_and_a_seed_repeats_them():
     def passes():
-        batches = LabelledBatches(judged(*some_judged()), NUM_ITEMS, config_of(train={"batch_size": 4}))
+        batches = LabeledBatches(judged(*some_judged()), NUM_ITEMS, config_of(train={"batch_size": 4}))
         return [[batch.targets.tolist() for batch in batches.one_pass()] for _ in range(2)]
 
     first, second = passes()
@@ -373,5 +373,5 @@ def test_passes_over_judged_pairs_differ_and_a_seed_repeats_them():
 
 
 def test_without_a_pair_that_is_the_same_there_is_nothing_to_learn():
-    with pytest.raises(StageError, match="at least one labelled pair that is the same"):
-        LabelledBatches(judged([], [(0, 1), (2, 3)]), 5, config_of())
+    with pytest.raises(StageError, match="at least one labeled pair that is the same"):
+        LabeledBatches(judged([], [(0, 1), (2, 3)]), 5, config_of())

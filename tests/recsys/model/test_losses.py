@@ -212,7 +212,7 @@ def test_gradient_by_the_logits_is_softmax_minus_target():
     np.testing.assert_allclose(found, slopes[:, None] * anchor / TEMPERATURE, atol=1e-5)
 
 
-def test_the_sampled_gradient_tends_to_the_one_over_the_whole_catalogue():
+def test_the_sampled_gradient_tends_to_the_one_over_the_whole_catalog():
     """Negatives take part with a probability of their own; the mean over many draws, by all embeddings."""
     num_items = 60
     rng = np.random.default_rng(8)
@@ -296,7 +296,7 @@ def test_a_negative_that_comes_within_the_margin_never_helps():
     assert two > one
 
 
-def test_far_negatives_of_a_large_catalogue_do_not_dilute_the_near_ones():
+def test_far_negatives_of_a_large_catalog_do_not_dilute_the_near_ones():
     near, far = [60] * losses.NEGATIVES, [180] * 100
     loss = Contrastive(COSINE, 1.0)
     assert at_angles(loss, near + far, [0] * 116) == pytest.approx(at_angles(loss, near, [0] * 16), rel=1e-6)

@@ -20,8 +20,8 @@ DENSE[21, [3, 0, 9]] = 1.0
 TOUCHED = np.array([DENSE[:, item].any() for item in range(NUM_ITEMS)])
 """Which items are somebody's positive."""
 
-SMALL = {"max_positives": 6, "negatives": 4, "whole_catalogue_up_to": 1}
-KINDS = ["catalogue", "sampled", "in_batch", "mixed"]
+SMALL = {"max_positives": 6, "negatives": 4, "whole_catalog_up_to": 1}
+KINDS = ["catalog", "sampled", "in_batch", "mixed"]
 BATCHES = [[[0], [4], [13]], [[9], [21], [2]], [[20], [11], [1]], [[19], [16], [0]]]
 HISTORIES = [
     [[0, 5, 7], [22, -1, -1], [9, 0, -1]],
@@ -106,7 +106,7 @@ def test_a_known_positive_is_never_a_negative_and_all_else_that_somebody_touched
                 assert target == -1  # fills up the fixed number, or is the anchor
             elif not rows[row, candidate]:
                 assert target == (0 if TOUCHED[candidate] else -1)
-            elif kind in ("catalogue", "sampled"):
+            elif kind in ("catalog", "sampled"):
                 assert target == rows[row, candidate]
             else:
                 assert target in (-1, DENSE[0, 4])
@@ -121,7 +121,7 @@ def test_a_known_positive_is_never_a_negative_and_all_else_that_somebody_touched
 def test_batches_have_one_shape(sampler, kind):
     drawn = sampler(kind)
     shapes = {tuple(part.shape for part in drawn.batch(anchors_of(items))) for items in BATCHES}
-    number = {"catalogue": NUM_ITEMS, "sampled": 3 + 6 + 4, "in_batch": 3 + 3, "mixed": 3 + 3 + 4}[kind]
+    number = {"catalog": NUM_ITEMS, "sampled": 3 + 6 + 4, "in_batch": 3 + 3, "mixed": 3 + 3 + 4}[kind]
     assert shapes == {((number,), (3, 1), (3, 1), (3, number), (number,), (number,), (3,))}
     assert drawn.num_candidates == number
 
@@ -174,24 +174,24 @@ def test_without_pairs_there_is_nothing_to_draw(sampler):
 @pytest.mark.parametrize(
     ("kind", "options", "expected"),
     [
-        ("auto", {"whole_catalogue_up_to": NUM_ITEMS}, "catalogue"),
+        ("auto", {"whole_catalog_up_to": NUM_ITEMS}, "catalog"),
         ("auto", {}, "sampled"),
-        ("auto", {"max_positives": 16}, "catalogue"),
-        ("auto", {"whole_catalogue_up_to": NUM_ITEMS, "hard_negatives": 1}, "sampled"),
-        ("catalogue", {}, "catalogue"),
+        ("auto", {"max_positives": 16}, "catalog"),
+        ("auto", {"whole_catalog_up_to": NUM_ITEMS, "hard_negatives": 1}, "sampled"),
+        ("catalog", {}, "catalog"),
         ("sampled", {"negatives": 13}, "sampled"),
-        ("sampled", {"negatives": 14}, "catalogue"),
-        ("mixed", {"negatives": 17}, "catalogue"),
-        ("in_batch", {"whole_catalogue_up_to": NUM_ITEMS}, "in_batch"),
+        ("sampled", {"negatives": 14}, "catalog"),
+        ("mixed", {"negatives": 17}, "catalog"),
+        ("in_batch", {"whole_catalog_up_to": NUM_ITEMS}, "in_batch"),
     ],
     ids=str,
 )
-def test_the_whole_catalogue_is_taken_where_it_is_small(sampler, kind, options, expected):
+def test_the_whole_catalog_is_taken_where_it_is_small(sampler, kind, options, expected):
     assert sampler(kind, **options).kind == expected
 
 
-def test_of_the_whole_catalogue_every_item_is_a_candidate_for_certain(sampler):
-    batch = sampler("catalogue").batch(anchors_of(BATCHES[1]))
+def test_of_the_whole_catalog_every_item_is_a_candidate_for_certain(sampler):
+    batch = sampler("catalog").batch(anchors_of(BATCHES[1]))
     assert batch.candidates.tolist() == list(range(NUM_ITEMS))
     assert (batch.log_inclusion == 0).all()
 
@@ -442,7 +442,7 @@ FEW, MANY = 2, 60
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5], ids="power {}".format)
-def test_the_sampled_gradient_tends_to_that_of_the_whole_catalogue(sampler, power):
+def test_the_sampled_gradient_tends_to_that_of_the_whole_catalog(sampler, power):
     few, many = (Gradients(sampler, "sampled", negatives=number, popularity_power=power) for number in (FEW, MANY))
     for found in (few, many):
         assert found.off < 0.5 * found.off_uncorrected
@@ -454,7 +454,7 @@ def test_the_sampled_gradient_tends_to_that_of_the_whole_catalogue(sampler, powe
 
 @pytest.mark.parametrize("power", [0.0, 0.5], ids="power {}".format)
 @pytest.mark.parametrize("kind", ["in_batch", "mixed"])
-def test_the_in_batch_gradient_points_where_that_of_the_whole_catalogue_does(sampler, kind, power):
+def test_the_in_batch_gradient_points_where_that_of_the_whole_catalog_does(sampler, kind, power):
     found = Gradients(sampler, kind, negatives=10, batch_size=12, popularity_power=power)
     assert found.off < 0.5 * found.off_uncorrected
     assert found.off < 0.03 + 4 * found.error < 0.3
@@ -464,7 +464,7 @@ def test_the_in_batch_gradient_points_where_that_of_the_whole_catalogue_does(sam
 class Gradients:
     """The mean gradient of the cross-entropy by all embeddings over batches of random anchors.
 
-    `off`: how far it is from that over the whole catalogue, for the same anchors, as a share of the latter's length;
+    `off`: how far it is from that over the whole catalog, for the same anchors, as a share of the latter's length;
     `off_uncorrected`: the same where no inclusion is corrected; `error`: standard error of `off`; `cosine` of the two.
     """
 
@@ -474,7 +474,7 @@ class Gradients:
         vectors = rng.normal(size=(len(dense), 4)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         shared = {"dense": dense, "batch_size": batch_size, "max_positives": 5 * batch_size}
-        drawn, whole = sampler(kind, seed=4, **shared, **options), sampler("catalogue", **shared)
+        drawn, whole = sampler(kind, seed=4, **shared, **options), sampler("catalog", **shared)
         assert drawn.num_candidates < len(dense)
         anchors = np.flatnonzero(dense.any(axis=1))
         batches, wholes = [], []

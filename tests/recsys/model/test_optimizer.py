@@ -7,8 +7,7 @@ from keras import ops
 from recsys.config.sections import ItemsConfig, TowerConfig, TrainConfig
 from recsys.errors import ConfigError
 from recsys.features.encoding import Features
-from recsys.model import optimizer as optimiser
-from recsys.model import tower
+from recsys.model import optimizer, tower
 
 TABLE = pl.DataFrame(
     {
@@ -42,7 +41,7 @@ class World:
     """A small tower, what it learns from, and its weights before and after."""
 
     def __init__(
-        self, keras_optimiser=None, *, text_encoder="bag", fusion="gating", compiled=False, feature_rate=1.0, **options
+        self, keras_optimizer=None, *, text_encoder="bag", fusion="gating", compiled=False, feature_rate=1.0, **options
     ):
         config = TowerConfig(
             dimension=4, distance="euclidean", id_dropout=0.0, text_encoder=text_encoder, fusion=fusion, hidden=(5,)
@@ -51,10 +50,10 @@ class World:
         self.inputs = self.features.transform(TABLE)
         self.model = tower.build(self.features, config, 1)
         train = TrainConfig(learning_rate=RATE, **options)
-        self.optimiser = keras_optimiser or optimiser.build(train, self.model, self.features, feature_rate=feature_rate)
+        self.optimizer = keras_optimizer or optimizer.build(train, self.model, self.features, feature_rate=feature_rate)
         self.learner = Learner(self.model)
         self.compiled = compiled
-        self.compile(self.optimiser)
+        self.compile(self.optimizer)
 
     def compile(self, learner):
         self.learner.compile(optimizer=learner, jit_compile=self.compiled, run_eagerly=not self.compiled)
@@ -112,8 +111,8 @@ def test_features_learn_faster_than_ids_and_read_text_does_not(text_encoder, of_
 
 @pytest.mark.parametrize(("touched", "rate"), [(5.0, 10.0), (15.0, 8.0), (60.0, 2.0), (500.0, 1.0)])
 def test_features_lead_where_little_is_known_of_items(touched, rate):
-    assert optimiser.feature_rate(120.0, touched) == rate
-    assert optimiser.feature_rate(0.0, touched) == 1.0
+    assert optimizer.feature_rate(120.0, touched) == rate
+    assert optimizer.feature_rate(0.0, touched) == 1.0
 
 
 def test_a_rate_of_its_own_takes_the_place_of_that_of_features():
@@ -126,14 +125,14 @@ def test_a_rate_of_its_own_takes_the_place_of_that_of_features():
 def test_a_frozen_encoder_learns_once_it_is_thawed():
     world = World(learning_rates={"title": 0.0, "brand": 0.5}, thaw_after=1, compiled=True)
     assert world.moved(5)["title"] == 0
-    world.optimiser.thaw()
+    world.optimizer.thaw()
     step = world.moved()["title"]
     assert RATE / 20 < step < 2 * RATE  # its moments are up to date: no first step out of proportion
 
 
 def test_unknown_encoders_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"tower: id, brand, title, numeric\. Received: colour, idd\."):
-        World(learning_rates={"idd": 1.0, "colour": 0.5, "id": 0.1})
+    with pytest.raises(ConfigError, match=r"tower: id, brand, title, numeric\. Received: color, idd\."):
+        World(learning_rates={"idd": 1.0, "color": 0.5, "id": 0.1})
 
 
 def test_weight_decay_is_that_of_adamw_and_spares_biases():
@@ -163,7 +162,7 @@ def test_a_factor_scales_the_decay_too():
 def test_a_schedule_takes_the_place_of_the_rate():
     world = World(learning_rates={"brand": 0.5})
     schedule = keras.optimizers.schedules.PolynomialDecay(RATE / 4, 2, end_learning_rate=0.0)
-    learner = optimiser.build(TrainConfig(learning_rates={"brand": 0.5}), world.model, world.features, schedule)
+    learner = optimizer.build(TrainConfig(learning_rates={"brand": 0.5}), world.model, world.features, schedule)
     world.compile(learner)
     plain, moved = World().moved(), world.moved()
     assert moved["brand"] == pytest.approx(plain["brand"] / 8, rel=1e-3)

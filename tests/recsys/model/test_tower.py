@@ -44,7 +44,7 @@ def embed(model, inputs, batch_size=100):
 
 
 def naive(model, inputs):
-    """The sum of each feature's own encoding, one item at a time, normalised; for towers without hidden layers."""
+    """The sum of each feature's own encoding, one item at a time, normalized; for towers without hidden layers."""
     ids = model.get_layer("id_embedding").get_weights()[0]
     (brands,) = (
         layer.get_weights()[0]
@@ -63,7 +63,7 @@ def naive(model, inputs):
     return np.array(vectors)
 
 
-def test_an_embedding_is_the_normalised_sum_of_the_features(features):
+def test_an_embedding_is_the_normalized_sum_of_the_features(features):
     model, inputs = built(features), features.transform(KNOWN)
     np.testing.assert_allclose(embed(model, inputs), naive(model, inputs), atol=1e-6)
 

@@ -5,7 +5,7 @@ import pytest
 
 from recsys.config.sections import Config
 from recsys.data import pairs
-from recsys.data.labeled_pairs import LabelledPairs
+from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Cut, Holdout, Split
 from recsys.errors import StageError
@@ -15,10 +15,9 @@ from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.model import hard_negatives as mining
-from recsys.model import optimizer as optimiser
-from recsys.model import tower
+from recsys.model import optimizer, tower
 from recsys.model import trainer as training
-from recsys.model.batches import HistoryBatches, LabelledBatches, PairBatches
+from recsys.model.batches import HistoryBatches, LabeledBatches, PairBatches
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.negatives import Batch
 
@@ -30,7 +29,7 @@ NUM_ITEMS = len(BLOCK_OF)
 RECENCIES = (0.9, 0.1, 0.4)
 
 CANDIDATES = {
-    "catalogue": {},
+    "catalog": {},
     "sampled": {"kind": "sampled", "max_positives": 7, "negatives": 4},
     "in_batch": {"kind": "in_batch"},
     "mixed": {"kind": "mixed", "negatives": 4},
@@ -88,11 +87,11 @@ def world(store):
 
 
 def assert_blocks(vectors, distance="cosine"):
-    """The neighbours of an item are exactly the others of its block."""
+    """The neighbors of an item are exactly the others of its block."""
     index = ExactIndex(vectors, DISTANCES[distance])
     for number in range(NUM_ITEMS):
         others = np.flatnonzero((BLOCK_OF[number] == BLOCK_OF) & (np.arange(NUM_ITEMS) != number))
-        found = index.neighbours(np.array([number], np.int32), len(others))
+        found = index.neighbors(np.array([number], np.int32), len(others))
         assert set(found[0].tolist()) == set(others.tolist())
 
 
@@ -128,7 +127,7 @@ def naive_losses(logits):
 
 
 @pytest.mark.parametrize("kind", CANDIDATES)
-def test_the_neighbours_of_an_item_are_exactly_those_of_its_block(world, kind):
+def test_the_neighbors_of_an_item_are_exactly_those_of_its_block(world, kind):
     fitted, _, _ = world.fit(candidates=CANDIDATES[kind], batch_size=2, passes=20 if kind == "in_batch" else 12)
     assert_blocks(fitted.vectors)
     assert fitted.curve[-1]["loss"] < fitted.curve[0]["loss"]
@@ -148,8 +147,8 @@ def test_judged_pairs_bring_together_what_is_the_same(world):
         same.append((number, own[(own.index(number) + 1) % len(own)]))
         other += [(number, far % NUM_ITEMS) for far in range(number + 6, number + 10) if far % NUM_ITEMS not in own]
     first, second = np.array([*same, *other], np.int32).T
-    labelled = LabelledPairs(first, second, np.arange(len(first)) < len(same))
-    batches = LabelledBatches(labelled, NUM_ITEMS, config_of(batch_size=7))
+    labeled = LabeledPairs(first, second, np.arange(len(first)) < len(same))
+    batches = LabeledBatches(labeled, NUM_ITEMS, config_of(batch_size=7))
     fitted, _, _ = world.fit(batches=batches, passes=30, loss="contrastive")
     similarities = fitted.vectors @ fitted.vectors.T
     mine = [similarities[pair] for pair in same]
@@ -190,7 +189,7 @@ def misled(model):
 @pytest.mark.parametrize("kind", CANDIDATES)
 def test_newcomers_find_their_block_where_the_features_of_known_items_say_nothing(world, kind):
     candidates = CANDIDATES[kind]
-    fitted, model, features = world.fit(**BY_BRAND, candidates=CANDIDATES["catalogue"])
+    fitted, model, features = world.fit(**BY_BRAND, candidates=CANDIDATES["catalog"])
     misled(model)
     new, placed = place_newcomers(world, fitted, model, features, passes=30, candidates=candidates, batch_size=4)
     assert placed.curve[-1]["loss"] < placed.curve[0]["loss"]
@@ -198,7 +197,7 @@ def test_newcomers_find_their_block_where_the_features_of_known_items_say_nothin
 
 
 COMBINATIONS = {("red", "round"): 3, ("blue", "square"): 5, ("red", "square"): 4, ("blue", "round"): 6}
-"""Colour and shape -> items that have both. The first two lie in one place and the others in another, so that neither
+"""Color and shape -> items that have both. The first two lie in one place and the others in another, so that neither
 of the two says anything by itself, nor does their sum."""
 
 
@@ -207,8 +206,8 @@ def test_newcomers_find_a_place_that_only_two_features_together_tell(world):
     place_of = np.array([look in list(COMBINATIONS)[2:] for look in looks], int)
     dense = (place_of[:, None] == place_of[None, :]) * 1.0
     np.fill_diagonal(dense, 0)
-    settings = config_of(roles={"categorical": ("colour", "shape")})
-    table = pl.DataFrame([("known", *look) for look in looks], schema=["item_id", "colour", "shape"], orient="row")
+    settings = config_of(roles={"categorical": ("color", "shape")})
+    table = pl.DataFrame([("known", *look) for look in looks], schema=["item_id", "color", "shape"], orient="row")
     table = table.with_columns(item_id=pl.Series([f"{number:02}" for number in range(len(looks))]))
     features = Features.fit(table, settings.items, settings.tower, np.ones(len(looks), np.int64))
     among = np.eye(8, dtype=np.float32)[[2, 5]][place_of]
@@ -437,14 +436,14 @@ def test_without_validation_there_is_no_recency(world):
 
 @pytest.fixture
 def learners(monkeypatch):
-    """The optimisers that were built."""
-    built, original = [], optimiser.build
+    """The optimizers that were built."""
+    built, original = [], optimizer.build
 
     def watched(*arguments, **options):
         built.append(original(*arguments, **options))
         return built[-1]
 
-    monkeypatch.setattr(optimiser, "build", watched)
+    monkeypatch.setattr(optimizer, "build", watched)
     return built
 
 
@@ -608,7 +607,7 @@ class Killed(BaseException):
 
 
 RESUMED = {
-    "catalogue": {},
+    "catalog": {},
     "hard negatives": {"candidates": CANDIDATES["sampled"] | {"hard_negatives": 2, "hard_ranks": (1, 9)}},
     "dropout": {"id_dropout": 0.3, "roles": {"categorical": ("brand",)}},
 }

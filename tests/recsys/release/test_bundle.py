@@ -41,9 +41,9 @@ def rewrite(folder: Path, **changed: Any) -> None:
 
 @pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.iterdir()))
 def test_golden_release_still_loads_and_answers(version: str) -> None:
-    """In its world, the neighbours of an item are the other items of its block."""
+    """In its world, the neighbors of an item are the other items of its block."""
     answer = Release.load(GOLDEN / version).similar("item-1-1", k=7)
-    assert {neighbour.item_id for neighbour in answer.neighbours} == {
+    assert {neighbor.item_id for neighbor in answer.neighbors} == {
         f"item-1-{position}" for position in (0, 2, 3, 4, 5, 6, 7)
     }
 
@@ -51,9 +51,9 @@ def test_golden_release_still_loads_and_answers(version: str) -> None:
 def test_answer_is_the_exact_one() -> None:
     """Against cosines computed here, from the stored vectors alone."""
     release = Release.load(GOLDEN / "v2")
-    number = release.catalogue.number("item-4-0")
+    number = release.catalog.number("item-4-0")
     cosines = {
-        release.catalogue.item_ids[other]: sum(
+        release.catalog.item_ids[other]: sum(
             float(a) * float(b) for a, b in zip(vector, release.vectors[number], strict=True)
         )
         for other, vector in enumerate(release.vectors)
@@ -61,14 +61,14 @@ def test_answer_is_the_exact_one() -> None:
     }
     nearest = sorted(cosines, key=lambda item: -cosines[item])[:5]
     answer = release.similar("item-4-0", k=5)
-    assert [neighbour.item_id for neighbour in answer.neighbours] == nearest
-    assert [neighbour.similarity for neighbour in answer.neighbours] == pytest.approx([cosines[i] for i in nearest])
+    assert [neighbor.item_id for neighbor in answer.neighbors] == nearest
+    assert [neighbor.similarity for neighbor in answer.neighbors] == pytest.approx([cosines[i] for i in nearest])
 
 
-def test_more_than_the_catalogue_holds_gives_all_of_it() -> None:
+def test_more_than_the_catalog_holds_gives_all_of_it() -> None:
     answer = Release.load(GOLDEN / "v2").similar("item-0-0", k=1_000)
-    assert len(answer.neighbours) == 48
-    assert len({neighbour.item_id for neighbour in answer.neighbours}) == 48
+    assert len(answer.neighbors) == 48
+    assert len({neighbor.item_id for neighbor in answer.neighbors}) == 48
 
 
 def test_unknown_item_is_named() -> None:
@@ -99,7 +99,7 @@ def test_index_of_other_vectors_does_not_load(folder: Path) -> None:
 
 
 def test_vector_that_is_no_number_does_not_load(folder: Path) -> None:
-    """Annoy would answer it with the first items of the catalogue."""
+    """Annoy would answer it with the first items of the catalog."""
     vectors = np.load(folder / releases.EMBEDDINGS)
     vectors[7, 3] = np.nan
     np.save(folder / releases.EMBEDDINGS, vectors)
@@ -111,9 +111,9 @@ def test_vector_that_is_no_number_does_not_load(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"num_items": 48}, "items in the catalogue must be 48. Received: 49"),
+        ({"num_items": 48}, "items in the catalog must be 48. Received: 49"),
         ({"dimension": 17}, r"must be \(49, 17\). Received: \(49, 16\)"),
-        ({"catalogue_fingerprint": "0" * 64}, "catalogue fingerprint must be 0000"),
+        ({"catalogue_fingerprint": "0" * 64}, "catalog fingerprint must be 0000"),
         ({"metric": "dot"}, "metric must be angular. Received: dot"),
         ({"metric": "euclidean"}, "metric must be angular. Received: euclidean"),
         ({"distance": "euclidean"}, "metric must be euclidean. Received: angular"),
@@ -200,8 +200,8 @@ def test_answers_do_not_depend_on_how_the_index_is_cut(sharded: Path) -> None:
     whole = [{"file": releases.INDEX, "start": 0, "stop": 49}]
     rewrite(sharded, files=manifest["files"], index=whole, search_k=10_000)
     received = Release.load(sharded)
-    for item_id in expected.catalogue.item_ids:
-        assert received.similar(item_id, 48).neighbours == expected.similar(item_id, 48).neighbours
+    for item_id in expected.catalog.item_ids:
+        assert received.similar(item_id, 48).neighbors == expected.similar(item_id, 48).neighbors
 
 
 @pytest.mark.parametrize("name", [f"index-0000{number}.ann" for number in range(3)])
@@ -276,7 +276,7 @@ def test_format_2_has_to_say_what_format_1_left_unsaid(folder: Path, field: str)
 def test_format_1_is_by_cosine_and_not_calibrated() -> None:
     release = Release.load(GOLDEN / "v1")
     assert (release.distance.name, release.manifest.recency, release.calibration) == ("cosine", None, None)
-    assert {neighbour.probability for neighbour in release.similar("item-0-0").neighbours} == {None}
+    assert {neighbor.probability for neighbor in release.similar("item-0-0").neighbors} == {None}
     with pytest.raises(InputError, match=r"must have a calibration .* of format 1, has none"):
         release.verify("item-0-0", "item-0-1")
 
@@ -295,8 +295,8 @@ def test_every_distance_has_its_index_and_its_similarity(write_release: Callable
         apart = np.abs(vectors[0].astype(float) - vectors[1])
         expected = 1 / (1 + (apart.sum() if name == "manhattan" else np.sqrt((apart**2).sum())))
         assert release.similarity("a", "b") == pytest.approx(expected, rel=1e-6)
-        neighbours = {near.item_id: near.similarity for near in release.similar("a").neighbours}
-        assert neighbours["b"] == pytest.approx(expected, rel=1e-5)
+        neighbors = {near.item_id: near.similarity for near in release.similar("a").neighbors}
+        assert neighbors["b"] == pytest.approx(expected, rel=1e-5)
 
 
 # --- how similar, and whether the same
@@ -304,10 +304,10 @@ def test_every_distance_has_its_index_and_its_similarity(write_release: Callable
 
 def test_similarity_of_two_items_is_that_of_the_answer() -> None:
     release = Release.load(GOLDEN / "v2")
-    for neighbour in release.similar("item-2-3", k=48).neighbours:
-        exact = release.similarity("item-2-3", neighbour.item_id)
-        assert exact == pytest.approx(neighbour.similarity, abs=1e-6)
-        assert release.similarity(neighbour.item_id, "item-2-3") == exact
+    for neighbor in release.similar("item-2-3", k=48).neighbors:
+        exact = release.similarity("item-2-3", neighbor.item_id)
+        assert exact == pytest.approx(neighbor.similarity, abs=1e-6)
+        assert release.similarity(neighbor.item_id, "item-2-3") == exact
     assert release.similarity("item-2-3", "item-2-3") == 1
 
 
@@ -327,7 +327,7 @@ def test_items_of_one_block_are_the_same_and_others_are_not() -> None:
 
 def test_every_pair_is_the_same_where_its_chance_is_at_least_even() -> None:
     release = Release.load(GOLDEN / "v2")
-    verdicts = [release.verify("item-3-0", item_id) for item_id in release.catalogue.item_ids]
+    verdicts = [release.verify("item-3-0", item_id) for item_id in release.catalog.item_ids]
     assert {verdict.same for verdict in verdicts} == {True, False}
     for verdict in verdicts:
         assert verdict.threshold.similarity is not None
@@ -348,7 +348,7 @@ def test_a_verdict_takes_the_threshold_that_was_asked_for(write_release: Callabl
 def test_a_release_without_enough_pairs_answers_all_the_same(write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release(["a", "b", "c"], calibrated=False))
     assert release.calibration is None
-    assert len(release.similar("a").neighbours) == 2
+    assert len(release.similar("a").neighbors) == 2
     with pytest.raises(InputError, match=r"must have a calibration .* of format 3, has none"):
         release.verify("a", "b")
 

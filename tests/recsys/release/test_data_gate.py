@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from recsys.config.sections import ItemsConfig, PromoteConfig
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.data.profile import describe
 from recsys.data.snapshot import Snapshot
 from recsys.release import data_gate as data_checks
@@ -26,7 +26,7 @@ def log(seed=0, *, users=300, items=60, days=40):
     return pl.DataFrame({"user": rng.integers(0, users, n), "item": popular, "time": times})
 
 
-def catalogue(rows, items=60):
+def catalog(rows, items=60):
     touched = np.bincount(rows["item"].to_numpy(), minlength=items)
     frame = pl.DataFrame(
         {
@@ -38,7 +38,7 @@ def catalogue(rows, items=60):
             "interactions": touched[:items],
         }
     )
-    return Catalogue(frame)
+    return Catalog(frame)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def told(tmp_path):
     """The data report of a log, as `prepare` writes it."""
 
     def report(rows, items=None):
-        items = items or catalogue(rows)
+        items = items or catalog(rows)
         items.save(tmp_path / "catalogue.parquet")
         sequences = rows.sort("user", "time").group_by("user", maintain_order=True)
         frame = sequences.agg(items=pl.col("item").cast(pl.Int32), times=pl.col("time").cast(pl.Float64))
@@ -62,7 +62,7 @@ def told(tmp_path):
 
 def compared(told, now, before, items=None, earlier=None):
     """Checks of tonight's log against the champion's, by name."""
-    items, earlier = items or catalogue(now), earlier or catalogue(before)
+    items, earlier = items or catalog(now), earlier or catalog(before)
     checks = data_checks.champion_checks(told(now, items), items, told(before, earlier), earlier, ITEMS, config=LIMITS)
     return {check.name: check for check in checks}
 
@@ -83,11 +83,11 @@ def test_the_same_data_has_not_moved(told):
         assert check.passed
 
 
-def test_half_the_catalogue_is_half_of_the_items(told):
+def test_half_the_catalog_is_half_of_the_items(told):
     rows = log()
     half = rows.filter(pl.col("item") < 30)
-    everything, frame = catalogue(rows), catalogue(half).frame.head(30)
-    checks = compared(told, half, rows, Catalogue(frame), everything)
+    everything, frame = catalog(rows), catalog(half).frame.head(30)
+    checks = compared(told, half, rows, Catalog(frame), everything)
     assert checks["data_lost_items"].value == pytest.approx(0.5)
     assert "data_lost_items" in failed(checks)
 
@@ -112,21 +112,21 @@ def test_what_has_gone_wrong_is_told_by_its_check(told, change, expected):
 @pytest.mark.parametrize("column", ["genre", "tags"])
 def test_one_category_for_all_items_is_told_with_a_champion_and_without(told, column):
     rows = log()
-    frame = catalogue(rows).frame.with_columns(pl.col(column).first())
-    checks = compared(told, rows, rows, Catalogue(frame), catalogue(rows))
+    frame = catalog(rows).frame.with_columns(pl.col(column).first())
+    checks = compared(told, rows, rows, Catalog(frame), catalog(rows))
     assert failed(checks) == {"data_items_shift"}
-    (alone,) = data_checks.column_checks(Catalogue(frame), ITEMS, LIMITS)
+    (alone,) = data_checks.column_checks(Catalog(frame), ITEMS, LIMITS)
     assert (alone.name, alone.value, alone.passed) == ("data_one_category", 1.0, False)
-    (sound,) = data_checks.column_checks(catalogue(rows), ITEMS, LIMITS)
+    (sound,) = data_checks.column_checks(catalog(rows), ITEMS, LIMITS)
     assert sound.passed
-    (none,) = data_checks.column_checks(catalogue(rows), ItemsConfig(), LIMITS)
+    (none,) = data_checks.column_checks(catalog(rows), ItemsConfig(), LIMITS)
     assert none.verdict == "skipped"
 
 
 def test_a_column_that_lost_its_values_is_told(told):
     rows = log()
-    frame = catalogue(rows).frame.with_columns(year=pl.when(pl.col("year") < 2020).then(pl.col("year")))
-    checks = compared(told, rows, rows, Catalogue(frame), catalogue(rows))
+    frame = catalog(rows).frame.with_columns(year=pl.when(pl.col("year") < 2020).then(pl.col("year")))
+    checks = compared(told, rows, rows, Catalog(frame), catalog(rows))
     assert checks["data_missing"].value == pytest.approx(0.5)
     assert failed(checks) == {"data_missing"}
 
@@ -139,15 +139,15 @@ def test_a_short_log_has_no_shift_of_weekdays(told):
 
 def test_without_a_champion_all_is_skipped(told):
     rows = log()
-    checks = data_checks.champion_checks(told(rows), catalogue(rows), None, None, ITEMS, config=LIMITS)
+    checks = data_checks.champion_checks(told(rows), catalog(rows), None, None, ITEMS, config=LIMITS)
     assert {check.reason for check in checks} == {"no champion"}
     names = {check.name for check in checks}
     assert names == set(compared(told, rows, rows))
 
 
-def test_without_the_champions_report_its_catalogue_still_compares(told):
+def test_without_the_champions_report_its_catalog_still_compares(told):
     rows = log()
-    checks = data_checks.champion_checks(told(rows), catalogue(rows), None, catalogue(rows), ITEMS, config=LIMITS)
+    checks = data_checks.champion_checks(told(rows), catalog(rows), None, catalog(rows), ITEMS, config=LIMITS)
     assert {check.name for check in checks if check.verdict == "passed"} == {
         "data_lost_items",
         "data_items_shift",

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from recsys.config.sections import PromoteConfig
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.data.splits import Holdout
 from recsys.evaluation.metrics import STRATA, evaluate, metrics
 from recsys.index.distances import DISTANCES
@@ -37,26 +37,26 @@ class Canned:
         rows = [(self.answers.get(number, []) + [-1] * k)[:k] for number in queries.items[:, 0].tolist()]
         return np.array(rows, np.int32).reshape(len(queries), k)
 
-    def neighbours(self, numbers, k):
+    def neighbors(self, numbers, k):
         return self.answer(Queries.of_items(numbers), k)
 
 
 def release(answers, *, items="abcdefgh"):
-    """A release that answers {item id: its neighbours' ids} from memory."""
+    """A release that answers {item id: its neighbors' ids} from memory."""
     item_ids = sorted(items)
-    catalogue = Catalogue(pl.DataFrame({"item_id": item_ids, "title": item_ids}))
+    catalog = Catalog(pl.DataFrame({"item_id": item_ids, "title": item_ids}))
     number = {item_id: row for row, item_id in enumerate(item_ids)}
     numbered = {number[query]: [number[other] for other in others] for query, others in answers.items()}
     manifest = Manifest.model_construct(index_recall=0.99)
-    return Release(Path("nowhere"), manifest, catalogue, np.empty((len(item_ids), 2), np.float32), Canned(numbered))
+    return Release(Path("nowhere"), manifest, catalog, np.empty((len(item_ids), 2), np.float32), Canned(numbered))
 
 
 def exact(vectors, *, distance="cosine", items=None):
     """A release of vectors that answers exactly."""
     items = items or [f"item {number:03d}" for number in range(len(vectors))]
-    catalogue = Catalogue(pl.DataFrame({"item_id": items, "title": items}))
+    catalog = Catalog(pl.DataFrame({"item_id": items, "title": items}))
     manifest = Manifest.model_construct(distance=distance, recall_k=5, release_id="exact")
-    return Release(Path("nowhere"), manifest, catalogue, vectors, ExactIndex(vectors, DISTANCES[distance]))
+    return Release(Path("nowhere"), manifest, catalog, vectors, ExactIndex(vectors, DISTANCES[distance]))
 
 
 def unit(n, dimension, seed=0):
@@ -112,7 +112,7 @@ def test_asking_by_item_id_gives_the_figures_of_a_direct_evaluation_to_the_last_
     items = rng.integers(0, 60, 400).astype(np.int32)
     ends = np.arange(1, 400, 2)
     holdout = Holdout(items, ends - 1, ends)
-    ids = champion.catalogue.item_ids
+    ids = champion.catalog.item_ids
     asked = questions([ids[n] for n in holdout.queries], [ids[n] for n in holdout.targets])
     assert metrics(places(champion, asked)) == evaluate(champion.index, holdout)
 
@@ -205,7 +205,7 @@ def test_items_that_the_champion_does_not_hold_count_against_the_champion():
 
 def embedded(vectors, **settings):
     made = exact(vectors, **settings)
-    return by_name(gate.embedding_checks(made, made.catalogue, PromoteConfig()))
+    return by_name(gate.embedding_checks(made, made.catalog, PromoteConfig()))
 
 
 def test_sound_embeddings_pass():
@@ -251,11 +251,11 @@ def test_the_effective_rank_is_the_exponential_of_the_entropy_of_singular_values
 
 def test_an_item_of_the_night_with_another_title_is_not_covered():
     made = exact(unit(10, 4))
-    frame = made.catalogue.frame
+    frame = made.catalog.frame
     swapped = frame.with_columns(title=pl.col("title").reverse())
     missing = pl.concat([frame, pl.DataFrame({"item_id": ["new"], "title": ["New"]})])
     for wanted, share in ((frame, 1.0), (swapped, 0.0), (missing, 10 / 11)):
-        check = by_name(gate.embedding_checks(made, Catalogue(wanted), PromoteConfig()))["catalogue_covered"]
+        check = by_name(gate.embedding_checks(made, Catalog(wanted), PromoteConfig()))["catalog_covered"]
         assert check.value == pytest.approx(share)
         assert check.passed is (share == 1.0)
 
@@ -277,12 +277,12 @@ def test_the_recall_of_the_loaded_index_counts_and_not_the_manifest():
     sample = np.arange(40, dtype=np.int32)
     assert all(check.passed for check in gate.index_checks(made, sample, 0.95))
     first = Canned({number: [n for n in range(6) if n != number][:5] for number in range(40)})
-    worse = Release(made.path, made.manifest, made.catalogue, made.vectors, first)
+    worse = Release(made.path, made.manifest, made.catalog, made.vectors, first)
     checks = by_name(gate.index_checks(worse, sample, 0.95))
     naive = np.mean(
         [
             np.isin(row, answer).mean()
-            for row, answer in zip(made.index.neighbours(sample, 5), first.neighbours(sample, 5), strict=True)
+            for row, answer in zip(made.index.neighbors(sample, 5), first.neighbors(sample, 5), strict=True)
         ]
     )
     assert checks["index_recall"].value == pytest.approx(naive)
@@ -294,13 +294,13 @@ def test_the_recall_of_the_loaded_index_counts_and_not_the_manifest():
 def test_an_answer_that_is_not_full_is_counted(answer):
     made = exact(unit(10, 4))
     answers = {number: [n for n in range(10) if n != number][:5] for number in range(10)} | {0: answer}
-    broken = Release(made.path, made.manifest, made.catalogue, made.vectors, Canned(answers))
+    broken = Release(made.path, made.manifest, made.catalog, made.vectors, Canned(answers))
     checks = by_name(gate.index_checks(broken, np.arange(10, dtype=np.int32), 0.0))
     assert checks["index_fill_rate"].value == pytest.approx(0.9)
     assert not checks["index_fill_rate"].passed
 
 
-# --- neighbours, latency
+# --- neighbors, latency
 
 
 def test_overlap_is_by_item_id_over_items_in_common():
@@ -313,8 +313,8 @@ def test_overlap_is_by_item_id_over_items_in_common():
     for number in range(5, 40):
         lists = []
         for one, position in ((champion, number), (challenger, number - 5)):
-            found = one.index.neighbours(np.array([position], np.int32), 10)[0]
-            lists.append({one.catalogue.item_ids[n] for n in found})
+            found = one.index.neighbors(np.array([position], np.int32), 10)[0]
+            lists.append({one.catalog.item_ids[n] for n in found})
         naive.append(len(lists[0] & lists[1]) / 10)
     check = gate.overlap_check(challenger, champion, PromoteConfig(), sample=1_000)
     assert check.value == pytest.approx(np.mean(naive))
@@ -322,7 +322,7 @@ def test_overlap_is_by_item_id_over_items_in_common():
     assert gate.overlap_check(challenger, None, PromoteConfig(), sample=7).verdict == "skipped"
 
 
-def test_catalogues_without_a_common_item_overlap_nowhere():
+def test_catalogs_without_a_common_item_overlap_nowhere():
     check = gate.overlap_check(release({}, items="abc"), release({}, items="xyz"), PromoteConfig(), sample=7)
     assert (check.value, check.verdict) == (0, "failed")
     assert gate.overlap_check(

@@ -42,7 +42,7 @@ def test_a_run_that_is_begun_again_goes_on(tracker: Tracker) -> None:
     assert tracker.start("def", "snapshot") != first
 
 
-def test_artefacts_lie_in_the_workspace(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_lie_in_the_workspace(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in whatever folder the night was started from."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -66,7 +66,7 @@ def test_a_release_is_registered_once_and_fetched_by_its_version(tracker: Tracke
 
 
 def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: Path) -> None:
-    """The tag says one thing, the artefact another."""
+    """The tag says one thing, the artifact another."""
     version = tracker.register(tracker.start("abc", "snapshot"), Release.load(GOLDEN))
     with pytest.raises(ReleaseError, match=r"must hold release other. Received: 571d78ec1c0d"):
         tracker.fetch(replace(version, release_id="other"), tmp_path)

@@ -173,12 +173,12 @@ def test_a_release_that_does_not_load_elsewhere_is_told_with_its_reason(write_re
     check = promotion.answers_check(release)
     assert not check.passed
     assert "catalogue.parquet" in str(check)
-    with pytest.raises(ReleaseError, match=r"must answer before it takes over.*catalogue\.parquet"):
+    with pytest.raises(ReleaseError, match=r"must answer before it takes over.*catalog\.parquet"):
         promotion.require_answers(release)
 
 
 def test_other_answers_elsewhere_are_no_answers(write_release: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     release = Release.load(write_release([f"item {n}" for n in range(9)]))
-    wrong = elsewhere.answers(release, release.catalogue.item_ids[:1] * promotion.ASKED, promotion.K)
+    wrong = elsewhere.answers(release, release.catalog.item_ids[:1] * promotion.ASKED, promotion.K)
     monkeypatch.setattr(elsewhere, "ask", lambda *_: wrong)
     assert not promotion.answers_check(release).passed

@@ -87,7 +87,7 @@ def test_the_version_says_what_it_is_asked_and_what_it_answers(tracker: Tracker,
     info = get_model_info(f"models:/{tracker.model}/{version.number}")
     assert info.signature is not None
     assert info.signature.inputs.input_names() == ["item_id", "k"]
-    assert info.signature.outputs.input_names() == ["release_id", "item_id", "title", "neighbours"]
+    assert info.signature.outputs.input_names() == ["release_id", "item_id", "title", "neighbors"]
     example = json.loads(tracker.read_artifact(tracker.start("abc", "snapshot"), "release/input_example.json") or "")
     assert example == {"item_id": ["item 0", "item 1"], "k": [5, 5]}
 

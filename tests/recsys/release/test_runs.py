@@ -48,7 +48,7 @@ def test_other_data_are_another_run(tmp_path, log, run):
     assert Run.of(settings(tmp_path), {"interactions": [str(log)]}).run_id != run.run_id
 
 
-@pytest.mark.parametrize("part", ["items", "labelled_pairs", "warm_start"])
+@pytest.mark.parametrize("part", ["items", "labeled_pairs", "warm_start"])
 def test_all_that_goes_in_is_part_of_the_data(tmp_path, log, run, part):
     assert Run.of(settings(tmp_path), {"interactions": [str(log)], part: []}).run_id == run.run_id
     more = Run.of(settings(tmp_path), {"interactions": [str(log)], part: [str(log)]})
@@ -87,7 +87,7 @@ def test_a_snapshot_depends_on_content_order_and_role(tmp_path):
         data_snapshot({"interactions": [one, two]}),
         data_snapshot({"interactions": [two, one]}),
         data_snapshot({"interactions": [one], "items": [two]}),
-        data_snapshot({"interactions": [one], "labelled_pairs": [two]}),
+        data_snapshot({"interactions": [one], "labeled_pairs": [two]}),
         data_snapshot({"items": [one, two]}),
         data_snapshot({"interactions": [one]}),
         data_snapshot({}),

@@ -1,4 +1,4 @@
-"""The neighbours of many items as a table: what the service answers, item by item, less what is filtered."""
+"""The neighbors of many items as a table: what the service answers, item by item, less what is filtered."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 
 from recsys import Release
 from recsys.config.sections import IndexConfig
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.errors import InputError
 from recsys.index.annoy_index import build
 from recsys.index.distances import DISTANCES
@@ -24,10 +24,10 @@ NUM_ITEMS, DIMENSION = 60, 7
 
 
 @pytest.fixture
-def catalogue() -> Catalogue:
+def catalog() -> Catalog:
     """Each column takes its values from the item number."""
     numbers = range(NUM_ITEMS)
-    return Catalogue(
+    return Catalog(
         pl.DataFrame(
             {
                 "item_id": [f"item {number:02d}" for number in numbers],
@@ -43,7 +43,7 @@ def catalogue() -> Catalogue:
 
 @pytest.fixture(params=sorted(DISTANCES))
 def space(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Space:
-    """As if the catalogue were a large one, where the index is asked."""
+    """As if the catalog were a large one, where the index is asked."""
     monkeypatch.setattr(ranking, "FEW", 0)
     monkeypatch.setattr(ranking, "SELECTIVE", 2 * NUM_ITEMS)
     vectors = np.random.default_rng(5).normal(size=(NUM_ITEMS, DIMENSION)).astype(np.float32)
@@ -65,27 +65,27 @@ def by_item(rows: pl.DataFrame) -> dict[str, list[tuple[Any, ...]]]:
 def test_every_item_has_the_answer_of_the_release(version: str, k: int) -> None:
     """To the last digit. Format 1 has no calibration."""
     release = Release.load(GOLDEN / version)
-    numbers, space = range(len(release.catalogue)), release.engine.space
-    rows = by_item(nearest(release.catalogue, space, numbers, k, calibration=release.calibration))
-    assert list(rows) == release.catalogue.item_ids
+    numbers, space = range(len(release.catalog)), release.engine.space
+    rows = by_item(nearest(release.catalog, space, numbers, k, calibration=release.calibration))
+    assert list(rows) == release.catalog.item_ids
     for item_id, found in rows.items():
-        answer = release.similar(item_id, k).neighbours
+        answer = release.similar(item_id, k).neighbors
         assert found == [(n.rank, n.item_id, n.similarity, n.probability) for n in answer]
 
 
-def test_items_are_answered_in_the_order_of_the_question(catalogue: Catalogue, space: Space) -> None:
-    rows = by_item(nearest(catalogue, space, [40, 3, 17], 2))
+def test_items_are_answered_in_the_order_of_the_question(catalog: Catalog, space: Space) -> None:
+    rows = by_item(nearest(catalog, space, [40, 3, 17], 2))
     assert list(rows) == ["item 40", "item 03", "item 17"]
     assert {len(found) for found in rows.values()} == {2}
 
 
-def test_no_item_is_a_table_without_rows(catalogue: Catalogue, space: Space) -> None:
-    assert by_item(nearest(catalogue, space, [], 3)) == {}
+def test_no_item_is_a_table_without_rows(catalog: Catalog, space: Space) -> None:
+    assert by_item(nearest(catalog, space, [], 3)) == {}
 
 
-def test_one_item_alone_has_no_neighbour(write_release: Callable[..., Path]) -> None:
+def test_one_item_alone_has_no_neighbor(write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release(["only"]))
-    assert by_item(nearest(release.catalogue, release.engine.space, range(1), 3, calibration=release.calibration)) == {}
+    assert by_item(nearest(release.catalog, release.engine.space, range(1), 3, calibration=release.calibration)) == {}
 
 
 FILTERS: dict[str, tuple[Filter, Callable[[int], bool]]] = {
@@ -102,15 +102,13 @@ FILTERS: dict[str, tuple[Filter, Callable[[int], bool]]] = {
 
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("k", [3, 40])
-def test_a_filter_leaves_the_order_and_fills_up_from_behind(
-    catalogue: Catalogue, space: Space, name: str, k: int
-) -> None:
-    """Against the whole ranking, filtered here. Items that are no neighbours are asked about all the same."""
+def test_a_filter_leaves_the_order_and_fills_up_from_behind(catalog: Catalog, space: Space, name: str, k: int) -> None:
+    """Against the whole ranking, filtered here. Items that are no neighbors are asked about all the same."""
     wanted, passes = FILTERS[name]
-    allowed = wanted.allowed(catalogue)
+    allowed = wanted.allowed(catalog)
     assert allowed is not None
     assert [bool(each) for each in allowed] == [passes(number) for number in range(NUM_ITEMS)]
-    rows = by_item(nearest(catalogue, space, range(NUM_ITEMS), k, wanted=wanted, allowed=allowed))
+    rows = by_item(nearest(catalog, space, range(NUM_ITEMS), k, wanted=wanted, allowed=allowed))
     for number in range(NUM_ITEMS):
         everything, _ = space.index.nearest(number, NUM_ITEMS)
         expected = [f"item {other:02d}" for other in everything if passes(other)][:k]
@@ -119,10 +117,10 @@ def test_a_filter_leaves_the_order_and_fills_up_from_behind(
         assert [row[0] for row in found] == list(range(1, len(expected) + 1))
 
 
-def test_the_reach_bounds_how_far_a_filter_looks(catalogue: Catalogue, space: Space) -> None:
+def test_the_reach_bounds_how_far_a_filter_looks(catalog: Catalog, space: Space) -> None:
     wanted = Filter(min_interactions=6, reach=12)
-    allowed = wanted.allowed(catalogue)
-    rows = by_item(nearest(catalogue, space, range(NUM_ITEMS), 4, wanted=wanted, allowed=allowed))
+    allowed = wanted.allowed(catalog)
+    rows = by_item(nearest(catalog, space, range(NUM_ITEMS), 4, wanted=wanted, allowed=allowed))
     for number in range(NUM_ITEMS):
         near, _ = space.index.nearest(number, 12)
         expected = [f"item {other:02d}" for other in near if other % 7 == 6][:4]
@@ -130,13 +128,13 @@ def test_the_reach_bounds_how_far_a_filter_looks(catalogue: Catalogue, space: Sp
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_the_smallest_similarity_cuts_the_end_off(catalogue: Catalogue, space: Space, filtered: bool) -> None:
-    whole = nearest(catalogue, space, range(NUM_ITEMS), NUM_ITEMS)
+def test_the_smallest_similarity_cuts_the_end_off(catalog: Catalog, space: Space, filtered: bool) -> None:
+    whole = nearest(catalog, space, range(NUM_ITEMS), NUM_ITEMS)
     if filtered:
-        whole = whole.filter(pl.col("neighbour_id").str.slice(5).cast(int) % 7 >= 3)
+        whole = whole.filter(pl.col("neighbor_id").str.slice(5).cast(int) % 7 >= 3)
     least = float(whole["similarity"].quantile(0.6, "lower") or 0)
     wanted = Filter(min_similarity=least, min_interactions=3 if filtered else 0)
-    rows = nearest(catalogue, space, range(NUM_ITEMS), NUM_ITEMS, wanted=wanted, allowed=wanted.allowed(catalogue))
+    rows = nearest(catalog, space, range(NUM_ITEMS), NUM_ITEMS, wanted=wanted, allowed=wanted.allowed(catalog))
     expected = whole.filter(pl.col("similarity") >= least)
     assert 0 < rows.height < whole.height
     assert rows.drop("rank").rows() == expected.drop("rank").rows()
@@ -145,18 +143,16 @@ def test_the_smallest_similarity_cuts_the_end_off(catalogue: Catalogue, space: S
 @pytest.mark.parametrize(
     ("where", "told"),
     [
-        ({"colour": ["red"]}, "item_id, title, interactions, year, tags. Received: 'colour'"),
+        ({"color": ["red"]}, "item_id, title, interactions, year, tags. Received: 'color'"),
         ({"title": ["Title 1", 2]}, r"where.title must list texts, .* Received: 2"),
         ({"year": ["1990"]}, r"where.year must list numbers, .* Received: '1990'"),
         ({"tags": [1]}, r"where.tags must list texts, .* Received: 1"),
     ],
 )
-def test_a_filter_that_does_not_fit_the_catalogue_is_refused(
-    catalogue: Catalogue, where: dict[str, Any], told: str
-) -> None:
+def test_a_filter_that_does_not_fit_the_catalog_is_refused(catalog: Catalog, where: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        Filter(where=where).allowed(catalogue)
+        Filter(where=where).allowed(catalog)
 
 
-def test_without_a_filter_all_may_be_neighbours(catalogue: Catalogue) -> None:
-    assert Filter(min_similarity=0.5).allowed(catalogue) is None
+def test_without_a_filter_all_may_be_neighbors(catalog: Catalog) -> None:
+    assert Filter(min_similarity=0.5).allowed(catalog) is None

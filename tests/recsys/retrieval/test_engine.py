@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from recsys.config.sections import IndexConfig
-from recsys.data.catalog import Catalogue
+from recsys.data.catalog import Catalog
 from recsys.errors import InputError, UnknownItemError
 from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
 from recsys.index import annoy_index as index
@@ -14,24 +14,24 @@ ANGLES = {"north": 90, "east": 0, "north-east": 50, "south": 270, "west": 185}
 
 
 @pytest.fixture
-def catalogue():
+def catalog():
     titles = [None if item_id == "south" else item_id.upper() for item_id in ANGLES]
-    return Catalogue(pl.DataFrame({"item_id": list(ANGLES), "title": titles}))
+    return Catalog(pl.DataFrame({"item_id": list(ANGLES), "title": titles}))
 
 
 @pytest.fixture
-def vectors(catalogue):
-    angles = np.radians([ANGLES[item_id] for item_id in catalogue.item_ids])
+def vectors(catalog):
+    angles = np.radians([ANGLES[item_id] for item_id in catalog.item_ids])
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
 @pytest.fixture
-def similar(catalogue, tmp_path, vectors):
-    """`similar(item, k)` asks an engine over the catalogue."""
+def similar(catalog, tmp_path, vectors):
+    """`similar(item, k)` asks an engine over the catalog."""
     annoy = index.build(vectors, IndexConfig(n_trees=3), tmp_path / "index.ann")
 
     def ask(item_id, k, **more):
-        return Engine("r1", catalogue, vectors, annoy, **more).ask(Question.of_item(item_id, k))
+        return Engine("r1", catalog, vectors, annoy, **more).ask(Question.of_item(item_id, k))
 
     return ask
 
@@ -54,28 +54,28 @@ def calibration():
 def test_names_the_nearest_items_first(similar):
     answer = similar("north", 2)
     assert (answer.release_id, answer.item_id, answer.title) == ("r1", "north", "NORTH")
-    assert [(other.rank, other.item_id, other.title) for other in answer.neighbours] == [
+    assert [(other.rank, other.item_id, other.title) for other in answer.neighbors] == [
         (1, "north-east", "NORTH-EAST"),
         (2, "east", "EAST"),
     ]
-    assert answer.neighbours[0].similarity == pytest.approx(np.cos(np.radians(40)), abs=1e-6)
-    assert answer.neighbours[1].similarity == pytest.approx(0, abs=1e-6)
+    assert answer.neighbors[0].similarity == pytest.approx(np.cos(np.radians(40)), abs=1e-6)
+    assert answer.neighbors[1].similarity == pytest.approx(0, abs=1e-6)
 
 
 def test_gives_all_others_where_more_are_asked_for(similar):
     answer = similar("north-east", 50)
-    assert [other.item_id for other in answer.neighbours] == ["north", "east", "west", "south"]
-    assert [other.rank for other in answer.neighbours] == [1, 2, 3, 4]
-    assert answer.neighbours[-1].title is None
+    assert [other.item_id for other in answer.neighbors] == ["north", "east", "west", "south"]
+    assert [other.rank for other in answer.neighbors] == [1, 2, 3, 4]
+    assert answer.neighbors[-1].title is None
 
 
-def test_no_similarity_leaves_the_range_of_a_cosine(catalogue, tmp_path, vectors):
+def test_no_similarity_leaves_the_range_of_a_cosine(catalog, tmp_path, vectors):
     """Unit vectors are a little longer or shorter in float32."""
     vectors[1] = -vectors[0]
     longer = vectors * np.float32(1.0005)
     annoy = index.build(longer, IndexConfig(n_trees=3), tmp_path / "longer.ann")
-    answer = Engine("r1", catalogue, longer, annoy).ask(Question.of_item(catalogue.item_ids[0], 4))
-    assert answer.neighbours[-1].similarity == -1.0
+    answer = Engine("r1", catalog, longer, annoy).ask(Question.of_item(catalog.item_ids[0], 4))
+    assert answer.neighbors[-1].similarity == -1.0
 
 
 def test_an_unknown_item_is_an_error(similar):
@@ -84,24 +84,24 @@ def test_an_unknown_item_is_an_error(similar):
 
 
 @pytest.mark.parametrize("k", [0, -3])
-def test_asking_for_no_neighbours_is_an_error(similar, k):
+def test_asking_for_no_neighbors_is_an_error(similar, k):
     with pytest.raises(InputError, match=f"Received: {k}"):
         similar("north", k)
 
 
-def test_every_neighbour_has_its_probability_where_there_is_a_calibration(similar, calibration):
-    neighbours = similar("north", 4, calibration=calibration).neighbours
-    line = [0.25 + 0.5 * min(max(other.similarity, 0), 0.8) / 0.8 for other in neighbours]
-    assert [other.probability for other in neighbours] == pytest.approx(line)
-    assert {other.probability for other in similar("north", 4).neighbours} == {None}
+def test_every_neighbor_has_its_probability_where_there_is_a_calibration(similar, calibration):
+    neighbors = similar("north", 4, calibration=calibration).neighbors
+    line = [0.25 + 0.5 * min(max(other.similarity, 0), 0.8) / 0.8 for other in neighbors]
+    assert [other.probability for other in neighbors] == pytest.approx(line)
+    assert {other.probability for other in similar("north", 4).neighbors} == {None}
 
 
 @pytest.mark.parametrize(
     ("similarity", "same", "probability"), [(0.4, True, 0.5), (0.39, False, 0.49375), (-1, False, 0.25)]
 )
-def test_two_items_are_the_same_from_the_threshold_on(catalogue, calibration, similarity, same, probability):
+def test_two_items_are_the_same_from_the_threshold_on(catalog, calibration, similarity, same, probability):
     asked = {"similarity": similarity, "calibration": calibration, "threshold": calibration.threshold()}
-    told = verdict(catalogue, "r1", ("north", "south"), **asked)
+    told = verdict(catalog, "r1", ("north", "south"), **asked)
     assert told.same is same
     assert told.probability == pytest.approx(probability)
     assert [tuple(item) for item in told.items] == [("north", "NORTH"), ("south", None)]

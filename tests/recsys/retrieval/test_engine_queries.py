@@ -1,6 +1,6 @@
 """What every answer keeps, on a small release and on one that is large enough to be asked by its index.
 
-Expected answers come from a naive loop over the whole catalogue that shares no code with the engine.
+Expected answers come from a naive loop over the whole catalog that shares no code with the engine.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ def item(number):
 
 def naive(release, question):
     """The whole ranking that a question has, as (item id, similarity) pairs, by plain loops; no diversity."""
-    frame, vectors = release.catalogue.frame, np.asarray(release.vectors, np.float64)
+    frame, vectors = release.catalog.frame, np.asarray(release.vectors, np.float64)
     place = np.zeros(vectors.shape[1])
     total = 0.0
     weights = [*question.items]
     weights += [(one, RECENCY**back) for back, one in enumerate(reversed(question.history))]
     for item_id, weight in weights:
-        place += weight * vectors[release.catalogue.item_ids.index(item_id)]
+        place += weight * vectors[release.catalog.item_ids.index(item_id)]
         total += weight
     if question.vector is not None:
         place += np.array(question.vector) / np.linalg.norm(question.vector)
         total += 1
     place /= total
     if question.negatives:
-        away = sum(w * vectors[release.catalogue.item_ids.index(i)] for i, w in question.negatives)
+        away = sum(w * vectors[release.catalog.item_ids.index(i)] for i, w in question.negatives)
         place = 2 * place / np.linalg.norm(place) - away / sum(w for _, w in question.negatives)
     place /= np.linalg.norm(place)
     asked = {i for i, _ in (*weights, *question.negatives)}
@@ -101,11 +101,11 @@ def holds(value, condition):
 
 
 def ids(answer):
-    return [neighbour.item_id for neighbour in answer.neighbours]
+    return [neighbor.item_id for neighbor in answer.neighbors]
 
 
 def similarities(answer):
-    return [neighbour.similarity for neighbour in answer.neighbours]
+    return [neighbor.similarity for neighbor in answer.neighbors]
 
 
 numbers = st.integers(0, SMALL - 1)
@@ -159,7 +159,7 @@ def test_a_small_release_answers_as_the_naive_loop_does(releases, question):
     page = expected[question.offset : question.offset + question.k]
     assert similarities(answer) == pytest.approx([similarity for _, similarity in page], abs=1e-6)
     assert ids(answer) == [item_id for item_id, _ in page]
-    assert [n.rank for n in answer.neighbours] == list(range(question.offset + 1, question.offset + 1 + len(page)))
+    assert [n.rank for n in answer.neighbors] == list(range(question.offset + 1, question.offset + 1 + len(page)))
     assert answer.more == (len(expected) > question.offset + question.k)
     assert (answer.reason is None) == (len(page) == question.k)
 
@@ -168,7 +168,7 @@ def test_a_small_release_answers_as_the_naive_loop_does(releases, question):
 @given(question=questions(), size=sizes)
 def test_nothing_is_in_an_answer_that_may_not_be(releases, question, size):
     release = releases[size]
-    rows = {row["item_id"]: row for row in release.catalogue.frame.iter_rows(named=True)}
+    rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
     found = ids(release.ask(question))
     assert len(found) == len(set(found))
     asked = {i for i, _ in (*question.items, *question.negatives)} | {*question.history, *question.exclude}
@@ -184,8 +184,8 @@ def test_nothing_is_in_an_answer_that_may_not_be(releases, question, size):
 def test_a_larger_k_keeps_the_prefix(releases, question, size, more):
     few = releases[size].ask(question)
     many = releases[size].ask(dataclasses.replace(question, k=question.k + more))
-    assert many.neighbours[: len(few.neighbours)] == few.neighbours
-    assert len(few.neighbours) == min(question.k, len(many.neighbours))
+    assert many.neighbors[: len(few.neighbors)] == few.neighbors
+    assert len(few.neighbors) == min(question.k, len(many.neighbors))
 
 
 @hypothesised
@@ -193,7 +193,7 @@ def test_a_larger_k_keeps_the_prefix(releases, question, size, more):
 def test_one_big_page_is_its_small_pages(releases, question, size, page):
     big = releases[size].ask(dataclasses.replace(question, k=4 * page, offset=0))
     small = [releases[size].ask(dataclasses.replace(question, k=page, offset=n * page)) for n in range(4)]
-    assert [neighbour for answer in small for neighbour in answer.neighbours] == big.neighbours
+    assert [neighbor for answer in small for neighbor in answer.neighbors] == big.neighbors
 
 
 @hypothesised
@@ -222,7 +222,7 @@ def test_a_weight_times_a_constant_changes_nothing(releases, question, size, fac
 
 @hypothesised
 @given(asked=st.lists(numbers, min_size=2, max_size=4, unique=True), weight=st.floats(0.01, 100))
-def test_a_negative_never_lifts_its_own_neighbours(releases, asked, weight):
+def test_a_negative_never_lifts_its_own_neighbors(releases, asked, weight):
     """Past no item that is less like the negative one."""
     release = releases[SMALL]
     *liked, negative = asked
@@ -248,8 +248,8 @@ def test_the_same_question_has_the_same_answer(releases, question, size):
 
 @hypothesised
 @given(question=questions())
-def test_at_most_so_many_neighbours_share_a_value(releases, question):
-    frame = releases[SMALL].catalogue.frame
+def test_at_most_so_many_neighbors_share_a_value(releases, question):
+    frame = releases[SMALL].catalog.frame
     found = ids(releases[SMALL].ask(dataclasses.replace(question, offset=0)))
     for column, most in question.diversity.at_most.items():
         cells = [dict(zip(frame["item_id"], frame[column], strict=True))[item_id] for item_id in found]
@@ -259,7 +259,7 @@ def test_at_most_so_many_neighbours_share_a_value(releases, question):
 
 def test_mmr_is_the_greedy_choice_of_the_paper(releases):
     release = releases[SMALL]
-    vectors = dict(zip(release.catalogue.item_ids, np.asarray(release.vectors, np.float64), strict=True))
+    vectors = dict(zip(release.catalog.item_ids, np.asarray(release.vectors, np.float64), strict=True))
     question = Question(items=(Weighted(item(3)),), k=20, diversity=Diversity(0.6))
     left, chosen = dict(naive(release, question)), []
     for _ in range(20):
@@ -310,7 +310,7 @@ def test_an_item_far_from_all_that_is_allowed_gets_them_all(releases):
 
 
 def test_all_items_can_be_asked_for(releases):
-    assert len(releases[SMALL].similar(item(5), 10_000).neighbours) == SMALL - 1
+    assert len(releases[SMALL].similar(item(5), 10_000).neighbors) == SMALL - 1
 
 
 # --- unknown items
@@ -333,7 +333,7 @@ def test_without_the_unknown_the_others_are_asked(releases, on_unknown):
 
 def test_where_no_item_is_known_skipping_leaves_nothing(releases):
     answer = releases[SMALL].ask(Question(items=(Weighted("x"),), on_unknown="skip"))
-    assert (answer.neighbours, answer.reason, answer.unknown, answer.fallback) == ([], "unknown_items", ["x"], False)
+    assert (answer.neighbors, answer.reason, answer.unknown, answer.fallback) == ([], "unknown_items", ["x"], False)
 
 
 def test_the_fallback_is_popular_items_under_the_same_conditions(releases):
@@ -344,14 +344,14 @@ def test_the_fallback_is_popular_items_under_the_same_conditions(releases):
     )
     rows = [
         row
-        for row in release.catalogue.frame.iter_rows(named=True)
+        for row in release.catalog.frame.iter_rows(named=True)
         if row["genre"] == "drama" and row["available"] is not False and row["item_id"] != item(3)
     ]
     expected = [row["item_id"] for row in sorted(rows, key=lambda row: (-row["interactions"], row["item_id"]))][:8]
     answer = release.ask(question)
     assert answer.fallback
     assert ids(answer) == expected
-    assert {(n.similarity, n.probability) for n in answer.neighbours} == {(None, None)}
+    assert {(n.similarity, n.probability) for n in answer.neighbors} == {(None, None)}
 
 
 def test_the_fallback_is_diverse_and_told_of_as_any_answer(releases):
@@ -359,11 +359,11 @@ def test_the_fallback_is_diverse_and_told_of_as_any_answer(releases):
     question = Question(
         items=(Weighted("x"),), on_unknown="fallback", k=3, why=True, diversity=Diversity(at_most={"genre": 1})
     )
-    genres = dict(zip(release.catalogue.item_ids, release.catalogue.frame["genre"].to_list(), strict=True))
+    genres = dict(zip(release.catalog.item_ids, release.catalog.frame["genre"].to_list(), strict=True))
     answer = release.ask(question)
     shown = [genres[item_id] for item_id in ids(answer) if genres[item_id] is not None]
     assert len(set(shown)) == len(shown)
-    assert [neighbour.why.shared for neighbour in answer.neighbours] == [{}, {}, {}]
+    assert [neighbor.why.shared for neighbor in answer.neighbors] == [{}, {}, {}]
 
 
 # --- why
@@ -371,18 +371,18 @@ def test_the_fallback_is_diverse_and_told_of_as_any_answer(releases):
 
 def test_why_names_the_values_that_are_shared(releases):
     release = releases[SMALL]
-    rows = {row["item_id"]: row for row in release.catalogue.frame.iter_rows(named=True)}
+    rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
     asked = (item(1), item(9))
     answer = release.ask(Question(items=tuple(Weighted(i) for i in asked), k=SMALL, why=True))
-    for neighbour in answer.neighbours:
-        row, shared = rows[neighbour.item_id], {}
+    for neighbor in answer.neighbors:
+        row, shared = rows[neighbor.item_id], {}
         genres = {rows[i]["genre"] for i in asked} - {None}
         tags = {tag for i in asked for tag in rows[i]["tags"] or []}
         if row["genre"] in genres:
             shared["genre"] = [row["genre"]]
         if tags & set(row["tags"] or []):
             shared["tags"] = [tag for tag in row["tags"] if tag in tags]
-        assert neighbour.why == (0, shared)  # nobody touched anything here; tests of the audience have people
+        assert neighbor.why == (0, shared)  # nobody touched anything here; tests of the audience have people
 
 
 # --- reasons
@@ -391,7 +391,7 @@ def test_why_names_the_values_that_are_shared(releases):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"k": SMALL}, "catalogue"),
+        ({"k": SMALL}, "catalog"),
         ({"k": SMALL, "exclude": (item(3),)}, "conditions"),
         ({"allow": (item(3),)}, "conditions"),
         ({"where": (Condition("genre", any_of=("none",)),)}, "conditions"),
@@ -408,9 +408,9 @@ def test_fewer_than_asked_for_say_why(releases, changes, reason):
 
 
 def test_a_least_probability_is_that_of_the_calibration(releases):
-    everything = releases[SMALL].similar(item(2), SMALL).neighbours
+    everything = releases[SMALL].similar(item(2), SMALL).neighbors
     answer = releases[SMALL].ask(Question(items=(Weighted(item(2)),), k=SMALL, min_probability=0.5))
-    assert answer.neighbours == [n for n in everything if n.probability >= 0.5]
+    assert answer.neighbors == [n for n in everything if n.probability >= 0.5]
 
 
 # --- what cannot be asked
@@ -466,7 +466,7 @@ def test_what_makes_no_sense_is_no_question(make, told):
         make()
 
 
-def test_items_that_cancel_each_other_out_have_no_neighbours(releases):
+def test_items_that_cancel_each_other_out_have_no_neighbors(releases):
     vector = tuple((-np.asarray(releases[SMALL].vectors[4], np.float64)).tolist())
     with pytest.raises(InputError, match="direction in common"):
         releases[SMALL].ask(Question(items=(Weighted(item(4)),), vector=vector))
@@ -509,19 +509,19 @@ def built():
 
     class Built:
         def __init__(self, release, overlay):
-            rows = {row["item_id"]: row for row in release.catalogue.frame.iter_rows(named=True)}
-            vectors = dict(zip(release.catalogue.item_ids, np.asarray(release.vectors, np.float64), strict=True))
+            rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
+            vectors = dict(zip(release.catalog.item_ids, np.asarray(release.vectors, np.float64), strict=True))
             for item_id, row in overlay.changed.items():
                 rows[item_id] = rows[item_id] | row
-            empty = dict.fromkeys(release.catalogue.frame.columns)
+            empty = dict.fromkeys(release.catalog.frame.columns)
             for item_id, one in overlay.added.items():
                 rows[item_id] = empty | {"item_id": item_id} | one.row
                 vectors[item_id] = one.vector.astype(np.float64) / np.linalg.norm(one.vector.astype(np.float64))
             for item_id in overlay.hidden:
                 rows.pop(item_id, None)
-            frame = pl.DataFrame(list(rows.values()), schema=release.catalogue.frame.schema).sort("item_id")
-            self.catalogue = type(release.catalogue)(frame)
-            self.vectors = np.array([vectors[item_id] for item_id in self.catalogue.item_ids])
+            frame = pl.DataFrame(list(rows.values()), schema=release.catalog.frame.schema).sort("item_id")
+            self.catalog = type(release.catalog)(frame)
+            self.vectors = np.array([vectors[item_id] for item_id in self.catalog.item_ids])
 
     return Built
 
@@ -533,7 +533,7 @@ def test_changes_are_as_if_the_release_had_been_built_with_them(releases, built,
     question = dataclasses.replace(question, on_unknown="skip")
 
     def known(items):
-        return tuple(one for one in items if (one if isinstance(one, str) else one[0]) in changed.catalogue.item_ids)
+        return tuple(one for one in items if (one if isinstance(one, str) else one[0]) in changed.catalog.item_ids)
 
     only_known = dataclasses.replace(
         question,
@@ -542,14 +542,14 @@ def test_changes_are_as_if_the_release_had_been_built_with_them(releases, built,
         history=question.history,
         vector=question.vector or (1.0,) * 5,
     )
-    if not set(question.history) <= set(changed.catalogue.item_ids):  # steps back count unknown ones too
+    if not set(question.history) <= set(changed.catalog.item_ids):  # steps back count unknown ones too
         only_known = dataclasses.replace(only_known, history=())
     answer = releases[SMALL].ask(only_known, overlay)
     expected = naive(changed, only_known)[only_known.offset : only_known.offset + only_known.k]
     assert similarities(answer) == pytest.approx([similarity for _, similarity in expected], abs=1e-5)
     assert set(ids(answer)) == {item_id for item_id, _ in expected}
-    titles = dict(zip(changed.catalogue.item_ids, changed.catalogue.titles, strict=True))
-    assert all(neighbour.title == titles[neighbour.item_id] for neighbour in answer.neighbours)
+    titles = dict(zip(changed.catalog.item_ids, changed.catalog.titles, strict=True))
+    assert all(neighbor.title == titles[neighbor.item_id] for neighbor in answer.neighbors)
 
 
 @hypothesised
@@ -584,7 +584,7 @@ def test_a_new_item_is_found_and_asked_about_at_once(releases, size):
     release = releases[size]
     place = np.asarray(release.vectors[7], np.float32) * 3
     overlay = Overlay(added={"new": Added(place, {"title": "Just out", "genre": "drama", "available": False})})
-    first = release.ask(Question.of_item(item(7)), overlay).neighbours[0]
+    first = release.ask(Question.of_item(item(7)), overlay).neighbors[0]
     assert (first.item_id, first.title) == ("new", "Just out")
     assert first.similarity == pytest.approx(1, abs=1e-6)
     assert "new" not in ids(release.ask(Question(items=(Weighted(item(7)),), only_available=True), overlay))
@@ -604,7 +604,7 @@ def test_an_item_that_moved_is_where_it_is_now(releases):
 
 def test_an_item_tells_what_is_known_of_it(releases):
     release = releases[SMALL]
-    row = release.catalogue.frame.row(1, named=True)
+    row = release.catalog.frame.row(1, named=True)
     held = release.engine.item(item(1))
     assert held[:3] == ("0123456789ab", item(1), f"Title of {item(1)}")
     assert held.features == {"genre": "comedy", "tags": row["tags"], "year": 1991.0}

@@ -215,7 +215,7 @@ def test_a_challenger_in_the_shadow_is_compared_and_not_shown(service: Service, 
     until(lambda: service.metric("recsys_shadow_overlap_count") == asked)
     overlap = service.metric("recsys_shadow_overlap_sum") / asked
     answers = [service.get(SIMILAR, params={"release": release}).json() for release in ("first", "second")]
-    first, second = ({neighbour["item_id"] for neighbour in answer["neighbours"]} for answer in answers)
+    first, second = ({neighbor["item_id"] for neighbor in answer["neighbors"]} for answer in answers)
     assert overlap == pytest.approx(len(first & second) / len(first))
 
 

@@ -80,7 +80,7 @@ def test_the_second_answer_is_the_first_one(make: Make) -> None:
         n: v for n, v in one.headers.items() if n not in own
     }
     assert one.headers["x-request-id"] != two.headers["x-request-id"]
-    assert other.json()["neighbours"] == one.json()["neighbours"][:3]
+    assert other.json()["neighbors"] == one.json()["neighbors"][:3]
 
 
 def test_who_has_it_is_told_so(make: Make) -> None:
@@ -107,11 +107,11 @@ def test_each_release_gives_its_own(make: Make) -> None:
 def test_a_change_is_in_the_next_answer(make: Make, journal: Journal) -> None:
     state, app = make()
     (one,) = get(app, (SIMILAR, {}))
-    down = one.json()["neighbours"][0]["item_id"]
+    down = one.json()["neighbors"][0]["item_id"]
     journal.write(Entry(down, 2e9, hidden=True))
     two, three = get(app, (SIMILAR, {"If-None-Match": one.headers["etag"]}), (SIMILAR, {}))
     assert two.status_code == 200
-    assert down not in {neighbour["item_id"] for neighbour in two.json()["neighbours"]}
+    assert down not in {neighbor["item_id"] for neighbor in two.json()["neighbors"]}
     assert three.content == two.content
     assert state.asked == ["first"] * 2
 

@@ -195,8 +195,8 @@ def test_the_client_gives_typed_answers_and_the_librarys_errors(service: Service
     secret = service.key("writer")
     with Client(service.url, key=secret, timeout_s=60) as client:
         answer = client.similar("item 00", k=3)
-        assert [neighbour.rank for neighbour in answer.neighbours] == [1, 2, 3]
-        assert client.ask({"items": [{"item_id": "item 00"}], "k": 3}).neighbours == answer.neighbours
+        assert [neighbor.rank for neighbor in answer.neighbors] == [1, 2, 3]
+        assert client.ask({"items": [{"item_id": "item 00"}], "k": 3}).neighbors == answer.neighbors
         entries = client.ask_many([{"items": [{"item_id": name}], "k": 3} for name in ("item 00", "absent")]).answers
         assert [entry.status for entry in entries] == [200, 404]
         with pytest.raises(UnknownItemError, match="'absent'"):

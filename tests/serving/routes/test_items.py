@@ -65,9 +65,9 @@ class Caller:
     def item(self, item_id: str) -> httpx.Response:
         return self._service.get(f"/v1/items/{quote(item_id, safe='')}", headers=self._secrets["reader"])
 
-    def neighbours(self, item_id: str, **options: Any) -> list[str]:
+    def neighbors(self, item_id: str, **options: Any) -> list[str]:
         answer = self.ask(item_id, **options).raise_for_status().json()
-        return [neighbour["item_id"] for neighbour in answer["neighbours"]]
+        return [neighbor["item_id"] for neighbor in answer["neighbors"]]
 
     def put(self, item_id: str, **change: Any) -> httpx.Response:
         url = f"{self._service.url}/v1/items/{quote(item_id, safe='')}"
@@ -85,10 +85,10 @@ def test_a_change_is_in_the_next_answer_of_every_worker(service: Service) -> Non
     for number in range(1, 20):
         assert caller.take_down(ITEMS[number]).status_code == 204
         for _ in range(4):
-            assert set(caller.neighbours(ITEMS[0])) == set(ITEMS[number + 1 :])
+            assert set(caller.neighbors(ITEMS[0])) == set(ITEMS[number + 1 :])
     assert caller.ask(ITEMS[1]).status_code == 404
     assert caller.put(ITEMS[1]).status_code == 200
-    assert ITEMS[1] in caller.neighbours(ITEMS[0])
+    assert ITEMS[1] in caller.neighbors(ITEMS[0])
 
 
 def test_a_new_item_is_found_where_its_vector_says(service: Service) -> None:
@@ -99,8 +99,8 @@ def test_a_new_item_is_found_where_its_vector_says(service: Service) -> None:
     assert caller.ask("new").status_code == 404
     written = caller.put("new", vector=at, title="Just in", features={"color": "blue"})
     assert written.json() == {"item_id": "new", "release_id": "first", "place": "vector"}
-    assert caller.neighbours(ITEMS[7])[0] == "new"
-    assert caller.neighbours("new")[0] == ITEMS[7]
+    assert caller.neighbors(ITEMS[7])[0] == "new"
+    assert caller.neighbors("new")[0] == ITEMS[7]
     told = caller.item("new").json()
     assert (told["title"], told["features"]) == ("Just in", {"color": "blue"})
     assert "a new item must have a vector" in caller.put("newer").json()["detail"]
@@ -114,8 +114,8 @@ def test_changed_columns_are_told_and_filtered_by(service: Service) -> None:
     told = caller.item(ITEMS[3])
     assert told.headers["etag"] != etag
     assert (told.json()["title"], told.json()["available"]) == ("Another", False)
-    assert ITEMS[3] in caller.neighbours(ITEMS[0])
-    assert ITEMS[3] not in caller.neighbours(ITEMS[0], only_available=True)
+    assert ITEMS[3] in caller.neighbors(ITEMS[0])
+    assert ITEMS[3] not in caller.neighbors(ITEMS[0], only_available=True)
     assert caller.put(ITEMS[3], title="A third").status_code == 200
     assert caller.item(ITEMS[3]).json()["features"] == {"color": "green"}, "the last change says all"
 
@@ -125,7 +125,7 @@ def test_changed_columns_are_told_and_filtered_by(service: Service) -> None:
     [
         ({"vector": [1.0]}, "vector must be of 5 finite numbers"),
         ({"vector": [0.0] * 5}, "not all of them 0"),
-        ({"features": {"colour": "red"}}, "features must be of the columns color. Received: 'colour'"),
+        ({"features": {"color": "red"}}, "features must be of the columns color. Received: 'color'"),
         ({"features": {"color": 3}}, "features.color must be a text"),
         ({"titel": "x"}, "titel is not known"),
         ({"available": "yes"}, "available"),
@@ -171,7 +171,7 @@ def test_no_acknowledged_change_is_lost_however_it_ends(service: Service) -> Non
             down.append(item_id)
         service.end(kill)
     service.start()
-    assert set(caller.neighbours(ITEMS[0])) == set(ITEMS[1:]) - set(down)
+    assert set(caller.neighbors(ITEMS[0])) == set(ITEMS[1:]) - set(down)
 
 
 def test_a_release_that_contains_changes_takes_their_place(service: Service, write_release: WriteRelease) -> None:
@@ -189,14 +189,14 @@ def test_a_release_that_contains_changes_takes_their_place(service: Service, wri
     until(lambda: service.metric("recsys_journal_entries") == 1)
     until(lambda: caller.answering() == {"second"})
     assert caller.item(ITEMS[2]).json()["title"] == f"Title of {ITEMS[2]}", "a later release stands above a change"
-    assert set(caller.neighbours(ITEMS[0], k=100)) == {*ITEMS[2:], "new"}
+    assert set(caller.neighbors(ITEMS[0], k=100)) == {*ITEMS[2:], "new"}
     without = [item_id for item_id in ITEMS if item_id != ITEMS[1]]
     third = write_release(without, release_id="third", created_at=LATE, color=_series(COLORS[1:]))
     service.want(third)
     until(lambda: caller.answering() == {"third"})
     service.want(second)
     until(lambda: caller.answering() == {"second"})
-    assert ITEMS[1] not in caller.neighbours(ITEMS[0], k=100), "an older release that comes back has it down too"
+    assert ITEMS[1] not in caller.neighbors(ITEMS[0], k=100), "an older release that comes back has it down too"
 
 
 def test_a_vector_means_nothing_in_another_release(service: Service, write_release: WriteRelease) -> None:

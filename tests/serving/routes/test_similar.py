@@ -53,8 +53,8 @@ def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def as_json(release: Release, question: Question) -> dict[str, Any]:
     """What the library answers, as a client would see it, but for the cursor."""
     answer = release.ask(question)
-    neighbours = [{**n._asdict(), "why": n.why and n.why._asdict()} for n in answer.neighbours]
-    told: dict[str, Any] = json.loads(json.dumps({**answer._asdict(), "neighbours": neighbours}))
+    neighbors = [{**n._asdict(), "why": n.why and n.why._asdict()} for n in answer.neighbors]
+    told: dict[str, Any] = json.loads(json.dumps({**answer._asdict(), "neighbors": neighbors}))
     return told
 
 
@@ -99,7 +99,7 @@ def test_everything_can_be_asked_at_once(client: httpx.Client, release: Release)
     answer = without_cursor(client.post("/v1/similar", json=body))
     assert answer == as_json(release, question)
     assert answer["unknown"] == ["unknown"]
-    assert len(answer["neighbours"]) == 5  # of the seven that the diversity lets through, two are skipped
+    assert len(answer["neighbors"]) == 5  # of the seven that the diversity lets through, two are skipped
 
 
 def test_simple_options_are_query_parameters(client: httpx.Client, release: Release) -> None:
@@ -134,7 +134,7 @@ def test_one_item_is_the_same_question_by_both_routes(client: httpx.Client) -> N
 @pytest.mark.parametrize("value", ["drama", ["drama"], ["drama", "no such"]])
 def test_a_condition_is_a_value_or_several(client: httpx.Client, value: Any) -> None:
     answer = client.post("/v1/similar", json={"items": ["item/1"], "k": 40, "where": {"genre": value}}).json()
-    assert {n["item_id"] for n in answer["neighbours"]} == {f"item/{n}" for n in range(0, SIZE, 3)}
+    assert {n["item_id"] for n in answer["neighbors"]} == {f"item/{n}" for n in range(0, SIZE, 3)}
     assert (answer["reason"], answer["next"]) == ("conditions", None)
 
 
@@ -143,27 +143,27 @@ def test_popular_items_stand_in_where_that_is_wanted(client: httpx.Client) -> No
     answer = client.post("/v1/similar", json=body).json()
     assert answer["fallback"]
     assert answer["unknown"] == ["nobody"]
-    assert [n["item_id"] for n in answer["neighbours"]] == ["item/57", "item/54", "item/51"]
-    assert {n["similarity"] for n in answer["neighbours"]} == {None}
+    assert [n["item_id"] for n in answer["neighbors"]] == ["item/57", "item/54", "item/51"]
+    assert {n["similarity"] for n in answer["neighbors"]} == {None}
 
 
 # --- pages
 
 
-def test_page_after_page_gives_each_neighbour_once(client: httpx.Client) -> None:
+def test_page_after_page_gives_each_neighbor_once(client: httpx.Client) -> None:
     body = {"items": ["item/1"], "k": 7, "exclude": ["item/2"]}
-    whole = client.post("/v1/similar", json={**body, "k": MAX_K}).json()["neighbours"]
+    whole = client.post("/v1/similar", json={**body, "k": MAX_K}).json()["neighbors"]
     pages: list[Any] = []
     cursor = None
     while True:
         answer = client.post("/v1/similar", json={**body, "cursor": cursor}).json()
-        pages += answer["neighbours"]
+        pages += answer["neighbors"]
         cursor = answer["next"]
         if cursor is None:
             break
     assert pages == whole
     got = client.get("/v1/items/item%2F1/similar", params={"k": 5}).json()["next"]
-    assert client.get("/v1/items/item%2F1/similar", params={"k": 5, "cursor": got}).json()["neighbours"][0]["rank"] == 6
+    assert client.get("/v1/items/item%2F1/similar", params={"k": 5, "cursor": got}).json()["neighbors"][0]["rank"] == 6
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "WyI", "%%%", "é", "W10", "WzEsMiwzXQ", "x" * 5_000])
@@ -381,7 +381,7 @@ def test_a_new_item_is_asked_about_by_its_features(tmp_path: Path) -> None:
         answer = client.post("/v1/similar", json={"features": {"genre": "genre-3"}, "k": 5}).json()
         wrong = client.post("/v1/similar", json={"features": {"gnre": "x"}})
         typed = client.post("/v1/similar", json={"features": {"genre": 3}})
-    assert all(n["item_id"].startswith("item-3-") for n in answer["neighbours"])
+    assert all(n["item_id"].startswith("item-3-") for n in answer["neighbors"])
     assert "features must be of the columns genre. Received: 'gnre'" in problem(wrong, 422, "invalid-question")
     assert "features.genre must be a text. Received: 3" in problem(typed, 422, "invalid-question")
 
@@ -399,7 +399,7 @@ def test_the_embedder_is_asked_for_the_release_that_answers(release: Release) ->
 
     answer = asyncio.run(ask()).json()
     assert asked == [(release.release_id, {"genre": "crime"})]
-    assert answer["neighbours"][0]["similarity"] == pytest.approx(1)
+    assert answer["neighbors"][0]["similarity"] == pytest.approx(1)
 
 
 def test_others_are_answered_while_a_batch_is(release: Release) -> None:

@@ -94,7 +94,7 @@ def test_killed_while_it_writes_it_loses_nothing_that_was_acknowledged(service: 
         service.start()
         with client(service) as caller:
             answer = caller.similar(asked, k=100)
-        shown = {neighbour.item_id: neighbour.title for neighbour in answer.neighbours}
+        shown = {neighbor.item_id: neighbor.title for neighbor in answer.neighbors}
         for item_id in changeable:
             assert shown.get(item_id) in {expected[item_id], unsure.get(item_id, expected[item_id])}
             expected[item_id] = shown.get(item_id)
@@ -146,7 +146,7 @@ def test_killed_while_it_loads_it_starts_again(service: Service, write_release: 
     with client(service) as caller:
         answer = caller.similar(ITEMS[0], k=1_000)
         assert answer.release_id == "second"
-        assert ITEMS[5] not in {neighbour.item_id for neighbour in answer.neighbours}
+        assert ITEMS[5] not in {neighbor.item_id for neighbor in answer.neighbors}
         with pytest.raises(UnknownItemError):
             caller.item(ITEMS[5])
 

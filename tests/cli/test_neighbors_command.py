@@ -1,4 +1,4 @@
-"""`recsys neighbours`: from a release to a file or a database, through the program."""
+"""`recsys neighbors`: from a release to a file or a database, through the program."""
 
 import json
 import sqlite3
@@ -25,20 +25,20 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The current folder is not that of the config."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.delenv("RECSYS_NEIGHBOURS_TO", raising=False)
+    monkeypatch.delenv("RECSYS_NEIGHBORS_TO", raising=False)
 
 
 def test_by_default_parquet_lies_beside_the_config(program: Any, config: Path) -> None:
-    outcome = program("neighbours", "--config", config, "--release", GOLDEN)
+    outcome = program("neighbors", "--config", config, "--release", GOLDEN)
     assert outcome.exit_code == 0
-    place = config.parent / "neighbours.parquet"
-    assert outcome.out == f"Neighbours of 49 items of release 50049176ddac are in {place}: 980 rows\n"
+    place = config.parent / "neighbors.parquet"
+    assert outcome.out == f"Neighbors of 49 items of release 50049176ddac are in {place}: 980 rows\n"
     assert json.loads((place / "_MANIFEST.json").read_text())["rows"] == 980
     assert [line.split()[0] for line in outcome.err.splitlines()] == ["nearest", "deliver"]
 
 
 def test_a_program_gets_one_line_and_the_same_one_again(program: Any, config: Path) -> None:
-    arguments = ("neighbours", "--config", config, "--release", GOLDEN, "--json")
+    arguments = ("neighbors", "--config", config, "--release", GOLDEN, "--json")
     first, second = program(*arguments), program(*arguments)
     assert len(first.out.splitlines()) == 1
     assert json.loads(first.out)["items"] == 49
@@ -50,33 +50,33 @@ def test_a_program_gets_one_line_and_the_same_one_again(program: Any, config: Pa
 def test_what_is_asked_for_on_the_command_line_lies_in_the_current_folder(
     program: Any, config: Path, monkeypatch: pytest.MonkeyPatch, *, how: str, to: str, name: str
 ) -> None:
-    asked = {"option": ("--to", name), "setting": ("--set", f"neighbours.to={name}"), "variable": ()}[how]
+    asked = {"option": ("--to", name), "setting": ("--set", f"neighbors.to={name}"), "variable": ()}[how]
     if how == "variable":
-        monkeypatch.setenv("RECSYS_NEIGHBOURS_TO", name)
-    outcome = program("neighbours", "--config", config, "--release", GOLDEN, "--k", 3, *asked)
+        monkeypatch.setenv("RECSYS_NEIGHBORS_TO", name)
+    outcome = program("neighbors", "--config", config, "--release", GOLDEN, "--k", 3, *asked)
     assert outcome.exit_code == 0, outcome.err
     assert Path(to).is_file()
 
 
 def test_what_the_config_names_lies_beside_it(program: Any, config: Path) -> None:
-    config.write_text(f'{config.read_text()}[neighbours]\nto = "sqlite:///all.db"\nk = 4\n')
-    assert program("neighbours", "--config", config, "--release", GOLDEN).exit_code == 0
+    config.write_text(f'{config.read_text()}[neighbors]\nto = "sqlite:///all.db"\nk = 4\n')
+    assert program("neighbors", "--config", config, "--release", GOLDEN).exit_code == 0
     with closing(sqlite3.connect(config.parent / "all.db")) as connection:
-        rows = connection.execute("SELECT count(*) FROM recsys_neighbours").fetchone()
+        rows = connection.execute("SELECT count(*) FROM recsys_neighbors").fetchone()
     assert rows == (49 * 4,)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--to", "out.csv"], 2, "neighbours.to must be a folder"),
+        (["--to", "out.csv"], 2, "neighbors.to must be a folder"),
         (["--to", "mysql://me:secret@host/db"], 2, "Received: mysql://…@host/db."),
         (["--to", "file/out.jsonl"], 2, "must lie in a folder that we may write to"),
-        (["--to", "redis://:secret@127.0.0.1:1"], 1, "Redis at redis://…@127.0.0.1:1 must take the neighbours"),
+        (["--to", "redis://:secret@127.0.0.1:1"], 1, "Redis at redis://…@127.0.0.1:1 must take the neighbors"),
         (["--to", "postgresql://me:secret@127.0.0.1:1/x"], 1, "PostgreSQL at postgresql://…@127.0.0.1:1/x must"),
-        (["--set", 'neighbours.to=["redis://:secret@h"]'], 2, "neighbours.to: should be a valid string"),
-        (["--set", "neighbours.where={colour = ['red']}"], 2, "Received: 'colour'"),
-        (["--set", "neighbours.min_similarity=0.99999"], 1, "at least one item must have a neighbour"),
+        (["--set", 'neighbors.to=["redis://:secret@h"]'], 2, "neighbors.to: should be a valid string"),
+        (["--set", "neighbors.where={color = ['red']}"], 2, "Received: 'color'"),
+        (["--set", "neighbors.min_similarity=0.99999"], 1, "at least one item must have a neighbor"),
         (["--release", "nowhere"], 1, "release must be a folder with a manifest.json. Received: nowhere"),
         (["--config", "nowhere.toml"], 2, "config file must exist"),
     ],
@@ -85,17 +85,17 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
     program: Any, config: Path, *, arguments: list[str], code: int, told: str
 ) -> None:
     Path("file").touch()
-    outcome = program("neighbours", "--config", config, "--release", GOLDEN, *arguments)
+    outcome = program("neighbors", "--config", config, "--release", GOLDEN, *arguments)
     assert (outcome.exit_code, outcome.out) == (code, "")
     (error,) = [line for line in outcome.err.splitlines() if not line.startswith("  nearest")]
     assert error.startswith("error: ")
     assert told in error
     assert "secret" not in outcome.err
     assert [path.name for path in Path().iterdir()] == ["file"]
-    assert not (config.parent / "neighbours.parquet").exists()
+    assert not (config.parent / "neighbors.parquet").exists()
 
 
 def test_before_the_first_night_there_is_no_champion_to_export(program: Any, config: Path) -> None:
-    outcome = program("neighbours", "--config", config)
+    outcome = program("neighbors", "--config", config)
     assert (outcome.exit_code, outcome.out) == (1, "")
     assert "model item-tower must have a champion" in outcome.err

@@ -1,4 +1,4 @@
-"""What holds for everything that can be asked for neighbours: an index, exact search, a baseline."""
+"""What holds for everything that can be asked for neighbors: an index, exact search, a baseline."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def histories(num_items):
     return [[(item, 0.5**step) for step, item in enumerate(row)] for row in chosen]
 
 
-class NeighboursContract:
+class NeighborsContract:
     """Inherit and give `model` (the thing itself) and `num_items` (how many items it knows) as fixtures.
 
     A model whose choice among equals is free overrides `same`.
@@ -90,7 +90,7 @@ class NeighboursContract:
             assert found.tolist() == expected
             assert found.dtype == np.int64
 
-    def test_names_no_neighbour_twice(self, model, any_queries, num_items):
+    def test_names_no_neighbor_twice(self, model, any_queries, num_items):
         for answer in model.answer(any_queries, num_items + 2).tolist():
             named = [number for number in answer if number != PADDING]
             assert len(named) == len(set(named))
@@ -100,8 +100,8 @@ class NeighboursContract:
             padded = [number == PADDING for number in answer]
             assert padded == sorted(padded)
 
-    @pytest.mark.parametrize("beyond", [0, 1, 5], ids="catalogue+{}".format)
-    def test_pads_what_the_catalogue_cannot_fill(self, model, queries, num_items, beyond):
+    @pytest.mark.parametrize("beyond", [0, 1, 5], ids="catalog+{}".format)
+    def test_pads_what_the_catalog_cannot_fill(self, model, queries, num_items, beyond):
         answers = model.answer(queries, num_items + beyond)
         assert answers.shape == (len(queries), num_items + beyond)
         assert (answers[:, num_items - 1 :] == PADDING).all()
@@ -111,7 +111,7 @@ class NeighboursContract:
         assert (model.answer(asked([row], [range(num_items)]), 3) == PADDING).all()
         assert (model.answer(asked([row], [range(1, num_items)]), 3)[:, 1:] == PADDING).all()
 
-    def test_fewer_neighbours_are_the_first_of_more(self, model, any_queries, num_items):
+    def test_fewer_neighbors_are_the_first_of_more(self, model, any_queries, num_items):
         longest = model.answer(any_queries, num_items + 2)
         for k in range(1, num_items + 2):
             self.same(model.answer(any_queries, k), longest[:, :k])

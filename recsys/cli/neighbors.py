@@ -1,4 +1,4 @@
-"""`recsys neighbours`: the nearest of every item, for readers that do not ask the service."""
+"""`recsys neighbors`: the nearest of every item, for readers that do not ask the service."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from recsys.errors import ConfigError
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("neighbours")(neighbours)
+    app.command("neighbors")(neighbors)
 
 
-def neighbours(
+def neighbors(
     *,
     release: ReleasePlace = None,
     to: Annotated[
         str | None,
         typer.Option(
             "--to",
-            envvar="RECSYS_NEIGHBOURS_TO",
+            envvar="RECSYS_NEIGHBORS_TO",
             metavar="PLACE",
             help="A folder for Parquet or a file.jsonl, both also s3://…; sqlite:///FILE, postgresql://… or redis://…: "
-            "the same as neighbours.to. The variable keeps a password out of files and the list of processes.",
+            "the same as neighbors.to. The variable keeps a password out of files and the list of processes.",
         ),
     ] = None,
-    k: Annotated[int | None, typer.Option("--k", min=1, help="Neighbours of each; the same as neighbours.k.")] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Neighbors of each; the same as neighbors.k.")] = None,
     config: ConfigFile = CONFIG_DEFAULT,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -44,8 +44,8 @@ def neighbours(
 
     settings = [
         *(overrides or ()),
-        *([] if to is None else [f"neighbours.to={json.dumps(to, ensure_ascii=False)}"]),
-        *([] if k is None else [f"neighbours.k={k}"]),
+        *([] if to is None else [f"neighbors.to={json.dumps(to, ensure_ascii=False)}"]),
+        *([] if k is None else [f"neighbors.k={k}"]),
     ]
     checked = configuration.load(config, settings)
     try:
@@ -56,12 +56,12 @@ def neighbours(
             f"the jobs need {error.name}, which is not installed. Install recsys[jobs,export], and tracking for the "
             "champion."
         ) from None
-    done: dict[str, Any] = job.neighbours(open_release(release, config), checked, Reporter())
+    done: dict[str, Any] = job.neighbors(open_release(release, config), checked, Reporter())
     show(
         done,
         as_json,
         lambda: typer.echo(
-            f"Neighbours of {done['items']:,} items of release {done['release_id']} are in {done['to']}: "
+            f"Neighbors of {done['items']:,} items of release {done['release_id']} are in {done['to']}: "
             f"{done['rows']:,} rows"
         ),
     )
