@@ -140,7 +140,7 @@ def fit_before(
     killed goes on from its checkpoint, if there is a folder for them.
     """
     from recsys.model import optimizer, tower  # noqa: PLC0415 - TensorFlow takes seconds
-    from recsys.model import trainer as training  # noqa: PLC0415  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys.model import trainer as training  # noqa: PLC0415
 
     config = night.config
     catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))

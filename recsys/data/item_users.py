@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
-from recsys.index import embeddings
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,10 @@ class Audience:
         Raises:
             InputError: it is none, or not one of so many items.
         """
-        content: NDArray[Any] = embeddings.load(path)
+        try:
+            content: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"item users must be a .npy file. Received {path}: {error}") from None
         head = 2 * (num_items + 1)
         if content.ndim == 1 and content.dtype == np.dtype("<i4") and len(content) >= head:
             whole: NDArray[np.int32] = np.asarray(content, np.int32)

@@ -40,6 +40,6 @@ async def metrics(serving: Serving) -> Response:
     for role, edition in (("champion", standing.champion), ("challenger", standing.challenger)):
         if edition is not None:
             telemetry.serving(role, len(edition.release.catalog), edition.created)
-    if serving.live.item_changes is not None:
+    if serving.journal is not None:
         telemetry.journal(len(serving.journal), serving.journal.size)
     return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -73,7 +73,7 @@ async def put(serving: Serving, item_id: ItemId, change: ItemChange) -> ChangedB
         release_id=None if vector is None else edition.release_id,
     )
     await run_in_threadpool(journal.write, entry)
-    serving.middleware.metrics.changed("put")
+    serving.telemetry.changed("put")
     return ChangedBody(item_id=item_id, release_id=edition.release_id, place=place)
 
 
@@ -83,7 +83,7 @@ async def take_down(serving: Serving, item_id: ItemId) -> None:
     if serving.shelf.champion.release.catalog.find(item_id) is None:
         _require_short(item_id)
     await run_in_threadpool(_journal(serving).write, Entry(item_id, time.time(), hidden=True))
-    serving.middleware.metrics.changed("take_down")
+    serving.telemetry.changed("take_down")
 
 
 def _require_short(item_id: str) -> None:
@@ -92,7 +92,7 @@ def _require_short(item_id: str) -> None:
 
 
 def _journal(serving: State) -> Journal:
-    if serving.live.item_changes is None:
+    if serving.journal is None:
         raise RefusedRequest(
             HTTPStatus.FORBIDDEN, "forbidden", "changes need a folder to be kept in. Start the service with a config."
         )
