@@ -1,13 +1,13 @@
-# One door: everything that is done with this tree is done from here, by people and by CI alike.
+# Every task of this repository, for people and for CI. `make` lists them.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,jobs,serve,client,otel,tracking,tune,export,s3,bench,dev
+EXTRAS := bench client dev docs export jobs otel s3 serve tracking train tune
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test flink spark bench openapi serve clean check requirements
+.PHONY: help demo test flink spark bench openapi serve docs dist clean check locks
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -45,23 +45,32 @@ openapi: $(VENV)/.installed ## write the description of the service into docs/op
 serve: $(VENV)/.installed ## answer over HTTP from the demo's champion
 	$(BIN)/recsys serve --config $(DEMO)/recsys.toml
 
+docs: $(VENV)/.installed ## build the documentation site into build/site, strictly and without network
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+dist: $(VENV)/.installed ## build the source distribution and the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
 clean: ## remove the environment, the demo and every cache
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-requirements: $(VENV)/.installed ## pin what pyproject.toml asks for, anew
-	$(BIN)/pip-compile --quiet --upgrade --strip-extras --no-emit-index-url --no-emit-find-links \
-	  --no-emit-trusted-host $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) \
-	  --output-file requirements-dev.txt pyproject.toml
+locks: $(VENV)/.installed ## compile the locked requirements of server, nightly run and development again
+	$(LOCK) --output-file requirements/server.txt --extra otel --extra s3 --extra serve
+	$(LOCK) --output-file requirements/server-mlflow.txt --extra otel --extra s3 --extra serve --extra tracking
+	$(LOCK) --output-file requirements/nightly.txt --extra export --extra jobs --extra s3 --extra tracking --extra train --extra tune
+	$(LOCK) --output-file requirements/dev.txt $(foreach extra,$(EXTRAS),--extra $(extra))
 
-comma := ,
+LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
-$(VENV)/.installed: pyproject.toml requirements-dev.txt
+$(VENV)/.installed: pyproject.toml requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "error: Python 3.11 or newer is needed. Received: $$($(PYTHON) --version 2>&1). Name one: make PYTHON=python3.12" >&2; exit 2; }
 	@command -v $${CXX:-c++} >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || \
 	  { echo "error: a C++ compiler is needed, since Annoy comes as source. Install g++ or clang." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
