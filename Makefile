@@ -46,7 +46,7 @@ serve: $(VENV)/.installed ## answer over HTTP from the demo's champion
 	$(BIN)/recsys serve --config $(DEMO)/recsys.toml
 
 docs: $(VENV)/.installed ## build the documentation site into build/site, strictly and without network
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 dist: $(VENV)/.installed ## build the source distribution and the wheel into dist/
 	rm -rf dist

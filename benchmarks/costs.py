@@ -1,4 +1,4 @@
-"""What each part of a night costs a unit, and what that makes of a log of another size: the tables of docs/scale.md.
+"""Cost per unit of each part of a run, and of a log of another size: the tables of docs/explanation/scale.md.
 
     python -m benchmarks.costs [--interactions 1000000000] [--items 100000000] [--json OUT]
 

@@ -1,4 +1,4 @@
-"""Every loss and distance on one data set, through the product's own stages: the table of `docs/losses.md`.
+"""Every loss and distance on one data set, through the product's own stages: the table of `docs/explanation/losses.md`.
 
 python -m benchmarks.losses --config FILE [--set TABLE.KEY=VALUE]
 """

@@ -48,7 +48,7 @@ def options(config: BeamConfig) -> dict[str, Any]:
         if not any(config.options.get(name) for name in choice):
             raise ConfigError(
                 f"beam.options must hold {' or '.join(choice)} with the profile {config.profile}. Received: "
-                f"{', '.join(config.options) or 'no options'}. docs/runners.md has examples."
+                f"{', '.join(config.options) or 'no options'}. docs/how-to/runners.md has examples."
             )
     chosen = _taken(_preset(config) | config.options)
     for name in JARS:
@@ -58,7 +58,7 @@ def options(config: BeamConfig) -> dict[str, Any]:
     if elsewhere and "environment_type" not in chosen:
         raise ConfigError(
             f"beam.options must hold environment_type where {elsewhere[0]} is not on this machine: the workers that "
-            "we would start are. Received: none. docs/runners.md has examples."
+            "we would start are. Received: none. docs/how-to/runners.md has examples."
         )
     return chosen
 

@@ -63,7 +63,7 @@ def promote(night: Night) -> dict[str, Any]:
             raise RefusedError(
                 f"release {release.release_id} must pass every check to take over. Received: {len(failed)} of "
                 f"{len(checks)} failed: {'; '.join(failed)}. The champion stays "
-                f"{champion.release_id if champion else 'nobody'}. docs/nights.md says what to do about each."
+                f"{champion.release_id if champion else 'nobody'}. See docs/explanation/promotion.md."
             )
         served = {event.after for event in promotion.events(night.tracker)}
         if champion != version and release.release_id not in served:

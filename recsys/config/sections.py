@@ -53,7 +53,7 @@ class DataConfig(Table):
 
     interactions: str | None = None
     """Interactions: a path, a URL (`s3://bucket/log/*.parquet`) or a glob; Parquet, CSV (also .gz) or JSON lines (also
-    .gz). `docs/storage.md` says more of URLs.
+    .gz). `docs/how-to/storage.md` says more of URLs.
     Every stage of a night needs them; the service reads none."""
     items: str | None = None
     """Items, in the same formats. Without it the catalog is the items that somebody touched."""
@@ -314,7 +314,7 @@ class TrainConfig(Table):
     """Pairs -> tower."""
 
     loss: Literal["cross_entropy", "contrastive", "triplet"] = "cross_entropy"
-    """`docs/losses.md` says when to use which. Cross-entropy is the one for interactions."""
+    """`docs/explanation/losses.md` says when to use which. Cross-entropy is the one for interactions."""
     temperature: Positive = 0.1
     """Cross-entropy: divides the similarity before the softmax. Smaller looks harder at the nearest candidates."""
     margin: Positive = 0.5
@@ -474,8 +474,8 @@ class NeighborsConfig(Table):
 
     to: Annotated[str, Field(repr=False)] = "neighbors.parquet"
     """Where to: a folder of Parquet files or a file that ends in `.jsonl`, either also by a URL (`s3://`, `gs://`), or
-    a server: `sqlite:///FILE`, `postgresql://`, `redis://` or `rediss://`. `docs/neighbors.md` says what readers find
-    there, and where a password goes."""
+    a server: `sqlite:///FILE`, `postgresql://`, `redis://` or `rediss://`. `docs/how-to/export.md` says what
+    readers find there, and where a password goes."""
     k: Count = 20
     """Neighbors of an item; fewer where the catalog, or what is let through, holds no more."""
     min_similarity: float | None = None
@@ -512,7 +512,7 @@ class TuneConfig(Table):
 
 
 class PromoteConfig(Table):
-    """When a new release takes over from the champion. `docs/nights.md` says how to read a refusal."""
+    """When a new release takes over from the champion. `docs/explanation/promotion.md` says how to read a refusal."""
 
     tolerance: Share = 0.05
     """A challenger may be worse than the champion by this share of the champion's NDCG@20: the lower bound of the
@@ -559,7 +559,7 @@ class PromoteConfig(Table):
 
 
 class NotifyConfig(Table):
-    """Who is told how a night ended. `docs/nights-as-jobs.md` says what they are told."""
+    """Who is told how a night ended. `docs/how-to/schedule.md` says what they are told."""
 
     webhook: Annotated[str | None, Field(repr=False)] = None
     """URL that gets the summary of the night as JSON. RECSYS_WEBHOOK in the environment goes before it."""
@@ -593,7 +593,7 @@ class BeamConfig(Table):
 
     profile: Literal["local", "local-threads", "portable", "flink", "spark", "dataflow"] = "local"
     """`local`: one worker in this process. `local-threads`: `workers` threads. `portable`: a job server and a worker
-    of their own. `flink`, `spark`, `dataflow`: a cluster; `docs/runners.md` says what each needs."""
+    of their own. `flink`, `spark`, `dataflow`: a cluster; `docs/how-to/runners.md` says what each needs."""
     workers: Count = 2
     """Threads of `local-threads`; on a cluster, units that are worked on at a time."""
     options: Annotated[dict[str, JsonValue], Field(repr=False)] = {}

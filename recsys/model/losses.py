@@ -1,6 +1,6 @@
 """Losses over one batch shape: anchors [B, d], candidates [C, d], targets [B, C]. Only `keras.ops`.
 
-A target > 0 is the weight of a positive, 0 a negative, -1 is left out. `docs/losses.md` says when to use which.
+A target > 0 is the weight of a positive, 0 a negative, -1 is left out. See `docs/explanation/losses.md`.
 No shape is known while a step is traced but d, so that nothing here may depend on the number of candidates.
 """
 

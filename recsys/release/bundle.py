@@ -2,7 +2,7 @@
 
 A release is written under a temporary name, its manifest last, and renamed; nothing in it is ever written
 again (an Annoy file that changes under a reader kills the reader). Loading checks every file against the
-manifest, and the files against each other. `docs/release-format.md` describes the format.
+manifest, and the files against each other. `docs/reference/release-format.md` describes the format.
 """
 
 from __future__ import annotations

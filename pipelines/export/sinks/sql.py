@@ -1,4 +1,4 @@
-"""The tables that the neighbors of an SQL database lie in; see `docs/neighbors.md`.
+"""The tables that the neighbors of an SQL database lie in; see `docs/how-to/export.md`.
 
 Statements that SQLite and PostgreSQL understand alike. Names are fixed, and values are bound.
 """
