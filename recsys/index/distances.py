@@ -19,6 +19,9 @@ COLUMNS = 4_096
 ROWS = 16
 """Queries that Manhattan compares at a time: a block of ROWS by COLUMNS stays in the processor's cache."""
 
+ROUNDING = 8 * np.finfo(np.float64).eps
+"""Bound on the rounding error of a squared distance, as a share of the two squared lengths."""
+
 Metric = Literal["angular", "euclidean", "manhattan"]
 
 
@@ -110,17 +113,20 @@ class Euclidean(_Unbounded):
     def similarities(self, queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """By |q|² + |v|² - 2 q·v, which is one product.
 
-        In float64: near vectors cancel, and float32 would keep no more than three digits of their distance.
+        In float64: near vectors cancel, and float32 would keep no more than three digits of their distance. What
+        remains of equal vectors is rounding error, which is below the resolution of float32 inputs and counts as 0.
         """
         wide = queries.astype(np.float64)
-        # the squared lengths as two more dimensions: one product says it all
-        wide = np.column_stack([wide * -2.0, np.einsum("nd,nd->n", wide, wide), np.ones(len(wide))])
+        query_squares = np.einsum("nd,nd->n", wide, wide)
+        # the squared lengths as two more dimensions, so that one product gives the squared distances
+        wide = np.column_stack([wide * -2.0, query_squares, np.ones(len(wide))])
         result = np.empty((len(queries), len(vectors)), np.float32)
         for start in range(0, len(vectors), COLUMNS):
             block = vectors[start : start + COLUMNS].astype(np.float64)
-            block = np.column_stack([block, np.ones(len(block)), np.einsum("nd,nd->n", block, block)])
-            squares = (wide @ block.T).astype(np.float32)
-            result[:, start : start + COLUMNS] = self.similarity(np.sqrt(np.maximum(squares, 0.0)))
+            block_squares = np.einsum("nd,nd->n", block, block)
+            squares = wide @ np.column_stack([block, np.ones(len(block)), block_squares]).T
+            squares[squares < ROUNDING * np.add.outer(query_squares, block_squares)] = 0.0
+            result[:, start : start + COLUMNS] = self.similarity(np.sqrt(squares.astype(np.float32)))
         return result
 
 

@@ -31,7 +31,7 @@ def ask(path: Path, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:
     Raises:
         ReleaseError: it does not load there, or does not answer in time.
     """
-    command = [sys.executable, "-m", "recsys.release.bundle.smoke_test", str(path.resolve()), str(k)]
+    command = [sys.executable, "-m", "recsys.release.smoke_test", str(path.resolve()), str(k)]
     try:
         done = subprocess.run(
             command, input=json.dumps(list(item_ids)), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
