@@ -126,7 +126,7 @@ def test_openapi_describes_what_is_served(client: httpx.Client) -> None:
 def test_service_imports_neither_training_nor_jobs() -> None:
     """Loading a release and making the application pulls in none of them."""
     code = (
-        "import json, sys; from recsys import Release; from recsys.config import ServeConfig; "
+        "import json, sys; from recsys import Release; from recsys.config.sections import ServeConfig; "
         "from serving.app import create; create(Release.load(sys.argv[1]), ServeConfig()); "
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks import synthetic
 from tests.e2e import program
-from tests.pipelines import flink, outputs
+from tests.pipelines import outputs
+from tests.pipelines.beam import flink
 
 SERVERS = Path(os.environ.get("RECSYS_JOB_SERVERS", "nowhere"))
 """A folder with what `make flink` and `make spark` fetch."""

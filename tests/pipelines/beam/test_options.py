@@ -197,7 +197,7 @@ def test_servers_listen_to_this_machine_alone_and_end_with_the_run() -> None:
 
 STARTER = """
 import json, sys
-from pipelines import servers
+from pipelines.beam import job_servers as servers
 with servers.beside({}) as options:
     print(json.dumps(options), flush=True)
     sys.stdin.read()

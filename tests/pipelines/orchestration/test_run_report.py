@@ -26,7 +26,7 @@ from recsys.errors import RecsysError, RefusedError, StageError
 from recsys.evaluation.baseline_search import LOOK_UPS
 from recsys.release.bundle import CATALOG
 from tests.e2e import world
-from tests.pipelines.test_data_page import Page
+from tests.pipelines.reports.test_data_report import Page
 
 QUIET = Reporter(quiet=True)
 LENIENT = ["promote.tolerance=0.9", "promote.stratum_tolerance=0.9", "promote.overlap_floor=0.0", "promote.shift=9.0"]

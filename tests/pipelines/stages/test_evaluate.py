@@ -20,7 +20,7 @@ from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.release.bundle import CATALOG, EMBEDDINGS
 from tests.e2e import world
-from tests.pipelines.test_train import GLOBAL_TIME, moved
+from tests.pipelines.stages.test_train import GLOBAL_TIME, moved
 
 BASELINES = {
     "popularity",

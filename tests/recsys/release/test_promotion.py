@@ -135,7 +135,7 @@ def test_checks_that_are_too_long_for_mlflow_keep_what_failed(tracker: Tracker, 
 HOLD = """
 import sys
 from pathlib import Path
-from recsys import promotion
+from recsys.release import promotion
 with promotion.locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -156,7 +156,7 @@ def test_killed_while_it_loads_it_starts_again(service: Service, write_release: 
 FORKS = """
 import itertools, os, sys
 from pathlib import Path
-from serving.journal import Entry, Journal
+from serving.live.item_changes import Entry, Journal
 
 def write(name):
     journal = Journal(Path(name))
@@ -232,7 +232,7 @@ def killed(heard: IO[str], after: int) -> set[str]:
 ONE_MORE = """
 import os, sys
 from pathlib import Path
-from serving.journal import Entry, Journal
+from serving.live.item_changes import Entry, Journal
 
 journal = Journal(Path(sys.argv[1]))
 journal.write(Entry("second", 1.0, hidden=True))
