@@ -68,10 +68,10 @@ def find(pattern: str, name: str) -> list[str]:
         InputError: there are none, one is of a format that we do not read, or they are not ours to read.
         ConfigError: a URL that holds a password, or whose library is not installed.
     """
-    place = storage.at(pattern)
-    sources = place.files()
+    location = storage.locate(pattern)
+    sources = location.list_files()
     if not sources:
-        raise InputError(f"{name} must be a file, or a glob that matches files. Received: {place.shown}.")
+        raise InputError(f"{name} must be a file, or a glob that matches files. Received: {location.display_name}.")
     for source in sources:
         _format(source, name)
     return sources
@@ -85,7 +85,7 @@ def plan(sources: list[str], rows_per_unit: int) -> list[Unit]:
     """
     units: list[Unit] = []
     for source in sources:
-        size = storage.at(source).size()
+        size = storage.locate(source).size()
         if size == 0:
             raise InputError(f"{_shown(source)} must hold rows. Received: an empty file.")
         kind = _format(source, "input")
@@ -126,12 +126,12 @@ def _zipped(source: str) -> bool:
 
 
 def _shown(source: str) -> str:
-    return storage.at(source).shown
+    return storage.locate(source).display_name
 
 
 def _plan_parquet(source: str, rows_per_unit: int, number: int) -> list[Unit]:
     try:
-        with storage.at(source).open() as file:
+        with storage.locate(source).open() as file:
             metadata = pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{_shown(source)} must be a parquet file. Received: {error}.") from None
@@ -148,7 +148,7 @@ def _plan_parquet(source: str, rows_per_unit: int, number: int) -> list[Unit]:
 
 
 def _read_parquet(unit: Unit, rows: int) -> Iterator[Raw]:
-    with storage.at(unit.source).open() as opened, pq.ParquetFile(opened) as file:
+    with storage.locate(unit.source).open() as opened, pq.ParquetFile(opened) as file:
         batches = file.iter_batches(batch_size=rows, row_groups=list(unit.row_groups) or None)
         yield from _chunks(batches, file.schema_arrow, rows, [], unit.first_row)
 
@@ -300,7 +300,7 @@ def _raw(frame: pl.DataFrame, broken: Broken, first_row: int) -> Raw:
 def _open_text(source: str) -> Iterator[io.BufferedReader]:
     """A file of text, unzipped."""
     with ExitStack() as stack:
-        file = stack.enter_context(storage.at(source).open())
+        file = stack.enter_context(storage.locate(source).open())
         if _zipped(source):
             file = stack.enter_context(cast("BinaryIO", gzip.GzipFile(fileobj=file)))
         yield stack.enter_context(io.BufferedReader(_Utf8(file), BLOCK_BYTES))

@@ -32,7 +32,7 @@ from pipelines.export.sinks.base import Export, deliver
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, NeighborsConfig
 from recsys.config.urls import Address
-from recsys.data.storage import sha256, whole
+from recsys.data.storage import atomic_write, sha256
 from recsys.errors import StageError
 from recsys.release import remote as depot
 from recsys.release.bundle import MANIFEST as RELEASE_MANIFEST
@@ -144,7 +144,7 @@ def _ask(job: Job, release: Release, config: Config, advance: Advance) -> None:
         "items_without_neighbors": without,
         "rows": rows,
     }
-    with whole(job.folder / MANIFEST) as draft:
+    with atomic_write(job.folder / MANIFEST) as draft:
         draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     advance(1, 1, f"{rows:,} neighbors of {items:,} items, {without:,} items without")
 
@@ -164,7 +164,7 @@ def ask_unit(job: Job, unit: int) -> None:
         allowed=allowed,
     )
     _write_part(rows, job.part(unit))
-    with whole(job.entry(unit)) as draft:
+    with atomic_write(job.entry(unit)) as draft:
         draft.write_text(json.dumps({"items": rows["item_id"].n_unique(), "rows": rows.height}))
 
 
@@ -207,7 +207,7 @@ def _write_part(rows: pl.DataFrame, path: Path) -> None:
     # plain strings: Polars' own kind is unknown to older readers
     table = rows.to_arrow()
     plain = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema]
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         pq.write_table(table.cast(pa.schema(plain)), draft)
 
 

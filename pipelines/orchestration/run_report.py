@@ -22,7 +22,7 @@ from pipelines.reports import html as page
 from pipelines.stages import calibrate, embed, evaluate, index, train
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Holdout
-from recsys.data.storage import whole
+from recsys.data.storage import atomic_write
 from recsys.errors import RecsysError, ReleaseError
 from recsys.evaluation import embedding_drift as drift
 from recsys.evaluation.baseline_search import LOOK_UPS, LookUp, queries
@@ -77,9 +77,9 @@ def write(night: Night, end: End) -> Path:
     if earlier and not redone and {key: earlier[key] for key in told} == told and (folder / PAGE).exists():
         return folder / PAGE
     report = {**_known(night, end), **told, "seconds": seconds}
-    with whole(folder / PAGE) as draft:
+    with atomic_write(folder / PAGE) as draft:
         draft.write_text(render(report), encoding="utf-8")
-    with whole(folder / REPORT) as draft:  # after the page: what it tells is on it
+    with atomic_write(folder / REPORT) as draft:  # after the page: what it tells is on it
         draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder / PAGE
 

@@ -28,7 +28,7 @@ from recsys.data.labeled_pairs import SCHEMA as LABELED_SCHEMA
 from recsys.data.labeled_pairs import check_labeled
 from recsys.data.sequences import Sequences, arrange, by_user
 from recsys.data.splits import Split, cut
-from recsys.data.storage import whole
+from recsys.data.storage import atomic_write
 from recsys.data.validation import EARLIEST, SCHEMA, SEEN_BEFORE, check_interactions, check_items, weigh_events
 
 UNKNOWN_ITEM = "item_id is not in the catalog"
@@ -65,7 +65,7 @@ class Job:
 
     def finish(self, phase: str, unit: int, **counted: Any) -> None:
         """Write a unit's entry, after all its other files."""
-        with whole(self.entry(phase, unit)) as draft:
+        with atomic_write(self.entry(phase, unit)) as draft:
             draft.write_text(json.dumps(counted))
 
     def file(self, name: str, unit: int) -> Path:

@@ -16,7 +16,7 @@ from pipelines.context.run_context import Night, command, main
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys.config.sections import IndexConfig
-from recsys.data.storage import whole
+from recsys.data.storage import atomic_write
 from recsys.index import annoy_index as annoy
 from recsys.index import embeddings
 from recsys.index.annoy_index import Shard
@@ -81,7 +81,7 @@ def build_shard(job: Job, unit: int) -> None:
     """One shard, of its own rows of the embeddings alone."""
     shard = job.shards[unit]
     vectors = embeddings.load(job.embeddings)[shard.start : shard.stop]
-    with whole(job.file(unit)) as draft:
+    with atomic_write(job.file(unit)) as draft:
         annoy.build(vectors, job.config, draft, distance=DISTANCES[job.distance])
 
 

@@ -22,7 +22,7 @@ from pipelines.reports import data_report as data_page
 from pipelines.stages import evaluate
 from pipelines.stages.train import load_split
 from recsys.data.catalog import Catalog
-from recsys.data.storage import whole
+from recsys.data.storage import atomic_write
 from recsys.errors import RefusedError, ReleaseError
 from recsys.evaluation.metrics import TARGET_METRIC, strata
 from recsys.features.encoding import Features
@@ -94,7 +94,7 @@ def _decision(night: Night, release: Release, version: Version, champion: Versio
     decision = {**asked, "passed": passed, "checks": [check.as_data() for check in checks]}
     night.log_metrics({f"gate_{check.name}": check.value for check in checks if check.value is not None})
     report = night.run.folder / REPORT
-    with whole(report) as draft:
+    with atomic_write(report) as draft:
         draft.write_text(json.dumps(decision, indent=2) + "\n", encoding="utf-8")
     night.tracker.log_artifact(night.mlflow_run, report, "gate")
     night.tracker.tag_version(version, {VERDICT_TAG: json.dumps(decision)})

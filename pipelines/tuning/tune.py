@@ -28,7 +28,7 @@ from pipelines.tuning import search_space as ranges
 from pipelines.tuning.search_space import Space
 from pipelines.tuning.study import MLFLOW_RUN, Study
 from recsys.config.sections import Config
-from recsys.data.storage import whole
+from recsys.data.storage import atomic_write
 from recsys.errors import RecsysError, StageError, TrackingError
 from recsys.evaluation.baseline_search import LOOK_UPS
 from recsys.evaluation.metrics import SCORE, score
@@ -173,7 +173,7 @@ class _Tuning:
             "path": str(self.run.folder / BEST),
             "seconds": round(self.study.spent, 1),
         }
-        with whole(self.run.folder / BEST) as draft:
+        with atomic_write(self.run.folder / BEST) as draft:
             draft.write_text(snippet(found), encoding="utf-8")
         return found
 

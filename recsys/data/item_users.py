@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.sequences import Sequences
+from recsys.data.storage import map_array
 from recsys.errors import InputError
 
 
@@ -53,10 +53,7 @@ class Audience:
         Raises:
             InputError: it is none, or not one of so many items.
         """
-        try:
-            content: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"item users must be a .npy file. Received {path}: {error}") from None
+        content = map_array(path, "item users")
         head = 2 * (num_items + 1)
         if content.ndim == 1 and content.dtype == np.dtype("<i4") and len(content) >= head:
             whole: NDArray[np.int32] = np.asarray(content, np.int32)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.data.storage import whole
+from recsys.data.storage import atomic_write
 from recsys.model.batches import Batches, PairBatches
 
 Weights = list[NDArray[Any]]
@@ -53,7 +53,7 @@ class Checkpoint:
         arrays |= {f"best_{place}": weight for place, weight in enumerate(best)}
         if isinstance(batches, PairBatches):
             arrays["hard"] = batches.sampler.hard
-        with whole(self.path) as draft, draft.open("wb") as file:
+        with atomic_write(self.path) as draft, draft.open("wb") as file:
             np.savez(file, told=np.array(json.dumps(told)), **arrays)
 
     def restore(self, variables: Sequence[Any], best: Weights, batches: Batches) -> tuple[Progress, Weights] | None:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from recsys.data import storage
-from recsys.data.storage import Place, RemotePlace
+from recsys.data.storage import Location, RemoteLocation
 from recsys.errors import ReleaseError
 from recsys.release import bundle as releases
 from recsys.release.bundle import MANIFEST, Release, read_manifest
@@ -31,19 +31,19 @@ def put(release: Release, to: str) -> str:
         ReleaseError: another release of this id is there.
         InputError: the store is away, or refuses.
     """
-    place = storage.at(to) / release.release_id
-    manifest = place / MANIFEST
+    location = storage.locate(to) / release.release_id
+    manifest = location / MANIFEST
     if manifest.exists():
         if _files(manifest) != release.manifest.model_dump()["files"]:
             raise ReleaseError(
-                f"{place.shown} must not be overwritten. Received: release {release.release_id} with other files "
-                "than the one there. Name another place in data.releases, or remove that release."
+                f"{location.display_name} must not be overwritten. Received: release {release.release_id} with other "
+                "files than the one there. Name another location in data.releases, or remove that release."
             )
-        return place.shown
+        return location.display_name
     for name in release.manifest.files:
-        (place / name).copy(release.path / name)
-    manifest.copy(release.path / MANIFEST)
-    return place.shown
+        (location / name).copy_from(release.path / name)
+    manifest.copy_from(release.path / MANIFEST)
+    return location.display_name
 
 
 def load(source: str) -> Release:
@@ -63,15 +63,15 @@ def local(source: str) -> Path:
         ReleaseError: what is at the URL is no release, or does not verify.
         InputError: the store is away, or refuses.
     """
-    place = storage.at(source)
-    return _fetched(place) if isinstance(place, RemotePlace) else place.path
+    location = storage.locate(source)
+    return _fetched(location) if isinstance(location, RemoteLocation) else location.path
 
 
-def _fetched(place: RemotePlace) -> Path:
+def _fetched(location: RemoteLocation) -> Path:
     """The copy of a release. It is named by its manifest, so another release at the same URL is another copy."""
-    manifest = place / MANIFEST
+    manifest = location / MANIFEST
     if not manifest.exists():
-        raise ReleaseError(f"release must be a folder with a {MANIFEST}. Received: {place.shown}.")
+        raise ReleaseError(f"release must be a folder with a {MANIFEST}. Received: {location.display_name}.")
     cache = _cache()
     cache.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=cache))
@@ -83,33 +83,33 @@ def _fetched(place: RemotePlace) -> Path:
         try:
             files = read_manifest(temporary).files
             for name, entry in files.items():
-                _check(place, name, entry.bytes)
+                _check(location, name, entry.bytes)
             for name in files:
-                _fetch(place / name, temporary / name)
+                _fetch(location / name, temporary / name)
             Release.load(temporary)
         except ReleaseError as error:
-            raise ReleaseError(f"{place.shown} is not usable: {error}") from None
+            raise ReleaseError(f"{location.display_name} is not usable: {error}") from None
         return releases.publish(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check(place: RemotePlace, name: str, size: int) -> None:
+def _check(location: RemoteLocation, name: str, size: int) -> None:
     """Refuse a file before it is fetched."""
     if name in {"", ".."} or Path(name).name != name:  # a manifest from outside must not choose where we write
         raise ReleaseError(f"the manifest must name files beside it. Received: {name}.")
-    file = place / name
+    file = location / name
     there = file.size() if file.exists() else "no such file"
     if there != size:
         raise ReleaseError(f"bytes of {name} must be {size}. Received: {there}. Put the release there again.")
 
 
-def _fetch(place: Place, path: Path) -> None:
-    with place.open() as source, path.open("wb") as file:
+def _fetch(location: Location, path: Path) -> None:
+    with location.open() as source, path.open("wb") as file:
         shutil.copyfileobj(source, file, storage.BLOCK_BYTES)
 
 
-def _files(manifest: Place) -> object:
+def _files(manifest: Location) -> object:
     """What a manifest says of its files; None of one that cannot be read."""
     try:
         with manifest.open() as file:

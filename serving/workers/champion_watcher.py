@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recsys.data import storage
-from recsys.data.storage import RemotePlace
+from recsys.data.storage import RemoteLocation
 from recsys.errors import RecsysError, ReleaseError
 from recsys.release import remote as depot
 from recsys.release.bundle import MANIFEST
@@ -51,23 +51,25 @@ def of_place(place: str) -> Source:
 
 def _local(place: str, folder: Path) -> str:
     """The folder of a release on this machine; a link is followed, so that another target is another release."""
-    named = place if isinstance(storage.at(place), RemotePlace) else str(folder / place)
+    named = place if isinstance(storage.locate(place), RemoteLocation) else str(folder / place)
     return str(depot.local(named).resolve())
 
 
 def _newest(place: str) -> str:
     """The place itself if it is a release, else the newest below it."""
-    root = storage.at(place)
+    root = storage.locate(place)
     if (root / MANIFEST).exists():
         return place
     found = []
-    for name in root.names():
+    for name in root.list_names():
         manifest = root / name / MANIFEST
         if not name.startswith(".") and manifest.exists():
             with manifest.open() as file:
                 found.append((json.load(file).get("created_at", ""), (root / name).name))
     if not found:
-        raise ReleaseError(f"release must be a folder with a {MANIFEST}, or hold such ones. Received: {root.shown}.")
+        raise ReleaseError(
+            f"release must be a folder with a {MANIFEST}, or hold such ones. Received: {root.display_name}."
+        )
     return max(found)[1]
 
 

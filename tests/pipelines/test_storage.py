@@ -129,7 +129,7 @@ def test_input_that_we_may_not_read_is_refused(program, bucket, settings, s3_ser
     bucket.put("log.csv", b"user_id,item_id,timestamp\n")
     with refusing(s3_server):
         outcome = program("prepare", "--config", settings, "--set", f"data.interactions={bucket.url}/log.csv")
-    assert_refused(outcome, f"{bucket.url}/log.csv must be there, and be ours to use")
+    assert_refused(outcome, f"{bucket.url}/log.csv must exist and be accessible")
 
 
 @pytest.mark.parametrize(("name", "content"), [("log.csv", b""), ("log.parquet", b"no parquet")])

@@ -11,7 +11,7 @@ from pipelines.export.sinks.jsonlines import JsonLines
 from pipelines.export.sinks.parquet import ParquetFolder
 from recsys.config.urls import Address
 from recsys.data import storage
-from recsys.data.storage import LocalPlace, Place
+from recsys.data.storage import LocalLocation, Location
 from recsys.errors import ConfigError
 
 SERVERS = {
@@ -33,13 +33,17 @@ def at(to: str) -> Sink:
     """
     address = Address(to)
     if address.scheme is None or address.scheme in storage.EXTRAS:
-        kinds: dict[str, Callable[[Place], Sink]] = {".jsonl": JsonLines, ".parquet": ParquetFolder, "": ParquetFolder}
+        kinds: dict[str, Callable[[Location], Sink]] = {
+            ".jsonl": JsonLines,
+            ".parquet": ParquetFolder,
+            "": ParquetFolder,
+        }
         suffix = PurePosixPath(to).suffix
         if suffix in kinds:
-            place = storage.at(to)
-            if isinstance(place, LocalPlace):
+            location = storage.locate(to)
+            if isinstance(location, LocalLocation):
                 require_writable(Path(to).parent if suffix == ".jsonl" else Path(to), to)
-            return kinds[suffix](place)
+            return kinds[suffix](location)
     elif address.scheme in SERVERS:
         module, name = SERVERS[address.scheme]
         try:

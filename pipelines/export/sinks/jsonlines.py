@@ -9,36 +9,36 @@ from typing import IO
 import polars as pl
 
 from pipelines.export.sinks.base import Export, by_item
-from recsys.data.storage import Place
+from recsys.data.storage import Location
 from recsys.errors import InputError
 
 
 class JsonLines:
     """A draft that takes its name when it is complete."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, location: Location) -> None:
+        self.location = location
         self._draft: Path | None = None
         self._file: IO[bytes] | None = None
 
     def current(self) -> str | None:
         """From the first line."""
-        if not self.place.exists():
+        if not self.location.exists():
             return None
         try:
-            with self.place.open() as file:
+            with self.location.open() as file:
                 first = file.readline()
             return str(json.loads(first)["export_id"])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(
                 "neighbors.to must be a new file, or one of neighbors that were exported. "
-                f"Received: {self.place.shown}, which holds something else. Name another file."
+                f"Received: {self.location.display_name}, which holds something else. Name another file."
             ) from None
 
     def write(self, export: Export, part: Path) -> None:
         """Lines at the end."""
         if self._draft is None or self._file is None:
-            self._draft = self.place.draft(part.parent)  # what is uploaded is written where the parts are
+            self._draft = self.location.draft(part.parent)  # what is uploaded is written where the parts are
             self._file = self._draft.open("wb")
         ids = [pl.lit(export.export_id).alias("export_id"), pl.lit(export.release_id).alias("release_id")]
         by_item(part).select(*ids, "item_id", "neighbors").write_ndjson(self._file)
@@ -47,7 +47,7 @@ class JsonLines:
         """The new file under the name of the old one."""
         if self._draft is not None and self._file is not None:
             self._file.close()
-            self.place.take(self._draft)
+            self.location.commit(self._draft)
             self._draft = self._file = None
 
     def clean(self, export: Export) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.export.sinks.base import Export
-from recsys.data.storage import Place
+from recsys.data.storage import Location
 from recsys.errors import InputError
 from recsys.release.runs import MANIFEST
 
@@ -21,46 +21,46 @@ class ParquetFolder:
         InputError: the folder holds other things.
     """
 
-    def __init__(self, folder: Place) -> None:
+    def __init__(self, folder: Location) -> None:
         self.folder = folder
-        self._written: Place | None = None
-        others = [name for name in folder.names() if not name.startswith((PREFIX, MANIFEST))]
+        self._written: Location | None = None
+        others = [name for name in folder.list_names() if not name.startswith((PREFIX, MANIFEST))]
         if others:
             raise InputError(
-                f"neighbors.to must be a folder of its own. Received: {folder.shown}, which holds {others[0]}. "
+                f"neighbors.to must be a folder of its own. Received: {folder.display_name}, which holds {others[0]}. "
                 "Name another one."
             )
 
     def current(self) -> str | None:
         """From the manifest."""
-        place = self.folder / MANIFEST
-        if not place.exists():
+        location = self.folder / MANIFEST
+        if not location.exists():
             return None
         try:
-            with place.open() as file:
+            with location.open() as file:
                 manifest: Any = json.load(file)
             return str(manifest["export_id"])
         except (ValueError, KeyError, TypeError):
             raise InputError(
-                f"{place.shown} must be of neighbors that were exported. Received: another file. "
+                f"{location.display_name} must be of neighbors that were exported. Received: another file. "
                 "Name another folder in neighbors.to."
             ) from None
 
     def write(self, export: Export, part: Path) -> None:
         """A copy of the part."""
         self._written = self.folder / _of(export)
-        (self._written / part.name).copy(part)
+        (self._written / part.name).copy_from(part)
 
     def switch(self, export: Export) -> None:
         """A new manifest under the name of the old one."""
         files = [f"{_of(export)}/{part.name}" for part in export.parts]
         manifest = json.dumps({**export.about, "files": files}, indent=2) + "\n"
-        (self.folder / MANIFEST).write(manifest.encode())
+        (self.folder / MANIFEST).write_bytes(manifest.encode())
         self._written = None
 
     def clean(self, export: Export) -> None:
         """Remove the other folders."""
-        for name in self.folder.names():
+        for name in self.folder.list_names():
             if name.startswith(PREFIX) and name != _of(export):
                 (self.folder / name).remove()
 

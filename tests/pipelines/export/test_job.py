@@ -125,13 +125,13 @@ def test_after_a_kill_only_what_is_missing_is_asked(
         """After a part is written, and before it is known."""
         if path.name == f"part-{killed_at:05d}.json":
             raise SystemExit(9)
-        return storage.whole(path)
+        return storage.atomic_write(path)
 
-    monkeypatch.setattr(job, "whole", kill)
+    monkeypatch.setattr(job, "atomic_write", kill)
     with pytest.raises((SystemExit, RuntimeError)):
         export()
     assert not (export.folder / "out").exists()
-    monkeypatch.setattr(job, "whole", storage.whole)
+    monkeypatch.setattr(job, "atomic_write", storage.atomic_write)
     export()
     assert killed_at in export.units
     assert len(export.units) == 5 - killed_at

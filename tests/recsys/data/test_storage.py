@@ -1,4 +1,4 @@
-"""Files by path and by URL, alike: against a real S3 server that is looked into by another library."""
+"""The same operations on paths and URLs; the S3 server is inspected with another library."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recsys.data import storage
@@ -17,7 +18,7 @@ from tests.pipelines.servers import refusing
 
 
 class Folder:
-    """What `Bucket` does, on a folder."""
+    """The interface of the `bucket` fixture, for a folder."""
 
     def __init__(self, path):
         self.path = path
@@ -36,7 +37,7 @@ class Folder:
 
 @pytest.fixture(params=["folder", "bucket"])
 def store(request, tmp_path):
-    """A place to look into: of this machine, or of a store."""
+    """A local folder or a bucket, with methods to inspect it."""
     return request.getfixturevalue("bucket") if request.param == "bucket" else Folder(tmp_path)
 
 
@@ -52,85 +53,85 @@ def store(request, tmp_path):
         ("none*", []),
     ],
 )
-def test_a_glob_finds_the_same_files_everywhere(store, pattern, names):
+def test_glob_matches_the_same_files_in_every_store(store, pattern, names):
     for name in ["log/10.csv", "log/2.csv", "log/1.csv", "log/old/3.csv", "log/[x] ü.txt"]:
         store.put(name, b"x")
-    assert storage.at(f"{store.url}/{pattern}").files() == [f"{store.url}/{name}" for name in names]
+    assert storage.locate(f"{store.url}/{pattern}").list_files() == [f"{store.url}/{name}" for name in names]
 
 
-def test_what_was_written_since_is_found_too(store):
-    assert storage.at(f"{store.url}/log/*").files() == []
-    assert not storage.at(f"{store.url}/log/1").exists()
+def test_listing_is_not_cached(store):
+    assert storage.locate(f"{store.url}/log/*").list_files() == []
+    assert not storage.locate(f"{store.url}/log/1").exists()
     store.put("log/1", b"x")
-    assert storage.at(f"{store.url}/log/*").files() == [f"{store.url}/log/1"]
-    assert storage.at(f"{store.url}/log/1").exists()
-    assert storage.at(f"{store.url}/log").names() == ["1"]
+    assert storage.locate(f"{store.url}/log/*").list_files() == [f"{store.url}/log/1"]
+    assert storage.locate(f"{store.url}/log/1").exists()
+    assert storage.locate(f"{store.url}/log").list_names() == ["1"]
 
 
-def test_a_file_of_many_blocks_is_read_from_anywhere(store):
+def test_file_of_many_blocks_is_read_and_seekable(store):
     content = os.urandom(20 << 20)
     store.put("large", content)
-    place = storage.at(store.url) / "large"
-    assert place.size() == len(content)
-    assert sha256(place.name) == hashlib.sha256(content).hexdigest()
-    with place.open() as file:
+    location = storage.locate(store.url) / "large"
+    assert location.size() == len(content)
+    assert sha256(location.name) == hashlib.sha256(content).hexdigest()
+    with location.open() as file:
         file.seek(-5, os.SEEK_END)
         assert (file.read(), file.tell()) == (content[-5:], len(content))
         file.seek(9 << 20)
         assert file.read(100) == content[9 << 20 : (9 << 20) + 100]
 
 
-def test_what_is_written_copied_and_taken_is_there_and_nothing_else(store, tmp_path):
+def test_write_copy_commit_and_remove(store, tmp_path):
     spare = tmp_path / "spare"
     spare.mkdir()
     (spare / "file").write_bytes(b"copied")
-    place = storage.at(store.url) / "out" / "a"
-    place.write(b"old")
-    place.write(b"written")
-    (storage.at(store.url) / "out" / "deep" / "b").copy(spare / "file")
-    taken = storage.at(f"{store.url}/out/c")
-    draft = taken.draft(spare)
-    draft.write_bytes(b"taken")
-    taken.take(draft)
+    location = storage.locate(store.url) / "out" / "a"
+    location.write_bytes(b"old")
+    location.write_bytes(b"written")
+    (storage.locate(store.url) / "out" / "deep" / "b").copy_from(spare / "file")
+    target = storage.locate(f"{store.url}/out/c")
+    draft = target.draft(spare)
+    draft.write_bytes(b"committed")
+    target.commit(draft)
     (spare / "file").unlink()
     assert {name: store.get(name) for name in store.names()} == {
         "out/a": b"written",
         "out/deep/b": b"copied",
-        "out/c": b"taken",
+        "out/c": b"committed",
     }
-    assert storage.at(f"{store.url}/out").names() == ["a", "c", "deep"]
-    storage.at(f"{store.url}/out/deep").remove()
+    assert storage.locate(f"{store.url}/out").list_names() == ["a", "c", "deep"]
+    storage.locate(f"{store.url}/out/deep").remove()
     assert store.names() == ["out/a", "out/c"]
     assert list(spare.iterdir()) == []
 
 
-def test_a_file_that_does_not_become_whole_leaves_what_was_there(tmp_path):
+def test_interrupted_atomic_write_keeps_the_previous_file(tmp_path):
     path = tmp_path / "new folder" / "file"
-    with storage.whole(path) as draft:
-        draft.write_text("whole")
+    with storage.atomic_write(path) as draft:
+        draft.write_text("first")
         assert not path.exists()
-    with suppress(KeyboardInterrupt), storage.whole(path) as draft:
-        draft.write_text("half")
+    with suppress(KeyboardInterrupt), storage.atomic_write(path) as draft:
+        draft.write_text("incomplete")
         raise KeyboardInterrupt
-    assert path.read_text() == "whole"
-    with storage.whole(path) as draft:
-        draft.write_text("whole again")
-    assert {file.name: file.read_text() for file in path.parent.iterdir()} == {"file": "whole again"}
+    assert path.read_text() == "first"
+    with storage.atomic_write(path) as draft:
+        draft.write_text("second")
+    assert {file.name: file.read_text() for file in path.parent.iterdir()} == {"file": "second"}
 
 
-def test_a_folder_holds_a_folder_of_its_own_name(store):
+def test_folder_may_contain_a_folder_of_the_same_name(store):
     store.put("out/out/a", b"x")
-    assert storage.at(f"{store.url}/out").names() == ["out"]
+    assert storage.locate(f"{store.url}/out").list_names() == ["out"]
 
 
-def test_an_object_for_the_prefix_itself_is_no_name(bucket):
-    """As consoles of stores make them for an empty folder."""
+def test_object_for_the_prefix_itself_is_not_listed(bucket):
+    """Consoles of object stores create such objects for empty folders."""
     bucket.put("out/", b"")
     bucket.put("out/a", b"x")
-    assert storage.at(f"{bucket.url}/out").names() == ["a"]
+    assert storage.locate(f"{bucket.url}/out").list_names() == ["a"]
 
 
-def test_a_snapshot_is_of_the_content_wherever_it_lies(bucket, tmp_path):
+def test_data_snapshot_depends_on_content_and_not_on_the_location(bucket, tmp_path):
     (tmp_path / "one").write_text("1")
     bucket.put("two", b"1")
     here = data_snapshot({"interactions": [str(tmp_path / "one")]})
@@ -139,10 +140,10 @@ def test_a_snapshot_is_of_the_content_wherever_it_lies(bucket, tmp_path):
     assert data_snapshot({"interactions": [f"{bucket.url}/two"]}) != here
 
 
-# --- what goes wrong is told in one line
+# --- errors: one line each
 
 
-def assert_told(caught, *parts):
+def assert_one_line(caught, *parts):
     text = str(caught.value)
     assert "\n" not in text
     for part in parts:
@@ -150,58 +151,58 @@ def assert_told(caught, *parts):
     assert caught.value.__suppress_context__
 
 
-ASK = {
-    "files": lambda place: place.files(),
-    "exists": lambda place: place.exists(),
-    "size": lambda place: place.size(),
-    "open": lambda place: place.open(),
-    "names": lambda place: place.names(),
-    "write": lambda place: place.write(b"x"),
-    "copy": lambda place: place.copy(Path(__file__)),
-    "remove": lambda place: place.remove(),
+OPERATIONS = {
+    "list_files": lambda location: location.list_files(),
+    "exists": lambda location: location.exists(),
+    "size": lambda location: location.size(),
+    "open": lambda location: location.open(),
+    "list_names": lambda location: location.list_names(),
+    "write_bytes": lambda location: location.write_bytes(b"x"),
+    "copy_from": lambda location: location.copy_from(Path(__file__)),
+    "remove": lambda location: location.remove(),
 }
 
 
-@pytest.mark.parametrize("ask", ASK)
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.usefixtures("bucket")
-def test_a_bucket_that_is_not_there(ask):
+def test_missing_bucket(operation):
     with pytest.raises(InputError) as caught:
-        ASK[ask](storage.at("s3://no-such-bucket/log.csv"))
-    assert_told(caught, "s3://no-such-bucket/log.csv must be there", "does not exist", "credentials")
+        OPERATIONS[operation](storage.locate("s3://no-such-bucket/log.csv"))
+    assert_one_line(caught, "s3://no-such-bucket/log.csv must exist and be accessible", "does not exist", "credentials")
 
 
-def test_an_object_that_is_not_there(bucket):
+def test_missing_object(bucket):
     with pytest.raises(InputError) as caught:
-        storage.at(f"{bucket.url}/none.csv").open()
-    assert_told(caught, f"{bucket.url}/none.csv must be there")
+        storage.locate(f"{bucket.url}/none.csv").open()
+    assert_one_line(caught, f"{bucket.url}/none.csv must exist")
 
 
-@pytest.mark.parametrize("ask", ASK)
-def test_a_store_that_denies_access(bucket, ask):
-    """The server asks for rights from now on, and the dummy key has none."""
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_access_denied(bucket, operation):
+    """The server now checks permissions, and the test key has none."""
     bucket.put("log.csv", b"x")
     with refusing(os.environ["AWS_ENDPOINT_URL"]), pytest.raises(InputError) as caught:
-        ASK[ask](storage.at(f"{bucket.url}/log.csv"))
-    assert_told(caught, f"{bucket.url}/log.csv must be there, and be ours to use", "credentials in the environment")
+        OPERATIONS[operation](storage.locate(f"{bucket.url}/log.csv"))
+    assert_one_line(caught, f"{bucket.url}/log.csv must exist and be accessible", "credentials in the environment")
 
 
-def test_no_credentials_at_all(bucket, monkeypatch):
+def test_missing_credentials(bucket, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", "/nonexistent")
     with pytest.raises(InputError) as caught:
-        storage.at(f"{bucket.url}/log.csv").exists()
-    assert_told(caught, "redentials")
+        storage.locate(f"{bucket.url}/log.csv").exists()
+    assert_one_line(caught, "redentials")
 
 
-def test_a_store_that_goes_away_while_a_file_is_read(bucket):
+def test_object_removed_while_it_is_read(bucket):
     bucket.put("large", bytes(20 << 20))
-    with storage.at(f"{bucket.url}/large").open() as file:
+    with storage.locate(f"{bucket.url}/large").open() as file:
         file.read(1)
         bucket.remove("large")
         with pytest.raises(InputError) as caught:
             file.read()
-    assert_told(caught, f"{bucket.url}/large must be there")
+    assert_one_line(caught, f"{bucket.url}/large must exist")
 
 
 @pytest.mark.parametrize(
@@ -212,33 +213,45 @@ def test_a_store_that_goes_away_while_a_file_is_read(bucket):
         ("s3://bucket/x", "fsspec", "Install recsys[s3]"),
     ],
 )
-def test_a_missing_library_is_told_with_its_extra(monkeypatch, url, library, remedy):
+def test_missing_library_names_the_extra(monkeypatch, url, library, remedy):
     monkeypatch.setitem(sys.modules, library, None)
-    if library != "fsspec":  # forget what it has found already
-        known = import_module("fsspec.registry")._registry
-        monkeypatch.delitem(known, url.partition(":")[0], raising=False)
+    if library != "fsspec":  # fsspec remembers classes that it has imported
+        registry = import_module("fsspec.registry")._registry
+        monkeypatch.delitem(registry, url.partition(":")[0], raising=False)
     with pytest.raises(ConfigError) as caught:
-        storage.at(url).files()
-    assert_told(caught, url.partition(":")[0], remedy)
+        storage.locate(url).list_files()
+    assert_one_line(caught, url.partition(":")[0], remedy)
 
 
-def test_a_scheme_that_nobody_knows():
+def test_unsupported_scheme():
     with pytest.raises(ConfigError) as caught:
-        storage.at("nosuch://bucket/x").files()
-    assert_told(caught, "nosuch://bucket/x", "fsspec knows")
+        storage.locate("nosuch://bucket/x").list_files()
+    assert_one_line(caught, "nosuch://bucket/x", "fsspec supports")
 
 
 @pytest.mark.parametrize("url", ["s3://key:se%25cret@bucket/x", "ftp://me:se%25cret@host/log*.csv"])
-def test_a_password_in_a_url_is_refused_and_not_shown(url):
+def test_rejects_password_in_url_without_showing_it(url):
     with pytest.raises(RecsysError) as caught:
-        storage.at(url)
+        storage.locate(url)
     assert type(caught.value) is ConfigError
     assert "cret" not in str(caught.value)
     assert "environment" in str(caught.value)
 
 
-def test_a_path_needs_no_library(tmp_path, monkeypatch):
+def test_local_path_needs_no_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
     (tmp_path / "file").write_text("x")
-    assert storage.at(str(tmp_path / "*")).files() == [str(tmp_path / "file")]
+    assert storage.locate(str(tmp_path / "*")).list_files() == [str(tmp_path / "file")]
     assert sha256(tmp_path / "file") == hashlib.sha256(b"x").hexdigest()
+
+
+def test_map_array_is_read_only_and_rejects_other_files(tmp_path):
+    np.save(tmp_path / "array.npy", np.arange(6).reshape(2, 3))
+    array = storage.map_array(tmp_path / "array.npy", "embeddings")
+    assert isinstance(array, np.memmap)
+    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert not array.flags.writeable
+    (tmp_path / "text.npy").write_text("no array")
+    for name in ("text.npy", "missing.npy"):
+        with pytest.raises(InputError, match=r"embeddings must be a \.npy file\. Received"):
+            storage.map_array(tmp_path / name, "embeddings")

@@ -118,7 +118,7 @@ def test_the_manifest_is_put_last(tmp_path, bucket):
     shutil.copytree(GOLDEN, tmp_path / "release")
     damaged = Release.load(tmp_path / "release")
     (tmp_path / "release" / list(damaged.manifest.files)[-1]).unlink()
-    with pytest.raises(InputError, match="must be there"):
+    with pytest.raises(InputError, match="must exist"):
         depot.put(damaged, f"{bucket.url}/releases")
     assert bucket.names()
     assert not [name for name in bucket.names() if name.endswith(MANIFEST)]
