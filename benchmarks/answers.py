@@ -23,7 +23,7 @@ from recsys.data.catalog import Catalog
 from recsys.index import annoy_index as index
 from recsys.index.embeddings import Vectors
 from recsys.retrieval.engine import Engine
-from recsys.retrieval.query import Condition, Diversity, Question, Weighted
+from recsys.retrieval.query import Condition, Diversity, Query, WeightedItem
 
 SHARES = {"half": 0.5, "tenth": 0.1, "twentieth": 0.05, "hundredth": 0.01, "thousandth": 0.001}
 """Value of the facet -> share of the items that have it."""
@@ -39,19 +39,19 @@ def catalog(items: int) -> Catalog:
     return Catalog(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
 
 
-def questions(known: Catalog, asked: list[int], k: int) -> dict[str, list[Question]]:
+def questions(known: Catalog, asked: list[int], k: int) -> dict[str, list[Query]]:
     """Each kind of question about each item."""
     ids = known.item_ids
     pairs = list(zip(asked, reversed(asked), strict=True))
-    kinds = {"one item": [Question.of_item(ids[number], k) for number in asked]}
-    kinds["two items"] = [Question(items=(Weighted(ids[one]), Weighted(ids[other])), k=k) for one, other in pairs]
+    kinds = {"one item": [Query.from_item(ids[number], k) for number in asked]}
+    kinds["two items"] = [Query(items=(WeightedItem(ids[one]), WeightedItem(ids[other])), k=k) for one, other in pairs]
     for name, share in SHARES.items():
         where = (Condition("through", any_of=(name,)),)
-        kinds[f"{share:.1%} filter"] = [Question(items=(Weighted(ids[n]),), where=where, k=k) for n in asked]
+        kinds[f"{share:.1%} filter"] = [Query(items=(WeightedItem(ids[n]),), where=where, k=k) for n in asked]
     return kinds
 
 
-def exact(vectors: Vectors, known: Catalog, question: Question, masks: dict[str, NDArray[np.bool_]]) -> list[str]:
+def exact(vectors: Vectors, known: Catalog, question: Query, masks: dict[str, NDArray[np.bool_]]) -> list[str]:
     """What comparing with every item gives."""
     numbers = [known.number(item_id) for item_id, _ in question.items]
     similarities = vectors @ vectors[numbers].mean(axis=0)
@@ -63,13 +63,13 @@ def exact(vectors: Vectors, known: Catalog, question: Question, masks: dict[str,
     return [known.item_ids[number] for number in nearest if similarities[number] > -np.inf]
 
 
-def measure(engine: Engine, vectors: Vectors, known: Catalog, asked: list[Question]) -> dict[str, Any]:
+def measure(engine: Engine, vectors: Vectors, known: Catalog, asked: list[Query]) -> dict[str, Any]:
     """Mean recall, and latencies in milliseconds, of ours and of exact search."""
     masks = {name: known.frame["through"].list.contains(name).to_numpy() for name in SHARES}
     ours, plain, recalls = [], [], []
     for question in asked:
         started = time.perf_counter()
-        answer = engine.ask(question)
+        answer = engine.search(question)
         ours.append(time.perf_counter() - started)
         started = time.perf_counter()
         expected = exact(vectors, known, question, masks)
@@ -102,10 +102,10 @@ def run(folder: Path, items: int, dimension: int, count: int) -> None:
     for k in COUNTS:
         kinds = questions(known, numbers, k)
         kinds["one item, MMR 0.7"] = [
-            Question(items=question.items, k=k, diversity=Diversity(0.7)) for question in kinds["one item"]
+            Query(items=question.items, k=k, diversity=Diversity(0.7)) for question in kinds["one item"]
         ]
         for kind, asked in kinds.items():
-            engine.ask(asked[0])
+            engine.search(asked[0])
             row = measure(engine, vectors, known, asked)
             recall = "" if "MMR" in kind else f"{row['recall']:.4f}"
             print(

@@ -47,7 +47,7 @@ from recsys.index import annoy_index as index
 from recsys.index import embeddings
 from recsys.release import bundle as release
 from recsys.release.bundle import Release
-from recsys.retrieval.bulk import Filter
+from recsys.retrieval.bulk import NeighborFilter
 
 ROWS, GROWTH = 10_000_000, 10
 USER_ROWS, ITEM_ROWS = 20, 50
@@ -112,7 +112,7 @@ def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            job = neighbors.Job(loaded.path, K, Filter(), unit, Path(out))
+            job = neighbors.Job(loaded.path, K, NeighborFilter(), unit, Path(out))
             neighbors.hold(job, loaded)
             work = partial(neighbors.ask_unit, job)
             phase = runner.Phase(neighbors.NAME, list(range(len(ranges))), work, job.entry)

@@ -28,8 +28,8 @@ from recsys.config.sections import EmbedConfig, IndexConfig, ItemsConfig, TowerC
 from recsys.data.catalog import Catalog
 from recsys.features.encoding import Features
 from recsys.index import annoy_index as index
-from recsys.retrieval import engine as lookup
-from recsys.retrieval.query import Question
+from recsys.retrieval.engine import Engine
+from recsys.retrieval.query import Query
 
 ROWS, USERS, ITEMS = 1_000_000, 50_000, 20_000
 EMBEDDED = 100_000
@@ -163,7 +163,7 @@ def look_up_against_annoy(table: Table, folder: Path) -> None:
     bare.load(str(folder / "index.ann"))
     frame = pl.DataFrame({"item_id": [f"item-{number:06d}" for number in range(INDEXED)]})
     catalog = Catalog(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
-    engine = lookup.Engine("r", catalog, vectors, ours)
+    engine = Engine("r", catalog, vectors, ours)
     asked = np.random.default_rng(0).choice(INDEXED, QUERIES, replace=False).tolist()
 
     def p50(ask: Callable[[int], object]) -> float:
@@ -172,7 +172,7 @@ def look_up_against_annoy(table: Table, folder: Path) -> None:
     table.compare(
         f"look-up of {K}, p50 of {QUERIES:,}, search_k {tuned.search_k}",
         1.5,
-        lambda: p50(lambda number: engine.ask(Question.of_item(catalog.item_ids[number], K))),
+        lambda: p50(lambda number: engine.search(Query.from_item(catalog.item_ids[number], K))),
         lambda: p50(lambda number: bare.get_nns_by_item(number, K + 1, tuned.search_k, True)),
     )
 

@@ -38,7 +38,7 @@ from recsys.release import remote as depot
 from recsys.release.bundle import MANIFEST as RELEASE_MANIFEST
 from recsys.release.bundle import Release
 from recsys.release.runs import MANIFEST, Run, code_version
-from recsys.retrieval.bulk import Filter, nearest
+from recsys.retrieval.bulk import NeighborFilter, nearest
 
 NAME = "neighbors"
 """Of the job, and of its folder in the workspace."""
@@ -50,15 +50,15 @@ class Job:
 
     release: Path
     k: int
-    wanted: Filter
+    neighbor_filter: NeighborFilter
     items_per_unit: int
     folder: Path
 
     @classmethod
     def of(cls, release: Release, config: NeighborsConfig, run: Run) -> Job:
         """The export of a release by a config."""
-        wanted = Filter(config.min_similarity, config.min_interactions, config.where, config.reach)
-        return cls(release.path.resolve(), config.k, wanted, config.items_per_unit, run.folder / run.run_id)
+        neighbor_filter = NeighborFilter(config.min_similarity, config.min_interactions, config.where, config.reach)
+        return cls(release.path.resolve(), config.k, neighbor_filter, config.items_per_unit, run.folder / run.run_id)
 
     def part(self, unit: int) -> Path:
         """Rows of a unit, of `recsys.retrieval.bulk.SCHEMA`."""
@@ -151,17 +151,17 @@ def _ask(job: Job, release: Release, config: Config, advance: Advance) -> None:
 
 def ask_unit(job: Job, unit: int) -> None:
     """The neighbors of one range of items."""
-    release, allowed = _opened(job)
+    release, mask = _opened(job)
     start = unit * job.items_per_unit
     numbers = range(start, min(start + job.items_per_unit, len(release.catalog)))
     rows = nearest(
         release.catalog,
-        release.engine.space,
+        release.engine.searcher,
         numbers,
         job.k,
         calibration=release.calibration,
-        wanted=job.wanted,
-        allowed=allowed,
+        neighbor_filter=job.neighbor_filter,
+        mask=mask,
     )
     _write_part(rows, job.part(unit))
     with atomic_write(job.entry(unit)) as draft:
@@ -171,14 +171,14 @@ def ask_unit(job: Job, unit: int) -> None:
 def hold(job: Job, release: Release) -> None:
     """Let this process's units ask a release that is loaded and verified, instead of loading it again."""
     _held.clear()
-    _held[job.folder] = _Opened(release, job.wanted.allowed(release.catalog))
+    _held[job.folder] = _Opened(release, job.neighbor_filter.mask(release.catalog))
 
 
 class _Opened(NamedTuple):
     """A release, and which of its items may be neighbors."""
 
     release: Release
-    allowed: NDArray[np.bool_] | None
+    mask: NDArray[np.bool_] | None
 
 
 _held: dict[Path, _Opened] = {}
@@ -190,7 +190,7 @@ def _opened(job: Job) -> _Opened:
     with _opening:
         if job.folder not in _held:
             release = Release.load(job.release)
-            _held[job.folder] = _Opened(release, job.wanted.allowed(release.catalog))
+            _held[job.folder] = _Opened(release, job.neighbor_filter.mask(release.catalog))
         return _held[job.folder]
 
 

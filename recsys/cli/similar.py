@@ -13,7 +13,7 @@ from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleasePlace, s
 
 if TYPE_CHECKING:
     from recsys.release.bundle import Release
-    from recsys.retrieval.engine import Answer
+    from recsys.retrieval.results import SearchResult
 
 
 def register(app: typer.Typer) -> None:
@@ -30,9 +30,9 @@ def similar(
 ) -> None:
     """Show the items most like one item or several, each by itself."""
     loaded = open_release(release, config)
-    answers = [loaded.similar(item, k) for item in items]
-    plain = [answer.as_data() for answer in answers]
-    show(plain if len(plain) > 1 else plain[0], as_json, lambda: _tell(answers))
+    results = [loaded.similar(item, k) for item in items]
+    plain = [result.to_dict() for result in results]
+    show(plain if len(plain) > 1 else plain[0], as_json, lambda: _tell(results))
 
 
 def open_release(place: str | None, config: Path) -> Release:
@@ -61,15 +61,15 @@ def open_release(place: str | None, config: Path) -> Release:
     return depot.load(str(tracker.fetch(champion, checked.workspace / "releases")))
 
 
-def _tell(answers: list[Answer]) -> None:
+def _tell(results: list[SearchResult]) -> None:
     console = Console(highlight=False)
-    for answer in answers:
-        name = answer.title or answer.item_id
-        table = Table(title=f"More like {name} ({answer.item_id})", title_justify="left")
+    for result in results:
+        name = result.title or result.item_id
+        table = Table(title=f"More like {name} ({result.item_id})", title_justify="left")
         table.add_column("", justify="right")
         table.add_column("similarity", justify="right")
         table.add_column("item")
         table.add_column("title")
-        for neighbor in answer.neighbors:
+        for neighbor in result.neighbors:
             table.add_row(str(neighbor.rank), f"{neighbor.similarity:.3f}", neighbor.item_id, neighbor.title or "")
         console.print(table)

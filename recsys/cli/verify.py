@@ -10,7 +10,7 @@ from recsys.cli.options import CONFIG_DEFAULT, ConfigFile, Json, ReleasePlace, s
 from recsys.cli.similar import open_release
 
 if TYPE_CHECKING:
-    from recsys.retrieval.engine import Verdict
+    from recsys.retrieval.results import VerificationResult
 
 
 def register(app: typer.Typer) -> None:
@@ -38,24 +38,24 @@ def verify(
     Without a target, they are where the probability that they belong together is at least one half.
     To check a release for damage: `recsys releases verify`.
     """
-    verdict = open_release(release, config).verify(
+    result = open_release(release, config).verify(
         item_a, item_b, precision=precision, false_positive_rate=false_positive_rate
     )
     plain = {
-        **verdict._asdict(),
-        "items": [item._asdict() for item in verdict.items],
-        "threshold": verdict.threshold.model_dump(mode="json"),
+        **result._asdict(),
+        "items": [item._asdict() for item in result.items],
+        "threshold": result.threshold.model_dump(mode="json"),
     }
-    show(plain, as_json, lambda: _tell(verdict))
+    show(plain, as_json, lambda: _tell(result))
 
 
-def _tell(verdict: Verdict) -> None:
-    threshold = verdict.threshold
-    names = (f"{item.title} ({item.item_id})" if item.title else item.item_id for item in verdict.items)
-    typer.echo(f"{'The same' if verdict.same else 'Not the same'}: {' and '.join(names)}")
+def _tell(result: VerificationResult) -> None:
+    threshold = result.threshold
+    names = (f"{item.title} ({item.item_id})" if item.title else item.item_id for item in result.items)
+    typer.echo(f"{'The same' if result.same else 'Not the same'}: {' and '.join(names)}")
     lines = {
-        "similarity": f"{verdict.similarity:.9g}",
-        "probability": f"{verdict.probability:.4f}, if as many pairs belong together as do not",
+        "similarity": f"{result.similarity:.9g}",
+        "probability": f"{result.probability:.4f}, if as many pairs belong together as do not",
         "threshold": f"{threshold.similarity:.9g}, of {threshold.name}",
     }
     if threshold.measured:  # always, by the rules of a threshold that was reached

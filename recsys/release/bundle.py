@@ -33,9 +33,10 @@ from recsys.index.annoy_index import INDEX, Index, Shard
 from recsys.index.distances import DISTANCES, Distance
 from recsys.index.embeddings import Vectors
 from recsys.index.queries import middle
-from recsys.retrieval import engine as lookup
-from recsys.retrieval.overlay import UNCHANGED, Overlay
-from recsys.retrieval.query import Question
+from recsys.retrieval.engine import Engine
+from recsys.retrieval.overlay import EMPTY_OVERLAY, Overlay
+from recsys.retrieval.query import Query
+from recsys.retrieval.results import SearchResult, VerificationResult
 
 FORMAT_VERSION = 3
 
@@ -173,9 +174,9 @@ class Release:
         return json.loads((self.path / EVALUATION).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
     @cached_property
-    def engine(self) -> lookup.Engine:
-        """What answers questions about this release."""
-        return lookup.Engine(
+    def engine(self) -> Engine:
+        """The search engine of this release."""
+        return Engine(
             self.release_id,
             self.catalog,
             self.vectors,
@@ -185,13 +186,13 @@ class Release:
             audience=self.audience,
         )
 
-    def similar(self, item_id: str, k: int = 10) -> lookup.Answer:
+    def similar(self, item_id: str, k: int = 10) -> SearchResult:
         """The `k` items most like one item, fewer only where the catalog holds no more."""
-        return self.ask(Question.of_item(item_id, k))
+        return self.search(Query.from_item(item_id, k))
 
-    def ask(self, question: Question, overlay: Overlay = UNCHANGED) -> lookup.Answer:
-        """Answer a question; see `recsys.lookup.Engine.ask`."""
-        return self.engine.ask(question, overlay)
+    def search(self, query: Query, overlay: Overlay = EMPTY_OVERLAY) -> SearchResult:
+        """Return the neighbors of a query; see `recsys.retrieval.engine.Engine.search`."""
+        return self.engine.search(query, overlay)
 
     def similarity(self, item_a: str, item_b: str) -> float:
         """How similar two items are, exactly: larger is closer, of equal vectors 1.
@@ -204,7 +205,7 @@ class Release:
 
     def verify(
         self, item_a: str, item_b: str, *, precision: float | None = None, false_positive_rate: float | None = None
-    ) -> lookup.Verdict:
+    ) -> VerificationResult:
         """Whether two items belong together: whether their similarity reaches a calibrated threshold.
 
         Args:
@@ -224,7 +225,7 @@ class Release:
                 f"release must have a calibration to tell whether items are the same. Received: {self.release_id}, "
                 f"of format {self.manifest.format_version}, has none. Build a release from more held-out pairs."
             )
-        return lookup.verdict(
+        return VerificationResult.from_similarity(
             self.catalog,
             self.release_id,
             (item_a, item_b),

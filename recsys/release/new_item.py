@@ -18,7 +18,7 @@ from recsys.errors import InputError
 from recsys.features.encoding import Features
 from recsys.model import tower
 from recsys.release.bundle import FEATURES, TOWER, Release
-from recsys.retrieval.query import finite
+from recsys.retrieval.query import is_finite
 
 KEPT = 2
 """Towers that stay loaded."""
@@ -60,7 +60,7 @@ def _value(column: str, value: Any, types: Mapping[str, Any]) -> Any:
         raise InputError(f"features must be of the columns {', '.join(types) or 'none'}. Received: {column!r}.")
     kind = types[column]
     if kind == pl.Float64:
-        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and finite(value), "a number"
+        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value), "a number"
     elif kind == pl.String:
         sound, rule = isinstance(value, str), "a text"
     else:

@@ -28,7 +28,7 @@ class Similar:
         for row in model_input.to_dict("records"):
             k = row.get("k")
             given = k is not None and k == k  # pandas fills what is missing with NaN  # noqa: PLR0124
-            answers.append(self.release.similar(str(row["item_id"]), int(k) if given else DEFAULT_K).as_data())
+            answers.append(self.release.similar(str(row["item_id"]), int(k) if given else DEFAULT_K).to_dict())
         return answers
 
 

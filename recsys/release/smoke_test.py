@@ -22,7 +22,7 @@ TIMEOUT_S = 600
 
 def answers(release: Release, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:
     """What a release answers, ready for JSON."""
-    return [release.similar(item_id, k).as_data() for item_id in item_ids]
+    return [release.similar(item_id, k).to_dict() for item_id in item_ids]
 
 
 def ask(path: Path, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""The nearest of many items as one table: row by row what `recsys.retrieval.engine` answers item by item.
+"""The nearest items of many items as a table, the same row by row as `recsys.retrieval.engine` returns item by item.
 
-Where that asks the index, this asks for no more than is wanted, and `recsys.retrieval.engine` may look farther.
+The index is queried for `k` items, where the engine queries it for more and reads on.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from recsys.data.catalog import Catalog
 from recsys.errors import InputError
 from recsys.evaluation.calibration import Calibration
 from recsys.index.annoy_index import Index
-from recsys.retrieval.search import Allowed, Space
+from recsys.retrieval.filters import Mask
+from recsys.retrieval.search import AllowedItems, Searcher
 
 SCHEMA: Final = {
     "item_id": pl.String,
@@ -27,135 +27,139 @@ SCHEMA: Final = {
     "similarity": pl.Float64,
     "probability": pl.Float64,
 }
-"""A row says that `neighbor_id` is the neighbor of `item_id` at `rank`, from 1; `probability` is null where the
-release has no calibration."""
+"""`neighbor_id` is the neighbor of `item_id` at `rank`, from 1; `probability` is null if the release has no
+calibration."""
 
 
 @dataclass(frozen=True)
-class Filter:
-    """What may be a neighbor. Every item is asked about, whatever it is."""
+class NeighborFilter:
+    """Which items can be neighbors. Neighbors are searched for every item, whether or not it passes the filter."""
 
     min_similarity: float | None = None
     """Smallest similarity."""
     min_interactions: int = 0
-    """Fewest interactions."""
+    """Smallest number of interactions."""
     where: Mapping[str, Sequence[int | float | str]] = field(default_factory=dict)
-    """Column of the catalog -> values, one of which it must have; a list must hold one of them."""
+    """Catalog column -> accepted values; a list column must contain at least one of them."""
     reach: int = 1_000
-    """Nearest items among which those that may be neighbors are searched, for each item."""
+    """Number of nearest items of each item to which the filter is applied."""
 
-    def allowed(self, catalog: Catalog) -> NDArray[np.bool_] | None:
-        """Whether an item may be a neighbor, bool [num_items]; None where all may.
+    def mask(self, catalog: Catalog) -> Mask | None:
+        """Return which items can be neighbors, bool [num_items]; None if all can.
 
         Raises:
             InputError: the catalog has no such column, or one of another type.
         """
         if not self.min_interactions and not self.where:
             return None
-        tests = [pl.col("interactions") >= self.min_interactions]
-        tests += [_has_one_of(catalog.frame, column, values) for column, values in self.where.items()]
-        return catalog.frame.select(pl.all_horizontal(tests).fill_null(value=False)).to_series().to_numpy()
+        conditions = [pl.col("interactions") >= self.min_interactions]
+        conditions += [_has_any_value(catalog.frame, column, values) for column, values in self.where.items()]
+        return catalog.frame.select(pl.all_horizontal(conditions).fill_null(value=False)).to_series().to_numpy()
 
 
 def nearest(
     catalog: Catalog,
-    space: Space,
-    numbers: Sequence[int],
+    searcher: Searcher,
+    item_numbers: Sequence[int],
     k: int,
     *,
     calibration: Calibration | None = None,
-    wanted: Filter | None = None,
-    allowed: NDArray[np.bool_] | None = None,
+    neighbor_filter: NeighborFilter | None = None,
+    mask: Mask | None = None,
 ) -> pl.DataFrame:
-    """The `k` nearest items of each item of `numbers` that may be its neighbors.
+    """Return the `k` nearest items of each item that pass a filter.
 
-    In the order of the service: what it answers, less what may not be a neighbor.
+    The ranking is the engine's, without the items that do not pass the filter.
 
     Args:
         catalog: of the release.
-        space: where the release's engine looks.
-        numbers: items to ask about.
-        k: neighbors of each; fewer where no more are found.
+        searcher: of the release's engine.
+        item_numbers: items whose neighbors are searched.
+        k: maximum number of neighbors of each item.
         calibration: of the release.
-        wanted: its smallest similarity and its reach; without it, all are let through.
-        allowed: `wanted.allowed(catalog)`, which is the same for all items.
+        neighbor_filter: its `min_similarity` and `reach` are applied; without it, all items pass.
+        mask: `neighbor_filter.mask(catalog)`, computed once for all calls.
 
     Returns:
-        Of `SCHEMA`, by item in the order of `numbers`, nearest first.
+        A table of `SCHEMA`, items in the order of `item_numbers`, neighbors nearest first.
     """
-    wanted = wanted or Filter()
-    least = -np.inf if wanted.min_similarity is None else wanted.min_similarity
-    found: list[int] = []
-    similar: list[float] = []
+    neighbor_filter = neighbor_filter or NeighborFilter()
+    min_similarity = -np.inf if neighbor_filter.min_similarity is None else neighbor_filter.min_similarity
+    neighbors: list[int] = []
+    similarities: list[float] = []
     counts = []
-    count = len(catalog) if allowed is None else int(np.count_nonzero(allowed))
-    few = space.compares_each(count)
-    for number in numbers:
-        if few:
-            others, similarities = _nearest_of_few(space, number, k, allowed)
-        elif allowed is None:
-            others, similarities = space.index.nearest(number, k)
+    exact = searcher.is_exact(len(catalog) if mask is None else int(np.count_nonzero(mask)))
+    for item_number in item_numbers:
+        if exact:
+            nearest_items, nearest_similarities = _nearest_exact(searcher, item_number, k, mask)
+        elif mask is None:
+            nearest_items, nearest_similarities = searcher.index.nearest(item_number, k)
         else:
-            others, similarities = _nearest_allowed(
-                space.index, number, k, allowed=allowed, least=least, reach=wanted.reach
+            nearest_items, nearest_similarities = _nearest_filtered(
+                searcher.index,
+                item_number,
+                k,
+                mask=mask,
+                min_similarity=min_similarity,
+                reach=neighbor_filter.reach,
             )
-        found += others
-        similar += similarities
-        counts.append(len(others))
-    repeated = np.repeat(np.arange(len(counts)), counts)
+        neighbors += nearest_items
+        similarities += nearest_similarities
+        counts.append(len(nearest_items))
+    query_rows = np.repeat(np.arange(len(counts)), counts)
     starts = np.cumsum([0, *counts[:-1]])
-    similarity = np.clip(np.array(similar, np.float64), -1.0, 1.0)
+    similarity = np.clip(np.array(similarities, np.float64), -1.0, 1.0)
     probability = None if calibration is None else calibration.probabilities_of(similarity)
     item_ids = catalog.frame["item_id"]
     return pl.DataFrame(
         {
-            "item_id": item_ids.gather(np.asarray(numbers, np.int64)[repeated]),
-            "rank": np.arange(1, len(found) + 1) - starts[repeated],
-            "neighbor_id": item_ids.gather(np.array(found, np.int64)),
+            "item_id": item_ids.gather(np.asarray(item_numbers, np.int64)[query_rows]),
+            "rank": np.arange(1, len(neighbors) + 1) - starts[query_rows],
+            "neighbor_id": item_ids.gather(np.array(neighbors, np.int64)),
             "similarity": similarity,
-            "probability": pl.repeat(None, len(found), eager=True) if probability is None else probability,
+            "probability": pl.repeat(None, len(neighbors), eager=True) if probability is None else probability,
         },
         schema_overrides=SCHEMA,
-    ).filter(pl.col("similarity") >= least)
+    ).filter(pl.col("similarity") >= min_similarity)
 
 
-def _nearest_of_few(
-    space: Space, number: int, k: int, allowed: NDArray[np.bool_] | None
+def _nearest_exact(searcher: Searcher, item_number: int, k: int, mask: Mask | None) -> tuple[list[int], list[float]]:
+    """Return the same as `index.nearest`, by the engine's exact comparison."""
+    allowed = AllowedItems(mask, len(searcher.vectors), {item_number})
+    items = [*islice(searcher.ranking(item_number, allowed), k)]
+    return [item.item_number for item in items], [item.similarity for item in items]
+
+
+def _nearest_filtered(
+    index: Index, item_number: int, k: int, *, mask: Mask, min_similarity: float, reach: int
 ) -> tuple[list[int], list[float]]:
-    """As `index.nearest`, by the comparisons that the engine makes."""
-    near = [*islice(space.nearest(number, Allowed(allowed, len(space.vectors), {number})), k)]
-    return [one.number for one in near], [one.similarity for one in near]
-
-
-def _nearest_allowed(
-    index: Index, number: int, k: int, *, allowed: NDArray[np.bool_], least: float, reach: int
-) -> tuple[list[int], list[float]]:
-    """As `index.nearest`, but only of what is allowed, as far as `reach` goes."""
-    width = k
+    """Return the same as `index.nearest` for the items of a mask, searching at most the `reach` nearest items."""
+    count = k
     while True:
-        others, similarities = index.nearest(number, width)
-        kept = np.flatnonzero(allowed[others])[:k].tolist() if others else []
-        if len(kept) == k or width >= reach or len(others) < width or similarities[-1] < least:
-            return [others[rank] for rank in kept], [similarities[rank] for rank in kept]
-        width = min(2 * width, reach)
+        neighbors, similarities = index.nearest(item_number, count)
+        passing = np.flatnonzero(mask[neighbors])[:k].tolist() if neighbors else []
+        exhausted = count >= reach or len(neighbors) < count or similarities[-1] < min_similarity
+        if len(passing) == k or exhausted:
+            return [neighbors[row] for row in passing], [similarities[row] for row in passing]
+        count = min(2 * count, reach)
 
 
-def _has_one_of(catalog: pl.DataFrame, column: str, values: Sequence[int | float | str]) -> pl.Expr:
-    """Whether a column of the catalog has one of the values."""
+def _has_any_value(catalog: pl.DataFrame, column: str, values: Sequence[int | float | str]) -> pl.Expr:
+    """Return the expression for a catalog column having any of the values."""
     if column not in catalog.columns:
         raise InputError(
             f"neighbors.where must name columns of the release's catalog: {', '.join(catalog.columns)}. "
             f"Received: {column!r}."
         )
-    kind = catalog.schema[column]
-    inner = kind.inner if isinstance(kind, pl.List) else kind
-    numeric = inner.is_numeric()
-    wrong = [value for value in values if isinstance(value, str) == numeric]
-    if wrong:
+    dtype = catalog.schema[column]
+    is_list = isinstance(dtype, pl.List)
+    numeric = dtype.inner.is_numeric() if isinstance(dtype, pl.List) else dtype.is_numeric()
+    invalid = [value for value in values if isinstance(value, str) == numeric]
+    if invalid:
         raise InputError(
-            f"neighbors.where.{column} must list {'numbers' if numeric else 'texts'}, as the catalog holds there. "
-            f"Received: {wrong[0]!r}."
+            f"neighbors.where.{column} must list {'numbers' if numeric else 'strings'}, the type of that catalog "
+            f"column. Received: {invalid[0]!r}."
         )
-    if isinstance(kind, pl.List):
+    if is_list:
         return pl.col(column).list.eval(pl.any_horizontal([pl.element() == value for value in values])).list.any()
     return pl.any_horizontal([pl.col(column) == value for value in values])

@@ -1,4 +1,4 @@
-"""Conditions on the catalog's columns -> the items that meet them."""
+"""Conditions on catalog columns, evaluated to a mask over the items."""
 
 from __future__ import annotations
 
@@ -15,59 +15,64 @@ from recsys.retrieval.query import Condition, Value
 
 Mask = NDArray[np.bool_]
 
-NOBODY = np.zeros(0, np.uint32)
+NO_ITEMS = np.zeros(0, np.uint32)
 
 AVAILABLE = "available"
-"""Column of the catalog: whether an item can be had; where it is null or missing, it can."""
-OWN = {"interactions", AVAILABLE}
-"""Columns that conditions may name, and that are no features."""
+"""Catalog column: whether an item can be recommended; a null or missing value means that it can."""
+NOT_FEATURES = {"interactions", AVAILABLE}
+"""Columns that conditions may name and that are not item features."""
 
 
-class Facets:
-    """Columns of a catalog, each made ready for conditions when it is first asked for.
+class CatalogColumns:
+    """The columns of a catalog, each prepared for conditions on first use.
 
     Args:
-        frame: the catalog's columns, one row an item.
+        frame: the catalog, one row per item.
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:
         self._frame = frame
-        self._columns: dict[str, _Terms | _Numbers] = {}
+        self._prepared: dict[str, _Values | _Numbers] = {}
 
-    def require(self, conditions: Iterable[Condition]) -> None:
-        """Refuse conditions that do not go with the columns.
+    def validate(self, conditions: Iterable[Condition]) -> None:
+        """Raise if a condition does not fit its column.
 
         Raises:
-            InputError: no such column, a text where it holds numbers, or a range where it holds texts.
+            InputError: no such column, a string for a numeric column, or a range on a column of strings.
         """
         for condition in conditions:
-            kind = self._kind(condition.column)
-            numeric, flag = kind.is_numeric(), kind == pl.Boolean
-            values = condition.any_of or ()
-            wrong = [v for v in values if isinstance(v, str) == (numeric or flag) or isinstance(v, bool) != flag]
-            if wrong:
-                holds = "numbers" if numeric else "true or false" if flag else "texts"
-                raise InputError(f"{condition.column!r} must be one of {holds}. Received: {wrong[0]!r}.")
+            dtype = self._dtype(condition.column)
+            numeric, boolean = dtype.is_numeric(), dtype == pl.Boolean
+            invalid = [
+                value
+                for value in condition.any_of or ()
+                if isinstance(value, str) == (numeric or boolean) or isinstance(value, bool) != boolean
+            ]
+            if invalid:
+                expected = "numbers" if numeric else "true or false" if boolean else "strings"
+                raise InputError(f"values of {condition.column!r} must be {expected}. Received: {invalid[0]!r}.")
             if condition.any_of is None and not numeric:
-                raise InputError(f"{condition.column!r} must be of numbers to have a range. Received: {kind}.")
+                raise InputError(f"{condition.column!r} must be a numeric column to have a range. Received: {dtype}.")
 
-    def require_terms(self, columns: Iterable[str]) -> None:
-        """Refuse columns of which neighbors cannot be counted by value.
+    def validate_countable(self, columns: Iterable[str]) -> None:
+        """Raise if the items of a column cannot be counted by value.
 
         Raises:
-            InputError: no such column, or one of numbers.
+            InputError: no such column, or a numeric one.
         """
         for column in columns:
-            if self._kind(column).is_numeric():
-                raise InputError(f"{column!r} must hold texts to be counted by value. Received: numbers.")
+            if self._dtype(column).is_numeric():
+                raise InputError(
+                    f"max_per_value must name columns of strings or booleans. Received: {column!r}, a numeric column."
+                )
 
-    def meeting(self, condition: Condition) -> Mask:
-        """Whether each item meets a condition, bool [num_items]."""
-        return self._column(condition.column).meeting(condition)
+    def mask(self, condition: Condition) -> Mask:
+        """Return whether each item satisfies a condition, bool [num_items]."""
+        return self._column(condition.column).mask(condition)
 
-    def having(self, column: str, value: Value) -> NDArray[np.integer]:
-        """Numbers of the items with a value in a column of texts, of lists of texts, or of true and false."""
-        return cast("_Terms", self._column(column)).rows(value)
+    def items_with_value(self, column: str, value: Value) -> NDArray[np.integer]:
+        """Return the numbers of the items with a value in a column of strings, lists of strings, or booleans."""
+        return cast("_Values", self._column(column)).item_numbers(value)
 
     @property
     def names(self) -> list[str]:
@@ -76,90 +81,92 @@ class Facets:
 
     @property
     def features(self) -> list[str]:
-        """Columns that say what an item is like."""
-        return [column for column in self.names if column not in OWN]
+        """Columns with item features."""
+        return [column for column in self.names if column not in NOT_FEATURES]
 
     @property
-    def of_terms(self) -> list[str]:
-        """Columns of texts, or of lists of texts."""
-        return [column for column in self.names if self._kind(column) == pl.String]
+    def string_columns(self) -> list[str]:
+        """Columns of strings, or of lists of strings."""
+        return [column for column in self.names if self._dtype(column) == pl.String]
 
-    def terms(self, column: str, number: int) -> list[Value]:
-        """Values of one item in a column: none, one, or those of a list."""
-        return as_terms(self._frame[column][number])
+    def values(self, column: str, item_number: int) -> list[Value]:
+        """Return the values of one item in a column: none, one, or the elements of a list."""
+        return as_values(self._frame[column][item_number])
 
-    def _column(self, column: str) -> _Terms | _Numbers:
-        if column not in self._columns:
-            values = self._frame[column]
-            self._columns[column] = _Numbers(values) if values.dtype.is_numeric() else _Terms(values)
-        return self._columns[column]
+    def _column(self, column: str) -> _Values | _Numbers:
+        if column not in self._prepared:
+            series = self._frame[column]
+            self._prepared[column] = _Numbers(series) if series.dtype.is_numeric() else _Values(series)
+        return self._prepared[column]
 
-    def _kind(self, column: str) -> pl.DataType:
+    def _dtype(self, column: str) -> pl.DataType:
+        """Return the type of a column, of a list column that of its elements."""
         if column not in self.names:
             close = difflib.get_close_matches(column, self.names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            known = ", ".join(self.names) or "none"
-            raise InputError(f"a condition must name a column of the catalog: {known}. Received: {column!r}.{hint}")
-        kind = self._frame.schema[column]
-        return kind.inner if isinstance(kind, pl.List) else kind  # type: ignore[return-value]
+            names = ", ".join(self.names) or "none"
+            raise InputError(f"a condition must name a catalog column: {names}. Received: {column!r}.{hint}")
+        dtype = self._frame.schema[column]
+        return dtype.inner if isinstance(dtype, pl.List) else dtype  # type: ignore[return-value]
 
 
-def as_terms(value: Any) -> list[Value]:
-    """A cell as a list of values."""
-    if value is None:
+def as_values(cell: Any) -> list[Value]:
+    """Return a cell of the catalog as a list of values."""
+    if cell is None:
         return []
-    return list(value) if isinstance(value, pl.Series | list | tuple) else [value]
+    return list(cell) if isinstance(cell, pl.Series | list | tuple) else [cell]
 
 
-def meets(row: Mapping[str, Any], conditions: Sequence[Condition]) -> bool:
-    """Whether one item's columns meet all conditions."""
-    return all(_meets(as_terms(row.get(condition.column)), condition) for condition in conditions)
+def satisfies(row: Mapping[str, Any], conditions: Sequence[Condition]) -> bool:
+    """Return whether the columns of one item satisfy all conditions."""
+    return all(_satisfies(as_values(row.get(condition.column)), condition) for condition in conditions)
 
 
-def _meets(terms: list[Value], condition: Condition) -> bool:
+def _satisfies(values: list[Value], condition: Condition) -> bool:
     if condition.any_of is not None:
-        return not set(condition.any_of).isdisjoint(terms)
-    least = -np.inf if condition.least is None else condition.least
-    most = np.inf if condition.most is None else condition.most
-    return any(least <= float(term) <= most for term in terms)
+        return not set(condition.any_of).isdisjoint(values)
+    minimum = -np.inf if condition.minimum is None else condition.minimum
+    maximum = np.inf if condition.maximum is None else condition.maximum
+    return any(minimum <= float(value) <= maximum for value in values)
 
 
-class _Terms:
-    """A column of texts, of lists of texts, or of true and false: the items of each value."""
+class _Values:
+    """A column of strings, lists of strings, or booleans: the item numbers of each value."""
 
-    def __init__(self, values: pl.Series) -> None:
-        self._size = len(values)
-        rows = pl.DataFrame({"value": values}).with_row_index("row")
-        if isinstance(values.dtype, pl.List):
+    def __init__(self, series: pl.Series) -> None:
+        self._num_items = len(series)
+        rows = pl.DataFrame({"value": series}).with_row_index("item_number")
+        if isinstance(series.dtype, pl.List):
             rows = rows.explode("value", empty_as_null=False, keep_nulls=False)
-        grouped = rows.drop_nulls("value").group_by("value").agg("row")
-        self._rows: dict[Value, NDArray[np.uint32]] = {
-            value: row.to_numpy() for value, row in zip(grouped["value"].to_list(), grouped["row"], strict=True)
+        grouped = rows.drop_nulls("value").group_by("value").agg("item_number")
+        self._item_numbers: dict[Value, NDArray[np.uint32]] = {
+            value: item_numbers.to_numpy()
+            for value, item_numbers in zip(grouped["value"].to_list(), grouped["item_number"], strict=True)
         }
 
-    def meeting(self, condition: Condition) -> Mask:
-        mask = np.zeros(self._size, np.bool_)
+    def mask(self, condition: Condition) -> Mask:
+        mask = np.zeros(self._num_items, np.bool_)
         for value in condition.any_of or ():
-            mask[self.rows(value)] = True
+            mask[self.item_numbers(value)] = True
         return mask
 
-    def rows(self, value: Value) -> NDArray[np.uint32]:
-        return self._rows.get(value, NOBODY)
+    def item_numbers(self, value: Value) -> NDArray[np.uint32]:
+        return self._item_numbers.get(value, NO_ITEMS)
 
 
 class _Numbers:
-    """A column of numbers."""
+    """A numeric column."""
 
-    def __init__(self, values: pl.Series) -> None:
-        self._values = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    def __init__(self, series: pl.Series) -> None:
+        self._numbers = series.cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
-    def meeting(self, condition: Condition) -> Mask:
+    def mask(self, condition: Condition) -> Mask:
         if condition.any_of is not None:
-            mask: Mask = np.isin(self._values, np.array(condition.any_of, np.float64))
+            mask: Mask = np.isin(self._numbers, np.array(condition.any_of, np.float64))
             return mask
-        mask = ~np.isnan(self._values)
-        if condition.least is not None:
-            mask &= self._values >= condition.least
-        if condition.most is not None:
-            mask &= self._values <= condition.most
+        mask = ~np.isnan(self._numbers)
+        if condition.minimum is not None:
+            mask &= self._numbers >= condition.minimum
+        if condition.maximum is not None:
+            mask &= self._numbers <= condition.maximum
         return mask

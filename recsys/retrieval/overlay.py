@@ -1,4 +1,4 @@
-"""What changed since a release was built, and the items as they are with it: what a question is answered from."""
+"""Item changes since a release was built, and the catalog with these changes applied."""
 
 from __future__ import annotations
 
@@ -13,161 +13,169 @@ from numpy.typing import NDArray
 from recsys.data.catalog import Catalog
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
-from recsys.retrieval.filters import AVAILABLE, Facets, Mask, as_terms, meets
+from recsys.retrieval.filters import AVAILABLE, CatalogColumns, Mask, as_values, satisfies
 from recsys.retrieval.query import Condition, Value
-from recsys.retrieval.search import checked
+from recsys.retrieval.search import validate_vector
 
 
 @dataclass(frozen=True)
-class Added:
-    """An item with a place of its own."""
+class AddedItem:
+    """An item with its own embedding."""
 
     vector: NDArray[np.floating]
-    """[dimension]; of any length, for cosine too."""
-    row: Mapping[str, Any] = field(default_factory=dict)
-    """Its `title` and columns of the catalog; what is left out is missing."""
+    """float [dimension], of any length."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """`title` and catalog columns; columns that are not listed are missing."""
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """Changes between two nights. None of the ids has to be in the release."""
+    """Changes since the release was built. Item ids need not be in the release."""
 
     hidden: frozenset[str] = frozenset()
-    """Taken down: in no answer, and unknown when asked about. Stronger than the other two."""
-    added: Mapping[str, Added] = field(default_factory=dict)
-    """New items, or other places of items that the release has, by id."""
+    """Ids of removed items: never returned, and unknown in a query. Takes precedence over the other two."""
+    added: Mapping[str, AddedItem] = field(default_factory=dict)
+    """New items, and items of the release with another embedding, by id."""
     changed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Columns, also `title`, that have another value, by id of an item that the release has."""
+    """Item id -> changed columns, including `title`, of an item of the release."""
     revision: str = ""
-    """Another one for another content: what a cached answer depends on beside the release."""
+    """Identifies the content: cached results depend on it and on the release."""
 
 
-UNCHANGED = Overlay()
+EMPTY_OVERLAY = Overlay()
 
 
-class Stock:
-    """The items of a release with an overlay. Added items have the numbers after those of the catalog.
+class OverlaidCatalog:
+    """The items of a release with an overlay applied. Added items take the item numbers after the catalog's.
 
     Raises:
-        InputError: an added vector that is not finite, of another dimension, or without a direction for cosine.
+        InputError: an added vector is not finite, has another dimension, or is zero for the cosine distance.
     """
 
     def __init__(
-        self, catalog: Catalog, vectors: Vectors, facets: Facets, distance: Distance, overlay: Overlay
+        self, catalog: Catalog, vectors: Vectors, columns: CatalogColumns, distance: Distance, overlay: Overlay
     ) -> None:
         self._catalog = catalog
-        self._facets = facets
+        self._columns = columns
         self._vectors = vectors
-        self.size = len(catalog)
-        """Items of the catalog: numbers from here on are of added items."""
-        added = {item_id: one for item_id, one in overlay.added.items() if item_id not in overlay.hidden}
+        self.num_catalog_items = len(catalog)
+        """Items of the catalog; larger item numbers belong to added items."""
+        added = {item_id: item for item_id, item in overlay.added.items() if item_id not in overlay.hidden}
         self._added_ids = sorted(added)
-        self._added_rows = [{"item_id": item_id, **added[item_id].row} for item_id in self._added_ids]
-        self._added_numbers = {item_id: self.size + row for row, item_id in enumerate(self._added_ids)}
+        self._added_rows = [{"item_id": item_id, **added[item_id].columns} for item_id in self._added_ids]
+        self._added_numbers = {item_id: self.num_catalog_items + row for row, item_id in enumerate(self._added_ids)}
         self.added_vectors = np.array(
             [
-                checked(f"vector of {item_id!r}", added[item_id].vector, vectors.shape[1], distance)
+                validate_vector(f"vector of {item_id!r}", added[item_id].vector, vectors.shape[1], distance)
                 for item_id in self._added_ids
             ],
             np.float32,
         ).reshape(len(added), vectors.shape[1])
-        """Of the added items, float32 [num_added, dimension]."""
-        gone = catalog.numbers(sorted(overlay.hidden | added.keys()), missing=-1)
-        self.gone = frozenset(gone[gone >= 0].tolist())
-        """Numbers of the catalog that are taken down, or stand at another place now."""
-        changed = zip(overlay.changed.values(), catalog.numbers(list(overlay.changed), missing=-1), strict=True)
-        self._changed = {int(number): dict(row) for row, number in changed if number >= 0}
-        self._made_apart: dict[str, tuple[NDArray[np.int64], dict[Value, list[int]]]] = {}
+        """Vectors of the added items, float32 [num_added, dimension]."""
+        removed = catalog.numbers(sorted(overlay.hidden | added.keys()), missing=-1)
+        self.removed = frozenset(removed[removed >= 0].tolist())
+        """Item numbers of the catalog that are hidden or replaced by an added item."""
+        changed_numbers = catalog.numbers(list(overlay.changed), missing=-1)
+        changed = zip(overlay.changed.values(), changed_numbers, strict=True)
+        self._changed = {int(item_number): dict(row) for row, item_number in changed if item_number >= 0}
+        self._overridden: dict[str, tuple[NDArray[np.int64], dict[Value, list[int]]]] = {}
 
     def __len__(self) -> int:
-        return self.size + len(self._added_ids)
+        return self.num_catalog_items + len(self._added_ids)
 
-    def number(self, item_id: str) -> int | None:
-        """The number of an item, None if it is unknown or taken down."""
+    def item_number(self, item_id: str) -> int | None:
+        """Return the number of an item; None if it is unknown or hidden."""
         added = self._added_numbers.get(item_id)
         if added is not None:
             return added
-        number = self._catalog.find(item_id)
-        return None if number in self.gone else number
+        item_number = self._catalog.find(item_id)
+        return None if item_number in self.removed else item_number
 
-    def named(self, numbers: Sequence[int]) -> list[tuple[str, str | None]]:
-        """Ids and titles of some items."""
+    def ids_and_titles(self, item_numbers: Sequence[int]) -> list[tuple[str, str | None]]:
+        """Return the id and title of each item."""
         item_ids, titles = self._catalog.item_ids, self._catalog.titles
         if not (self._changed or self._added_ids):
-            return [(item_ids[number], titles[number]) for number in numbers]
-        changed = self._changed
-        rows = {number: self.row(number) for number in numbers if number >= self.size or number in changed}
+            return [(item_ids[item_number], titles[item_number]) for item_number in item_numbers]
+        rows = {
+            item_number: self.row(item_number)
+            for item_number in item_numbers
+            if item_number >= self.num_catalog_items or item_number in self._changed
+        }
         return [
-            (rows[number]["item_id"], rows[number]["title"]) if number in rows else (item_ids[number], titles[number])
-            for number in numbers
+            (rows[item_number]["item_id"], rows[item_number]["title"])
+            if item_number in rows
+            else (item_ids[item_number], titles[item_number])
+            for item_number in item_numbers
         ]
 
-    def row(self, number: int) -> dict[str, Any]:
-        """All columns of an item."""
-        if number >= self.size:
-            return dict.fromkeys(self._catalog.frame.columns) | self._added_rows[number - self.size]
-        return self._catalog.frame.row(number, named=True) | self._changed.get(number, {})
+    def row(self, item_number: int) -> dict[str, Any]:
+        """Return all columns of an item."""
+        if item_number >= self.num_catalog_items:
+            added = self._added_rows[item_number - self.num_catalog_items]
+            return dict.fromkeys(self._catalog.frame.columns) | added
+        return self._catalog.frame.row(item_number, named=True) | self._changed.get(item_number, {})
 
-    def terms(self, column: str, number: int) -> list[Value]:
-        """Values of one item in a column: none, one, or those of a list."""
-        if number >= self.size or column in self._changed.get(number, ()):
-            return as_terms(self.row(number).get(column))
-        return self._facets.terms(column, number)
+    def values(self, column: str, item_number: int) -> list[Value]:
+        """Return the values of one item in a column: none, one, or the elements of a list."""
+        if item_number >= self.num_catalog_items or column in self._changed.get(item_number, ()):
+            return as_values(self.row(item_number).get(column))
+        return self._columns.values(column, item_number)
 
-    def having(self, column: str, value: Value) -> NDArray[np.integer]:
-        """Numbers of the items with a value in a column of texts, of lists of texts, or of true and false."""
-        held = self._facets.having(column, value)
+    def items_with_value(self, column: str, value: Value) -> NDArray[np.integer]:
+        """Return the numbers of the items with a value in a column of strings, lists of strings, or booleans."""
+        in_catalog = self._columns.items_with_value(column, value)
         if not (self._changed or self._added_ids):
-            return held
-        apart, numbers = self._apart(column)
-        return np.concatenate([held[~np.isin(held, apart)], np.array(numbers.get(value, []), np.int64)])
+            return in_catalog
+        overridden, by_value = self._overridden_values(column)
+        unchanged = in_catalog[~np.isin(in_catalog, overridden)]
+        return np.concatenate([unchanged, np.array(by_value.get(value, []), np.int64)])
 
-    def _apart(self, column: str) -> tuple[NDArray[np.int64], dict[Value, list[int]]]:
-        """Numbers of the items that have another value in a column than the catalog, and those of each value."""
-        if column not in self._made_apart:
-            apart = [number for number, row in self._changed.items() if column in row]
-            apart += range(self.size, len(self))
-            numbers: dict[Value, list[int]] = {}
-            for number in apart:
-                for value in set(self.terms(column, number)):
-                    numbers.setdefault(value, []).append(number)
-            self._made_apart[column] = np.array(apart, np.int64), numbers
-        return self._made_apart[column]
+    def _overridden_values(self, column: str) -> tuple[NDArray[np.int64], dict[Value, list[int]]]:
+        """Return the numbers of the items whose value in a column is not the catalog's, and the same by value."""
+        if column not in self._overridden:
+            overridden = [item_number for item_number, row in self._changed.items() if column in row]
+            overridden += range(self.num_catalog_items, len(self))
+            by_value: dict[Value, list[int]] = {}
+            for item_number in overridden:
+                for value in set(self.values(column, item_number)):
+                    by_value.setdefault(value, []).append(item_number)
+            self._overridden[column] = np.array(overridden, np.int64), by_value
+        return self._overridden[column]
 
-    def vectors(self, numbers: Sequence[int] | NDArray[np.integer]) -> Vectors:
-        """Of some items, float32 [n, dimension]."""
+    def vectors(self, item_numbers: Sequence[int] | NDArray[np.integer]) -> Vectors:
+        """Return the vectors of n items, float32 [n, dimension]."""
         if not self._added_ids:
-            return self._vectors[numbers]
-        wanted = np.asarray(numbers, np.int64)
-        added = wanted >= self.size
-        found = np.empty((len(wanted), self._vectors.shape[1]), np.float32)
-        found[added] = self.added_vectors[wanted[added] - self.size]
-        found[~added] = self._vectors[wanted[~added]]
-        return found
+            return self._vectors[item_numbers]
+        item_numbers = np.asarray(item_numbers, np.int64)
+        added = item_numbers >= self.num_catalog_items
+        vectors = np.empty((len(item_numbers), self._vectors.shape[1]), np.float32)
+        vectors[added] = self.added_vectors[item_numbers[added] - self.num_catalog_items]
+        vectors[~added] = self._vectors[item_numbers[~added]]
+        return vectors
 
-    def meeting(self, conditions: Sequence[Condition], *, only_available: bool) -> Mask | None:
-        """Whether each item meets all conditions, bool [len(self)]; None where there are none.
+    def mask(self, conditions: Sequence[Condition], *, only_available: bool) -> Mask | None:
+        """Return whether each item satisfies all conditions, bool [len(self)]; None without conditions.
 
         Raises:
-            InputError: a condition that does not go with the catalog.
+            InputError: a condition does not fit the catalog's columns.
         """
         if not (conditions or only_available):
             return None
-        self._facets.require(conditions)
+        self._columns.validate(conditions)
         mask = np.ones(len(self), np.bool_)
-        known = mask[: self.size]
+        in_catalog = mask[: self.num_catalog_items]
         if only_available and AVAILABLE in self._catalog.frame.columns:
-            known &= ~self._facets.meeting(Condition(AVAILABLE, any_of=(False,)))
+            in_catalog &= ~self._columns.mask(Condition(AVAILABLE, any_of=(False,)))
         for condition in conditions:
-            known &= self._facets.meeting(condition)
-        for number in (*self._changed, *range(self.size, len(self))):
-            row = self.row(number)
-            mask[number] = meets(row, conditions) and not (only_available and row.get(AVAILABLE) is False)
+            in_catalog &= self._columns.mask(condition)
+        for item_number in (*self._changed, *range(self.num_catalog_items, len(self))):
+            row = self.row(item_number)
+            mask[item_number] = satisfies(row, conditions) and not (only_available and row.get(AVAILABLE) is False)
         return mask
 
     @cached_property
-    def popular(self) -> NDArray[np.int64]:
-        """All numbers, most interactions first, ties by number."""
-        count = np.zeros(len(self), np.int64)
-        count[: self.size] = self._catalog.frame["interactions"].fill_null(0).to_numpy()
-        return np.lexsort((np.arange(len(count)), -count))
+    def by_popularity(self) -> NDArray[np.int64]:
+        """All item numbers, most interactions first, ties by item number."""
+        counts = np.zeros(len(self), np.int64)
+        counts[: self.num_catalog_items] = self._catalog.frame["interactions"].fill_null(0).to_numpy()
+        return np.lexsort((np.arange(len(counts)), -counts))

@@ -1,4 +1,4 @@
-"""What a release can be asked: a place in the space of the embeddings, what may be there, and how many."""
+"""A query: the items, history or vector to find neighbors for, the conditions on neighbors, and their number."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Literal, NamedTuple
 from recsys.errors import InputError
 
 Value = str | float | bool
+"""A value of a catalog column; of a list column, one element."""
 OnUnknown = Literal["error", "skip", "fallback"]
 
 
-def finite(number: float) -> bool:
-    """Whether a float holds a number, which may be an integer of any size: at those `math.isfinite` fails."""
+def is_finite(number: float) -> bool:
+    """Return whether a number is finite. Accepts integers of any size, on which `math.isfinite` raises."""
     return -sys.float_info.max <= number <= sys.float_info.max
 
 
-class Weighted(NamedTuple):
-    """An item, and how much it counts beside the others."""
+class WeightedItem(NamedTuple):
+    """An item id and its weight relative to the other items of the query."""
 
     item_id: str
     weight: float = 1.0
@@ -27,89 +28,91 @@ class Weighted(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """What a column of the catalog must hold. A missing value meets none."""
+    """A condition on one catalog column. A missing value never satisfies it."""
 
     column: str
     any_of: tuple[Value, ...] | None = None
-    """One of these; a column of lists must hold one of them."""
-    least: float | None = None
-    """A number at least this."""
-    most: float | None = None
-    """A number at most this."""
+    """Accepted values. A list column must contain at least one of them."""
+    minimum: float | None = None
+    """Smallest accepted number."""
+    maximum: float | None = None
+    """Largest accepted number."""
 
     def __post_init__(self) -> None:
-        ranged = self.least is not None or self.most is not None
-        if (self.any_of is not None) == ranged:
+        has_range = self.minimum is not None or self.maximum is not None
+        if (self.any_of is not None) == has_range:
             raise InputError(
                 f"a condition must have values or a range. Received: {self.column!r} with "
-                f"{'both' if ranged else 'neither'}."
+                f"{'both' if has_range else 'neither'}."
             )
         if self.any_of == ():
             raise InputError(f"a condition must name at least one value. Received: none for {self.column!r}.")
-        for name, bound in (("least", self.least), ("most", self.most)):
-            if bound is not None and not finite(bound):
+        for name, bound in (("minimum", self.minimum), ("maximum", self.maximum)):
+            if bound is not None and not is_finite(bound):
                 raise InputError(f"{name} of {self.column!r} must be a finite number. Received: {bound}.")
         for value in self.any_of or ():
-            if not (isinstance(value, str) or finite(value)):
+            if not (isinstance(value, str) or is_finite(value)):
                 raise InputError(f"numbers of {self.column!r} must be finite. Received: {value}.")
-        if self.least is not None and self.most is not None and self.least > self.most:
-            raise InputError(f"least of {self.column!r} must not be above most. Received: {self.least}, {self.most}.")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise InputError(
+                f"minimum of {self.column!r} must not be above maximum. Received: {self.minimum}, {self.maximum}."
+            )
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """How unlike each other the neighbors have to be."""
+    """How different from each other the neighbors must be."""
 
-    balance: float = 1.0
-    """Lambda of maximal marginal relevance: 1 orders by similarity alone, 0 by unlikeness to those before."""
-    at_most: Mapping[str, int] = field(default_factory=dict)
-    """Column -> so many neighbors with the same value. Those without a value do not count."""
+    mmr_lambda: float = 1.0
+    """Lambda of maximal marginal relevance: 1 ranks by similarity alone, 0 by difference from the items before."""
+    max_per_value: Mapping[str, int] = field(default_factory=dict)
+    """Column -> maximum number of neighbors with the same value. Missing values are not limited."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.balance <= 1:
-            raise InputError(f"lambda of the diversity must be from 0 to 1. Received: {self.balance}.")
-        for column, most in self.at_most.items():
-            if most < 1:
-                raise InputError(f"at_most of {column!r} must be at least 1. Received: {most}.")
+        if not 0 <= self.mmr_lambda <= 1:
+            raise InputError(f"mmr_lambda must be from 0 to 1. Received: {self.mmr_lambda}.")
+        for column, limit in self.max_per_value.items():
+            if limit < 1:
+                raise InputError(f"max_per_value of {column!r} must be at least 1. Received: {limit}.")
 
 
-ANYTHING = Diversity()
-"""No diversity is asked for."""
+NO_DIVERSITY = Diversity()
 
 
 @dataclass(frozen=True)
-class Question:
-    """One question. Nothing in it is looked up yet: ids may be unknown, columns missing."""
+class Query:
+    """A request for similar items. It is independent of a release: ids may be unknown, columns may be missing."""
 
-    items: tuple[Weighted, ...] = ()
-    """What the neighbors should be like."""
-    negatives: tuple[Weighted, ...] = ()
-    """What they should rather not be like: half as much as the items together."""
+    items: tuple[WeightedItem, ...] = ()
+    """Items that the neighbors should resemble."""
+    negatives: tuple[WeightedItem, ...] = ()
+    """Items that the neighbors should not resemble; together they count half as much as `items`."""
     history: tuple[str, ...] = ()
-    """What a user touched, newest last: each step back weighs the release's recency times as much."""
+    """Item ids that a user interacted with, newest last. Each step back multiplies the weight by the release's
+    recency."""
     vector: tuple[float, ...] | None = None
-    """A place of its own, which weighs 1 beside items."""
+    """An embedding to search from; its weight beside items is 1."""
     k: int = 10
-    """How many neighbors."""
+    """Maximum number of neighbors."""
     offset: int = 0
-    """So many nearest are skipped."""
+    """Number of nearest neighbors to skip."""
     min_similarity: float | None = None
-    """Less similar ones are none."""
+    """Smallest similarity of a neighbor."""
     min_probability: float | None = None
-    """Less probable ones are none; of a calibrated release."""
+    """Smallest probability of a neighbor; requires a calibrated release."""
     exclude: tuple[str, ...] = ()
-    """Ids that may not be in the answer. What is asked about never is."""
+    """Item ids that must not be returned. The items of the query never are."""
     allow: tuple[str, ...] | None = None
-    """Only these may be."""
+    """If set, only these item ids are returned."""
     where: tuple[Condition, ...] = ()
-    """All of them hold for each neighbor."""
+    """Conditions that every neighbor satisfies."""
     only_available: bool = False
-    """Neighbors are available; an item of which that is not known is."""
-    diversity: Diversity = ANYTHING
+    """Leave out items whose `available` is false; an item without that value counts as available."""
+    diversity: Diversity = NO_DIVERSITY
     on_unknown: OnUnknown = "error"
-    """What to do with unknown items: refuse, go on without them, or give popular items where none is known."""
-    why: bool = False
-    """Tell what each neighbor has in common with the items."""
+    """Handling of unknown item ids: raise an error, skip them, or return popular items if no item is known."""
+    explain: bool = False
+    """Return with each neighbor what it has in common with the items of the query."""
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -118,33 +121,33 @@ class Question:
             raise InputError(f"offset must be at least 0. Received: {self.offset}.")
         if not (self.items or self.history or self.vector is not None):
             raise InputError(
-                f"a question must name items, a history or a vector. Received: "
+                f"a query must name items, a history or a vector. Received: "
                 f"{'negative items alone' if self.negatives else 'none of them'}."
             )
         for item_id, weight in (*self.items, *self.negatives):
-            if not (finite(weight) and weight > 0):
+            if not (is_finite(weight) and weight > 0):
                 raise InputError(
                     f"weights must be finite and above 0. Received: {weight} of {item_id!r}. "
-                    "Name what it should not be like as a negative item."
+                    "To search away from an item, list it in negatives."
                 )
-        liked = {item_id for item_id, _ in self.items} | set(self.history)
-        both = sorted(liked & {item_id for item_id, _ in self.negatives})
-        if both:
-            raise InputError(f"an item must not be asked about and be a negative one too. Received: {both[0]!r}.")
+        query_ids = {item_id for item_id, _ in self.items} | set(self.history)
+        contradictory = sorted(query_ids & {item_id for item_id, _ in self.negatives})
+        if contradictory:
+            raise InputError(f"an item must not be in items and in negatives. Received: {contradictory[0]!r} in both.")
         if self.min_similarity is not None and self.min_probability is not None:
-            raise InputError("a question must have min_similarity or min_probability. Received: both.")
-        if self.min_similarity is not None and not finite(self.min_similarity):
+            raise InputError("a query must have min_similarity or min_probability. Received: both.")
+        if self.min_similarity is not None and not is_finite(self.min_similarity):
             raise InputError(f"min_similarity must be a finite number. Received: {self.min_similarity}.")
         if self.min_probability is not None and not 0 <= self.min_probability <= 1:
             raise InputError(f"min_probability must be from 0 to 1. Received: {self.min_probability}.")
 
     @classmethod
-    def of_item(cls, item_id: str, k: int = 10) -> Question:
-        """More like one item."""
-        return cls(items=(Weighted(item_id),), k=k)
+    def from_item(cls, item_id: str, k: int = 10) -> Query:
+        """Return the query for the neighbors of one item."""
+        return cls(items=(WeightedItem(item_id),), k=k)
 
     @property
-    def only_item(self) -> str | None:
-        """The item, if the question is about one item alone."""
-        alone = len(self.items) == 1 and not (self.negatives or self.history or self.vector is not None)
-        return self.items[0].item_id if alone else None
+    def single_item_id(self) -> str | None:
+        """The item id, if the query consists of one item and nothing else; otherwise None."""
+        is_single = len(self.items) == 1 and not (self.negatives or self.history or self.vector is not None)
+        return self.items[0].item_id if is_single else None

@@ -1,7 +1,7 @@
-"""Items in the order of their similarity to a place: one after the other, as many as somebody takes.
+"""Items ranked by similarity to an item or a vector, as a lazy sequence.
 
-Nothing here is told how many will be taken. So a longer answer begins with the shorter one, and a page is the same
-whether it was asked for alone or as part of a larger one. `docs/decisions/0017-questions.md` says what follows.
+The ranking does not depend on how many items the caller takes. So a longer result begins with the shorter one, and
+a page is the same whether it is requested alone or as part of a longer result; see `docs/decisions/0017-questions.md`.
 """
 
 from __future__ import annotations
@@ -22,188 +22,193 @@ from recsys.index.embeddings import Vectors
 from recsys.retrieval.filters import Mask
 
 WINDOWS = ((32, 32, 0), (128, 640, 0), (320, 1_280, 1))
-"""Ranks up to which the index is believed, how many it is asked for to be believed, and at least so many times its
-`search_k`. That is tuned for the first twenty or so, and the index looks farther the more it is asked for."""
-FEW = 5_000
-"""So many items are compared one by one sooner than the index finds the nearest of them."""
-SELECTIVE = 16
-"""As are those of which the catalog holds so many times as many: the index would go through the others."""
-LEVELS = (256, 1_024, 4_096, 16_384)
-"""Exact search sorts so many first, then as many as the next, in the end all."""
-POINTLESS = 1e-6
-"""Length of a mean of directions below which it is rounding."""
-SCANNED = 1 << 18
-"""Numbers multiplied at a time: more, and BLAS wakes threads that cost more than they save."""
+"""Stages of an index search: the rank up to which its result is used, the number of items requested from the index,
+and the least number requested as a multiple of `search_k`. `search_k` is tuned for about the first 20 ranks; the
+index searches more of its trees if more items are requested."""
+EXACT_BELOW = 5_000
+"""Up to this number of candidate items, comparing with each of them is faster than the index."""
+SELECTIVITY = 16
+"""Candidates are also compared one by one if the catalog has at least this many items per candidate: the index would
+return mostly items that the filter rejects."""
+SORT_SIZES = (256, 1_024, 4_096, 16_384)
+"""Exact search sorts this many nearest items first, then the next block, at last all remaining ones."""
+MIN_MEAN_LENGTH = 1e-6
+"""A mean of unit vectors that is shorter than this is rounding error and has no direction."""
+CELLS = 1 << 18
+"""Numbers multiplied at a time; with more, BLAS starts threads that cost more than they save."""
 
 
-class Near(NamedTuple):
-    """An item and its similarity to the place that was asked about."""
+class ScoredItem(NamedTuple):
+    """An item and its similarity to the query."""
 
-    number: int
+    item_number: int
     similarity: float
 
 
-def score(distance: Distance, place: NDArray[np.float64], vectors: Vectors) -> NDArray[np.float64]:
-    """Similarity of each vector, [n, dimension], to a place, [dimension] (of length 1 for cosine); float64 [n].
+QueryPoint = int | NDArray[np.float64]
+"""What to search from: an item number of the catalog, or a vector, [dimension], of length 1 for cosine.
 
-    Row by row: the same item has the same similarity, to the last bit, in whatever company it was found.
-    """
-    found = np.empty(len(vectors), np.float64)
-    step = max(SCANNED // len(place), 1)
-    for start in range(0, len(vectors), step):
-        rows = vectors[start : start + step].astype(np.float64)
-        if distance.unit:
-            found[start : start + step] = np.add.reduce(rows * place, axis=1)
-        else:
-            found[start : start + step] = distance.similarity(distance.between(place, rows))
-    return found
-
-
-Place = int | NDArray[np.float64]
-"""Where to look: at an item of the catalog, by its number, or at a vector, [dimension], of length 1 for cosine.
-
-Only to items does the index find its way: its trees part them from each other, and a place between is in no one's
-neighborhood.
+Only item numbers are searched with the index. Its trees separate items, so a vector between items has neighbors in
+several branches, and the index would miss many of them.
 """
 
 
-class Allowed:
-    """The items that may be in an answer.
+class AllowedItems:
+    """The items that may be returned.
 
     Args:
-        mask: bool [num_items]; None lets all items be in it.
-        num_items: of the catalog.
-        left_out: numbers that may not be, whatever the mask says.
-        gone: others that may not be; apart, since they can be many and are those of every question.
+        mask: bool [num_items]; None allows all items.
+        num_items: size of the catalog.
+        excluded: item numbers that are not allowed whatever the mask says.
+        removed: further item numbers that are not allowed. Separate from `excluded`, since they can be many and are
+            the same for every query.
     """
 
     def __init__(
-        self, mask: Mask | None, num_items: int, left_out: Collection[int], gone: Collection[int] = frozenset()
+        self, mask: Mask | None, num_items: int, excluded: Collection[int], removed: Collection[int] = frozenset()
     ) -> None:
         self._mask = mask
         self._num_items = num_items
-        self._left_out = left_out
-        self._gone = gone
+        self._excluded = excluded
+        self._removed = removed
 
-    def __contains__(self, number: int) -> bool:
-        if number in self._left_out or number in self._gone:
+    def __contains__(self, item_number: int) -> bool:
+        if item_number in self._excluded or item_number in self._removed:
             return False
-        return self._mask is None or bool(self._mask[number])
+        return self._mask is None or bool(self._mask[item_number])
 
     def __len__(self) -> int:
-        """How many; those left out are still counted."""
+        """Return the number of items that the mask allows; excluded and removed ones are not subtracted."""
         return self._num_items if self._mask is None else int(np.count_nonzero(self._mask))
 
-    def numbers(self) -> NDArray[np.intp]:
-        """Their numbers, ascending."""
+    def item_numbers(self) -> NDArray[np.intp]:
+        """Return the numbers of the allowed items, ascending."""
         mask = np.ones(self._num_items, np.bool_) if self._mask is None else self._mask.copy()
-        mask[[number for number in (*self._left_out, *self._gone) if number < self._num_items]] = False
+        not_allowed = (*self._excluded, *self._removed)
+        mask[[item_number for item_number in not_allowed if item_number < self._num_items]] = False
         return np.flatnonzero(mask)
 
 
 @dataclass(frozen=True)
-class Space:
-    """A catalog's embeddings and the index of them."""
+class Searcher:
+    """Ranks the items of a catalog by similarity, with its index or by exact comparison."""
 
     vectors: Vectors
-    """float32 [num_items, dimension], no memory map: those are slow to take rows from."""
+    """float32 [num_items, dimension]. Not a memory map, from which taking rows is slow."""
     index: Index
     distance: Distance
 
-    def vector(self, place: Place) -> NDArray[np.float64]:
-        """The vector of a place, [dimension], of length 1 for cosine."""
-        return direction(self.vectors[place].astype(np.float64), self.distance) if isinstance(place, int) else place
+    def vector(self, point: QueryPoint) -> NDArray[np.float64]:
+        """Return the vector of a query point, float64 [dimension], of length 1 for cosine."""
+        return normalize(self.vectors[point].astype(np.float64), self.distance) if isinstance(point, int) else point
 
-    def compares_each(self, count: int) -> bool:
-        """Whether so many items are compared one by one, and the index is not asked."""
-        return count <= max(FEW, len(self.vectors) // SELECTIVE)
+    def is_exact(self, num_candidates: int) -> bool:
+        """Return whether this number of candidates is compared one by one, without the index."""
+        return num_candidates <= max(EXACT_BELOW, len(self.vectors) // SELECTIVITY)
 
-    def nearest(self, place: Place, allowed: Allowed) -> Iterator[Near]:
-        """All items that are allowed, by falling similarity.
+    def ranking(self, point: QueryPoint, allowed: AllowedItems) -> Iterator[ScoredItem]:
+        """Return all allowed items by descending similarity to a query point."""
+        if not isinstance(point, int) or self.is_exact(len(allowed)):
+            return self._exact_ranking(self.vector(point), allowed)
+        return self._index_ranking(point, allowed)
 
-        Args:
-            place: where to look.
-            allowed: of the catalog.
+    def _index_ranking(self, query_item: int, allowed: AllowedItems) -> Iterator[ScoredItem]:
+        """Yield the nearest items that the index returns, then, by exact search, all less similar ones.
+
+        An item that the index misses within its windows is not returned at all: it would belong before items that
+        were already yielded.
         """
-        if not isinstance(place, int) or self.compares_each(len(allowed)):
-            return self._exactly(self.vector(place), allowed)
-        return self._by_index(place, allowed)
+        last_similarity, seen = math.inf, set[int]()
+        for depth, count, search_k_multiple in WINDOWS:
+            neighbors, similarities = self.index.nearest(
+                query_item, max(count, search_k_multiple * self.index.search_k)
+            )
+            for item_number, similarity in zip(neighbors[:depth], similarities[:depth], strict=True):
+                if similarity <= last_similarity and item_number in allowed and item_number not in seen:
+                    yield ScoredItem(item_number, similarity)
+            last_similarity = min(last_similarity, similarities[:depth][-1])
+            seen.update(neighbors[:depth])
+        for item in self._exact_ranking(self.vector(query_item), allowed):
+            if item.similarity <= last_similarity and item.item_number not in seen:
+                yield item
 
-    def _by_index(self, number: int, allowed: Allowed) -> Iterator[Near]:
-        """The nearest to an item that the index finds; behind them, by exact search, all that are farther.
-
-        What the index misses within its windows is in no answer: it would have to stand before what was given.
-        """
-        reached, seen = math.inf, set[int]()
-        for depth, asked, times in WINDOWS:
-            numbers, similarities = self.index.nearest(number, max(asked, times * self.index.search_k))
-            for other, similarity in zip(numbers[:depth], similarities[:depth], strict=True):
-                if similarity <= reached and other in allowed and other not in seen:
-                    yield Near(other, similarity)
-            reached = min(reached, similarities[:depth][-1])
-            seen.update(numbers[:depth])
-        for near in self._exactly(self.vector(number), allowed):
-            if near.similarity <= reached and near.number not in seen:
-                yield near
-
-    def _exactly(self, place: NDArray[np.float64], allowed: Allowed) -> Iterator[Near]:
-        """By comparing with each: roughly and fast first, then what is near enough to the top, to the last bit."""
-        numbers = allowed.numbers()
-        rough = self._roughly(place, numbers)
-        # what float32 and its order of adding may be off by, of a similarity
-        slack = (len(place) + 8) * 2.0**-23
-        ceiling = np.inf
-        for width in (*LEVELS, len(rough)):
-            if ceiling == -np.inf:
+    def _exact_ranking(self, query_vector: NDArray[np.float64], allowed: AllowedItems) -> Iterator[ScoredItem]:
+        """Compare with every item: in float32 first, then in float64 those that can be among the next to yield."""
+        item_numbers = allowed.item_numbers()
+        approximate = self._approximate_similarities(query_vector, item_numbers)
+        # bound on the rounding error of a float32 similarity
+        tolerance = (len(query_vector) + 8) * 2.0**-23
+        upper = np.inf
+        for size in (*SORT_SIZES, len(approximate)):
+            if upper == -np.inf:
                 return
-            floor = -np.inf if width >= len(rough) else float(np.partition(rough, -width)[-width])
-            near = np.flatnonzero((rough >= floor - slack) & (rough < ceiling + slack))
-            near = numbers[near]
-            similarities = score(self.distance, place, self.vectors[near])
-            kept = (similarities >= floor) & (similarities < ceiling)
-            near, similarities = near[kept], similarities[kept]
-            by_order = np.lexsort((near, -similarities))
-            yield from map(Near, near[by_order].tolist(), similarities[by_order].tolist())
-            ceiling = floor
+            lower = -np.inf if size >= len(approximate) else float(np.partition(approximate, -size)[-size])
+            rows = np.flatnonzero((approximate >= lower - tolerance) & (approximate < upper + tolerance))
+            block = item_numbers[rows]
+            similarities = exact_similarities(self.distance, query_vector, self.vectors[block])
+            inside = (similarities >= lower) & (similarities < upper)
+            block, similarities = block[inside], similarities[inside]
+            order = np.lexsort((block, -similarities))
+            yield from map(ScoredItem, block[order].tolist(), similarities[order].tolist())
+            upper = lower
 
-    def _roughly(self, place: NDArray[np.float64], numbers: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Similarity of some items, float32 [len(numbers)]."""
-        # of many it is cheaper to read all, in their order
-        every = 2 * len(numbers) > len(self.vectors)
-        count = len(self.vectors) if every else len(numbers)
-        found = np.empty(count, np.float32)
-        narrow = place.astype(np.float32)[None]
-        step = max(SCANNED // len(place), 1)
+    def _approximate_similarities(
+        self, query_vector: NDArray[np.float64], item_numbers: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
+        """Return the similarity of each item, float32 [len(item_numbers)]."""
+        # for most of the catalog, reading all vectors in order is faster than gathering some
+        read_all = 2 * len(item_numbers) > len(self.vectors)
+        count = len(self.vectors) if read_all else len(item_numbers)
+        similarities = np.empty(count, np.float32)
+        query = query_vector.astype(np.float32)[None]  # [1, dimension]
+        step = max(CELLS // len(query_vector), 1)
         for start in range(0, count, step):
             rows = slice(start, start + step)
-            block = self.vectors[rows] if every else self.vectors[numbers[rows]]
-            found[rows] = self.distance.similarities(narrow, block)[0]
-        return found[numbers] if every else found
+            block = self.vectors[rows] if read_all else self.vectors[item_numbers[rows]]
+            similarities[rows] = self.distance.similarities(query, block)[0]
+        return similarities[item_numbers] if read_all else similarities
 
 
-def order(near: Near) -> tuple[float, int]:
-    """What everything here is sorted by: the most similar first, ties by number."""
-    return -near.similarity, near.number
+def exact_similarities(distance: Distance, query_vector: NDArray[np.float64], vectors: Vectors) -> NDArray[np.float64]:
+    """Return the similarity of each vector, [n, dimension], to a query vector, [dimension]; float64 [n].
+
+    Computed row by row: an item has the same similarity, to the last bit, whatever other items are compared with it.
+    For cosine the query vector must have length 1.
+    """
+    similarities = np.empty(len(vectors), np.float64)
+    step = max(CELLS // len(query_vector), 1)
+    for start in range(0, len(vectors), step):
+        rows = vectors[start : start + step].astype(np.float64)
+        if distance.unit:
+            similarities[start : start + step] = np.add.reduce(rows * query_vector, axis=1)
+        else:
+            similarities[start : start + step] = distance.similarity(distance.between(query_vector, rows))
+    return similarities
 
 
-def merged(one: Iterable[Near], other: Iterable[Near]) -> Iterator[Near]:
-    """Two rankings of different items as one."""
-    return merge(one, other, key=order)
+def sort_key(item: ScoredItem) -> tuple[float, int]:
+    """Return the sort key of every ranking: the most similar item first, ties by item number."""
+    return -item.similarity, item.item_number
 
 
-def while_near(
-    nearest: Iterator[Near], near_enough: Callable[[float], bool], when_ended: Callable[[], None]
-) -> Iterator[Near]:
-    """Up to the first that is not similar enough; `when_ended` is called if there is one."""
-    for near in nearest:
-        if not near_enough(near.similarity):
-            when_ended()
+def merge_rankings(first: Iterable[ScoredItem], second: Iterable[ScoredItem]) -> Iterator[ScoredItem]:
+    """Merge two rankings of different items into one."""
+    return merge(first, second, key=sort_key)
+
+
+def take_while_similar(
+    ranking: Iterator[ScoredItem], is_similar: Callable[[float], bool], on_end: Callable[[], None]
+) -> Iterator[ScoredItem]:
+    """Yield items up to the first that is not similar enough, and call `on_end` if there is one."""
+    for item in ranking:
+        if not is_similar(item.similarity):
+            on_end()
             return
-        yield near
+        yield item
 
 
-def checked(name: str, vector: NDArray[np.floating], dimension: int, distance: Distance) -> NDArray[np.float64]:
-    """A vector that somebody gave, [dimension]; at length 1 for cosine.
+def validate_vector(name: str, vector: NDArray[np.floating], dimension: int, distance: Distance) -> NDArray[np.float64]:
+    """Return a vector from outside as float64 [dimension], normalized to length 1 for cosine.
 
     Raises:
         InputError: another shape, a number that is not finite, or a zero vector for cosine.
@@ -216,17 +221,17 @@ def checked(name: str, vector: NDArray[np.floating], dimension: int, distance: D
     return wide / length if distance.unit else wide
 
 
-def direction(place: NDArray[np.float64], distance: Distance) -> NDArray[np.float64]:
-    """At length 1, if the distance is of directions.
+def normalize(vector: NDArray[np.float64], distance: Distance) -> NDArray[np.float64]:
+    """Return a vector normalized to length 1 for cosine, unchanged for other distances.
 
     Raises:
-        InputError: there is none in it.
+        InputError: the vector is zero up to rounding.
     """
     if not distance.unit:
-        return place
-    length = math.sqrt(place @ place)
-    if length < POINTLESS:
+        return vector
+    length = math.sqrt(vector @ vector)
+    if length < MIN_MEAN_LENGTH:
         raise InputError(
-            "items must have a direction in common. Received: items whose weighted mean is zero. Ask for fewer of them."
+            "the items of a query must not cancel out. Received: items whose weighted mean is zero. Query fewer items."
         )
-    return place / length
+    return vector / length

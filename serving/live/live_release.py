@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from recsys import Release
 from recsys.errors import RecsysError
-from recsys.retrieval.engine import Answer, Held
-from recsys.retrieval.overlay import UNCHANGED, Added, Overlay
-from recsys.retrieval.query import Question
+from recsys.retrieval.overlay import EMPTY_OVERLAY, AddedItem, Overlay
+from recsys.retrieval.query import Query
+from recsys.retrieval.results import ItemDetails, SearchResult
 from serving.live.item_changes import NOWHERE, Entry, Journal
 from serving.live.response_cache import Answers
 
@@ -39,7 +39,7 @@ class Edition:
 
     def __init__(self, release: Release, embed: Embed | None = None, night_h: float = 24.0) -> None:
         self.release = release
-        self.overlay = UNCHANGED
+        self.overlay = EMPTY_OVERLAY
         self.answers = Answers()
         """Those of the overlay as it is."""
         self._embed = embed
@@ -47,7 +47,7 @@ class Edition:
         self._created = datetime.fromisoformat(release.manifest.created_at).timestamp()
         self._position = NOWHERE
         self._hidden: set[str] = set()
-        self._added: dict[str, Added] = {}
+        self._added: dict[str, AddedItem] = {}
         self._changed: dict[str, Mapping[str, Any]] = {}
 
     @property
@@ -60,13 +60,13 @@ class Edition:
         """When the release was built, seconds since 1970."""
         return self._created
 
-    def ask(self, question: Question) -> Answer:
-        """Answer a question; see `recsys.lookup.Engine.ask`."""
-        return self.release.ask(question, self.overlay)
+    def ask(self, question: Query) -> SearchResult:
+        """Answer a question; see `recsys.retrieval.engine.Engine.search`."""
+        return self.release.search(question, self.overlay)
 
-    def item(self, item_id: str) -> Held:
-        """What is known of one item; see `recsys.lookup.Engine.item`."""
-        return self.release.engine.item(item_id, self.overlay)
+    def item(self, item_id: str) -> ItemDetails:
+        """What is known of one item; see `recsys.retrieval.engine.Engine.item_details`."""
+        return self.release.engine.item_details(item_id, self.overlay)
 
     def warm(self) -> None:
         """Ask some questions, so that what is made on first use is there before the first caller.
@@ -115,7 +115,7 @@ class Edition:
         if self._hidden or self._added or self._changed:
             self.overlay = Overlay(frozenset(self._hidden), dict(self._added), dict(self._changed), revision)
         else:
-            self.overlay = UNCHANGED
+            self.overlay = EMPTY_OVERLAY
         self._position = changes.position
 
     def _take(self, entry: Entry) -> None:
@@ -126,7 +126,7 @@ class Edition:
         vector = self._vector(entry, known=number is not None)
         if vector is not None:
             row = {} if number is None else self.release.catalog.frame.row(number, named=True)
-            self._added[entry.item_id] = Added(vector, {**row, **entry.row, "item_id": entry.item_id})
+            self._added[entry.item_id] = AddedItem(vector, {**row, **entry.row, "item_id": entry.item_id})
         elif number is not None:
             self._changed[entry.item_id] = entry.row
 

@@ -9,8 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from recsys.errors import RecsysError
-from recsys.retrieval.engine import Answer
-from recsys.retrieval.query import Question
+from recsys.retrieval.query import Query
+from recsys.retrieval.results import SearchResult
 from serving.live.live_release import Edition
 from serving.middleware.metrics import Telemetry
 
@@ -34,7 +34,7 @@ class Shadow:
         self._thread = ThreadPoolExecutor(1, "shadow")
         self._room = threading.Semaphore(PENDING)
 
-    def ask(self, challenger: Edition, question: Question, answer: Answer, took_s: float) -> None:
+    def ask(self, challenger: Edition, question: Query, answer: SearchResult, took_s: float) -> None:
         """Ask the challenger what the champion answered, if it is this question's turn; does not wait."""
         if random.random() < self._share and self._room.acquire(blocking=False):  # noqa: S311 - no secret
             self._thread.submit(self._compare, challenger, question, answer, took_s)
@@ -43,7 +43,7 @@ class Shadow:
         """End the thread."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _compare(self, challenger: Edition, question: Question, answer: Answer, took_s: float) -> None:
+    def _compare(self, challenger: Edition, question: Query, answer: SearchResult, took_s: float) -> None:
         try:
             started = time.perf_counter()
             other = challenger.ask(question)
@@ -57,7 +57,7 @@ class Shadow:
             self._room.release()
 
 
-def overlap(answer: Answer, other: Answer) -> float:
+def overlap(answer: SearchResult, other: SearchResult) -> float:
     """Share of an answer's neighbors that another one has too; 1 where there are none."""
     item_ids = {neighbor.item_id for neighbor in answer.neighbors}
     common = sum(neighbor.item_id in item_ids for neighbor in other.neighbors)

@@ -6,8 +6,8 @@ import hashlib
 import time
 
 from recsys.config.sections import ServeConfig
-from recsys.retrieval.engine import Answer
-from recsys.retrieval.query import Question
+from recsys.retrieval.query import Query
+from recsys.retrieval.results import SearchResult
 from serving.live.item_changes import Journal
 from serving.live.live_release import Edition, Embed
 from serving.live.loaded_releases import Shelf, Standing
@@ -72,12 +72,12 @@ class State:
             return standing.challenger if chosen else self.shelf.champion
         return self.shelf.champion
 
-    def ask(self, edition: Edition, question: Question) -> Answer:
+    def ask(self, edition: Edition, question: Query) -> SearchResult:
         """Answer a question from an edition, and tell the telemetry; the shadow is asked too."""
         started = time.perf_counter()
         answer = edition.ask(question)
         took_s = time.perf_counter() - started
-        self.telemetry.answered(len(answer.unknown), fallback=answer.fallback)
+        self.telemetry.answered(len(answer.unknown_item_ids), fallback=answer.fallback)
         standing = self.shelf.standing
         if self.shadow is not None and standing.challenger is not None and edition is standing.champion:
             self.shadow.ask(standing.challenger, question, answer, took_s)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from recsys.errors import InputError
-from recsys.retrieval.query import Question
+from recsys.retrieval.query import Query
 
 LONGEST = 1_024
 
@@ -24,9 +24,9 @@ class Cursor(NamedTuple):
     offset: int
 
 
-def digest(question: Question) -> str:
+def digest(question: Query) -> str:
     """The same for all pages of one question."""
-    page = replace(question, k=1, offset=0, why=False)
+    page = replace(question, k=1, offset=0, explain=False)
     return hashlib.sha256(repr(page).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -55,7 +55,7 @@ def decode(text: str, reach: int) -> Cursor:
     raise broken
 
 
-def turned(question: Question, cursor: Cursor) -> Question:
+def turned(question: Query, cursor: Cursor) -> Query:
     """The question at the cursor's page.
 
     Raises:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from recsys.config.sections import ServeConfig
 from recsys.errors import InputError
-from recsys.retrieval.query import Condition, Diversity, OnUnknown, Question, Weighted
+from recsys.retrieval.query import Condition, Diversity, OnUnknown, Query, WeightedItem
 
 DEFAULT_K = 10
 RANGE = {"min", "max"}
@@ -59,7 +59,7 @@ def _named(value: Any) -> Any:
     return {"item_id": value} if isinstance(value, str) else value
 
 
-class WeightedItem(BaseModel):
+class WeightedItemBody(BaseModel):
     """An item, and how much it counts beside the others."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -68,8 +68,8 @@ class WeightedItem(BaseModel):
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
-WEIGHTED = {"anyOf": [{"type": "string"}, WeightedItem.model_json_schema()]}
-Items = list[Annotated[WeightedItem, BeforeValidator(_named), WithJsonSchema(WEIGHTED)]]
+WEIGHTED = {"anyOf": [{"type": "string"}, WeightedItemBody.model_json_schema()]}
+Items = list[Annotated[WeightedItemBody, BeforeValidator(_named), WithJsonSchema(WEIGHTED)]]
 
 
 class DiversityBody(BaseModel):
@@ -154,15 +154,15 @@ class Embedder(Protocol):
         """float32 [dimension]."""
 
 
-def of_query(item_id: str, query: SimilarQuery, limits: ServeConfig) -> Question:
+def of_query(item_id: str, query: SimilarQuery, limits: ServeConfig) -> Query:
     """The question about one item.
 
     Raises:
         InputError: it is larger than the server allows, or contradicts itself.
     """
     _require_sizes(limits, query.k, query.offset, query.cursor, exclude=query.exclude)
-    return Question(
-        items=(Weighted(item_id),),
+    return Query(
+        items=(WeightedItem(item_id),),
         k=query.k,
         offset=query.offset,
         min_similarity=query.min_similarity,
@@ -171,11 +171,11 @@ def of_query(item_id: str, query: SimilarQuery, limits: ServeConfig) -> Question
         only_available=query.only_available,
         diversity=Diversity(query.balance),
         on_unknown=query.on_unknown,
-        why=query.why,
+        explain=query.why,
     )
 
 
-def of_body(body: QuestionBody, limits: ServeConfig, embed: Embedder | None) -> Question:
+def of_body(body: QuestionBody, limits: ServeConfig, embed: Embedder | None) -> Query:
     """The question of a body; a vector and features together are their sum.
 
     Raises:
@@ -195,9 +195,9 @@ def of_body(body: QuestionBody, limits: ServeConfig, embed: Embedder | None) -> 
         **{f"where.{column}": values for column, values in body.where.items() if isinstance(values, list)},
         **{"diversity.at_most": body.diversity.at_most},
     )
-    return Question(
-        items=tuple(Weighted(item.item_id, item.weight) for item in body.items),
-        negatives=tuple(Weighted(item.item_id, item.weight) for item in body.negatives),
+    return Query(
+        items=tuple(WeightedItem(item.item_id, item.weight) for item in body.items),
+        negatives=tuple(WeightedItem(item.item_id, item.weight) for item in body.negatives),
         history=tuple(body.history),
         vector=_vector(body, embed),
         k=body.k,
@@ -210,7 +210,7 @@ def of_body(body: QuestionBody, limits: ServeConfig, embed: Embedder | None) -> 
         only_available=body.only_available,
         diversity=Diversity(body.diversity.balance, body.diversity.at_most),
         on_unknown=body.on_unknown,
-        why=body.why,
+        explain=body.why,
     )
 
 
@@ -232,7 +232,7 @@ def _condition(column: str, wanted: Any) -> Condition:
         wrong = sorted(set(wanted) - RANGE) or [name for name, b in wanted.items() if not _is_number(b)]
         if wrong or not wanted:
             raise InputError(f"where.{column} must be a range with min, max or both, numbers. Received: {wanted!r}.")
-        return Condition(column, least=wanted.get("min"), most=wanted.get("max"))
+        return Condition(column, minimum=wanted.get("min"), maximum=wanted.get("max"))
     values = wanted if isinstance(wanted, list) else [wanted]
     if not all(isinstance(value, str | bool) or _is_number(value) for value in values):
         raise InputError(f"where.{column} must be a value, a list of values or a range. Received: {wanted!r}.")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from recsys.retrieval.engine import Reason
+from recsys.retrieval.results import IncompleteReason
 
 
-class WhyBody(BaseModel):
+class ExplanationBody(BaseModel):
     """What a neighbor has in common with the items that were asked about."""
 
-    users: int | None = Field(
+    shared_users: int | None = Field(
         ge=0, description="How many touched it and one of them; null where the release does not know."
     )
-    shared: dict[str, list[str | bool | float]] = Field(description="Column -> values that it shares with one of them.")
+    shared_values: dict[str, list[str | bool | float]] = Field(
+        description="Column -> values that it shares with one of them."
+    )
 
 
 class NeighborBody(BaseModel):
@@ -28,7 +30,7 @@ class NeighborBody(BaseModel):
     probability: float | None = Field(
         ge=0, le=1, description="That both belong together; null where the release is not calibrated."
     )
-    why: WhyBody | None = Field(description="Null where it was not asked for.")
+    explanation: ExplanationBody | None = Field(description="Null where it was not asked for.")
 
 
 class AnswerBody(BaseModel):
@@ -38,10 +40,12 @@ class AnswerBody(BaseModel):
     item_id: str | None = Field(description="The item, where the question was about one alone.")
     title: str | None
     neighbors: list[NeighborBody]
-    unknown: list[str] = Field(description="Ids of the question that the release does not hold.")
+    unknown_item_ids: list[str] = Field(description="Ids of the question that the release does not hold.")
     fallback: bool = Field(description="Whether these are popular items, because no item of the question is known.")
-    more: bool = Field(description="Whether others would follow.")
-    reason: Reason | None = Field(description="Why there are fewer than asked for, the first that holds.")
+    has_more: bool = Field(description="Whether others would follow.")
+    incomplete_reason: IncompleteReason | None = Field(
+        description="Why there are fewer than asked for, the first that holds."
+    )
     next: str | None = Field(description="The cursor of the next page; null where there is none, or it is too far.")
 
 

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.errors import InputError
 from recsys.retrieval.filters import AVAILABLE
-from recsys.retrieval.query import finite
-from recsys.retrieval.search import checked
+from recsys.retrieval.query import is_finite
+from recsys.retrieval.search import validate_vector
 from serving.live.item_changes import Entry, Journal
 from serving.live.live_release import Edition
 from serving.live.state import State
@@ -119,7 +119,7 @@ def _value(column: str, value: Any, schema: pl.Schema, columns: list[str]) -> An
     if value is None:
         return None
     if kind.is_numeric():
-        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and finite(value), "a number"
+        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value), "a number"
     elif isinstance(kind, pl.List):
         sound, rule = isinstance(value, list) and all(isinstance(term, str) for term in value), "a list of texts"
     else:
@@ -135,7 +135,7 @@ def _place(
     release = edition.release
     if change.vector is not None:
         given = np.array(change.vector, np.float64)
-        return checked("vector", given, release.vectors.shape[1], release.distance).astype(np.float32), "vector"
+        return validate_vector("vector", given, release.vectors.shape[1], release.distance).astype(np.float32), "vector"
     if release.catalog.find(item_id) is not None:
         return None, "release"
     if serving.embed is None:

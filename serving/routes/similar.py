@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from recsys.errors import InputError, RecsysError
-from recsys.retrieval.engine import Answer
-from recsys.retrieval.query import Question
+from recsys.retrieval.query import Query
+from recsys.retrieval.results import SearchResult
 from serving.live.live_release import Edition
 from serving.live.response_cache import Given, is_known
 from serving.live.state import State
@@ -70,7 +70,7 @@ async def similar(request: Request) -> Response:
         return unchanged
     answer = _answer(serving, release, question)
     whole = _answered(release, answer, tag)
-    if not answer["unknown"] and not answer["fallback"]:  # which are counted each time
+    if not answer["unknown_item_ids"] and not answer["fallback"]:  # which are counted each time
         asked = request.scope["path"], request.scope["query_string"]
         release.answers.keep(asked, Given(request.scope["route"], tag, whole, unchanged))
     return whole
@@ -152,7 +152,7 @@ async def release(serving: Serving) -> ReleaseBody:
     return ReleaseBody(**serving.shelf.champion.release.manifest.model_dump(include=set(ReleaseBody.model_fields)))
 
 
-def _question(serving: State, body: QuestionBody, release: Edition) -> Question:
+def _question(serving: State, body: QuestionBody, release: Edition) -> Query:
     embed = None if serving.embed is None else partial(serving.embed, release.release)
     return _at(of_body(body, serving.config, embed), body.cursor, serving)
 
@@ -183,7 +183,7 @@ def _release(serving: State, wish: Wish, cursor: str | None = None) -> Edition:
     return found
 
 
-def _at(question: Question, cursor: str | None, serving: State) -> Question:
+def _at(question: Query, cursor: str | None, serving: State) -> Query:
     """The question at its cursor's page, which ends where no question may reach farther."""
     if cursor is None:
         return question
@@ -192,13 +192,13 @@ def _at(question: Question, cursor: str | None, serving: State) -> Question:
     return replace(turned, k=min(turned.k, reach - turned.offset))
 
 
-def _answer(serving: State, release: Edition, question: Question) -> dict[str, Any]:
-    answer: Answer = serving.ask(release, question)
+def _answer(serving: State, release: Edition, question: Query) -> dict[str, Any]:
+    answer: SearchResult = serving.ask(release, question)
     reached = question.offset + question.k
     following = None
-    if answer.more and reached < serving.config.max_k:
+    if answer.has_more and reached < serving.config.max_k:
         following = cursors.encode(Cursor(release.release_id, cursors.digest(question), reached))
-    return {**answer.as_data(), "next": following}
+    return {**answer.to_dict(), "next": following}
 
 
 def _answered(release: Edition, answer: dict[str, Any], tag: str) -> Response:

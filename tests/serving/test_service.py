@@ -35,7 +35,7 @@ def test_ten_neighbors_by_default(client: httpx.Client) -> None:
     assert answer["item_id"] == "item-0-0"
     assert answer["title"] == "Title of item-0-0"
     assert len(answer["neighbors"]) == 10
-    assert list(answer["neighbors"][0]) == ["item_id", "title", "similarity", "rank", "probability", "why"]
+    assert list(answer["neighbors"][0]) == ["item_id", "title", "similarity", "rank", "probability", "explanation"]
     assert {neighbor["probability"] for neighbor in answer["neighbors"]} == {None}
 
 

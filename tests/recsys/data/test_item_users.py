@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from recsys.data.item_users import Audience, build
 from recsys.errors import InputError
 from recsys.release.bundle import Release
-from recsys.retrieval import engine as lookup
-from recsys.retrieval.query import Question, Weighted
+from recsys.retrieval.engine import Engine
+from recsys.retrieval.query import Query, WeightedItem
 
 ITEMS = 6
 touched = st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=8)
@@ -70,11 +70,11 @@ def test_an_answer_tells_how_many_touched_both(tmp_path, write_release):
     release = Release.load(write_release([f"item {n}" for n in range(ITEMS)]))
     build(write_parts(tmp_path, [[[0, 1, 2], [1, 2]], [[0, 2], [3]]]), ITEMS, tmp_path / "audience.npy")
     audience = Audience.load(tmp_path / "audience.npy", ITEMS)
-    engine = lookup.Engine("r", release.catalog, release.vectors, release.index, audience=audience)
+    engine = Engine("r", release.catalog, release.vectors, release.index, audience=audience)
 
     def users(*asked):
-        answer = engine.ask(Question(items=tuple(Weighted(f"item {n}") for n in asked), why=True))
-        return {neighbor.item_id[-1]: neighbor.why.users for neighbor in answer.neighbors}
+        answer = engine.search(Query(items=tuple(WeightedItem(f"item {n}") for n in asked), explain=True))
+        return {neighbor.item_id[-1]: neighbor.explanation.shared_users for neighbor in answer.neighbors}
 
     assert users(2) == {"0": 2, "1": 2, "3": 0, "4": 0, "5": 0}
     assert users(0, 3) == {"1": 1, "2": 2, "4": 0, "5": 0}

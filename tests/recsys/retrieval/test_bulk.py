@@ -14,9 +14,9 @@ from recsys.data.catalog import Catalog
 from recsys.errors import InputError
 from recsys.index.annoy_index import build
 from recsys.index.distances import DISTANCES
-from recsys.retrieval import search as ranking
-from recsys.retrieval.bulk import SCHEMA, Filter, nearest
-from recsys.retrieval.search import Space
+from recsys.retrieval import search
+from recsys.retrieval.bulk import SCHEMA, NeighborFilter, nearest
+from recsys.retrieval.search import Searcher
 from tests import GOLDEN_RELEASES
 
 GOLDEN = GOLDEN_RELEASES
@@ -42,17 +42,17 @@ def catalog() -> Catalog:
 
 
 @pytest.fixture(params=sorted(DISTANCES))
-def space(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Space:
+def searcher(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searcher:
     """As if the catalog were a large one, where the index is asked."""
-    monkeypatch.setattr(ranking, "FEW", 0)
-    monkeypatch.setattr(ranking, "SELECTIVE", 2 * NUM_ITEMS)
+    monkeypatch.setattr(search, "EXACT_BELOW", 0)
+    monkeypatch.setattr(search, "SELECTIVITY", 2 * NUM_ITEMS)
     vectors = np.random.default_rng(5).normal(size=(NUM_ITEMS, DIMENSION)).astype(np.float32)
     distance = DISTANCES[request.param]
     if distance.unit:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     built = build(vectors, IndexConfig(n_trees=8), tmp_path / "index.ann", distance=distance)
     built.search_k = 100 * NUM_ITEMS  # finds all, so that a longer answer begins with the shorter one
-    return Space(vectors, built, distance)
+    return Searcher(vectors, built, distance)
 
 
 def by_item(rows: pl.DataFrame) -> dict[str, list[tuple[Any, ...]]]:
@@ -65,36 +65,38 @@ def by_item(rows: pl.DataFrame) -> dict[str, list[tuple[Any, ...]]]:
 def test_every_item_has_the_answer_of_the_release(version: str, k: int) -> None:
     """To the last digit. Format 1 has no calibration."""
     release = Release.load(GOLDEN / version)
-    numbers, space = range(len(release.catalog)), release.engine.space
-    rows = by_item(nearest(release.catalog, space, numbers, k, calibration=release.calibration))
+    numbers, searcher = range(len(release.catalog)), release.engine.searcher
+    rows = by_item(nearest(release.catalog, searcher, numbers, k, calibration=release.calibration))
     assert list(rows) == release.catalog.item_ids
     for item_id, found in rows.items():
         answer = release.similar(item_id, k).neighbors
         assert found == [(n.rank, n.item_id, n.similarity, n.probability) for n in answer]
 
 
-def test_items_are_answered_in_the_order_of_the_question(catalog: Catalog, space: Space) -> None:
-    rows = by_item(nearest(catalog, space, [40, 3, 17], 2))
+def test_items_are_answered_in_the_order_of_the_question(catalog: Catalog, searcher: Searcher) -> None:
+    rows = by_item(nearest(catalog, searcher, [40, 3, 17], 2))
     assert list(rows) == ["item 40", "item 03", "item 17"]
     assert {len(found) for found in rows.values()} == {2}
 
 
-def test_no_item_is_a_table_without_rows(catalog: Catalog, space: Space) -> None:
-    assert by_item(nearest(catalog, space, [], 3)) == {}
+def test_no_item_is_a_table_without_rows(catalog: Catalog, searcher: Searcher) -> None:
+    assert by_item(nearest(catalog, searcher, [], 3)) == {}
 
 
 def test_one_item_alone_has_no_neighbor(write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release(["only"]))
-    assert by_item(nearest(release.catalog, release.engine.space, range(1), 3, calibration=release.calibration)) == {}
+    assert (
+        by_item(nearest(release.catalog, release.engine.searcher, range(1), 3, calibration=release.calibration)) == {}
+    )
 
 
-FILTERS: dict[str, tuple[Filter, Callable[[int], bool]]] = {
-    "interactions": (Filter(min_interactions=5), lambda n: n % 7 >= 5),
-    "text": (Filter(where={"title": ["Title 1", "Title 7"]}), lambda n: n % 5 != 0 and n % 2 == 1),
-    "number": (Filter(where={"year": [1990, 1992.0]}), lambda n: n % 11 != 0 and n % 3 in (0, 2)),
-    "list": (Filter(where={"tags": ["t5", "t0"]}), lambda n: n % 13 != 0 and (n % 4 == 0 or n % 6 in (0, 5))),
+FILTERS: dict[str, tuple[NeighborFilter, Callable[[int], bool]]] = {
+    "interactions": (NeighborFilter(min_interactions=5), lambda n: n % 7 >= 5),
+    "text": (NeighborFilter(where={"title": ["Title 1", "Title 7"]}), lambda n: n % 5 != 0 and n % 2 == 1),
+    "number": (NeighborFilter(where={"year": [1990, 1992.0]}), lambda n: n % 11 != 0 and n % 3 in (0, 2)),
+    "list": (NeighborFilter(where={"tags": ["t5", "t0"]}), lambda n: n % 13 != 0 and (n % 4 == 0 or n % 6 in (0, 5))),
     "all": (
-        Filter(min_interactions=2, where={"title": ["Title 0"], "year": [1991]}),
+        NeighborFilter(min_interactions=2, where={"title": ["Title 0"], "year": [1991]}),
         lambda n: n % 7 >= 2 and n % 5 != 0 and n % 2 == 0 and n % 11 != 0 and n % 3 == 1,
     ),
 }
@@ -102,39 +104,41 @@ FILTERS: dict[str, tuple[Filter, Callable[[int], bool]]] = {
 
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("k", [3, 40])
-def test_a_filter_leaves_the_order_and_fills_up_from_behind(catalog: Catalog, space: Space, name: str, k: int) -> None:
+def test_a_filter_leaves_the_order_and_fills_up_from_behind(
+    catalog: Catalog, searcher: Searcher, name: str, k: int
+) -> None:
     """Against the whole ranking, filtered here. Items that are no neighbors are asked about all the same."""
     wanted, passes = FILTERS[name]
-    allowed = wanted.allowed(catalog)
+    allowed = wanted.mask(catalog)
     assert allowed is not None
     assert [bool(each) for each in allowed] == [passes(number) for number in range(NUM_ITEMS)]
-    rows = by_item(nearest(catalog, space, range(NUM_ITEMS), k, wanted=wanted, allowed=allowed))
+    rows = by_item(nearest(catalog, searcher, range(NUM_ITEMS), k, neighbor_filter=wanted, mask=allowed))
     for number in range(NUM_ITEMS):
-        everything, _ = space.index.nearest(number, NUM_ITEMS)
+        everything, _ = searcher.index.nearest(number, NUM_ITEMS)
         expected = [f"item {other:02d}" for other in everything if passes(other)][:k]
         found = rows.get(f"item {number:02d}", [])
         assert [row[1] for row in found] == expected
         assert [row[0] for row in found] == list(range(1, len(expected) + 1))
 
 
-def test_the_reach_bounds_how_far_a_filter_looks(catalog: Catalog, space: Space) -> None:
-    wanted = Filter(min_interactions=6, reach=12)
-    allowed = wanted.allowed(catalog)
-    rows = by_item(nearest(catalog, space, range(NUM_ITEMS), 4, wanted=wanted, allowed=allowed))
+def test_the_reach_bounds_how_far_a_filter_looks(catalog: Catalog, searcher: Searcher) -> None:
+    wanted = NeighborFilter(min_interactions=6, reach=12)
+    allowed = wanted.mask(catalog)
+    rows = by_item(nearest(catalog, searcher, range(NUM_ITEMS), 4, neighbor_filter=wanted, mask=allowed))
     for number in range(NUM_ITEMS):
-        near, _ = space.index.nearest(number, 12)
+        near, _ = searcher.index.nearest(number, 12)
         expected = [f"item {other:02d}" for other in near if other % 7 == 6][:4]
         assert [row[1] for row in rows.get(f"item {number:02d}", [])] == expected
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_the_smallest_similarity_cuts_the_end_off(catalog: Catalog, space: Space, filtered: bool) -> None:
-    whole = nearest(catalog, space, range(NUM_ITEMS), NUM_ITEMS)
+def test_the_smallest_similarity_cuts_the_end_off(catalog: Catalog, searcher: Searcher, filtered: bool) -> None:
+    whole = nearest(catalog, searcher, range(NUM_ITEMS), NUM_ITEMS)
     if filtered:
         whole = whole.filter(pl.col("neighbor_id").str.slice(5).cast(int) % 7 >= 3)
     least = float(whole["similarity"].quantile(0.6, "lower") or 0)
-    wanted = Filter(min_similarity=least, min_interactions=3 if filtered else 0)
-    rows = nearest(catalog, space, range(NUM_ITEMS), NUM_ITEMS, wanted=wanted, allowed=wanted.allowed(catalog))
+    wanted = NeighborFilter(min_similarity=least, min_interactions=3 if filtered else 0)
+    rows = nearest(catalog, searcher, range(NUM_ITEMS), NUM_ITEMS, neighbor_filter=wanted, mask=wanted.mask(catalog))
     expected = whole.filter(pl.col("similarity") >= least)
     assert 0 < rows.height < whole.height
     assert rows.drop("rank").rows() == expected.drop("rank").rows()
@@ -144,15 +148,15 @@ def test_the_smallest_similarity_cuts_the_end_off(catalog: Catalog, space: Space
     ("where", "told"),
     [
         ({"color": ["red"]}, "item_id, title, interactions, year, tags. Received: 'color'"),
-        ({"title": ["Title 1", 2]}, r"where.title must list texts, .* Received: 2"),
+        ({"title": ["Title 1", 2]}, r"where.title must list strings, .* Received: 2"),
         ({"year": ["1990"]}, r"where.year must list numbers, .* Received: '1990'"),
-        ({"tags": [1]}, r"where.tags must list texts, .* Received: 1"),
+        ({"tags": [1]}, r"where.tags must list strings, .* Received: 1"),
     ],
 )
 def test_a_filter_that_does_not_fit_the_catalog_is_refused(catalog: Catalog, where: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        Filter(where=where).allowed(catalog)
+        NeighborFilter(where=where).mask(catalog)
 
 
 def test_without_a_filter_all_may_be_neighbors(catalog: Catalog) -> None:
-    assert Filter(min_similarity=0.5).allowed(catalog) is None
+    assert NeighborFilter(min_similarity=0.5).mask(catalog) is None

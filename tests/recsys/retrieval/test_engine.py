@@ -7,8 +7,9 @@ from recsys.data.catalog import Catalog
 from recsys.errors import InputError, UnknownItemError
 from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
 from recsys.index import annoy_index as index
-from recsys.retrieval.engine import Engine, verdict
-from recsys.retrieval.query import Question
+from recsys.retrieval.engine import Engine
+from recsys.retrieval.query import Query
+from recsys.retrieval.results import VerificationResult
 
 ANGLES = {"north": 90, "east": 0, "north-east": 50, "south": 270, "west": 185}
 
@@ -31,7 +32,7 @@ def similar(catalog, tmp_path, vectors):
     annoy = index.build(vectors, IndexConfig(n_trees=3), tmp_path / "index.ann")
 
     def ask(item_id, k, **more):
-        return Engine("r1", catalog, vectors, annoy, **more).ask(Question.of_item(item_id, k))
+        return Engine("r1", catalog, vectors, annoy, **more).search(Query.from_item(item_id, k))
 
     return ask
 
@@ -74,7 +75,7 @@ def test_no_similarity_leaves_the_range_of_a_cosine(catalog, tmp_path, vectors):
     vectors[1] = -vectors[0]
     longer = vectors * np.float32(1.0005)
     annoy = index.build(longer, IndexConfig(n_trees=3), tmp_path / "longer.ann")
-    answer = Engine("r1", catalog, longer, annoy).ask(Question.of_item(catalog.item_ids[0], 4))
+    answer = Engine("r1", catalog, longer, annoy).search(Query.from_item(catalog.item_ids[0], 4))
     assert answer.neighbors[-1].similarity == -1.0
 
 
@@ -101,7 +102,7 @@ def test_every_neighbor_has_its_probability_where_there_is_a_calibration(similar
 )
 def test_two_items_are_the_same_from_the_threshold_on(catalog, calibration, similarity, same, probability):
     asked = {"similarity": similarity, "calibration": calibration, "threshold": calibration.threshold()}
-    told = verdict(catalog, "r1", ("north", "south"), **asked)
-    assert told.same is same
-    assert told.probability == pytest.approx(probability)
-    assert [tuple(item) for item in told.items] == [("north", "NORTH"), ("south", None)]
+    result = VerificationResult.from_similarity(catalog, "r1", ("north", "south"), **asked)
+    assert result.same is same
+    assert result.probability == pytest.approx(probability)
+    assert [tuple(item) for item in result.items] == [("north", "NORTH"), ("south", None)]

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from recsys import Release
 from recsys.errors import InputError, UnknownItemError
-from recsys.retrieval.overlay import Added, Overlay
-from recsys.retrieval.query import Condition, Diversity, Question, Weighted
-from recsys.retrieval.rerank import FAR
+from recsys.retrieval.overlay import AddedItem, Overlay
+from recsys.retrieval.query import Condition, Diversity, Query, WeightedItem
+from recsys.retrieval.rerank import MAX_RERANKED
 from tests.conftest import release_writer
 
 SMALL, LARGE = 60, 6_000
@@ -95,8 +95,8 @@ def holds(value, condition):
         return False
     if condition.any_of is not None:
         return bool(set(value if isinstance(value, list) else [value]) & set(condition.any_of))
-    low = -math.inf if condition.least is None else condition.least
-    high = math.inf if condition.most is None else condition.most
+    low = -math.inf if condition.minimum is None else condition.minimum
+    high = math.inf if condition.maximum is None else condition.maximum
     return low <= value <= high
 
 
@@ -109,12 +109,12 @@ def similarities(answer):
 
 
 numbers = st.integers(0, SMALL - 1)
-weighted = st.tuples(numbers.map(item), st.floats(0.01, 100)).map(lambda pair: Weighted(*pair))
+weighted = st.tuples(numbers.map(item), st.floats(0.01, 100)).map(lambda pair: WeightedItem(*pair))
 conditions = (
     st.builds(Condition, st.just("genre"), any_of=st.lists(st.sampled_from(GENRES), min_size=1).map(tuple))
     | st.builds(Condition, st.just("tags"), any_of=st.lists(st.sampled_from("abcx"), min_size=1).map(tuple))
-    | st.builds(Condition, st.just("year"), least=st.floats(1980, 2030))
-    | st.builds(Condition, st.just("year"), most=st.floats(1980, 2030))
+    | st.builds(Condition, st.just("year"), minimum=st.floats(1980, 2030))
+    | st.builds(Condition, st.just("year"), maximum=st.floats(1980, 2030))
     | st.builds(Condition, st.just("interactions"), any_of=st.just((1.0, 2.0, 3.0)))
 )
 
@@ -125,12 +125,12 @@ def questions(draw, diverse=True):
     history = draw(st.lists(numbers.map(item), max_size=3))
     vector = draw(st.none() | st.tuples(*[st.floats(0.1, 1)] * 5))
     if not (liked or history or vector):
-        liked = [Weighted(item(0))]
+        liked = [WeightedItem(item(0))]
     named = {i for i, _ in liked} | set(history)
     negatives = [one for one in draw(st.lists(weighted, max_size=2)) if one.item_id not in named]
     balance = draw(st.sampled_from([1.0, 0.7, 0.0])) if diverse else 1.0
     at_most = draw(st.sampled_from([{}, {"genre": 2}, {"tags": 3, "genre": 5}])) if diverse else {}
-    return Question(
+    return Query(
         items=tuple(liked),
         negatives=tuple(negatives),
         history=tuple(history),
@@ -154,14 +154,14 @@ sizes = st.sampled_from([SMALL, LARGE])
 @given(question=questions(diverse=False))
 def test_a_small_release_answers_as_the_naive_loop_does(releases, question):
     release = releases[SMALL]
-    answer = release.ask(question)
+    answer = release.search(question)
     expected = naive(release, question)
     page = expected[question.offset : question.offset + question.k]
     assert similarities(answer) == pytest.approx([similarity for _, similarity in page], abs=1e-6)
     assert ids(answer) == [item_id for item_id, _ in page]
     assert [n.rank for n in answer.neighbors] == list(range(question.offset + 1, question.offset + 1 + len(page)))
-    assert answer.more == (len(expected) > question.offset + question.k)
-    assert (answer.reason is None) == (len(page) == question.k)
+    assert answer.has_more == (len(expected) > question.offset + question.k)
+    assert (answer.incomplete_reason is None) == (len(page) == question.k)
 
 
 @hypothesised
@@ -169,7 +169,7 @@ def test_a_small_release_answers_as_the_naive_loop_does(releases, question):
 def test_nothing_is_in_an_answer_that_may_not_be(releases, question, size):
     release = releases[size]
     rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
-    found = ids(release.ask(question))
+    found = ids(release.search(question))
     assert len(found) == len(set(found))
     asked = {i for i, _ in (*question.items, *question.negatives)} | {*question.history, *question.exclude}
     assert not asked & set(found)
@@ -182,8 +182,8 @@ def test_nothing_is_in_an_answer_that_may_not_be(releases, question, size):
 @hypothesised
 @given(question=questions(), size=sizes, more=st.integers(1, 700))
 def test_a_larger_k_keeps_the_prefix(releases, question, size, more):
-    few = releases[size].ask(question)
-    many = releases[size].ask(dataclasses.replace(question, k=question.k + more))
+    few = releases[size].search(question)
+    many = releases[size].search(dataclasses.replace(question, k=question.k + more))
     assert many.neighbors[: len(few.neighbors)] == few.neighbors
     assert len(few.neighbors) == min(question.k, len(many.neighbors))
 
@@ -191,15 +191,15 @@ def test_a_larger_k_keeps_the_prefix(releases, question, size, more):
 @hypothesised
 @given(question=questions(), size=sizes, page=st.integers(1, 40))
 def test_one_big_page_is_its_small_pages(releases, question, size, page):
-    big = releases[size].ask(dataclasses.replace(question, k=4 * page, offset=0))
-    small = [releases[size].ask(dataclasses.replace(question, k=page, offset=n * page)) for n in range(4)]
+    big = releases[size].search(dataclasses.replace(question, k=4 * page, offset=0))
+    small = [releases[size].search(dataclasses.replace(question, k=page, offset=n * page)) for n in range(4)]
     assert [neighbor for answer in small for neighbor in answer.neighbors] == big.neighbors
 
 
 @hypothesised
 @given(question=questions(diverse=False), size=sizes)
 def test_similarities_fall(releases, question, size):
-    found = similarities(releases[size].ask(question))
+    found = similarities(releases[size].search(question))
     assert found == sorted(found, reverse=True)
     assert all(-1 <= similarity <= 1 for similarity in found)
 
@@ -208,14 +208,14 @@ def test_similarities_fall(releases, question, size):
 @given(question=questions(), size=sizes, factor=st.floats(0.01, 100))
 def test_a_weight_times_a_constant_changes_nothing(releases, question, size, factor):
     negatives = tuple(negative for negative in question.negatives if negative.item_id != item(0))
-    items = question.items or (Weighted(item(0)),)
+    items = question.items or (WeightedItem(item(0)),)
     question = dataclasses.replace(question, history=(), vector=None, items=items, negatives=negatives)
     scaled = dataclasses.replace(
         question,
-        items=tuple(Weighted(i, weight * factor) for i, weight in question.items),
-        negatives=tuple(Weighted(i, weight * factor) for i, weight in question.negatives),
+        items=tuple(WeightedItem(i, weight * factor) for i, weight in question.items),
+        negatives=tuple(WeightedItem(i, weight * factor) for i, weight in question.negatives),
     )
-    one, other = releases[size].ask(question), releases[size].ask(scaled)
+    one, other = releases[size].search(question), releases[size].search(scaled)
     assert ids(one) == ids(other)
     assert similarities(one) == pytest.approx(similarities(other), abs=1e-6)
 
@@ -226,9 +226,9 @@ def test_a_negative_never_lifts_its_own_neighbors(releases, asked, weight):
     """Past no item that is less like the negative one."""
     release = releases[SMALL]
     *liked, negative = asked
-    question = Question(items=tuple(Weighted(item(n)) for n in liked), exclude=(item(negative),), k=SMALL)
-    without = ids(release.ask(question))
-    with_it = ids(release.ask(dataclasses.replace(question, negatives=(Weighted(item(negative), weight),))))
+    question = Query(items=tuple(WeightedItem(item(n)) for n in liked), exclude=(item(negative),), k=SMALL)
+    without = ids(release.search(question))
+    with_it = ids(release.search(dataclasses.replace(question, negatives=(WeightedItem(item(negative), weight),))))
     assert set(with_it) == set(without)
     likeness = {other: release.similarity(item(negative), other) for other in without}
     before, after = ({other: rank for rank, other in enumerate(order)} for order in (without, with_it))
@@ -243,15 +243,15 @@ def test_a_negative_never_lifts_its_own_neighbors(releases, asked, weight):
 def test_the_same_question_has_the_same_answer(releases, question, size):
     """Also of a release that was loaded again."""
     again = Release.load(releases[size].path) if size == SMALL else releases[size]
-    assert repr(again.ask(question)) == repr(releases[size].ask(question))
+    assert repr(again.search(question)) == repr(releases[size].search(question))
 
 
 @hypothesised
 @given(question=questions())
 def test_at_most_so_many_neighbors_share_a_value(releases, question):
     frame = releases[SMALL].catalog.frame
-    found = ids(releases[SMALL].ask(dataclasses.replace(question, offset=0)))
-    for column, most in question.diversity.at_most.items():
+    found = ids(releases[SMALL].search(dataclasses.replace(question, offset=0)))
+    for column, most in question.diversity.max_per_value.items():
         cells = [dict(zip(frame["item_id"], frame[column], strict=True))[item_id] for item_id in found]
         counts = Counter(v for cell in cells if cell is not None for v in ([cell] if isinstance(cell, str) else cell))
         assert all(count <= most for count in counts.values())
@@ -260,7 +260,7 @@ def test_at_most_so_many_neighbors_share_a_value(releases, question):
 def test_mmr_is_the_greedy_choice_of_the_paper(releases):
     release = releases[SMALL]
     vectors = dict(zip(release.catalog.item_ids, np.asarray(release.vectors, np.float64), strict=True))
-    question = Question(items=(Weighted(item(3)),), k=20, diversity=Diversity(0.6))
+    question = Query(items=(WeightedItem(item(3)),), k=20, diversity=Diversity(0.6))
     left, chosen = dict(naive(release, question)), []
     for _ in range(20):
         value = {
@@ -269,17 +269,17 @@ def test_mmr_is_the_greedy_choice_of_the_paper(releases):
         }
         chosen.append(max(left, key=lambda one: value[one]))
         del left[chosen[-1]]
-    assert ids(release.ask(question)) == chosen
-    assert ids(release.ask(dataclasses.replace(question, diversity=Diversity(1.0)))) != chosen
+    assert ids(release.search(question)) == chosen
+    assert ids(release.search(dataclasses.replace(question, diversity=Diversity(1.0)))) != chosen
 
 
 def test_what_is_very_far_is_in_the_order_of_similarity_again(releases):
-    question = Question(items=(Weighted(item(3)),), k=LARGE)
-    plain = ids(releases[LARGE].ask(question))
-    spread = ids(releases[LARGE].ask(dataclasses.replace(question, diversity=Diversity(0.5))))
-    assert sorted(spread[:FAR]) == sorted(plain[:FAR])
-    assert spread[FAR - 100 : FAR] != plain[FAR - 100 : FAR]
-    assert spread[FAR:] == plain[FAR:]
+    question = Query(items=(WeightedItem(item(3)),), k=LARGE)
+    plain = ids(releases[LARGE].search(question))
+    spread = ids(releases[LARGE].search(dataclasses.replace(question, diversity=Diversity(0.5))))
+    assert sorted(spread[:MAX_RERANKED]) == sorted(plain[:MAX_RERANKED])
+    assert spread[MAX_RERANKED - 100 : MAX_RERANKED] != plain[MAX_RERANKED - 100 : MAX_RERANKED]
+    assert spread[MAX_RERANKED:] == plain[MAX_RERANKED:]
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.05, 0.001])
@@ -292,9 +292,9 @@ def test_a_large_release_finds_what_the_naive_loop_finds(releases, share):
         allow = None
         if share < 1:
             allow = tuple(item(n) for n in rng.choice(LARGE, round(share * LARGE), replace=False).tolist())
-        question = Question(items=(Weighted(item(asked)),), allow=allow, k=50)
+        question = Query(items=(WeightedItem(item(asked)),), allow=allow, k=50)
         expected = [item_id for item_id, _ in naive(release, question)[:50]]
-        found = ids(release.ask(question))
+        found = ids(release.search(question))
         assert len(found) == len(expected)
         recalls.append(len(set(found) & set(expected)) / len(expected))
     assert np.mean(recalls) >= 0.95
@@ -303,9 +303,9 @@ def test_a_large_release_finds_what_the_naive_loop_finds(releases, share):
 def test_an_item_far_from_all_that_is_allowed_gets_them_all(releases):
     """The index finds none of them: exact search does."""
     release = releases[LARGE]
-    order = [item_id for item_id, _ in naive(release, Question.of_item(item(0)))]
+    order = [item_id for item_id, _ in naive(release, Query.from_item(item(0)))]
     far = tuple(order[-5_500:])
-    answer = release.ask(Question(items=(Weighted(item(0)),), allow=far, k=100))
+    answer = release.search(Query(items=(WeightedItem(item(0)),), allow=far, k=100))
     assert ids(answer) == list(far[:100])
 
 
@@ -317,30 +317,35 @@ def test_all_items_can_be_asked_for(releases):
 
 
 def test_unknown_items_are_an_error_that_names_them_all(releases):
-    question = Question(items=(Weighted("x"), Weighted(item(1))), history=("y",), negatives=(Weighted("z"),))
+    question = Query(items=(WeightedItem("x"), WeightedItem(item(1))), history=("y",), negatives=(WeightedItem("z"),))
     with pytest.raises(UnknownItemError, match="'x', 'y', 'z'"):
-        releases[SMALL].ask(question)
+        releases[SMALL].search(question)
 
 
 @pytest.mark.parametrize("on_unknown", ["skip", "fallback"])
 def test_without_the_unknown_the_others_are_asked(releases, on_unknown):
-    question = Question(items=(Weighted("x", 5), Weighted(item(1))), exclude=("u",), on_unknown=on_unknown)
-    answer = releases[SMALL].ask(question)
-    assert answer.unknown == ["x", "u"]
+    question = Query(items=(WeightedItem("x", 5), WeightedItem(item(1))), exclude=("u",), on_unknown=on_unknown)
+    answer = releases[SMALL].search(question)
+    assert answer.unknown_item_ids == ["x", "u"]
     assert not answer.fallback
     assert ids(answer) == ids(releases[SMALL].similar(item(1)))
 
 
 def test_where_no_item_is_known_skipping_leaves_nothing(releases):
-    answer = releases[SMALL].ask(Question(items=(Weighted("x"),), on_unknown="skip"))
-    assert (answer.neighbors, answer.reason, answer.unknown, answer.fallback) == ([], "unknown_items", ["x"], False)
+    answer = releases[SMALL].search(Query(items=(WeightedItem("x"),), on_unknown="skip"))
+    assert (answer.neighbors, answer.incomplete_reason, answer.unknown_item_ids, answer.fallback) == (
+        [],
+        "unknown_items",
+        ["x"],
+        False,
+    )
 
 
 def test_the_fallback_is_popular_items_under_the_same_conditions(releases):
     release = releases[SMALL]
     where = (Condition("genre", any_of=("drama",)),)
-    question = Question(
-        items=(Weighted("x"),), where=where, only_available=True, exclude=(item(3),), on_unknown="fallback", k=8
+    question = Query(
+        items=(WeightedItem("x"),), where=where, only_available=True, exclude=(item(3),), on_unknown="fallback", k=8
     )
     rows = [
         row
@@ -348,7 +353,7 @@ def test_the_fallback_is_popular_items_under_the_same_conditions(releases):
         if row["genre"] == "drama" and row["available"] is not False and row["item_id"] != item(3)
     ]
     expected = [row["item_id"] for row in sorted(rows, key=lambda row: (-row["interactions"], row["item_id"]))][:8]
-    answer = release.ask(question)
+    answer = release.search(question)
     assert answer.fallback
     assert ids(answer) == expected
     assert {(n.similarity, n.probability) for n in answer.neighbors} == {(None, None)}
@@ -356,14 +361,18 @@ def test_the_fallback_is_popular_items_under_the_same_conditions(releases):
 
 def test_the_fallback_is_diverse_and_told_of_as_any_answer(releases):
     release = releases[SMALL]
-    question = Question(
-        items=(Weighted("x"),), on_unknown="fallback", k=3, why=True, diversity=Diversity(at_most={"genre": 1})
+    question = Query(
+        items=(WeightedItem("x"),),
+        on_unknown="fallback",
+        k=3,
+        explain=True,
+        diversity=Diversity(max_per_value={"genre": 1}),
     )
     genres = dict(zip(release.catalog.item_ids, release.catalog.frame["genre"].to_list(), strict=True))
-    answer = release.ask(question)
+    answer = release.search(question)
     shown = [genres[item_id] for item_id in ids(answer) if genres[item_id] is not None]
     assert len(set(shown)) == len(shown)
-    assert [neighbor.why.shared for neighbor in answer.neighbors] == [{}, {}, {}]
+    assert [neighbor.explanation.shared_values for neighbor in answer.neighbors] == [{}, {}, {}]
 
 
 # --- why
@@ -373,7 +382,7 @@ def test_why_names_the_values_that_are_shared(releases):
     release = releases[SMALL]
     rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
     asked = (item(1), item(9))
-    answer = release.ask(Question(items=tuple(Weighted(i) for i in asked), k=SMALL, why=True))
+    answer = release.search(Query(items=tuple(WeightedItem(i) for i in asked), k=SMALL, explain=True))
     for neighbor in answer.neighbors:
         row, shared = rows[neighbor.item_id], {}
         genres = {rows[i]["genre"] for i in asked} - {None}
@@ -382,7 +391,7 @@ def test_why_names_the_values_that_are_shared(releases):
             shared["genre"] = [row["genre"]]
         if tags & set(row["tags"] or []):
             shared["tags"] = [tag for tag in row["tags"] if tag in tags]
-        assert neighbor.why == (0, shared)  # nobody touched anything here; tests of the audience have people
+        assert neighbor.explanation == (0, shared)  # nobody touched anything here; tests of the audience have people
 
 
 # --- reasons
@@ -392,24 +401,24 @@ def test_why_names_the_values_that_are_shared(releases):
     ("changes", "reason"),
     [
         ({"k": SMALL}, "catalog"),
-        ({"k": SMALL, "exclude": (item(3),)}, "conditions"),
-        ({"allow": (item(3),)}, "conditions"),
-        ({"where": (Condition("genre", any_of=("none",)),)}, "conditions"),
+        ({"k": SMALL, "exclude": (item(3),)}, "filters"),
+        ({"allow": (item(3),)}, "filters"),
+        ({"where": (Condition("genre", any_of=("none",)),)}, "filters"),
         ({"min_similarity": 0.99}, "min_similarity"),
         ({"min_probability": 1.0, "k": SMALL}, "min_probability"),
-        ({"diversity": Diversity(at_most={"genre": 1}), "k": SMALL}, "diversity"),
+        ({"diversity": Diversity(max_per_value={"genre": 1}), "k": SMALL}, "diversity"),
         ({"k": 5}, None),
     ],
 )
 def test_fewer_than_asked_for_say_why(releases, changes, reason):
-    answer = releases[SMALL].ask(dataclasses.replace(Question.of_item(item(2)), **changes))
-    assert answer.reason == reason
-    assert not (answer.more and reason)
+    answer = releases[SMALL].search(dataclasses.replace(Query.from_item(item(2)), **changes))
+    assert answer.incomplete_reason == reason
+    assert not (answer.has_more and reason)
 
 
 def test_a_least_probability_is_that_of_the_calibration(releases):
     everything = releases[SMALL].similar(item(2), SMALL).neighbors
-    answer = releases[SMALL].ask(Question(items=(Weighted(item(2)),), k=SMALL, min_probability=0.5))
+    answer = releases[SMALL].search(Query(items=(WeightedItem(item(2)),), k=SMALL, min_probability=0.5))
     assert answer.neighbors == [n for n in everything if n.probability >= 0.5]
 
 
@@ -420,11 +429,11 @@ def test_a_least_probability_is_that_of_the_calibration(releases):
     ("changes", "told"),
     [
         ({"where": (Condition("gnre", any_of=("x",)),)}, "Did you mean 'genre'"),
-        ({"where": (Condition("genre", least=1),)}, "must be of numbers to have a range"),
-        ({"where": (Condition("year", any_of=("x",)),)}, "must be one of numbers"),
-        ({"where": (Condition("available", any_of=("x",)),)}, "must be one of true or false"),
-        ({"where": (Condition("title", any_of=("x",)),)}, "must name a column"),
-        ({"diversity": Diversity(at_most={"year": 1})}, "must hold texts"),
+        ({"where": (Condition("genre", minimum=1),)}, "must be a numeric column to have a range"),
+        ({"where": (Condition("year", any_of=("x",)),)}, "must be numbers"),
+        ({"where": (Condition("available", any_of=("x",)),)}, "must be true or false"),
+        ({"where": (Condition("title", any_of=("x",)),)}, "must name a catalog column"),
+        ({"diversity": Diversity(max_per_value={"year": 1})}, "must name columns of strings or booleans"),
         ({"vector": (1.0, 2.0)}, "must be of 5 finite numbers"),
         ({"vector": (0.0,) * 5}, "not all of them 0"),
         ({"vector": (math.nan,) * 5}, "finite"),
@@ -432,32 +441,32 @@ def test_a_least_probability_is_that_of_the_calibration(releases):
 )
 def test_what_does_not_go_with_the_release_is_an_error(releases, changes, told):
     with pytest.raises(InputError, match=told):
-        releases[SMALL].ask(dataclasses.replace(Question.of_item(item(2)), **changes))
+        releases[SMALL].search(dataclasses.replace(Query.from_item(item(2)), **changes))
 
 
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (Question, "must name items"),
-        (lambda: Question(negatives=(Weighted("a"),)), "negative items alone"),
-        (lambda: Question(items=(Weighted("a", 0),)), "above 0"),
-        (lambda: Question(items=(Weighted("a", math.inf),)), "finite"),
-        (lambda: Question(items=(Weighted("a", 10**400),)), "finite"),
-        (lambda: Question(items=(Weighted("a"),), negatives=(Weighted("a"),)), "negative one too"),
-        (lambda: Question.of_item("a", 0), "k must be at least 1"),
-        (lambda: Question(items=(Weighted("a"),), offset=-1), "offset must be at least 0"),
-        (lambda: Question(items=(Weighted("a"),), min_similarity=0, min_probability=0), "Received: both"),
-        (lambda: Question(items=(Weighted("a"),), min_similarity=math.nan), "finite"),
-        (lambda: Question(items=(Weighted("a"),), min_similarity=10**400), "finite"),
-        (lambda: Question(items=(Weighted("a"),), min_probability=2), "from 0 to 1"),
+        (Query, "must name items"),
+        (lambda: Query(negatives=(WeightedItem("a"),)), "negative items alone"),
+        (lambda: Query(items=(WeightedItem("a", 0),)), "above 0"),
+        (lambda: Query(items=(WeightedItem("a", math.inf),)), "finite"),
+        (lambda: Query(items=(WeightedItem("a", 10**400),)), "finite"),
+        (lambda: Query(items=(WeightedItem("a"),), negatives=(WeightedItem("a"),)), "in items and in negatives"),
+        (lambda: Query.from_item("a", 0), "k must be at least 1"),
+        (lambda: Query(items=(WeightedItem("a"),), offset=-1), "offset must be at least 0"),
+        (lambda: Query(items=(WeightedItem("a"),), min_similarity=0, min_probability=0), "Received: both"),
+        (lambda: Query(items=(WeightedItem("a"),), min_similarity=math.nan), "finite"),
+        (lambda: Query(items=(WeightedItem("a"),), min_similarity=10**400), "finite"),
+        (lambda: Query(items=(WeightedItem("a"),), min_probability=2), "from 0 to 1"),
         (lambda: Diversity(2), "from 0 to 1"),
-        (lambda: Diversity(at_most={"genre": 0}), "at least 1"),
+        (lambda: Diversity(max_per_value={"genre": 0}), "at least 1"),
         (lambda: Condition("genre"), "neither"),
-        (lambda: Condition("genre", any_of=("a",), least=1), "both"),
+        (lambda: Condition("genre", any_of=("a",), minimum=1), "both"),
         (lambda: Condition("genre", any_of=()), "at least one value"),
-        (lambda: Condition("year", least=2, most=1), "must not be above"),
-        (lambda: Condition("year", least=math.nan), "finite"),
-        (lambda: Condition("year", most=10**400), "finite"),
+        (lambda: Condition("year", minimum=2, maximum=1), "must not be above"),
+        (lambda: Condition("year", minimum=math.nan), "finite"),
+        (lambda: Condition("year", maximum=10**400), "finite"),
         (lambda: Condition("year", any_of=(10**400,)), "finite"),
     ],
 )
@@ -468,14 +477,14 @@ def test_what_makes_no_sense_is_no_question(make, told):
 
 def test_items_that_cancel_each_other_out_have_no_neighbors(releases):
     vector = tuple((-np.asarray(releases[SMALL].vectors[4], np.float64)).tolist())
-    with pytest.raises(InputError, match="direction in common"):
-        releases[SMALL].ask(Question(items=(Weighted(item(4)),), vector=vector))
+    with pytest.raises(InputError, match="cancel out"):
+        releases[SMALL].search(Query(items=(WeightedItem(item(4)),), vector=vector))
 
 
 def test_without_a_calibration_no_probability_can_be_asked_for(write_release):
     release = Release.load(write_release(["a", "b", "c"], calibrated=False))
-    with pytest.raises(InputError, match="Ask for min_similarity"):
-        release.ask(Question(items=(Weighted("a"),), min_probability=0.5))
+    with pytest.raises(InputError, match="Use min_similarity"):
+        release.search(Query(items=(WeightedItem("a"),), min_probability=0.5))
 
 
 # --- what changed since the release was built
@@ -495,7 +504,7 @@ def overlays(draw):
         },
     )
     names = numbers.map(item) | st.sampled_from(["new 1", "new 2", "new 3"])
-    added = st.builds(Added, vectors.map(lambda v: np.array(v, np.float32)), rows)
+    added = st.builds(AddedItem, vectors.map(lambda v: np.array(v, np.float32)), rows)
     return Overlay(
         hidden=frozenset(draw(st.lists(names, max_size=5))),
         added=draw(st.dictionaries(names, added, max_size=4)),
@@ -515,7 +524,7 @@ def built():
                 rows[item_id] = rows[item_id] | row
             empty = dict.fromkeys(release.catalog.frame.columns)
             for item_id, one in overlay.added.items():
-                rows[item_id] = empty | {"item_id": item_id} | one.row
+                rows[item_id] = empty | {"item_id": item_id} | one.columns
                 vectors[item_id] = one.vector.astype(np.float64) / np.linalg.norm(one.vector.astype(np.float64))
             for item_id in overlay.hidden:
                 rows.pop(item_id, None)
@@ -544,7 +553,7 @@ def test_changes_are_as_if_the_release_had_been_built_with_them(releases, built,
     )
     if not set(question.history) <= set(changed.catalog.item_ids):  # steps back count unknown ones too
         only_known = dataclasses.replace(only_known, history=())
-    answer = releases[SMALL].ask(only_known, overlay)
+    answer = releases[SMALL].search(only_known, overlay)
     expected = naive(changed, only_known)[only_known.offset : only_known.offset + only_known.k]
     assert similarities(answer) == pytest.approx([similarity for _, similarity in expected], abs=1e-5)
     assert set(ids(answer)) == {item_id for item_id, _ in expected}
@@ -555,9 +564,9 @@ def test_changes_are_as_if_the_release_had_been_built_with_them(releases, built,
 @hypothesised
 @given(question=questions(), overlay=overlays(), size=sizes, on_unknown=st.sampled_from(["skip", "fallback"]))
 def test_what_was_taken_down_is_in_no_answer(releases, question, overlay, size, on_unknown):
-    answer = releases[size].ask(dataclasses.replace(question, on_unknown=on_unknown), overlay)
+    answer = releases[size].search(dataclasses.replace(question, on_unknown=on_unknown), overlay)
     assert not overlay.hidden & set(ids(answer))
-    assert set(answer.unknown) >= overlay.hidden & {i for i, _ in question.items}
+    assert set(answer.unknown_item_ids) >= overlay.hidden & {i for i, _ in question.items}
 
 
 @hypothesised
@@ -566,29 +575,29 @@ def test_at_most_so_many_are_those_that_come_first_by_what_they_are_now(releases
     release = releases[SMALL]
     question = dataclasses.replace(question, offset=0, on_unknown="skip")
     limits = {"genre": 2, "tags": 3}
-    every = dataclasses.replace(question, k=2 * SMALL, diversity=Diversity(question.diversity.balance))
+    every = dataclasses.replace(question, k=2 * SMALL, diversity=Diversity(question.diversity.mmr_lambda))
     came, expected = Counter(), []
-    for item_id in ids(release.ask(every, overlay)):
-        features = release.engine.item(item_id, overlay).features
+    for item_id in ids(release.search(every, overlay)):
+        features = release.engine.item_details(item_id, overlay).features
         values = [("genre", features["genre"]), *(("tags", tag) for tag in features["tags"] or [])]
         values = [(column, value) for column, value in values if value is not None]
         if all(came[column, value] < limits[column] for column, value in values):
             expected.append(item_id)
             came.update(values)
-    thinned = dataclasses.replace(every, diversity=Diversity(question.diversity.balance, limits))
-    assert ids(release.ask(thinned, overlay)) == expected
+    thinned = dataclasses.replace(every, diversity=Diversity(question.diversity.mmr_lambda, limits))
+    assert ids(release.search(thinned, overlay)) == expected
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_a_new_item_is_found_and_asked_about_at_once(releases, size):
     release = releases[size]
     place = np.asarray(release.vectors[7], np.float32) * 3
-    overlay = Overlay(added={"new": Added(place, {"title": "Just out", "genre": "drama", "available": False})})
-    first = release.ask(Question.of_item(item(7)), overlay).neighbors[0]
+    overlay = Overlay(added={"new": AddedItem(place, {"title": "Just out", "genre": "drama", "available": False})})
+    first = release.search(Query.from_item(item(7)), overlay).neighbors[0]
     assert (first.item_id, first.title) == ("new", "Just out")
     assert first.similarity == pytest.approx(1, abs=1e-6)
-    assert "new" not in ids(release.ask(Question(items=(Weighted(item(7)),), only_available=True), overlay))
-    answer = release.ask(Question.of_item("new"), overlay)
+    assert "new" not in ids(release.search(Query(items=(WeightedItem(item(7)),), only_available=True), overlay))
+    answer = release.search(Query.from_item("new"), overlay)
     assert ids(answer)[0] == item(7)
     assert ids(answer)[1:] == ids(release.similar(item(7), 9))
     assert answer.title == "Just out"
@@ -596,25 +605,25 @@ def test_a_new_item_is_found_and_asked_about_at_once(releases, size):
 
 def test_an_item_that_moved_is_where_it_is_now(releases):
     release = releases[SMALL]
-    overlay = Overlay(added={item(5): Added(np.asarray(release.vectors[7]), {"title": "Moved"})})
-    assert ids(release.ask(Question.of_item(item(7)), overlay))[0] == item(5)
-    assert ids(release.ask(Question.of_item(item(5)), overlay))[0] == item(7)
-    assert ids(release.ask(Question.of_item(item(7), SMALL), overlay)).count(item(5)) == 1
+    overlay = Overlay(added={item(5): AddedItem(np.asarray(release.vectors[7]), {"title": "Moved"})})
+    assert ids(release.search(Query.from_item(item(7)), overlay))[0] == item(5)
+    assert ids(release.search(Query.from_item(item(5)), overlay))[0] == item(7)
+    assert ids(release.search(Query.from_item(item(7), SMALL), overlay)).count(item(5)) == 1
 
 
 def test_an_item_tells_what_is_known_of_it(releases):
     release = releases[SMALL]
     row = release.catalog.frame.row(1, named=True)
-    held = release.engine.item(item(1))
+    held = release.engine.item_details(item(1))
     assert held[:3] == ("0123456789ab", item(1), f"Title of {item(1)}")
     assert held.features == {"genre": "comedy", "tags": row["tags"], "year": 1991.0}
     changed = Overlay(changed={item(1): {"genre": "crime", "available": False}})
-    assert release.engine.item(item(1), changed).features["genre"] == "crime"
-    assert not release.engine.item(item(1), changed).available
+    assert release.engine.item_details(item(1), changed).features["genre"] == "crime"
+    assert not release.engine.item_details(item(1), changed).available
     with pytest.raises(UnknownItemError):
-        release.engine.item(item(1), Overlay(hidden=frozenset([item(1)])))
+        release.engine.item_details(item(1), Overlay(hidden=frozenset([item(1)])))
 
 
 def test_an_added_vector_that_is_none_is_refused(releases):
     with pytest.raises(InputError, match="vector of 'new' must be of 5 finite numbers"):
-        releases[SMALL].ask(Question.of_item(item(1)), Overlay(added={"new": Added(np.ones(3, np.float32))}))
+        releases[SMALL].search(Query.from_item(item(1)), Overlay(added={"new": AddedItem(np.ones(3, np.float32))}))

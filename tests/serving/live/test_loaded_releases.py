@@ -14,7 +14,7 @@ import pytest
 
 from recsys import Release
 from recsys.errors import ReleaseError
-from recsys.retrieval.query import Question
+from recsys.retrieval.query import Query
 from serving import openapi
 from serving.live.live_release import Edition
 from serving.live.loaded_releases import Shelf
@@ -74,7 +74,7 @@ def test_a_release_goes_with_its_last_reader(edition: Callable[[str], Edition]) 
     shelf.put(edition("two"))
     shelf.clear()
     assert shelf.loaded("one") is None
-    assert begun.ask(Question.of_item(ITEMS[0])).release_id == "one"
+    assert begun.ask(Query.from_item(ITEMS[0])).release_id == "one"
     assert folder in Path("/proc/self/maps").read_text()
     del begun
     gc.collect()

@@ -12,8 +12,8 @@ import pytest
 
 from recsys import Release
 from recsys.config.sections import ServeConfig
-from recsys.retrieval.engine import Answer
-from recsys.retrieval.query import Question
+from recsys.retrieval.query import Query
+from recsys.retrieval.results import SearchResult
 from serving.app import over
 from serving.live.item_changes import Entry, Journal
 from serving.live.live_release import Edition
@@ -38,7 +38,7 @@ class Counted(State):
         super().__init__(*given)
         self.asked: list[str] = []
 
-    def ask(self, edition: Edition, question: Question) -> Answer:
+    def ask(self, edition: Edition, question: Query) -> SearchResult:
         self.asked.append(edition.release_id)
         return super().ask(edition, question)
 

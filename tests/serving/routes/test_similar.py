@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from recsys import Release
 from recsys.config.sections import ServeConfig
-from recsys.retrieval.query import Condition, Diversity, Question, Weighted
+from recsys.retrieval.query import Condition, Diversity, Query, WeightedItem
 from serving.app import create
 from serving.protocol import pagination as cursors
 from tests import GOLDEN_RELEASES
@@ -50,10 +50,10 @@ def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield opened
 
 
-def as_json(release: Release, question: Question) -> dict[str, Any]:
+def as_json(release: Release, question: Query) -> dict[str, Any]:
     """What the library answers, as a client would see it, but for the cursor."""
-    answer = release.ask(question)
-    neighbors = [{**n._asdict(), "why": n.why and n.why._asdict()} for n in answer.neighbors]
+    answer = release.search(question)
+    neighbors = [{**n._asdict(), "explanation": n.explanation and n.explanation._asdict()} for n in answer.neighbors]
     told: dict[str, Any] = json.loads(json.dumps({**answer._asdict(), "neighbors": neighbors}))
     return told
 
@@ -80,9 +80,9 @@ def test_everything_can_be_asked_at_once(client: httpx.Client, release: Release)
         "on_unknown": "skip",
         "why": True,
     }
-    question = Question(
-        items=(Weighted("item/1"), Weighted("item/2", 2)),
-        negatives=(Weighted("item/3"),),
+    question = Query(
+        items=(WeightedItem("item/1"), WeightedItem("item/2", 2)),
+        negatives=(WeightedItem("item/3"),),
         history=("item/4", "item/5"),
         vector=(1, 0, 0.5, 0, 0),
         k=7,
@@ -90,15 +90,15 @@ def test_everything_can_be_asked_at_once(client: httpx.Client, release: Release)
         min_similarity=-0.5,
         exclude=("item/6", "unknown"),
         allow=tuple(f"item/{n}" for n in range(10, 30)),
-        where=(Condition("genre", any_of=("drama", "crime")), Condition("year", least=1990, most=2015)),
+        where=(Condition("genre", any_of=("drama", "crime")), Condition("year", minimum=1990, maximum=2015)),
         only_available=True,
         diversity=Diversity(0.7, {"genre": 5}),
         on_unknown="skip",
-        why=True,
+        explain=True,
     )
     answer = without_cursor(client.post("/v1/similar", json=body))
     assert answer == as_json(release, question)
-    assert answer["unknown"] == ["unknown"]
+    assert answer["unknown_item_ids"] == ["unknown"]
     assert len(answer["neighbors"]) == 5  # of the seven that the diversity lets through, two are skipped
 
 
@@ -112,15 +112,15 @@ def test_simple_options_are_query_parameters(client: httpx.Client, release: Rele
         "lambda": 0.5,
         "why": "true",
     }
-    question = Question(
-        items=(Weighted("item/1"),),
+    question = Query(
+        items=(WeightedItem("item/1"),),
         k=5,
         offset=1,
         min_probability=0.2,
         exclude=("item/2", "item/3"),
         only_available=True,
         diversity=Diversity(0.5),
-        why=True,
+        explain=True,
     )
     assert without_cursor(client.get("/v1/items/item%2F1/similar", params=options)) == as_json(release, question)
 
@@ -135,14 +135,14 @@ def test_one_item_is_the_same_question_by_both_routes(client: httpx.Client) -> N
 def test_a_condition_is_a_value_or_several(client: httpx.Client, value: Any) -> None:
     answer = client.post("/v1/similar", json={"items": ["item/1"], "k": 40, "where": {"genre": value}}).json()
     assert {n["item_id"] for n in answer["neighbors"]} == {f"item/{n}" for n in range(0, SIZE, 3)}
-    assert (answer["reason"], answer["next"]) == ("conditions", None)
+    assert (answer["incomplete_reason"], answer["next"]) == ("filters", None)
 
 
 def test_popular_items_stand_in_where_that_is_wanted(client: httpx.Client) -> None:
     body = {"items": ["nobody"], "on_unknown": "fallback", "where": {"genre": "drama"}, "k": 3}
     answer = client.post("/v1/similar", json=body).json()
     assert answer["fallback"]
-    assert answer["unknown"] == ["nobody"]
+    assert answer["unknown_item_ids"] == ["nobody"]
     assert [n["item_id"] for n in answer["neighbors"]] == ["item/57", "item/54", "item/51"]
     assert {n["similarity"] for n in answer["neighbors"]} == {None}
 
@@ -181,14 +181,14 @@ def test_a_cursor_belongs_to_its_question(client: httpx.Client) -> None:
 
 
 def test_a_cursor_that_was_tampered_with_reaches_no_farther(client: httpx.Client, release: Release) -> None:
-    digest = cursors.digest(Question.of_item("item/1"))
+    digest = cursors.digest(Query.from_item("item/1"))
     far = cursors.encode(cursors.Cursor(release.release_id, digest, MAX_K))
     response = client.post("/v1/similar", json={"items": ["item/1"], "cursor": far})
     assert "cursor must be `next` of an answer" in problem(response, 422, "invalid-question")
 
 
 def test_a_cursor_of_a_release_that_is_gone_is_gone(client: httpx.Client) -> None:
-    cursor = cursors.encode(cursors.Cursor("ffffffffffff", cursors.digest(Question.of_item("item/1")), 10))
+    cursor = cursors.encode(cursors.Cursor("ffffffffffff", cursors.digest(Query.from_item("item/1")), 10))
     told = problem(client.post("/v1/similar", json={"items": ["item/1"], "cursor": cursor}), 410, "release-not-loaded")
     assert "ffffffffffff" in told
 
@@ -321,7 +321,7 @@ def test_a_batch_is_its_single_questions(client: httpx.Client, questions: list[A
         ({"items": ["item/1"], "unknwon": 1}, "unknwon is not known"),
         ({"items": ["item/1"], "diversity": {"lambda": 2}}, "diversity.lambda"),
         ({"items": ["item/1"], "vector": [1.0]}, "vector must be of 5 finite numbers"),
-        ({}, "a question must name items"),
+        ({}, "a query must name items"),
         ([], "the body must be an object"),
         ({"features": {"genre": "drama"}}, "Start it by recsys serve --with-tower"),
         ({"features": {"genre": "drama"}, "vector": [1.0]}, "Received: both"),
