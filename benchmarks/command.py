@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.context.run_context import calm
+from pipelines.context.libraries import quiet_libraries
 from recsys.config import sections as configuration
 from recsys.config.sections import Config
 from recsys.errors import RecsysError
@@ -50,7 +50,7 @@ def load(asked: argparse.Namespace, workspace: Path, settings: list[str] | None 
 @contextmanager
 def working() -> Iterator[Path]:
     """A folder to work in, which is removed; our errors end the program in one line, as they end `recsys`."""
-    calm()
+    quiet_libraries()
     try:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)

@@ -24,7 +24,7 @@ from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working, write
 from benchmarks.scale import ITEM_ROWS, USER_ROWS
 from pipelines.beam import runner
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys.config import sections as configuration
@@ -61,18 +61,18 @@ def of_prepare(folder: Path) -> dict[str, float]:
     """CPU seconds and bytes of each phase, and bytes of each output, for a million interactions."""
     log = synthetic.interactions(folder / "log.parquet", ROWS, ROWS // USER_ROWS, ROWS // ITEM_ROWS)
     config = configuration.parse({"data": {"interactions": str(log), "workspace": str(folder / "workspace")}})
-    night = Night.of(config)
+    context = RunContext.from_config(config)
     millions = ROWS / MILLION
     found = {"log, bytes": log.stat().st_size / millions}
     with phase_by_phase() as phases:
-        whole = cpu(lambda: prepare.prepare(night))
+        whole = cpu(lambda: prepare.prepare(context.config, context.run, context.inputs, context.progress))
     for name, phase in phases.items():
         found |= {f"{name}, CPU s": phase.seconds / millions, f"{name}, bytes": phase.bytes / millions}
     found["rest, CPU s"] = (whole - sum(phase.seconds for phase in phases.values())) / millions
     found["files"] = sum(phase.files for phase in phases.values()) / millions
     for name in (prepare.SEQUENCES, prepare.PAIRS):
-        found[f"{name}, bytes"] = size_of(night.run.path(prepare.STAGE, name))[0] / millions
-    found["pairs"] = night.run.manifest(prepare.STAGE)["num_pairs"] / millions
+        found[f"{name}, bytes"] = size_of(context.run.path(prepare.STAGE, name))[0] / millions
+    found["pairs"] = context.run.manifest(prepare.STAGE)["num_pairs"] / millions
     return {f"prepare: {name}, per million interactions": value for name, value in found.items()}
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.command import CONFIG, load, parser, working
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
 from pipelines.prepare.stage import prepare
 from pipelines.stages.embed import embed
 from pipelines.stages.evaluate import evaluate
@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| | NDCG@20, last item | NDCG@10, history | coverage@10 | passes | training |\n|---|---|---|---|---|---|")
     for name, settings in VARIANTS.items():
         with working() as folder:
-            night = Night.of(load(asked, folder, settings))
-            prepare(night)
+            context = RunContext.from_config(load(asked, folder, settings))
+            prepare(context.config, context.run, context.inputs, context.progress)
             started = time.monotonic()
-            passes = train(night)["passes"]["pairs"]
+            passes = train(context.config, context.run, context.progress, context.tracking.metrics)["passes"]["pairs"]
             seconds = time.monotonic() - started
-            embed(night), index(night)
-            figures = evaluate(night)
+            embed(context.config, context.run, context.progress), index(context.config, context.run, context.progress)
+            figures = evaluate(context.config, context.run, context.progress)
         _row(name, figures["model"], figures["history"]["model"], f"{passes}", f"{seconds:.0f} s")
     for name in BASELINES:
         _row(name.replace("_", " "), figures["baselines"][name], figures["history"]["baselines"][name], "", "")

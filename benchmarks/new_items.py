@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
-from pipelines.context.progress import Reporter
-from pipelines.context.run_context import Night
+from pipelines.context.progress import Progress
+from pipelines.context.run_context import RunContext
+from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare.stage import prepare
 from pipelines.stages import evaluate, train
-from pipelines.stages.embed import embed
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
 from recsys.evaluation.metrics import Model
@@ -38,6 +38,7 @@ from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
+from recsys.release.runs import Run
 
 HIDDEN_SHARE, K = 0.1, 20
 RIVALS = ("popularity", "content", "content_popularity")
@@ -61,25 +62,25 @@ def ndcg(answers: NDArray[np.int32], relevance: sparse.csr_array) -> float:
 
 def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     """Hide, train, embed, ask; what could be known at all; and the price for the other items."""
-    whole = Night.of(config, Reporter())
-    prepare(whole)
+    whole = RunContext.from_config(config, Progress())
+    prepare(whole.config, whole.run, whole.inputs, whole.progress)
     catalog = Catalog.load(whole.run.path("prepare", "catalogue.parquet"))
-    together = _pairs(whole)
+    together = _pairs(whole.run)
     touched = np.flatnonzero(np.diff(together.indptr))
     rng = np.random.default_rng(seed)
     hidden = np.sort(rng.choice(touched, int(len(touched) * HIDDEN_SHARE), replace=False)).astype(np.int32)
 
     ids = [catalog.item_ids[number] for number in hidden]
-    rows = pl.concat([pl.read_parquet(path) for path in whole.interactions])
-    night = _prepared(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
-    for stage in (train.train, embed):
-        stage(night)
+    rows = pl.concat([pl.read_parquet(path) for path in whole.inputs.interactions])
+    context = _prepared(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
+    for name in ("train", "embed"):
+        STAGES[name](context)
 
-    vectors = np.array(embeddings.load(night.run.path("embed", "embeddings.npy")))
+    vectors = np.array(embeddings.load(context.run.path("embed", "embeddings.npy")))
     models: dict[str, Model] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
-    split = train.load_split(night)
-    known = Catalog.load(night.run.path("prepare", "catalogue.parquet"))
-    rivals = evaluate.fitted_before("test", night, split, known)
+    split = train.load_split(context.run)
+    known = Catalog.load(context.run.path("prepare", "catalogue.parquet"))
+    rivals = evaluate.fitted_before("test", context.config, context.run, split, known)
     models |= {name: rivals[name][0].fit() for name in RIVALS if name in rivals}
     asked, figures = _compare(models, together, hidden)
     return {
@@ -91,21 +92,21 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _prepared(config: Config, rows: pl.DataFrame, folder: Path) -> Night:
+def _prepared(config: Config, rows: pl.DataFrame, folder: Path) -> RunContext:
     """A night whose interactions are these rows, with its first stage done."""
     folder.mkdir()
     rows.write_parquet(folder / "interactions.parquet")
     data = config.data.model_copy(
         update={"interactions": str(folder / "interactions.parquet"), "workspace": str(folder / "workspace")}
     )
-    night = Night.of(config.model_copy(update={"data": data}), Reporter())
-    prepare(night)
-    return night
+    context = RunContext.from_config(config.model_copy(update={"data": data}), Progress())
+    prepare(context.config, context.run, context.inputs, context.progress)
+    return context
 
 
-def _pairs(night: Night) -> sparse.csr_array:
+def _pairs(run: Run) -> sparse.csr_array:
     """Weights of all pairs, [num_items, num_items]. The catalog is that of the items file, so numbers agree."""
-    return train.load_pairs(night, "weight", night.run.manifest("prepare")["num_items"]).matrix()
+    return train.load_pairs(run, "weight", run.manifest("prepare")["num_items"]).matrix()
 
 
 def _compare(
@@ -176,11 +177,11 @@ def _price(config: Config) -> dict[str, float]:
     }
     found = {}
     for name, tried in (("serving_new_items", config), ("without", config.model_copy(update=without))):
-        night = Night.of(tried)
-        prepare(night)
+        context = RunContext.from_config(tried)
+        prepare(context.config, context.run, context.inputs, context.progress)
         most = {"pairs": config.train.passes, "histories": config.train.history_passes}
-        fitted = train.fit_before("validation", night, most, lambda *_: None)
-        judged = train.judge(night, fitted.vectors)["validation"]
+        fitted = train.fit_before("validation", context.config, context.run, most, lambda *_: None)
+        judged = train.judge(context.config, context.run, fitted.vectors)["validation"]
         found[name] = judged["last_item"]["ndcg_at_20"]
         found[f"{name}_history"] = judged["history"]["ndcg_at_20"]
     return found

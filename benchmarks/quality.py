@@ -19,18 +19,14 @@ from typing import Any
 
 from benchmarks.command import FIGURES, parser, working, write
 from pipelines.context.overrides import with_settings
-from pipelines.context.progress import Reporter
-from pipelines.context.run_context import Night
-from pipelines.prepare.stage import prepare
-from pipelines.stages.embed import embed
-from pipelines.stages.evaluate import evaluate
-from pipelines.stages.index import index
-from pipelines.stages.train import train
+from pipelines.context.progress import Progress
+from pipelines.context.run_context import RunContext
+from pipelines.orchestration.stage_table import STAGES
 from recsys.config import sections as configuration
 from recsys.data import datasets
 
 EVERYBODY = 1_000_000_000
-STAGES = (prepare, train, embed, index, evaluate)
+MEASURED = ("prepare", "train", "embed", "index", "evaluate")
 SHOWN = ("hr_at_5", "ndcg_at_5", "hr_at_10", "ndcg_at_10", "hr_at_20", "ndcg_at_20")
 LOOK_UPS = ("history", "last_item")
 
@@ -46,22 +42,24 @@ def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes
 
         started = time.monotonic()
         config = configuration.load(toml, [*everybody, f"tune.minutes={tune_minutes}"])
-        settings = tune(Night.of(config, Reporter()))["settings"]
+        context = RunContext.from_config(config, Progress())
+        tuned = tune(config, context.run, context.inputs, context.progress, context.tracking.tracker)
+        settings = tuned["settings"]
         config = with_settings(config, settings)
         seconds["tune"] = round(time.monotonic() - started, 1)
-    night = Night.of(config, Reporter())
+    context = RunContext.from_config(config, Progress())
     manifests = {}
-    for stage in STAGES:
+    for name in MEASURED:
         started = time.monotonic()
-        manifests[stage.__name__] = stage(night)
-        seconds[stage.__name__] = round(time.monotonic() - started, 1)
+        manifests[name] = STAGES[name](context)
+        seconds[name] = round(time.monotonic() - started, 1)
     figures, passes = manifests["evaluate"], manifests["train"]["passes"]
     found = {look_up: _of(look_up, figures) for look_up in LOOK_UPS}
     chosen = {"tuned": settings, "passes": passes, "recency": figures["history"]["recency"]}
     return {
         **found["history"],
         "last_item": found["last_item"],
-        "settings": {"model": {**chosen, **night.config.shaping()}, "baselines": figures["settings"]},
+        "settings": {"model": {**chosen, **context.config.shaping()}, "baselines": figures["settings"]},
         "questions": figures["questions"],
         "seconds": seconds,
     }

@@ -19,10 +19,11 @@ import numpy as np
 import polars as pl
 
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
-from pipelines.context.progress import Reporter
-from pipelines.context.run_context import Night
+from pipelines.context.progress import Progress
+from pipelines.context.run_context import RunContext
 from pipelines.context.time_limit import Budget
 from pipelines.orchestration import nightly
+from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, IndexConfig
@@ -183,32 +184,32 @@ class Verdict(NamedTuple):
         return not self.promoted and (by in self.failed if self.failed else by in self.error)
 
 
-def judge(config: Config, stage: Callable[[Night], dict[str, Any]]) -> Verdict:
+def judge(config: Config, stage: Callable[[RunContext], dict[str, Any]]) -> Verdict:
     """Run a night, or a stage of it."""
-    night = Night.of(config, Reporter())
+    context = RunContext.from_config(config, Progress())
     try:
-        with night.run.locked():
-            done = stage(night)
+        with context.run.locked():
+            done = stage(context)
     except RefusedError as error:
-        checks = json.loads((night.run.folder / promote.REPORT).read_text())["checks"]
+        checks = json.loads((context.run.folder / promote.REPORT).read_text())["checks"]
         return Verdict(False, [check["name"] for check in checks if check["verdict"] == "failed"], str(error), checks)
     except RecsysError as error:
         return Verdict(False, [], f"{type(error).__name__}: {error}", [])
     return Verdict(bool(done["promoted"]), [], "", done["checks"])
 
 
-def night_of(night: Night) -> dict[str, Any]:
+def night_of(context: RunContext) -> dict[str, Any]:
     """The whole of it."""
     summary: dict[str, Any] = {}
-    nightly.nightly(night, summary, Budget())
+    nightly.nightly(context, summary, Budget())
     return summary
 
 
-def publish(night: Night) -> None:
+def publish(context: RunContext) -> None:
     """All of a night but the last stage."""
-    for name, stage in nightly.STAGES.items():
+    for name, stage in STAGES.items():
         if name != promote.STAGE:
-            stage(night)
+            stage(context)
 
 
 def planted(regression: Regression, champion: Config, challenger: Config, folder: Path) -> Verdict:
@@ -223,9 +224,9 @@ def planted(regression: Regression, champion: Config, challenger: Config, folder
     shutil.copytree(champion.workspace, folder / "workspace")
     if regression.release is not None:
         copied = _changed(challenger, [f"data.workspace={folder / 'workspace'}"])
-        release = Release.load(folder / "workspace" / "releases" / Night.of(copied).run.run_id)
+        release = Release.load(folder / "workspace" / "releases" / RunContext.from_config(copied).run.run_id)
         regression.release(release)
-        return judge(copied, promote.promote)
+        return judge(copied, STAGES[promote.STAGE])
     settings = [f"data.workspace={folder / 'workspace'}", *regression.settings]
     if regression.data is not None:
         tables = regression.data(
@@ -259,15 +260,15 @@ def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
     if not first.promoted:
         raise RefusedError(f"the first night must be promoted. Received: {first.error}")
     challenger = _changed(config, [f"train.seed={config.train.seed + 1}"])
-    report = Reporter()
-    publish(Night.of(challenger, report))
+    report = Progress()
+    publish(RunContext.from_config(challenger, report))
     figures: dict[str, Any] = {"regressions": {}, "retrains": []}
     for number, regression in enumerate(REGRESSIONS):
         place = folder / f"planted-{number}"
         place.mkdir()
         verdict = planted(regression, config, challenger, place)
         shutil.rmtree(place)
-        report.say(f"{regression.name}: refused by {', '.join(verdict.failed) or verdict.error}")
+        report.write(f"{regression.name}: refused by {', '.join(verdict.failed) or verdict.error}")
         figures["regressions"][regression.name] = {
             "refused_as_expected": verdict.names(regression.by),
             "expected": regression.by,
@@ -276,7 +277,7 @@ def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
         }
     for seed in range(retrains):
         verdict = judge(_changed(config, [f"train.seed={config.train.seed + 1 + seed}"]), night_of)
-        report.say(f"retrain {seed + 1}: {'promoted' if verdict.promoted else verdict.error}")
+        report.write(f"retrain {seed + 1}: {'promoted' if verdict.promoted else verdict.error}")
         kept = [check for check in verdict.checks if check["name"] in {"ndcg_at_20_change", "overlap_at_10"}]
         figures["retrains"].append({"promoted": verdict.promoted, "failed": verdict.failed, "checks": kept})
     return figures

@@ -36,7 +36,8 @@ from benchmarks.command import FIGURES, parser, working
 from benchmarks.speed import embed_against_loop, plain_prepare
 from benchmarks.table import Table, timed
 from pipelines.beam import runner
-from pipelines.context.run_context import Night, calm
+from pipelines.context.libraries import quiet_libraries
+from pipelines.context.run_context import RunContext
 from pipelines.export import job as neighbors
 from pipelines.prepare import stage as prepare
 from recsys.config import sections as configuration
@@ -85,14 +86,14 @@ def _apart(side: str, log: Path) -> dict[str, float]:
 
 def _alone(side: str, log: str) -> None:
     """Print seconds and peak memory of one side as JSON."""
-    calm()
+    quiet_libraries()
     with tempfile.TemporaryDirectory(dir=Path(log).parent) as out:
         if side == "ours":
-            night = Night.of(configuration.parse({"data": {"interactions": log, "workspace": out}}))
+            context = RunContext.from_config(configuration.parse({"data": {"interactions": log, "workspace": out}}))
             import apache_beam  # noqa: F401 - seconds that are not the work
 
             started = time.perf_counter()
-            prepare.prepare(night)
+            prepare.prepare(context.config, context.run, context.inputs, context.progress)
         else:
             started = time.perf_counter()
             plain_prepare(Path(log), PrepareConfig().window, Path(out))

@@ -20,7 +20,7 @@ from annoy import AnnoyIndex
 from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working
 from benchmarks.table import ROUNDS, Table, timed
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys.config import sections as configuration
@@ -44,8 +44,8 @@ def prepare_against_polars(table: Table, folder: Path) -> None:
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as workspace:
             config = configuration.parse({"data": {"interactions": str(path), "workspace": workspace}})
-            night = Night.of(config)
-            return timed(lambda: prepare.prepare(night))
+            context = RunContext.from_config(config)
+            return timed(lambda: prepare.prepare(context.config, context.run, context.inputs, context.progress))
 
     def plain() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:

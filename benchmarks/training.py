@@ -28,8 +28,8 @@ import polars as pl
 
 from benchmarks import synthetic
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
-from pipelines.context.progress import Reporter
-from pipelines.context.run_context import Night
+from pipelines.context.progress import Progress
+from pipelines.context.run_context import RunContext
 from pipelines.prepare.stage import prepare
 from pipelines.stages import train
 from recsys.config.sections import Config, DataConfig, ItemsConfig
@@ -47,15 +47,15 @@ PAIRS_ITEMS, PAIRS_AN_ITEM, GROWTH = 5_000, 400, 10
 
 def race(config: Config) -> dict[str, Any]:
     """Seconds of both, and what they came to."""
-    night = Night.of(config, Reporter())
-    prepare(night)
+    context = RunContext.from_config(config, Progress())
+    prepare(context.config, context.run, context.inputs, context.progress)
     curve: list[dict[str, float]] = []
     most = {"pairs": config.train.passes, "histories": config.train.history_passes}
     from recsys.model import trainer as training  # noqa: F401 - seconds that are not the work
 
     started = time.perf_counter()
     train.fit_before(
-        "validation", night, most,
+        "validation", config, context.run, most,
         lambda _, found: curve.append({"seconds": time.perf_counter() - started} | {n: found[k] for n, k in CLOCKS}),
     )  # fmt: skip
     best = {name: max(passed[name] for passed in curve) for name, _ in CLOCKS}
@@ -63,8 +63,8 @@ def race(config: Config) -> dict[str, Any]:
         name: next(passed["seconds"] for passed in curve if passed[name] >= SHARE * most_of_all)
         for name, most_of_all in best.items()
     }
-    vectors, theirs = item2vec(night)
-    split = train.load_split(night)
+    vectors, theirs = item2vec(context)
+    split = train.load_split(context.run)
     figures = evaluate(ExactIndex(vectors), split.holdout("validation", config.evaluate.users))
     return {
         "seconds_to_95_percent": ours,
@@ -75,11 +75,11 @@ def race(config: Config) -> dict[str, Any]:
     }
 
 
-def item2vec(night: Night) -> tuple[np.ndarray, float]:
+def item2vec(context: RunContext) -> tuple[np.ndarray, float]:
     """Unit vectors of the catalog by gensim, and the seconds it took; zeros for what it did not see."""
     from gensim.models import Word2Vec
 
-    split = train.load_split(night)
+    split = train.load_split(context.run)
     known, sequences = split.known_before("validation"), split.sequences
     sentences = [
         sequences.items[start:end][known[start:end]].astype(str).tolist()
@@ -87,11 +87,11 @@ def item2vec(night: Night) -> tuple[np.ndarray, float]:
     ]
     started = time.perf_counter()
     model = Word2Vec(
-        sentences, vector_size=DIMENSION, window=night.config.prepare.window, min_count=1, sg=1, negative=5,
+        sentences, vector_size=DIMENSION, window=context.config.prepare.window, min_count=1, sg=1, negative=5,
         workers=WORKERS, epochs=PASSES, seed=1,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    vectors = np.zeros((night.run.manifest("prepare")["num_items"], DIMENSION), np.float32)
+    vectors = np.zeros((context.run.manifest("prepare")["num_items"], DIMENSION), np.float32)
     numbers = np.array([int(word) for word in model.wv.index_to_key])
     vectors[numbers] = model.wv.get_normed_vectors()
     return vectors, seconds

@@ -1,4 +1,4 @@
-"""What a person sees while a stage works: a bar on a terminal, one line a stage everywhere."""
+"""Progress of the stages: a bar on a terminal, and one line per finished stage everywhere."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 Advance = Callable[..., None]
 """`advance(done, total=None, note="")`."""
 
 
-class Reporter:
-    """Writes to standard error, so that standard output stays for results.
+class Progress:
+    """Writes progress to standard error; standard output is left to results.
 
     Args:
         quiet: write nothing.
@@ -25,7 +26,7 @@ class Reporter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Advance]:
-        """Show a stage from its start to its end; the last note stays in its line."""
+        """Show a bar while a stage runs, and a line with its time and its last note when it has finished."""
         started = time.monotonic()
         columns = (
             SpinnerColumn(finished_text=" "),
@@ -35,8 +36,9 @@ class Reporter:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )
+        disabled = not self.console.is_terminal
         last_note = ""
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+        with rich.progress.Progress(*columns, console=self.console, transient=True, disable=disabled) as bar:
             task = bar.add_task(name, total=None, note="")
 
             def advance(done: int, total: int | None = None, note: str = "") -> None:
@@ -45,8 +47,8 @@ class Reporter:
                 bar.update(task, completed=done, total=total, note=last_note)
 
             yield advance
-        self.say(f"  {name:<9} {time.monotonic() - started:6.1f} s  {last_note}")
+        self.write(f"  {name:<9} {time.monotonic() - started:6.1f} s  {last_note}")
 
-    def say(self, text: str) -> None:
-        """One line."""
-        self.console.print(text, markup=False, soft_wrap=True)
+    def write(self, line: str) -> None:
+        """Write one line."""
+        self.console.print(line, markup=False, soft_wrap=True)

@@ -7,13 +7,11 @@ was; from the parts, the sink is written (`pipelines.export.sinks`).
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
 import shutil
 import threading
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -25,16 +23,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.beam import runner
-from pipelines.context.progress import Advance, Reporter
-from pipelines.context.run_context import calm, main
+from pipelines.context.libraries import quiet_libraries
+from pipelines.context.progress import Advance, Progress
 from pipelines.export import sinks
 from pipelines.export.sinks.base import Export, deliver
-from recsys.config import sections as configuration
 from recsys.config.sections import Config, NeighborsConfig
 from recsys.config.urls import Address
 from recsys.data.storage import atomic_write, sha256
 from recsys.errors import StageError
-from recsys.release import remote as depot
 from recsys.release.bundle import MANIFEST as RELEASE_MANIFEST
 from recsys.release.bundle import Release
 from recsys.release.runs import MANIFEST, Run, code_version
@@ -69,13 +65,13 @@ class Job:
         return self.folder / f"part-{unit:05d}.json"
 
 
-def neighbors(release: Release, config: Config, report: Reporter) -> dict[str, Any]:
+def neighbors(release: Release, config: Config, progress: Progress) -> dict[str, Any]:
     """Export the neighbors of every item, unless the sink has this very export.
 
     Args:
         release: verified; the library that the service answers with asks it.
         config: its table `neighbors` says what, and where to; the others only how.
-        report: for progress.
+        progress: where progress is shown.
 
     Returns:
         Ready for JSON: `export_id`, `release_id`, `k`; `items` with neighbors, `items_without_neighbors`, and
@@ -86,7 +82,7 @@ def neighbors(release: Release, config: Config, report: Reporter) -> dict[str, A
         InputError: a filter that does not fit the catalog, or a file that we may not write.
         StageError: nothing is left to export, the sink is away, or another process is at it.
     """
-    calm()
+    quiet_libraries()
     to = config.neighbors.to
     run = _run(release, config)
     with closing(sinks.at(to)) as sink:  # before the work, not after it
@@ -94,7 +90,7 @@ def neighbors(release: Release, config: Config, report: Reporter) -> dict[str, A
     job = Job.of(release, config.neighbors, run)
     with run.locked():
         if not run.done(run.run_id):
-            with report.stage("nearest") as advance:
+            with progress.stage("nearest") as advance:
                 _ask(job, release, config, advance)
         manifest = run.manifest(run.run_id)
         export = _export(manifest, job)
@@ -102,7 +98,7 @@ def neighbors(release: Release, config: Config, report: Reporter) -> dict[str, A
             if delivered:
                 sink.clean(export)  # if it was killed before that
             else:
-                with report.stage("deliver") as advance:
+                with progress.stage("deliver") as advance:
                     deliver(export, sink, advance)
                     advance(1, 1, f"{export.rows:,} rows to {Address(to).shown}")
         for folder in run.folder.iterdir():  # the next night exports another release
@@ -209,20 +205,3 @@ def _write_part(rows: pl.DataFrame, path: Path) -> None:
     plain = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema]
     with atomic_write(path) as draft:
         pq.write_table(table.cast(pa.schema(plain)), draft)
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself, of a release folder. `recsys neighbors` also finds the champion."""
-    parser = argparse.ArgumentParser(prog=f"python -m pipelines.{NAME}", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", required=True, metavar="FILE", help="the TOML config")
-    parser.add_argument("--release", required=True, metavar="PLACE", help="a release's folder or URL")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting; repeatable"
-    )
-    parsed = parser.parse_args(argv)
-    config = configuration.load(parsed.config, parsed.set)
-    return neighbors(depot.load(parsed.release), config, Reporter())
-
-
-if __name__ == "__main__":
-    main(run)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from pipelines.context.progress import Reporter
-from pipelines.context.run_context import Night, calm
+from pipelines.context.libraries import quiet_libraries
+from pipelines.context.progress import Progress
+from pipelines.context.run_context import RunContext
 from pipelines.orchestration import run_report as night_page
 from pipelines.orchestration.nightly import Summary, tonight
 from recsys.config.sections import Config
@@ -18,14 +19,14 @@ from recsys.errors import InputError, RecsysError, StageError, TrackingError
 from recsys.release.runs import Run
 
 
-def backfill(config: Config, report: Reporter, first: date, last: date, *, promotes: bool = False) -> list[Summary]:
+def backfill(config: Config, progress: Progress, first: date, last: date, *, promotes: bool = False) -> list[Summary]:
     """Run the night of each day that is not finished.
 
     A day that fails, or is refused, does not keep the others from theirs, unless MLflow is away.
 
     Args:
         config: the whole of it.
-        report: where to tell what is done.
+        progress: where progress is shown.
         first: day whose midnight, UTC, ends the data of the first night.
         last: the same of the last night.
         promotes: whether the gate is asked each time.
@@ -41,25 +42,25 @@ def backfill(config: Config, report: Reporter, first: date, last: date, *, promo
     """
     if first > last:
         raise InputError(f"--from must not be after --to. Received: {first} and {last}.")
-    calm()
+    quiet_libraries()
     told, wrong = [], []
     for day in range((last - first).days + 1):
         as_of = datetime.combine(first + timedelta(day), datetime.min.time(), UTC)
         of_then = before(config, as_of)
-        known = night_page.read(Night.of(of_then, run_of=Run.planned).run.folder)
+        known = night_page.read(RunContext.from_config(of_then, find_run=Run.planned).run.folder)
         name = as_of.date().isoformat()
         if known and known["outcome"] != "failed" and not (promotes and known["outcome"] == "published"):
-            report.say(f"{name}: run {known['run_id']} is {known['outcome']}")
+            progress.write(f"{name}: run {known['run_id']} is {known['outcome']}")
             told.append({"as_of": name, **{key: known[key] for key in ("run_id", "outcome")}, "skipped": True})
             continue
-        report.say(f"{name}:")
+        progress.write(f"{name}:")
         summary: Summary = {}
         try:
-            tonight(of_then, report, promotes=promotes, tell=summary.update)
+            tonight(of_then, progress, promotes=promotes, tell=summary.update)
         except TrackingError:
             raise
         except RecsysError as error:
-            report.say(f"{name}: {error}")
+            progress.write(f"{name}: {error}")
             wrong.append(f"{name} ({summary['outcome']})")
         told.append({"as_of": name, **summary})
     if wrong:

@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.context.progress import Reporter
+from pipelines.context.libraries import quiet_libraries
+from pipelines.context.progress import Progress
 from pipelines.context.resources import measured
-from pipelines.context.run_context import Night, Stage, calm, main, parsed
+from pipelines.context.run_context import RunContext
 from pipelines.context.time_limit import Budget
 from pipelines.orchestration import run_report as night_page
 from pipelines.orchestration.notify import notify
 from pipelines.orchestration.run_report import End, Outcome
+from pipelines.orchestration.stage_table import STAGES, Stage
 from pipelines.prepare import stage as preparing
-from pipelines.prepare.stage import prepare
 from pipelines.reports import data_report as data_page
 from pipelines.reports import plots
 from pipelines.stages import promote as promoting
-from pipelines.stages.calibrate import calibrate
-from pipelines.stages.embed import embed
-from pipelines.stages.evaluate import evaluate
-from pipelines.stages.index import index
-from pipelines.stages.promote import promote
-from pipelines.stages.publish import keep_data_report, publish
-from pipelines.stages.train import train
+from pipelines.stages.publish import keep_data_report
 from recsys.config.sections import Config
 from recsys.errors import InputError, RefusedError, TrackingError
 from recsys.release.runs import Inputs, Run
 
-STAGES: dict[str, Stage] = {
-    "prepare": prepare,
-    "train": train,
-    "embed": embed,
-    "index": index,
-    "evaluate": evaluate,
-    "calibrate": calibrate,
-    "publish": publish,
-    "promote": promote,
-}
 LASTING = ("publish", "promote")
 """Stages that leave no folder, and that a time budget does not cut off: they change what others see."""
 LONG = ("checks", "evaluation")
@@ -54,7 +39,7 @@ Summary = dict[str, Any]
 
 def tonight(
     config: Config,
-    report: Reporter,
+    progress: Progress,
     *,
     budget: Budget | None = None,
     promotes: bool = True,
@@ -65,7 +50,7 @@ def tonight(
 
     Args:
         config: the whole of it.
-        report: where to tell what is done.
+        progress: where progress is shown.
         budget: the time that it may take.
         promotes: whether the gate is asked; else the release is registered, and nothing else.
         resumes: go on with the last night that did not come to its end, whatever the data are now.
@@ -75,62 +60,62 @@ def tonight(
         RecsysError: from the stage that could not do its work; the ones before stay done.
         InputError: there is no night to go on with.
     """
-    calm()
+    quiet_libraries()
     summary: Summary = {"outcome": "failed", "run_id": None, "error": None}
     try:
-        night = Night.of(config, report, _unfinished if resumes else Run.of)
-        summary["run_id"] = night.run.run_id
-        with night.run.locked():
-            nightly(night, summary, budget or Budget(), promotes=promotes)
+        context = RunContext.from_config(config, progress, _unfinished if resumes else Run.of)
+        summary["run_id"] = context.run.run_id
+        with context.run.locked():
+            nightly(context, summary, budget or Budget(), promotes=promotes)
     except BaseException as error:
         summary |= {"outcome": "refused" if isinstance(error, RefusedError) else "failed", "error": _words(error)}
         raise
     finally:
         summary["text"] = _sentence(summary, config.tracking.model)
-        notify({key: value for key, value in summary.items() if key not in LONG}, config.notify, report.say)
+        notify({key: value for key, value in summary.items() if key not in LONG}, config.notify, progress.write)
         tell(summary)
     return summary
 
 
-def nightly(night: Night, summary: Summary, budget: Budget, *, promotes: bool = True) -> None:
+def nightly(context: RunContext, summary: Summary, budget: Budget, *, promotes: bool = True) -> None:
     """Run what is not done yet of every stage, and write the report; all that is known goes into the summary.
 
     Raises:
         RecsysError: from the stage that could not do its work; the ones before stay done.
     """
-    night.report.say(f"Run {night.run.run_id}")
+    context.progress.write(f"Run {context.run.run_id}")
     at = "mlflow"
     seconds: dict[str, float] = {}
     mlflow_run = None
-    took = {} if budget.minutes is None else _took_before(night)
+    took = {} if budget.minutes is None else _took_before(context)
     try:
-        with night.report.stage(at) as advance:  # before hours of work, not after them
-            mlflow_run = night.mlflow_run
-            night.send_metrics()
-            recorded = night.tracker.children(mlflow_run)
+        with context.progress.stage(at) as advance:  # before hours of work, not after them
+            mlflow_run = context.tracking.mlflow_run
+            context.tracking.metrics.send_queued()
+            recorded = context.tracking.tracker.children(mlflow_run)
             advance(1, 1, f"run {mlflow_run}")
-        with night.tracker.monitored(mlflow_run):
+        with context.tracking.tracker.monitored(mlflow_run):
             for at, stage in STAGES.items():
                 if at == promoting.STAGE and not promotes:
                     continue
-                if not night.run.done(at):
+                if not context.run.done(at):
                     budget.require(at, took.get(at, 0.0))
-                told, taken = _do(night, at, stage, budget, seconds)
+                told, taken = _do(context, at, stage, budget, seconds)
                 summary |= _of_stage(at, told)
                 if at not in recorded:
-                    night.log_metrics(_figures({**told, **taken}), stage=at)
-                if at == preparing.STAGE and not night.mlflow_away:
+                    context.tracking.metrics.log(_figures({**told, **taken}), stage=at)
+                if at == preparing.STAGE and not context.tracking.metrics.queued:
                     with suppress(TrackingError):  # `publish` does it then
-                        keep_data_report(night)
+                        keep_data_report(context.run, context.tracking)
     except BaseException as error:
         ended: Outcome = "refused" if isinstance(error, RefusedError) else "failed"
-        _end(night, End(ended, _words(error), at, seconds, _decision(night)), summary, mlflow_run)
+        _end(context, End(ended, _words(error), at, seconds, _decision(context)), summary, mlflow_run)
         raise
     outcome: Outcome = "published" if not promotes else "promoted" if summary["promoted"] else "passed"
     summary["outcome"] = outcome
-    summary |= {"tracking_uri": night.tracker.shown_uri, "seconds": seconds}
-    decision = _decision(night) if promotes else None
-    _end(night, End(outcome, seconds=seconds, decision=decision), summary, mlflow_run)
+    summary |= {"tracking_uri": context.tracking.tracker.shown_uri, "seconds": seconds}
+    decision = _decision(context) if promotes else None
+    _end(context, End(outcome, seconds=seconds, decision=decision), summary, mlflow_run)
 
 
 def _unfinished(config: Config, _: Inputs) -> Run:
@@ -164,18 +149,18 @@ def plan(config: Config) -> dict[str, Any]:
         InputError: input files are missing.
         TrackingError: MLflow does not answer.
     """
-    calm()
-    night = Night.of(config, run_of=Run.planned)
-    done = {name: _done(night, name) for name in STAGES}
-    champion = night.tracker.champion() if _tracked(config) else None
+    quiet_libraries()
+    context = RunContext.from_config(config, find_run=Run.planned)
+    done = {name: _done(context, name) for name in STAGES}
+    champion = context.tracking.tracker.champion() if _tracked(config) else None
     return {
-        "run_id": night.run.run_id,
-        "interactions": night.interactions,
-        "items": night.items,
-        "labeled_pairs": night.labeled,
+        "run_id": context.run.run_id,
+        "interactions": context.inputs.interactions,
+        "items": context.inputs.items,
+        "labeled_pairs": context.inputs.labeled_pairs,
         "as_of": config.prepare.as_of.isoformat() if config.prepare.as_of else None,
         "stages": {name: DONE.get(name, "done") if is_done else "to do" for name, is_done in done.items()},
-        "seconds_last_time": {name: took for name, took in _took_before(night).items() if not done[name]},
+        "seconds_last_time": {name: took for name, took in _took_before(context).items() if not done[name]},
         "champion": champion.release_id if champion else None,
     }
 
@@ -186,20 +171,23 @@ def _tracked(config: Config) -> bool:
     return database == config.tracking_uri or Path(database).exists()
 
 
-def _done(night: Night, stage: str) -> bool:
+def _done(context: RunContext, stage: str) -> bool:
     """Whether a stage left what it leaves. `promote` is asked again all the same: of another champion, or limits."""
-    left = {"publish": night.releases / night.run.run_id, "promote": night.run.folder / promoting.REPORT}
-    return left[stage].exists() if stage in left else night.run.done(stage)
+    left = {
+        "publish": context.config.workspace / "releases" / context.run.run_id,
+        "promote": context.run.folder / promoting.REPORT,
+    }
+    return left[stage].exists() if stage in left else context.run.done(stage)
 
 
 def _do(
-    night: Night, name: str, stage: Stage, budget: Budget, seconds: dict[str, float]
+    context: RunContext, name: str, stage: Stage, budget: Budget, seconds: dict[str, float]
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """A stage's manifest, and what it took: nothing where it was done before."""
-    already, taken = night.run.done(name), dict[str, float]()
+    already, taken = context.run.done(name), dict[str, float]()
     try:
         with measured(taken), nullcontext() if name in LASTING else budget.enforced(name):
-            told = stage(night)
+            told = stage(context)
     finally:
         if not already:
             seconds[name] = taken["seconds"]
@@ -221,51 +209,51 @@ def _of_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
     return {key: manifest[key] for key in ("promoted", "checks")} if name == "promote" else {}
 
 
-def _end(night: Night, end: End, summary: Summary, mlflow_run: str | None) -> None:
+def _end(context: RunContext, end: End, summary: Summary, mlflow_run: str | None) -> None:
     """Write the report, and tell MLflow. What goes wrong with either costs no night."""
     failed = [check["name"] for check in (end.decision or {}).get("checks", []) if check["verdict"] == "failed"]
     summary |= {"failed_checks": failed, "stage": end.stage, "seconds": dict(end.seconds)}
     try:
-        page = night_page.write(night, end)
+        page = night_page.write(context, end)
         summary["report"] = str(page)
     except Exception as error:  # noqa: BLE001 - whatever it is: the release is what counts
-        night.report.say(f"  no report: {type(error).__name__}: {error}")
+        context.progress.write(f"  no report: {type(error).__name__}: {error}")
     if "report" in summary and end.error is not None:
-        night.report.say(f"Report {summary['report']}")
+        context.progress.write(f"Report {summary['report']}")
     if mlflow_run is None or end.stage == "mlflow":
         return
     try:  # the end first: where MLflow is away, that is found out once
-        night.tracker.finish(mlflow_run, "FINISHED" if end.error is None else "FAILED")
+        context.tracking.tracker.finish(mlflow_run, "FINISHED" if end.error is None else "FAILED")
         if "report" in summary:
-            _keep(night, mlflow_run, page)
+            _keep(context, mlflow_run, page)
     except Exception as error:  # noqa: BLE001 - here too, and drawings may fail as the page may
-        night.report.say(f"  MLflow was not told of all of the night's end: {type(error).__name__}: {error}")
+        context.progress.write(f"  MLflow was not told of all of the night's end: {type(error).__name__}: {error}")
 
 
-def _keep(night: Night, mlflow_run: str, page: Path) -> None:
+def _keep(context: RunContext, mlflow_run: str, page: Path) -> None:
     """Keep the report and its drawings with the MLflow run, unless this one, the last of them, is there already."""
     report = page.with_name(night_page.REPORT)
     told = report.read_text(encoding="utf-8")
-    if night.tracker.read_artifact(mlflow_run, report.name) != told:
-        night.tracker.log_artifact(mlflow_run, page)
+    if context.tracking.tracker.read_artifact(mlflow_run, report.name) != told:
+        context.tracking.tracker.log_artifact(mlflow_run, page)
         for name, svg in plots.draw(json.loads(told)).items():
-            night.tracker.log_text(mlflow_run, svg, f"plots/{name}.svg")
-        night.tracker.log_artifact(mlflow_run, report)
+            context.tracking.tracker.log_text(mlflow_run, svg, f"plots/{name}.svg")
+        context.tracking.tracker.log_artifact(mlflow_run, report)
 
 
-def _decision(night: Night) -> dict[str, Any] | None:
+def _decision(context: RunContext) -> dict[str, Any] | None:
     """What the gate said of this run, None where it was not asked."""
     try:
-        found: dict[str, Any] = json.loads((night.run.folder / promoting.REPORT).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((context.run.folder / promoting.REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found
 
 
-def _took_before(night: Night) -> dict[str, float]:
+def _took_before(context: RunContext) -> dict[str, float]:
     """Seconds of each stage in the last night that did it to its end."""
     took: dict[str, float] = {}
-    for report in reversed(night_page.earlier_nights(night.config.workspace, night.run.run_id)):
+    for report in reversed(night_page.earlier_nights(context.config.workspace, context.run.run_id)):
         took |= {stage: seconds for stage, seconds in report["seconds"].items() if stage != report["stage"]}
     return took
 
@@ -283,12 +271,3 @@ def _sentence(summary: Summary, model: str) -> str:
         "published": "its release is registered, the gate was not asked",
     }
     return f"{model}: night {run_id or 'without a run'} {outcome}: {told.get(outcome) or summary['error']}"
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself."""
-    return tonight(parsed("nightly", (__doc__ or "").splitlines()[0], argv), Reporter())
-
-
-if __name__ == "__main__":
-    main(run)

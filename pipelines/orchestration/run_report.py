@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
 from pipelines.reports import feedback, plots
@@ -64,19 +64,19 @@ class End(NamedTuple):
     """What the gate said: `champion` and `checks`."""
 
 
-def write(night: Night, end: End) -> Path:
+def write(context: RunContext, end: End) -> Path:
     """Write report and page into the folder of the run; where the page is.
 
     A night that is asked for again, and was over, is told as it was.
     """
-    folder = night.run.folder
+    folder = context.run.folder
     earlier = read(folder)
     told = {"outcome": end.outcome, "error": end.error, "decision": dict(end.decision) if end.decision else None}
     seconds = {**(earlier["seconds"] if earlier else {}), **end.seconds}
     redone = set(end.seconds) - {"publish", "promote"}
     if earlier and not redone and {key: earlier[key] for key in told} == told and (folder / PAGE).exists():
         return folder / PAGE
-    report = {**_known(night, end), **told, "seconds": seconds}
+    report = {**_known(context, end), **told, "seconds": seconds}
     with atomic_write(folder / PAGE) as draft:
         draft.write_text(render(report), encoding="utf-8")
     with atomic_write(folder / REPORT) as draft:  # after the page: what it tells is on it
@@ -113,17 +113,17 @@ def render(report: Mapping[str, Any]) -> str:
     )
 
 
-def _known(night: Night, end: End) -> dict[str, Any]:
+def _known(context: RunContext, end: End) -> dict[str, Any]:
     """All that the stages left behind."""
-    run = night.run
+    run = context.run
     done = {
         stage.STAGE: run.manifest(stage.STAGE)
         for stage in (prepare, train, embed, index, evaluate, calibrate)
         if run.done(stage.STAGE)
     }
-    challenger = _loaded(night, run.run_id)
+    challenger = _loaded(context, run.run_id)
     parent = challenger.manifest.parent_release if challenger else None
-    champion = _loaded(night, end.decision["champion"] if end.decision else parent)
+    champion = _loaded(context, end.decision["champion"] if end.decision else parent)
     if champion and champion.release_id == run.run_id:
         champion = None
     trained, indexed, evaluated = (done.get(stage.STAGE) for stage in (train, index, evaluate))
@@ -131,30 +131,30 @@ def _known(night: Night, end: End) -> dict[str, Any]:
         "format": FORMAT,
         "run_id": run.run_id,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "as_of": night.config.prepare.as_of.isoformat() if night.config.prepare.as_of else None,
+        "as_of": context.config.prepare.as_of.isoformat() if context.config.prepare.as_of else None,
         "data_snapshot": run.data_snapshot,
         "code_version": run.code_version,
-        "model": night.config.tracking.model,
+        "model": context.config.tracking.model,
         "champion": champion.release_id if champion else None,
         "stage": end.stage,
         "data": json.loads(run.path(prepare.STAGE, data_page.REPORT).read_text(encoding="utf-8"))
         if prepare.STAGE in done
         else None,
         "training": {key: trained[key] for key in ("passes", "curve")} if trained else None,
-        "index": {**indexed, "target": night.config.index.recall_target, "k": night.config.index.recall_k}
+        "index": {**indexed, "target": context.config.index.recall_target, "k": context.config.index.recall_k}
         if indexed
         else None,
         "questions": evaluated["questions"] if evaluated else None,
-        "quality": _quality(night, evaluated, champion) if evaluated and evaluated["questions"] else None,
-        "similarity": _similarity(challenger, night.config.index.sample) if challenger else None,
-        "exposure": _exposure(challenger, night.config.index.sample) if challenger else None,
+        "quality": _quality(context, evaluated, champion) if evaluated and evaluated["questions"] else None,
+        "similarity": _similarity(challenger, context.config.index.sample) if challenger else None,
+        "exposure": _exposure(challenger, context.config.index.sample) if challenger else None,
         "map": _map(challenger) if challenger else None,
-        **_compared(challenger, champion, night.config.index.sample),
-        "online": _online(night),
-        "settings": _settings(champion.manifest.config, night.config.shaping()) if champion else None,
+        **_compared(challenger, champion, context.config.index.sample),
+        "online": _online(context),
+        "settings": _settings(champion.manifest.config, context.config.shaping()) if champion else None,
         "nights": [
             {key: report[key] for key in ("run_id", "when", "outcome")} | {TARGET_METRIC: _reached(report)}
-            for report in earlier_nights(night.config.workspace, run.run_id)[:NIGHTS]
+            for report in earlier_nights(context.config.workspace, run.run_id)[:NIGHTS]
         ],
     }
 
@@ -164,45 +164,45 @@ def _reached(report: Mapping[str, Any]) -> float | None:
     return quality["last_item"]["tonight"][TARGET_METRIC] if quality else None
 
 
-def _loaded(night: Night, release_id: str | None) -> Release | None:
+def _loaded(context: RunContext, release_id: str | None) -> Release | None:
     """A release of this machine, None where it is not here or of no use: that is for the gate to judge."""
     try:
-        return Release.load(night.releases / release_id) if release_id else None
+        return Release.load(context.config.workspace / "releases" / release_id) if release_id else None
     except ReleaseError:
         return None
 
 
-def _online(night: Night) -> dict[str, Any] | None:
+def _online(context: RunContext) -> dict[str, Any] | None:
     """What the feedback says, or why it says nothing; None without feedback."""
-    pattern = night.config.data.feedback
+    pattern = context.config.data.feedback
     if pattern is None:
         return None
     try:
-        return feedback.by_release(pattern, night.config.prepare.rows_per_unit)
+        return feedback.by_release(pattern, context.config.prepare.rows_per_unit)
     except RecsysError as error:
         return {"releases": [], "unusable": 0, "error": str(error)}
 
 
-def _quality(night: Night, evaluated: Mapping[str, Any], champion: Release | None) -> dict[str, Any]:
+def _quality(context: RunContext, evaluated: Mapping[str, Any], champion: Release | None) -> dict[str, Any]:
     """Figures of tonight's release, of the champion on the same questions, and of the baselines; by look-up."""
     found: dict[str, Any] = {}
-    holdout = train.load_split(night).holdout("test", night.config.evaluate.users) if champion else None
-    catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
+    holdout = train.load_split(context.run).holdout("test", context.config.evaluate.users) if champion else None
+    catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
     for look_up in LOOK_UPS:
         measured = evaluated if look_up == "last_item" else evaluated["history"]
         models = {"tonight": measured["model"]}
         if champion and holdout is not None:
-            models["champion"] = _asked_today(night, champion, catalog, holdout, look_up)
+            models["champion"] = _asked_today(context, champion, catalog, holdout, look_up)
         baselines = sorted(measured["baselines"].items(), key=lambda named: -named[1][TARGET_METRIC])
         found[look_up] = models | dict(baselines)
     return found
 
 
 def _asked_today(
-    night: Night, champion: Release, catalog: Catalog, holdout: Holdout, look_up: LookUp
+    context: RunContext, champion: Release, catalog: Catalog, holdout: Holdout, look_up: LookUp
 ) -> dict[str, Any]:
     """What the champion answers to tonight's questions; one about items that it does not hold is a miss."""
-    config = night.config.evaluate
+    config = context.config.evaluate
     # tonight's number -> the champion's; padding, the last, stays padding
     numbers = np.append(champion.catalog.numbers(catalog.item_ids, missing=-1), np.int32(-1))
     asked = queries(holdout, look_up, champion.manifest.recency, config)

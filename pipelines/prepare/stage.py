@@ -17,7 +17,6 @@ Every row read is used, filtered by a rule, or a dead letter with its reason; th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,20 @@ import polars as pl
 
 from pipelines.beam import runner
 from pipelines.context import readers as io
-from pipelines.context.run_context import Night, command, main
+from pipelines.context.input_files import InputFiles
+from pipelines.context.progress import Progress
 from pipelines.prepare import phases as preparing
 from pipelines.prepare import row_account as account
 from pipelines.prepare.phases import Job
 from pipelines.reports import data_report as data_page
+from recsys.config.sections import Config
 from recsys.data import item_users as audience
 from recsys.data.catalog import fingerprint
 from recsys.data.splits import DAY_S, cut
 from recsys.data.validation import LATER, UNWEIGHED
 from recsys.errors import InputError
 from recsys.release.bundle import AUDIENCE, CATALOG
+from recsys.release.runs import Run
 
 STAGE = "prepare"
 SEQUENCES, PAIRS, LABELED, DEAD_LETTERS = "sequences", "pairs", "labeled.parquet", "dead_letters.parquet"
@@ -49,20 +51,20 @@ MIN_ITEMS = MIN_USERS = 2
 REPEAT = "repeats the user's previous item"
 
 
-def prepare(night: Night) -> dict[str, Any]:
+def prepare(config: Config, run: Run, inputs: InputFiles, progress: Progress) -> dict[str, Any]:
     """Do the stage if it is not done, and return its manifest.
 
     Raises:
         InputError: a file cannot be used, or holds too little to learn from.
         StageError: more dead letters than the config allows, or an account that does not add up.
     """
-    if night.run.done(STAGE):
-        return night.run.manifest(STAGE)
+    if run.done(STAGE):
+        return run.manifest(STAGE)
     with (
-        night.report.stage(STAGE) as advance,
-        night.run.stage(STAGE, str(night.config.prepare.rows_per_unit)) as (folder, manifest),
+        progress.stage(STAGE) as advance,
+        run.stage(STAGE, str(config.prepare.rows_per_unit)) as (folder, manifest),
     ):
-        job = plan(night, folder)
+        job = plan(config, inputs, folder)
         logs, shards = [unit.number for unit in job.interactions], list(range(job.shards))
         phases = [
             job.phase("check", logs, preparing.check),
@@ -74,29 +76,29 @@ def prepare(night: Night) -> dict[str, Any]:
             job.phase("merge", shards, preparing.merge),
             job.phase("label", [0], preparing.label),
         ]
-        runner.run([phase for phase in phases if phase.units], night.config.beam, advance)
+        runner.run([phase for phase in phases if phase.units], config.beam, advance)
         manifest.update(commit(job, folder))
-        data_page.write(night, folder, manifest, SEQUENCES)
+        data_page.write(config, run, folder, manifest, SEQUENCES)
         counted = manifest["account"]["interactions"]
         advance(
             1, 1, f"{counted['read']:,} interactions, {manifest['num_items']:,} items, {manifest['num_pairs']:,} pairs"
         )
-    return night.run.manifest(STAGE)
+    return run.manifest(STAGE)
 
 
-def plan(night: Night, out: Path) -> Job:
+def plan(config: Config, inputs: InputFiles, out: Path) -> Job:
     """Cut the input into units and choose the number of shards."""
     work = out / WORK
     shutil.rmtree(out / SPENT, ignore_errors=True)
-    rows_per_unit = night.config.prepare.rows_per_unit
+    rows_per_unit = config.prepare.rows_per_unit
     interactions, items, labeled = (
-        io.plan(sources, rows_per_unit) for sources in (night.interactions, night.items, night.labeled)
+        io.plan(sources, rows_per_unit) for sources in (inputs.interactions, inputs.items, inputs.labeled_pairs)
     )
     for folder in (work, out / SEQUENCES, out / PAIRS):
         folder.mkdir(exist_ok=True)
     most = max(sum(unit.rows for unit in units) for units in (interactions, items))
     results = out / SEQUENCES, out / PAIRS, out / LABELED
-    return Job(night.config, interactions, items, labeled, work, *results, max(1, round(most / rows_per_unit)))
+    return Job(config, interactions, items, labeled, work, *results, max(1, round(most / rows_per_unit)))
 
 
 def commit(job: Job, out: Path) -> dict[str, Any]:
@@ -184,12 +186,3 @@ def _copied_days(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
         for day, counted in entry["copies"].items():
             days[day] = [before + more for before, more in zip(days.get(day, [0, 0]), counted, strict=True)]
     return {day: {"rows": rows, "copies": copies} for day, (rows, copies) in sorted(days.items()) if copies}
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself."""
-    return command(STAGE, (__doc__ or "").splitlines()[0], prepare, argv)
-
-
-if __name__ == "__main__":
-    main(run)

@@ -14,28 +14,29 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.context.run_context import Night
 from pipelines.reports import html as page
+from recsys.config.sections import Config
 from recsys.data import profile as data_report
 from recsys.data.snapshot import Snapshot
 from recsys.release.bundle import CATALOG
-from recsys.release.runs import MANIFEST
+from recsys.release.runs import MANIFEST, Run
 
 REPORT, PAGE = "data_report.json", "data_report.html"
 MAX_BARS = 120
 """Bars that a chart may have before days are put together."""
 
 
-def write(night: Night, folder: Path, manifest: Mapping[str, Any], sequences: str) -> None:
+def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], sequences: str) -> None:
     """Write report and page into the folder of a prepare stage that is about to be finished.
 
     Args:
-        night: whose data it is.
+        config: of the run.
+        run: whose data it is.
         folder: with the catalog, and the parts of the sequences in its folder `sequences`.
         manifest: of the stage.
         sequences: name of that folder.
     """
-    items = night.config.items
+    items = config.items
 
     def counted(folder: Path, manifest: Mapping[str, Any]) -> Snapshot:
         return Snapshot.count(folder / CATALOG, [folder / sequences / part for part in manifest["sequences"]], items)
@@ -43,16 +44,16 @@ def write(night: Night, folder: Path, manifest: Mapping[str, Any], sequences: st
     now = counted(folder, manifest)
     report = {
         "format": data_report.FORMAT,
-        "run_id": night.run.run_id,
-        "data_snapshot": night.run.data_snapshot,
+        "run_id": run.run_id,
+        "data_snapshot": run.data_snapshot,
         "account": manifest["account"],
         **data_report.describe(now),
         "previous": None,
         "unreadable": [],
     }
-    for earlier in finished(night.config.workspace):
+    for earlier in finished(config.workspace):
         try:
-            if json.loads((earlier / REPORT).read_text(encoding="utf-8"))["data_snapshot"] == night.run.data_snapshot:
+            if json.loads((earlier / REPORT).read_text(encoding="utf-8"))["data_snapshot"] == run.data_snapshot:
                 continue  # the same data with other settings
             known = json.loads((earlier / MANIFEST).read_text(encoding="utf-8"))
             before = counted(earlier, known)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pipelines.context.run_context import Night, command, main
+from pipelines.context.progress import Progress
 from pipelines.stages import embed, train
+from recsys.config.sections import Config
 from recsys.evaluation import calibration
 from recsys.evaluation import calibration_fit as calibrating
 from recsys.evaluation.calibration import Calibration
@@ -16,11 +16,12 @@ from recsys.evaluation.calibration_fit import MIN_PAIRS, Judged
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.release.bundle import CALIBRATION, EMBEDDINGS
+from recsys.release.runs import Run
 
 STAGE = "calibrate"
 
 
-def calibrate(night: Night) -> dict[str, Any]:
+def calibrate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     """Do the stage if it is not done, and return its manifest.
 
     Too few pairs stop no night: then the release has no calibration, and the manifest says why.
@@ -28,12 +29,11 @@ def calibrate(night: Night) -> dict[str, Any]:
     Raises:
         StageError: embed was not run.
     """
-    if night.run.done(STAGE):
-        return night.run.manifest(STAGE)
-    vectors = embeddings.load(night.run.path(embed.STAGE, EMBEDDINGS))
-    config = night.config
-    with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (folder, manifest):
-        judged = judged_pairs(night)
+    if run.done(STAGE):
+        return run.manifest(STAGE)
+    vectors = embeddings.load(run.path(embed.STAGE, EMBEDDINGS))
+    with progress.stage(STAGE) as advance, run.stage(STAGE) as (folder, manifest):
+        judged = judged_pairs(config, run)
         advance(0, 1, f"{len(judged.same):,} pairs")
         similarities = calibration.similarities(
             DISTANCES[config.tower.distance], vectors[judged.first], vectors[judged.second]
@@ -52,22 +52,21 @@ def calibrate(night: Night) -> dict[str, Any]:
             manifest.update(fitted.model_dump(mode="json", exclude={"similarities", "probabilities"}))
         calibration.save(fitted, folder / CALIBRATION, reason)
         advance(1, 1, _summary(fitted) if fitted else f"none: {reason}")
-    return night.run.manifest(STAGE)
+    return run.manifest(STAGE)
 
 
-def judged_pairs(night: Night) -> Judged:
+def judged_pairs(config: Config, run: Run) -> Judged:
     """The pairs to fit and measure on: here alone a stage decides where judgments come from.
 
     Where people judged, it is the part of their pairs that no fit saw; else it is what users did last.
     """
-    config = night.config
-    if night.labeled:
-        _, held_out = train.load_labeled(night)
+    if config.data.labeled_pairs:
+        _, held_out = train.load_labeled(run, config.train.seed)
         rng = np.random.default_rng(config.train.seed)
         heaps = [rng.permutation(np.flatnonzero(heap)) for heap in (held_out.same, ~held_out.same)]
         rows = np.concatenate([heap[: config.calibrate.pairs] for heap in heaps])
         return Judged(held_out.first[rows], held_out.second[rows], held_out.same[rows])
-    holdout = train.load_split(night).holdout("test", config.calibrate.pairs, config.train.seed)
+    holdout = train.load_split(run).holdout("test", config.calibrate.pairs, config.train.seed)
     return calibrating.sample(holdout, config.train.seed)
 
 
@@ -79,12 +78,3 @@ def _summary(fitted: Calibration) -> str:
         f"calibration error {fitted.expected_calibration_error.value:.4f} on {fitted.measured_pairs:,} pairs, "
         f"AUC {fitted.auc:.4f}{accuracy}"
     )
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself."""
-    return command(STAGE, (__doc__ or "").splitlines()[0], calibrate, argv)
-
-
-if __name__ == "__main__":
-    main(run)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,16 +19,16 @@ import numpy as np
 import polars as pl
 
 from pipelines.beam import runner
-from pipelines.context.progress import Advance
-from pipelines.context.run_context import Night, command, main
+from pipelines.context.progress import Advance, Progress
 from pipelines.prepare import stage as prepare
 from pipelines.stages import train
-from recsys.config.sections import BeamConfig, EmbedConfig
+from recsys.config.sections import BeamConfig, Config, EmbedConfig
 from recsys.features.encoding import Features, Inputs
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
 from recsys.release.bundle import CATALOG, EMBEDDINGS, FEATURES, TOWER
+from recsys.release.runs import Run
 
 STAGE = "embed"
 
@@ -49,36 +49,36 @@ class Job:
         return self.work / f"embed-{unit:05d}"
 
 
-def embed(night: Night) -> dict[str, Any]:
+def embed(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     """Do the stage if it is not done, and return its manifest.
 
     Raises:
         StageError: train was not run.
         InputError: the tower gives vectors that are not finite or not of length 1.
     """
-    if night.run.done(STAGE):
-        return night.run.manifest(STAGE)
-    num_items = night.run.manifest(prepare.STAGE)["num_items"]
-    catalog = night.run.path(prepare.STAGE, CATALOG)
-    tower, features = night.run.path(train.STAGE, TOWER), night.run.path(train.STAGE, FEATURES)
+    if run.done(STAGE):
+        return run.manifest(STAGE)
+    num_items = run.manifest(prepare.STAGE)["num_items"]
+    catalog = run.path(prepare.STAGE, CATALOG)
+    tower, features = run.path(train.STAGE, TOWER), run.path(train.STAGE, FEATURES)
     with (
-        night.report.stage(STAGE) as advance,
-        night.run.stage(STAGE, str(night.config.embed.items_per_unit)) as (folder, manifest),
+        progress.stage(STAGE) as advance,
+        run.stage(STAGE, str(config.embed.items_per_unit)) as (folder, manifest),
     ):
         work = folder / ".work"
         work.mkdir(exist_ok=True)
-        job = Job(night.config.embed, catalog, tower, features, work, folder / EMBEDDINGS)
-        embed_items(job, num_items, night.config.tower.dimension, night.config.beam, advance)
+        job = Job(config.embed, catalog, tower, features, work, folder / EMBEDDINGS)
+        embed_items(job, num_items, config.tower.dimension, config.beam, advance)
         shutil.rmtree(work)
-        embeddings.check(embeddings.load(job.out), num_items, distance=DISTANCES[night.config.tower.distance])
+        embeddings.check(embeddings.load(job.out), num_items, distance=DISTANCES[config.tower.distance])
         new = pl.read_parquet(catalog, columns=["interactions"]).filter(pl.col("interactions") == 0).height
         manifest |= {
             "num_items": num_items,
-            "dimension": night.config.tower.dimension,
+            "dimension": config.tower.dimension,
             "items_without_interactions": new,
         }
         advance(1, 1, f"{num_items:,} items, {new:,} of them without interactions")
-    return night.run.manifest(STAGE)
+    return run.manifest(STAGE)
 
 
 def embed_items(job: Job, num_items: int, dimension: int, config: BeamConfig, advance: Advance) -> None:
@@ -113,12 +113,3 @@ def _encoder(tower: Path, features: Path, batch_size: int) -> tuple[Features, Ca
     from recsys.model import tower as towers  # noqa: PLC0415 - TensorFlow takes seconds
 
     return Features.load(features), towers.encoder(towers.load(tower), batch_size)
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself."""
-    return command(STAGE, (__doc__ or "").splitlines()[0], embed, argv)
-
-
-if __name__ == "__main__":
-    main(run)

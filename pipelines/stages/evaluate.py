@@ -7,16 +7,15 @@ validation target; all test figures come from what is known before the test targ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pipelines.context.run_context import Night, command, main
+from pipelines.context.progress import Progress
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed, train
 from pipelines.stages import index as indexing
-from recsys.config.sections import PrepareConfig
+from recsys.config.sections import Config, PrepareConfig
 from recsys.data import pairs
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Split, Target
@@ -30,11 +29,12 @@ from recsys.index import annoy_index as annoy
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.release.bundle import CATALOG, EMBEDDINGS
+from recsys.release.runs import Run
 
 STAGE = "evaluate"
 
 
-def evaluate(night: Night) -> dict[str, Any]:
+def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     """Do the stage if it is not done, and return its manifest: the figures.
 
     `model` and `baselines` are of look-ups from the last item, the same below `history` of look-ups from a
@@ -43,17 +43,16 @@ def evaluate(night: Night) -> dict[str, Any]:
     Raises:
         StageError: index was not run.
     """
-    if night.run.done(STAGE):
-        return night.run.manifest(STAGE)
-    vectors = embeddings.load(night.run.path(embed.STAGE, EMBEDDINGS))
-    search_k = night.run.manifest(indexing.STAGE)["search_k"]
-    distance = DISTANCES[night.config.tower.distance]
-    index = annoy.load(night.run.path(indexing.STAGE), indexing.shards(night), vectors, search_k, distance=distance)
-    trained = night.run.manifest(train.STAGE)
-    config = night.config.evaluate
-    with night.report.stage(STAGE) as advance, night.run.stage(STAGE) as (_, manifest):
-        split = train.load_split(night)
-        catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
+    if run.done(STAGE):
+        return run.manifest(STAGE)
+    vectors = embeddings.load(run.path(embed.STAGE, EMBEDDINGS))
+    search_k = run.manifest(indexing.STAGE)["search_k"]
+    distance = DISTANCES[config.tower.distance]
+    index = annoy.load(run.path(indexing.STAGE), indexing.shards(config, run), vectors, search_k, distance=distance)
+    trained = run.manifest(train.STAGE)
+    with progress.stage(STAGE) as advance, run.stage(STAGE) as (_, manifest):
+        split = train.load_split(run)
+        catalog = Catalog.load(run.path(prepare.STAGE, CATALOG))
         step = 0
 
         def on_model(note: str) -> None:
@@ -61,21 +60,26 @@ def evaluate(night: Night) -> dict[str, Any]:
             advance(step, 2 * len(rivals), note)
             step += 1
 
-        rivals = fitted_before("validation", night, split, catalog)
-        validation = split.holdout("validation", config.users)
-        chosen = comparison.choose(rivals, validation, config, on_model)
-        test = split.holdout("test", config.users)
+        rivals = fitted_before("validation", config, run, split, catalog)
+        validation = split.holdout("validation", config.evaluate.users)
+        chosen = comparison.choose(rivals, validation, config.evaluate, on_model)
+        test = split.holdout("test", config.evaluate.users)
         popularity = catalog.frame["interactions"].to_numpy()
         measured = comparison.measure(
-            fitted_before("test", night, split, catalog), chosen, test, popularity, config, on_model=on_model
+            fitted_before("test", config, run, split, catalog),
+            chosen,
+            test,
+            popularity,
+            config.evaluate,
+            on_model=on_model,
         )
         model = {}
         for look_up in LOOK_UPS:
-            asked = comparison.queries(test, look_up, trained["recency"], config)
-            model[look_up] = report(index, asked, test.targets, popularity, config.resamples)
+            asked = comparison.queries(test, look_up, trained["recency"], config.evaluate)
+            model[look_up] = report(index, asked, test.targets, popularity, config.evaluate.resamples)
         manifest |= {
             "target": "test",
-            "split": config.split,
+            "split": config.evaluate.split,
             "questions": len(test),
             "model": model["last_item"],
             "baselines": measured["last_item"],
@@ -102,15 +106,15 @@ def evaluate(night: Night) -> dict[str, Any]:
             advance(1, 1, f"NDCG@20 {model['last_item'][TARGET_METRIC]:.4f}, best baseline {best} {others[best]:.4f}")
         else:
             advance(1, 1, "no user with enough interactions to evaluate")
-    return night.run.manifest(STAGE)
+    return run.manifest(STAGE)
 
 
-def fitted_before(target: Target, night: Night, split: Split, catalog: Catalog) -> Families:
+def fitted_before(target: Target, config: Config, run: Run, split: Split, catalog: Catalog) -> Families:
     """The baselines, to be fitted on what is known before a target."""
-    config, weight, num_items = night.config, train.BEFORE[target], len(catalog)
+    weight, num_items = train.BEFORE[target], len(catalog)
     touched = touched_before(split, target, num_items)
     counted = {
-        (config.prepare.window, config.prepare.decay): train.load_pairs(night, weight, num_items).matrix(),
+        (config.prepare.window, config.prepare.decay): train.load_pairs(run, weight, num_items).matrix(),
     }
     if len(split.sequences.items) <= config.evaluate.windows_up_to:
         alike = np.ones(len(split.sequences.items), np.float32)
@@ -120,12 +124,3 @@ def fitted_before(target: Target, night: Night, split: Split, catalog: Catalog) 
             counted.setdefault((window, decay), pairs.matrix(found, num_items, weight))
     attributes = bags.of(catalog.frame, config.items)
     return families(touched, counted, attributes, touched.sum(axis=0), config.evaluate)
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself."""
-    return command(STAGE, (__doc__ or "").splitlines()[0], evaluate, argv)
-
-
-if __name__ == "__main__":
-    main(run)

@@ -5,23 +5,23 @@ A unit is a shard of the index: one file, over a range of items. An ordinary cat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.beam import runner
-from pipelines.context.run_context import Night, command, main
+from pipelines.context.progress import Progress
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
-from recsys.config.sections import IndexConfig
+from recsys.config.sections import Config, IndexConfig
 from recsys.data.storage import atomic_write
 from recsys.index import annoy_index as annoy
 from recsys.index import embeddings
 from recsys.index.annoy_index import Shard
 from recsys.index.distances import DISTANCES
 from recsys.release.bundle import EMBEDDINGS
+from recsys.release.runs import Run
 
 STAGE = "index"
 
@@ -41,23 +41,23 @@ class Job:
         return self.folder / self.shards[unit].file
 
 
-def index(night: Night) -> dict[str, Any]:
+def index(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     """Do the stage if it is not done, and return its manifest.
 
     Raises:
         StageError: embed was not run, or the recall stays below the floor.
     """
-    if night.run.done(STAGE):
-        return night.run.manifest(STAGE)
-    origin = night.run.path(embed.STAGE, EMBEDDINGS)
-    vectors, cut = embeddings.load(origin), shards(night)
-    config, distance = night.config.index, night.config.tower.distance
-    with night.report.stage(STAGE) as advance, night.run.stage(STAGE, str(len(cut))) as (folder, manifest):
-        advance(0, len(cut), f"{config.n_trees} trees")
-        job = Job(config, distance, origin, cut, folder)
+    if run.done(STAGE):
+        return run.manifest(STAGE)
+    origin = run.path(embed.STAGE, EMBEDDINGS)
+    vectors, cut = embeddings.load(origin), shards(config, run)
+    distance = config.tower.distance
+    with progress.stage(STAGE) as advance, run.stage(STAGE, str(len(cut))) as (folder, manifest):
+        advance(0, len(cut), f"{config.index.n_trees} trees")
+        job = Job(config.index, distance, origin, cut, folder)
         units = list(range(len(cut)))
-        runner.run([runner.Phase(STAGE, units, partial(build_shard, job), job.file)], night.config.beam, advance)
-        built = annoy.load(folder, cut, vectors, config.recall_k, distance=DISTANCES[distance])
+        runner.run([runner.Phase(STAGE, units, partial(build_shard, job), job.file)], config.beam, advance)
+        built = annoy.load(folder, cut, vectors, config.index.recall_k, distance=DISTANCES[distance])
         tries = 0
 
         def on_try(search_k: int, recall: float) -> None:
@@ -65,16 +65,16 @@ def index(night: Night) -> dict[str, Any]:
             tries += 1
             advance(tries, None, f"search_k {search_k}: recall {recall:.4f}")
 
-        tuned = annoy.tune(built, vectors, config, on_try)
+        tuned = annoy.tune(built, vectors, config.index, on_try)
         manifest |= {"shards": len(cut), "search_k": tuned.search_k, "recall": tuned.recall, "curve": tuned.curve}
         files = "" if len(cut) == 1 else f" in each of {len(cut)} files"
-        advance(1, 1, f"recall@{config.recall_k} {tuned.recall:.4f} at search_k {tuned.search_k}{files}")
-    return night.run.manifest(STAGE)
+        advance(1, 1, f"recall@{config.index.recall_k} {tuned.recall:.4f} at search_k {tuned.search_k}{files}")
+    return run.manifest(STAGE)
 
 
-def shards(night: Night) -> list[Shard]:
-    """The files of this night's index."""
-    return annoy.cut(night.run.manifest(prepare.STAGE)["num_items"], night.config.index.shard_items)
+def shards(config: Config, run: Run) -> list[Shard]:
+    """The files of the index."""
+    return annoy.cut(run.manifest(prepare.STAGE)["num_items"], config.index.shard_items)
 
 
 def build_shard(job: Job, unit: int) -> None:
@@ -83,12 +83,3 @@ def build_shard(job: Job, unit: int) -> None:
     vectors = embeddings.load(job.embeddings)[shard.start : shard.stop]
     with atomic_write(job.file(unit)) as draft:
         annoy.build(vectors, job.config, draft, distance=DISTANCES[job.distance])
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself."""
-    return command(STAGE, (__doc__ or "").splitlines()[0], index, argv)
-
-
-if __name__ == "__main__":
-    main(run)

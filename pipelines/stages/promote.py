@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.context.run_context import Night, command, main
+from pipelines.context.progress import Progress
+from pipelines.context.run_tracking import RunTracking
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
 from pipelines.stages import evaluate
 from pipelines.stages.train import load_split
+from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
 from recsys.data.storage import atomic_write
 from recsys.errors import RefusedError, ReleaseError
@@ -32,12 +33,13 @@ from recsys.release import gate, promotion
 from recsys.release.bundle import CATALOG, FEATURES, TOWER, Release
 from recsys.release.check import Check, at_least, from_data, skipped
 from recsys.release.mlflow_registry import VERDICT_TAG, Version
+from recsys.release.runs import Run
 
 STAGE = "promote"
 REPORT = "gate.json"
 
 
-def promote(night: Night) -> dict[str, Any]:
+def promote(config: Config, run: Run, progress: Progress, tracking: RunTracking) -> dict[str, Any]:
     """Ask the gate, once for each release, champion and limits, and move the alias.
 
     A release that was in service before is not put there again by repeating its night: somebody rolled it back.
@@ -51,12 +53,12 @@ def promote(night: Night) -> dict[str, Any]:
         RefusedError: the gate says no, now or when it was asked before.
         ReleaseError: the release cannot be loaded.
     """
-    with night.report.stage(STAGE) as advance, promotion.locked(night.config.workspace):
-        release = Release.load(night.releases / night.run.run_id)
-        version = night.tracker.register(night.mlflow_run, release)
-        promotion.complete(night.tracker)
-        champion = night.tracker.champion()
-        decision = _decision(night, release, version, champion)
+    with progress.stage(STAGE) as advance, promotion.locked(config.workspace):
+        release = Release.load(config.workspace / "releases" / run.run_id)
+        version = tracking.tracker.register(tracking.mlflow_run, release)
+        promotion.complete(tracking.tracker)
+        champion = tracking.tracker.champion()
+        decision = _decision(config, run, tracking, release, version=version, champion=champion)
         checks = [from_data(saved) for saved in decision["checks"]]
         if not decision["passed"]:
             failed = [str(check) for check in checks if not check.passed]
@@ -65,10 +67,10 @@ def promote(night: Night) -> dict[str, Any]:
                 f"{len(checks)} failed: {'; '.join(failed)}. The champion stays "
                 f"{champion.release_id if champion else 'nobody'}. See docs/explanation/promotion.md."
             )
-        served = {event.after for event in promotion.events(night.tracker)}
+        served = {event.after for event in promotion.events(tracking.tracker)}
         if champion != version and release.release_id not in served:
-            why = f"night {night.run.run_id} passed the gate"
-            promotion.move(night.tracker, version, champion, action="promote", why=why, checks=decision["checks"])
+            why = f"night {run.run_id} passed the gate"
+            promotion.move(tracking.tracker, version, champion, action="promote", why=why, checks=decision["checks"])
             champion = version
         left_out = sum(check.verdict == "skipped" for check in checks)
         note = f"release {release.release_id} passed {len(checks) - left_out} checks, {left_out} were skipped"
@@ -78,36 +80,44 @@ def promote(night: Night) -> dict[str, Any]:
     return {**decision, "promoted": champion == version}
 
 
-def _decision(night: Night, release: Release, version: Version, champion: Version | None) -> dict[str, Any]:
+def _decision(
+    config: Config,
+    run: Run,
+    tracking: RunTracking,
+    release: Release,
+    *,
+    version: Version,
+    champion: Version | None,
+) -> dict[str, Any]:
     """What the gate says of a release; what it said, where nothing that it looks at has changed."""
-    limits = hashlib.sha256(night.config.promote.model_dump_json().encode()).hexdigest()[:12]
+    limits = hashlib.sha256(config.promote.model_dump_json().encode()).hexdigest()[:12]
     asked = {"champion": champion.release_id if champion else None, "limits": limits}
-    known = night.tracker.version_tags(version).get(VERDICT_TAG)
+    known = tracking.tracker.version_tags(version).get(VERDICT_TAG)
     decision: dict[str, Any] = json.loads(known) if known else {}
     if champion == version or {key: decision.get(key) for key in asked} == asked:
         if decision:
             return decision
         asked["champion"] = None  # it is in service, and nothing is left of what it was compared with
         champion = None
-    checks = _ask(night, release, champion)
+    checks = _ask(config, run, tracking, release, champion)
     passed = all(check.passed for check in checks)
     decision = {**asked, "passed": passed, "checks": [check.as_data() for check in checks]}
-    night.log_metrics({f"gate_{check.name}": check.value for check in checks if check.value is not None})
-    report = night.run.folder / REPORT
+    tracking.metrics.log({f"gate_{check.name}": check.value for check in checks if check.value is not None})
+    report = run.folder / REPORT
     with atomic_write(report) as draft:
         draft.write_text(json.dumps(decision, indent=2) + "\n", encoding="utf-8")
-    night.tracker.log_artifact(night.mlflow_run, report, "gate")
-    night.tracker.tag_version(version, {VERDICT_TAG: json.dumps(decision)})
+    tracking.tracker.log_artifact(tracking.mlflow_run, report, "gate")
+    tracking.tracker.tag_version(version, {VERDICT_TAG: json.dumps(decision)})
     return decision
 
 
-def _ask(night: Night, challenger: Release, champion: Version | None) -> list[Check]:
+def _ask(config: Config, run: Run, tracking: RunTracking, challenger: Release, champion: Version | None) -> list[Check]:
     """Every check there is, in the order in which a night comes about."""
-    config, limits = night.config, night.config.promote
-    catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
-    in_service, loaded = _in_service(night, champion)
-    report = json.loads(night.run.path(prepare.STAGE, data_page.REPORT).read_text(encoding="utf-8"))
-    copies = night.run.manifest(prepare.STAGE)["copied_days"]
+    limits = config.promote
+    catalog = Catalog.load(run.path(prepare.STAGE, CATALOG))
+    in_service, loaded = _in_service(config, tracking, champion)
+    report = json.loads(run.path(prepare.STAGE, data_page.REPORT).read_text(encoding="utf-8"))
+    copies = run.manifest(prepare.STAGE)["copied_days"]
     rng = np.random.default_rng([config.index.seed, 1])  # not the items that the index was tuned by
     items = np.sort(rng.choice(len(challenger.catalog), min(config.index.sample, len(challenger.catalog)), False))
     sample = items.astype(np.int32)
@@ -118,21 +128,21 @@ def _ask(night: Night, challenger: Release, champion: Version | None) -> list[Ch
         *data_checks.champion_checks(
             report,
             catalog,
-            _report_of(night, in_service),
+            _report_of(run, tracking, in_service),
             in_service.catalog if in_service else None,
             config.items,
             config=limits,
         ),
         *gate.embedding_checks(challenger, catalog, limits),
-        gate.tower_check(challenger, sample, _embedded(night, challenger, sample)),
+        gate.tower_check(challenger, sample, _embedded(config, challenger, sample)),
         *gate.index_checks(challenger, sample, config.index.recall_floor),
         promotion.answers_check(challenger),
         loaded,
         *gate.quality_checks(
             challenger,
             in_service,
-            _questions(night, catalog),
-            floor=_floor(night),
+            _questions(config, run, catalog),
+            floor=_floor(config, run),
             config=limits,
             resamples=config.evaluate.resamples,
         ),
@@ -141,32 +151,32 @@ def _ask(night: Night, challenger: Release, champion: Version | None) -> list[Ch
     ]
 
 
-def _in_service(night: Night, champion: Version | None) -> tuple[Release | None, Check]:
+def _in_service(config: Config, tracking: RunTracking, champion: Version | None) -> tuple[Release | None, Check]:
     """The champion to compare with. One that this program cannot read is no reason to replace it unseen."""
     name = "champion_loads"
     if champion is None:
         return None, skipped(name, "no champion")
     try:
-        return Release.load(night.tracker.fetch(champion, night.releases)), at_least(name, 1, 1)
+        return Release.load(tracking.tracker.fetch(champion, config.workspace / "releases")), at_least(name, 1, 1)
     except ReleaseError as error:
         return None, at_least(name, 0, 1, str(error))
 
 
-def _report_of(night: Night, release: Release | None) -> dict[str, Any] | None:
+def _report_of(run: Run, tracking: RunTracking, release: Release | None) -> dict[str, Any] | None:
     """The data report of a release's night: of this workspace, else from MLflow; None where it is lost."""
     if release is None:
         return None
-    here = night.run.folder.parent / release.release_id / prepare.STAGE / data_page.REPORT
+    here = run.folder.parent / release.release_id / prepare.STAGE / data_page.REPORT
     if here.exists():
         text: str | None = here.read_text(encoding="utf-8")
     else:
         kept = release.manifest.mlflow_run
-        text = night.tracker.read_artifact(kept, f"{prepare.STAGE}/{data_page.REPORT}") if kept else None
+        text = tracking.tracker.read_artifact(kept, f"{prepare.STAGE}/{data_page.REPORT}") if kept else None
     return json.loads(text) if text else None
 
 
-def _questions(night: Night, catalog: Catalog) -> gate.Questions:
-    holdout = load_split(night).holdout("test", night.config.evaluate.users)
+def _questions(config: Config, run: Run, catalog: Catalog) -> gate.Questions:
+    holdout = load_split(run).holdout("test", config.evaluate.users)
     ids = catalog.item_ids
     return gate.Questions(
         [ids[number] for number in holdout.queries],
@@ -175,29 +185,19 @@ def _questions(night: Night, catalog: Catalog) -> gate.Questions:
     )
 
 
-def _floor(night: Night) -> float | None:
+def _floor(config: Config, run: Run) -> float | None:
     """What the quality may not fall below; a tower of judged pairs need not foretell what users touch."""
-    config = night.config
     if config.promote.quality_floor is not None or config.data.labeled_pairs is not None:
         return config.promote.quality_floor
-    popularity = night.run.manifest(evaluate.STAGE)["baselines"]["popularity"]
+    popularity = run.manifest(evaluate.STAGE)["baselines"]["popularity"]
     floor: float | None = popularity.get(TARGET_METRIC)
     return floor
 
 
-def _embedded(night: Night, release: Release, sample: NDArray[np.int32]) -> Vectors:
+def _embedded(config: Config, release: Release, sample: NDArray[np.int32]) -> Vectors:
     """Some items through the release's own tower."""
     from recsys.model import tower as towers  # noqa: PLC0415 - TensorFlow takes seconds
 
     features = Features.load(release.path / FEATURES)
-    encode = towers.encoder(towers.load(release.path / TOWER), night.config.embed.batch_size)
+    encode = towers.encoder(towers.load(release.path / TOWER), config.embed.batch_size)
     return encode(features.transform(release.catalog.frame[sample]))
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself."""
-    return command(STAGE, (__doc__ or "").splitlines()[0], promote, argv)
-
-
-if __name__ == "__main__":
-    main(run)

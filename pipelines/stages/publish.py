@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.context.run_context import Night, command, main
+from pipelines.context.progress import Progress
+from pipelines.context.run_tracking import RunTracking
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
 from pipelines.stages import calibrate, embed, evaluate, train
 from pipelines.stages import index as indexing
+from recsys.config.sections import Config
 from recsys.index.distances import DISTANCES
 from recsys.release import bundle as releases
 from recsys.release import remote as depot
 from recsys.release.bundle import Release
-from recsys.release.runs import MANIFEST
+from recsys.release.runs import MANIFEST, Run
 
 STAGE = "publish"
 
 
-def publish(night: Night) -> dict[str, Any]:
+def publish(config: Config, run: Run, progress: Progress, tracking: RunTracking) -> dict[str, Any]:
     """Write the release if it is not there, verify it, copy it to `data.releases`, and register it once.
 
     Raises:
@@ -30,30 +31,30 @@ def publish(night: Night) -> dict[str, Any]:
         InputError: `data.releases` is away, or refuses.
         TrackingError: MLflow does not take it.
     """
-    with night.report.stage(STAGE) as advance:
-        release = Release.load(_write(night))
+    with progress.stage(STAGE) as advance:
+        release = Release.load(_write(config, run, tracking))
         advance(1, 3, f"release {release.release_id}")
-        _log(night, release)
+        _log(run, tracking, release)
         advance(2, 3)
-        to = night.config.data.releases
+        to = config.data.releases
         put = {} if to is None else {"released_to": depot.put(release, to)}
-        version = night.tracker.register(night.mlflow_run, release)
-        advance(3, 3, f"release {release.release_id} is version {version.number} of {night.config.tracking.model}")
+        version = tracking.tracker.register(tracking.mlflow_run, release)
+        advance(3, 3, f"release {release.release_id} is version {version.number} of {config.tracking.model}")
     return {
         "release_id": release.release_id,
         "path": str(release.path),
-        "model": night.config.tracking.model,
+        "model": config.tracking.model,
         "version": version.number,
-        "mlflow_run": night.mlflow_run,
+        "mlflow_run": tracking.mlflow_run,
         **put,
     }
 
 
-def _write(night: Night) -> Path:
-    final = night.releases / night.run.run_id
+def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
+    final = config.workspace / "releases" / run.run_id
     if final.exists():
         return final
-    run, config, shards = night.run, night.config, indexing.shards(night)
+    shards = indexing.shards(config, run)
     made_by = {
         releases.CATALOG: prepare.STAGE,
         releases.AUDIENCE: prepare.STAGE,
@@ -66,7 +67,7 @@ def _write(night: Night) -> Path:
     sources = {name: run.path(stage, name) for name, stage in made_by.items()}
     sources[releases.EVALUATION] = run.path(evaluate.STAGE, MANIFEST)
     index, embedded = run.manifest(indexing.STAGE), run.manifest(embed.STAGE)
-    champion = night.tracker.champion()
+    champion = tracking.tracker.champion()
     manifest = {
         "release_id": run.run_id,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,13 +87,13 @@ def _write(night: Night) -> Path:
         "data_snapshot": run.data_snapshot,
         "code_version": run.code_version,
         "parent_release": champion.release_id if champion else None,
-        "mlflow_run": night.mlflow_run,
+        "mlflow_run": tracking.mlflow_run,
         "config": config.shaping(),
     }
-    return releases.write(sources, manifest, night.releases)
+    return releases.write(sources, manifest, final.parent)
 
 
-def _log(night: Night, release: Release) -> None:
+def _log(run: Run, tracking: RunTracking, release: Release) -> None:
     """Figures, accounts and what is needed to find the release again."""
     measured = release.evaluation
     figures: dict[str, float] = {}
@@ -100,40 +101,31 @@ def _log(night: Night, release: Release) -> None:
         figures |= {f"{prefix}{metric}": value for metric, value in _figures(look_up["model"]).items()}
         for name, values in look_up["baselines"].items():
             figures |= {f"{prefix}{name}_{metric}": value for metric, value in _figures(values).items()}
-    account = night.run.manifest(prepare.STAGE)["account"]
+    account = run.manifest(prepare.STAGE)["account"]
     for table, rows in account.items():
         figures |= {f"{table}_{key}": rows[key] for key in ("read", "used")}
         figures |= {f"{table}_{key}": sum(rows[key].values()) for key in ("filtered", "dead_letters")}
     figures |= {"index_recall": release.manifest.index_recall, "search_k": release.manifest.search_k}
     if release.calibration:
         figures["expected_calibration_error"] = release.calibration.expected_calibration_error.value
-    night.send_metrics()
-    night.log_metrics(figures)
-    night.tracker.log_tags(night.mlflow_run, {"recsys.release_id": release.release_id})
-    keep_data_report(night)
+    tracking.metrics.send_queued()
+    tracking.metrics.log(figures)
+    tracking.tracker.log_tags(tracking.mlflow_run, {"recsys.release_id": release.release_id})
+    keep_data_report(run, tracking)
 
 
-def keep_data_report(night: Night) -> None:
+def keep_data_report(run: Run, tracking: RunTracking) -> None:
     """Keep what `prepare` found with the MLflow run, once: also that of a night which does not come to publish.
 
     Raises:
         StageError: prepare was not run.
         TrackingError: MLflow does not take it.
     """
-    if not night.tracker.holds(night.mlflow_run, f"{prepare.STAGE}/{data_page.PAGE}"):
+    if not tracking.tracker.holds(tracking.mlflow_run, f"{prepare.STAGE}/{data_page.PAGE}"):
         for name in (prepare.DEAD_LETTERS, MANIFEST, data_page.REPORT, data_page.PAGE):
-            night.tracker.log_artifact(night.mlflow_run, night.run.path(prepare.STAGE, name), prepare.STAGE)
+            tracking.tracker.log_artifact(tracking.mlflow_run, run.path(prepare.STAGE, name), prepare.STAGE)
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float]:
     """What can be logged of an evaluation: not its intervals and strata."""
     return {name: value for name, value in values.items() if isinstance(value, float)}
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself."""
-    return command(STAGE, (__doc__ or "").splitlines()[0], publish, argv)
-
-
-if __name__ == "__main__":
-    main(run)

@@ -8,14 +8,16 @@ history is looked up; then one of so many passes on everything before the test t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipelines.context.run_context import Night, command, main
+from pipelines.context.metrics_log import MetricsLog
+from pipelines.context.progress import Progress
 from pipelines.prepare import stage as prepare
+from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
 from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.pairs import Pairs, Weight
@@ -33,6 +35,7 @@ from recsys.model.batches import Batches, HistoryBatches, LabeledBatches, PairBa
 from recsys.model.checkpoint import Checkpoint
 from recsys.release import remote as depot
 from recsys.release.bundle import CATALOG, FEATURES, TOWER
+from recsys.release.runs import Run
 
 if TYPE_CHECKING:
     from recsys.model.trainer import OnPass
@@ -48,17 +51,16 @@ BEFORE: dict[Target, Weight] = {"validation": "weight_before_validation", "test"
 """Which pairs are known before a target."""
 
 
-def train(night: Night) -> dict[str, Any]:
+def train(config: Config, run: Run, progress: Progress, metrics: MetricsLog) -> dict[str, Any]:
     """Do the stage if it is not done, and return its manifest.
 
     Raises:
         StageError: prepare was not run, there is nothing to train on, or training diverged.
         InputError: `data.warm_start` is no release, or of another shape.
     """
-    if night.run.done(STAGE):
-        return night.run.manifest(STAGE)
-    with night.report.stage(STAGE) as advance, night.run.stage(STAGE, "passes") as (folder, manifest):
-        config = night.config
+    if run.done(STAGE):
+        return run.manifest(STAGE)
+    with progress.stage(STAGE) as advance, run.stage(STAGE, "passes") as (folder, manifest):
 
         def on_tuning_pass(number: int, figures: dict[str, float]) -> None:
             score = figures.get(f"validation_{TARGET_METRIC}")
@@ -66,22 +68,22 @@ def train(night: Night) -> dict[str, Any]:
             advance(number, config.train.passes + config.train.history_passes, note)
             # the rest is in the manifest: a database that is asked for every figure takes longer than the pass
             shown = {name: value for name, value in figures.items() if "_at_" not in name or TARGET_METRIC in name}
-            night.log_metrics({f"train_{name}": value for name, value in shown.items()}, number)
+            metrics.log({f"train_{name}": value for name, value in shown.items()}, number)
 
         def on_final_pass(number: int, figures: dict[str, float]) -> None:
             advance(number, max(1, sum(best.passes.values())), f"final fit, loss {figures['loss']:.3f}")
-            night.log_metrics({"final_loss": figures["loss"]}, number)
+            metrics.log({"final_loss": figures["loss"]}, number)
 
         def on_new_pass(number: int, figures: dict[str, float]) -> None:
             advance(number, note=f"new items, loss {figures['loss']:.3f}")
 
         most = {"pairs": config.train.passes, "histories": config.train.history_passes}
         best = fit_before(
-            "validation", night, most, on_tuning_pass, on_new_pass=on_new_pass, checkpoints=folder / CHECKPOINTS
+            "validation", config, run, most, on_tuning_pass, on_new_pass=on_new_pass, checkpoints=folder / CHECKPOINTS
         )
-        judged = judge(night, best.vectors)
+        judged = judge(config, run, best.vectors)
         final = fit_before(
-            "test", night, best.passes, on_final_pass, recency=best.recency, on_new_pass=on_new_pass,
+            "test", config, run, best.passes, on_final_pass, recency=best.recency, on_new_pass=on_new_pass,
             checkpoints=folder / CHECKPOINTS,
         )  # fmt: skip
         shutil.rmtree(folder / CHECKPOINTS)
@@ -97,7 +99,7 @@ def train(night: Night) -> dict[str, Any]:
         )
         reached = judged["validation"].get("last_item", {}).get(TARGET_METRIC)
         advance(1, 1, f"{best.passes['pairs']} passes" + (f", validation NDCG@20 {reached:.4f}" if reached else ""))
-    return night.run.manifest(STAGE)
+    return run.manifest(STAGE)
 
 
 class Fitted(NamedTuple):
@@ -121,7 +123,8 @@ class Fitted(NamedTuple):
 
 def fit_before(
     target: Target,
-    night: Night,
+    config: Config,
+    run: Run,
     passes: Mapping[str, int],
     on_pass: OnPass,
     *,
@@ -142,13 +145,12 @@ def fit_before(
     from recsys.model import optimizer, tower  # noqa: PLC0415 - TensorFlow takes seconds
     from recsys.model import trainer as training  # noqa: PLC0415
 
-    config = night.config
-    catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
-    split = load_split(night)
-    pairs = load_pairs(night, BEFORE[target], len(catalog))
+    catalog = Catalog.load(run.path(prepare.STAGE, CATALOG))
+    split = load_split(run)
+    pairs = load_pairs(run, BEFORE[target], len(catalog))
     batches: Batches
-    if night.labeled:
-        labeled, _ = load_labeled(night)
+    if config.data.labeled_pairs:
+        labeled, _ = load_labeled(run, config.train.seed)
         batches = LabeledBatches(labeled, len(catalog), config)
         counts = np.bincount(np.concatenate([labeled.first, labeled.second]), minlength=len(catalog))
     else:
@@ -157,7 +159,7 @@ def fit_before(
     inputs = features.transform(catalog.frame)
     known = inputs["id"] > 0
     # new items are placed at the end, and in nobody's way before
-    among = None if night.labeled else known
+    among = None if config.data.labeled_pairs else known
     validation = None
     if target == "validation":
         holdout = split.holdout(target, config.train.validation_users, config.train.seed)
@@ -180,7 +182,7 @@ def fit_before(
         on_pass=on_pass,
     )  # fmt: skip
     done, curve, vectors = {"pairs": fit.passes, "histories": 0}, fit.curve, fit.vectors
-    if not passes["histories"] or night.labeled:
+    if not passes["histories"] or config.data.labeled_pairs:
         recency = None
     else:
         recency = recency or fit.recency or middle(config.evaluate.recency)
@@ -216,10 +218,9 @@ def earlier_release(source: str) -> Path:
         raise InputError(f"data.warm_start must be the folder of a release: {error}") from None
 
 
-def judge(night: Night, vectors: Vectors) -> dict[str, Any]:
+def judge(config: Config, run: Run, vectors: Vectors) -> dict[str, Any]:
     """The recency that is best on the validation target, and all figures there, by exact search."""
-    config = night.config
-    split = load_split(night)
+    split = load_split(run)
     validation = split.holdout("validation", config.evaluate.users)
     if not len(validation):
         return {"recency": None, "validation": {}}
@@ -239,30 +240,21 @@ def judge(night: Night, vectors: Vectors) -> dict[str, Any]:
     return {"recency": recency, "validation": figures}
 
 
-def load_split(night: Night) -> Split:
+def load_split(run: Run) -> Split:
     """What prepare wrote, in known and held-out interactions."""
-    prepared = night.run.manifest(prepare.STAGE)
-    folder = night.run.path(prepare.STAGE, prepare.SEQUENCES)
+    prepared = run.manifest(prepare.STAGE)
+    folder = run.path(prepare.STAGE, prepare.SEQUENCES)
     sequences = Sequences.load(folder / name for name in prepared["sequences"])
     return Split(sequences, Cut(*prepared["cut"]) if prepared["cut"] else None)
 
 
-def load_pairs(night: Night, weight: Weight, num_items: int) -> Pairs:
+def load_pairs(run: Run, weight: Weight, num_items: int) -> Pairs:
     """What prepare wrote."""
-    folder = night.run.path(prepare.STAGE, prepare.PAIRS)
-    return Pairs([folder / name for name in night.run.manifest(prepare.STAGE)["pairs"]], num_items, weight)
+    folder = run.path(prepare.STAGE, prepare.PAIRS)
+    return Pairs([folder / name for name in run.manifest(prepare.STAGE)["pairs"]], num_items, weight)
 
 
-def load_labeled(night: Night) -> tuple[LabeledPairs, LabeledPairs]:
+def load_labeled(run: Run, seed: int) -> tuple[LabeledPairs, LabeledPairs]:
     """Pairs that people judged: to train on, and to calibrate with."""
-    path = night.run.path(prepare.STAGE, prepare.LABELED)
-    return LabeledPairs.load(path).parts(night.config.train.seed)
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself."""
-    return command(STAGE, (__doc__ or "").splitlines()[0], train, argv)
-
-
-if __name__ == "__main__":
-    main(run)
+    path = run.path(prepare.STAGE, prepare.LABELED)
+    return LabeledPairs.load(path).parts(seed)

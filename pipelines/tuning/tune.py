@@ -12,16 +12,17 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.context.input_files import InputFiles
+from pipelines.context.libraries import quiet_libraries
 from pipelines.context.overrides import as_toml, by_table, with_settings
-from pipelines.context.progress import Advance, Reporter
-from pipelines.context.run_context import Night, calm, command, main
+from pipelines.context.progress import Advance, Progress
 from pipelines.prepare.stage import prepare
 from pipelines.stages.train import fit_before, judge, load_split
 from pipelines.tuning import search_space as ranges
@@ -37,7 +38,8 @@ from recsys.release.runs import Run
 if TYPE_CHECKING:
     import optuna
 
-NAME = "tune"
+    from recsys.release.mlflow_registry import Tracker
+
 BEST = "best.toml"
 PREPARED = "prepared-"
 """Folders of pairs, by a hash of the settings that they were counted with."""
@@ -55,14 +57,20 @@ MAX_TAG = 5_000
 Clock = Callable[[], float]
 
 
-def tune(night: Night, *, clock: Clock = time.monotonic) -> dict[str, Any]:
+def tune(
+    config: Config, run: Run, inputs: InputFiles, progress: Progress, tracker: Tracker, *, clock: Clock = time.monotonic
+) -> dict[str, Any]:
     """Search until the time is up, the trials are done, or nothing is left to try; or go on with that.
 
     The value of a trial is the mean of the two NDCG@20 on the validation target, from the last item and from the
     history. Time counts from the start of a trial to its end; the config as it is always comes to its end.
 
     Args:
-        night: its config says where to search, and how long.
+        config: says where to search, and how long.
+        run: of the config as it is.
+        inputs: what trials prepare their pairs from.
+        progress: where trials are shown.
+        tracker: MLflow.
         clock: seconds since whenever.
 
     Returns:
@@ -76,11 +84,11 @@ def tune(night: Night, *, clock: Clock = time.monotonic) -> dict[str, Any]:
         StageError: another process is at it, nothing is held out, or no trial could be measured.
         TrackingError: MLflow does not answer.
     """
-    calm()
-    space = ranges.check(night.config)
-    run = tuning_run(night)
-    with run.locked():
-        tuning = _Tuning(night, run, space, clock)
+    quiet_libraries()
+    space = ranges.check(config)
+    tuned = tuning_run(config, run)
+    with tuned.locked():
+        tuning = _Tuning(config, tuned, inputs, progress, tracker, space=space, clock=clock)
         if not tuning.over:
             tuning.search()
         for folder in tuning.prepared:
@@ -88,23 +96,33 @@ def tune(night: Night, *, clock: Clock = time.monotonic) -> dict[str, Any]:
         return tuning.result()
 
 
-def tuning_run(night: Night) -> Run:
+def tuning_run(config: Config, run: Run) -> Run:
     """The folder of a tuning, which is named by what went in, what works on it, and where it searches."""
-    searched = json.dumps(night.config.tune.model_dump(mode="json")["ranges"], sort_keys=True)
-    tuning_id = hashlib.sha256(f"{night.run.run_id} {searched}".encode()).hexdigest()[:12]
-    folder = night.config.workspace / "tuning" / tuning_id
+    searched = json.dumps(config.tune.model_dump(mode="json")["ranges"], sort_keys=True)
+    tuning_id = hashlib.sha256(f"{run.run_id} {searched}".encode()).hexdigest()[:12]
+    folder = config.workspace / "tuning" / tuning_id
     folder.mkdir(parents=True, exist_ok=True)
-    return replace(night.run, run_id=tuning_id, folder=folder)
+    return replace(run, run_id=tuning_id, folder=folder)
 
 
 class _Tuning:
     """One session of a tuning."""
 
-    def __init__(self, night: Night, run: Run, space: Space, clock: Clock) -> None:
-        self.night, self.run, self.space, self.clock = night, run, space, clock
-        self.config = night.config
-        self.study = Study(run.folder, space, night.config)
-        self.budget = 60 * night.config.tune.minutes
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        inputs: InputFiles,
+        progress: Progress,
+        tracker: Tracker,
+        *,
+        space: Space,
+        clock: Clock,
+    ) -> None:
+        self.config, self.run, self.inputs, self.progress, self.tracker = config, run, inputs, progress, tracker
+        self.space, self.clock = space, clock
+        self.study = Study(run.folder, space, config)
+        self.budget = 60 * config.tune.minutes
 
     @property
     def over(self) -> bool:
@@ -115,9 +133,9 @@ class _Tuning:
     @cached_property
     def mlflow_run(self) -> str:
         """The MLflow run that the trials are below."""
-        mlflow_run = self.night.tracker.start(self.run.run_id, self.run.data_snapshot, "tuning")
-        self.night.tracker.log_params(mlflow_run, self.config.shaping())
-        self.night.tracker.log_tags(mlflow_run, {"recsys.code_version": self.run.code_version})
+        mlflow_run = self.tracker.start(self.run.run_id, self.run.data_snapshot, "tuning")
+        self.tracker.log_params(mlflow_run, self.config.shaping())
+        self.tracker.log_tags(mlflow_run, {"recsys.code_version": self.run.code_version})
         return mlflow_run
 
     @property
@@ -128,8 +146,8 @@ class _Tuning:
 
     def search(self) -> None:
         """Try one after the other."""
-        self.night.report.say(f"Tuning {self.run.run_id}")
-        tracker, mlflow_run = self.night.tracker, self.mlflow_run
+        self.progress.write(f"Tuning {self.run.run_id}")
+        tracker, mlflow_run = self.tracker, self.mlflow_run
         try:
             for killed in self.study.bury():
                 tracker.log_tags(killed, {OUTCOME_TAG: "killed"})
@@ -178,8 +196,8 @@ class _Tuning:
         return found
 
     def _require_questions(self) -> None:
-        night = self._prepare(self.config)
-        if not len(load_split(night).holdout("validation", self.config.evaluate.users)):
+        run = self._prepare(self.config)
+        if not len(load_split(run).holdout("validation", self.config.evaluate.users)):
             raise StageError(
                 "tuning needs users with a validation target. Received: none. Without held-out interactions no "
                 "setting can be called better: give more interactions, or another evaluate.split."
@@ -191,12 +209,12 @@ class _Tuning:
         trial, settings = self.study.ask()
         if self.study.repeat(trial, settings):
             return None
-        tracker = self.night.tracker
+        tracker = self.tracker
         mlflow_run = tracker.start_child(self.mlflow_run, f"trial {trial.number}")
         trial.set_user_attr(MLFLOW_RUN, mlflow_run)
         tracker.log_params(mlflow_run, by_table({**self.space.start, **settings}))
         failure = None
-        with self.night.report.stage(f"trial {trial.number}") as advance:
+        with self.progress.stage(f"trial {trial.number}") as advance:
             try:
                 figures = self._measure(trial, settings, started, advance)
             except self.study.optuna.TrialPruned as pruned:
@@ -234,7 +252,7 @@ class _Tuning:
 
         def on_any_pass(number: int, figures: dict[str, float]) -> None:
             advance(number, sum(most.values()), f"{figures[SCORE]:.4f}{self._standing(started)}")
-            self.night.tracker.log_metrics(
+            self.tracker.log_metrics(
                 trial.user_attrs[MLFLOW_RUN], {f"train_{name}": value for name, value in figures.items()}, number
             )
             # nothing can be told to be better without the config as it is
@@ -247,10 +265,10 @@ class _Tuning:
             if settings and trial.should_prune():
                 raise self.study.optuna.TrialPruned(f"{figures[SCORE]:.4f} at pass {number}: worse than most")
 
-        night = self._prepare(config)
+        run = self._prepare(config)
         # histories follow a different number of passes in each trial: the pruner would compare unlikes
-        fitted = fit_before("validation", night, most, on_pass, on_history_pass=on_any_pass)
-        judged = judge(night, fitted.vectors)["validation"]
+        fitted = fit_before("validation", config, run, most, on_pass, on_history_pass=on_any_pass)
+        judged = judge(config, run, fitted.vectors)["validation"]
         return {
             "value": score(judged.values()),
             **{
@@ -261,18 +279,17 @@ class _Tuning:
             },
         }
 
-    def _prepare(self, config: Config) -> Night:
-        """A night of this config whose prepare stage is done; trials that agree on it share its folder."""
+    def _prepare(self, config: Config) -> Run:
+        """Return a run whose prepare stage is finished; trials with the same `[prepare]` table share its folder."""
         table = json.dumps(config.model_dump(mode="json")["prepare"], sort_keys=True)
         folder = self.run.folder / f"{PREPARED}{hashlib.sha256(table.encode()).hexdigest()[:12]}"
         folder.mkdir(exist_ok=True)
         os.utime(folder)
         for unused in self.prepared[MAX_PREPARED:]:
             shutil.rmtree(unused)
-        run = replace(self.night.run, folder=folder)
-        night = replace(self.night, config=config, run=run, report=Reporter(quiet=True))
-        prepare(night)
-        return night
+        run = replace(self.run, folder=folder)
+        prepare(config, run, self.inputs, Progress(quiet=True))
+        return run
 
     def _left(self, started: float | None = None) -> float:
         """Seconds that are left, while a trial is at work or between two; below 0 when they are overdrawn."""
@@ -289,7 +306,7 @@ class _Tuning:
         """The best of all trials so far, on the disk and in MLflow, whose parameters could not change."""
         found = self.result()
         base = {} if found["base_value"] is None else {"base_value": found["base_value"]}
-        tracker, values = self.night.tracker, {**self.space.start, **found["settings"]}
+        tracker, values = self.tracker, {**self.space.start, **found["settings"]}
         tracker.log_metrics(self.mlflow_run, {"best_value": found["best_value"], **base}, number)
         tracker.log_tags(self.mlflow_run, {f"best.{name}": str(value) for name, value in values.items()})
 
@@ -308,12 +325,3 @@ def _forget_models() -> None:
     """Give back what Keras keeps of the towers of this process, if there were any."""
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
-
-
-def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The job by itself."""
-    return command(NAME, (__doc__ or "").splitlines()[0], tune, argv)
-
-
-if __name__ == "__main__":
-    main(run)

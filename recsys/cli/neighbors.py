@@ -49,14 +49,14 @@ def neighbors(
     ]
     checked = configuration.load(config, settings)
     try:
-        from pipelines.context.progress import Reporter  # noqa: PLC0415
+        from pipelines.context.progress import Progress  # noqa: PLC0415
         from pipelines.export import job  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the jobs need {error.name}, which is not installed. Install recsys[jobs,export], and tracking for the "
             "champion."
         ) from None
-    done: dict[str, Any] = job.neighbors(open_release(release, config), checked, Reporter())
+    done: dict[str, Any] = job.neighbors(open_release(release, config), checked, Progress())
     show(
         done,
         as_json,

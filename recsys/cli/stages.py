@@ -74,14 +74,14 @@ def nightly(
         planned = jobs.plan(checked)
         show(planned, as_json, lambda: _tell_plan(planned))
         return
-    from pipelines.context.progress import Reporter  # noqa: PLC0415
+    from pipelines.context.progress import Progress  # noqa: PLC0415
     from pipelines.context.time_limit import Budget  # noqa: PLC0415
 
     def tell(summary: dict[str, Any]) -> None:
         if as_json:
             typer.echo(json.dumps(summary))
 
-    summary = jobs.tonight(checked, Reporter(), budget=Budget(max_minutes), resumes=resume, tell=tell)
+    summary = jobs.tonight(checked, Progress(), budget=Budget(max_minutes), resumes=resume, tell=tell)
     if not as_json:
         _tell(summary, config)
 
@@ -104,10 +104,10 @@ def backfill(
     """
     checked = _config(config, overrides)
     _jobs()
-    from pipelines.context.progress import Reporter  # noqa: PLC0415
+    from pipelines.context.progress import Progress  # noqa: PLC0415
     from pipelines.orchestration.backfill import backfill as run  # noqa: PLC0415
 
-    nights = run(checked, Reporter(), first.date(), last.date(), promotes=promotes)
+    nights = run(checked, Progress(), first.date(), last.date(), promotes=promotes)
     show(nights, as_json, lambda: None)
 
 
@@ -146,11 +146,11 @@ def _stage(name: str) -> Any:
 
 def _execute(name: str, config: Path, overrides: list[str] | None) -> dict[str, Any]:
     checked = _config(config, overrides)
-    stage = getattr(_jobs(name), name)
-    from pipelines.context.progress import Reporter  # noqa: PLC0415
-    from pipelines.context.run_context import execute  # noqa: PLC0415
+    jobs = _jobs("stage_table")
+    from pipelines.context.progress import Progress  # noqa: PLC0415
 
-    return execute(stage, checked, Reporter())
+    manifest: dict[str, Any] = jobs.run_stage(name, checked, Progress())
+    return manifest
 
 
 def _config(config: Path, overrides: list[str] | None) -> Config:
@@ -159,14 +159,10 @@ def _config(config: Path, overrides: list[str] | None) -> Config:
     return configuration.load(config, overrides or ())
 
 
-MODULES = {"nightly": "orchestration.nightly", "prepare": "prepare.stage"}
-"""Where a job is that is not in `pipelines.stages`."""
-
-
 def _jobs(name: str = "nightly") -> ModuleType:
-    """A module of the jobs. One stage by itself does not wait for the imports of all."""
+    """Import a module of the orchestration."""
     try:
-        return import_module(f"pipelines.{MODULES.get(name, f'stages.{name}')}")
+        return import_module(f"pipelines.orchestration.{name}")
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the jobs need {error.name}, which is not installed. Install recsys[train,jobs,tracking]."

@@ -33,13 +33,16 @@ def tune(
     settings = [*(overrides or ()), *([] if minutes is None else [f"tune.minutes={minutes}"])]
     checked = configuration.load(config, settings)
     try:
-        from pipelines.context.progress import Reporter  # noqa: PLC0415
-        from pipelines.context.run_context import Night  # noqa: PLC0415
+        from pipelines.context.progress import Progress  # noqa: PLC0415
+        from pipelines.context.run_context import RunContext  # noqa: PLC0415
         from pipelines.tuning import tune as tuning  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"tuning needs {error.name}, which is not installed. Install recsys[train,jobs,tracking,tune]."
         ) from None
-    found: dict[str, Any] = tuning.tune(Night.of(checked, Reporter()))
+    context = RunContext.from_config(checked, Progress())
+    found: dict[str, Any] = tuning.tune(
+        checked, context.run, context.inputs, context.progress, context.tracking.tracker
+    )
     # all of it is TOML, so that it may be sent to a file as it is
     show(found, as_json, lambda: typer.echo(f"{tuning.snippet(found)}# in {found['path']}"))

@@ -44,13 +44,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     tried: list[float] = []
 
-    def fit_before(_: str, night: Any, passes: dict[str, int], on_pass: Any, **__: Any) -> Any:
-        tried.append(night.config.train.temperature)
+    def fit_before(_: str, config: Any, __: Any, passes: dict[str, int], on_pass: Any, **___: Any) -> Any:
+        tried.append(config.train.temperature)
         for number in range(1, passes["pairs"] + 1):
             on_pass(number, {"loss": 1.0, "validation_score": 0.1})
         return SimpleNamespace(vectors=tried[-1])
 
-    def judge(_: Any, value: float) -> dict[str, Any]:
+    def judge(_: Any, __: Any, value: float) -> dict[str, Any]:
         return {"validation": {"last_item": {"ndcg_at_20": value}, "history": {"ndcg_at_20": value}}}
 
     monkeypatch.setattr(tune, "fit_before", fit_before)

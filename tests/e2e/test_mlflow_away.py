@@ -18,7 +18,7 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.context.progress import Reporter
+from pipelines.context.progress import Progress
 from pipelines.orchestration import run_report as night_page
 from pipelines.orchestration.nightly import STAGES, Summary, tonight
 from recsys.config import sections as configuration
@@ -32,7 +32,7 @@ LENIENT = ["promote.tolerance=1", "promote.stratum_tolerance=1", "promote.overla
 """After one pass it is chance which release is the better one."""
 
 
-class Watching(Reporter):
+class Watching(Progress):
     """Does something as soon as a stage is done."""
 
     def __init__(self, stage: str = "none", then: Callable[[], object] = lambda: None) -> None:
@@ -60,7 +60,7 @@ class Place:
         self.config = configuration.load(path, [*world.QUICK, *LENIENT])
         self.nights += 1
 
-    def tonight(self, report: Reporter, tell: Callable[[Summary], object] = lambda _: None) -> Summary:
+    def tonight(self, report: Progress, tell: Callable[[Summary], object] = lambda _: None) -> Summary:
         return tonight(self.config, report, tell=tell)
 
     @property
@@ -164,7 +164,7 @@ def service_of(place: Place) -> Iterator[Callable[[], str]]:
         process.communicate(timeout=program.TIMEOUT_S)
 
 
-def fails(place: Place, report: Reporter) -> Summary:
+def fails(place: Place, report: Progress) -> Summary:
     """A night that MLflow stops."""
     summary: Summary = {}
     with pytest.raises(TrackingError, match=re.escape(f"MLflow at {place.uri} must answer")):

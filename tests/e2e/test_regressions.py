@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks import regressions
 from benchmarks.regressions import REGRESSIONS, Regression
-from pipelines.context.run_context import Night, calm
+from pipelines.context.libraries import quiet_libraries
+from pipelines.context.run_context import RunContext
 from recsys.config import sections as configuration
 from recsys.config.sections import Config
 from recsys.release.mlflow_registry import Tracker
@@ -32,7 +33,7 @@ class World(NamedTuple):
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The made-up world over a month, one night promoted and one published."""
-    calm()
+    quiet_libraries()
     path = world.write(tmp_path_factory.mktemp("world"))
     log = path.parent / "interactions.parquet"
     rows = pl.read_parquet(log)
@@ -41,7 +42,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> World:
     champion = configuration.load(path)
     challenger = configuration.load(path, ["train.seed=2"])
     assert regressions.judge(champion, regressions.night_of).promoted
-    regressions.publish(Night.of(challenger))
+    regressions.publish(RunContext.from_config(challenger))
     return World(champion, challenger)
 
 
@@ -58,7 +59,7 @@ def test_a_planted_regression_is_refused_by_the_right_check(
     tracker = Tracker(made_up.champion)
     champion = tracker.champion()
     assert champion is not None
-    assert champion.release_id == Night.of(made_up.champion).run.run_id
+    assert champion.release_id == RunContext.from_config(made_up.champion).run.run_id
     for check in verdict.checks:
         assert check["verdict"] in {"passed", "failed", "skipped"}
         assert (

@@ -8,7 +8,7 @@ from urllib.parse import urlparse
 import polars as pl
 import pytest
 
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from recsys import Release
 from recsys.config import sections as config
@@ -47,7 +47,7 @@ def data(tmp_path):
 
 
 def prepared(place, workspace, profile="local"):
-    night = Night.of(
+    context = RunContext.from_config(
         config.parse(
             {
                 "data": {
@@ -62,7 +62,11 @@ def prepared(place, workspace, profile="local"):
             }
         )
     )
-    return night.run.run_id, prepare.prepare(night), night.run.folder / "prepare"
+    return (
+        context.run.run_id,
+        prepare.prepare(context.config, context.run, context.inputs, context.progress),
+        context.run.folder / "prepare",
+    )
 
 
 @pytest.mark.parametrize("profile", ["local", "local-threads"])
@@ -89,7 +93,7 @@ def test_a_release_in_a_store_can_be_gone_on_from(data, bucket, tmp_path):
 
     def run_id(start):
         names = {"interactions": str(data / "log-*"), "workspace": str(tmp_path / "ws"), **start}
-        return Night.of(config.parse({"data": names})).run.run_id
+        return RunContext.from_config(config.parse({"data": names})).run.run_id
 
     assert run_id({"warm_start": url}) == run_id({"warm_start": str(GOLDEN)}) != run_id({})
     with pytest.raises(InputError, match=r"data\.warm_start must be the folder of a release"):

@@ -21,8 +21,8 @@ import pytest
 from pipelines.beam import job_servers as servers
 from pipelines.beam import loopback, runner
 from pipelines.beam import options as profiles
-from pipelines.context.progress import Reporter
-from pipelines.context.run_context import Night
+from pipelines.context.progress import Progress
+from pipelines.context.run_context import RunContext
 from pipelines.export import job as neighbors
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
@@ -257,15 +257,15 @@ def config_of(path: Path, *settings: str) -> Config:
     return configuration.load(path, settings)
 
 
-def write_tower(folder: Path, night: Night) -> None:
+def write_tower(folder: Path, context: RunContext) -> None:
     """A tower that learned nothing, where the stage `train` would leave one."""
     from recsys.model import tower
 
     folder.mkdir()
-    catalog = pl.read_parquet(night.run.path(prepare.STAGE, "catalogue.parquet"))
-    features = Features.fit(catalog, night.config.items, night.config.tower, np.ones(catalog.height, np.int64))
+    catalog = pl.read_parquet(context.run.path(prepare.STAGE, "catalogue.parquet"))
+    features = Features.fit(catalog, context.config.items, context.config.tower, np.ones(catalog.height, np.int64))
     features.save(folder / FEATURES)
-    tower.build(features, night.config.tower, seed=1).save(folder / TOWER)
+    tower.build(features, context.config.tower, seed=1).save(folder / TOWER)
     (folder / "_MANIFEST.json").write_text("{}")
 
 
@@ -276,14 +276,14 @@ def test_prepare_and_embed_write_the_same_rows_out_of_process(tmp_path: Path) ->
     for profile in ("local", "portable"):
         workspace = tmp_path / profile
         settings = [*small, f"data.workspace={workspace}", f"beam.profile={profile}"]
-        night = Night.of(config_of(path, *settings))
-        prepare.prepare(night)
+        context = RunContext.from_config(config_of(path, *settings))
+        prepare.prepare(context.config, context.run, context.inputs, context.progress)
         trained = tmp_path / "trained"
         if not trained.exists():
-            write_tower(trained, night)
-        shutil.copytree(trained, night.run.folder / "train")
-        embed.embed(night)
-        written[profile] = outputs.rows(night.run.folder)
+            write_tower(trained, context)
+        shutil.copytree(trained, context.run.folder / "train")
+        embed.embed(context.config, context.run, context.progress)
+        written[profile] = outputs.rows(context.run.folder)
     assert len([name for name in written["local"] if name.startswith("prepare/pairs/")]) > 1
     assert written["portable"] == written["local"]
 
@@ -296,7 +296,7 @@ def test_neighbors_are_the_same_rows_out_of_process(tmp_path: Path, write_releas
         to = tmp_path / f"{profile}-neighbors"
         settings = [f"data.workspace={tmp_path / profile}", f"beam.profile={profile}", f"neighbors.to={to}"]
         config = config_of(path, *settings, "neighbors.items_per_unit=15", "neighbors.k=5")
-        neighbors.neighbors(release, config, Reporter(quiet=True))
+        neighbors.neighbors(release, config, Progress(quiet=True))
         written[profile] = outputs.rows(to)
     assert len([name for name in written["local"] if name.endswith(".parquet")]) > 1
     assert written["portable"] == written["local"]

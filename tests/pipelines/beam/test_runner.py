@@ -14,7 +14,7 @@ import pytest
 
 import pipelines
 from pipelines.beam import runner
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
 from pipelines.export import job as neighbors
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
@@ -98,18 +98,18 @@ def write_finished(folder: Path, manifest: dict[str, Any], **files: bytes) -> No
     (folder / "_MANIFEST.json").write_text(json.dumps(manifest))
 
 
-def phases_of_prepare(night: Night) -> None:
-    prepare.prepare(night)
+def phases_of_prepare(context: RunContext) -> None:
+    prepare.prepare(context.config, context.run, context.inputs, context.progress)
 
 
-def phases_of_embed(night: Night) -> None:
-    write_finished(night.run.folder / "prepare", {"num_items": 150})
-    write_finished(night.run.folder / "train", {}, tower__keras=b"", features__json=b"")
-    embed.embed(night)
+def phases_of_embed(context: RunContext) -> None:
+    write_finished(context.run.folder / "prepare", {"num_items": 150})
+    write_finished(context.run.folder / "train", {}, tower__keras=b"", features__json=b"")
+    embed.embed(context.config, context.run, context.progress)
 
 
-def phases_of_neighbors(night: Night) -> None:
-    neighbors.neighbors(Release.load(GOLDEN), night.config, night.report)
+def phases_of_neighbors(context: RunContext) -> None:
+    neighbors.neighbors(Release.load(GOLDEN), context.config, context.progress)
 
 
 @pytest.fixture(params=[phases_of_prepare, phases_of_embed, phases_of_neighbors], ids=["prepare", "embed", "neighbors"])
@@ -126,7 +126,7 @@ def phases(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(runner, "run", capture)
     with pytest.raises(Captured) as caught:
-        request.param(Night.of(config.parse({"data": data, **small})))
+        request.param(RunContext.from_config(config.parse({"data": data, **small})))
     assert max(len(phase.units) for phase in caught.value.phases) > 1
     return caught.value.phases
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
-from pipelines.context.progress import Reporter
+from pipelines.context.progress import Progress
 from pipelines.export import job
 from recsys import Release
 from recsys.config import sections as configuration
@@ -44,7 +44,7 @@ class Exporter:
 
     def __call__(self, **settings: Any) -> dict[str, Any]:
         self.units.clear()
-        return job.neighbors(self.release, self.config(**settings), Reporter(quiet=True))
+        return job.neighbors(self.release, self.config(**settings), Progress(quiet=True))
 
     @property
     def rows(self) -> pl.DataFrame:

@@ -17,8 +17,8 @@ from unittest.mock import Mock
 import polars as pl
 import pytest
 
-from pipelines.context.progress import Reporter
-from pipelines.context.run_context import Night
+from pipelines.context.progress import Progress
+from pipelines.context.run_context import RunContext
 from pipelines.context.time_limit import Budget
 from pipelines.orchestration import run_report as night_page
 from pipelines.orchestration.backfill import backfill, before
@@ -32,7 +32,7 @@ from recsys.release.mlflow_registry import Tracker
 from tests.e2e import program as programs
 from tests.e2e import world
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 DAY = 86_400
 
 
@@ -67,14 +67,14 @@ def test_as_of_is_the_night_of_then(tmp_path: Path) -> None:
     truncated = of_days(tmp_path / "other", 4)
     earlier.write_parquet(tmp_path / "other" / "interactions.parquet")
 
-    nights = [Night.of(config) for config in (of_then, truncated)]
-    one, other = (prepare(night) for night in nights)
+    nights = [RunContext.from_config(config) for config in (of_then, truncated)]
+    one, other = (prepare(context.config, context.run, context.inputs, context.progress) for context in nights)
     accounts = [manifest["account"]["interactions"] for manifest in (one, other)]
     left_out = accounts[0]["filtered"].pop("after --as-of")
     assert left_out == log.height - earlier.height
     assert accounts[0] == accounts[1] | {"read": log.height}
     for name in ("catalogue.parquet", "sequences", "pairs"):
-        frames = [pl.read_parquet(night.run.path("prepare", name)) for night in nights]
+        frames = [pl.read_parquet(context.run.path("prepare", name)) for context in nights]
         assert frames[0].equals(frames[1])
 
 
@@ -82,18 +82,23 @@ def test_a_moment_is_part_of_the_run_and_its_interaction_is_later(tmp_path: Path
     config = of_days(tmp_path, 3)
     times = pl.read_parquet(tmp_path / "interactions.parquet")["timestamp"].to_list()
     last = max(times)
-    runs = {Night.of(config).run.run_id}
+    runs = {RunContext.from_config(config).run.run_id}
     for moment, left_out in ((last, times.count(last)), (last + 1, 0)):
-        night = Night.of(before(config, datetime.fromtimestamp(moment, UTC)))
-        runs.add(night.run.run_id)
-        assert prepare(night)["account"]["interactions"]["filtered"].get("after --as-of", 0) == left_out
+        context = RunContext.from_config(before(config, datetime.fromtimestamp(moment, UTC)))
+        runs.add(context.run.run_id)
+        assert (
+            prepare(context.config, context.run, context.inputs, context.progress)["account"]["interactions"][
+                "filtered"
+            ].get("after --as-of", 0)
+            == left_out
+        )
     assert len(runs) == 3
 
 
 def test_before_the_first_interaction_there_is_nothing_to_learn_from(tmp_path: Path) -> None:
-    night = Night.of(before(of_days(tmp_path, 3), datetime(2019, 1, 1, tzinfo=UTC)))
+    context = RunContext.from_config(before(of_days(tmp_path, 3), datetime(2019, 1, 1, tzinfo=UTC)))
     with pytest.raises(InputError, match=r"at least 2 users.*Left out were 900 rows: after --as-of"):
-        prepare(night)
+        prepare(context.config, context.run, context.inputs, context.progress)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +137,9 @@ def test_a_dry_run_writes_nothing_and_tells_what_is_to_do(tmp_path: Path, progra
     assert planned["items"] == [str(tmp_path / "items.csv")]
     assert set(planned["stages"].values()) == {"to do"}
     assert planned["champion"] is None
-    night = Night.of(config)
-    assert planned["run_id"] == night.run.run_id
-    prepare(night)
+    context = RunContext.from_config(config)
+    assert planned["run_id"] == context.run.run_id
+    prepare(context.config, context.run, context.inputs, context.progress)
     assert plan(config)["stages"] == dict.fromkeys(STAGES, "to do") | {"prepare": "done"}
     for_people = program("nightly", "--config", tmp_path / "recsys.toml", "--dry-run")
     assert for_people.exit_code == 0
@@ -156,8 +161,8 @@ def test_no_stage_begins_that_cannot_fit(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"stage train must fit into --max-minutes 10.*took 601 s last time"):
         tonight(config, QUIET, budget=Budget(10), tell=summary.update)
     assert (summary["outcome"], summary["stage"]) == ("failed", "train")
-    night = Night.of(config)
-    assert [night.run.done(stage) for stage in ("prepare", "train")] == [True, False]
+    context = RunContext.from_config(config)
+    assert [context.run.done(stage) for stage in ("prepare", "train")] == [True, False]
     assert Path(summary["report"]).exists()
 
 
@@ -219,11 +224,11 @@ def test_the_last_unfinished_night_is_gone_on_with_on_the_data_that_it_read(tmp_
     with pytest.raises(StageError):
         tonight(config, QUIET, budget=Budget(0.0001))
     assert program(*command).exit_code == 2  # it read nothing yet
-    begun = Night.of(config)
-    prepare(begun)
+    begun = RunContext.from_config(config)
+    prepare(begun.config, begun.run, begun.inputs, begun.progress)
     done = (begun.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns
     world.write(tmp_path, seed=1)
-    other = Night.of(config)
+    other = RunContext.from_config(config)
     assert other.run.run_id != begun.run.run_id
     quality = "promote.quality_floor=0"
     resumed = json.loads(program(*command, "--set", quality).out)
@@ -297,9 +302,9 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
     with pytest.raises(TrackingError):
         tonight(config, QUIET, promotes=False, tell=summary.update)
     assert (summary["outcome"], summary["stage"]) == ("failed", "publish")
-    night = Night.of(config)
-    trained = (night.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns
-    away, night_run, finish = False, night.mlflow_run, Tracker.finish
+    context = RunContext.from_config(config)
+    trained = (context.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns
+    away, night_run, finish = False, context.tracking.mlflow_run, Tracker.finish
 
     def untold(tracker: Tracker, run: str, status: str) -> None:
         if run == night_run:
@@ -310,25 +315,25 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
         patched.setattr(Tracker, "finish", untold)
         assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
     assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
-    assert night.tracker.client.get_run(night_run).info.status == "FINISHED"
-    assert (night.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns == trained
-    metrics = night.tracker.client.get_run(night.mlflow_run).data.metrics
-    curve = night.run.manifest("train")["curve"]
+    assert context.tracking.tracker.client.get_run(night_run).info.status == "FINISHED"
+    assert (context.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns == trained
+    metrics = context.tracking.tracker.client.get_run(context.tracking.mlflow_run).data.metrics
+    curve = context.run.manifest("train")["curve"]
     assert metrics["train_loss"] == curve[-1]["loss"]
     assert metrics["interactions_read"] == 900
-    assert not (night.run.folder / "unsent.jsonl").exists()
+    assert not (context.run.folder / "unsent.jsonl").exists()
     for name in (night_page.PAGE, night_page.REPORT):
-        kept = night.tracker.read_artifact(night.mlflow_run, name)
-        assert kept == (night.run.folder / name).read_text()
+        kept = context.tracking.tracker.read_artifact(context.tracking.mlflow_run, name)
+        assert kept == (context.run.folder / name).read_text()
 
 
 def test_mlflow_tells_of_the_data_and_of_each_stage(tmp_path: Path) -> None:
     config = quick(tmp_path)
     tonight(config, QUIET, promotes=False)
-    night = Night.of(config)
-    client, run = night.tracker.client, night.tracker.client.get_run(night.mlflow_run)
+    context = RunContext.from_config(config)
+    client, run = context.tracking.tracker.client, context.tracking.tracker.client.get_run(context.tracking.mlflow_run)
     data = {put.dataset.name: (put.dataset.digest, put.dataset.source) for put in run.inputs.dataset_inputs}
-    digest = night.run.data_snapshot[:36]
+    digest = context.run.data_snapshot[:36]
     assert data == {
         "interactions": (digest, json.dumps([str(tmp_path / "interactions.parquet")])),
         "items": (digest, json.dumps([str(tmp_path / "items.csv")])),
@@ -353,7 +358,7 @@ def test_mlflow_tells_of_the_data_and_of_each_stage(tmp_path: Path) -> None:
 
 def test_what_goes_wrong_with_drawings_costs_no_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "draw", Mock(side_effect=ZeroDivisionError("no width")))
-    report = Reporter(quiet=True)
+    report = Progress(quiet=True)
     said: list[str] = []
     monkeypatch.setattr(report, "say", said.append)
     assert tonight(quick(tmp_path), report, promotes=False)["outcome"] == "published"
@@ -379,10 +384,10 @@ def test_a_night_that_ends_before_its_release_leaves_its_data_report_in_mlflow(t
     with pytest.raises(StageError, match=r"recall"):
         tonight(config, QUIET, tell=summary.update)
     assert summary["stage"] == "index"
-    night = Night.of(config)
+    context = RunContext.from_config(config)
     for name in ("data_report.json", "data_report.html"):
-        kept = night.tracker.read_artifact(night.mlflow_run, f"prepare/{name}")
-        assert kept == night.run.path("prepare", name).read_text()
+        kept = context.tracking.tracker.read_artifact(context.tracking.mlflow_run, f"prepare/{name}")
+        assert kept == context.run.path("prepare", name).read_text()
 
 
 def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tmp_path: Path) -> None:
@@ -422,7 +427,7 @@ def test_past_nights_are_run_oldest_first_and_once(tmp_path: Path, program: Any)
     first, last = date(2020, 9, 12), date(2020, 9, 16)
     with pytest.raises(StageError, match=r"2 of 5 did not: 2020-09-12 \(failed\), 2020-09-13 \(failed\)"):
         backfill(config, QUIET, first, last)  # the log begins on the 13th, at 12:26
-    runs = [Night.of(before(config, datetime(2020, 9, day, tzinfo=UTC))).run for day in (14, 15, 16)]
+    runs = [RunContext.from_config(before(config, datetime(2020, 9, day, tzinfo=UTC))).run for day in (14, 15, 16)]
     reports = [night_page.read(run.folder) for run in runs]
     assert [report["outcome"] for report in reports if report] == ["published"] * 3
     assert [report["as_of"][:10] for report in reports if report] == ["2020-09-14", "2020-09-15", "2020-09-16"]

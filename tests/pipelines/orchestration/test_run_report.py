@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.context.progress import Reporter
-from pipelines.context.run_context import Night
+from pipelines.context.progress import Progress
+from pipelines.context.run_context import RunContext
 from pipelines.orchestration import run_report as night_page
 from pipelines.orchestration.nightly import Summary, tonight
 from pipelines.prepare import stage as prepare
@@ -28,7 +28,7 @@ from recsys.release.bundle import CATALOG
 from tests.e2e import world
 from tests.pipelines.reports.test_data_report import Page
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 LENIENT = ["promote.tolerance=0.9", "promote.stratum_tolerance=0.9", "promote.overlap_floor=0.0", "promote.shift=9.0"]
 WORSE = ["train.passes=1", "train.learning_rate=1e-9", "items.categorical=[]"]
 
@@ -37,21 +37,21 @@ class Told(NamedTuple):
     """A night that is over."""
 
     summary: Summary
-    night: Night
+    context: RunContext
     error: RecsysError | None
 
     @property
     def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.night.run.folder / night_page.REPORT).read_text())
+        found: dict[str, Any] = json.loads((self.context.run.folder / night_page.REPORT).read_text())
         return found
 
     @property
     def page(self) -> Page:
-        return Page(self.night.run.folder / night_page.PAGE)
+        return Page(self.context.run.folder / night_page.PAGE)
 
     @property
     def release(self) -> Release:
-        return Release.load(self.night.releases / self.night.run.run_id)
+        return Release.load(self.context.config.workspace / "releases" / self.context.run.run_id)
 
 
 def told(path: Path, overrides: list[str]) -> Told:
@@ -62,7 +62,7 @@ def told(path: Path, overrides: list[str]) -> Told:
         tonight(config, QUIET, tell=summary.update)
     except RecsysError as raised:
         error = raised
-    return Told(summary, Night.of(config), error)
+    return Told(summary, RunContext.from_config(config), error)
 
 
 class Nights(NamedTuple):
@@ -94,7 +94,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
 def test_the_champion_is_asked_the_same_questions(nights: Nights) -> None:
     """NDCG@20 of each user's last item, asked for by the one before, over what the library answers."""
     champion, gained = nights.first.release, []
-    log = pl.read_parquet(nights.second.night.interactions[0]).sort("timestamp")
+    log = pl.read_parquet(nights.second.context.inputs.interactions[0]).sort("timestamp")
     for _, rows in log.group_by("user_id"):
         query, target = rows["item_id"].to_list()[-2:]
         found = [neighbor.item_id for neighbor in champion.similar(query, 20).neighbors]
@@ -111,13 +111,13 @@ def test_the_champion_is_asked_the_same_questions(nights: Nights) -> None:
 
 def test_a_release_that_is_asked_again_has_the_figures_of_its_evaluation(nights: Nights) -> None:
     """To the last digit, for both look-ups."""
-    night, release = nights.second.night, nights.second.release
-    catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
-    holdout = train.load_split(night).holdout("test", night.config.evaluate.users)
-    evaluated = night.run.manifest(evaluate.STAGE)
+    context, release = nights.second.context, nights.second.release
+    catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
+    holdout = train.load_split(context.run).holdout("test", context.config.evaluate.users)
+    evaluated = context.run.manifest(evaluate.STAGE)
     for look_up in LOOK_UPS:
         measured = evaluated["model"] if look_up == "last_item" else evaluated["history"]["model"]
-        again = night_page._asked_today(night, release, catalog, holdout, look_up)
+        again = night_page._asked_today(context, release, catalog, holdout, look_up)
         assert again == {name: measured[name] for name in again}
 
 
@@ -201,7 +201,7 @@ def test_feedback_becomes_click_through_by_release(nights: Nights) -> None:
     told = nights.second
     online = told.report["online"]
     found = {each["release_id"]: (each["shown"], each["clicked"], each["click_through"]) for each in online["releases"]}
-    assert found == {"other": (200, 3, 0.015), nights.first.night.run.run_id: (40, 10, 0.25)}
+    assert found == {"other": (200, 3, 0.015), nights.first.context.run.run_id: (40, 10, 0.25)}
     assert all(each["low"] < each["click_through"] < each["high"] for each in online["releases"])
     assert online["unusable"] == 3
     assert " 25.00% " in told.page.seen
@@ -223,7 +223,7 @@ def test_the_page_of_a_promoted_night(nights: Nights) -> None:
     told = nights.second
     page, report = told.page, told.report
     assert told.summary["outcome"] == "promoted"
-    assert told.summary["report"] == str(told.night.run.folder / night_page.PAGE)
+    assert told.summary["report"] == str(told.context.run.folder / night_page.PAGE)
     assert f"in place of {nights.first.night.run.run_id}" in page.seen
     for check in report["decision"]["checks"]:
         words = check["name"].replace("_", " ").replace("ndcg at 20", "NDCG@20").replace(" at 10", "@10")
@@ -240,8 +240,8 @@ def test_the_page_needs_nothing_else_and_text_from_outside_stays_text(nights: Ni
         page = told.page
         assert not {"script", "link", "img", "iframe"} & set(page.tags)
         assert {link for link in page.links if not link.startswith("#")} == {"prepare/data_report.html"}
-        assert (told.night.run.folder / "prepare" / "data_report.html").exists()
-        text = (told.night.run.folder / night_page.PAGE).read_text()
+        assert (told.context.run.folder / "prepare" / "data_report.html").exists()
+        text = (told.context.run.folder / night_page.PAGE).read_text()
         assert all(f'id="{link[1:]}"' in text for link in page.links if link.startswith("#"))
         assert not re.search(r"url\(|@import|https?://", text)
     assert "<script>alert('&')</script>" in nights.second.page.seen
@@ -255,7 +255,7 @@ def test_the_page_of_a_refused_night_begins_with_what_failed(nights: Nights) -> 
         check["name"] for check in told.report["decision"]["checks"] if check["verdict"] == "failed"
     ]
     assert "ndcg_at_20_change" in told.summary["failed_checks"]
-    text = (told.night.run.folder / night_page.PAGE).read_text()
+    text = (told.context.run.folder / night_page.PAGE).read_text()
     verdicts = re.findall(r'<td class="(failed|passed|skipped)">', text)
     assert verdicts == sorted(verdicts, key=["failed", "passed", "skipped"].index)
     assert verdicts[0] == "failed"
@@ -288,19 +288,19 @@ def test_a_night_without_any_stage_is_told_too(tmp_path: Path) -> None:
 
 def test_a_report_never_stands_beside_the_page_of_another(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is killed while it writes them."""
-    folder = nights.second.night.run.folder
+    folder = nights.second.context.run.folder
     before = {path.name: path.read_bytes() for path in folder.glob("night.*")}
     monkeypatch.setattr(night_page, "render", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        night_page.write(nights.second.night, night_page.End("failed", "stopped", "promote"))
+        night_page.write(nights.second.context, night_page.End("failed", "stopped", "promote"))
     assert {path.name: path.read_bytes() for path in folder.glob("night.*")} == before
 
 
 def test_a_night_that_is_over_keeps_its_report(nights: Nights) -> None:
-    folder = nights.second.night.run.folder
+    folder = nights.second.context.run.folder
     files = [folder / name for name in (night_page.REPORT, night_page.PAGE)]
     before = [path.stat().st_mtime_ns for path in files]
     report = nights.second.report
     end = night_page.End("promoted", seconds={"publish": 9.0, "promote": 9.0}, decision=report["decision"])
-    assert night_page.write(nights.second.night, end) == folder / night_page.PAGE
+    assert night_page.write(nights.second.context, end) == folder / night_page.PAGE
     assert [path.stat().st_mtime_ns for path in files] == before

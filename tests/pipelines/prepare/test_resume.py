@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import random
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from pipelines.context.run_context import Night
-from pipelines.prepare.stage import prepare
+from pipelines.context.run_context import RunContext
+from pipelines.orchestration.stage_table import STAGES
 from recsys.config import sections as configuration
-from tests.e2e import world
+from tests.e2e import program, world
 
 UNITS = 90
 """Of the interactions; nearly as many shards of users and of anchors."""
@@ -42,7 +41,7 @@ def finished_units(workspace: Path) -> int:
 
 def kill_after(config: Path, units: int) -> bool:
     """Kill a prepare job once so many units are finished; whether it was still at work."""
-    command = [sys.executable, "-m", "pipelines.prepare.stage", "--config", str(config)]
+    command = [program.RECSYS, "prepare", "--config", config]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
         while job.poll() is None:
             if finished_units(config.parent / "workspace") >= units:
@@ -62,7 +61,7 @@ def files_of(config: Path) -> Iterator[tuple[str, bytes]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     config = of_many_units(tmp_path_factory.mktemp("undisturbed"))
-    prepare(Night.of(configuration.load(config)))
+    STAGES["prepare"](RunContext.from_config(configuration.load(config)))
     return dict(files_of(config))
 
 
@@ -80,7 +79,7 @@ def test_a_job_that_is_killed_again_and_again_ends_with_the_same_files(
         folder = begun(tmp_path / "workspace")
         assert folder is not None
         folders.add(folder.stat().st_ino)
-    prepare(Night.of(configuration.load(config)))
+    STAGES["prepare"](RunContext.from_config(configuration.load(config)))
     assert dict(files_of(config)) == undisturbed
     (stage,) = (tmp_path / "workspace").glob("runs/*/prepare")
     assert folders == {stage.stat().st_ino}
@@ -96,5 +95,5 @@ def test_what_was_finished_is_not_done_again(tmp_path: Path) -> None:
     entry = min((folder / ".work").glob("check-*.json"))
     entry.write_text(entry.read_text().replace('"unweighed": 0', '"unweighed": 1'))
     with pytest.raises(Exception, match="must be accounted for"):
-        prepare(Night.of(configuration.load(config)))
+        STAGES["prepare"](RunContext.from_config(configuration.load(config)))
     assert begun(tmp_path / "workspace") is None, "an error leaves nothing behind"

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from pipelines.context.run_context import Night, main
+from pipelines.context.run_context import RunContext
+from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare import stage as prepare
 from recsys.config import sections as config
 from recsys.errors import InputError, RecsysError, StageError
@@ -55,19 +56,19 @@ def write(path: Path, rows: Iterable[Row | str], row_group_size: int = 5) -> Pat
     return path
 
 
-def night(
+def context(
     folder: Path, items_file: str | None = None, workspace: str = "work", labeled: str | None = None, **tables: Any
-) -> Night:
+) -> RunContext:
     data = {"interactions": str(folder / "log*"), "workspace": str(folder / workspace)}
     if items_file:
         data["items"] = str(folder / items_file)
     if labeled:
         data["labeled_pairs"] = str(folder / labeled)
-    return Night.of(config.parse({"data": data, **tables}))
+    return RunContext.from_config(config.parse({"data": data, **tables}))
 
 
-def prepared(job: Night) -> Result:
-    manifest = prepare.prepare(job)
+def prepared(job: RunContext) -> Result:
+    manifest = prepare.prepare(job.config, job.run, job.inputs, job.progress)
     folder = job.run.folder / "prepare"
     catalog = pl.read_parquet(folder / "catalogue.parquet")
     ids = catalog["item_id"].to_list()
@@ -167,14 +168,14 @@ def log(tmp_path: Path) -> list[Row]:
 
 
 def test_sequences_are_in_the_order_of_time_and_ties_in_that_of_the_input(tmp_path: Path, log: list[Row]) -> None:
-    result = prepared(night(tmp_path))
+    result = prepared(context(tmp_path))
     expected = naive_sequences(log, {row["item_id"] for row in log})
     assert result.sequences == {user: [row["item_id"] for row in rows] for user, rows in expected.items()}
     assert result.manifest["num_users"] == len(expected)
 
 
 def test_repeats_of_the_item_before_are_filtered_and_accounted_for(tmp_path: Path, log: list[Row]) -> None:
-    account = prepared(night(tmp_path)).manifest["account"]["interactions"]
+    account = prepared(context(tmp_path)).manifest["account"]["interactions"]
     kept = sum(len(rows) for rows in naive_sequences(log, {row["item_id"] for row in log}).values())
     assert 0 < kept < len(log)
     assert account == {
@@ -206,13 +207,13 @@ def test_rows_that_came_twice_are_counted_by_day(tmp_path: Path, rows_per_unit: 
         if len(found) > len(set(found))
     }
     assert expected["1970-01-03"]["copies"] >= len(day_2)
-    result = prepared(night(tmp_path, prepare={"rows_per_unit": rows_per_unit}))
+    result = prepared(context(tmp_path, prepare={"rows_per_unit": rows_per_unit}))
     assert result.manifest["copied_days"] == expected
 
 
 @pytest.mark.parametrize(("window", "decay"), [(1, 1.0), (4, 0.7), (100, 0.0)])
 def test_pairs_equal_a_plain_double_loop(tmp_path: Path, log: list[Row], window: int, decay: float) -> None:
-    result = prepared(night(tmp_path, prepare={"window": window, "decay": decay}))
+    result = prepared(context(tmp_path, prepare={"window": window, "decay": decay}))
     expected = naive_pairs(naive_sequences(log, {row["item_id"] for row in log}), window, decay)
     assert result.pairs == {key: pytest.approx(weights, rel=1e-5) for key, weights in expected.items()}
     assert result.manifest["num_pairs"] == len(expected)
@@ -224,7 +225,7 @@ def test_what_a_bot_touched_beyond_the_cap_is_counted_and_makes_no_pair(tmp_path
     people = [{"user_id": f"u{n % 9}", "item_id": f"i{n % 5}", "timestamp": n} for n in range(90)]
     bot = [{"user_id": "bot", "item_id": f"b{n % 700}", "timestamp": n} for n in range(5_000)]
     write(tmp_path / "log.csv", people + bot)
-    found = prepared(night(tmp_path, prepare={"max_user_interactions": 40, "rows_per_unit": 100}))
+    found = prepared(context(tmp_path, prepare={"max_user_interactions": 40, "rows_per_unit": 100}))
     assert found.manifest["over_max_user_interactions"] == {"users": 1, "interactions": 5_000 - 40}
     assert found.manifest["account"]["interactions"]["used"] == 5_090
     for which, newest in enumerate((1, 2)):  # held out before the test, and before validation
@@ -239,7 +240,7 @@ def test_an_item_that_everybody_has_goes_with_no_more_items_than_the_cap(tmp_pat
         pairs_of_n = [(f"u{n}-{time}", name) for time in range(n // 10 + 1) for name in ("all", f"i{n:02d}")]
         log += [{"user_id": user, "item_id": item, "timestamp": place} for place, (user, item) in enumerate(pairs_of_n)]
     write(tmp_path / "log.csv", log)
-    found = prepared(night(tmp_path, prepare={"max_item_pairs": 20, "rows_per_unit": 50}))
+    found = prepared(context(tmp_path, prepare={"max_item_pairs": 20, "rows_per_unit": 50}))
     assert {other for item, other in found.pairs if item == "all"} == {f"i{n}" for n in range(40, 60)}
     assert {item for item, other in found.pairs if other == "all"} == {f"i{n:02d}" for n in range(60)}
     assert found.manifest["over_max_item_pairs"] == {"items": 1, "pairs": 40}
@@ -247,7 +248,7 @@ def test_an_item_that_everybody_has_goes_with_no_more_items_than_the_cap(tmp_pat
 
 def test_times_are_kept_beside_the_items(tmp_path: Path, log: list[Row]) -> None:
     expected = naive_sequences(log, {row["item_id"] for row in log})
-    assert prepared(night(tmp_path)).times == {
+    assert prepared(context(tmp_path)).times == {
         user: [row["timestamp"] for row in rows] for user, rows in expected.items()
     }
 
@@ -275,7 +276,7 @@ def test_pairs_by_every_setting_equal_a_plain_double_loop(
     tmp_path: Path, log: list[Row], settings: dict[str, Any], rows_per_unit: int
 ) -> None:
     """The newest interaction is one of the whole log, whatever shard a user is in."""
-    result = prepared(night(tmp_path, prepare={"window": 3, "rows_per_unit": rows_per_unit, **settings}))
+    result = prepared(context(tmp_path, prepare={"window": 3, "rows_per_unit": rows_per_unit, **settings}))
     users = naive_sequences(log, {row["item_id"] for row in log})
     expected = naive_pairs(users, 3, 1.0, **settings)
     assert result.pairs == {key: pytest.approx(weights, rel=1e-4) for key, weights in expected.items()}
@@ -290,7 +291,7 @@ def test_with_a_cut_through_time_pairs_know_nothing_after_it(
     """The log is of 40 seconds: the last 10 are held out for the test, the 10 before for validation."""
     seconds = 1 / 86_400
     split = {"split": "global_time", "test_days": 10 * seconds, "validation_days": 10 * seconds}
-    result = prepared(night(tmp_path, prepare={"rows_per_unit": rows_per_unit, **settings}, evaluate=split))
+    result = prepared(context(tmp_path, prepare={"rows_per_unit": rows_per_unit, **settings}, evaluate=split))
     newest = max(row["timestamp"] for row in log)
     cut = (newest - 20, newest - 10)
     assert result.manifest["cut"] == [pytest.approx(instant, abs=1e-5) for instant in cut]
@@ -318,7 +319,7 @@ def test_what_happens_after_the_test_cut_changes_no_pair(tmp_path: Path) -> None
             for row in rows
         ]
         write(tmp_path / "log.csv", moved)
-        found.append(prepared(night(tmp_path, "items.csv", evaluate=split)))
+        found.append(prepared(context(tmp_path, "items.csv", evaluate=split)))
     assert found[0].sequences != found[1].sequences
     assert found[0].pairs == found[1].pairs
     assert_frame_equal(found[0].catalog, found[1].catalog)
@@ -331,7 +332,7 @@ def test_events_weigh_what_the_config_says_and_the_others_are_filtered(tmp_path:
     rng = random.Random(4)  # noqa: S311 - made-up data
     log = [{**row, "event": rng.choice(["view", "buy", "scroll", ""])} for row in made_up_log(seed=4)]
     spread(tmp_path, log)
-    result = prepared(night(tmp_path, prepare={"event_weights": factors, "rows_per_unit": rows_per_unit}))
+    result = prepared(context(tmp_path, prepare={"event_weights": factors, "rows_per_unit": rows_per_unit}))
     left = [{**row, "weight": row["weight"] * factors[row["event"]]} for row in log if row["event"] in factors]
     users = naive_sequences(left, {row["item_id"] for row in left})
     kept = sum(map(len, users.values()))
@@ -351,7 +352,7 @@ def test_events_weigh_what_the_config_says_and_the_others_are_filtered(tmp_path:
 
 def test_without_event_weights_events_are_like_any_other_column(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", [{**row, "event": "any"} for row in LOG])
-    account = prepared(night(tmp_path)).manifest["account"]["interactions"]
+    account = prepared(context(tmp_path)).manifest["account"]["interactions"]
     assert (account["used"], account["filtered"]) == (len(LOG), {})
 
 
@@ -365,14 +366,14 @@ def test_judged_pairs_come_out_with_item_numbers_in_the_order_of_the_input(tmp_p
     write(tmp_path / "judged-1.csv", rows[:1])
     write(tmp_path / "judged-2.jsonl.gz", rows[1:2])
     write(tmp_path / "judged-3.parquet", rows[2:])
-    result = prepared(night(tmp_path, labeled="judged-*"))
+    result = prepared(context(tmp_path, labeled="judged-*"))
     assert result.labeled == [(a, b, same == 1) for a, b, same in judged]
     assert result.manifest["account"]["labeled_pairs"] == {"read": 3, "used": 3, "filtered": {}, "dead_letters": {}}
 
 
 def test_without_judged_pairs_there_is_an_empty_file_and_no_account_of_them(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
-    result = prepared(night(tmp_path))
+    result = prepared(context(tmp_path))
     assert result.labeled == []
     assert "labeled_pairs" not in result.manifest["account"]
 
@@ -399,7 +400,7 @@ def test_bad_judged_pairs_are_dead_letters_and_the_account_adds_up(tmp_path: Pat
     }
     plant(tmp_path, files)
     limits = {"max_dead_letter_ratio": 1.0, "rows_per_unit": rows_per_unit}
-    result = prepared(night(tmp_path, labeled="judged-*", prepare=limits))
+    result = prepared(context(tmp_path, labeled="judged-*", prepare=limits))
     assert result.manifest["account"]["labeled_pairs"] == tally(files)
     assert result.labeled == [("i1", "i2", True), ("i3", "i2", False), ("i0", "i1", True)]
     expected = {
@@ -418,7 +419,7 @@ def test_too_many_bad_judged_pairs_fail_the_stage(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "judged.csv", [{"item_a": f"x{n}", "item_b": "i1", "same": 1} for n in range(3)])
     with pytest.raises(StageError, match=rf"{tmp_path}/judged\.csv .* 3 of 3 \(3 item_id is not in the catalog\)"):
-        prepare.prepare(night(tmp_path, labeled="judged.csv"))
+        STAGES["prepare"](context(tmp_path, labeled="judged.csv"))
 
 
 # --- the catalog
@@ -430,7 +431,7 @@ def test_the_catalog_is_sorted_and_counts_what_training_sees(tmp_path: Path, log
     for rows in naive_sequences(log, set(counts)).values():
         for row in rows[: naive_known(rows, 1)]:
             counts[row["item_id"]] += 1
-    catalog = prepared(night(tmp_path)).catalog
+    catalog = prepared(context(tmp_path)).catalog
     assert catalog["item_id"].to_list() == sorted(counts)
     assert dict(catalog.select("item_id", "interactions").iter_rows()) == counts
     assert catalog["title"].null_count() == len(counts)
@@ -442,7 +443,7 @@ def test_the_catalog_is_the_items_file_whether_or_not_somebody_touched_them(tmp_
     items = [{"item_id": name, "name": name.upper(), "tags": "a|b"} for name in ("z9", "i3", "i1", "a0", "i0", "i2")]
     write(tmp_path / "items.csv", items)
     roles = {"title": "name", "multi_categorical": ["tags"]}
-    result = prepared(night(tmp_path, "items.csv", items=roles))
+    result = prepared(context(tmp_path, "items.csv", items=roles))
     assert result.catalog["item_id"].to_list() == ["a0", "i0", "i1", "i2", "i3", "z9"]
     assert result.catalog["title"].to_list() == ["A0", "I0", "I1", "I2", "I3", "Z9"]
     assert result.catalog["tags"].to_list() == [["a", "b"]] * 6
@@ -458,7 +459,7 @@ def test_interactions_with_the_same_moment_in_other_spellings_are_ties(tmp_path:
         [{"user_id": "u", "item_id": f"i{9 - n}", "timestamp": t} for n, t in enumerate(moments)],
     )
     write(tmp_path / "log.csv", [{"user_id": "v", "item_id": "i9", "timestamp": 5}])
-    assert prepared(night(tmp_path)).sequences["u"] == ["i9", "i8", "i7", "i6", "i5"]
+    assert prepared(context(tmp_path)).sequences["u"] == ["i9", "i8", "i7", "i6", "i5"]
 
 
 # --- the account
@@ -600,7 +601,7 @@ def test_the_account_adds_up_with_bad_rows_of_every_kind(tmp_path: Path, rows_pe
     log, items = planted_log(), planted_items()
     plant(tmp_path, log | items)
     limits = {"max_dead_letter_ratio": 1.0, "rows_per_unit": rows_per_unit}
-    result = prepared(night(tmp_path, "items-*", prepare=limits, items={"numeric": ["year"]}))
+    result = prepared(context(tmp_path, "items-*", prepare=limits, items={"numeric": ["year"]}))
     assert result.manifest["account"] == {"interactions": tally(log), "items": tally(items)}
     assert result.catalog["item_id"].to_list() == [f"i{n}" for n in range(7)]
     assert result.catalog["year"].to_list() == [1_990, 1_991, 1_992, None, 1_994, 1_995, None]
@@ -611,7 +612,7 @@ def test_each_dead_letter_says_where_it_comes_from_and_why(tmp_path: Path, rows_
     files = planted_log() | planted_items()
     plant(tmp_path, files)
     limits = {"max_dead_letter_ratio": 1.0, "rows_per_unit": rows_per_unit}
-    letters = prepared(night(tmp_path, "items-*", prepare=limits, items={"numeric": ["year"]})).letters
+    letters = prepared(context(tmp_path, "items-*", prepare=limits, items={"numeric": ["year"]})).letters
     expected = {
         (str(tmp_path / name), number): planted
         for name, rows in files.items()
@@ -635,9 +636,9 @@ def test_each_dead_letter_says_where_it_comes_from_and_why(tmp_path: Path, rows_
 def test_past_the_ratio_the_stage_fails_and_leaves_nothing(tmp_path: Path) -> None:
     log = planted_log()
     plant(tmp_path, log)
-    job = night(tmp_path, prepare={"max_dead_letter_ratio": 0.3})
+    job = context(tmp_path, prepare={"max_dead_letter_ratio": 0.3})
     with pytest.raises(StageError, match=r"at most 30.00% of the rows of") as caught:
-        prepare.prepare(job)
+        prepare.prepare(job.config, job.run, job.inputs, job.progress)
     told = str(caught.value)
     assert all(str(tmp_path / name) in told for name in log)
     # without an items file no item is unknown
@@ -657,13 +658,13 @@ def test_the_ratio_itself_is_still_allowed(tmp_path: Path, where: str, limit: fl
     for name, line in broken.items():
         with (tmp_path / name).open("a") as file:
             file.write(line + "\n")
-    job = night(tmp_path, "items.csv", prepare={"max_dead_letter_ratio": limit})
+    job = context(tmp_path, "items.csv", prepare={"max_dead_letter_ratio": limit})
     if refused:
         with pytest.raises(StageError, match="may be unusable"):
-            prepare.prepare(job)
+            prepare.prepare(job.config, job.run, job.inputs, job.progress)
     assert job.run.done("prepare") is False
     if not refused:
-        account = prepare.prepare(job)["account"][where]
+        account = prepare.prepare(job.config, job.run, job.inputs, job.progress)["account"][where]
         assert (account["read"], sum(account["dead_letters"].values())) == (4, 1)
 
 
@@ -684,9 +685,9 @@ def test_results_do_not_depend_on_how_the_work_is_cut_and_run(tmp_path: Path, va
     log[17]["item_id"] = "i99"
     write(tmp_path / "log-9.csv", [{"user_id": "", "item_id": "i1", "timestamp": 1}, "one", log[3]])
     common = {"window": 2, "max_dead_letter_ratio": 1.0}
-    one = prepared(night(tmp_path, prepare={**common, "rows_per_unit": 500_000}))
+    one = prepared(context(tmp_path, prepare={**common, "rows_per_unit": 500_000}))
     other_tables = {**variant, "prepare": {**common, **variant.get("prepare", {})}}
-    other = prepared(night(tmp_path, workspace="other", **other_tables))
+    other = prepared(context(tmp_path, workspace="other", **other_tables))
 
     assert len(one.manifest["pairs"]) == 1
     assert (len(other.manifest["pairs"]) > 1) == ("prepare" in variant)
@@ -707,7 +708,7 @@ def test_results_do_not_depend_on_how_the_work_is_cut_and_run(tmp_path: Path, va
 
 @pytest.mark.usefixtures("log")
 def test_an_anchor_is_in_one_part_only_and_its_positives_are_sorted(tmp_path: Path) -> None:
-    result = prepared(night(tmp_path, prepare={"rows_per_unit": 20}))
+    result = prepared(context(tmp_path, prepare={"rows_per_unit": 20}))
     parts = [pl.read_parquet(result.folder / "pairs" / name) for name in result.manifest["pairs"]]
     anchors = [anchor for part in parts for anchor in part["anchor"]]
     assert sum(part.height > 0 for part in parts) > 1
@@ -721,7 +722,7 @@ def test_an_anchor_is_in_one_part_only_and_its_positives_are_sorted(tmp_path: Pa
 
 @pytest.mark.usefixtures("log")
 def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
-    job = night(tmp_path, prepare={"rows_per_unit": 50})
+    job = context(tmp_path, prepare={"rows_per_unit": 50})
     result = prepared(job)
     files = {path.relative_to(result.folder).as_posix() for path in result.folder.rglob("*") if path.is_file()}
     assert files == {
@@ -740,19 +741,19 @@ def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("log")
 def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
-    job = night(tmp_path)
-    prepare.prepare(job)
+    job = context(tmp_path)
+    prepare.prepare(job.config, job.run, job.inputs, job.progress)
     manifest = job.run.folder / "prepare" / "_MANIFEST.json"
     manifest.write_text('{"kept": true}')
-    assert prepare.prepare(night(tmp_path)) == {"kept": True}
+    assert STAGES["prepare"](context(tmp_path)) == {"kept": True}
 
 
 def test_what_a_killed_job_left_behind_is_cleared_away(tmp_path: Path, log: list[Row]) -> None:
-    job = night(tmp_path)
+    job = context(tmp_path)
     stale = job.run.folder / ".tmp-prepare-dead" / ".work"
     stale.mkdir(parents=True)
     (stale / "check-00000.json").write_text('{"read": 5, "dead": {}}')
-    assert prepare.prepare(job)["account"]["interactions"]["read"] == len(log)
+    assert prepare.prepare(job.config, job.run, job.inputs, job.progress)["account"]["interactions"]["read"] == len(log)
     assert [path.name for path in job.run.folder.iterdir()] == ["prepare"]
 
 
@@ -760,38 +761,21 @@ def test_a_stage_that_fails_can_be_run_again_after_the_input_is_mended(tmp_path:
     rows = [{"user_id": f"u{n % 3}", "item_id": f"i{n % 4}", "timestamp": n} for n in range(10)]
     write(tmp_path / "log.csv", [*rows, "broken"])
     with pytest.raises(StageError):
-        prepare.prepare(night(tmp_path))
+        STAGES["prepare"](context(tmp_path))
     write(tmp_path / "log.csv", rows)
-    assert prepared(night(tmp_path)).manifest["account"]["interactions"]["used"] == 10
+    assert prepared(context(tmp_path)).manifest["account"]["interactions"]["used"] == 10
 
 
 # --- the job as a program
 
 
-def test_the_job_runs_by_itself_from_a_config_file(tmp_path: Path, log: list[Row]) -> None:
+def test_runs_by_itself_from_a_config_file(tmp_path: Path, log: list[Row], program: Any) -> None:
     (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log*"\n')
-    manifest = prepare.run(["--config", str(tmp_path / "recsys.toml"), "--set", "prepare.window=1"])
+    outcome = program("prepare", "--config", tmp_path / "recsys.toml", "--set", "prepare.window=1", "--json")
+    manifest = json.loads(outcome.out)
     assert manifest["account"]["interactions"]["read"] == len(log)
     expected = naive_pairs(naive_sequences(log, {row["item_id"] for row in log}), 1, 1.0)
     assert manifest["num_pairs"] == len(expected)
-
-
-def test_as_a_program_it_prints_its_manifest(capsys: pytest.CaptureFixture[str]) -> None:
-    main(lambda: {"num_items": 3})
-    assert json.loads(capsys.readouterr().out) == {"num_items": 3}
-
-
-@pytest.mark.parametrize(("error", "code"), [(InputError("no file"), 2), (StageError("too many"), 1)])
-def test_as_a_program_an_error_is_one_message_and_an_exit_code(
-    capsys: pytest.CaptureFixture[str], error: RecsysError, code: int
-) -> None:
-    def fail() -> dict[str, Any]:
-        raise error
-
-    with pytest.raises(SystemExit) as caught:
-        main(fail)
-    assert caught.value.code == code
-    assert capsys.readouterr() == ("", f"error: {error}\n")
 
 
 # --- input that is odd but allowed, or not allowed and has to be told so
@@ -806,12 +790,12 @@ def test_a_column_that_nobody_asked_for_may_have_any_name(tmp_path: Path, table:
     extra = {"row": 7}
     write(tmp_path / "log.csv", [{**row, **extra} if table == "interactions" else row for row in LOG])
     write(tmp_path / "items.csv", [{**row, **extra} if table == "items" else row for row in ITEMS])
-    assert prepared(night(tmp_path, "items.csv")).manifest["account"]["interactions"]["used"] == len(LOG)
+    assert prepared(context(tmp_path, "items.csv")).manifest["account"]["interactions"]["used"] == len(LOG)
 
 
 def test_a_binary_column_that_nobody_asked_for_does_not_matter(tmp_path: Path) -> None:
     write(tmp_path / "log.parquet", [{**row, "hash": b"\xff"} for row in [*LOG, {**LOG[0], "user_id": ""}]])
-    account = prepared(night(tmp_path, prepare={"max_dead_letter_ratio": 0.1})).manifest["account"]["interactions"]
+    account = prepared(context(tmp_path, prepare={"max_dead_letter_ratio": 0.1})).manifest["account"]["interactions"]
     assert (account["used"], account["dead_letters"]) == (len(LOG), {"user_id is missing": 1})
 
 
@@ -820,14 +804,14 @@ def test_lists_where_one_value_is_expected_are_refused(tmp_path: Path, role: dic
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "items.parquet", [{**row, "kind": ["a", "b"]} for row in ITEMS])
     with pytest.raises(InputError, match="kind"):
-        prepare.prepare(night(tmp_path, "items.parquet", items=role))
+        STAGES["prepare"](context(tmp_path, "items.parquet", items=role))
 
 
 def test_lists_in_one_items_file_and_text_in_another_are_the_same_feature(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "items-1.csv", [{"item_id": "i0", "tags": "a|b"}, {"item_id": "i1", "tags": "c"}])
     write(tmp_path / "items-2.parquet", [{"item_id": "i2", "tags": ["a", "b"]}, {"item_id": "i3", "tags": []}])
-    catalog = prepared(night(tmp_path, "items-*", items={"multi_categorical": ["tags"]})).catalog
+    catalog = prepared(context(tmp_path, "items-*", items={"multi_categorical": ["tags"]})).catalog
     assert catalog["tags"].to_list() == [["a", "b"], ["c"], ["a", "b"], []]
 
 
@@ -835,7 +819,7 @@ def test_a_feature_called_interactions_keeps_its_values_or_is_refused(tmp_path: 
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "items.csv", [{**row, "interactions": "many"} for row in ITEMS])
     try:
-        catalog = prepared(night(tmp_path, "items.csv", items={"categorical": ["interactions"]})).catalog
+        catalog = prepared(context(tmp_path, "items.csv", items={"categorical": ["interactions"]})).catalog
     except RecsysError:
         return
     assert catalog["interactions"].to_list() == ["many"] * len(ITEMS)
@@ -846,7 +830,7 @@ def test_pair_weights_are_finite_and_above_0_whatever_the_weights(tmp_path: Path
     """Such a weight is refused as a dead letter, or counted; it never makes a pair of weight infinity, 0 or NaN."""
     odd = {**LOG[0], "item_id": "odd", "weight": weight}
     write(tmp_path / "log.csv", [odd, *({**row, "weight": 1.0} for row in LOG)])
-    result = prepared(night(tmp_path, prepare={"max_dead_letter_ratio": 0.1}))
+    result = prepared(context(tmp_path, prepare={"max_dead_letter_ratio": 0.1}))
     assert all(0 < pair < float("inf") for pair, _ in result.pairs.values())
 
 
@@ -855,7 +839,7 @@ def test_events_that_are_all_filtered_are_told_with_their_rule(tmp_path: Path) -
     for items in (None, "items.csv"):
         write(tmp_path / "items.csv", ITEMS)
         with pytest.raises(InputError, match=r"20 rows: event has no weight in prepare\.event_weights"):
-            prepare.prepare(night(tmp_path, items, prepare={"event_weights": {"buy": 1.0}}))
+            STAGES["prepare"](context(tmp_path, items, prepare={"event_weights": {"buy": 1.0}}))
 
 
 @pytest.mark.parametrize(("test", "validation"), [(400.0, 1.0), (1.0, 400.0)])
@@ -865,5 +849,5 @@ def test_a_test_window_larger_than_the_log_is_told_with_both(tmp_path: Path, tes
     with pytest.raises(
         InputError, match=r"evaluate\.validation_days and evaluate\.test_days .* of 19\.0 days"
     ) as caught:
-        prepare.prepare(night(tmp_path, evaluate=split))
+        STAGES["prepare"](context(tmp_path, evaluate=split))
     assert f"{validation:g} and {test:g} days" in str(caught.value)

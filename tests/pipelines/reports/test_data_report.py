@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
 from recsys.config import sections as config
@@ -27,7 +27,9 @@ def made_up(seed: int, rows: int, items: int = 9) -> list[Row]:
     ]
 
 
-def prepared(folder: Path, log: list[Row], items: list[dict[str, Any]], **tables: Any) -> tuple[Night, dict[str, Any]]:
+def prepared(
+    folder: Path, log: list[Row], items: list[dict[str, Any]], **tables: Any
+) -> tuple[RunContext, dict[str, Any]]:
     """A finished prepare stage in the workspace of the folder, and its data report."""
     name = f"{len(list(folder.glob('log-*')))}"
     schema = ["user_id", "item_id", "timestamp"]
@@ -35,14 +37,14 @@ def prepared(folder: Path, log: list[Row], items: list[dict[str, Any]], **tables
     pl.DataFrame(items).write_parquet(folder / f"items-{name}.parquet")
     data = {"interactions": f"log-{name}.parquet", "items": f"items-{name}.parquet", "workspace": "workspace"}
     roles = {"title": "title", "categorical": ["brand"]}
-    night = Night.of(
+    context = RunContext.from_config(
         config.parse({"data": {key: str(folder / path) for key, path in data.items()}, "items": roles, **tables})
     )
-    prepare.prepare(night)
-    stage = night.run.folder / "prepare"
+    prepare.prepare(context.config, context.run, context.inputs, context.progress)
+    stage = context.run.folder / "prepare"
     # in the order of the nights, whatever the clock's resolution
     os.utime(stage / data_page.REPORT, ns=(int(name) * 10**9, int(name) * 10**9))
-    return night, json.loads((stage / data_page.REPORT).read_text())
+    return context, json.loads((stage / data_page.REPORT).read_text())
 
 
 def goods(items: int, **last: Any) -> list[dict[str, Any]]:
@@ -68,8 +70,8 @@ class Page(html.parser.HTMLParser):
         self.seen += " " + " ".join(data.split())
 
 
-def page_of(night: Night) -> Page:
-    return Page(night.run.folder / "prepare" / data_page.PAGE)
+def page_of(context: RunContext) -> Page:
+    return Page(context.run.folder / "prepare" / data_page.PAGE)
 
 
 # --- what it compares with
@@ -77,15 +79,15 @@ def page_of(night: Night) -> Page:
 
 def test_the_first_night_has_nothing_to_compare_with(tmp_path: Path) -> None:
     log = made_up(1, 90)
-    night, report = prepared(tmp_path, log, goods(10))
-    manifest = night.run.manifest("prepare")
-    assert (report["run_id"], report["data_snapshot"]) == (night.run.run_id, night.run.data_snapshot)
+    context, report = prepared(tmp_path, log, goods(10))
+    manifest = context.run.manifest("prepare")
+    assert (report["run_id"], report["data_snapshot"]) == (context.run.run_id, context.run.data_snapshot)
     assert report["previous"] is None
     assert report["account"] == manifest["account"]
     assert report["interactions"] == manifest["account"]["interactions"]["used"]
     assert (report["users"], report["items"]) == (13, 10)
     assert sum(report["interactions_a_day"].values()) == sum(report["interactions_by_hour"]) == report["interactions"]
-    assert "there is none before it" in page_of(night).seen
+    assert "there is none before it" in page_of(context).seen
 
 
 def test_the_next_night_is_compared_with_the_one_before(tmp_path: Path) -> None:
@@ -124,10 +126,10 @@ def test_a_snapshot_that_cannot_be_read_costs_no_night(tmp_path: Path) -> None:
     first, _ = prepared(tmp_path, made_up(1, 60), goods(9))
     second, _ = prepared(tmp_path, made_up(2, 60), goods(9))
     next((second.run.folder / "prepare" / "sequences").iterdir()).unlink()
-    night, report = prepared(tmp_path, made_up(3, 60), goods(9))
+    context, report = prepared(tmp_path, made_up(3, 60), goods(9))
     assert report["unreadable"] == [second.run.run_id]
     assert report["previous"]["run_id"] == first.run.run_id
-    assert f"cannot be read: run {second.run.run_id}" in page_of(night).seen
+    assert f"cannot be read: run {second.run.run_id}" in page_of(context).seen
 
 
 # --- the same input, the same bytes
@@ -141,12 +143,12 @@ def test_the_same_nights_give_the_same_report(tmp_path: Path, variant: dict[str,
         folder = tmp_path / name
         folder.mkdir()
         prepared(folder, made_up(1, 70), goods(9), **tables)
-        night, _ = prepared(folder, made_up(2, 90), goods(11), **tables)
-        stage = night.run.folder / "prepare"
+        context, _ = prepared(folder, made_up(2, 90), goods(11), **tables)
+        stage = context.run.folder / "prepare"
         ids = [path.name for path in (folder / "workspace" / "runs").iterdir()]
         both = [(stage / file).read_text() for file in (data_page.REPORT, data_page.PAGE)]
         for run_id in ids:
-            role = "now" if run_id == night.run.run_id else "before"
+            role = "now" if run_id == context.run.run_id else "before"
             both = [text.replace(run_id, role) for text in both]
         texts.append(both)
     assert texts[0] == texts[1]
@@ -157,8 +159,8 @@ def test_the_same_nights_give_the_same_report(tmp_path: Path, variant: dict[str,
 
 def test_the_page_shows_the_figures_and_needs_nothing_else(tmp_path: Path) -> None:
     prepared(tmp_path, made_up(1, 1_900), goods(9))
-    night, report = prepared(tmp_path, [*made_up(2, 2_400), ("u1", "unknown", 10**9)], goods(12))
-    page = page_of(night)
+    context, report = prepared(tmp_path, [*made_up(2, 2_400), ("u1", "unknown", 10**9)], goods(12))
+    page = page_of(context)
     account = report["account"]["interactions"]
     for figure in ("interactions", "users", "items"):
         assert f" {report[figure]:,} " in page.seen
@@ -179,8 +181,8 @@ def test_text_from_outside_stays_text(tmp_path: Path) -> None:
     evil = "<script>alert('&')</script>"
     log = [*made_up(1, 60), *[("u1", "i8", 10**9 + 7), ("u2", "i8", 10**9)] * 20]
     prepared(tmp_path, log[:-9], goods(9))
-    night, report = prepared(tmp_path, log, goods(9, title=evil, brand=evil))
-    page = page_of(night)
+    context, report = prepared(tmp_path, log, goods(9, title=evil, brand=evil))
+    page = page_of(context)
     assert report["top_items"][0]["title"] == evil or evil in {item["title"] for item in report["top_items"]}
     assert evil in page.seen
     assert "script" not in page.tags
@@ -189,8 +191,8 @@ def test_text_from_outside_stays_text(tmp_path: Path) -> None:
 def test_many_days_share_bars(tmp_path: Path) -> None:
     """365 days are more than the bars that a chart may have."""
     log = [(f"u{day % 7}", f"i{day % 9}", 10**9 + day * 86_400) for day in range(365)]
-    night, _ = prepared(tmp_path, log, goods(9))
-    assert "4 days a bar" in page_of(night).seen
+    context, _ = prepared(tmp_path, log, goods(9))
+    assert "4 days a bar" in page_of(context).seen
     assert data_page._bars({"2024-02-28": 2, "2024-03-01": 5}) == (
         {"2024-02-28": 2, "2024-02-29": 0, "2024-03-01": 5},
         1,
@@ -205,9 +207,9 @@ def test_without_items_there_are_no_titles_and_no_columns(tmp_path: Path) -> Non
         tmp_path / "log.csv"
     )
     data = {"interactions": str(tmp_path / "log.csv"), "workspace": str(tmp_path / "workspace")}
-    night = Night.of(config.parse({"data": data}))
-    prepare.prepare(night)
-    report = json.loads((night.run.folder / "prepare" / data_page.REPORT).read_text())
+    context = RunContext.from_config(config.parse({"data": data}))
+    prepare.prepare(context.config, context.run, context.inputs, context.progress)
+    report = json.loads((context.run.folder / "prepare" / data_page.REPORT).read_text())
     assert report["missing"] == {}
     assert report["top_items"][0]["title"] is None
-    assert f" {report['top_items'][0]['item_id']} " in page_of(night).seen
+    assert f" {report['top_items'][0]['item_id']} " in page_of(context).seen

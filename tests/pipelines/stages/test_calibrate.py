@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed, train
 from pipelines.stages.calibrate import STAGE, calibrate, judged_pairs
@@ -19,33 +19,33 @@ from recsys.release.bundle import CALIBRATION, CATALOG, EMBEDDINGS
 from tests.e2e import world
 
 
-def embedded(folder: Path, *overrides: str) -> Night:
+def embedded(folder: Path, *overrides: str) -> RunContext:
     """A night whose items point where their block does, more or less."""
-    night = Night.of(configuration.load(world.write(folder), overrides))
-    prepare.prepare(night)
-    items = Catalog.load(night.run.path(prepare.STAGE, CATALOG)).item_ids
+    context = RunContext.from_config(configuration.load(world.write(folder), overrides))
+    prepare.prepare(context.config, context.run, context.inputs, context.progress)
+    items = Catalog.load(context.run.path(prepare.STAGE, CATALOG)).item_ids
     rng = np.random.default_rng(0)
     blocks = [int(item.split("-")[1]) if item.startswith("item-") else world.NEW_ITEM_BLOCK for item in items]
     vectors = np.eye(world.BLOCKS)[blocks] + rng.normal(0, 0.3, (len(items), world.BLOCKS))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    with night.run.stage(embed.STAGE) as (stage, _):
+    with context.run.stage(embed.STAGE) as (stage, _):
         np.save(stage / EMBEDDINGS, vectors.astype(np.float32))
-    return night
+    return context
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean", "manhattan"])
 def test_items_of_one_block_are_told_from_others(tmp_path: Path, distance: str) -> None:
-    night = embedded(tmp_path, f"tower.distance={distance}")
-    manifest = calibrate(night)
+    context = embedded(tmp_path, f"tower.distance={distance}")
+    manifest = calibrate(context.config, context.run, context.progress)
     users = world.BLOCKS * world.USERS_A_BLOCK
     assert (manifest["same"], manifest["others"]) == (users, users)
     assert manifest["fitted_pairs"] + manifest["measured_pairs"] == 2 * users
     assert manifest["auc"] > 0.9
-    fitted = calibration.load(night.run.path(STAGE, CALIBRATION))
+    fitted = calibration.load(context.run.path(STAGE, CALIBRATION))
     assert fitted is not None
     assert fitted.model_dump(mode="json").items() >= {k: manifest[k] for k in ("thresholds", "auc")}.items()
     assert json.loads(json.dumps(manifest)) == manifest
-    assert calibrate(night) == manifest
+    assert calibrate(context.config, context.run, context.progress) == manifest
 
 
 def people(folder: Path, pairs: int) -> list[str]:
@@ -65,23 +65,23 @@ def people(folder: Path, pairs: int) -> list[str]:
 
 def test_where_people_judged_their_held_out_pairs_are_taken(tmp_path: Path) -> None:
     """And none of those that training saw."""
-    night = embedded(tmp_path, *people(tmp_path, 4_000))
-    judged = judged_pairs(night)
-    training, held_out = train.load_labeled(night)
+    context = embedded(tmp_path, *people(tmp_path, 4_000))
+    judged = judged_pairs(context.config, context.run)
+    training, held_out = train.load_labeled(context.run, context.config.train.seed)
     assert sorted(zip(*(part.tolist() for part in judged), strict=True)) == sorted(
         zip(held_out.first.tolist(), held_out.second.tolist(), held_out.same.tolist(), strict=True)
     )
     assert 200 < len(judged.same) < len(training) / 5
-    manifest = calibrate(night)
+    manifest = calibrate(context.config, context.run, context.progress)
     assert (manifest["same"], manifest["others"]) == (judged.same.sum(), (~judged.same).sum())
     assert manifest["auc"] > 0.9
 
 
 def test_of_judged_pairs_at_most_so_many_of_each_kind_are_taken(tmp_path: Path) -> None:
-    night = embedded(tmp_path, *people(tmp_path, 4_000), "calibrate.pairs=30")
-    judged = judged_pairs(night)
+    context = embedded(tmp_path, *people(tmp_path, 4_000), "calibrate.pairs=30")
+    judged = judged_pairs(context.config, context.run)
     assert (judged.same.sum(), (~judged.same).sum()) == (30, 30)
-    again = judged_pairs(night)
+    again = judged_pairs(context.config, context.run)
     assert (judged.first == again.first).all()
 
 
@@ -91,14 +91,14 @@ def test_too_few_held_out_judgments_stop_no_night(tmp_path: Path) -> None:
 
 
 def test_too_few_held_out_pairs_stop_no_night(tmp_path: Path) -> None:
-    night = embedded(tmp_path, "calibrate.pairs=19")
-    manifest = calibrate(night)
+    context = embedded(tmp_path, "calibrate.pairs=19")
+    manifest = calibrate(context.config, context.run, context.progress)
     assert "needs 20 held-out pairs, and as many others. Received: 19 and 19." in manifest["reason"]
-    assert calibration.load(night.run.path(STAGE, CALIBRATION)) is None
-    assert manifest["reason"] in night.run.path(STAGE, CALIBRATION).read_text()
+    assert calibration.load(context.run.path(STAGE, CALIBRATION)) is None
+    assert manifest["reason"] in context.run.path(STAGE, CALIBRATION).read_text()
 
 
 def test_without_embeddings_the_stage_to_run_is_named(tmp_path: Path) -> None:
-    night = Night.of(configuration.load(world.write(tmp_path)))
+    context = RunContext.from_config(configuration.load(world.write(tmp_path)))
     with pytest.raises(StageError, match="Run: recsys embed"):
-        calibrate(night)
+        calibrate(context.config, context.run, context.progress)

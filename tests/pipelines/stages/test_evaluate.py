@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
+from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed, evaluate, train
 from pipelines.stages import index as indexing
@@ -36,19 +37,19 @@ RECENCY = 0.3
 CUTS = (5, 10, 20)
 
 
-def indexed(folder: Path, *overrides: str, recency: float | None = RECENCY) -> Night:
+def indexed(folder: Path, *overrides: str, recency: float | None = RECENCY) -> RunContext:
     """A night that is ready to be evaluated: random vectors, and a tower that nobody asks for."""
-    night = Night.of(configuration.load(folder / "recsys.toml", [*QUICK, *overrides]))
-    prepare.prepare(night)
-    num_items = night.run.manifest(prepare.STAGE)["num_items"]
+    context = RunContext.from_config(configuration.load(folder / "recsys.toml", [*QUICK, *overrides]))
+    prepare.prepare(context.config, context.run, context.inputs, context.progress)
+    num_items = context.run.manifest(prepare.STAGE)["num_items"]
     vectors = np.random.default_rng(0).normal(size=(num_items, 16))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    with night.run.stage(train.STAGE) as (_, manifest):
+    with context.run.stage(train.STAGE) as (_, manifest):
         manifest |= {"recency": recency, "validation": {"last_item": {"ndcg_at_20": 0.25}}}
-    with night.run.stage(embed.STAGE) as (stage, _):
+    with context.run.stage(embed.STAGE) as (stage, _):
         np.save(stage / EMBEDDINGS, vectors.astype(np.float32))
-    indexing.index(night)
-    return night
+    indexing.index(context.config, context.run, context.progress)
+    return context
 
 
 def rows_of(folder: Path) -> dict[str, list[str]]:
@@ -58,18 +59,18 @@ def rows_of(folder: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
+def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     folder = tmp_path_factory.mktemp("world")
     world.write(folder)
     return indexed(folder)
 
 
 @pytest.fixture(scope="module")
-def figures(night: Night) -> dict[str, Any]:
-    return evaluate.evaluate(night)
+def figures(context: RunContext) -> dict[str, Any]:
+    return evaluate.evaluate(context.config, context.run, context.progress)
 
 
-def test_every_baseline_is_measured_on_both_look_ups(night: Night, figures: dict[str, Any]) -> None:
+def test_every_baseline_is_measured_on_both_look_ups(context: RunContext, figures: dict[str, Any]) -> None:
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert (figures["target"], figures["split"]) == ("test", "leave_one_out")
     assert figures["questions"] == world.BLOCKS * world.USERS_A_BLOCK
@@ -81,16 +82,16 @@ def test_every_baseline_is_measured_on_both_look_ups(night: Night, figures: dict
             assert set(report) == names | {"coverage_at_10", "gini_at_10", "intervals", "strata"}
             assert set(report["intervals"]) == names
             assert sum(stratum["questions"] for stratum in report["strata"].values()) == figures["questions"]
-    assert evaluate.evaluate(night) == figures
+    assert evaluate.evaluate(context.config, context.run, context.progress) == figures
 
 
 def test_the_model_is_asked_through_its_index_with_the_recency_of_training(
-    night: Night, figures: dict[str, Any]
+    context: RunContext, figures: dict[str, Any]
 ) -> None:
     """Few items, so that the index finds what exact search finds."""
-    model = ExactIndex(np.load(night.run.path(embed.STAGE, EMBEDDINGS)))
-    test = train.load_split(night).holdout("test", 1_000)
-    popularity = Catalog.load(night.run.path(prepare.STAGE, CATALOG)).frame["interactions"].to_numpy()
+    model = ExactIndex(np.load(context.run.path(embed.STAGE, EMBEDDINGS)))
+    test = train.load_split(context.run).holdout("test", 1_000)
+    popularity = Catalog.load(context.run.path(prepare.STAGE, CATALOG)).frame["interactions"].to_numpy()
     assert figures["history"]["recency"] == RECENCY
     for queries, measured in (
         (Queries.of_items(test.queries), figures["model"]),
@@ -102,10 +103,10 @@ def test_the_model_is_asked_through_its_index_with_the_recency_of_training(
     assert figures["validation"]["last_item"] == {"ndcg_at_20": 0.25}
 
 
-def test_popularity_equals_a_plain_loop_over_the_log(night: Night, figures: dict[str, Any]) -> None:
+def test_popularity_equals_a_plain_loop_over_the_log(context: RunContext, figures: dict[str, Any]) -> None:
     """Counted before the test targets, asked for them, from the last item and from all before."""
-    users = rows_of(Path(night.config.data.interactions).parent)
-    ids = sorted(pl.read_csv(night.config.data.items or "")["item_id"])
+    users = rows_of(Path(context.config.data.interactions).parent)
+    ids = sorted(pl.read_csv(context.config.data.items or "")["item_id"])
     counts = dict.fromkeys(ids, 0)
     for items in users.values():
         for item in set(items[:-1]):
@@ -143,10 +144,10 @@ def test_settings_are_chosen_by_the_validation_targets(tmp_path: Path) -> None:
     assert one["validation"]["baselines"] != other["validation"]["baselines"]
 
 
-def tried(night: Night) -> set[tuple[float, float]]:
+def tried(context: RunContext) -> set[tuple[float, float]]:
     """Windows and decays of the windowed baseline."""
-    catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
-    found = evaluate.fitted_before("validation", night, train.load_split(night), catalog)
+    catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
+    found = evaluate.fitted_before("validation", context.config, context.run, train.load_split(context.run), catalog)
     return {(variant.settings["window"], variant.settings["decay"]) for variant in found["windowed_item_knn"]}
 
 
@@ -166,9 +167,11 @@ def test_windows_that_are_counted_anew_equal_those_of_prepare(tmp_path: Path, ta
     world.write(tmp_path)
     nights = [indexed(tmp_path, "prepare.window=3"), indexed(tmp_path, "evaluate.windows=[[3, 1.0]]")]
     answers = []
-    for night in nights:
-        catalog = Catalog.load(night.run.path(prepare.STAGE, CATALOG))
-        found = evaluate.fitted_before(target, night, train.load_split(night), catalog)["windowed_item_knn"]
+    for context in nights:
+        catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
+        found = evaluate.fitted_before(target, context.config, context.run, train.load_split(context.run), catalog)[
+            "windowed_item_knn"
+        ]
         (variant,) = [v for v in found if v.settings == {"window": 3, "decay": 1.0, "shrinkage": 20.0}]
         answers.append(variant.fit().answer(Queries.of_items(np.arange(len(catalog), dtype=np.int32)), 10))
     np.testing.assert_array_equal(*answers)
@@ -199,4 +202,4 @@ def test_a_test_without_a_validation_takes_the_middle_recency_for_all(tmp_path: 
 
 def test_without_index_the_stage_to_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="Run: recsys embed"):
-        evaluate.evaluate(Night.of(configuration.load(world.write(tmp_path))))
+        STAGES["evaluate"](RunContext.from_config(configuration.load(world.write(tmp_path))))

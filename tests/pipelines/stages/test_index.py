@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from pipelines.stages import index as indexing
@@ -26,46 +25,46 @@ from tests.e2e import program, world
 DIMENSION = 8
 
 
-def embedded(folder: Path, num_items: int, *overrides: str) -> Night:
+def embedded(folder: Path, num_items: int, *overrides: str) -> RunContext:
     """A night that is ready to be indexed: random vectors, of a catalog that nobody asks for."""
     world.write(folder)
-    night = Night.of(configuration.load(folder / "recsys.toml", overrides))
+    context = RunContext.from_config(configuration.load(folder / "recsys.toml", overrides))
     vectors = np.random.default_rng(0).normal(size=(num_items, DIMENSION))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    with night.run.stage(prepare.STAGE) as (_, manifest):
+    with context.run.stage(prepare.STAGE) as (_, manifest):
         manifest["num_items"] = num_items
-    with night.run.stage(embed.STAGE) as (stage, _):
+    with context.run.stage(embed.STAGE) as (stage, _):
         np.save(stage / EMBEDDINGS, vectors.astype(np.float32))
-    return night
+    return context
 
 
-def files_of(night: Night) -> dict[str, bytes]:
+def files_of(context: RunContext) -> dict[str, bytes]:
     """All that the stage wrote, by name."""
-    return {path.name: path.read_bytes() for path in night.run.path(indexing.STAGE).iterdir()}
+    return {path.name: path.read_bytes() for path in context.run.path(indexing.STAGE).iterdir()}
 
 
 @pytest.mark.parametrize(("shard_items", "count"), [(300, 1), (299, 2), (70, 5)])
 def test_each_shard_is_a_file_of_its_own_items(tmp_path: Path, shard_items: int, count: int) -> None:
-    night = embedded(tmp_path, 300, f"index.shard_items={shard_items}")
-    manifest = indexing.index(night)
+    context = embedded(tmp_path, 300, f"index.shard_items={shard_items}")
+    manifest = indexing.index(context.config, context.run, context.progress)
     shards = annoy.cut(300, shard_items)
-    assert set(files_of(night)) == {"_MANIFEST.json", *(shard.file for shard in shards)}
+    assert set(files_of(context)) == {"_MANIFEST.json", *(shard.file for shard in shards)}
     assert manifest["shards"] == len(shards) == count
-    vectors = np.load(night.run.path(embed.STAGE, EMBEDDINGS))
+    vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS))
     for shard in shards:
         alone = tmp_path / "alone.ann"
-        annoy.build(vectors[shard.start : shard.stop], night.config.index, alone)
-        assert night.run.path(indexing.STAGE, shard.file).read_bytes() == alone.read_bytes()
+        annoy.build(vectors[shard.start : shard.stop], context.config.index, alone)
+        assert context.run.path(indexing.STAGE, shard.file).read_bytes() == alone.read_bytes()
 
 
 def test_the_recall_is_that_of_the_merged_answers(tmp_path: Path) -> None:
     settings = ("index.shard_items=90", "index.recall_target=0.9", "index.recall_floor=0.8", "index.n_trees=3")
-    night = embedded(tmp_path, 1_000, *settings)
-    manifest = indexing.index(night)
-    vectors = np.load(night.run.path(embed.STAGE, EMBEDDINGS))
+    context = embedded(tmp_path, 1_000, *settings)
+    manifest = indexing.index(context.config, context.run, context.progress)
+    vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS))
     shards = annoy.cut(1_000, 90)
-    built = annoy.load(night.run.path(indexing.STAGE), shards, vectors, manifest["search_k"])
-    everyone, k = np.arange(1_000, dtype=np.int32), night.config.index.recall_k
+    built = annoy.load(context.run.path(indexing.STAGE), shards, vectors, manifest["search_k"])
+    everyone, k = np.arange(1_000, dtype=np.int32), context.config.index.recall_k
     found, exact = built.neighbors(everyone, k), ExactIndex(vectors).neighbors(everyone, k)
     share = np.mean([len({*row} & {*other}) / k for row, other in zip(found.tolist(), exact.tolist(), strict=True)])
     assert manifest["recall"] == pytest.approx(share, abs=1e-3)
@@ -75,9 +74,11 @@ def test_the_recall_is_that_of_the_merged_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("profile", ["local-threads", "portable"])
 def test_every_runner_builds_the_same_files(tmp_path: Path, profile: str) -> None:
     expected = embedded(tmp_path / "local", 200, "index.shard_items=30")
-    night = embedded(tmp_path / profile, 200, "index.shard_items=30", f"beam.profile={profile}")
-    assert indexing.index(night) == indexing.index(expected)
-    assert files_of(night) == files_of(expected)
+    context = embedded(tmp_path / profile, 200, "index.shard_items=30", f"beam.profile={profile}")
+    assert indexing.index(context.config, context.run, context.progress) == indexing.index(
+        expected.config, expected.run, expected.progress
+    )
+    assert files_of(context) == files_of(expected)
 
 
 # --- killed and resumed
@@ -92,8 +93,8 @@ def test_after_a_kill_only_the_shards_that_are_missing_are_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ("index.shard_items=500", "index.sample=50")
-    night = embedded(tmp_path, 20_000, *settings)
-    command = [sys.executable, "-m", "pipelines.stages.index", "--config", str(tmp_path / "recsys.toml")]
+    context = embedded(tmp_path, 20_000, *settings)
+    command = [program.RECSYS, "index", "--config", tmp_path / "recsys.toml"]
     command += [part for setting in settings for part in ("--set", setting)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
         while job.poll() is None:
@@ -112,12 +113,12 @@ def test_after_a_kill_only_the_shards_that_are_missing_are_built(
         return build(vectors, config, path, **named)
 
     monkeypatch.setattr(annoy, "build", counting)
-    indexing.index(night)
+    indexing.index(context.config, context.run, context.progress)
     assert built == {shard.file for shard in annoy.cut(20_000, 500)} - there
 
     undisturbed = embedded(tmp_path / "undisturbed", 20_000, *settings)
-    indexing.index(undisturbed)
-    assert files_of(night) == files_of(undisturbed)
+    indexing.index(undisturbed.config, undisturbed.run, undisturbed.progress)
+    assert files_of(context) == files_of(undisturbed)
 
 
 # --- a whole night

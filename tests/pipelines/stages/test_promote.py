@@ -11,7 +11,9 @@ import pytest
 from mlflow import MlflowClient
 
 from benchmarks import regressions
-from pipelines.context.run_context import Night, calm
+from pipelines.context.libraries import quiet_libraries
+from pipelines.context.run_context import RunContext
+from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
 from recsys.config import sections as configuration
 from recsys.errors import RefusedError, StageError
@@ -29,10 +31,10 @@ GOLDEN = GOLDEN_RELEASES / "v1"
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a champion, of seed 1, and a release of seed 2 that is published only."""
-    calm()
+    quiet_libraries()
     folder = world.write(tmp_path_factory.mktemp("world")).parent
     assert regressions.judge(settings(folder), regressions.night_of).promoted
-    regressions.publish(night(folder, "train.seed=2"))
+    regressions.publish(context(folder, "train.seed=2"))
     return folder
 
 
@@ -46,29 +48,29 @@ def settings(folder: Path, *overrides: str) -> Any:
     return configuration.load(folder / "recsys.toml", [*QUICK, *overrides])
 
 
-def night(folder: Path, *overrides: str) -> Night:
-    return Night.of(settings(folder, *overrides))
+def context(folder: Path, *overrides: str) -> RunContext:
+    return RunContext.from_config(settings(folder, *overrides))
 
 
 def decided(folder: Path, *overrides: str) -> dict[str, Any]:
     """What the gate says of the challenger, by check."""
-    made = promote.promote(night(folder, "train.seed=2", *overrides))
+    made = STAGES["promote"](context(folder, "train.seed=2", *overrides))
     return {**made, "checks": {check["name"]: check for check in made["checks"]}}
 
 
 def test_every_check_is_kept_in_mlflow_and_in_the_result(copied: Path) -> None:
-    challenger = night(copied, "train.seed=2")
-    result = promote.promote(challenger)
-    client = MlflowClient(challenger.tracker.uri)
+    challenger = context(copied, "train.seed=2")
+    result = STAGES["promote"](challenger)
+    client = MlflowClient(challenger.tracking.tracker.uri)
     version = client.get_model_version_by_alias("item-tower", "champion")
     assert version.tags["recsys.release_id"] == challenger.run.run_id
     assert json.loads(version.tags["recsys.gate"])["checks"] == result["checks"]
     metrics = client.get_run(version.run_id).data.metrics
     for check in result["checks"]:
         assert metrics.get(f"gate_{check['name']}") == check["value"]
-    kept = json.loads(challenger.tracker.read_artifact(version.run_id, "gate/gate.json") or "")
+    kept = json.loads(challenger.tracking.tracker.read_artifact(version.run_id, "gate/gate.json") or "")
     assert kept["checks"] == result["checks"]
-    (_, event) = promotion.events(challenger.tracker)
+    (_, event) = promotion.events(challenger.tracking.tracker)
     assert event.after == challenger.run.run_id
     assert event.checks == result["checks"]
 
@@ -79,10 +81,10 @@ def test_the_champion_is_asked_what_its_own_evaluation_was_to_the_last_digit(cop
     from recsys.data.catalog import Catalog
     from recsys.release.bundle import CATALOG
 
-    challenger = night(copied, "train.seed=2")
+    challenger = context(copied, "train.seed=2")
     catalog = Catalog.load(challenger.run.path(prepare.STAGE, CATALOG))
-    champion = Release.load(challenger.releases / night(copied).run.run_id)
-    again = metrics(gate.places(champion, promote._questions(challenger, catalog)))
+    champion = Release.load(challenger.config.workspace / "releases" / context(copied).run.run_id)
+    again = metrics(gate.places(champion, promote._questions(challenger.config, challenger.run, catalog)))
     measured = champion.evaluation["model"]
     assert again == {name: measured[name] for name in again}
     assert len(again) == 3 * len(CUTS)
@@ -158,7 +160,7 @@ def test_a_champion_of_format_1_is_read_and_compared(copied: Path) -> None:
 
 
 def test_a_champion_that_cannot_be_read_stays_and_is_told(copied: Path) -> None:
-    champion = copied / "workspace" / "releases" / night(copied).run.run_id
+    champion = copied / "workspace" / "releases" / context(copied).run.run_id
     manifest = json.loads((champion / MANIFEST).read_text()) | {"format_version": 99}
     (champion / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(RefusedError, match=r"champion_loads 0\.0000.*format version"):
@@ -166,7 +168,7 @@ def test_a_champion_that_cannot_be_read_stays_and_is_told(copied: Path) -> None:
 
 
 def test_the_champions_data_report_comes_from_mlflow_where_its_run_is_gone(copied: Path) -> None:
-    shutil.rmtree(night(copied).run.folder)
+    shutil.rmtree(context(copied).run.folder)
     checks = decided(copied)["checks"]
     assert checks["data_lost_volume"]["verdict"] == "passed"
     assert checks["data_lost_volume"]["value"] == 0

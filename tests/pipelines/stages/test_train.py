@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
+from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare import stage as prepare
 from pipelines.stages import train
 from recsys.config import sections as configuration
@@ -34,10 +35,10 @@ GLOBAL_TIME = [
 """Everybody touches an item a minute: the last one is held out for the test, the one before for validation."""
 
 
-def prepared(folder: Path, *overrides: str) -> Night:
-    night = Night.of(configuration.load(folder / "recsys.toml", [*SMALL, *overrides]))
-    prepare.prepare(night)
-    return night
+def prepared(folder: Path, *overrides: str) -> RunContext:
+    context = RunContext.from_config(configuration.load(folder / "recsys.toml", [*SMALL, *overrides]))
+    prepare.prepare(context.config, context.run, context.inputs, context.progress)
+    return context
 
 
 def moved(folder: Path, step: int) -> Path:
@@ -66,18 +67,18 @@ WITHIN = [(f"item-{b}-{p}", f"item-{b}-{(p + 1) % 8}", 0) for b in range(4) for 
 """People who see it the other way round than users who touch: what is touched together is not the same."""
 
 
-def vectors_of(night: Night) -> Vectors:
+def vectors_of(context: RunContext) -> Vectors:
     """The catalog through the tower that the stage left."""
     from recsys.features.encoding import Features
     from recsys.model import tower
 
-    frame = Catalog.load(night.run.path(prepare.STAGE, CATALOG)).frame
-    features = Features.load(night.run.path(train.STAGE, FEATURES))
-    return tower.encoder(tower.load(night.run.path(train.STAGE, TOWER)), 64)(features.transform(frame))
+    frame = Catalog.load(context.run.path(prepare.STAGE, CATALOG)).frame
+    features = Features.load(context.run.path(train.STAGE, FEATURES))
+    return tower.encoder(tower.load(context.run.path(train.STAGE, TOWER)), 64)(features.transform(frame))
 
 
-def numbers(night: Night) -> dict[str, int]:
-    ids = Catalog.load(night.run.path(prepare.STAGE, CATALOG)).item_ids
+def numbers(context: RunContext) -> dict[str, int]:
+    ids = Catalog.load(context.run.path(prepare.STAGE, CATALOG)).item_ids
     return {item: number for number, item in enumerate(ids)}
 
 
@@ -86,8 +87,8 @@ def numbers(night: Night) -> dict[str, int]:
 
 def test_the_manifest_tells_how_the_tower_came_to_be(tmp_path: Path) -> None:
     world.write(tmp_path)
-    night = prepared(tmp_path, "train.history_passes=2", "evaluate.recency=[0.3, 0.8]")
-    manifest = train.train(night)
+    context = prepared(tmp_path, "train.history_passes=2", "evaluate.recency=[0.3, 0.8]")
+    manifest = train.train(context.config, context.run, context.progress, context.tracking.metrics)
     assert json.loads(json.dumps(manifest)) == manifest
     assert 1 <= manifest["passes"]["pairs"] <= 2
     assert manifest["passes"]["histories"] in {0, 2}
@@ -99,7 +100,7 @@ def test_the_manifest_tells_how_the_tower_came_to_be(tmp_path: Path) -> None:
     assert set(manifest["validation"]) == {"last_item", "history"}
     for figures in manifest["validation"].values():
         assert 0 < figures["ndcg_at_20"] < 1
-    assert train.train(night) == manifest
+    assert train.train(context.config, context.run, context.progress, context.tracking.metrics) == manifest
 
 
 @pytest.mark.parametrize(("share", "kept"), [(1.01, 1), (0.99, 1), (0.9, 0)])
@@ -110,7 +111,7 @@ def test_passes_over_histories_are_dropped_where_they_are_clearly_worse(
     from recsys.model import trainer as training
 
     world.write(tmp_path)
-    night = prepared(tmp_path)
+    context = prepared(tmp_path)
     look = training.Validation.figures
     scores: list[float] = []
 
@@ -121,16 +122,20 @@ def test_passes_over_histories_are_dropped_where_they_are_clearly_worse(
         return found
 
     monkeypatch.setattr(training.Validation, "figures", figures)
-    fit = train.fit_before("validation", night, {"pairs": 1, "histories": 1}, lambda *_: None)
+    fit = train.fit_before("validation", context.config, context.run, {"pairs": 1, "histories": 1}, lambda *_: None)
     assert fit.passes == {"pairs": 1, "histories": kept}
 
 
 def test_passes_over_histories_follow_those_over_pairs_and_move_the_tower(tmp_path: Path) -> None:
     world.write(tmp_path)
-    night = prepared(tmp_path)
+    context = prepared(tmp_path)
     seen: list[int] = []
-    before = train.fit_before("test", night, {"pairs": 1, "histories": 0}, lambda number, _: seen.append(number))
-    after = train.fit_before("test", night, {"pairs": 1, "histories": 2}, lambda number, _: seen.append(number))
+    before = train.fit_before(
+        "test", context.config, context.run, {"pairs": 1, "histories": 0}, lambda number, _: seen.append(number)
+    )
+    after = train.fit_before(
+        "test", context.config, context.run, {"pairs": 1, "histories": 2}, lambda number, _: seen.append(number)
+    )
     assert (before.passes, after.passes) == ({"pairs": 1, "histories": 0}, {"pairs": 1, "histories": 2})
     assert seen == [1, 1, 2, 3]
     assert (len(before.curve), len(after.curve)) == (1, 3)
@@ -164,8 +169,15 @@ def test_new_items_find_their_place_and_known_ones_keep_theirs(tmp_path: Path) -
     seen: list[int] = []
     nights = [prepared(tmp_path, "train.learning_rate=0.03", f"train.new_items={used}") for used in ("true", "false")]
     fits = [
-        train.fit_before("test", night, passes, lambda *_: None, on_new_pass=lambda number, _: seen.append(number))
-        for night in nights
+        train.fit_before(
+            "test",
+            context.config,
+            context.run,
+            passes,
+            lambda *_: None,
+            on_new_pass=lambda number, _: seen.append(number),
+        )
+        for context in nights
     ]
     assert seen == [1, 2, 3, 4, 5, 6]
     catalog = Catalog.load(nights[0].run.path(prepare.STAGE, CATALOG))
@@ -181,9 +193,11 @@ def test_new_items_find_their_place_and_known_ones_keep_theirs(tmp_path: Path) -
 
 
 def test_without_features_there_is_nothing_to_place_new_items_by(tmp_path: Path) -> None:
-    night = prepared(newcomers(tmp_path), "items.categorical=[]")
+    context = prepared(newcomers(tmp_path), "items.categorical=[]")
     passes = {"pairs": 1, "histories": 0}
-    fit = train.fit_before("test", night, passes, lambda *_: None, on_new_pass=lambda *_: pytest.fail("a pass"))
+    fit = train.fit_before(
+        "test", context.config, context.run, passes, lambda *_: None, on_new_pass=lambda *_: pytest.fail("a pass")
+    )
     assert list(fit.tower.input) == ["id"]
 
 
@@ -198,7 +212,9 @@ def test_new_items_are_in_nobodys_way_when_training_stops(tmp_path: Path) -> Non
             items.filter(pl.col("item_id").is_in(touched.implode())).write_csv(folder / "items.csv")
         nights.append(prepared(folder))
     most = {"pairs": 2, "histories": 1}
-    one, other = (train.fit_before("validation", night, most, lambda *_: None) for night in nights)
+    one, other = (
+        train.fit_before("validation", context.config, context.run, most, lambda *_: None) for context in nights
+    )
     assert len(one.vectors) > len(other.vectors)
     assert one.recency == other.recency
     for with_new, without in zip(one.curve, other.curve, strict=True):
@@ -206,9 +222,9 @@ def test_new_items_are_in_nobodys_way_when_training_stops(tmp_path: Path) -> Non
 
 
 def test_placing_new_items_goes_on_after_a_kill(tmp_path: Path) -> None:
-    night = prepared(newcomers(tmp_path))
+    context = prepared(newcomers(tmp_path))
     passes = {"pairs": 3, "histories": 1}
-    whole = train.fit_before("test", night, passes, lambda *_: None)
+    whole = train.fit_before("test", context.config, context.run, passes, lambda *_: None)
     done: list[tuple[str, int]] = []
 
     def killed(number: int, _: dict[str, float]) -> None:
@@ -218,7 +234,7 @@ def test_placing_new_items_goes_on_after_a_kill(tmp_path: Path) -> None:
 
     def fit() -> train.Fitted:
         return train.fit_before(
-            "test", night, passes, lambda number, _: done.append(("known", number)),
+            "test", context, passes, lambda number, _: done.append(("known", number)),
             on_new_pass=killed, checkpoints=tmp_path,
         )  # fmt: skip
 
@@ -241,10 +257,12 @@ def test_nothing_at_or_after_the_test_target_has_a_part_in_the_tower(tmp_path: P
     folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 1))
     nights = [prepared(folder, *options) for folder in folders]
     assert nights[0].run.run_id != nights[1].run.run_id
-    one, other = (train.load_split(night).holdout("test", 1_000) for night in nights)
+    one, other = (train.load_split(context.run).holdout("test", 1_000) for context in nights)
     assert (one.queries == other.queries).all()
     assert (one.targets != other.targets).all()
-    manifests = [train.train(night) for night in nights]
+    manifests = [
+        train.train(context.config, context.run, context.progress, context.tracking.metrics) for context in nights
+    ]
     assert manifests[0] == manifests[1]
     np.testing.assert_array_equal(vectors_of(nights[0]), vectors_of(nights[1]))
 
@@ -253,7 +271,10 @@ def test_what_lies_before_the_test_target_has_a_part_in_the_tower(tmp_path: Path
     """Else the proof above would hold for a tower that learns nothing."""
     world.write(tmp_path / "one")
     nights = [prepared(tmp_path / "one"), prepared(moved(tmp_path / "other", step=world.TOUCHED - 2))]
-    fits = [train.fit_before("test", night, {"pairs": 1, "histories": 0}, lambda *_: None) for night in nights]
+    fits = [
+        train.fit_before("test", context.config, context.run, {"pairs": 1, "histories": 0}, lambda *_: None)
+        for context in nights
+    ]
     assert np.abs(fits[0].vectors - fits[1].vectors).max() > 1e-4
 
 
@@ -264,8 +285,10 @@ def test_nothing_at_or_after_the_validation_target_has_a_part_in_tuning(tmp_path
     other = moved(moved(tmp_path / "other", step=world.TOUCHED - 1), step=world.TOUCHED - 2)
     fits = []
     for folder in (tmp_path / "one", other):
-        night = prepared(folder, "train.validation_users=1", *split)
-        fits.append(train.fit_before("validation", night, {"pairs": 1, "histories": 0}, lambda *_: None))
+        context = prepared(folder, "train.validation_users=1", *split)
+        fits.append(
+            train.fit_before("validation", context.config, context.run, {"pairs": 1, "histories": 0}, lambda *_: None)
+        )
     np.testing.assert_array_equal(fits[0].vectors, fits[1].vectors)
 
 
@@ -276,11 +299,11 @@ def test_nothing_at_or_after_the_validation_target_has_a_part_in_tuning(tmp_path
 def test_what_people_judged_is_learned_and_what_was_touched_is_not(tmp_path: Path, loss: str) -> None:
     folder = judged(tmp_path / "one", ACROSS + WITHIN)
     options = [f"train.loss={loss}", "train.passes=15", "train.batch_size=8", "train.learning_rate=0.02"]
-    night = prepared(folder, *options, "items.categorical=[]")
+    context = prepared(folder, *options, "items.categorical=[]")
     passes = {"pairs": 15, "histories": 3}
-    fit = train.fit_before("test", night, passes, lambda *_: None)
+    fit = train.fit_before("test", context.config, context.run, passes, lambda *_: None)
     assert fit.passes == {"pairs": 15, "histories": 0}
-    number = numbers(night)
+    number = numbers(context)
 
     def similarity(rows: list[tuple[str, str, int]]) -> float:
         return float(np.mean([fit.vectors[number[a]] @ fit.vectors[number[b]] for a, b, _ in rows]))
@@ -297,29 +320,29 @@ def test_what_people_judged_is_learned_and_what_was_touched_is_not(tmp_path: Pat
 def test_of_judged_pairs_only_the_part_to_train_on_is_trained_on(tmp_path: Path) -> None:
     """Other judgments in the held-out part: the same tower."""
     rows = ACROSS + WITHIN
-    night = prepared(judged(tmp_path / "one", rows), "train.loss=contrastive")
-    _, held_out = train.load_labeled(night)
-    ids = list(numbers(night))
+    context = prepared(judged(tmp_path / "one", rows), "train.loss=contrastive")
+    _, held_out = train.load_labeled(context.run, context.config.train.seed)
+    ids = list(numbers(context))
     held = {(ids[a], ids[b]) for a, b in zip(held_out.first.tolist(), held_out.second.tolist(), strict=True)}
     assert 0 < len(held) < len(rows)
     turned = [(a, b, 1 - same if (a, b) in held else same) for a, b, same in rows]
     other = prepared(judged(tmp_path / "other", turned), "train.loss=contrastive")
     passes = {"pairs": 1, "histories": 0}
-    one, two = (train.fit_before("test", n, passes, lambda *_: None) for n in (night, other))
+    one, two = (train.fit_before("test", n, passes, lambda *_: None) for n in (context, other))
     np.testing.assert_array_equal(one.vectors, two.vectors)
 
 
 def test_judged_pairs_of_which_none_is_the_same_are_told(tmp_path: Path) -> None:
-    night = prepared(judged(tmp_path, WITHIN), "train.loss=contrastive")
+    context = prepared(judged(tmp_path, WITHIN), "train.loss=contrastive")
     with pytest.raises(StageError, match="at least one labeled pair that is the same"):
-        train.train(night)
-    assert not night.run.done(train.STAGE)
+        train.train(context.config, context.run, context.progress, context.tracking.metrics)
+    assert not context.run.done(train.STAGE)
 
 
 # --- where it may start
 
 
-def warm(folder: Path, release: Path, *overrides: str) -> Night:
+def warm(folder: Path, release: Path, *overrides: str) -> RunContext:
     world.write(folder)
     dimension = json.loads((GOLDEN / MANIFEST).read_text())["dimension"]
     return prepared(folder, f"data.warm_start={release}", f"tower.dimension={dimension}", *overrides)
@@ -327,20 +350,22 @@ def warm(folder: Path, release: Path, *overrides: str) -> Night:
 
 def test_a_warm_start_goes_on_from_the_earlier_tower(tmp_path: Path) -> None:
     """With a learning rate of next to nothing items with interactions stay there; a new one has other encoders now."""
-    night = warm(tmp_path, GOLDEN, "train.learning_rate=1e-12")
-    fit = train.fit_before("test", night, {"pairs": 1, "histories": 0}, lambda *_: None)
-    new = numbers(night)[world.NEW_ITEM]
+    context = warm(tmp_path, GOLDEN, "train.learning_rate=1e-12")
+    fit = train.fit_before("test", context.config, context.run, {"pairs": 1, "histories": 0}, lambda *_: None)
+    new = numbers(context)[world.NEW_ITEM]
     earlier = np.load(GOLDEN / EMBEDDINGS)
     np.testing.assert_allclose(np.delete(fit.vectors, new, axis=0), np.delete(earlier, new, axis=0), atol=1e-4)
 
 
 def test_a_run_is_another_with_a_warm_start_and_with_another_release(tmp_path: Path) -> None:
-    cold = Night.of(configuration.load(world.write(tmp_path))).run.run_id
+    cold = RunContext.from_config(configuration.load(world.write(tmp_path))).run.run_id
     copy = tmp_path / "release"
     shutil.copytree(GOLDEN, copy)
 
     def run_id() -> str:
-        return Night.of(configuration.load(tmp_path / "recsys.toml", [f"data.warm_start={copy}"])).run.run_id
+        return RunContext.from_config(
+            configuration.load(tmp_path / "recsys.toml", [f"data.warm_start={copy}"])
+        ).run.run_id
 
     first = run_id()
     assert run_id() == first != cold
@@ -358,7 +383,7 @@ def test_a_folder_that_is_no_release_is_no_start(tmp_path: Path) -> None:
         if content:
             (folder / MANIFEST).write_text(content)
         with pytest.raises(InputError, match=r"data\.warm_start must be the folder of a release") as caught:
-            Night.of(configuration.load(tmp_path / "recsys.toml", [f"data.warm_start={folder}"]))
+            RunContext.from_config(configuration.load(tmp_path / "recsys.toml", [f"data.warm_start={folder}"]))
         assert str(folder) in str(caught.value)
 
 
@@ -367,17 +392,17 @@ def test_a_damaged_release_is_no_start(tmp_path: Path, damaged: str) -> None:
     copy = tmp_path / "release"
     shutil.copytree(GOLDEN, copy)
     (copy / damaged).write_bytes((copy / damaged).read_bytes()[:-1])
-    night = warm(tmp_path / "world", copy)
+    context = warm(tmp_path / "world", copy)
     with pytest.raises(InputError, match=rf"data\.warm_start must be .* bytes of {damaged}"):
-        train.train(night)
-    assert not night.run.done(train.STAGE)
+        train.train(context.config, context.run, context.progress, context.tracking.metrics)
+    assert not context.run.done(train.STAGE)
 
 
 @pytest.mark.parametrize("setting", ["tower.dimension=4", "tower.distance=euclidean"])
 def test_a_release_of_another_shape_is_no_start(tmp_path: Path, setting: str) -> None:
-    night = warm(tmp_path, GOLDEN, setting)
+    context = warm(tmp_path, GOLDEN, setting)
     with pytest.raises(InputError, match=r"tower\.dimension and tower\.distance .* leave data\.warm_start out"):
-        train.train(night)
+        train.train(context.config, context.run, context.progress, context.tracking.metrics)
 
 
 # --- what cannot be trained
@@ -385,7 +410,7 @@ def test_a_release_of_another_shape_is_no_start(tmp_path: Path, setting: str) ->
 
 def test_without_prepare_the_stage_to_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="Run: recsys prepare"):
-        train.train(Night.of(configuration.load(world.write(tmp_path))))
+        STAGES["train"](RunContext.from_config(configuration.load(world.write(tmp_path))))
 
 
 def test_a_log_without_a_pair_is_told(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from pipelines.context.overrides import with_settings
-from pipelines.context.run_context import Night
+from pipelines.context.run_context import RunContext
 from pipelines.tuning import tune as tuning
-from pipelines.tuning.tune import tune
 from recsys.config import sections as configuration
 from recsys.config.sections import Config, Span, TuneConfig
 from recsys.errors import ConfigError, StageError
 from recsys.release.mlflow_registry import Tracker
+from recsys.release.runs import Run
 from tests.e2e import world
 
 RANGES = {
@@ -66,24 +66,24 @@ class Training:
         self.fail: Callable[[Config], object] = lambda _: None
 
     def fit_before(
-        self, target: str, night: Night, passes: Mapping[str, int], on_pass: Any, *, on_history_pass: Any
+        self, target: str, config: Config, run: Run, passes: Mapping[str, int], on_pass: Any, *, on_history_pass: Any
     ) -> Any:
         assert target == "validation"
-        assert night.run.done("prepare")
-        self.trained.append(night.config)
-        self.folders.append(night.run.folder)
+        assert run.done("prepare")
+        self.trained.append(config)
+        self.folders.append(run.folder)
         self.passes.append(0)
-        pairs = passes["pairs"] if self.rising else 1 + night.config.train.patience
+        pairs = passes["pairs"] if self.rising else 1 + config.train.patience
         for number in range(1, pairs + passes["histories"] + 1):
             self.clock.seconds += 10.0
             self.passes[-1] = number
-            self.fail(night.config)
-            score = landscape(night.config) * (1 - 0.5 ** (number if self.rising else 1))
+            self.fail(config)
+            score = landscape(config) * (1 - 0.5 ** (number if self.rising else 1))
             figures = {"loss": 1.0, "validation_ndcg_at_20": score - 0.1, "validation_score": score}
             (on_pass if number <= pairs else on_history_pass)(number, figures)
-        return SimpleNamespace(vectors=landscape(night.config))
+        return SimpleNamespace(vectors=landscape(config))
 
-    def judge(self, _: Night, value: float) -> dict[str, Any]:
+    def judge(self, _: Config, __: Run, value: float) -> dict[str, Any]:
         figures = {"last_item": {"ndcg_at_20": value - 0.1}, "history": {"ndcg_at_20": value + 0.1}}
         return {"recency": 0.5, "validation": figures}
 
@@ -135,9 +135,15 @@ def folder_of(config: Config) -> Path:
     return folder
 
 
-def children(night: Night, tuning_id: str) -> tuple[Any, list[Any]]:
+def tune(context: RunContext, **options: Any) -> dict[str, Any]:
+    """Tune with the parts of a run context."""
+    tracker = context.tracking.tracker
+    return tuning.tune(context.config, context.run, context.inputs, context.progress, tracker, **options)
+
+
+def children(context: RunContext, tuning_id: str) -> tuple[Any, list[Any]]:
     """The MLflow run of a tuning, and those below it, oldest first."""
-    client = night.tracker.client
+    client = context.tracking.tracker.client
     experiment = client.get_experiment_by_name("recsys").experiment_id
     (parent,) = client.search_runs([experiment], f"tags.`recsys.run_id` = '{tuning_id}'")
     found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
@@ -148,13 +154,13 @@ def children(night: Night, tuning_id: str) -> tuple[Any, list[Any]]:
 
 
 def test_the_first_trial_is_the_config_as_it_is(config: Config, training: Training, clock: Time) -> None:
-    found = tune(Night.of(config), clock=clock)
+    found = tune(RunContext.from_config(config), clock=clock)
     assert training.trained[0] == config
     assert found["base_value"] == pytest.approx(landscape(config))
 
 
 def test_the_best_of_all_trials_is_found(config: Config, training: Training, clock: Time) -> None:
-    found = tune(Night.of(config), clock=clock)
+    found = tune(RunContext.from_config(config), clock=clock)
     values = [landscape(tried) for tried in training.trained]
     assert found["best_value"] == pytest.approx(max(values))
     assert found["best_value"] > found["base_value"]
@@ -164,7 +170,7 @@ def test_the_best_of_all_trials_is_found(config: Config, training: Training, clo
 
 
 def test_many_trials_come_near_the_optimum(config: Config, training: Training, clock: Time) -> None:
-    found = tune(Night.of(change(config, trials=16)), clock=clock)
+    found = tune(RunContext.from_config(change(config, trials=16)), clock=clock)
     assert found["settings"]["train.temperature"] == pytest.approx(BEST_TEMPERATURE, rel=0.15)
     assert len(training.trained) == found["trials"]
 
@@ -173,7 +179,7 @@ def test_settings_that_are_not_better_are_not_taken(
     config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(globals(), "landscape", lambda _: 0.25)
-    found = tune(Night.of(config), clock=clock)
+    found = tune(RunContext.from_config(config), clock=clock)
     assert (found["settings"], found["best_value"], found["base_value"]) == ({}, 0.25, 0.25)
     assert len(training.trained) == 6
     assert tomllib.loads(Path(found["path"]).read_text()) == {}
@@ -182,7 +188,7 @@ def test_settings_that_are_not_better_are_not_taken(
 def test_the_written_file_has_what_differs_and_makes_the_best_config(
     config: Config, training: Training, clock: Time
 ) -> None:
-    found = tune(Night.of(config), clock=clock)
+    found = tune(RunContext.from_config(config), clock=clock)
     tables = tomllib.loads(Path(found["path"]).read_text())
     written = {f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()}
     assert written == found["settings"]
@@ -193,7 +199,7 @@ def test_the_written_file_has_what_differs_and_makes_the_best_config(
 
 
 def test_values_are_of_their_type_in_their_range_and_short(config: Config, training: Training, clock: Time) -> None:
-    tune(Night.of(change(config, trials=15)), clock=clock)
+    tune(RunContext.from_config(change(config, trials=15)), clock=clock)
     for tried in training.trained[1:]:
         assert 0.05 <= tried.train.temperature <= 0.25
         assert float(f"{tried.train.temperature:.4g}") == tried.train.temperature
@@ -211,7 +217,7 @@ def test_the_same_seed_tries_the_same_and_another_something_else(
         (tmp_path / workspace).mkdir()
         shutil.copy(config.workspace / "mlflow.db", tmp_path / workspace)
         moved = {"data.workspace": str(tmp_path / workspace), "train.seed": seed}
-        tune(Night.of(with_settings(change(config, trials=3), moved)), clock=clock)
+        tune(RunContext.from_config(with_settings(change(config, trials=3), moved)), clock=clock)
         return [each.train.temperature for each in training.trained]
 
     first = tried("first", 1)
@@ -224,7 +230,7 @@ def test_nothing_is_trained_twice_and_a_search_ends_where_everything_was_tried(
 ) -> None:
     """3 ways to mine, the config's own among them, by 2 to fuse."""
     few = change(config, ranges={"train.mining": ["hard", "soft_margin"], "tower.fusion": ["gating"]}, trials=200)
-    found = tune(Night.of(few), clock=clock)
+    found = tune(RunContext.from_config(few), clock=clock)
     tried = {(each.train.mining, each.tower.fusion) for each in training.trained}
     assert len(training.trained) == len(tried) == found["trials"] == 6
 
@@ -236,7 +242,7 @@ def test_no_trial_begins_after_the_time_and_the_one_at_work_stops_after_its_pass
     config: Config, training: Training, clock: Time
 ) -> None:
     """270 s: three trials of 80 s, and three passes of a fourth."""
-    found = tune(Night.of(change(config, trials=100, minutes=4.5)), clock=clock)
+    found = tune(RunContext.from_config(change(config, trials=100, minutes=4.5)), clock=clock)
     assert training.passes == [PASSES, PASSES, PASSES, 3]
     assert found["seconds"] == 270.0
 
@@ -244,19 +250,19 @@ def test_no_trial_begins_after_the_time_and_the_one_at_work_stops_after_its_pass
 def test_the_config_as_it_is_comes_to_its_end_whatever_the_time(
     config: Config, training: Training, clock: Time
 ) -> None:
-    found = tune(Night.of(change(config, minutes=0.1)), clock=clock)
+    found = tune(RunContext.from_config(change(config, minutes=0.1)), clock=clock)
     assert training.passes == [PASSES]
     assert found["base_value"] == found["best_value"]
 
 
 def test_all_sessions_share_the_time_and_more_may_be_given(config: Config, training: Training, clock: Time) -> None:
-    first = tune(Night.of(change(config, trials=100, minutes=160 / 60)), clock=clock)
+    first = tune(RunContext.from_config(change(config, trials=100, minutes=160 / 60)), clock=clock)
     assert len(training.passes) == 2
     clock.seconds += 100_000.0  # nights lie between
-    again = tune(Night.of(change(config, trials=100, minutes=160 / 60)), clock=clock)
+    again = tune(RunContext.from_config(change(config, trials=100, minutes=160 / 60)), clock=clock)
     assert again == first
     assert len(training.passes) == 2
-    more = tune(Night.of(change(config, trials=100, minutes=320 / 60)), clock=clock)
+    more = tune(RunContext.from_config(change(config, trials=100, minutes=320 / 60)), clock=clock)
     assert (more["id"], more["trials"], training.passes) == (first["id"], 4, [PASSES] * 4)
 
 
@@ -265,10 +271,10 @@ def test_hopeless_trials_are_pruned(
 ) -> None:
     """After patience and enough finished trials, and they count as tried."""
     monkeypatch.setitem(globals(), "landscape", lambda _: 0.5 if len(training.trained) <= 5 else 0.1)
-    night = Night.of(change(config, trials=8))
-    found = tune(night, clock=clock)
+    context = RunContext.from_config(change(config, trials=8))
+    found = tune(context, clock=clock)
     assert training.passes == [*[PASSES] * 5, *[config.train.patience] * 3]
-    _, trials = children(night, found["id"])
+    _, trials = children(context, found["id"])
     assert "worse than most" in trials[-1].data.tags["recsys.outcome"]
 
 
@@ -278,13 +284,13 @@ def test_passes_over_histories_are_not_compared_with_passes_over_pairs(
 ) -> None:
     """They come after a different number of passes in each trial; here after 4 that are no better than the first."""
     training.rising = rising
-    night = Night.of(with_settings(config, {"train.history_passes": 3, "tune.trials": 2}))
-    found = tune(night, clock=clock)
+    context = RunContext.from_config(with_settings(config, {"train.history_passes": 3, "tune.trials": 2}))
+    found = tune(context, clock=clock)
     assert training.passes == [compared + 3] * 2
-    study = tuning.Study(folder_of(config), tuning.ranges.check(night.config), night.config).study
+    study = tuning.Study(folder_of(config), tuning.ranges.check(context.config), context.config).study
     assert [list(trial.intermediate_values) for trial in study.trials] == [list(range(1, compared + 1))] * 2
-    _, trials = children(night, found["id"])
-    curve = night.tracker.client.get_metric_history(trials[0].info.run_id, "train_validation_ndcg_at_20")
+    _, trials = children(context, found["id"])
+    curve = context.tracking.tracker.client.get_metric_history(trials[0].info.run_id, "train_validation_ndcg_at_20")
     assert len(curve) == compared + 3
 
 
@@ -297,18 +303,18 @@ def test_a_tuning_that_was_killed_goes_on_and_repeats_nothing(config: Config, tr
             raise Killed
 
     training.fail = kill
-    night = Night.of(config)
+    context = RunContext.from_config(config)
     with pytest.raises(Killed):
-        tune(night, clock=clock)
+        tune(context, clock=clock)
     before = list(training.trained)
     training.fail = lambda _: None
-    found = tune(Night.of(config), clock=clock)
+    found = tune(RunContext.from_config(config), clock=clock)
     assert training.trained[:4] == before
     assert len(training.trained) == 4 + 3
     assert len({each.fingerprint() for each in training.trained}) == 7
     assert found["trials"] == 6
     assert found["seconds"] == 10.0 * PASSES * 6
-    parent, trials = children(night, found["id"])
+    parent, trials = children(context, found["id"])
     assert parent.info.status == "FINISHED"
     assert [run.info.status for run in trials] == [*["FINISHED"] * 3, "KILLED", *["FINISHED"] * 3]
     assert trials[3].data.tags["recsys.outcome"] == "killed"
@@ -320,9 +326,9 @@ def test_a_killed_first_trial_is_done_anew(config: Config, training: Training, c
 
     training.fail = kill
     with pytest.raises(Killed):
-        tune(Night.of(config), clock=clock)
+        tune(RunContext.from_config(config), clock=clock)
     training.fail = lambda _: None
-    found = tune(Night.of(config), clock=clock)
+    found = tune(RunContext.from_config(config), clock=clock)
     assert training.trained[1] == config
     assert found["base_value"] == pytest.approx(landscape(config))
 
@@ -330,24 +336,24 @@ def test_a_killed_first_trial_is_done_anew(config: Config, training: Training, c
 def test_half_a_line_and_a_lock_that_a_killed_process_left_do_no_harm(
     config: Config, training: Training, clock: Time
 ) -> None:
-    tune(Night.of(change(config, trials=2)), clock=clock)
+    tune(RunContext.from_config(change(config, trials=2)), clock=clock)
     journal = folder_of(config) / "study.log"
     with journal.open("a") as file:
         file.write('{"op_code":4,"wor')
     (journal.parent / "study.log.lock").symlink_to(journal)
-    found = tune(Night.of(change(config, trials=4)), clock=clock)
+    found = tune(RunContext.from_config(change(config, trials=4)), clock=clock)
     assert found["trials"] == len(training.trained) == 4
-    assert tune(Night.of(change(config, trials=4)), clock=clock) == found
+    assert tune(RunContext.from_config(change(config, trials=4)), clock=clock) == found
 
 
 def test_a_finished_tuning_gives_the_same_answer_without_work(
     config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = tune(Night.of(config), clock=clock)
+    first = tune(RunContext.from_config(config), clock=clock)
     trained = len(training.trained)
     monkeypatch.setattr(tuning, "prepare", None)
     Path(first["path"]).unlink()
-    assert tune(Night.of(config), clock=clock) == first
+    assert tune(RunContext.from_config(config), clock=clock) == first
     assert len(training.trained) == trained
     assert Path(first["path"]).exists()
 
@@ -355,7 +361,7 @@ def test_a_finished_tuning_gives_the_same_answer_without_work(
 @pytest.mark.usefixtures("training")
 def test_other_data_settings_or_ranges_are_another_tuning(config: Config, clock: Time) -> None:
     def id_of(changed: Config) -> Any:
-        return tune(Night.of(changed), clock=clock)["id"]
+        return tune(RunContext.from_config(changed), clock=clock)["id"]
 
     short = change(config, trials=1)
     first = id_of(short)
@@ -372,9 +378,12 @@ def test_other_data_settings_or_ranges_are_another_tuning(config: Config, clock:
 
 
 def test_two_processes_do_not_tune_the_same(config: Config, training: Training, clock: Time) -> None:
-    night = Night.of(config)
-    with tuning.tuning_run(night).locked(), pytest.raises(StageError, match="one process at a time"):
-        tune(night, clock=clock)
+    context = RunContext.from_config(config)
+    with (
+        tuning.tuning_run(context.config, context.run).locked(),
+        pytest.raises(StageError, match="one process at a time"),
+    ):
+        tune(context, clock=clock)
     assert training.trained == []
 
 
@@ -391,10 +400,10 @@ def test_a_failed_trial_is_told_and_the_search_goes_on(
             raise StageError("the loss must stay a finite number")
 
     training.fail = diverge
-    night = Night.of(config, tuning.Reporter())
-    found = tune(night, clock=clock)
+    context = RunContext.from_config(config, tuning.Progress())
+    found = tune(context, clock=clock)
     assert (found["trials"], len(training.trained)) == (6, 6)
-    _, trials = children(night, found["id"])
+    _, trials = children(context, found["id"])
     assert trials[2].info.status == "FAILED"
     assert trials[2].data.tags["recsys.outcome"] == "failed: the loss must stay a finite number"
     assert "failed: the loss must stay a finite number" in capsys.readouterr().err
@@ -406,7 +415,7 @@ def test_a_config_that_fails_may_be_beaten(config: Config, training: Training, c
             raise StageError("the loss must stay a finite number")
 
     training.fail = diverge
-    found = tune(Night.of(config), clock=clock)
+    found = tune(RunContext.from_config(config), clock=clock)
     assert found["base_value"] is None
     assert found["settings"]
     assert "unknown before" in Path(found["path"]).read_text()
@@ -419,12 +428,12 @@ def test_failures_and_nothing_else_end_the_search_and_a_later_one_begins_anew(
         raise StageError("no tower for anybody")
 
     training.fail = always
-    night = Night.of(config)
+    context = RunContext.from_config(config)
     with pytest.raises(StageError, match="no tower for anybody"):
-        tune(night, clock=clock)
+        tune(context, clock=clock)
     assert len(training.trained) == tuning.MAX_FAILURES
     training.fail = lambda _: None
-    found = tune(Night.of(config), clock=clock)
+    found = tune(RunContext.from_config(config), clock=clock)
     assert training.trained[3] == config
     assert found["base_value"] == pytest.approx(landscape(config))
 
@@ -432,7 +441,7 @@ def test_failures_and_nothing_else_end_the_search_and_a_later_one_begins_anew(
 def test_without_questions_nothing_is_tried(config: Config, training: Training, clock: Time) -> None:
     Path(config.data.interactions).write_text("user_id,item_id,timestamp\nu1,i1,1\nu1,i2,2\nu2,i1,3\nu2,i2,4")
     with pytest.raises(StageError, match="tuning needs users with a validation target"):
-        tune(Night.of(config), clock=clock)
+        tune(RunContext.from_config(config), clock=clock)
     assert training.trained == []
 
 
@@ -442,9 +451,9 @@ def test_without_questions_nothing_is_tried(config: Config, training: Training, 
 def test_trials_are_nested_runs_with_their_settings_curve_and_figures(
     config: Config, training: Training, clock: Time
 ) -> None:
-    night = Night.of(config)
-    found = tune(night, clock=clock)
-    parent, trials = children(night, found["id"])
+    context = RunContext.from_config(config)
+    found = tune(context, clock=clock)
+    parent, trials = children(context, found["id"])
     assert (parent.info.run_name, parent.info.status) == (f"tuning {found['id']}", "FINISHED")
     assert parent.data.metrics == pytest.approx({"best_value": found["best_value"], "base_value": found["base_value"]})
     best = {key.removeprefix("best."): value for key, value in parent.data.tags.items() if key.startswith("best.")}
@@ -454,7 +463,7 @@ def test_trials_are_nested_runs_with_their_settings_curve_and_figures(
         assert run.data.params == {name: str(value) for name, value in start(tried).items()}
         assert run.data.metrics["value"] == pytest.approx(landscape(tried))
         assert run.data.metrics["validation_last_item_ndcg_at_20"] == pytest.approx(landscape(tried) - 0.1)
-    curve = night.tracker.client.get_metric_history(trials[0].info.run_id, "train_validation_ndcg_at_20")
+    curve = context.tracking.tracker.client.get_metric_history(trials[0].info.run_id, "train_validation_ndcg_at_20")
     assert [point.step for point in curve] == list(range(1, PASSES + 1))
 
 
@@ -466,7 +475,7 @@ def test_trials_that_agree_on_prepare_share_its_folder_and_none_is_left(
     config: Config, training: Training, clock: Time
 ) -> None:
     ranges = {"prepare.directed": [True], "train.mining": ["hard", "soft_margin"]}
-    tune(Night.of(change(config, ranges=ranges)), clock=clock)
+    tune(RunContext.from_config(change(config, ranges=ranges)), clock=clock)
     both = {tried.prepare.directed: folder for tried, folder in zip(training.trained, training.folders, strict=True)}
     assert [both[tried.prepare.directed] for tried in training.trained] == training.folders
     assert len(set(both.values())) == len(both) == 2
@@ -478,7 +487,10 @@ def test_trials_that_agree_on_prepare_share_its_folder_and_none_is_left(
 def test_only_so_many_prepared_folders_lie_on_the_disk(config: Config, training: Training, clock: Time) -> None:
     most = []
     training.fail = lambda _: most.append(len(list(folder_of(config).glob("prepared-*"))))
-    tune(Night.of(change(config, ranges={"prepare.decay": {"low": 0.1, "high": 2.0}}, trials=8)), clock=clock)
+    tune(
+        RunContext.from_config(change(config, ranges={"prepare.decay": {"low": 0.1, "high": 2.0}}, trials=8)),
+        clock=clock,
+    )
     assert len(set(training.folders)) == 8
     assert max(most) == tuning.MAX_PREPARED
 
@@ -520,7 +532,7 @@ def test_a_range_that_cannot_be_searched_is_told_before_the_first_trial(
     config: Config, training: Training, ranges: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        tune(Night.of(change(config, ranges=ranges)))
+        tune(RunContext.from_config(change(config, ranges=ranges)))
     assert told in str(caught.value)
     assert "tune.ranges" in str(caught.value)
     assert training.trained == []
@@ -529,7 +541,11 @@ def test_a_range_that_cannot_be_searched_is_told_before_the_first_trial(
 
 def test_all_bad_ranges_are_told_at_once(config: Config) -> None:
     with pytest.raises(ConfigError) as caught:
-        tune(Night.of(change(config, ranges={"train.seed": [1], "train.margin": [-1.0], "train.loss": ["triplet"]})))
+        tune(
+            RunContext.from_config(
+                change(config, ranges={"train.seed": [1], "train.margin": [-1.0], "train.loss": ["triplet"]})
+            )
+        )
     assert len(str(caught.value).splitlines()) == 2
 
 
@@ -556,7 +572,7 @@ def test_a_range_reaches_to_the_value_of_the_config(config: Config) -> None:
 
 def test_a_setting_that_is_not_set_can_be_searched_from_a_list(config: Config, training: Training, clock: Time) -> None:
     ranges = {"prepare.half_life_days": [30, 90], "prepare.session_gap_minutes": [60]}
-    tune(Night.of(change(config, ranges=ranges, trials=50)), clock=clock)
+    tune(RunContext.from_config(change(config, ranges=ranges, trials=50)), clock=clock)
     tried = {(each.prepare.half_life_days, each.prepare.session_gap_minutes) for each in training.trained}
     assert tried == {(days, minutes) for days in (None, 30.0, 90.0) for minutes in (None, 60.0)}
 
@@ -576,11 +592,11 @@ def test_a_true_tuning_is_not_worse_than_the_config(tmp_path: Path) -> None:
     """Two trials of a pass on the made-up world, without any stand-in."""
     overrides = ["train.passes=1", "tune.trials=2"]
     config = configuration.load(world.write(tmp_path), overrides)
-    night = Night.of(config)
-    found = tune(night)
+    context = RunContext.from_config(config)
+    found = tune(context)
     assert found["trials"] == 2
     assert 0 < found["base_value"] <= found["best_value"] <= 1
-    _, trials = children(night, found["id"])
+    _, trials = children(context, found["id"])
     assert [run.info.status for run in trials] == ["FINISHED", "FINISHED"]
     assert trials[0].data.metrics["value"] == pytest.approx(found["base_value"])
     assert {"validation_history_mrr_at_20", "train_loss"} <= set(trials[0].data.metrics)

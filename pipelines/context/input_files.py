@@ -1,0 +1,62 @@
+"""The input files of a run: interactions, items, labeled pairs, and the release of a warm start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.context import readers
+from recsys.config.sections import DataConfig
+from recsys.errors import ConfigError, InputError, ReleaseError
+from recsys.release import remote as depot
+from recsys.release.bundle import MANIFEST, read_manifest
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """Paths or URLs, by what they hold."""
+
+    interactions: list[str]
+    items: list[str] = field(default_factory=list)
+    labeled_pairs: list[str] = field(default_factory=list)
+    warm_start: list[str] = field(default_factory=list)
+    """The manifest of the release that training starts from."""
+
+    @classmethod
+    def find(cls, config: DataConfig) -> InputFiles:
+        """Find the files that the `[data]` table names.
+
+        Raises:
+            ConfigError: `data.interactions` is not set, or a URL cannot be used.
+            InputError: files are missing, or `data.warm_start` is not a release.
+        """
+        if config.interactions is None:
+            raise ConfigError(
+                "data.interactions must be set: a path, a glob or a URL of the log. Received: nothing. "
+                "Set it in the config, or by --set data.interactions=PATH."
+            )
+        return cls(
+            readers.find(config.interactions, "data.interactions"),
+            readers.find(config.items, "data.items") if config.items else [],
+            readers.find(config.labeled_pairs, "data.labeled_pairs") if config.labeled_pairs else [],
+            [str(_manifest_path(config.warm_start))] if config.warm_start is not None else [],
+        )
+
+    def by_role(self) -> dict[str, list[str]]:
+        """Files by role, in the order in which the data snapshot reads them."""
+        roles = {"interactions": self.interactions, "items": self.items, "labeled_pairs": self.labeled_pairs}
+        return {**roles, "warm_start": self.warm_start} if self.warm_start else roles
+
+
+def _manifest_path(release: str) -> Path:
+    """Return the manifest of a release, which names every other file of it.
+
+    Raises:
+        InputError: there is no release.
+    """
+    try:
+        folder = depot.local(release)
+        read_manifest(folder)
+    except ReleaseError as error:
+        raise InputError(f"data.warm_start must be the folder of a release: {error}") from None
+    return folder / MANIFEST
