@@ -108,7 +108,7 @@ def _cross(fused: Any) -> Any:
 
     A sum says of a brand the same in every category, and of a year no more than "older" or "newer"; where there is an
     id, it tells the rest. As a residual (He et al., 2016) it costs nothing of what a sum learns from few items. See
-    `docs/decisions/0024-new-items-cross-their-features.md`.
+    `docs/decisions/0024-crossed-features-for-new-items.md`.
     """
     dimension = fused.shape[-1]
     together = keras.layers.Dense(2 * dimension, activation="relu", name=f"{CROSS}_{HIDDEN}")(fused)
