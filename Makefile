@@ -27,14 +27,14 @@ check: $(VENV)/.installed ## lint, types and import contracts alone
 	$(BIN)/lint-imports
 
 flink: $(VENV)/.installed build/flink/job-server.jar ## the Beam jobs on Flink, embedded and as a cluster: the same rows as here
-	RECSYS_JOB_SERVERS=$(abspath build) $(BIN)/python -m pytest tests/pipelines/test_clusters.py -k flink --log-cli-level INFO
+	RECSYS_JOB_SERVERS=$(abspath build) $(BIN)/python -m pytest tests/pipelines/beam/test_clusters.py -k flink --log-cli-level INFO
 
 spark: $(VENV)/.installed build/spark/job-server.jar ## the Beam jobs on embedded Spark: the same rows as here
-	RECSYS_JOB_SERVERS=$(abspath build) $(BIN)/python -m pytest tests/pipelines/test_clusters.py -k spark --log-cli-level INFO
+	RECSYS_JOB_SERVERS=$(abspath build) $(BIN)/python -m pytest tests/pipelines/beam/test_clusters.py -k spark --log-cli-level INFO
 
 build/%/job-server.jar: runners/%.xml
 	@command -v mvn >/dev/null 2>&1 || { echo "error: Maven and Java 17 are needed to fetch Beam's job servers." >&2; exit 2; }
-	mvn --quiet --batch-mode --file $< -Doutput=$(abspath $(@D)) package
+	mvn --quiet --batch-mode -Dmaven.artifact.threads=16 --file $< -Doutput=$(abspath $(@D)) package
 
 bench: $(VENV)/.installed ## speed and memory against plain code, as ratios of one run
 	$(BIN)/python -m benchmarks

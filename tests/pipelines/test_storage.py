@@ -122,7 +122,7 @@ def test_input_that_is_not_there_is_refused(program, bucket, settings):
     for url, part in {
         f"{bucket.url}/log-*.csv": "data.interactions must be a file, or a glob that matches files",
         "s3://no-such-bucket/*.csv": "does not exist",
-        "s3://key:secret@bucket/*.csv": "a URL must hold no password. Received: s3://…@bucket/*.csv",
+        "s3://key:secret@bucket/*.csv": "a URL must not contain a password. Received: s3://…@bucket/*.csv",
     }.items():
         outcome = program("prepare", "--config", settings, "--set", f"data.interactions={url}")
         assert_refused(outcome, part)

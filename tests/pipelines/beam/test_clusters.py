@@ -1,4 +1,4 @@
-"""Flink and Spark for real: what the jobs write there is, row for row, what they write by the profile `local`."""
+"""Beam jobs on Flink and Spark: every row equals that of the profile `local`."""
 
 import logging
 import os
@@ -6,26 +6,30 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from benchmarks import synthetic
+from pipelines.context.progress import Reporter
+from pipelines.orchestration.nightly import tonight
+from recsys.config import sections as configuration
 from tests.e2e import program
 from tests.pipelines import outputs
-from tests.pipelines.beam import flink
+from tests.pipelines.beam import flink_cluster
 
-SERVERS = Path(os.environ.get("RECSYS_JOB_SERVERS", "nowhere"))
-"""A folder with what `make flink` and `make spark` fetch."""
+JOB_SERVERS = Path(os.environ.get("RECSYS_JOB_SERVERS", "nowhere"))
+"""The folder that `make flink` and `make spark` put Beam's job servers into."""
 
 pytestmark = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java 17")
 
 
-def where_fetched(profile: str) -> pytest.MarkDecorator:
-    reason = f"needs Beam's job server for {profile}: make {profile} fetches it and runs this"
-    return pytest.mark.skipif(not (SERVERS / profile).is_dir(), reason=reason)
+def needs_job_server(profile: str) -> pytest.MarkDecorator:
+    reason = f"needs Beam's job server for {profile}, which `make {profile}` fetches with Maven"
+    return pytest.mark.skipif(not (JOB_SERVERS / profile).is_dir(), reason=reason)
 
 
-SMALL_NIGHT = """
+SMALL_RUN = """
 [data]
 interactions = "interactions.parquet"
 
@@ -57,74 +61,87 @@ sample = 200
 recall_target = 0.9
 recall_floor = 0.1
 """
-"""A night whose model is worth nothing: what is compared is who ran the jobs."""
+"""Random interactions, so nothing to learn beyond popularity: the gate would rightly refuse the release."""
+
+SMALL_UNITS = {"movielens": ["prepare.rows_per_unit=20000", "embed.items_per_unit=500"], "million": []}
+"""Overrides that split a data set into several units."""
+
+
+class LocalRun(NamedTuple):
+    """A data set, and the outputs of the profile `local`."""
+
+    config: Path
+    overrides: list[str]
+    run: Path
+    release: Path
+    neighbors: Path
 
 
 @pytest.fixture(scope="module")
 def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("million")
     synthetic.interactions(folder / "interactions.parquet", 1_000_000, 50_000, 20_000)
-    (folder / "recsys.toml").write_text(SMALL_NIGHT)
+    (folder / "recsys.toml").write_text(SMALL_RUN)
     return folder
 
 
 @pytest.fixture(scope="module", params=["movielens", "million"])
-def local(request: pytest.FixtureRequest) -> Path:
-    """A folder with data, a config, and the whole night in its workspace, run by the profile `local`."""
-    folder: Path = request.getfixturevalue(request.param)
-    recsys("nightly", folder, folder / "workspace")
-    return folder
+def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
+    """Run the stages up to publish; the gate is left out, since this test compares runners and not models."""
+    config = request.getfixturevalue(request.param) / "recsys.toml"
+    folder = tmp_path_factory.mktemp("local")
+    overrides = [*SMALL_UNITS[request.param], f"data.workspace={folder / 'workspace'}"]
+    tonight(configuration.load(config, overrides), Reporter(quiet=True), promotes=False)
+    (run,) = (folder / "workspace" / "runs").iterdir()
+    (release,) = (folder / "workspace" / "releases").iterdir()
+    export_neighbors(config, overrides, release, folder / "neighbors")
+    return LocalRun(config, SMALL_UNITS[request.param], run, release, folder / "neighbors")
 
 
 CLUSTERS = [
-    pytest.param(("flink", "embedded"), marks=where_fetched("flink"), id="flink, embedded"),
-    pytest.param(("flink", "session"), marks=where_fetched("flink"), id="flink, two task managers"),
-    pytest.param(("spark", "embedded"), marks=where_fetched("spark"), id="spark, embedded"),
+    pytest.param(("flink", "embedded"), marks=needs_job_server("flink"), id="flink, embedded"),
+    pytest.param(("flink", "session"), marks=needs_job_server("flink"), id="flink, two task managers"),
+    pytest.param(("spark", "embedded"), marks=needs_job_server("spark"), id="spark, embedded"),
 ]
 
 
 @pytest.fixture(params=CLUSTERS)
 def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[str]]:
-    """Flags for a profile whose jobs another runner does."""
-    profile, where = request.param
-    server = SERVERS / profile
-    flags = ["--set", f"beam.profile={profile}"]
-    options = f'{profile}_job_server_jar="{server / "job-server.jar"}"'
-    if where == "embedded":
-        yield [*flags, "--set", f"beam.options={{{options}}}"]
+    """Overrides that run the jobs on a cluster."""
+    profile, mode = request.param
+    folder = JOB_SERVERS / profile
+    jar = f'{profile}_job_server_jar="{folder / "job-server.jar"}"'
+    if mode == "embedded":
+        yield [f"beam.profile={profile}", f"beam.options={{{jar}}}"]
         return
-    with flink.session_cluster(server / "lib", tmp_path) as address:
-        yield [*flags, "--set", f'beam.options={{{options}, flink_master="{address}"}}']
-        assert flink.finished_jobs(address) == 3
+    with flink_cluster.session_cluster(folder / "lib", tmp_path) as address:
+        yield [f"beam.profile={profile}", f'beam.options={{{jar}, flink_master="{address}"}}']
+        assert flink_cluster.finished_jobs(address) == 3
 
 
-def recsys(command: str, folder: Path, workspace: Path, *more: object) -> float:
-    """Run a command of the program on the world of a folder; its seconds."""
+def recsys(command: str, config: Path, overrides: list[str], *arguments: object) -> float:
+    """Run a command in another process, and return its seconds."""
     started = time.monotonic()
-    smaller = ["--set", "prepare.rows_per_unit=20000", "--set", "embed.items_per_unit=500"]
-    done = program.run(
-        command,
-        *("--config", folder / "recsys.toml", "--set", f"data.workspace={workspace}"),
-        *(smaller if "movielens" in str(folder) else []),
-        *more,
-    )
+    flags = [flag for override in overrides for flag in ("--set", override)]
+    done = program.run(command, "--config", config, *flags, *arguments)
     assert done.returncode == 0, done.stderr
     return time.monotonic() - started
 
 
-def test_prepare_embed_and_neighbors_write_the_same_rows(local: Path, cluster: list[str], tmp_path: Path) -> None:
-    (run,) = (local / "workspace" / "runs").iterdir()
-    (release,) = (local / "workspace" / "releases").iterdir()
-    workspace = tmp_path / "workspace"
-    seconds = {"prepare": recsys("prepare", local, workspace, *cluster)}
-    (again,) = (workspace / "runs").iterdir()
-    shutil.copytree(run / "train", again / "train")
-    seconds["embed"] = recsys("embed", local, workspace, *cluster)
-    for name, flags in {"local": [], "cluster": cluster}.items():
-        to = ["--release", release, "--to", tmp_path / name, "--set", "neighbors.items_per_unit=1000"]
-        seconds[f"neighbors, {name}"] = recsys("neighbors", local, tmp_path / f"of {name}", *to, *flags)
+def export_neighbors(config: Path, overrides: list[str], release: Path, to: Path) -> float:
+    overrides = [*overrides, "neighbors.items_per_unit=1000"]
+    return recsys("neighbors", config, overrides, "--release", release, "--to", to)
+
+
+def test_cluster_writes_the_rows_of_the_local_profile(local: LocalRun, cluster: list[str], tmp_path: Path) -> None:
+    overrides = [*local.overrides, *cluster, f"data.workspace={tmp_path / 'workspace'}"]
+    seconds = {"prepare": recsys("prepare", local.config, overrides)}
+    (run,) = (tmp_path / "workspace" / "runs").iterdir()
+    shutil.copytree(local.run / "train", run / "train")
+    seconds["embed"] = recsys("embed", local.config, overrides)
+    seconds["neighbors"] = export_neighbors(local.config, overrides, local.release, tmp_path / "neighbors")
     logging.getLogger(__name__).info("seconds: %s", {name: round(value, 1) for name, value in seconds.items()})
 
     for stage in ("prepare", "embed"):
-        assert outputs.rows(again / stage) == outputs.rows(run / stage)
-    assert outputs.rows(tmp_path / "cluster") == outputs.rows(tmp_path / "local")
+        assert outputs.rows(run / stage) == outputs.rows(local.run / stage)
+    assert outputs.rows(tmp_path / "neighbors") == outputs.rows(local.neighbors)

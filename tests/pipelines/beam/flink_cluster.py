@@ -1,4 +1,4 @@
-"""A Flink session cluster of two task managers, on loopback, from the jars of the job server."""
+"""A Flink session cluster with two task managers on loopback, started from the jars of the job server."""
 
 import json
 import time
@@ -8,20 +8,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.error import URLError
 
-from pipelines.beam import job_servers as servers
-from pipelines.beam import options as profiles
+from pipelines.beam import job_servers, options
 from pipelines.beam.job_servers import Server
 from pipelines.beam.loopback import HOST
 
 TASK_MANAGERS = 2
-DEADLINE_S = 120
+TIMEOUT_S = 120
 
-OPEN = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in profiles.JAVA_17]
-JAVA = ["java", "-Xmx512m", *OPEN]
+ADD_OPENS = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in options.JAVA_17]
+JAVA = ["java", "-Xmx512m", *ADD_OPENS]
 JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
 
-# what Flink's own scripts would work out: a task manager does not start without
+# computed by Flink's own start scripts; a task manager does not start without them
 MEMORY = """
 taskmanager.cpu.cores: 1
 taskmanager.memory.task.heap.size: 256m
@@ -39,8 +38,8 @@ taskmanager.memory.jvm-overhead.max: 192m
 
 @contextmanager
 def session_cluster(jars: Path, folder: Path) -> Iterator[str]:
-    """Start it, and yield the address that jobs are sent to."""
-    rest, rpc = servers.free_port(), servers.free_port()
+    """Start the cluster, and yield the address to submit jobs to."""
+    rest, rpc = job_servers.free_port(), job_servers.free_port()
     settings = {
         "jobmanager.rpc.address": HOST,
         "jobmanager.rpc.port": rpc,
@@ -52,34 +51,34 @@ def session_cluster(jars: Path, folder: Path) -> Iterator[str]:
         "taskmanager.bind-host": HOST,
         "taskmanager.numberOfTaskSlots": 1,
         "io.tmp.dirs": folder,
-        # a job brings the same jars again
+        # a job ships the same jars again
         "classloader.resolve-order": "parent-first",
     }
     (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()) + MEMORY)
     java = [*JAVA, "-cp", f"{jars}/*"]
-    with ExitStack() as started:
+    with ExitStack() as stack:
         command = [*java, JOB_MANAGER, f"--configDir={folder}"]
-        job_manager = started.enter_context(Server("job manager", command, rest, folder))
+        job_manager = stack.enter_context(Server("job manager", command, rest, folder))
         for number in range(TASK_MANAGERS):
             command = [*java, TASK_MANAGER, f"--configDir={folder}"]
-            started.enter_context(Server(f"task manager {number}", command, 0, folder))
+            stack.enter_context(Server(f"task manager {number}", command, 0, folder))
         job_manager.wait()
-        deadline = time.monotonic() + DEADLINE_S
-        while _asked(rest, "taskmanagers") < TASK_MANAGERS:
-            assert time.monotonic() < deadline, "the task managers must register"
+        deadline = time.monotonic() + TIMEOUT_S
+        while _count(rest, "taskmanagers") < TASK_MANAGERS:
+            assert time.monotonic() < deadline, "the task managers did not register"
             time.sleep(0.1)
         yield f"{HOST}:{rest}"
 
 
 def finished_jobs(address: str) -> int:
-    """Jobs that the cluster brought to their end."""
-    with urllib.request.urlopen(f"http://{address}/jobs/overview") as answer:
-        return sum(job["state"] == "FINISHED" for job in json.load(answer)["jobs"])
+    """Return the number of jobs that the cluster completed."""
+    with urllib.request.urlopen(f"http://{address}/jobs/overview") as response:
+        return sum(job["state"] == "FINISHED" for job in json.load(response)["jobs"])
 
 
-def _asked(port: int, what: str) -> int:
+def _count(port: int, resource: str) -> int:
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/{what}") as answer:
-            return len(json.load(answer)[what])
+        with urllib.request.urlopen(f"http://{HOST}:{port}/{resource}") as response:
+            return len(json.load(response)[resource])
     except URLError:  # not ready yet
         return 0
