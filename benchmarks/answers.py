@@ -53,7 +53,7 @@ def questions(known: Catalog, asked: list[int], k: int) -> dict[str, list[Query]
 
 def exact(vectors: Vectors, known: Catalog, question: Query, masks: dict[str, NDArray[np.bool_]]) -> list[str]:
     """What comparing with every item gives."""
-    numbers = [known.number(item_id) for item_id, _ in question.items]
+    numbers = [known.item_number(item_id) for item_id, _ in question.items]
     similarities = vectors @ vectors[numbers].mean(axis=0)
     similarities[numbers] = -np.inf
     for condition in question.where:

@@ -106,7 +106,7 @@ def _prepared(config: Config, rows: pl.DataFrame, folder: Path) -> RunContext:
 
 def _pairs(run: Run) -> sparse.csr_array:
     """Weights of all pairs, [num_items, num_items]. The catalog is that of the items file, so numbers agree."""
-    return train.load_pairs(run, "weight", run.manifest("prepare")["num_items"]).matrix()
+    return train.load_pairs(run, "weight", run.manifest("prepare")["num_items"]).to_matrix()
 
 
 def _compare(

@@ -42,7 +42,7 @@ from pipelines.export import job as neighbors
 from pipelines.prepare import stage as prepare
 from recsys.config import sections as configuration
 from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighborsConfig, PrepareConfig
-from recsys.data import item_users as audience
+from recsys.data import item_users
 from recsys.data.catalog import Catalog
 from recsys.index import annoy_index as index
 from recsys.index import embeddings
@@ -139,7 +139,7 @@ def write_release(items: int, folder: Path) -> Release:
     for name in (release.TOWER, release.FEATURES, release.EVALUATION):
         sources[name].write_text("{}")
     sources[release.CALIBRATION].write_text('{"calibration": null}')
-    audience.build([], items, sources[release.AUDIENCE])
+    item_users.build([], items, sources[release.AUDIENCE])
     catalog.save(sources[release.CATALOG])
     embeddings.save(vectors, sources[release.EMBEDDINGS])
     tuned = index.tune(index.build(vectors, INDEX, sources[index.INDEX]), vectors, INDEX)

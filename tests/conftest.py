@@ -59,7 +59,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
     Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
     """
     from recsys.config.sections import Config, DataConfig, IndexConfig
-    from recsys.data import item_users as audience
+    from recsys.data import item_users
     from recsys.data.catalog import Catalog
     from recsys.evaluation import calibration
     from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
@@ -102,7 +102,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         (tmp_path / "vectors.npy").rename(sources[release.EMBEDDINGS])
         built = index.build(vectors, IndexConfig(n_trees=10), sources[index.INDEX])
         calibration.save(known if calibrated else None, sources[release.CALIBRATION], "too few held-out pairs")
-        audience.build([], len(item_ids), sources[release.AUDIENCE])
+        item_users.build([], len(item_ids), sources[release.AUDIENCE])
         for stand_in in (release.TOWER, release.FEATURES, release.EVALUATION):
             sources[stand_in].write_text("{}")
         manifest = {

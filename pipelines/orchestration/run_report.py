@@ -204,7 +204,7 @@ def _asked_today(
     """What the champion answers to tonight's questions; one about items that it does not hold is a miss."""
     config = context.config.evaluate
     # tonight's number -> the champion's; padding, the last, stays padding
-    numbers = np.append(champion.catalog.numbers(catalog.item_ids, missing=-1), np.int32(-1))
+    numbers = np.append(champion.catalog.item_numbers(catalog.item_ids, missing=-1), np.int32(-1))
     asked = queries(holdout, look_up, champion.manifest.recency, config)
     items = numbers[asked.items]
     asked = Queries(items, np.where(items < 0, 0, asked.weights).astype(np.float32), numbers[asked.excluded])
@@ -288,7 +288,7 @@ def _compared(now: Release | None, before: Release | None, most: int) -> dict[st
         untouched = np.flatnonzero(popularity == 0)
         groups = {"popular": ranked, "new": untouched}
         return {"neighbors": _side_by_side(now, None, groups), "drift": None}
-    numbers = before.catalog.numbers(now.catalog.item_ids, missing=-1)
+    numbers = before.catalog.item_numbers(now.catalog.item_ids, missing=-1)
     groups = {"popular": ranked, "new": ranked[numbers[ranked] < 0]}
     common, numbers_before, shared, k = gate.overlap(now, before, most)
     if not len(common):
@@ -333,9 +333,9 @@ def _side_by_side(
 
 
 def _neighbors(item_id: str, now: Release, before: Release | None) -> dict[str, Any]:
-    number = now.catalog.number(item_id)
+    number = now.catalog.item_number(item_id)
     tonight = now.similar(item_id, NEAREST).neighbors
-    there = before is not None and before.catalog.numbers([item_id], missing=-1)[0] >= 0
+    there = before is not None and before.catalog.item_numbers([item_id], missing=-1)[0] >= 0
     earlier = before.similar(item_id, NEAREST).neighbors if before is not None and there else None
     ids = {neighbor.item_id for neighbor in tonight}
     ids_before = {neighbor.item_id for neighbor in earlier or ()}

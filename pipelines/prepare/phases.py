@@ -23,13 +23,13 @@ from pipelines.prepare import shuffle
 from pipelines.prepare.id_ranges import Ranges
 from pipelines.prepare.row_account import LETTER
 from recsys.config.sections import Config
-from recsys.data import pairs
+from recsys.data import cooccurrence, pairs
 from recsys.data.labeled_pairs import SCHEMA as LABELED_SCHEMA
-from recsys.data.labeled_pairs import check_labeled
-from recsys.data.sequences import Sequences, arrange, by_user
-from recsys.data.splits import Split, cut
+from recsys.data.labeled_pairs import check_labeled_pairs
+from recsys.data.sequences import Sequences, group_by_user, sort_interactions
+from recsys.data.splits import Split, time_cut
 from recsys.data.storage import atomic_write
-from recsys.data.validation import EARLIEST, SCHEMA, SEEN_BEFORE, check_interactions, check_items, weigh_events
+from recsys.data.validation import EARLIEST, SCHEMA, SEEN_BEFORE, apply_event_weights, check_interactions, check_items
 
 UNKNOWN_ITEM = "item_id is not in the catalog"
 
@@ -116,7 +116,7 @@ def check(job: Job, unit: int) -> None:
             checked = check_interactions(raw.frame, source, events=bool(factors), contracts=promised)
             job.bury(account.letters_of(checked.rejects, raw, source), "check", unit, chunk)
             known = checked.rows.filter(pl.col("timestamp") < as_of.timestamp()) if as_of else checked.rows
-            weighed = weigh_events(known, factors) if factors else known
+            weighed = apply_event_weights(known, factors) if factors else known
             ids = weighed["item_id"].unique().sort()
             places = weighed["item_id"].rank("dense").cast(pl.UInt32) - 1
             handed_on.write(weighed.drop("item_id").with_columns(row=raw.numbers.gather(weighed["row"]), place=places))
@@ -198,12 +198,12 @@ def place(job: Job, unit: int) -> None:
                 shuffle.as_frame(file.get_batch(before + chunk))["number"].cast(pl.Int64) + base
                 for file, base in zip(numbers, job.bases, strict=False)
             ]
-            found = named.with_columns(item=pl.concat(ranked).cast(pl.Int32))[rows["place"]]
+            found = named.with_columns(item_number=pl.concat(ranked).cast(pl.Int32))[rows["place"]]
             rows = rows.drop("place").hstack(found)
-            lost = rows.filter(pl.col("item").is_null()).select("row", *SCHEMA, source=pl.lit(source))
+            lost = rows.filter(pl.col("item_number").is_null()).select("row", *SCHEMA, source=pl.lit(source))
             job.bury(account.letters_for(lost, UNKNOWN_ITEM), "place", unit, chunk)
             unknown += lost.height
-            known = rows.drop("item_id", "row").filter(pl.col("item").is_not_null())
+            known = rows.drop("item_id", "row").filter(pl.col("item_number").is_not_null())
             users = (known["user_id"].hash(0) % job.shards).to_numpy()
             handed_on.spread(known, users, job.shards)
     job.finish("place", unit, unknown=unknown)
@@ -213,18 +213,18 @@ def sequence(job: Job, shard: int) -> None:
     """Phase 6: order one shard of users by time, write their sequences, and count their pairs."""
     files = [job.file("placed", unit.number) for unit in job.interactions]
     known = pl.concat([rows for path in files for rows in shuffle.read(path, shard, job.shards)])
-    kept = arrange(known)
-    users = by_user(kept)
+    kept = sort_interactions(known)
+    users = group_by_user(kept)
     users.write_parquet(job.sequences / f"part-{shard:05d}.parquet")
     bases, newest = job.bases, job.newest
-    split = Split(Sequences.from_frame(users), cut(newest, job.config.evaluate))
+    split = Split(Sequences.from_frame(users), time_cut(newest, job.config.evaluate))
 
     items, times = np.unique(split.sequences.items[split.known_before("test")], return_counts=True)
     with closing(shuffle.Writer(job.file("touched", shard))) as handed_on:
-        handed_on.spread(pl.DataFrame({"item": items, "times": times}), _part(items, bases), job.shards)
-    both = pairs.count(split, kept["weight"].to_numpy(), bases[-1], job.config.prepare, newest)
+        handed_on.spread(pl.DataFrame({"item_number": items, "times": times}), _part(items, bases), job.shards)
+    both = cooccurrence.count_pairs(split, kept["weight"].to_numpy(), bases[-1], job.config.prepare, newest)
     if not job.config.prepare.directed:
-        both = pairs.mirror(both)
+        both = cooccurrence.mirror(both)
     with closing(shuffle.Writer(job.file("counted", shard))) as handed_on:
         handed_on.spread(both, _part(both["anchor"].to_numpy(), bases), job.shards)
     over = split.sequences.lengths - job.config.prepare.max_user_interactions
@@ -243,7 +243,7 @@ def sequence(job: Job, shard: int) -> None:
 
 def _copies(rows: pl.DataFrame) -> dict[str, list[int]]:
     """Day -> its rows, and those of them that repeat user, item and time of another: what was delivered twice."""
-    distinct = pl.struct("user_id", "item", "timestamp").n_unique()
+    distinct = pl.struct("user_id", "item_number", "timestamp").n_unique()
     by_day = rows.group_by(day=pl.from_epoch(pl.col("timestamp").cast(pl.Int64)).dt.date()).agg(
         rows=pl.len(), copies=pl.len() - distinct
     )
@@ -259,14 +259,14 @@ def merge(job: Job, part: int) -> None:
     """Phase 7: sum pairs and touches of one range of items over all users."""
     shards = range(job.shards)
     counted = [rows for shard in shards for rows in shuffle.read(job.file("counted", shard), part, job.shards)]
-    merged = pairs.by_anchor(pl.concat(counted), job.config.prepare.max_item_pairs)
+    merged = cooccurrence.group_by_anchor(pl.concat(counted), job.config.prepare.max_item_pairs)
     pairs.write(merged, job.pairs / f"part-{part:05d}.parquet")
 
     touched = [rows for shard in shards for rows in shuffle.read(job.file("touched", shard), part, job.shards)]
     catalog = pl.read_parquet(job.work / f"catalog-{part:05d}.parquet")
     interactions = np.zeros(catalog.height, np.int64)
     for rows in touched:
-        interactions[rows["item"].to_numpy() - job.bases[part]] += rows["times"].to_numpy()
+        interactions[rows["item_number"].to_numpy() - job.bases[part]] += rows["times"].to_numpy()
     catalog.with_columns(interactions=interactions).write_parquet(job.work / f"touched-{part:05d}.parquet")
     left_out = merged["left_out"]
     job.finish(
@@ -284,7 +284,7 @@ def label(job: Job, _: int) -> None:
     for unit in job.labeled:
         for chunk, raw in enumerate(job.chunks(job.labeled, unit.number)):
             read += raw.frame.height + raw.broken.height
-            checked = check_labeled(raw.frame, unit.source)
+            checked = check_labeled_pairs(raw.frame, unit.source)
             letters = account.letters_of(checked.rejects, raw, unit.source)
             rows = checked.rows.with_columns(row=raw.numbers.gather(checked.rows["row"]), source=pl.lit(unit.source))
             numbers = _numbers(job, pl.concat([rows["item_a"], rows["item_b"]]).unique())

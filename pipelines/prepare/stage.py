@@ -31,9 +31,9 @@ from pipelines.prepare import row_account as account
 from pipelines.prepare.phases import Job
 from pipelines.reports import data_report as data_page
 from recsys.config.sections import Config
-from recsys.data import item_users as audience
+from recsys.data import item_users
 from recsys.data.catalog import fingerprint
-from recsys.data.splits import DAY_S, cut
+from recsys.data.splits import DAY_S, time_cut
 from recsys.data.validation import LATER, UNWEIGHED
 from recsys.errors import InputError
 from recsys.release.bundle import AUDIENCE, CATALOG
@@ -112,7 +112,7 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
         raise InputError(f"the catalog must hold at least {MIN_ITEMS} items. Received: {num_items}.{left_out}")
     if num_users < MIN_USERS:
         raise InputError(f"interactions must be of at least {MIN_USERS} users. Received: {num_users}.{left_out}")
-    instants = cut(job.newest, job.config.evaluate)
+    instants = time_cut(job.newest, job.config.evaluate)
     if instants is not None and not sum(entry["before_validation"] for entry in sequenced):
         days = (job.newest - min(entry["oldest"] for entry in checks)) / DAY_S
         raise InputError(
@@ -125,7 +125,7 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
     ids = (item_id for part in parts for item_id in pl.read_parquet(part, columns=["item_id"])["item_id"])
     identity = fingerprint(ids)
     job.letters("describe", "number", "check", "place", "label").sink_parquet(out / DEAD_LETTERS)
-    audience.build(sorted(job.sequences.iterdir()), num_items, out / AUDIENCE)
+    item_users.build(sorted(job.sequences.iterdir()), num_items, out / AUDIENCE)
     job.work.rename(out / SPENT)  # at once: of some of these files a killed job could not be gone on with
     shutil.rmtree(out / SPENT)
     return {

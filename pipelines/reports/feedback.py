@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipelines.context import readers as io
-from recsys.data.validation import identifier, number, require
+from recsys.data.validation import as_id, as_number, require_columns
 from recsys.evaluation.calibration_fit import share
 
 COLUMNS = ("release_id", "shown", "clicked")
@@ -32,11 +32,11 @@ def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
     unusable = 0
     for unit in io.plan(io.find(pattern, "data.feedback"), rows_per_unit):
         for raw in io.read(unit, rows_per_unit):
-            require(raw.frame, COLUMNS, unit.source)
+            require_columns(raw.frame, COLUMNS, unit.source)
             typed = raw.frame.select(
-                release_id=identifier(raw.frame, "release_id", unit.source),
-                shown=number(raw.frame, "shown", unit.source).cast(pl.Float64),
-                clicked=number(raw.frame, "clicked", unit.source).cast(pl.Float64),
+                release_id=as_id(raw.frame, "release_id", unit.source),
+                shown=as_number(raw.frame, "shown", unit.source).cast(pl.Float64),
+                clicked=as_number(raw.frame, "clicked", unit.source).cast(pl.Float64),
             )
             shown, clicked = pl.col("shown"), pl.col("clicked")
             whole = (shown % 1 == 0) & (clicked % 1 == 0)  # neither NaN nor infinity is

@@ -16,7 +16,7 @@ from pipelines.prepare import stage as prepare
 from pipelines.stages import embed, train
 from pipelines.stages import index as indexing
 from recsys.config.sections import Config, PrepareConfig
-from recsys.data import pairs
+from recsys.data import cooccurrence
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Split, Target
 from recsys.evaluation import baseline_search as comparison
@@ -24,7 +24,7 @@ from recsys.evaluation.baseline_families import families
 from recsys.evaluation.baseline_search import LOOK_UPS, Families
 from recsys.evaluation.baselines import touched_before
 from recsys.evaluation.metrics import TARGET_METRIC, report
-from recsys.features import tfidf as bags
+from recsys.features.tfidf import tfidf_matrix
 from recsys.index import annoy_index as annoy
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
@@ -114,13 +114,13 @@ def fitted_before(target: Target, config: Config, run: Run, split: Split, catalo
     weight, num_items = train.BEFORE[target], len(catalog)
     touched = touched_before(split, target, num_items)
     counted = {
-        (config.prepare.window, config.prepare.decay): train.load_pairs(run, weight, num_items).matrix(),
+        (config.prepare.window, config.prepare.decay): train.load_pairs(run, weight, num_items).to_matrix(),
     }
     if len(split.sequences.items) <= config.evaluate.windows_up_to:
         alike = np.ones(len(split.sequences.items), np.float32)
         for window, decay in config.evaluate.windows:
             counting = PrepareConfig(window=window, decay=decay)
-            found = pairs.mirror(pairs.count(split, alike, num_items, counting, newest=0.0))
-            counted.setdefault((window, decay), pairs.matrix(found, num_items, weight))
-    attributes = bags.of(catalog.frame, config.items)
+            found = cooccurrence.mirror(cooccurrence.count_pairs(split, alike, num_items, counting, newest=0.0))
+            counted.setdefault((window, decay), cooccurrence.to_matrix(found, num_items, weight))
+    attributes = tfidf_matrix(catalog.frame, config.items)
     return families(touched, counted, attributes, touched.sum(axis=0), config.evaluate)

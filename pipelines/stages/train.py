@@ -19,10 +19,11 @@ from pipelines.context.progress import Progress
 from pipelines.prepare import stage as prepare
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
+from recsys.data.cooccurrence import Weight
 from recsys.data.labeled_pairs import LabeledPairs
-from recsys.data.pairs import Pairs, Weight
+from recsys.data.pairs import Pairs
 from recsys.data.sequences import Sequences
-from recsys.data.splits import Cut, Split, Target
+from recsys.data.splits import Split, Target, TimeCut
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation.baseline_search import LOOK_UPS, queries
 from recsys.evaluation.metrics import TARGET_METRIC, choose_recency, report
@@ -245,7 +246,7 @@ def load_split(run: Run) -> Split:
     prepared = run.manifest(prepare.STAGE)
     folder = run.path(prepare.STAGE, prepare.SEQUENCES)
     sequences = Sequences.load(folder / name for name in prepared["sequences"])
-    return Split(sequences, Cut(*prepared["cut"]) if prepared["cut"] else None)
+    return Split(sequences, TimeCut(*prepared["cut"]) if prepared["cut"] else None)
 
 
 def load_pairs(run: Run, weight: Weight, num_items: int) -> Pairs:
@@ -257,4 +258,4 @@ def load_pairs(run: Run, weight: Weight, num_items: int) -> Pairs:
 def load_labeled(run: Run, seed: int) -> tuple[LabeledPairs, LabeledPairs]:
     """Pairs that people judged: to train on, and to calibrate with."""
     path = run.path(prepare.STAGE, prepare.LABELED)
-    return LabeledPairs.load(path).parts(seed)
+    return LabeledPairs.load(path).split(seed)

@@ -1,6 +1,13 @@
-"""Item id (outside, any text) <-> item number (inside, dense 0..n-1), and what is known of an item.
+"""The items of one release: ids, titles, interaction counts and feature columns. On disk one Parquet file.
 
-Takes the checked items as a Polars frame, hands on a `Catalog`; on disk one Parquet file.
+An item has two names:
+
+- **item id**: the string that the outside uses. Any text.
+- **item number**: an int from 0 to n - 1, the position of the id among all ids of the catalog in sorted order. It
+  is the row of the item in the catalog and in the embeddings.
+
+From `prepare` to the search result, everything that refers to an item within one release uses the item number. Item
+numbers of two catalogs are unrelated: items are compared across releases by id.
 """
 
 from __future__ import annotations
@@ -18,10 +25,10 @@ from recsys.errors import UnknownItemError
 
 
 class Catalog:
-    """The items of one release, sorted by id; an item's number is its row.
+    """The items of one release, sorted by id; the item number is the row.
 
-    `frame` has `item_id` (text, unique, sorted), `title` (text or null), `interactions` (int64, the number
-    that training saw) and the feature columns of the config.
+    `frame` has `item_id` (text, unique, sorted), `title` (text or null), `interactions` (int64, the number of
+    interactions in the training data) and the feature columns of the config.
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:
@@ -35,36 +42,36 @@ class Catalog:
 
     @cached_property
     def item_ids(self) -> list[str]:
-        """Item ids by number."""
+        """Item ids by item number."""
         return self.frame["item_id"].to_list()
 
     @cached_property
     def titles(self) -> list[str | None]:
-        """Titles by number."""
+        """Titles by item number."""
         return self.frame["title"].to_list()
 
     @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {item_id: number for number, item_id in enumerate(self.item_ids)}
+    def _number_by_id(self) -> dict[str, int]:
+        return {item_id: item_number for item_number, item_id in enumerate(self.item_ids)}
 
-    def number(self, item_id: str) -> int:
-        """The number of one item.
+    def item_number(self, item_id: str) -> int:
+        """Return the item number of an item id.
 
         Raises:
-            UnknownItemError: the catalog does not hold it.
+            UnknownItemError: the item id is not in the catalog.
         """
         try:
-            return self._numbers[item_id]
+            return self._number_by_id[item_id]
         except KeyError:
             raise UnknownItemError(f"item_id must be in the catalog. Received: {item_id!r}.") from None
 
-    def find(self, item_id: str) -> int | None:
-        """The number of one item, None if the catalog does not hold it."""
-        return self._numbers.get(item_id)
+    def find_item_number(self, item_id: str) -> int | None:
+        """Return the item number of an item id, or None if it is not in the catalog."""
+        return self._number_by_id.get(item_id)
 
-    def numbers(self, item_ids: Sequence[str], *, missing: int) -> NDArray[np.int32]:
-        """Numbers of many items, int32 [len(item_ids)]; `missing` stands for unknown ones."""
-        get = self._numbers.get
+    def item_numbers(self, item_ids: Sequence[str], *, missing: int) -> NDArray[np.int32]:
+        """Return the item numbers of item ids, int32 [len(item_ids)]; `missing` for ids not in the catalog."""
+        get = self._number_by_id.get
         return np.fromiter((get(item_id, missing) for item_id in item_ids), np.int32, len(item_ids))
 
     @cached_property
@@ -73,17 +80,17 @@ class Catalog:
         return fingerprint(self.item_ids)
 
     def save(self, path: Path) -> None:
-        """Write one Parquet file."""
+        """Write a Parquet file."""
         self.frame.write_parquet(path)
 
     @classmethod
     def load(cls, path: Path) -> Catalog:
-        """Read what `save` wrote."""
+        """Read a file written by `save`."""
         return cls(pl.read_parquet(path))
 
 
 def fingerprint(item_ids: Iterable[str]) -> str:
-    """SHA-256 of the ids in order: whatever is bound to item numbers is bound to this."""
+    """Return the SHA-256 of item ids in order; equal fingerprints mean equal item numbers."""
     digest = hashlib.sha256()
     for item_id in item_ids:
         encoded = item_id.encode("utf-8", "surrogatepass")

@@ -1,8 +1,8 @@
-"""Who touched each item, as user numbers: how many users two items have in common.
+"""The users of each item, as user numbers; used to count the users that two items share.
 
-On disk one `.npy` file of little-endian int32 that processes map and share: first the `num_items + 1` offsets, each
-an int64 in two numbers, then the users of item 0, of item 1 and so on, ascending. Item i owns
-`users[offsets[i]:offsets[i + 1]]`.
+On disk one `.npy` file of little-endian int32 that processes map and share: first `num_items + 1` offsets, each an
+int64 stored as two int32 values, then the users of item 0, of item 1 and so on, ascending. The users of an item are
+`users[offsets[item_number]:offsets[item_number + 1]]`.
 """
 
 from __future__ import annotations
@@ -20,79 +20,79 @@ from recsys.errors import InputError
 
 
 @dataclass(frozen=True)
-class Audience:
+class ItemUsers:
     """The users of each item."""
 
     offsets: NDArray[np.int64]
     """int64 [num_items + 1]."""
     _users: NDArray[np.int32]
 
-    def users(self, number: int) -> NDArray[np.int32]:
-        """Numbers of the users that touched an item, ascending, each once."""
-        return self._users[self.offsets[number] : self.offsets[number + 1]]
+    def users(self, item_number: int) -> NDArray[np.int32]:
+        """Return the numbers of the users who interacted with an item, ascending and unique."""
+        return self._users[self.offsets[item_number] : self.offsets[item_number + 1]]
 
-    def of_any(self, numbers: Sequence[int]) -> NDArray[np.int32]:
-        """Numbers of the users that touched at least one of the items, ascending, each once."""
-        if len(numbers) == 1:
-            return self.users(numbers[0])
-        every = [self.users(number) for number in numbers]
-        return np.unique(np.concatenate(every)) if every else np.empty(0, np.int32)
+    def users_of_any(self, item_numbers: Sequence[int]) -> NDArray[np.int32]:
+        """Return the numbers of the users who interacted with at least one of the items, ascending and unique."""
+        if len(item_numbers) == 1:
+            return self.users(item_numbers[0])
+        users = [self.users(item_number) for item_number in item_numbers]
+        return np.unique(np.concatenate(users)) if users else np.empty(0, np.int32)
 
-    def in_common(self, users: NDArray[np.int32], number: int) -> int:
-        """How many of some users, as `of_any` gives them, touched an item."""
-        other = self.users(number)
-        few, many = (users, other) if len(users) < len(other) else (other, users)
-        place = np.searchsorted(many, few)
-        place[place == len(many)] = 0
-        return int(np.count_nonzero(many[place] == few)) if len(many) else 0
+    def count_shared(self, users: NDArray[np.int32], item_number: int) -> int:
+        """Return how many of `users` (ascending and unique) interacted with an item."""
+        item_users = self.users(item_number)
+        shorter, longer = (users, item_users) if len(users) < len(item_users) else (item_users, users)
+        position = np.searchsorted(longer, shorter)
+        position[position == len(longer)] = 0
+        return int(np.count_nonzero(longer[position] == shorter)) if len(longer) else 0
 
     @classmethod
-    def load(cls, path: Path, num_items: int) -> Audience:
-        """Map a file that `build` wrote.
+    def load(cls, path: Path, num_items: int) -> ItemUsers:
+        """Map a file written by `build`.
 
         Raises:
-            InputError: it is none, or not one of so many items.
+            InputError: the file has another format, or another number of items.
         """
         content = map_array(path, "item users")
-        head = 2 * (num_items + 1)
-        if content.ndim == 1 and content.dtype == np.dtype("<i4") and len(content) >= head:
-            whole: NDArray[np.int32] = np.asarray(content, np.int32)
-            offsets, users = whole[:head].view(np.int64), whole[head:]
+        num_header = 2 * (num_items + 1)
+        if content.ndim == 1 and content.dtype == np.dtype("<i4") and len(content) >= num_header:
+            values: NDArray[np.int32] = np.asarray(content, np.int32)
+            offsets, users = values[:num_header].view(np.int64), values[num_header:]
             if offsets[0] == 0 and offsets[-1] == len(users) and (np.diff(offsets) >= 0).all():
                 return cls(offsets, users)
         raise InputError(
-            f"audience must be the int32 offsets and users of {num_items} items. "
+            f"item users must be the int32 offsets and users of {num_items} items. "
             f"Received {path}: {content.dtype} {list(content.shape)}."
         )
 
 
 def build(parts: Sequence[Path], num_items: int, path: Path) -> None:
-    """Write the audience of sequences, each user in one part only.
+    """Write the item users of parts of the sequences; each user is in one part only.
 
-    Each part is read twice and held alone: memory follows the largest part.
+    Each part is read twice, one at a time: memory is bounded by the largest part.
     """
     counts = np.zeros(num_items, np.int64)
-    for items, _ in _touched(parts):
+    for items, _ in _item_user_pairs(parts):
         counts += np.bincount(items, minlength=num_items)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
-    head = 2 * len(offsets)
-    content = np.lib.format.open_memmap(path, mode="w+", dtype="<i4", shape=(head + int(offsets[-1]),))
-    content[:head] = offsets.view("<i4")
-    filled = offsets[:-1] + head
-    for items, users in _touched(parts):
+    num_header = 2 * len(offsets)
+    content = np.lib.format.open_memmap(path, mode="w+", dtype="<i4", shape=(num_header + int(offsets[-1]),))
+    content[:num_header] = offsets.view("<i4")
+    next_position = offsets[:-1] + num_header
+    for items, users in _item_user_pairs(parts):
         counts = np.bincount(items, minlength=num_items)
         first = np.cumsum(counts) - counts
-        content[filled[items] + np.arange(len(items)) - first[items]] = users
-        filled += counts
+        content[next_position[items] + np.arange(len(items)) - first[items]] = users
+        next_position += counts
     content.flush()
 
 
-def _touched(parts: Sequence[Path]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Part by part, items and the users that touched them, by item, then by user, each pair once."""
+def _item_user_pairs(parts: Sequence[Path]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield, part by part, item numbers and their users, sorted by item and user, without duplicates."""
     earlier = 0
     for part in parts:
         sequences = Sequences.load([part])
-        users = max(len(sequences), 1)
-        pairs = np.unique(sequences.items.astype(np.int64) * users + sequences.users)
-        yield pairs // users, pairs % users + earlier
+        num_users = max(len(sequences), 1)
+        pairs = np.unique(sequences.items.astype(np.int64) * num_users + sequences.users)
+        yield pairs // num_users, pairs % num_users + earlier
         earlier += len(sequences)

@@ -1,4 +1,4 @@
-"""What each user touched and when, oldest first, as item numbers: the log in twelve bytes an interaction."""
+"""The interactions of each user, ordered by time, as item numbers; twelve bytes an interaction."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ import polars as pl
 from numpy.typing import NDArray
 
 
-def arrange(rows: pl.DataFrame) -> pl.DataFrame:
-    """Interactions user by user, oldest first, those of one time in the order of the rows.
+def sort_interactions(rows: pl.DataFrame) -> pl.DataFrame:
+    """Sort interactions by user and time, and drop consecutive repeats.
 
-    One that repeats the user's previous item is left out: it says nothing about what goes together.
+    Rows of equal time keep their order. An interaction with the same item as the user's previous one is dropped: it
+    carries no information about which items go together.
 
     Args:
-        rows: with `user_id`, `item` (number) and `timestamp`.
+        rows: with `user_id`, `item_number` and `timestamp`.
     """
     ordered = rows.sort("user_id", "timestamp", maintain_order=True)
-    repeats = (pl.col("item") == pl.col("item").shift()) & (pl.col("user_id") == pl.col("user_id").shift())
+    same_item = pl.col("item_number") == pl.col("item_number").shift()
+    repeats = same_item & (pl.col("user_id") == pl.col("user_id").shift())
     return ordered.filter(~repeats.fill_null(False))
 
 
-def by_user(arranged: pl.DataFrame) -> pl.DataFrame:
-    """One row a user: `user_id` (text), `items` (list of int32, oldest first) and `times` (list of float64)."""
-    return arranged.group_by("user_id", maintain_order=True).agg(
-        pl.col("item").cast(pl.Int32).alias("items"), pl.col("timestamp").alias("times")
+def group_by_user(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Group sorted interactions: `user_id` (text), `items` (list of int32, oldest first), `times` (list of float64)."""
+    return interactions.group_by("user_id", maintain_order=True).agg(
+        pl.col("item_number").cast(pl.Int32).alias("items"), pl.col("timestamp").alias("times")
     )
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Users' items in the order of time, one user after the other."""
+    """The items of each user, ordered by time, concatenated over the users."""
 
     user_ids: list[str]
     items: NDArray[np.int32]
     """Item numbers, int32 [num_interactions]."""
     offsets: NDArray[np.int64]
-    """User u owns `items[offsets[u]:offsets[u + 1]]`; int64 [num_users + 1]."""
+    """The items of user u are `items[offsets[u]:offsets[u + 1]]`; int64 [num_users + 1]."""
     times: NDArray[np.float64]
-    """When each item was touched, in seconds, float64 [num_interactions]."""
+    """Time of each interaction in seconds, float64 [num_interactions]."""
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -51,22 +53,22 @@ class Sequences:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Interactions a user, int64 [num_users]."""
+        """Interactions per user, int64 [num_users]."""
         return np.diff(self.offsets)
 
     @property
     def users(self) -> NDArray[np.int64]:
-        """The user of each interaction, int64 [num_interactions]."""
+        """The user number of each interaction, int64 [num_interactions]."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     @property
-    def from_end(self) -> NDArray[np.int64]:
-        """How many interactions of the same user come later, int64 [num_interactions]."""
+    def positions_from_end(self) -> NDArray[np.int64]:
+        """How many later interactions the same user has, int64 [num_interactions]."""
         return np.repeat(self.offsets[1:], self.lengths) - 1 - np.arange(len(self.items))
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> Sequences:
-        """From what `by_user` gives."""
+        """Convert the result of `group_by_user`."""
         lengths = frame["items"].list.len().to_numpy()
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
         items = frame["items"].explode(empty_as_null=False).cast(pl.Int32).to_numpy()
@@ -75,5 +77,5 @@ class Sequences:
 
     @classmethod
     def load(cls, parts: Iterable[Path]) -> Sequences:
-        """Read Parquet parts."""
+        """Read and concatenate Parquet files."""
         return cls.from_frame(pl.concat([pl.read_parquet(part) for part in parts]))

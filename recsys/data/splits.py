@@ -1,10 +1,10 @@
-"""What is known, and what is asked for: leave-one-out, or a cut through time.
+"""Splits of the interactions into training data and held-out targets: leave-one-out, or at points in time.
 
-Leave-one-out: the last item of a user is the test target, the one before it the validation target. Only users
-with at least three interactions take part; the others are training data as a whole.
+Leave-one-out: the last item of each user is the test target, the one before it the validation target. Only users
+with at least three interactions take part; all interactions of the others are training data.
 
-Global time: a user's first item after an instant is the target, and nothing after that instant, of whatever
-user, is known. It is harder, and closer to a night: the future is unknown for everybody.
+Global time: the first item of each user after a point in time is the target, and the training data end at that
+point for all users. It is harder, and closer to production, where the future is unknown for every user.
 """
 
 from __future__ import annotations
@@ -24,101 +24,101 @@ MIN_LENGTH = 3
 DAY_S = 86_400.0
 
 Target = Literal["validation", "test"]
-FROM_END: dict[Target, int] = {"test": 0, "validation": 1}
+TARGET_FROM_END: dict[Target, int] = {"test": 0, "validation": 1}
 """Leave-one-out: how many of the user's interactions come after the target."""
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """Questions with one right answer each: after these items, the user touched the target."""
+    """Held-out targets, one per query: the item that followed the items of a user."""
 
     items: NDArray[np.int32]
-    """The items of all users, int32 [num_interactions]."""
+    """The item numbers of all users, int32 [num_interactions]."""
     starts: NDArray[np.int64]
-    """Where each user's items start, int64 [num_questions]."""
+    """Position of each user's first item, int64 [num_queries]."""
     ends: NDArray[np.int64]
-    """Where each user's target is, int64 [num_questions]; what lies between is known before it."""
+    """Position of each user's target, int64 [num_queries]; the items from start to end precede it."""
 
     def __len__(self) -> int:
         return len(self.ends)
 
     @property
     def queries(self) -> NDArray[np.int32]:
-        """The item before the target, int32 [num_questions]."""
+        """Item number of the item before the target, int32 [num_queries]."""
         return self.items[self.ends - 1]
 
     @property
     def targets(self) -> NDArray[np.int32]:
-        """The right answers, int32 [num_questions]."""
+        """Item number of the target, int32 [num_queries]."""
         return self.items[self.ends]
 
-    def histories(self, most: int) -> NDArray[np.int32]:
-        """The newest items before the target, at most `most`, newest first, int32 [num_questions, width]; -1 pads."""
-        width = min(int((self.ends - self.starts).max(initial=0)), most)
+    def histories(self, max_items: int) -> NDArray[np.int32]:
+        """Return the `max_items` newest items before each target, newest first, int32 [num_queries, width]; -1 pads."""
+        width = min(int((self.ends - self.starts).max(initial=0)), max_items)
         newest = np.full((len(self), width), -1, np.int32)
-        for step in range(width):  # column by column: the result is all that is as large as the result
+        for step in range(width):  # by column: no temporary array is larger than the result
             rows = np.flatnonzero(self.ends - self.starts > step)
             newest[rows, step] = self.items[self.ends[rows] - 1 - step]
         return newest
 
-    def thinned(self, most: int) -> Holdout:
-        """At most `most` of the questions, spread evenly over them."""
-        rows = np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.intp)
+    def subsample(self, max_queries: int) -> Holdout:
+        """Return at most `max_queries` of the queries, evenly spaced."""
+        rows = np.linspace(0, len(self) - 1, min(len(self), max_queries)).astype(np.intp)
         return Holdout(self.items, self.starts[rows], self.ends[rows])
 
 
-class Cut(NamedTuple):
-    """The instants of a split through time, in seconds."""
+class TimeCut(NamedTuple):
+    """The points in time of a split by global time, in seconds."""
 
     validation: float
-    """From here on, nothing is known before validation."""
+    """Interactions from this time on are not known before validation."""
     test: float
-    """From here on, nothing is known before the test."""
+    """Interactions from this time on are not known before the test."""
 
 
-def cut(newest: float, config: EvaluateConfig) -> Cut | None:
-    """Where time is cut for a log whose newest interaction is at `newest` seconds; None for leave-one-out."""
+def time_cut(newest: float, config: EvaluateConfig) -> TimeCut | None:
+    """Return the points in time for a log that ends at `newest` seconds; None for leave-one-out."""
     if config.split == "leave_one_out":
         return None
     test = newest - config.test_days * DAY_S
-    return Cut(test - config.validation_days * DAY_S, test)
+    return TimeCut(test - config.validation_days * DAY_S, test)
 
 
 @dataclass(frozen=True)
 class Split:
-    """A log in known and held-out interactions.
+    """Sequences, split into training data and held-out targets.
 
     Args:
-        sequences: users' items, oldest first.
-        cut: instants of a split through time; None leaves one out.
+        sequences: the items of each user, oldest first.
+        time_cut: points in time of a split by global time; None for leave-one-out.
     """
 
     sequences: Sequences
-    cut: Cut | None = None
+    time_cut: TimeCut | None = None
 
     def known_before(self, target: Target) -> NDArray[np.bool_]:
-        """Which interactions a model may have seen before it is asked for the target, bool [num_interactions]."""
-        if self.cut is not None:
-            instant: float = getattr(self.cut, target)
-            known: NDArray[np.bool_] = self.sequences.times < instant
-            return known
+        """Return which interactions may be used to predict the target, bool [num_interactions]."""
+        if self.time_cut is not None:
+            end: float = getattr(self.time_cut, target)
+            mask: NDArray[np.bool_] = self.sequences.times < end
+            return mask
         lengths = self.sequences.lengths
         takes_part = np.repeat(lengths >= MIN_LENGTH, lengths)
-        return ~takes_part | (self.sequences.from_end > FROM_END[target])
+        return ~takes_part | (self.sequences.positions_from_end > TARGET_FROM_END[target])
 
     def holdout(self, target: Target, max_users: int, seed: int = 0) -> Holdout:
-        """The questions, of all users or of a fixed sample of `max_users` of them."""
-        starts, last = self.sequences.offsets[:-1], self.sequences.offsets[1:]
-        if self.cut is None:
+        """Return the held-out targets of all users, or of a random sample of `max_users` users."""
+        starts, stops = self.sequences.offsets[:-1], self.sequences.offsets[1:]
+        if self.time_cut is None:
             users = np.flatnonzero(self.sequences.lengths >= MIN_LENGTH)
-            ends = last - 1 - FROM_END[target]
+            ends = stops - 1 - TARGET_FROM_END[target]
         else:
-            known = np.concatenate([[0], np.cumsum(self.known_before(target))])
-            ends = starts + known[last] - known[starts]
-            until = np.inf if target == "test" else self.cut.test
-            asked = (ends > starts) & (ends < last)
-            asked[asked] = self.sequences.times[ends[asked]] < until
-            users = np.flatnonzero(asked)
+            num_known = np.concatenate([[0], np.cumsum(self.known_before(target))])
+            ends = starts + num_known[stops] - num_known[starts]
+            until = np.inf if target == "test" else self.time_cut.test
+            has_target = (ends > starts) & (ends < stops)
+            has_target[has_target] = self.sequences.times[ends[has_target]] < until
+            users = np.flatnonzero(has_target)
         if len(users) > max_users:
             rng = np.random.default_rng(seed)
             users = users[np.sort(rng.choice(len(users), max_users, replace=False))]

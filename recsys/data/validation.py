@@ -47,7 +47,7 @@ LATER = "after --as-of"
 NO_CONTRACTS: Mapping[str, Contract] = {}
 
 
-class Checked(NamedTuple):
+class CheckedRows(NamedTuple):
     """Rows in two heaps."""
 
     rows: pl.DataFrame
@@ -58,7 +58,7 @@ class Checked(NamedTuple):
 
 def check_interactions(
     raw: pl.DataFrame, origin: str, *, events: bool = False, contracts: Mapping[str, Contract] = NO_CONTRACTS
-) -> Checked:
+) -> CheckedRows:
     """Split a chunk of interactions into usable rows (`SCHEMA` and `row`) and rejects.
 
     Args:
@@ -72,7 +72,7 @@ def check_interactions(
     Raises:
         InputError: a column is missing, or of a type that can never fit.
     """
-    require(raw, (*REQUIRED, *_expected(contracts)), origin)
+    require_columns(raw, (*REQUIRED, *_expected(contracts)), origin)
     if events and "event" not in raw.columns:
         raise InputError(
             f"{origin}: column 'event' must be there where prepare.event_weights is set. "
@@ -80,11 +80,11 @@ def check_interactions(
         )
     weighted, eventful = "weight" in raw.columns, "event" in raw.columns and (events or "event" in contracts)
     typed = raw.select(
-        user_id=identifier(raw, "user_id", origin),
-        item_id=identifier(raw, "item_id", origin),
+        user_id=as_id(raw, "user_id", origin),
+        item_id=as_id(raw, "item_id", origin),
         timestamp=_seconds(raw, origin),
         timestamp_given=~_is_blank(raw, "timestamp"),
-        weight=number(raw, "weight", origin).cast(pl.Float32) if weighted else pl.lit(None, pl.Float32),
+        weight=as_number(raw, "weight", origin).cast(pl.Float32) if weighted else pl.lit(None, pl.Float32),
         weight_given=~_is_blank(raw, "weight") if weighted else pl.lit(False),
         event=_text(raw, "event", origin) if eventful else pl.lit(None, pl.String),
     )
@@ -105,10 +105,10 @@ def check_interactions(
         }
     )
     judged = typed.with_columns(reason=reason, weight=weight.fill_null(1.0))
-    return split(raw, judged, [*SCHEMA, "event"] if events else [*SCHEMA])
+    return split_rows(raw, judged, [*SCHEMA, "event"] if events else [*SCHEMA])
 
 
-def weigh_events(rows: pl.DataFrame, factors: Mapping[str, float]) -> pl.DataFrame:
+def apply_event_weights(rows: pl.DataFrame, factors: Mapping[str, float]) -> pl.DataFrame:
     """Usable rows with `event`: their weight times the event's factor; those of other events are left out."""
     factor = pl.col("event").replace_strict(dict(factors), default=None, return_dtype=pl.Float64)
     # a product of two usable factors may be none: neither infinite nor 0 is a weight
@@ -118,7 +118,7 @@ def weigh_events(rows: pl.DataFrame, factors: Mapping[str, float]) -> pl.DataFra
 
 def check_items(
     raw: pl.DataFrame, items: ItemsConfig, origin: str, contracts: Mapping[str, Contract] = NO_CONTRACTS
-) -> Checked:
+) -> CheckedRows:
     """Split items into usable rows and rejects.
 
     Usable rows have `item_id`, `title` (text, may be null) and the feature columns: categorical as text,
@@ -131,12 +131,14 @@ def check_items(
         InputError: a column that the config names is missing, or of a type that can never fit.
     """
     named = [column for column in (items.title, items.available, *items.categorical, *items.text) if column is not None]
-    require(raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin)  # all that has a contract
-    columns = {"item_id": identifier(raw, "item_id", origin)}
+    require_columns(
+        raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin
+    )  # all that has a contract
+    columns = {"item_id": as_id(raw, "item_id", origin)}
     columns["title"] = _text(raw, items.title, origin) if items.title else pl.lit(None, pl.String)
     columns |= {column: _text(raw, column, origin) for column in (*items.categorical, *items.text)}
     columns |= {column: _tokens(raw, column, items.separator, origin) for column in items.multi_categorical}
-    columns |= {column: number(raw, column, origin) for column in items.numeric}
+    columns |= {column: as_number(raw, column, origin) for column in items.numeric}
     if items.available is not None:
         columns["available"] = _flag(raw, items.available, origin)
     # `select` keeps the raw columns out, `alias` any name that a column may have
@@ -157,7 +159,7 @@ def check_items(
     judged = typed.with_columns(first_reason(reasons).alias(REASON))
     seen_before = ~pl.struct("item_id", pl.col(REASON).is_null()).is_first_distinct()
     again = pl.when(seen_before).then(pl.lit(SEEN_BEFORE))
-    return split(raw, judged.with_columns(pl.coalesce(REASON, again).alias(REASON)), [*columns])
+    return split_rows(raw, judged.with_columns(pl.coalesce(REASON, again).alias(REASON)), [*columns])
 
 
 def _expected(contracts: Mapping[str, Contract]) -> tuple[str, ...]:
@@ -165,7 +167,7 @@ def _expected(contracts: Mapping[str, Contract]) -> tuple[str, ...]:
     return tuple(column for column, contract in contracts.items() if not contract.missing)
 
 
-def require(raw: pl.DataFrame, columns: tuple[str, ...], origin: str) -> None:
+def require_columns(raw: pl.DataFrame, columns: tuple[str, ...], origin: str) -> None:
     """Columns that must be there.
 
     Raises:
@@ -179,7 +181,7 @@ def require(raw: pl.DataFrame, columns: tuple[str, ...], origin: str) -> None:
         )
 
 
-def identifier(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
+def as_id(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
     """A column of ids as text.
 
     Raises:
@@ -191,7 +193,7 @@ def identifier(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
     return pl.col(column).cast(pl.String)
 
 
-def number(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
+def as_number(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
     """A column of numbers as float64, null where it is none.
 
     Raises:
@@ -211,7 +213,7 @@ def _seconds(raw: pl.DataFrame, origin: str) -> pl.Expr:
         return column.dt.timestamp("us") / 1e6
     if isinstance(dtype, pl.Date):
         return column.cast(pl.Datetime("us")).dt.timestamp("us") / 1e6
-    seconds = number(raw, "timestamp", origin)
+    seconds = as_number(raw, "timestamp", origin)
     if not isinstance(dtype, pl.String):
         return seconds
     text = column.str.strip_chars()
@@ -263,11 +265,11 @@ def as_json(rows: pl.DataFrame) -> pl.Series:
     return shown.select(pl.struct(pl.all()).struct.json_encode().alias("content"))["content"]
 
 
-def split(raw: pl.DataFrame, judged: pl.DataFrame, columns: list[str]) -> Checked:
+def split_rows(raw: pl.DataFrame, judged: pl.DataFrame, columns: list[str]) -> CheckedRows:
     """Rows without a reason, in our columns; rows with one, as they came."""
     rejected = judged[REASON].is_not_null()
     place = pl.Series("row", np.arange(raw.height, dtype=np.uint32))
-    return Checked(
+    return CheckedRows(
         judged.filter(~rejected).select(columns).insert_column(0, place.filter(~rejected)),
         pl.DataFrame([place.filter(rejected), judged[REASON].filter(rejected), as_json(raw.filter(rejected))]),
     )

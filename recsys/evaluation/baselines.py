@@ -173,7 +173,7 @@ class WindowedItemKNN(_Neighborhood):
     of all pairs of i, and c_.j that of all pairs with j: ItemKNN's formula where only near items count.
 
     Args:
-        pairs: what `recsys.data.pairs.matrix` gives, [num_items, num_items].
+        pairs: what `recsys.data.cooccurrence.to_matrix` gives, [num_items, num_items].
         shrinkage: added to the product of the norms; larger trusts rare items less.
     """
 
@@ -212,7 +212,8 @@ class Content(_Scored):
     """Items with the same attributes, by the cosine of their bags; knows nothing of interactions.
 
     Args:
-        bags: attributes of each item with their weights, [num_items, num_attributes]; see `recsys.features.tfidf.of`.
+        bags: attributes of each item with their weights, [num_items, num_attributes]; see
+            `recsys.features.tfidf.tfidf_matrix`.
         popularity: interactions an item, [num_items], to settle ties by; without it they go by item number.
     """
 

@@ -125,7 +125,7 @@ class Features:
         )
 
     @property
-    def num_ids(self) -> int:
+    def num_id_rows(self) -> int:
         """Rows of the id's embedding table."""
         return 1 + len(self.item_ids) + self.hash_buckets
 
@@ -137,7 +137,7 @@ class Features:
 
     def transform(self, frame: pl.DataFrame) -> Inputs:
         """Tower inputs of a catalog's columns; ids and tokens that `fit` did not see are unknown."""
-        inputs: Inputs = {"id": self.id_indices(frame["item_id"])}
+        inputs: Inputs = {"id": self.id_rows(frame["item_id"])}
         for position, feature in enumerate(self.tokens):
             inputs[token_input(position)] = _token_input(frame[feature.column], feature)
         if self.numeric:
@@ -149,7 +149,7 @@ class Features:
             inputs["numeric"] = np.hstack([scaled.fill_null(0.0).to_numpy(), missing]).astype(np.float32)
         return inputs
 
-    def id_indices(self, item_ids: pl.Series) -> NDArray[np.int32]:
+    def id_rows(self, item_ids: pl.Series) -> NDArray[np.int32]:
         """Index of each id, int32 [n]."""
         place = self._known_ids["token"].search_sorted(item_ids).to_numpy()
         inside = np.flatnonzero(place < self._known_ids.height)
@@ -159,7 +159,7 @@ class Features:
         index[inside[same]] = nearest["index"].to_numpy()[same]
         if self.rare_ids:
             rare = np.flatnonzero(item_ids.is_in(pl.Series(self.rare_ids, dtype=pl.String).implode()).to_numpy())
-            index[rare] = [self.bucket(item_id) for item_id in item_ids.gather(rare)]
+            index[rare] = [self.hash_bucket_row(item_id) for item_id in item_ids.gather(rare)]
         return index
 
     @cached_property
@@ -167,7 +167,7 @@ class Features:
         """Sorted, so that a unit of a catalog costs by its own ids and not by all."""
         return _known(self.item_ids, reserved=1).sort("token")
 
-    def bucket(self, item_id: str) -> int:
+    def hash_bucket_row(self, item_id: str) -> int:
         """The index that a rare id shares. SHA-256: the same everywhere, and in all versions."""
         digest = hashlib.sha256(item_id.encode("utf-8", "surrogatepass")).digest()
         return 1 + len(self.item_ids) + int.from_bytes(digest[:8], "big") % self.hash_buckets
@@ -196,7 +196,7 @@ def token_input(position: int) -> str:
 
 def _token_input(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
     if feature.shape == "value":
-        return positions(column, feature.vocabulary, feature.reserved, missing=0)
+        return token_indices(column, feature.vocabulary, feature.reserved, missing=0)
     if feature.kind == "multi_categorical":
         return _bags(column, feature)
     return _text_bags(column, feature) if feature.shape == "bag" else _sequences(column, feature)
@@ -207,7 +207,7 @@ def _known(vocabulary: Sequence[str], reserved: int) -> pl.DataFrame:
     return pl.DataFrame({"token": vocabulary}, schema={"token": pl.String}).with_row_index("index", reserved)
 
 
-def positions(column: pl.Series, vocabulary: Sequence[str], reserved: int, missing: int) -> NDArray[np.int32]:
+def token_indices(column: pl.Series, vocabulary: Sequence[str], reserved: int, missing: int) -> NDArray[np.int32]:
     """Index of each value in the vocabulary, int32 [n]."""
     known = _known(vocabulary, reserved)
     joined = pl.DataFrame({"token": column}).join(known, on="token", how="left", maintain_order="left")
@@ -218,7 +218,7 @@ def _bags(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
     """Padded indices of each list, int32 [n, longest]."""
     lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
     tokens = column.explode(empty_as_null=False, keep_nulls=False)
-    index = positions(tokens, feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
+    index = token_indices(tokens, feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
     row = np.repeat(np.arange(len(column)), lengths)
     known = index != NONE_KNOWN  # an unknown token says nothing beside a known one
     return _trimmed(_padded([(row[known], index[known])], len(column), MAX_TOKENS))
@@ -238,7 +238,7 @@ def _text_bags(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
 def _sequences(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
     """Padded indices of each text's words, int32 [n, MAX_WORDS]."""
     read = text.words(column)
-    index = positions(read["token"], feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
+    index = token_indices(read["token"], feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
     return _padded([(read["row"].to_numpy(), index)], len(column), text.MAX_WORDS)
 
 

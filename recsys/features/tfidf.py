@@ -9,7 +9,7 @@ from scipy import sparse
 from recsys.config.sections import ItemsConfig
 
 
-def of(frame: pl.DataFrame, items: ItemsConfig) -> sparse.csr_array | None:
+def tfidf_matrix(frame: pl.DataFrame, items: ItemsConfig) -> sparse.csr_array | None:
     r"""Bags of attributes, each weighted by its inverse document frequency; None where no attribute says anything.
 
     An attribute is a value of a categorical or multi-categorical column, or a word of a text column (a run of

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from recsys.config.sections import Config
 from recsys.data.labeled_pairs import LabeledPairs
-from recsys.data.pairs import Block, Pairs, join
+from recsys.data.pairs import Block, Pairs, concatenate
 from recsys.data.splits import Split, Target
 from recsys.errors import StageError
 from recsys.model.negatives import IGNORE, Anchors, Batch, Sampler
@@ -56,13 +56,13 @@ class PairBatches:
             held.append(block)
             number += len(block.anchors)
             if number >= self.batch_size:
-                whole = join(held)
+                whole = concatenate(held)
                 full = number - number % self.batch_size
                 for start in range(0, full, self.batch_size):
                     yield self._batch(whole.take(np.arange(start, start + self.batch_size)))
                 held, number = [whole.take(np.arange(full, number))], number - full
         if number and first is not None:
-            filler = join([*held, first])
+            filler = concatenate([*held, first])
             yield self._batch(filler.take(np.resize(np.arange(len(filler.anchors)), self.batch_size)))
 
     def _batch(self, block: Block) -> Batch:

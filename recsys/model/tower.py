@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from recsys.config.sections import TowerConfig
 from recsys.errors import InputError
-from recsys.features.encoding import Features, Inputs, TokenFeature, positions, token_input
+from recsys.features.encoding import Features, Inputs, TokenFeature, token_indices, token_input
 from recsys.features.tokenization import MAX_WORDS
 from recsys.model.layers import ConvolvedWords, Gate, IdDropout, KnownOrNew, MeanOfBag, ReadWords
 
@@ -42,7 +42,7 @@ def build(features: Features, config: TowerConfig, seed: int, *, ids: bool = Tru
     if ids:
         inputs["id"] = keras.Input((), dtype="int32", name="id")
         hidden_ids = IdDropout(config.id_dropout, seed)(inputs["id"])
-        encoded.append(keras.layers.Embedding(features.num_ids, dimension, name=ID_ENCODER)(hidden_ids))
+        encoded.append(keras.layers.Embedding(features.num_id_rows, dimension, name=ID_ENCODER)(hidden_ids))
     for position, feature in enumerate(features.tokens):
         name = token_input(position)
         shapes: dict[str, tuple[int | None, ...]] = {"value": (), "bag": (None,), "sequence": (MAX_WORDS,)}
@@ -210,7 +210,7 @@ def _behind(tower: keras.Model, features: Features) -> dict[str, list[keras.laye
 def _earlier_rows(name: str, kind: str, features: Features, earlier: Features) -> NDArray[np.int64]:
     """For each row of an encoder's table the row that the earlier tower had for the same, -1 where it had none."""
     if kind == "id":
-        own = earlier.id_indices(pl.Series(features.item_ids, dtype=pl.String)).astype(np.int64)
+        own = earlier.id_rows(pl.Series(features.item_ids, dtype=pl.String)).astype(np.int64)
         own[own == 0] = -1
         same = features.hash_buckets == earlier.hash_buckets
         buckets = 1 + len(earlier.item_ids) + np.arange(features.hash_buckets)
@@ -222,7 +222,7 @@ def _earlier_rows(name: str, kind: str, features: Features, earlier: Features) -
     (feature,) = (feature for feature in features.tokens if feature.column == name)
     vocabulary = [token for old in earlier.tokens if old.column == name for token in old.vocabulary]
     reserved = np.arange(feature.reserved)
-    known = positions(pl.Series(feature.vocabulary, dtype=pl.String), vocabulary, feature.reserved, missing=-1)
+    known = token_indices(pl.Series(feature.vocabulary, dtype=pl.String), vocabulary, feature.reserved, missing=-1)
     return np.concatenate([reserved, known.astype(np.int64)])
 
 

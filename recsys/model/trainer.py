@@ -141,7 +141,7 @@ class Validation:
         """HR, NDCG and MRR of both look-ups by exact search, their `SCORE`, and the `RECENCY` of a history."""
         evaluate = self.config.evaluate
         index = ExactIndex(vectors, DISTANCES[self.config.tower.distance], self.among)
-        few = self.holdout.thinned(RECENCY_USERS)
+        few = self.holdout.subsample(RECENCY_USERS)
         recency, _ = choose_recency(index, few, evaluate.recency, evaluate.history)
         asked = {
             "": Queries.of_items(self.holdout.queries),

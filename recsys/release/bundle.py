@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recsys.config.sections import EvaluateConfig
 from recsys.data.catalog import Catalog
-from recsys.data.item_users import Audience
+from recsys.data.item_users import ItemUsers
 from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation import calibration
@@ -126,7 +126,7 @@ class Release:
     index: Index
     calibration: Calibration | None = None
     """None where the release is of format 1, or had too few held-out pairs."""
-    audience: Audience | None = None
+    item_users: ItemUsers | None = None
     """Who touched what, mapped; None where the release is of format 1 or 2."""
 
     @classmethod
@@ -151,7 +151,7 @@ class Release:
             embeddings.check(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
             annoy = index.load(path, manifest.index, vectors, manifest.search_k, distance=distance)
             calibrated = calibration.load(path / CALIBRATION) if CALIBRATION in manifest.files else None
-            touched = Audience.load(path / AUDIENCE, len(catalog)) if AUDIENCE in manifest.files else None
+            touched = ItemUsers.load(path / AUDIENCE, len(catalog)) if AUDIENCE in manifest.files else None
         except InputError as error:
             raise ReleaseError(f"release {path} is not usable: {error}") from None
         release = cls(path, manifest, catalog, vectors, annoy, calibrated, touched)
@@ -183,7 +183,7 @@ class Release:
             self.index,
             recency=middle(EvaluateConfig().recency) if self.manifest.recency is None else self.manifest.recency,
             calibration=self.calibration,
-            audience=self.audience,
+            item_users=self.item_users,
         )
 
     def similar(self, item_id: str, k: int = 10) -> SearchResult:
@@ -200,7 +200,7 @@ class Release:
         Raises:
             UnknownItemError: the catalog does not hold one of them.
         """
-        numbers = [self.catalog.number(item_id) for item_id in (item_a, item_b)]
+        numbers = [self.catalog.item_number(item_id) for item_id in (item_a, item_b)]
         return float(calibration.similarities(self.distance, self.vectors[numbers[:1]], self.vectors[numbers[1:]])[0])
 
     def verify(

@@ -131,7 +131,7 @@ def _copied(report: Report, copies: Mapping[str, Mapping[str, int]]) -> float:
 
 
 def _lost(now: Catalog, before: Catalog) -> float:
-    kept = (now.numbers(before.item_ids, missing=-1) >= 0).sum()
+    kept = (now.item_numbers(before.item_ids, missing=-1) >= 0).sum()
     return 1 - _share(int(kept), len(before))
 
 

@@ -69,7 +69,7 @@ class Overlap(NamedTuple):
 
 def places(release: Release, questions: Questions) -> NDArray[np.int64]:
     """Rank from 0 of each target; one about an item that the release does not hold is a miss. int64 [n]."""
-    numbers = release.catalog.numbers
+    numbers = release.catalog.item_numbers
     queries, targets = numbers(questions.queries, missing=-1), numbers(questions.targets, missing=-1)
     known = (queries >= 0) & (targets >= 0)
     rank = np.full(len(known), max(CUTS))
@@ -224,7 +224,7 @@ def _change(name: str, rank: NDArray[np.int64], before: NDArray[np.int64], toler
 
 def overlap(one: Release, other: Release, most: int, seed: int = 0) -> Overlap:
     """Compare the ten nearest, or as many as both have, of at most `most` of the items that two releases hold."""
-    numbers = other.catalog.numbers(one.catalog.item_ids, missing=-1)
+    numbers = other.catalog.item_numbers(one.catalog.item_ids, missing=-1)
     items = np.flatnonzero(numbers >= 0).astype(np.int32)
     if len(items) > most:
         items = np.sort(np.random.default_rng(seed).choice(items, most, replace=False))
@@ -233,7 +233,7 @@ def overlap(one: Release, other: Release, most: int, seed: int = 0) -> Overlap:
     if not len(items):
         return Overlap(items, others, np.empty(0, np.int64), k)
     # both in the numbers of the one; what it does not hold is in nobody's list
-    held = one.catalog.numbers(other.catalog.item_ids, missing=-2)
+    held = one.catalog.item_numbers(other.catalog.item_ids, missing=-2)
     lists, others_lists = one.index.neighbors(items, k), held[other.index.neighbors(others, k)]
     return Overlap(items, others, (lists[:, :, None] == others_lists[:, None, :]).any(axis=2).sum(axis=1), k)
 

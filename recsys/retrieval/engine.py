@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.catalog import Catalog
-from recsys.data.item_users import Audience
+from recsys.data.item_users import ItemUsers
 from recsys.errors import InputError, UnknownItemError
 from recsys.evaluation.calibration import Calibration
 from recsys.index.annoy_index import Index
@@ -59,7 +59,7 @@ class Engine:
         index: index of the embeddings.
         recency: factor on an item's weight for each step back in a history.
         calibration: converts similarities to probabilities.
-        audience: the users of each item.
+        item_users: the users of each item.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Engine:
         *,
         recency: float = 1.0,
         calibration: Calibration | None = None,
-        audience: Audience | None = None,
+        item_users: ItemUsers | None = None,
     ) -> None:
         self.release_id = release_id
         self._catalog = catalog
         self.searcher = Searcher(np.asarray(vectors), index, index.distance)
         self._recency = recency
         self._calibration = calibration
-        self._audience = audience
+        self._item_users = item_users
         self._columns = CatalogColumns(catalog.frame)
         self.features = self._columns.features
         """Catalog columns with item features."""
@@ -311,8 +311,8 @@ class Engine:
         }
         num_catalog_items = catalog.num_catalog_items
         query_users = None
-        if self._audience is not None:
-            query_users = self._audience.of_any([item for item in query_items if item < num_catalog_items])
+        if self._item_users is not None:
+            query_users = self._item_users.users_of_any([item for item in query_items if item < num_catalog_items])
         explanations: list[Explanation | None] = []
         for item_number, _ in page:
             shared = {
@@ -320,9 +320,9 @@ class Engine:
                 for column in columns
             }
             shared_users = None
-            if self._audience is not None and query_users is not None:
+            if self._item_users is not None and query_users is not None:
                 in_catalog = item_number < num_catalog_items
-                shared_users = self._audience.in_common(query_users, item_number) if in_catalog else 0
+                shared_users = self._item_users.count_shared(query_users, item_number) if in_catalog else 0
             explanations.append(
                 Explanation(shared_users, {column: values for column, values in shared.items() if values})
             )

@@ -72,10 +72,10 @@ class OverlaidCatalog:
             np.float32,
         ).reshape(len(added), vectors.shape[1])
         """Vectors of the added items, float32 [num_added, dimension]."""
-        removed = catalog.numbers(sorted(overlay.hidden | added.keys()), missing=-1)
+        removed = catalog.item_numbers(sorted(overlay.hidden | added.keys()), missing=-1)
         self.removed = frozenset(removed[removed >= 0].tolist())
         """Item numbers of the catalog that are hidden or replaced by an added item."""
-        changed_numbers = catalog.numbers(list(overlay.changed), missing=-1)
+        changed_numbers = catalog.item_numbers(list(overlay.changed), missing=-1)
         changed = zip(overlay.changed.values(), changed_numbers, strict=True)
         self._changed = {int(item_number): dict(row) for row, item_number in changed if item_number >= 0}
         self._overridden: dict[str, tuple[NDArray[np.int64], dict[Value, list[int]]]] = {}
@@ -88,7 +88,7 @@ class OverlaidCatalog:
         added = self._added_numbers.get(item_id)
         if added is not None:
             return added
-        item_number = self._catalog.find(item_id)
+        item_number = self._catalog.find_item_number(item_id)
         return None if item_number in self.removed else item_number
 
     def ids_and_titles(self, item_numbers: Sequence[int]) -> list[tuple[str, str | None]]:

@@ -115,6 +115,6 @@ class VerificationResult(NamedTuple):
         threshold: Threshold,
     ) -> VerificationResult:
         """Compare a similarity with a threshold."""
-        first, second = (ComparedItem(item_id, catalog.titles[catalog.number(item_id)]) for item_id in item_ids)
+        first, second = (ComparedItem(item_id, catalog.titles[catalog.item_number(item_id)]) for item_id in item_ids)
         same = threshold.similarity is not None and similarity >= threshold.similarity
         return cls(release_id, (first, second), similarity, calibration.probability(similarity), same, threshold)

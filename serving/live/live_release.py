@@ -85,7 +85,7 @@ class Edition:
         change is contained where the item is held as the change wants it, or where the release was built `night_h`
         later.
         """
-        number = self.release.catalog.find(entry.item_id)
+        number = self.release.catalog.find_item_number(entry.item_id)
         if entry.hidden:
             return number is None
         if self._created < entry.at:
@@ -119,7 +119,7 @@ class Edition:
         self._position = changes.position
 
     def _take(self, entry: Entry) -> None:
-        number = self.release.catalog.find(entry.item_id)
+        number = self.release.catalog.find_item_number(entry.item_id)
         if entry.hidden:
             self._hidden.add(entry.item_id)
             return

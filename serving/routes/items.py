@@ -80,7 +80,7 @@ async def put(serving: Serving, item_id: ItemId, change: ItemChange) -> ChangedB
 @router.delete(f"/v1/items/{{item_id:{ENCODED}}}", status_code=HTTPStatus.NO_CONTENT, response_class=Response)
 async def take_down(serving: Serving, item_id: ItemId) -> None:
     """Take an item down, known or not, until it is put back. The next answer of every worker knows it."""
-    if serving.shelf.champion.release.catalog.find(item_id) is None:
+    if serving.shelf.champion.release.catalog.find_item_number(item_id) is None:
         _require_short(item_id)
     await run_in_threadpool(_journal(serving).write, Entry(item_id, time.time(), hidden=True))
     serving.telemetry.changed("take_down")
@@ -136,7 +136,7 @@ def _place(
     if change.vector is not None:
         given = np.array(change.vector, np.float64)
         return validate_vector("vector", given, release.vectors.shape[1], release.distance).astype(np.float32), "vector"
-    if release.catalog.find(item_id) is not None:
+    if release.catalog.find_item_number(item_id) is not None:
         return None, "release"
     if serving.embed is None:
         raise InputError(

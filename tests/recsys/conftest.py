@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 @pytest.fixture
 def store(tmp_path: Path) -> Callable[..., Any]:
     """`store(dense)` writes the weights of a [num_items, num_items] matrix in two parts, and gives `Pairs` of them."""
-    from recsys.data import pairs
+    from recsys.data import cooccurrence, pairs
 
     def write(dense: NDArray[Any]) -> pairs.Pairs:
         folder = tmp_path / f"pairs-{len(list(tmp_path.iterdir()))}"
@@ -21,11 +21,14 @@ def store(tmp_path: Path) -> Callable[..., Any]:
         row, column = np.nonzero(dense)
         weight = dense[row, column].astype(np.float64)
         columns = {"anchor": row, "positive": column, "weight": weight, "weight_before_validation": weight}
-        frame = pl.DataFrame(columns).cast(pairs.SCHEMA)  # type: ignore[arg-type]
+        frame = pl.DataFrame(columns).cast(cooccurrence.SCHEMA)  # type: ignore[arg-type]
         parts = []
         for number in range(2):
             parts.append(folder / f"part-{number}.parquet")
-            pairs.write(pairs.by_anchor(frame.filter(pl.col("anchor") % 2 == number), most=1_000), parts[-1])
+            pairs.write(
+                cooccurrence.group_by_anchor(frame.filter(pl.col("anchor") % 2 == number), max_positives=1_000),
+                parts[-1],
+            )
         return pairs.Pairs(parts, len(dense), "weight")
 
     return write

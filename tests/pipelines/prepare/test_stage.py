@@ -387,7 +387,7 @@ def test_bad_judged_pairs_are_dead_letters_and_the_account_adds_up(tmp_path: Pat
             Planted({"item_a": "i1", "item_b": "elsewhere", "same": 1}, UNKNOWN),
             Planted({"item_a": "i1", "item_b": "i3", "same": "maybe"}, "same is neither 0 nor 1"),
             Planted("one", "line has 1 fields where the header has 3"),
-            Planted({"item_a": "i2", "item_b": "i2", "same": 1}, "item_a and item_b are one item"),
+            Planted({"item_a": "i2", "item_b": "i2", "same": 1}, "item_a and item_b are the same item"),
             Planted({"item_a": "i3", "item_b": "i2", "same": 0}),
         ],
         "judged-2.parquet": [

@@ -138,7 +138,7 @@ def test_a_night_with_many_shards_answers_like_any_other(tmp_path: Path) -> None
 
     item, *others = world.item_ids(1)
     held = [range(shard.start, shard.stop) for shard in shards]
-    numbers = [release.catalog.number(other) for other in [item, *others]]
+    numbers = [release.catalog.item_number(other) for other in [item, *others]]
     assert len([items for items in held if {*items} & {*numbers}]) > 1
     done = program.run("similar", item, "--k", len(others), "--release", release.path, "--json")
     assert {near["item_id"] for near in json.loads(done.stdout)["neighbors"]} == set(others)

@@ -25,16 +25,16 @@ def test_numbers_items_by_sorted_id_and_keeps_their_rows_together():
 
 def test_number_is_the_row_of_the_id():
     items = catalog(["b", "c", "a"])
-    assert [items.number(item_id) for item_id in ("a", "b", "c")] == [0, 1, 2]
+    assert [items.item_number(item_id) for item_id in ("a", "b", "c")] == [0, 1, 2]
 
 
 def test_unknown_id_is_an_error_that_names_it():
     with pytest.raises(UnknownItemError, match="'zz'"):
-        catalog(["a"]).number("zz")
+        catalog(["a"]).item_number("zz")
 
 
 def test_numbers_puts_the_given_stand_in_for_unknown_ids():
-    numbers = catalog(["b", "c", "a"]).numbers(["c", "?", "a", "c"], missing=-7)
+    numbers = catalog(["b", "c", "a"]).item_numbers(["c", "?", "a", "c"], missing=-7)
     assert numbers.tolist() == [2, -7, 0, 2]
     assert numbers.dtype == np.int32
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.item_users import Audience, build
+from recsys.data.item_users import ItemUsers, build
 from recsys.errors import InputError
 from recsys.release.bundle import Release
 from recsys.retrieval.engine import Engine
@@ -32,21 +32,21 @@ def write_parts(folder, log):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(log=logs, asked=st.lists(st.integers(0, ITEMS - 1), max_size=3))
 def test_counts_users_that_touched_both(tmp_path_factory, log, asked):
-    folder = tmp_path_factory.mktemp("audience")
-    build(write_parts(folder, log), ITEMS, folder / "audience.npy")
-    audience = Audience.load(folder / "audience.npy", ITEMS)
+    folder = tmp_path_factory.mktemp("item_users")
+    build(write_parts(folder, log), ITEMS, folder / "item_users.npy")
+    item_users = ItemUsers.load(folder / "item_users.npy", ITEMS)
     everyone = [set(items) for users in log for items in users]
     for item in range(ITEMS):
-        assert audience.users(item).tolist() == [u for u, touched in enumerate(everyone) if item in touched]
+        assert item_users.users(item).tolist() == [u for u, touched in enumerate(everyone) if item in touched]
         both = sum(item in touched and not touched.isdisjoint(asked) for touched in everyone)
-        assert audience.in_common(audience.of_any(asked), item) == both
+        assert item_users.count_shared(item_users.users_of_any(asked), item) == both
 
 
 def test_is_mapped_and_not_read(tmp_path):
-    build(write_parts(tmp_path, [[[0, 1], [1]]]), ITEMS, tmp_path / "audience.npy")
-    audience = Audience.load(tmp_path / "audience.npy", ITEMS)
-    assert not audience.users(1).flags.owndata
-    assert not audience.offsets.flags.owndata
+    build(write_parts(tmp_path, [[[0, 1], [1]]]), ITEMS, tmp_path / "item_users.npy")
+    item_users = ItemUsers.load(tmp_path / "item_users.npy", ITEMS)
+    assert not item_users.users(1).flags.owndata
+    assert not item_users.offsets.flags.owndata
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_is_mapped_and_not_read(tmp_path):
     ids=["short", "two axes", "wide", "other length", "falling"],
 )
 def test_another_array_is_refused(tmp_path, content):
-    np.save(tmp_path / "audience.npy", content)
-    with pytest.raises(InputError, match="audience must be"):
-        Audience.load(tmp_path / "audience.npy", ITEMS)
+    np.save(tmp_path / "item_users.npy", content)
+    with pytest.raises(InputError, match="item users must be"):
+        ItemUsers.load(tmp_path / "item_users.npy", ITEMS)
 
 
 def test_an_answer_tells_how_many_touched_both(tmp_path, write_release):
     release = Release.load(write_release([f"item {n}" for n in range(ITEMS)]))
-    build(write_parts(tmp_path, [[[0, 1, 2], [1, 2]], [[0, 2], [3]]]), ITEMS, tmp_path / "audience.npy")
-    audience = Audience.load(tmp_path / "audience.npy", ITEMS)
-    engine = Engine("r", release.catalog, release.vectors, release.index, audience=audience)
+    build(write_parts(tmp_path, [[[0, 1, 2], [1, 2]], [[0, 2], [3]]]), ITEMS, tmp_path / "item_users.npy")
+    item_users = ItemUsers.load(tmp_path / "item_users.npy", ITEMS)
+    engine = Engine("r", release.catalog, release.vectors, release.index, item_users=item_users)
 
     def users(*asked):
         answer = engine.search(Query(items=tuple(WeightedItem(f"item {n}") for n in asked), explain=True))

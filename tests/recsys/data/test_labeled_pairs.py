@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.labeled_pairs import LabeledPairs, check_labeled
+from recsys.data.labeled_pairs import LabeledPairs, check_labeled_pairs
 from recsys.errors import InputError
 
 
@@ -21,7 +21,7 @@ def judged(**columns):
 
 def test_usable_rows_come_in_our_types_and_keep_their_position():
     raw = judged(item_a=[7, None, 9], item_b=[8, 8, 7], same=[1, 0, 0], judge=["x", "y", "z"])
-    rows = check_labeled(raw, "pairs.csv").rows
+    rows = check_labeled_pairs(raw, "pairs.csv").rows
     assert rows.schema == {"row": pl.UInt32, "item_a": pl.String, "item_b": pl.String, "same": pl.Boolean}
     assert rows.rows() == [(0, "7", "8", True), (2, "9", "7", False)]
 
@@ -33,7 +33,7 @@ def test_usable_rows_come_in_our_types_and_keep_their_position():
 )
 def test_same_in_every_form(values, same):
     raw = judged(item_a=["a", "c"], item_b=["b", "d"], same=values)
-    assert check_labeled(raw, "pairs.csv").rows["same"].to_list() == same
+    assert check_labeled_pairs(raw, "pairs.csv").rows["same"].to_list() == same
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_same_in_every_form(values, same):
         ({"item_a": [None]}, "item_a is missing"),
         ({"item_a": [""]}, "item_a is missing"),
         ({"item_b": [None]}, "item_b is missing"),
-        ({"item_b": ["a"]}, "item_a and item_b are one item"),
+        ({"item_b": ["a"]}, "item_a and item_b are the same item"),
         ({"same": [2]}, "same is neither 0 nor 1"),
         ({"same": [0.5]}, "same is neither 0 nor 1"),
         ({"same": [-1]}, "same is neither 0 nor 1"),
@@ -56,26 +56,26 @@ def test_same_in_every_form(values, same):
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_a_bad_row_is_rejected_once_for_its_reason(columns, reason):
-    checked = check_labeled(judged(**columns), "pairs.csv")
+    checked = check_labeled_pairs(judged(**columns), "pairs.csv")
     assert checked.rows.height == 0
     assert checked.rejects.select("row", "reason").rows() == [(0, reason)]
 
 
 def test_a_dead_letter_keeps_the_raw_row():
-    rejects = check_labeled(judged(same=["maybe"], judge=["x"]), "pairs.csv").rejects
+    rejects = check_labeled_pairs(judged(same=["maybe"], judge=["x"]), "pairs.csv").rejects
     assert json.loads(rejects["content"].item()) == {"item_a": "a", "item_b": "b", "same": "maybe", "judge": "x"}
 
 
 @pytest.mark.parametrize("column", ["item_a", "item_b", "same"])
 def test_a_table_without_a_column_is_refused(column):
     with pytest.raises(InputError, match=rf"pairs\.csv.*'{column}'"):
-        check_labeled(judged().drop(column), "pairs.csv")
+        check_labeled_pairs(judged().drop(column), "pairs.csv")
 
 
 @pytest.mark.parametrize(("column", "values"), [("item_a", [1.5]), ("same", [[1]])], ids=["float id", "list"])
 def test_a_column_that_can_never_fit_is_refused(column, values):
     with pytest.raises(InputError, match=rf"pairs\.csv: {column} must be"):
-        check_labeled(judged(**{column: values}), "pairs.csv")
+        check_labeled_pairs(judged(**{column: values}), "pairs.csv")
 
 
 values = st.none() | st.text(max_size=2) | st.sampled_from(["", "a", "b", "0", "1"])
@@ -85,7 +85,7 @@ values = st.none() | st.text(max_size=2) | st.sampled_from(["", "a", "b", "0", "
 @given(st.lists(st.tuples(values, values, values), max_size=10))
 def test_every_row_received_is_either_usable_or_rejected(rows):
     raw = pl.DataFrame(rows, schema=dict.fromkeys(("item_a", "item_b", "same"), pl.String), orient="row")
-    checked = check_labeled(raw, "pairs.csv")
+    checked = check_labeled_pairs(raw, "pairs.csv")
     assert sorted([*checked.rows["row"], *checked.rejects["row"]]) == list(range(len(rows)))
     for row, first, second, same in checked.rows.iter_rows():
         assert (first, second) == rows[row][:2]
@@ -121,7 +121,7 @@ def test_pairs_are_read_as_they_were_written(tmp_path):
 def test_a_tenth_is_held_out_and_nothing_is_lost(seed):
     rng = np.random.default_rng(seed)
     pairs = pairs_of(*((a, b, same) for a, b, same in rng.integers(0, 60, (3_000, 3)).tolist() if a != b))
-    training, held_out = pairs.parts(seed)
+    training, held_out = pairs.split(seed)
     assert sorted(rows_of(training) + rows_of(held_out)) == sorted(rows_of(pairs))
     assert 0.05 * len(pairs) < len(held_out) < 0.15 * len(pairs)
 
@@ -129,7 +129,7 @@ def test_a_tenth_is_held_out_and_nothing_is_lost(seed):
 def test_a_pair_its_mirror_and_its_repeats_are_on_one_side():
     rng = np.random.default_rng(3)
     rows = [(a, b, bool(same)) for a, b, same in rng.integers(0, 20, (400, 3)).tolist() if a != b]
-    training, held_out = pairs_of(*rows).parts(seed=1)
+    training, held_out = pairs_of(*rows).split(seed=1)
     sides = [{frozenset(row[:2]) for row in rows_of(side)} for side in (training, held_out)]
     assert not sides[0] & sides[1]
     assert all(sides)
@@ -137,8 +137,8 @@ def test_a_pair_its_mirror_and_its_repeats_are_on_one_side():
 
 def test_the_seed_chooses_the_part_and_repeats_it():
     pairs = pairs_of(*((a, a + 1, True) for a in range(200)))
-    assert rows_of(pairs.parts(4)[1]) == rows_of(pairs.parts(4)[1]) != rows_of(pairs.parts(5)[1])
+    assert rows_of(pairs.split(4)[1]) == rows_of(pairs.split(4)[1]) != rows_of(pairs.split(5)[1])
 
 
 def test_no_pairs_have_two_empty_parts():
-    assert [len(part) for part in pairs_of().parts(1)] == [0, 0]
+    assert [len(part) for part in pairs_of().split(1)] == [0, 0]

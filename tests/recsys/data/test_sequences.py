@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.data.sequences import Sequences, arrange, by_user
+from recsys.data.sequences import Sequences, group_by_user, sort_interactions
 
 
 def frame(users, items, times=None):
@@ -41,15 +41,15 @@ def test_users_names_the_user_of_each_interaction(sequences):
     assert sequences.users.tolist() == [0, 0, 0, 2, 3, 3]
 
 
-def test_from_end_counts_what_the_same_user_did_later(sequences):
-    assert sequences.from_end.tolist() == [2, 1, 0, 0, 1, 0]
+def test_positions_from_end_counts_what_the_same_user_did_later(sequences):
+    assert sequences.positions_from_end.tolist() == [2, 1, 0, 0, 1, 0]
 
 
 def test_no_users_are_no_interactions():
     nobody = Sequences.from_frame(frame([], []))
     assert len(nobody) == 0
     assert nobody.items.tolist() == nobody.times.tolist() == []
-    assert nobody.from_end.tolist() == []
+    assert nobody.positions_from_end.tolist() == []
 
 
 def test_load_reads_the_parts_in_the_order_given(tmp_path):
@@ -66,10 +66,10 @@ def test_rows_become_sequences_in_the_order_of_time():
     """Ties stay in the order of the rows; what repeats the item before is left out, and the first time kept."""
     rows = pl.DataFrame(
         [("b", 3, 5.0), ("a", 1, 2.0), ("b", 4, 5.0), ("a", 1, 3.0), ("a", 2, 1.0), ("b", 3, 6.0), ("a", 1, 9.0)],
-        schema=["user_id", "item", "timestamp"],
+        schema=["user_id", "item_number", "timestamp"],
         orient="row",
     )
-    sequences = Sequences.from_frame(by_user(arrange(rows)))
+    sequences = Sequences.from_frame(group_by_user(sort_interactions(rows)))
     assert sequences.user_ids == ["a", "b"]
     assert sequences.items.tolist() == [2, 1, 3, 4, 3]
     assert sequences.times.tolist() == [1.0, 2.0, 5.0, 5.0, 6.0]

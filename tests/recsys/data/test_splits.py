@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from recsys.config.sections import EvaluateConfig
 from recsys.data.sequences import Sequences
-from recsys.data.splits import DAY_S, Cut, Split, cut
+from recsys.data.splits import DAY_S, Split, TimeCut, time_cut
 
 LOG = [[10, 11, 12, 13], [20, 21], [30, 31, 32], [40], [], [50, 51, 50, 51, 52]]
 """Users' items by hand; those with 4, 3 and 5 interactions take part."""
@@ -85,20 +85,20 @@ def test_nobody_with_three_interactions_leaves_nothing_to_ask():
 @pytest.mark.parametrize(("validation", "test"), [(1.0, 1.0), (2.5, 0.5)])
 def test_time_is_cut_so_many_days_before_the_newest_interaction(validation, test):
     config = EvaluateConfig(split="global_time", test_days=test, validation_days=validation)
-    instants = cut(1_000_000.0, config)
+    instants = time_cut(1_000_000.0, config)
     assert instants.test == 1_000_000 - test * 86_400
     assert instants.validation == instants.test - validation * 86_400
 
 
 def test_leave_one_out_cuts_no_time():
-    assert cut(1_000_000.0, EvaluateConfig(test_days=3.0)) is None
+    assert time_cut(1_000_000.0, EvaluateConfig(test_days=3.0)) is None
 
 
 def test_global_time_by_hand():
     """Who knows nothing before the cut, or does nothing after it, is not asked; nor who is late for validation."""
     items = [[1, 2, 3, 4, 5], [6, 7], [8, 9], [10, 11, 12], [13, 14]]
     times = [[0, 9, 10, 19, 20], [10, 20], [0, 9], [0, 20, 20], [3, 10]]
-    split = Split(sequences_of(items, times), Cut(validation=10.0, test=20.0))
+    split = Split(sequences_of(items, times), TimeCut(validation=10.0, test=20.0))
     test, validation = split.holdout("test", 100), split.holdout("validation", 100)
     assert (test.queries.tolist(), test.targets.tolist()) == ([4, 6, 10], [5, 7, 11])
     assert (validation.queries.tolist(), validation.targets.tolist()) == ([2, 13], [3, 14])
@@ -113,7 +113,7 @@ logs = st.lists(
 )
 """Users' (item, time), oldest first, with many ties."""
 
-cuts = st.none() | st.tuples(st.integers(0, 14), st.integers(0, 14)).map(lambda two: Cut(*map(float, sorted(two))))
+cuts = st.none() | st.tuples(st.integers(0, 14), st.integers(0, 14)).map(lambda two: TimeCut(*map(float, sorted(two))))
 
 
 def naive_known(log, instants, target):
@@ -175,7 +175,7 @@ def test_what_is_known_before_validation_is_known_before_the_test(log, instants)
 
 def test_a_sample_of_users_through_time_is_fixed():
     log = [[user, 100 + user] for user in range(40)]
-    split = Split(sequences_of(log, [[0, DAY_S]] * 40), Cut(0.5 * DAY_S, DAY_S))
+    split = Split(sequences_of(log, [[0, DAY_S]] * 40), TimeCut(0.5 * DAY_S, DAY_S))
     some, again = (split.holdout("test", max_users=6) for _ in range(2))
     assert some.targets.tolist() == again.targets.tolist()
     assert len(some) == 6
@@ -186,15 +186,15 @@ def test_a_sample_of_users_through_time_is_fixed():
 
 
 @pytest.mark.parametrize(("most", "kept"), [(100, [0, 1, 2, 3, 4, 5, 6]), (7, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])])
-def test_thinned_questions_lie_evenly_among_all(most, kept):
+def test_subsampled_questions_lie_evenly_among_all(most, kept):
     holdout = left_out([[10 * user, 1, 2, 10 * user + 3] for user in range(7)]).holdout("test", max_users=100)
-    thinned = holdout.thinned(most)
-    assert thinned.targets.tolist() == [10 * user + 3 for user in kept]
-    assert thinned.histories(9)[:, -1].tolist() == [10 * user for user in kept]
+    subsampled = holdout.subsample(most)
+    assert subsampled.targets.tolist() == [10 * user + 3 for user in kept]
+    assert subsampled.histories(9)[:, -1].tolist() == [10 * user for user in kept]
 
 
 def test_of_no_questions_none_are_left():
-    assert len(left_out([[1]]).holdout("test", max_users=100).thinned(5)) == 0
+    assert len(left_out([[1]]).holdout("test", max_users=100).subsample(5)) == 0
 
 
 def test_the_histories_of_a_bot_and_of_many_others_fit_into_memory():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config.sections import ItemsConfig
-from recsys.data.validation import check_interactions, check_items, weigh_events
+from recsys.data.validation import apply_event_weights, check_interactions, check_items
 from recsys.errors import InputError
 
 MOMENT = 1_704_164_645.0
@@ -246,7 +246,7 @@ def test_an_event_scales_the_weight_and_one_without_a_factor_is_left_out():
     events = ["view", "buy", "scroll", None, "view", "View"]
     weights = [1.0, 2.0, 1.0, 1.0, 0.5, 1.0]
     raw = log(user_id=["a"] * 6, item_id=["i"] * 6, timestamp=[1] * 6, event=events, weight=weights)
-    weighed = weigh_events(check_interactions(raw, "log.csv", events=True).rows, {"view": 0.5, "buy": 3})
+    weighed = apply_event_weights(check_interactions(raw, "log.csv", events=True).rows, {"view": 0.5, "buy": 3})
     assert weighed.columns == ["row", "user_id", "item_id", "timestamp", "weight"]
     assert weighed.schema["weight"] == pl.Float32
     assert weighed.select("row", "weight").rows() == [(0, 0.5), (1, 6.0), (4, 0.25)]
@@ -254,15 +254,15 @@ def test_an_event_scales_the_weight_and_one_without_a_factor_is_left_out():
 
 def test_where_no_event_has_a_factor_nothing_is_left():
     rows = check_interactions(log(event=["view"]), "log.csv", events=True).rows
-    assert weigh_events(rows, {"buy": 1.0}).height == 0
-    assert weigh_events(rows.head(0), {"buy": 1.0}).height == 0
+    assert apply_event_weights(rows, {"buy": 1.0}).height == 0
+    assert apply_event_weights(rows.head(0), {"buy": 1.0}).height == 0
 
 
 @pytest.mark.parametrize(("weight", "factor"), [(1e38, 1e6), (1e-38, 1e-30)], ids=["overflow", "underflow"])
 def test_no_weighed_interaction_is_infinite_or_zero(weight, factor):
     """What is used is a float32: a product that has none is held at the nearest that it has."""
     rows = check_interactions(log(weight=[weight], event=["buy"]), "log.csv", events=True).rows
-    (used,) = weigh_events(rows, {"buy": factor})["weight"].to_list()
+    (used,) = apply_event_weights(rows, {"buy": factor})["weight"].to_list()
     assert math.isfinite(used)
     assert used > 0
 

@@ -182,7 +182,7 @@ def of_counts(counts, **options):
 def test_rare_ids_share_buckets_behind_the_own_ids_and_new_ids_are_zero():
     table, features = of_counts([3, 0, 1, 2, 9], min_count=3, hash_buckets=4)
     own, rare = features.item_ids, features.rare_ids
-    assert (own, rare, features.num_ids) == (["i0", "i4"], ["i2", "i3"], 7)
+    assert (own, rare, features.num_id_rows) == (["i0", "i4"], ["i2", "i3"], 7)
     index = features.transform(table.vstack(pl.DataFrame({"item_id": ["never"]})))["id"]
     assert index[[0, 1, 4, 5]].tolist() == [1, 0, 2, 0]
     assert set(index[[2, 3]].tolist()) <= {3, 4, 5, 6}
@@ -192,14 +192,14 @@ def test_buckets_are_stable_and_in_use():
     """Fixed values: a bucket that moved would give an item another item's embedding."""
     table, features = of_counts([1] * 200, min_count=2, hash_buckets=8)
     index = features.transform(table)["id"]
-    assert [features.bucket(item_id) for item_id in ("i0", "i1", "é", "")] == [1, 1, 4, 5]
-    assert index.tolist() == [features.bucket(item_id) for item_id in table["item_id"]]
+    assert [features.hash_bucket_row(item_id) for item_id in ("i0", "i1", "é", "")] == [1, 1, 4, 5]
+    assert index.tolist() == [features.hash_bucket_row(item_id) for item_id in table["item_id"]]
     assert set(index.tolist()) == set(range(1, 9))
 
 
 def test_without_a_least_count_there_are_no_buckets():
     _, features = of_counts([1, 0, 5], min_count=1, hash_buckets=4)
-    assert (features.item_ids, features.rare_ids, features.num_ids) == (["i0", "i2"], [], 3)
+    assert (features.item_ids, features.rare_ids, features.num_id_rows) == (["i0", "i2"], [], 3)
 
 
 # --- text
@@ -276,7 +276,7 @@ def test_features_of_before_texts_and_buckets_still_load():
     golden = GOLDEN_RELEASES / "v1"
     features = Features.load(golden / "features.json")
     catalog = pl.read_parquet(golden / "catalogue.parquet")
-    assert (features.rare_ids, features.hash_buckets, features.num_ids) == ([], 0, len(features.item_ids) + 1)
+    assert (features.rare_ids, features.hash_buckets, features.num_id_rows) == ([], 0, len(features.item_ids) + 1)
     assert [feature.text_encoder for feature in features.tokens] == [None]
     inputs = features.transform(catalog)
     assert inputs["id"].tolist() == [
@@ -309,12 +309,12 @@ def test_any_features_survive_being_saved(tmp_path_factory, rows, text_encoder, 
     assert loaded == features
     for name, array in loaded.transform(table).items():
         np.testing.assert_array_equal(array, features.transform(table)[name])
-        assert array.max() < {"id": features.num_ids, "tokens_0": features.tokens[0].size}[name]
+        assert array.max() < {"id": features.num_id_rows, "tokens_0": features.tokens[0].size}[name]
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])
 def test_ids_have_the_index_of_their_place_whatever_their_order(count):
     ids = [f"i{number}" for number in np.random.default_rng(3).permutation(count)]
     asked = [f"i{number}" for number in range(50)] + ["", "zzz", None]
-    indices = Features(ids, [], []).id_indices(pl.Series(asked, dtype=pl.String))
+    indices = Features(ids, [], []).id_rows(pl.Series(asked, dtype=pl.String))
     assert indices.tolist() == [ids.index(item_id) + 1 if item_id in ids else 0 for item_id in asked]

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from recsys.config.sections import ItemsConfig
-from recsys.features import tfidf as bags
+from recsys.features.tfidf import tfidf_matrix
 
 FRAME = pl.DataFrame(
     {
@@ -54,7 +54,7 @@ def named(column, held):
 )
 def test_bags_weigh_attributes_by_their_rarity(items, held):
     """The same value in two columns is two attributes; the catalog calls the title `title`."""
-    matrix = bags.of(FRAME, ItemsConfig.model_validate(items))
+    matrix = tfidf_matrix(FRAME, ItemsConfig.model_validate(items))
     rows = naive([set().union(*own) for own in zip(*held, strict=True)])
     assert matrix.shape == (5, len({attribute for row in rows for attribute in row}))
     assert [len(row) for row in rows] == (matrix.toarray() > 0).sum(axis=1).tolist()
@@ -64,12 +64,12 @@ def test_bags_weigh_attributes_by_their_rarity(items, held):
 
 def test_what_all_items_have_says_nothing():
     frame = pl.DataFrame({"item_id": ["a", "b"], "title": [None, None], "shop": ["s", "s"], "tags": [["x"], ["y"]]})
-    matrix = bags.of(frame, ItemsConfig(categorical=("shop",), multi_categorical=("tags",)))
+    matrix = tfidf_matrix(frame, ItemsConfig(categorical=("shop",), multi_categorical=("tags",)))
     assert (matrix.toarray() > 0).sum(axis=1).tolist() == [1, 1]
-    assert bags.of(frame, ItemsConfig(categorical=("shop",))) is None
+    assert tfidf_matrix(frame, ItemsConfig(categorical=("shop",))) is None
 
 
 def test_without_attributes_there_are_no_bags():
-    assert bags.of(FRAME, ItemsConfig()) is None
+    assert tfidf_matrix(FRAME, ItemsConfig()) is None
     nothing = FRAME.with_columns(brand=pl.lit(None, pl.String))
-    assert bags.of(nothing, ItemsConfig(categorical=("brand",))) is None
+    assert tfidf_matrix(nothing, ItemsConfig(categorical=("brand",))) is None

@@ -5,7 +5,7 @@ from recsys.config.sections import Config
 from recsys.data import pairs
 from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.sequences import Sequences
-from recsys.data.splits import Cut, Split
+from recsys.data.splits import Split, TimeCut
 from recsys.errors import StageError
 from recsys.model.batches import HistoryBatches, LabeledBatches, PairBatches
 
@@ -111,7 +111,7 @@ def test_passes_have_different_orders_and_a_seed_repeats_them(pair_batches, at_o
 def test_no_more_than_a_buffer_and_a_batch_is_held(pair_batches, monkeypatch):
     """What is read ahead of the batches that were handed on."""
     read = 0
-    original = pairs.Pairs.read
+    original = pairs.Pairs.read_slice
 
     def watched(self, piece):
         nonlocal read
@@ -122,7 +122,7 @@ def test_no_more_than_a_buffer_and_a_batch_is_held(pair_batches, monkeypatch):
     drawn = pair_batches(batch_size=5, shuffle_pairs=30)
     longest = max(piece.rows for piece in drawn.pairs.slices)
     most = int(drawn.pairs.counts[ANCHORS].min())
-    monkeypatch.setattr(pairs.Pairs, "read", watched)
+    monkeypatch.setattr(pairs.Pairs, "read_slice", watched)
     handed_on, ahead = 0, []
     for _ in drawn.one_pass():
         ahead.append(read - handed_on)
@@ -158,7 +158,7 @@ LOG = [
     [25, 26, 25, 26, 25, 27, 26],
     [33, 34, 35, 36, 33, 1],
 ]
-CUTS = {"leave one out": None, "global time": Cut(11.5, 14.5)}
+CUTS = {"leave one out": None, "global time": TimeCut(11.5, 14.5)}
 RECENCY = 0.4
 
 

@@ -343,7 +343,7 @@ def test_an_id_that_has_left_its_bucket_starts_from_it():
     tower.warm_start(model, new_features, earlier, features)
     row = new_features.item_ids.index("b") + 1
     np.testing.assert_array_equal(
-        rows_of("id_embedding", model)[row], rows_of("id_embedding", earlier)[features.bucket("b")]
+        rows_of("id_embedding", model)[row], rows_of("id_embedding", earlier)[features.hash_bucket_row("b")]
     )
 
 

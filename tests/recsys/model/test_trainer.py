@@ -4,10 +4,10 @@ import polars as pl
 import pytest
 
 from recsys.config.sections import Config
-from recsys.data import pairs
+from recsys.data import cooccurrence
 from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.sequences import Sequences
-from recsys.data.splits import Cut, Holdout, Split
+from recsys.data.splits import Holdout, Split, TimeCut
 from recsys.errors import StageError
 from recsys.evaluation.metrics import SCORE, metrics, ranks
 from recsys.features.encoding import Features
@@ -573,9 +573,9 @@ def test_passes_over_histories_make_look_ups_from_several_items_better(store):
     )
     times = np.arange(known.size, dtype=np.float64)
     sequences = Sequences([str(n) for n in range(len(known))], known.ravel(), 4 * np.arange(len(known) + 1), times)
-    split = Split(sequences, Cut(1e9, 1e9))
+    split = Split(sequences, TimeCut(1e9, 1e9))
     dense = np.zeros((SHARED + 1, SHARED + 1))
-    counted = pairs.count(split, np.ones(known.size, np.float32), SHARED + 1, config.prepare, times[-1])
+    counted = cooccurrence.count_pairs(split, np.ones(known.size, np.float32), SHARED + 1, config.prepare, times[-1])
     for anchor, positive, weight, _ in counted.rows():
         dense[anchor, positive] = dense[positive, anchor] = weight
     stored = store(dense)

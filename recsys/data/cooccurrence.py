@@ -1,0 +1,159 @@
+"""Windowed, weighted co-occurrence counts of item pairs in the sequences of users.
+
+The weights of a pair are summed over users, so the result grows with the number of distinct pairs and not with the
+log. Two weights are computed at once, because tuning and the final fit may use different parts of the log:
+`weight` from everything before the test targets, `weight_before_validation` from everything before the validation
+targets.
+
+Example: one user with the items 7, 3, 9 (too short for a split), window 2 and decay 1. The pairs (3, 7) and (3, 9)
+have the weight 1; the pair (7, 9), two positions apart, has the weight 1/2.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recsys.config.sections import PrepareConfig
+from recsys.data.sequences import Sequences
+from recsys.data.splits import DAY_S, Split
+
+Weight = Literal["weight", "weight_before_validation"]
+SCHEMA = {
+    "anchor": pl.Int32,
+    "positive": pl.Int32,
+    "weight": pl.Float64,
+    "weight_before_validation": pl.Float64,
+}
+
+
+def count_pairs(
+    split: Split, weights: NDArray[np.float32], num_items: int, config: PrepareConfig, newest: float
+) -> pl.DataFrame:
+    """Sum the pair weights over all users; each unordered pair once, unless `directed`.
+
+    Two interactions of one user in one session, `gap` <= `window` positions apart, add `gap ** -decay` times both
+    interaction weights, halved for each `half_life_days` of the age of the later one, and divided by the user's sum
+    of these to the power `user_power`. An item makes no pair with itself, and only the newest
+    `max_user_interactions` known interactions of a user make pairs.
+
+    Args:
+        split: the sequences, and which interactions are training data.
+        weights: of the interactions, float32 [num_interactions].
+        num_items: size of the catalog.
+        config: window and weights.
+        newest: time of the newest interaction of the whole log, in seconds.
+
+    Returns:
+        `anchor` and `positive` (int32; anchor < positive, or the earlier and the later item if `directed`),
+        `weight` and `weight_before_validation` (float64), sorted.
+    """
+    sequences = split.sequences
+    items, users = sequences.items.astype(np.int64), sequences.users
+    session = _sessions(sequences, config.session_gap_minutes)
+    masks = {"weight": split.known_before("test"), "weight_before_validation": split.known_before("validation")}
+    recent = {name: _recent(sequences, mask, config.max_user_interactions) for name, mask in masks.items()}
+    value = weights.astype(np.float64)
+    age = np.ones(len(items))
+    if config.half_life_days is not None:
+        age = 0.5 ** ((newest - sequences.times) / DAY_S / config.half_life_days)
+
+    def pairs_at(gap: int) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
+        """Return which positions make a pair with the one `gap` before, and the weights of these pairs."""
+        is_pair = (session[:-gap] == session[gap:]) & (items[:-gap] != items[gap:])
+        used = {name: is_pair & mask[gap:] & recent[name][:-gap] for name, mask in masks.items()}
+        rows = np.logical_or.reduce([*used.values()])
+        weight = (value[:-gap] * value[gap:] * age[gap:])[rows] * float(gap) ** -config.decay
+        return rows, {name: weight * mask[rows] for name, mask in used.items()}
+
+    gaps = range(1, min(config.window, len(items) - 1) + 1)
+    user_scale = {name: np.ones(len(sequences)) for name in masks}
+    if config.user_power:
+        totals = {name: np.zeros(len(sequences)) for name in masks}
+        for gap in gaps:
+            rows, weight = pairs_at(gap)
+            for name in masks:
+                totals[name] += np.bincount(users[gap:][rows], weight[name], minlength=len(sequences))
+        smallest = np.finfo(np.float64).tiny  # smaller totals have no finite inverse
+        user_scale = {
+            name: np.where(total >= smallest, total, 1.0) ** -config.user_power for name, total in totals.items()
+        }
+
+    chunks = [pl.DataFrame(schema={"key": pl.Int64, **dict.fromkeys(masks, pl.Float64)})]
+    for gap in gaps:
+        rows, weight = pairs_at(gap)
+        first, second = items[:-gap][rows], items[gap:][rows]
+        if not config.directed:
+            first, second = np.minimum(first, second), np.maximum(first, second)
+        user = users[gap:][rows]
+        columns = {name: weight[name] * user_scale[name][user] for name in masks}
+        chunks.append(pl.DataFrame({"key": first * num_items + second, **columns}))
+    return (
+        pl.concat(chunks)
+        .group_by("key")
+        .agg(pl.col(*masks).sum())
+        .sort("key")
+        .select(
+            (pl.col("key") // num_items).cast(pl.Int32).alias("anchor"),
+            (pl.col("key") % num_items).cast(pl.Int32).alias("positive"),
+            *masks,
+        )
+    )
+
+
+def _sessions(sequences: Sequences, gap_minutes: float | None) -> NDArray[np.int64]:
+    """Return the session number of each interaction; a new user or a longer pause starts a new session."""
+    starts = np.diff(sequences.users, prepend=-1) > 0
+    if gap_minutes is not None:
+        starts |= np.diff(sequences.times, prepend=sequences.times[:1]) > gap_minutes * 60
+    return np.cumsum(starts)
+
+
+def _recent(sequences: Sequences, mask: NDArray[np.bool_], max_interactions: int) -> NDArray[np.bool_]:
+    """Return which interactions are not older than the newest `max_interactions` of their user within `mask`."""
+    users = sequences.users
+    first = sequences.offsets[:-1] + np.bincount(users[mask], minlength=len(sequences)) - max_interactions
+    return np.arange(len(mask)) >= first[users]
+
+
+def mirror(counts: pl.DataFrame) -> pl.DataFrame:
+    """Add the opposite direction of each pair."""
+    opposite = counts.rename({"anchor": "positive", "positive": "anchor"}).select(counts.columns)
+    return pl.concat([counts, opposite])
+
+
+def group_by_anchor(counts: pl.DataFrame, max_positives: int) -> pl.DataFrame:
+    """Sum the weights of equal pairs, and group them to one row per anchor.
+
+    Returns:
+        `anchor`; its `max_positives` heaviest `positives` (list of int32), sorted; their two weights (lists of
+        float32); `size`, the number of these; and `left_out`, the number of dropped positives (both int32).
+    """
+    summed = (
+        counts.group_by("anchor", "positive")
+        .agg(pl.col("weight", "weight_before_validation").sum().cast(pl.Float32))
+        .sort("anchor", "positive")
+    )
+    too_many = pl.len().cast(pl.Int32) - max_positives
+    left_out = summed.group_by("anchor").agg(left_out=too_many).filter(pl.col("left_out") > 0)
+    if left_out.height:
+        summed = summed.filter(pl.col("weight").rank("ordinal", descending=True).over("anchor") <= max_positives)
+    rows = summed.group_by("anchor", maintain_order=True).agg(
+        pl.col("positive").alias("positives"), "weight", "weight_before_validation", size=pl.len().cast(pl.Int32)
+    )
+    return rows.join(left_out, on="anchor", how="left", maintain_order="left").with_columns(
+        pl.col("left_out").fill_null(0)
+    )
+
+
+def to_matrix(counts: pl.DataFrame, num_items: int, weight: Weight) -> sparse.csr_array:
+    """Return one of the weights as a matrix, float32 [num_items, num_items], without explicit zeros."""
+    nonzero = counts.filter(pl.col(weight) > 0)
+    coordinates = (nonzero["anchor"].to_numpy(), nonzero["positive"].to_numpy())
+    return sparse.coo_array(
+        (nonzero[weight].to_numpy().astype(np.float32), coordinates), shape=(num_items, num_items)
+    ).tocsr()
