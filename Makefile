@@ -26,15 +26,16 @@ check: $(VENV)/.installed ## lint, types and import contracts alone
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-flink: $(VENV)/.installed build/flink/job-server.jar ## the Beam jobs on Flink, embedded and as a cluster: the same rows as here
+flink: $(VENV)/.installed build/flink/.fetched ## the Beam jobs on Flink, embedded and as a cluster: the same rows as here
 	RECSYS_JOB_SERVERS=$(abspath build) $(BIN)/python -m pytest tests/pipelines/beam/test_clusters.py -k flink --log-cli-level INFO
 
-spark: $(VENV)/.installed build/spark/job-server.jar ## the Beam jobs on embedded Spark: the same rows as here
+spark: $(VENV)/.installed build/spark/.fetched ## the Beam jobs on embedded Spark: the same rows as here
 	RECSYS_JOB_SERVERS=$(abspath build) $(BIN)/python -m pytest tests/pipelines/beam/test_clusters.py -k spark --log-cli-level INFO
 
-build/%/job-server.jar: runners/%.xml
+build/%/.fetched: runners/%.xml
 	@command -v mvn >/dev/null 2>&1 || { echo "error: Maven and Java 17 are needed to fetch Beam's job servers." >&2; exit 2; }
 	mvn --quiet --batch-mode -Dmaven.artifact.threads=16 --file $< -Doutput=$(abspath $(@D)) package
+	@touch $@
 
 bench: $(VENV)/.installed ## speed and memory against plain code, as ratios of one run
 	$(BIN)/python -m benchmarks

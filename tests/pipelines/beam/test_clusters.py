@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks import synthetic
-from pipelines.context.progress import Reporter
+from pipelines.context.progress import Progress
 from pipelines.orchestration.nightly import tonight
 from recsys.config import sections as configuration
 from tests.e2e import program
@@ -20,6 +20,8 @@ from tests.pipelines.beam import flink_cluster
 
 JOB_SERVERS = Path(os.environ.get("RECSYS_JOB_SERVERS", "nowhere"))
 """The folder that `make flink` and `make spark` put Beam's job servers into."""
+
+TIMEOUT_S = 900
 
 pytestmark = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java 17")
 
@@ -91,7 +93,7 @@ def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config = request.getfixturevalue(request.param) / "recsys.toml"
     folder = tmp_path_factory.mktemp("local")
     overrides = [*SMALL_UNITS[request.param], f"data.workspace={folder / 'workspace'}"]
-    tonight(configuration.load(config, overrides), Reporter(quiet=True), promotes=False)
+    tonight(configuration.load(config, overrides), Progress(quiet=True), promotes=False)
     (run,) = (folder / "workspace" / "runs").iterdir()
     (release,) = (folder / "workspace" / "releases").iterdir()
     export_neighbors(config, overrides, release, folder / "neighbors")
@@ -123,7 +125,7 @@ def recsys(command: str, config: Path, overrides: list[str], *arguments: object)
     """Run a command in another process, and return its seconds."""
     started = time.monotonic()
     flags = [flag for override in overrides for flag in ("--set", override)]
-    done = program.run(command, "--config", config, *flags, *arguments)
+    done = program.run(command, "--config", config, *flags, *arguments, timeout_s=TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     return time.monotonic() - started
 
