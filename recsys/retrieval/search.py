@@ -1,8 +1,8 @@
 """Items ranked by similarity to an item or a vector, as a lazy sequence.
 
 The ranking does not depend on how many items the caller takes. So a longer result begins with the shorter one, and
-a page is the same whether it is requested alone or as part of a longer result; see `docs/decisions/0017-results-as-a-
-lazy-ranking.md`.
+a page is the same whether it is requested alone or as part of a longer result; see
+`docs/decisions/0017-results-as-a-lazy-ranking.md`.
 """
 
 from __future__ import annotations
