@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.context.libraries import quiet_libraries
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.config.sections import Config
 from recsys.errors import RecsysError
 
@@ -44,7 +44,7 @@ def load(asked: argparse.Namespace, workspace: Path, settings: list[str] | None 
     Raises:
         ConfigError: the file or a setting is not as it must be.
     """
-    return configuration.load(asked.config, [*asked.set, *(settings or []), f"data.workspace={workspace}"])
+    return load_config(asked.config, [*asked.set, *(settings or []), f"data.workspace={workspace}"])
 
 
 @contextmanager

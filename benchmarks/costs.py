@@ -27,8 +27,17 @@ from pipelines.beam import runner
 from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
-from recsys.config import sections as configuration
-from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, NeighborsConfig, TowerConfig
+from recsys.config.loading import parse_config
+from recsys.config.sections import (
+    BeamConfig,
+    EmbedConfig,
+    IndexConfig,
+    ItemsConfig,
+    NeighborsConfig,
+    PrepareConfig,
+    TowerConfig,
+    TrainConfig,
+)
 from recsys.data import pairs
 from recsys.features.encoding import Features
 from recsys.index import annoy_index as index
@@ -60,7 +69,7 @@ def cpu(work: Callable[[], object]) -> float:
 def of_prepare(folder: Path) -> dict[str, float]:
     """CPU seconds and bytes of each phase, and bytes of each output, for a million interactions."""
     log = synthetic.interactions(folder / "log.parquet", ROWS, ROWS // USER_ROWS, ROWS // ITEM_ROWS)
-    config = configuration.parse({"data": {"interactions": str(log), "workspace": str(folder / "workspace")}})
+    config = parse_config({"data": {"interactions": str(log), "workspace": str(folder / "workspace")}})
     context = RunContext.from_config(config)
     millions = ROWS / MILLION
     found = {"log, bytes": log.stat().st_size / millions}
@@ -131,7 +140,7 @@ def seconds_a_step(folder: Path, items: int, positives: int) -> float:
     rows = pl.DataFrame({"anchor": item.ravel(), "positives": pl.Series(others).arr.to_list(), **lists})
     part = folder / "pairs.parquet"
     pairs.write(rows.with_columns(size=pl.lit(positives, pl.Int32)), part)
-    config = configuration.parse({"data": {"interactions": "none"}, "candidates": {"kind": "sampled"}})
+    config = parse_config({"data": {"interactions": "none"}, "candidates": {"kind": "sampled"}})
     frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
     streamed = pairs.Pairs([part], items, WEIGHTS[0])
     features = Features.fit(frame, ItemsConfig(), config.tower, streamed.counts)
@@ -186,8 +195,8 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
     In proportion to interactions and items, but for two: a step of training grows with the items, and so does
     their number; the trees of the index grow deeper by the logarithm.
     """
-    units = max(1, round(interactions / configuration.PrepareConfig().rows_per_unit))
-    steps = PASSES * items / configuration.TrainConfig().batch_size
+    units = max(1, round(interactions / PrepareConfig().rows_per_unit))
+    steps = PASSES * items / TrainConfig().batch_size
     step = costs["train: CPU s, per step"] + costs["train: CPU s, per step and million items"] * items / MILLION
     deeper = math.log2(max(items, 2)) / math.log2(INDEXED)
 

@@ -30,7 +30,7 @@ from benchmarks.command import FIGURES, parser, working, write
 from pipelines.orchestration import run_report as night_page
 from pipelines.orchestration.nightly import STAGES
 from pipelines.stages import promote
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.errors import RecsysError
 from recsys.release.bundle import MANIFEST, TOWER, Release
 from recsys.release.mlflow_registry import Tracker
@@ -180,7 +180,7 @@ def differences(config: Path, undisturbed: Path, workspace: Path) -> list[str]:
 
 def _out_of_service(config: Path, release_id: str, workspace: Path) -> list[str]:
     """What keeps the one release from being the one in service."""
-    tracker = Tracker(configuration.load(config, [f"data.workspace={workspace}"]))
+    tracker = Tracker(load_config(config, [f"data.workspace={workspace}"]))
     versions = [version.tags["recsys.release_id"] for version in tracker.client.search_model_versions()]
     if versions != [release_id]:
         return [f"MLflow has versions of the releases {versions}, not of {release_id} once"]

@@ -22,7 +22,7 @@ from pipelines.context.overrides import with_settings
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.data import datasets
 
 EVERYBODY = 1_000_000_000
@@ -35,13 +35,13 @@ def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes
     """Run the stages on a file of sequences, and gather what they found."""
     toml = datasets.sequences(sequences, attributes, folder)
     everybody = [f"evaluate.users={EVERYBODY}", f"train.validation_users={EVERYBODY}"]
-    config = configuration.load(toml, everybody)
+    config = load_config(toml, everybody)
     seconds, settings = {}, {}
     if tune_minutes is not None:
         from pipelines.tuning.tune import tune
 
         started = time.monotonic()
-        config = configuration.load(toml, [*everybody, f"tune.minutes={tune_minutes}"])
+        config = load_config(toml, [*everybody, f"tune.minutes={tune_minutes}"])
         context = RunContext.from_config(config, Progress())
         tuned = tune(config, context.run, context.inputs, context.progress, context.tracking.tracker)
         settings = tuned["settings"]

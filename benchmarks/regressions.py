@@ -25,7 +25,7 @@ from pipelines.context.time_limit import Budget
 from pipelines.orchestration import nightly
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
-from recsys.config import sections as configuration
+from recsys.config.loading import parse_config
 from recsys.config.sections import Config, IndexConfig
 from recsys.data.storage import sha256
 from recsys.errors import ConfigError, RecsysError, RefusedError
@@ -251,7 +251,7 @@ def _changed(config: Config, settings: Sequence[str]) -> Config:
         name, _, value = setting.partition("=")
         table, _, key = name.partition(".")
         tables[table][key] = json.loads(value) if table != "data" else value
-    return configuration.parse(tables)
+    return parse_config(tables)
 
 
 def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from pipelines.context.libraries import quiet_libraries
 from pipelines.context.run_context import RunContext
 from pipelines.export import job as neighbors
 from pipelines.prepare import stage as prepare
-from recsys.config import sections as configuration
+from recsys.config.loading import parse_config
 from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighborsConfig, PrepareConfig
 from recsys.data import item_users
 from recsys.data.catalog import Catalog
@@ -89,7 +89,7 @@ def _alone(side: str, log: str) -> None:
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=Path(log).parent) as out:
         if side == "ours":
-            context = RunContext.from_config(configuration.parse({"data": {"interactions": log, "workspace": out}}))
+            context = RunContext.from_config(parse_config({"data": {"interactions": log, "workspace": out}}))
             import apache_beam  # noqa: F401 - seconds that are not the work
 
             started = time.perf_counter()

@@ -23,8 +23,8 @@ from benchmarks.table import ROUNDS, Table, timed
 from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
-from recsys.config import sections as configuration
-from recsys.config.sections import EmbedConfig, IndexConfig, ItemsConfig, TowerConfig
+from recsys.config.loading import parse_config
+from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, PrepareConfig, TowerConfig
 from recsys.data.catalog import Catalog
 from recsys.features.encoding import Features
 from recsys.index import annoy_index as index
@@ -39,11 +39,11 @@ INDEXED, DIMENSION, QUERIES, K = 100_000, 128, 2_000, 10
 def prepare_against_polars(table: Table, folder: Path) -> None:
     """The prepare stage beside one Polars query that groups and counts the same pairs."""
     path = synthetic.interactions(folder / "interactions.parquet", ROWS, USERS, ITEMS)
-    window = configuration.PrepareConfig().window
+    window = PrepareConfig().window
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as workspace:
-            config = configuration.parse({"data": {"interactions": str(path), "workspace": workspace}})
+            config = parse_config({"data": {"interactions": str(path), "workspace": workspace}})
             context = RunContext.from_config(config)
             return timed(lambda: prepare.prepare(context.config, context.run, context.inputs, context.progress))
 
@@ -111,7 +111,7 @@ def embed_against_loop(
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            beam = configuration.BeamConfig()
+            beam = BeamConfig()
             return timed(lambda: embed.embed_items(job(Path(out)), items, TowerConfig().dimension, beam, _ignore))
 
     def ours_from_files() -> float:

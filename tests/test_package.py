@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import recsys
-from recsys.config import sections as config
+from recsys.config.loading import parse_config
+from recsys.config.sections import Config
 from tests import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "v1"
@@ -66,7 +67,7 @@ def test_the_example_config_shows_every_default() -> None:
     text = (ROOT / "examples" / "nightly.toml").read_text()
     uncommented = tomllib.loads(re.sub(r'(?m)^#(?=[\w."]+ = )', "", text))
     data: dict[str, Any] = uncommented["data"]
-    defaults = config.parse({"data": data}).model_dump(mode="json", exclude_none=True)
+    defaults = parse_config({"data": data}).model_dump(mode="json", exclude_none=True)
     assert uncommented == defaults
 
 
@@ -74,7 +75,7 @@ def test_the_example_config_tells_what_each_setting_is() -> None:
     """In the words of the code, so that both say the same."""
     text = (ROOT / "examples" / "nightly.toml").read_text()
     told = " ".join(re.sub(r"(?m)^# ?", "", text).split())
-    tables = {name: field.annotation for name, field in config.Config.model_fields.items()}
+    tables = {name: field.annotation for name, field in Config.model_fields.items()}
     for name, table in tables.items():
         assert f"[{name}] {' '.join((table.__doc__ or '').split())}" in told
         for key, setting in table.model_fields.items():  # type: ignore[union-attr]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from recsys.config import sections as configuration
+from recsys.config.loading import parse_config
 from recsys.config.sections import Config
 
 
@@ -24,7 +24,7 @@ def with_settings(config: Config, settings: Mapping[str, Any], source: str = "co
     tables = config.model_dump()
     for table, values in by_table(settings).items():
         tables.setdefault(table, {}).update(values)
-    return configuration.parse(tables, source)
+    return parse_config(tables, source)
 
 
 def by_table(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -75,13 +75,13 @@ def known(tracker: Tracker, release_id: str) -> Version:
 
 
 def _change(action: Action, target: Any, config: Path, why: str, *, forced: bool) -> Event:
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
     from recsys.errors import RefusedError, ReleaseError  # noqa: PLC0415
     from recsys.release import promotion  # noqa: PLC0415
     from recsys.release.bundle import Release  # noqa: PLC0415
     from recsys.release.mlflow_registry import VERDICT_TAG, Tracker  # noqa: PLC0415
 
-    checked = configuration.load(config)
+    checked = load_config(config)
     tracker = Tracker(checked)
     with promotion.locked(checked.workspace):
         champion, version = tracker.champion(), target(tracker)

@@ -61,10 +61,10 @@ def _packages() -> list[Finding]:
 
 def _setting(path: Any) -> list[Finding]:
     """What depends on the config; nothing more where that is not usable."""
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
 
     try:
-        config = configuration.load(path)
+        config = load_config(path)
     except RecsysError as error:
         return [Finding("config", False, str(error))]
     existing = next(p for p in (config.workspace, *config.workspace.resolve().parents) if p.exists())

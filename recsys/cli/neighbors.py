@@ -40,14 +40,14 @@ def neighbors(
     To Parquet, JSON lines, SQLite, PostgreSQL or Redis, in the order of `recsys similar`. Readers see the export
     before, whole, until this one is complete. Stopped and started again, it goes on; done, it does nothing.
     """
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
 
     settings = [
         *(overrides or ()),
         *([] if to is None else [f"neighbors.to={json.dumps(to, ensure_ascii=False)}"]),
         *([] if k is None else [f"neighbors.k={k}"]),
     ]
-    checked = configuration.load(config, settings)
+    checked = load_config(config, settings)
     try:
         from pipelines.context.progress import Progress  # noqa: PLC0415
         from pipelines.export import job  # noqa: PLC0415

@@ -20,12 +20,12 @@ Registered = Annotated[str, typer.Argument(metavar="RELEASE", help="The id of a 
 @app.command("list")
 def list_releases(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
     """List the releases of a workspace, newest first; the one in service is marked."""
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
     from recsys.errors import ReleaseError  # noqa: PLC0415
     from recsys.release.bundle import read_manifest  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
-    checked = configuration.load(config)
+    checked = load_config(config)
     champion = Tracker(checked).champion()
     rows: list[dict[str, Any]] = []
     for folder in (checked.workspace / "releases").glob("[!.]*"):
@@ -72,11 +72,11 @@ def verify(release: Which, config: ConfigFile = CONFIG_DEFAULT, as_json: Json = 
 @app.command("history")
 def history(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
     """Tell which release was in service when, who put it there, and why."""
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
     from recsys.release import promotion  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
-    tracker = Tracker(configuration.load(config))
+    tracker = Tracker(load_config(config))
     events, champion = promotion.events(tracker), tracker.champion()
     last, now = events[-1].after if events else None, champion.release_id if champion else None
     if last != now:
@@ -111,10 +111,10 @@ def pin(
 ) -> None:
     """Keep a release from being pruned, here and on other machines."""
     from recsys.cli.champion import known  # noqa: PLC0415
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
-    tracker = Tracker(configuration.load(config))
+    tracker = Tracker(load_config(config))
     tracker.pin(known(tracker, release), why)
     typer.echo(f"Release {release} is pinned: {why}.")
 
@@ -123,10 +123,10 @@ def pin(
 def unpin(release: Registered, config: ConfigFile = CONFIG_DEFAULT) -> None:
     """Let a pinned release be pruned again."""
     from recsys.cli.champion import known  # noqa: PLC0415
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
-    tracker = Tracker(configuration.load(config))
+    tracker = Tracker(load_config(config))
     tracker.unpin(known(tracker, release))
     typer.echo(f"Release {release} is not pinned.")
 
@@ -148,11 +148,11 @@ def prune(
     Kept are the champion, the one before, what is pinned or warm-started from, what the servers serve, and the
     newest. MLflow's copies and those of data.releases stay.
     """
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
     from recsys.release import promotion, retention  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
-    checked = configuration.load(config)
+    checked = load_config(config)
     with promotion.locked(checked.workspace):
         tracker = Tracker(checked)
         needed = {Path(checked.data.warm_start).name: "data.warm_start"} if checked.data.warm_start else {}
@@ -189,9 +189,9 @@ def _folder(release: str, config: Path) -> Path:
         from recsys.release import remote as depot  # noqa: PLC0415
 
         return depot.local(release)
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
 
-    return configuration.load(config).workspace / "releases" / release
+    return load_config(config).workspace / "releases" / release
 
 
 def _tell(rows: list[dict[str, Any]]) -> None:

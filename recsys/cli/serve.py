@@ -33,7 +33,8 @@ def serve(
     ] = False,
 ) -> None:
     """Answer "more like this" over HTTP."""
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
+    from recsys.config.sections import ServeConfig  # noqa: PLC0415
 
     try:
         from serving.workers.champion_watcher import of_place  # noqa: PLC0415
@@ -43,9 +44,9 @@ def serve(
     changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     embed = _embedder() if with_tower else None
     if release is not None and not config.exists():
-        run(of_place(release), configuration.ServeConfig().model_copy(update=changed), None, embed)
+        run(of_place(release), ServeConfig().model_copy(update=changed), None, embed)
         return
-    checked = configuration.load(config, overrides or ())
+    checked = load_config(config, overrides or ())
     settings = checked.serve.model_copy(update=changed)
     folder = Path(settings.folder) if settings.folder is not None else checked.workspace / "serving"
     run(_champion(checked) if release is None else of_place(release), settings, folder, embed)

@@ -46,11 +46,11 @@ def open_release(place: str | None, config: Path) -> Release:
 
     if place is not None:
         return depot.load(place)
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
     from recsys.errors import ReleaseError  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
-    checked = configuration.load(config)
+    checked = load_config(config)
     tracker = Tracker(checked)
     champion = tracker.champion()
     if champion is None:

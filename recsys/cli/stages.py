@@ -154,9 +154,9 @@ def _execute(name: str, config: Path, overrides: list[str] | None) -> dict[str, 
 
 
 def _config(config: Path, overrides: list[str] | None) -> Config:
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
 
-    return configuration.load(config, overrides or ())
+    return load_config(config, overrides or ())
 
 
 def _jobs(name: str = "nightly") -> ModuleType:

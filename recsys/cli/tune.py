@@ -28,10 +28,10 @@ def tune(
     Tries values of `tune.ranges` and prints, as TOML, what to put into the config.
     Stopped and started again, it goes on.
     """
-    from recsys.config import sections as configuration  # noqa: PLC0415
+    from recsys.config.loading import load_config  # noqa: PLC0415
 
     settings = [*(overrides or ()), *([] if minutes is None else [f"tune.minutes={minutes}"])]
-    checked = configuration.load(config, settings)
+    checked = load_config(config, settings)
     try:
         from pipelines.context.progress import Progress  # noqa: PLC0415
         from pipelines.context.run_context import RunContext  # noqa: PLC0415

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.release.check import at_least
 from recsys.release.mlflow_registry import VERDICT_TAG, Tracker, Version
 
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 @pytest.fixture
 def place(tmp_path: Path, register_releases: Any) -> Place:
     (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log.csv"\n')
-    tracker = Tracker(configuration.load(tmp_path / "recsys.toml"))
+    tracker = Tracker(load_config(tmp_path / "recsys.toml"))
     versions = register_releases(tracker, 4)
     for version, value in zip(versions[:3], (1, 1, 0), strict=True):
         check = at_least("index_recall", value, 0.5)

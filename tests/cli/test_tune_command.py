@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.context.overrides import with_settings
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.config.sections import TrainConfig
 
 CONFIG = """
@@ -84,9 +84,9 @@ def test_a_program_gets_one_object_and_a_person_toml_to_paste(
 
     pasted = tmp_path / "pasted.toml"
     pasted.write_text(f'data.interactions = "log.csv"\n{for_people.out}')
-    base = configuration.load(tmp_path / "recsys.toml")
+    base = load_config(tmp_path / "recsys.toml")
     unset = {"train.passes": TrainConfig().passes}  # what was pasted does not have, and the base has
-    assert configuration.load(pasted).train == with_settings(base, {**found["settings"], **unset}).train
+    assert load_config(pasted).train == with_settings(base, {**found["settings"], **unset}).train
 
 
 def test_minutes_may_be_given(config: Path, program: Any, trained: list[float]) -> None:

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from pipelines.context.progress import Progress
 from pipelines.orchestration import run_report as night_page
 from pipelines.orchestration.nightly import STAGES, Summary, tonight
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.errors import TrackingError
 from recsys.release import promotion
 from recsys.release.mlflow_registry import Tracker
@@ -57,7 +57,7 @@ class Place:
         """The next night is another run."""
         path = world.write(self.folder, seed=self.nights)
         path.write_text(f'{path.read_text()}\n[tracking]\nuri = "{self.uri}"\n')
-        self.config = configuration.load(path, [*world.QUICK, *LENIENT])
+        self.config = load_config(path, [*world.QUICK, *LENIENT])
         self.nights += 1
 
     def tonight(self, report: Progress, tell: Callable[[Summary], object] = lambda _: None) -> Summary:

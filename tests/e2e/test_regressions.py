@@ -12,7 +12,7 @@ from benchmarks import regressions
 from benchmarks.regressions import REGRESSIONS, Regression
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.run_context import RunContext
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.config.sections import Config
 from recsys.release.mlflow_registry import Tracker
 from tests.e2e import world
@@ -39,8 +39,8 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> World:
     rows = pl.read_parquet(log)
     day = pl.col("user_id").str.strip_prefix("user-").cast(pl.Int64) % DAYS
     rows.with_columns(pl.col("timestamp") + day * DAY_S).write_parquet(log)
-    champion = configuration.load(path)
-    challenger = configuration.load(path, ["train.seed=2"])
+    champion = load_config(path)
+    challenger = load_config(path, ["train.seed=2"])
     assert regressions.judge(champion, regressions.night_of).promoted
     regressions.publish(RunContext.from_config(challenger))
     return World(champion, challenger)

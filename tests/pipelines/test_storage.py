@@ -11,7 +11,7 @@ import pytest
 from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from recsys import Release
-from recsys.config import sections as config
+from recsys.config.loading import parse_config
 from recsys.errors import InputError
 from recsys.release import remote as depot
 from tests import GOLDEN_RELEASES
@@ -48,7 +48,7 @@ def data(tmp_path):
 
 def prepared(place, workspace, profile="local"):
     context = RunContext.from_config(
-        config.parse(
+        parse_config(
             {
                 "data": {
                     "interactions": f"{place}/log-*",
@@ -93,7 +93,7 @@ def test_a_release_in_a_store_can_be_gone_on_from(data, bucket, tmp_path):
 
     def run_id(start):
         names = {"interactions": str(data / "log-*"), "workspace": str(tmp_path / "ws"), **start}
-        return RunContext.from_config(config.parse({"data": names})).run.run_id
+        return RunContext.from_config(parse_config({"data": names})).run.run_id
 
     assert run_id({"warm_start": url}) == run_id({"warm_start": str(GOLDEN)}) != run_id({})
     with pytest.raises(InputError, match=r"data\.warm_start must be the folder of a release"):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from recsys.config import sections as config
+from recsys.config.loading import load_config
 from serving.middleware import api_keys as keys
 from serving.workers.supervisor import GRACE_S
 from tests import ROOT
@@ -63,7 +63,7 @@ def test_a_pod_starts_listens_and_is_probed_as_the_service_does(tmp_path: Path, 
     service.config.write_text(here(objects["ConfigMap/recsys"]["data"]["recsys.toml"]))
     assert str(service.config) in command
     service.source = ("--release", command[command.index("--release") + 1])
-    set_here = config.load(service.config)
+    set_here = load_config(service.config)
     service.start()
     try:
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):

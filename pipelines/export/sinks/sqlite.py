@@ -12,7 +12,7 @@ import polars as pl
 
 from pipelines.export.sinks.base import Export, require_writable
 from pipelines.export.sinks.sql import COLUMNS, CREATE_CURRENT, CREATE_ROWS, CREATE_VIEW, CURRENT, ROWS, switch
-from recsys.config.sections import SQLITE
+from recsys.config.loading import SQLITE
 from recsys.config.urls import Address
 from recsys.errors import ConfigError, StageError
 

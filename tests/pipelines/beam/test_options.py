@@ -26,7 +26,7 @@ from pipelines.context.run_context import RunContext
 from pipelines.export import job as neighbors
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.config.sections import BeamConfig, Config
 from recsys.errors import ConfigError, StageError
 from recsys.features.encoding import Features
@@ -254,7 +254,7 @@ def test_servers_of_this_process_are_kept_to_this_machine_too() -> None:
 
 
 def config_of(path: Path, *settings: str) -> Config:
-    return configuration.load(path, settings)
+    return load_config(path, settings)
 
 
 def write_tower(folder: Path, context: RunContext) -> None:

@@ -19,7 +19,7 @@ from pipelines.export import job as neighbors
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys import errors
-from recsys.config import sections as config
+from recsys.config.loading import parse_config
 from recsys.config.sections import BeamConfig
 from recsys.errors import InputError, ReleaseError, StageError, UnknownItemError
 from recsys.release.bundle import Release
@@ -126,7 +126,7 @@ def phases(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(runner, "run", capture)
     with pytest.raises(Captured) as caught:
-        request.param(RunContext.from_config(config.parse({"data": data, **small})))
+        request.param(RunContext.from_config(parse_config({"data": data, **small})))
     assert max(len(phase.units) for phase in caught.value.phases) > 1
     return caught.value.phases
 

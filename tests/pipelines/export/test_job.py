@@ -15,7 +15,7 @@ from filelock import FileLock
 from pipelines.context.progress import Progress
 from pipelines.export import job
 from recsys import Release
-from recsys.config import sections as configuration
+from recsys.config.loading import parse_config
 from recsys.config.sections import Config
 from recsys.data import storage
 from recsys.errors import ConfigError, InputError, StageError
@@ -40,7 +40,7 @@ class Exporter:
     def config(self, beam: dict[str, Any] | None = None, **settings: Any) -> Config:
         defaults = {"items_per_unit": ITEMS_PER_UNIT, "k": 6, "to": str(self.folder / "out")}
         data = {"interactions": "none.csv", "workspace": str(self.folder / "workspace")}
-        return configuration.parse({"data": data, "beam": beam or {}, "neighbors": {**defaults, **settings}})
+        return parse_config({"data": data, "beam": beam or {}, "neighbors": {**defaults, **settings}})
 
     def __call__(self, **settings: Any) -> dict[str, Any]:
         self.units.clear()

@@ -25,7 +25,7 @@ from pipelines.orchestration.backfill import backfill, before
 from pipelines.orchestration.nightly import STAGES, Summary, plan, tonight
 from pipelines.prepare.stage import prepare
 from pipelines.reports import plots
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.config.sections import Config
 from recsys.errors import ConfigError, InputError, StageError, TrackingError
 from recsys.release.mlflow_registry import Tracker
@@ -38,7 +38,7 @@ DAY = 86_400
 
 def quick(folder: Path, *overrides: str) -> Config:
     """A night that is over soon."""
-    return configuration.load(world.write(folder), [*world.QUICK, *overrides])
+    return load_config(world.write(folder), [*world.QUICK, *overrides])
 
 
 def of_days(folder: Path, days: int, *overrides: str) -> Config:
@@ -47,7 +47,7 @@ def of_days(folder: Path, days: int, *overrides: str) -> Config:
     log = pl.read_parquet(folder / "interactions.parquet")
     shifted = log.with_columns(timestamp=pl.col("timestamp") + pl.int_range(pl.len()) % days * DAY)
     shifted.write_parquet(folder / "interactions.parquet")
-    return configuration.load(path, [*world.QUICK, *overrides])
+    return load_config(path, [*world.QUICK, *overrides])
 
 
 def everything_below(folder: Path) -> dict[str, int]:

@@ -20,7 +20,7 @@ from pipelines.orchestration.nightly import Summary, tonight
 from pipelines.prepare import stage as prepare
 from pipelines.stages import evaluate, train
 from recsys import Release
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import RecsysError, RefusedError, StageError
 from recsys.evaluation.baseline_search import LOOK_UPS
@@ -55,7 +55,7 @@ class Told(NamedTuple):
 
 
 def told(path: Path, overrides: list[str]) -> Told:
-    config = configuration.load(path, overrides)
+    config = load_config(path, overrides)
     summary: Summary = {}
     error = None
     try:

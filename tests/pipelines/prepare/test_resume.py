@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from tests.e2e import program, world
 
 UNITS = 90
@@ -61,7 +61,7 @@ def files_of(config: Path) -> Iterator[tuple[str, bytes]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     config = of_many_units(tmp_path_factory.mktemp("undisturbed"))
-    STAGES["prepare"](RunContext.from_config(configuration.load(config)))
+    STAGES["prepare"](RunContext.from_config(load_config(config)))
     return dict(files_of(config))
 
 
@@ -79,7 +79,7 @@ def test_a_job_that_is_killed_again_and_again_ends_with_the_same_files(
         folder = begun(tmp_path / "workspace")
         assert folder is not None
         folders.add(folder.stat().st_ino)
-    STAGES["prepare"](RunContext.from_config(configuration.load(config)))
+    STAGES["prepare"](RunContext.from_config(load_config(config)))
     assert dict(files_of(config)) == undisturbed
     (stage,) = (tmp_path / "workspace").glob("runs/*/prepare")
     assert folders == {stage.stat().st_ino}
@@ -95,5 +95,5 @@ def test_what_was_finished_is_not_done_again(tmp_path: Path) -> None:
     entry = min((folder / ".work").glob("check-*.json"))
     entry.write_text(entry.read_text().replace('"unweighed": 0', '"unweighed": 1'))
     with pytest.raises(Exception, match="must be accounted for"):
-        STAGES["prepare"](RunContext.from_config(configuration.load(config)))
+        STAGES["prepare"](RunContext.from_config(load_config(config)))
     assert begun(tmp_path / "workspace") is None, "an error leaves nothing behind"

@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare import stage as prepare
-from recsys.config import sections as config
+from recsys.config.loading import parse_config
 from recsys.errors import InputError, RecsysError, StageError
 
 Row = dict[str, Any]
@@ -64,7 +64,7 @@ def context(
         data["items"] = str(folder / items_file)
     if labeled:
         data["labeled_pairs"] = str(folder / labeled)
-    return RunContext.from_config(config.parse({"data": data, **tables}))
+    return RunContext.from_config(parse_config({"data": data, **tables}))
 
 
 def prepared(job: RunContext) -> Result:

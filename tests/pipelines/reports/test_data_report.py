@@ -13,7 +13,7 @@ import pytest
 from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
-from recsys.config import sections as config
+from recsys.config.loading import parse_config
 
 Row = tuple[str, str, int]
 
@@ -38,7 +38,7 @@ def prepared(
     data = {"interactions": f"log-{name}.parquet", "items": f"items-{name}.parquet", "workspace": "workspace"}
     roles = {"title": "title", "categorical": ["brand"]}
     context = RunContext.from_config(
-        config.parse({"data": {key: str(folder / path) for key, path in data.items()}, "items": roles, **tables})
+        parse_config({"data": {key: str(folder / path) for key, path in data.items()}, "items": roles, **tables})
     )
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
     stage = context.run.folder / "prepare"
@@ -207,7 +207,7 @@ def test_without_items_there_are_no_titles_and_no_columns(tmp_path: Path) -> Non
         tmp_path / "log.csv"
     )
     data = {"interactions": str(tmp_path / "log.csv"), "workspace": str(tmp_path / "workspace")}
-    context = RunContext.from_config(config.parse({"data": data}))
+    context = RunContext.from_config(parse_config({"data": data}))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
     report = json.loads((context.run.folder / "prepare" / data_page.REPORT).read_text())
     assert report["missing"] == {}

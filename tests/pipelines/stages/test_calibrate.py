@@ -11,7 +11,7 @@ from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed, train
 from pipelines.stages.calibrate import STAGE, calibrate, judged_pairs
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import StageError
 from recsys.evaluation import calibration
@@ -21,7 +21,7 @@ from tests.e2e import world
 
 def embedded(folder: Path, *overrides: str) -> RunContext:
     """A night whose items point where their block does, more or less."""
-    context = RunContext.from_config(configuration.load(world.write(folder), overrides))
+    context = RunContext.from_config(load_config(world.write(folder), overrides))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
     items = Catalog.load(context.run.path(prepare.STAGE, CATALOG)).item_ids
     rng = np.random.default_rng(0)
@@ -99,6 +99,6 @@ def test_too_few_held_out_pairs_stop_no_night(tmp_path: Path) -> None:
 
 
 def test_without_embeddings_the_stage_to_run_is_named(tmp_path: Path) -> None:
-    context = RunContext.from_config(configuration.load(world.write(tmp_path)))
+    context = RunContext.from_config(load_config(world.write(tmp_path)))
     with pytest.raises(StageError, match="Run: recsys embed"):
         calibrate(context.config, context.run, context.progress)

@@ -13,7 +13,7 @@ from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed, evaluate, train
 from pipelines.stages import index as indexing
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import StageError
 from recsys.evaluation import metrics as evaluation
@@ -39,7 +39,7 @@ CUTS = (5, 10, 20)
 
 def indexed(folder: Path, *overrides: str, recency: float | None = RECENCY) -> RunContext:
     """A night that is ready to be evaluated: random vectors, and a tower that nobody asks for."""
-    context = RunContext.from_config(configuration.load(folder / "recsys.toml", [*QUICK, *overrides]))
+    context = RunContext.from_config(load_config(folder / "recsys.toml", [*QUICK, *overrides]))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
     num_items = context.run.manifest(prepare.STAGE)["num_items"]
     vectors = np.random.default_rng(0).normal(size=(num_items, 16))
@@ -202,4 +202,4 @@ def test_a_test_without_a_validation_takes_the_middle_recency_for_all(tmp_path: 
 
 def test_without_index_the_stage_to_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="Run: recsys embed"):
-        STAGES["evaluate"](RunContext.from_config(configuration.load(world.write(tmp_path))))
+        STAGES["evaluate"](RunContext.from_config(load_config(world.write(tmp_path))))

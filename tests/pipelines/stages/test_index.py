@@ -16,7 +16,7 @@ from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from pipelines.stages import index as indexing
 from recsys import Release
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.index import annoy_index as annoy
 from recsys.index.exact import ExactIndex
 from recsys.release.bundle import EMBEDDINGS
@@ -28,7 +28,7 @@ DIMENSION = 8
 def embedded(folder: Path, num_items: int, *overrides: str) -> RunContext:
     """A night that is ready to be indexed: random vectors, of a catalog that nobody asks for."""
     world.write(folder)
-    context = RunContext.from_config(configuration.load(folder / "recsys.toml", overrides))
+    context = RunContext.from_config(load_config(folder / "recsys.toml", overrides))
     vectors = np.random.default_rng(0).normal(size=(num_items, DIMENSION))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with context.run.stage(prepare.STAGE) as (_, manifest):

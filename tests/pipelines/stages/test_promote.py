@@ -15,7 +15,7 @@ from pipelines.context.libraries import quiet_libraries
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.errors import RefusedError, StageError
 from recsys.evaluation.metrics import CUTS, metrics
 from recsys.release import gate, promotion
@@ -45,7 +45,7 @@ def copied(made_up: Path, tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, *overrides: str) -> Any:
-    return configuration.load(folder / "recsys.toml", [*QUICK, *overrides])
+    return load_config(folder / "recsys.toml", [*QUICK, *overrides])
 
 
 def context(folder: Path, *overrides: str) -> RunContext:

@@ -13,7 +13,7 @@ from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare import stage as prepare
 from pipelines.stages import train
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import InputError, StageError
 from recsys.evaluation.metrics import SCORE
@@ -36,7 +36,7 @@ GLOBAL_TIME = [
 
 
 def prepared(folder: Path, *overrides: str) -> RunContext:
-    context = RunContext.from_config(configuration.load(folder / "recsys.toml", [*SMALL, *overrides]))
+    context = RunContext.from_config(load_config(folder / "recsys.toml", [*SMALL, *overrides]))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
     return context
 
@@ -358,14 +358,12 @@ def test_a_warm_start_goes_on_from_the_earlier_tower(tmp_path: Path) -> None:
 
 
 def test_a_run_is_another_with_a_warm_start_and_with_another_release(tmp_path: Path) -> None:
-    cold = RunContext.from_config(configuration.load(world.write(tmp_path))).run.run_id
+    cold = RunContext.from_config(load_config(world.write(tmp_path))).run.run_id
     copy = tmp_path / "release"
     shutil.copytree(GOLDEN, copy)
 
     def run_id() -> str:
-        return RunContext.from_config(
-            configuration.load(tmp_path / "recsys.toml", [f"data.warm_start={copy}"])
-        ).run.run_id
+        return RunContext.from_config(load_config(tmp_path / "recsys.toml", [f"data.warm_start={copy}"])).run.run_id
 
     first = run_id()
     assert run_id() == first != cold
@@ -383,7 +381,7 @@ def test_a_folder_that_is_no_release_is_no_start(tmp_path: Path) -> None:
         if content:
             (folder / MANIFEST).write_text(content)
         with pytest.raises(InputError, match=r"data\.warm_start must be the folder of a release") as caught:
-            RunContext.from_config(configuration.load(tmp_path / "recsys.toml", [f"data.warm_start={folder}"]))
+            RunContext.from_config(load_config(tmp_path / "recsys.toml", [f"data.warm_start={folder}"]))
         assert str(folder) in str(caught.value)
 
 
@@ -410,7 +408,7 @@ def test_a_release_of_another_shape_is_no_start(tmp_path: Path, setting: str) ->
 
 def test_without_prepare_the_stage_to_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="Run: recsys prepare"):
-        STAGES["train"](RunContext.from_config(configuration.load(world.write(tmp_path))))
+        STAGES["train"](RunContext.from_config(load_config(world.write(tmp_path))))
 
 
 def test_a_log_without_a_pair_is_told(tmp_path: Path) -> None:

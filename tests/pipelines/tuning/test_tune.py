@@ -19,7 +19,7 @@ import pytest
 from pipelines.context.overrides import with_settings
 from pipelines.context.run_context import RunContext
 from pipelines.tuning import tune as tuning
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config, parse_config
 from recsys.config.sections import Config, Span, TuneConfig
 from recsys.errors import ConfigError, StageError
 from recsys.release.mlflow_registry import Tracker
@@ -105,7 +105,7 @@ def training(monkeypatch: pytest.MonkeyPatch, clock: Time) -> Training:
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow takes seconds to make the tables of a database."""
     folder = tmp_path_factory.mktemp("mlflow")
-    settings = configuration.parse({"data": {"interactions": "log.csv", "workspace": str(folder)}})
+    settings = parse_config({"data": {"interactions": "log.csv", "workspace": str(folder)}})
     assert Tracker(settings).champion() is None
     return folder / "mlflow.db"
 
@@ -119,7 +119,7 @@ def config(tmp_path: Path, empty_mlflow: Path) -> Config:
     (tmp_path / "log.csv").write_text("\n".join(rows))
     (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log.csv"\n')
     return change(
-        configuration.load(
+        load_config(
             tmp_path / "recsys.toml", [f"train.passes={PASSES}", "train.history_passes=0", "tower.dimension=10"]
         ),
         ranges=RANGES, trials=6, minutes=1_000.0,
@@ -591,7 +591,7 @@ def test_settings_replace_those_of_a_config_and_nothing_else(config: Config) -> 
 def test_a_true_tuning_is_not_worse_than_the_config(tmp_path: Path) -> None:
     """Two trials of a pass on the made-up world, without any stand-in."""
     overrides = ["train.passes=1", "tune.trials=2"]
-    config = configuration.load(world.write(tmp_path), overrides)
+    config = load_config(world.write(tmp_path), overrides)
     context = RunContext.from_config(config)
     found = tune(context)
     assert found["trials"] == 2

@@ -6,14 +6,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.config import sections as config
+from recsys.config.loading import PATHS, load_config, parse_config
+from recsys.config.sections import (
+    BeamConfig,
+    CalibrateConfig,
+    CandidatesConfig,
+    Config,
+    Contract,
+    ContractsConfig,
+    DataConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    IndexConfig,
+    ItemsConfig,
+    NeighborsConfig,
+    NotifyConfig,
+    PrepareConfig,
+    PromoteConfig,
+    ServeConfig,
+    Span,
+    TowerConfig,
+    TrackingConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from recsys.errors import ConfigError
 
 DATA = {"interactions": "log.csv"}
 
 
 def parse(**tables):
-    return config.parse({**tables, "data": {**DATA, **tables.get("data", {})}})
+    return parse_config({**tables, "data": {**DATA, **tables.get("data", {})}})
 
 
 def write(folder, text):
@@ -35,7 +58,7 @@ def test_values_of_the_file_arrive(tmp_path):
         '[data]\ninteractions = "log.csv"\n[items]\ncategorical = ["brand", "language"]\n'
         "[tower]\nhidden = [12, 5]\n[train]\nlearning_rate = 1\n",
     )
-    loaded = config.load(path)
+    loaded = load_config(path)
     assert loaded.items.categorical == ("brand", "language")
     assert loaded.tower.hidden == (12, 5)
     assert loaded.train.learning_rate == 1.0
@@ -55,18 +78,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
     path = tmp_path / "night.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
-        config.load(path)
+        load_config(path)
     assert str(path) in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.toml"):
-        config.load(tmp_path / "absent.toml")
+        load_config(tmp_path / "absent.toml")
 
 
 def test_a_folder_is_no_config_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
-        config.load(tmp_path)
+        load_config(tmp_path)
 
 
 # --- wrong keys and values
@@ -114,7 +137,7 @@ def test_a_missing_key_is_named():
 
 
 def test_a_service_may_have_a_config_without_data():
-    assert config.parse({"serve": {"workers": 3}}).data.interactions is None
+    assert parse_config({"serve": {"workers": 3}}).data.interactions is None
 
 
 @pytest.mark.parametrize(
@@ -255,7 +278,7 @@ def test_a_range_is_a_list_or_a_span():
     ranges = {"prepare.window": [3, 5], "train.learning_rate": {"low": 0.001, "high": 0.1, "log": True}}
     parsed = parse(tune={"ranges": ranges}).tune.ranges
     assert parsed["prepare.window"] == [3, 5]
-    assert parsed["train.learning_rate"] == config.Span(low=0.001, high=0.1, log=True)
+    assert parsed["train.learning_rate"] == Span(low=0.001, high=0.1, log=True)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +321,7 @@ def contracts(text):
 
 def test_a_contract_states_rules_and_leaves_the_others_open():
     price = contracts('items.price = { type = "integer", min = 1, missing = false }').items["price"]
-    assert price == config.Contract(type="integer", min=1.0, missing=False)
+    assert price == Contract(type="integer", min=1.0, missing=False)
     assert (price.max, price.allowed, price.rules) == (None, None, {"type", "min", "missing"})
 
 
@@ -366,7 +389,7 @@ def test_paths_of_the_file_are_relative_to_the_file(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     path = write(tmp_path / "configs", '[data]\ninteractions = "logs/*.csv"\nitems = "../items.csv"\n')
     monkeypatch.chdir(tmp_path / "elsewhere")
-    loaded = config.load(path)
+    loaded = load_config(path)
     assert loaded.data.interactions == str(tmp_path / "configs" / "logs" / "*.csv")
     assert Path(loaded.data.items).resolve() == tmp_path / "items.csv"
     assert loaded.workspace == tmp_path / "configs" / "workspace"
@@ -376,11 +399,11 @@ OPTIONAL_PATHS = ("items", "labeled_pairs", "feedback", "warm_start", "releases"
 
 
 @pytest.mark.parametrize(
-    ("table", "key"), [*(("data", key) for key in OPTIONAL_PATHS), *(("serve", key) for key in config.PATHS["serve"])]
+    ("table", "key"), [*(("data", key) for key in OPTIONAL_PATHS), *(("serve", key) for key in PATHS["serve"])]
 )
 def test_every_path_is_anchored_or_not_there(tmp_path, monkeypatch, table, key):
     def loaded(path, *overrides):
-        return getattr(getattr(config.load(path, overrides), table), key)
+        return getattr(getattr(load_config(path, overrides), table), key)
 
     (tmp_path / "configs").mkdir()
     (tmp_path / "here").mkdir()
@@ -396,40 +419,40 @@ def test_every_path_is_anchored_or_not_there(tmp_path, monkeypatch, table, key):
 def test_a_url_is_relative_to_nothing(tmp_path, key):
     url = "s3://bucket/some//where/*.csv"
     named = write(tmp_path, f'[data]\n{key} = "{url}"\n' + ("" if key == "interactions" else 'interactions = "x"\n'))
-    assert getattr(config.load(named).data, key) == url
-    assert getattr(config.load(named, [f"data.{key}={url}?"]).data, key) == f"{url}?"
+    assert getattr(load_config(named).data, key) == url
+    assert getattr(load_config(named, [f"data.{key}={url}?"]).data, key) == f"{url}?"
 
 
 def test_the_workspace_is_a_folder_of_this_machine(tmp_path):
     named = write(tmp_path, '[data]\ninteractions = "x"\nworkspace = "s3://me:secret@bucket/ws"\n')
     with pytest.raises(ConfigError, match=r"data.workspace: must be a folder of this machine") as caught:
-        config.load(named)
+        load_config(named)
     assert "secret" not in str(caught.value)
 
 
 def test_no_path_is_forgotten():
     """A key of [data] that is no path would need no anchor; there is none."""
-    assert set(config.PATHS["data"]) == set(config.DataConfig.model_fields)
+    assert set(PATHS["data"]) == set(DataConfig.model_fields)
 
 
 def test_absolute_paths_stay(tmp_path):
     path = write(tmp_path, f'[data]\ninteractions = "{tmp_path.parent}/log.csv"\n')
-    assert config.load(path).data.interactions == f"{tmp_path.parent}/log.csv"
+    assert load_config(path).data.interactions == f"{tmp_path.parent}/log.csv"
 
 
 def test_paths_of_a_set_are_relative_to_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n')
     monkeypatch.chdir(tmp_path / "here")
-    loaded = config.load(path, ["data.interactions=other.csv", 'data.workspace="night"'])
+    loaded = load_config(path, ["data.interactions=other.csv", 'data.workspace="night"'])
     assert loaded.data.interactions == str(tmp_path / "here" / "other.csv")
     assert loaded.data.workspace == str(tmp_path / "here" / "night")
 
 
 def test_the_default_tracking_store_lies_in_the_workspace(tmp_path):
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\nworkspace = "night"\n')
-    assert config.load(path).tracking_uri == f"sqlite:///{tmp_path / 'night' / 'mlflow.db'}"
-    assert config.load(path, ["tracking.uri=http://tracker:5000"]).tracking_uri == "http://tracker:5000"
+    assert load_config(path).tracking_uri == f"sqlite:///{tmp_path / 'night' / 'mlflow.db'}"
+    assert load_config(path, ["tracking.uri=http://tracker:5000"]).tracking_uri == "http://tracker:5000"
 
 
 # --- overrides
@@ -451,14 +474,14 @@ def test_the_default_tracking_store_lies_in_the_workspace(tmp_path):
 )
 def test_a_set_is_read_as_toml_or_else_as_text(tmp_path, override, table, key, value):
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n[train]\npasses = 3\n')
-    received = getattr(getattr(config.load(path, [override]), table), key)
+    received = getattr(getattr(load_config(path, [override]), table), key)
     assert received == value
     assert type(received) is type(value)
 
 
 def test_the_last_set_counts(tmp_path):
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n[train]\npasses = 3\nseed = 9\n')
-    loaded = config.load(path, ["train.passes=4", "train.passes=5"])
+    loaded = load_config(path, ["train.passes=4", "train.passes=5"])
     assert (loaded.train.passes, loaded.train.seed) == (5, 9)
 
 
@@ -466,7 +489,7 @@ def test_the_last_set_counts(tmp_path):
 def test_a_set_of_another_form_is_refused(tmp_path, override):
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n')
     with pytest.raises(ConfigError, match=r"table\.key=value") as caught:
-        config.load(path, [override])
+        load_config(path, [override])
     assert repr(override) in str(caught.value)
 
 
@@ -477,7 +500,7 @@ def test_a_set_of_another_form_is_refused(tmp_path, override):
 def test_a_set_is_checked_like_the_file(tmp_path, override, named):
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n')
     with pytest.raises(ConfigError, match=named):
-        config.load(path, [override])
+        load_config(path, [override])
 
 
 # --- fingerprint
@@ -519,7 +542,7 @@ def test_the_fingerprint_changes_with_what_shapes_a_release(tables):
     ids=lambda tables: next(iter(tables)),
 )
 def test_the_fingerprint_stays_with_where_and_how_the_work_is_done(tables):
-    assert config.parse({"data": DATA, **tables}).fingerprint() == parse().fingerprint()
+    assert parse_config({"data": DATA, **tables}).fingerprint() == parse().fingerprint()
 
 
 # --- every table
@@ -538,21 +561,17 @@ roles = st.lists(columns, unique=True, max_size=8).flatmap(
 )
 above_one_half = st.floats(0.5, 1, exclude_min=True, exclude_max=True)
 inside = st.floats(0, 1, exclude_min=True, exclude_max=True)
-spans = st.tuples(st.floats(-9, 0), st.floats(0, 9, exclude_min=True)).map(
-    lambda ends: config.Span(low=ends[0], high=ends[1])
-)
-log_spans = st.tuples(st.floats(0.1, 1), st.floats(2, 9)).map(
-    lambda ends: config.Span(low=ends[0], high=ends[1], log=True)
-)
+spans = st.tuples(st.floats(-9, 0), st.floats(0, 9, exclude_min=True)).map(lambda ends: Span(low=ends[0], high=ends[1]))
+log_spans = st.tuples(st.floats(0.1, 1), st.floats(2, 9)).map(lambda ends: Span(low=ends[0], high=ends[1], log=True))
 choices = st.lists(st.booleans() | st.integers() | st.floats(-9, 9) | names, min_size=1, max_size=3)
 moments = st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(2100, 1, 1), timezones=st.just(dt.UTC))  # noqa: DTZ001
 periods = st.tuples(moments, moments, st.booleans()).map(
-    lambda of: config.Contract(earliest=min(of[:2]), latest=max(of[:2]), missing=of[2])
+    lambda of: Contract(earliest=min(of[:2]), latest=max(of[:2]), missing=of[2])
 )
 amounts = st.tuples(st.floats(-9, 0), st.floats(0, 9), st.sampled_from([None, "integer", "number"])).map(
-    lambda of: config.Contract(min=of[0], max=of[1], type=of[2])
+    lambda of: Contract(min=of[0], max=of[1], type=of[2])
 )
-choices_of_text = st.lists(names, min_size=1, max_size=3).map(lambda texts: config.Contract(allowed=texts))
+choices_of_text = st.lists(names, min_size=1, max_size=3).map(lambda texts: Contract(allowed=texts))
 
 
 @st.composite
@@ -564,8 +583,8 @@ def configs(draw):
     def filled(**strategies):
         return {key: draw(strategy) for key, strategy in strategies.items()}
 
-    return config.Config(
-        data=config.DataConfig(
+    return Config(
+        data=DataConfig(
             **filled(
                 interactions=names,
                 items=st.none() | names,
@@ -576,20 +595,20 @@ def configs(draw):
                 releases=st.none() | names,
             )
         ),
-        items=config.ItemsConfig(
+        items=ItemsConfig(
             **filled(title=st.none() | columns, separator=names, available=st.none() | st.just("in stock?")),
             categorical=found[:low],
             multi_categorical=found[low:middle],
             numeric=found[middle:high],
             text=found[high:],
         ),
-        contracts=config.ContractsConfig(
+        contracts=ContractsConfig(
             interactions=draw(
                 st.fixed_dictionaries({}, optional={"timestamp": periods, "weight": amounts, "event": choices_of_text})
             ),
             items={},  # those depend on the columns above
         ),
-        prepare=config.PrepareConfig(
+        prepare=PrepareConfig(
             **filled(
                 as_of=st.none() | moments,
                 window=counts,
@@ -605,7 +624,7 @@ def configs(draw):
                 rows_per_unit=counts,
             )
         ),
-        tower=config.TowerConfig(
+        tower=TowerConfig(
             **filled(
                 dimension=st.integers(2, 512),
                 distance=st.sampled_from(["cosine", "euclidean", "manhattan"]),
@@ -618,7 +637,7 @@ def configs(draw):
                 id_dropout=below_one,
             )
         ),
-        candidates=config.CandidatesConfig(
+        candidates=CandidatesConfig(
             **filled(
                 kind=st.sampled_from(["auto", "catalog", "sampled", "in_batch", "mixed"]),
                 whole_catalog_up_to=counts,
@@ -632,7 +651,7 @@ def configs(draw):
                 hard_after=counts,
             )
         ),
-        train=config.TrainConfig(
+        train=TrainConfig(
             **filled(
                 loss=st.sampled_from(["cross_entropy", "contrastive", "triplet"]),
                 temperature=positive,
@@ -654,8 +673,8 @@ def configs(draw):
                 seed=seeds,
             )
         ),
-        embed=config.EmbedConfig(**filled(batch_size=counts, items_per_unit=counts)),
-        index=config.IndexConfig(
+        embed=EmbedConfig(**filled(batch_size=counts, items_per_unit=counts)),
+        index=IndexConfig(
             **filled(
                 n_trees=counts,
                 seed=seeds,
@@ -668,7 +687,7 @@ def configs(draw):
             recall_floor=floor,
             recall_target=target,
         ),
-        evaluate=config.EvaluateConfig(
+        evaluate=EvaluateConfig(
             **filled(
                 split=st.sampled_from(["leave_one_out", "global_time"]),
                 test_days=positive,
@@ -684,14 +703,14 @@ def configs(draw):
                 resamples=counts,
             )
         ),
-        calibrate=config.CalibrateConfig(
+        calibrate=CalibrateConfig(
             **filled(
                 pairs=counts,
                 precision=st.lists(above_one_half, max_size=3),
                 false_positive_rate=st.lists(inside, max_size=3),
             )
         ),
-        neighbors=config.NeighborsConfig(
+        neighbors=NeighborsConfig(
             **filled(
                 to=names,
                 k=counts,
@@ -702,14 +721,14 @@ def configs(draw):
                 items_per_unit=counts,
             )
         ),
-        tune=config.TuneConfig(
+        tune=TuneConfig(
             **filled(
                 minutes=positive,
                 trials=counts,
                 ranges=st.dictionaries(names, choices | spans | log_spans, max_size=3),
             )
         ),
-        promote=config.PromoteConfig(
+        promote=PromoteConfig(
             **filled(
                 **dict.fromkeys(
                     (
@@ -729,7 +748,7 @@ def configs(draw):
                 shift=positive,
             )
         ),
-        notify=config.NotifyConfig(
+        notify=NotifyConfig(
             **filled(
                 webhook=st.none() | names,
                 command=st.lists(names, max_size=3),
@@ -737,19 +756,19 @@ def configs(draw):
                 timeout_seconds=positive,
             )
         ),
-        tracking=config.TrackingConfig(
+        tracking=TrackingConfig(
             **filled(
                 uri=st.none() | names, experiment=names, model=st.from_regex(r"[a-z][a-z0-9._-]{0,9}", fullmatch=True)
             )
         ),
-        beam=config.BeamConfig(
+        beam=BeamConfig(
             **filled(
                 profile=st.sampled_from(["local", "local-threads", "portable", "flink", "spark", "dataflow"]),
                 workers=counts,
                 options=st.dictionaries(names, names | counts | st.booleans() | st.lists(names), max_size=3),
             )
         ),
-        serve=config.ServeConfig(
+        serve=ServeConfig(
             **filled(
                 host=names,
                 port=st.integers(0, 65535),
@@ -777,7 +796,7 @@ def configs(draw):
 @given(configs(), st.sampled_from(["python", "json"]))
 def test_every_table_survives_being_dumped_and_parsed(whole, mode):
     """A manifest keeps the config as JSON: reading it back must give the same config and the same run."""
-    again = config.parse(whole.model_dump(mode=mode))
+    again = parse_config(whole.model_dump(mode=mode))
     assert again == whole
     assert again.fingerprint() == whole.fingerprint()
 
@@ -786,6 +805,6 @@ def test_every_table_survives_being_dumped_and_parsed(whole, mode):
 @given(configs())
 def test_every_key_of_every_table_is_tried_above(whole):
     """A key that is added to a table and not to the strategy would keep its default for ever."""
-    for name in config.Config.model_fields:
+    for name in Config.model_fields:
         table = getattr(whole, name)
         assert table.model_fields_set == set(type(table).model_fields), name

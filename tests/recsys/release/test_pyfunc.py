@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from recsys import Release
-from recsys.config import sections as config
+from recsys.config.loading import parse_config
 from recsys.errors import UnknownItemError
 from recsys.release import smoke_test as elsewhere
 from recsys.release.mlflow_registry import Tracker, Version
@@ -39,7 +39,7 @@ def release(write_release: Any) -> Release:
 
 @pytest.fixture
 def tracker(tmp_path: Path) -> Tracker:
-    return Tracker(config.parse({"data": {"interactions": "log.csv", "workspace": str(tmp_path / "workspace")}}))
+    return Tracker(parse_config({"data": {"interactions": "log.csv", "workspace": str(tmp_path / "workspace")}}))
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ from contextlib import suppress
 
 import pytest
 
-from recsys.config import sections as config
+from recsys.config.loading import parse_config
 from recsys.errors import InputError, StageError
 from recsys.release import runs as workspace
 from recsys.release.runs import Run, code_version, data_snapshot
 
 
 def settings(folder, **tables):
-    return config.parse({"data": {"interactions": "log.csv", "workspace": str(folder / "ws")}, **tables})
+    return parse_config({"data": {"interactions": "log.csv", "workspace": str(folder / "ws")}, **tables})
 
 
 @pytest.fixture

@@ -147,10 +147,10 @@ def test_a_folder_of_releases_gives_the_newest(service: Service, write_release: 
 def test_the_champion_of_mlflow_is_followed_and_remembered(service: Service, write_release: WriteRelease) -> None:
     """Promoted while it is served, and away at the next start."""
     from recsys import Release
-    from recsys.config import sections as config
+    from recsys.config.loading import load_config
     from recsys.release.mlflow_registry import Tracker
 
-    tracker = Tracker(config.load(service.config))
+    tracker = Tracker(load_config(service.config))
     folders = [write_release(ITEMS, release_id=release_id) for release_id in ("one", "two")]
     versions = [tracker.register(tracker.start(path.name, "0"), Release.load(path)) for path in folders]
     for path in folders:
