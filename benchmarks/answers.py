@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from benchmarks import command, synthetic
 from recsys.config.sections import IndexConfig
 from recsys.data.catalog import Catalog
-from recsys.index import annoy_index as index
+from recsys.index import annoy_index
 from recsys.index.embeddings import Vectors
+from recsys.index.recall import tune_search_k
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.query import Condition, Diversity, Query, WeightedItem
 
@@ -93,8 +94,8 @@ def main() -> None:
 def run(folder: Path, items: int, dimension: int, count: int) -> None:
     """Build a release's parts, ask, and print."""
     vectors, known = synthetic.vectors(items, dimension), catalog(items)
-    annoy = index.build(vectors, IndexConfig(), folder / "index.ann")
-    tuned = index.tune(annoy, vectors, IndexConfig())
+    annoy = annoy_index.build(vectors, IndexConfig(), folder / "index.ann")
+    tuned = tune_search_k(annoy, vectors, IndexConfig())
     engine = Engine("benchmark", known, vectors, annoy)
     print(f"{items:,} items of {dimension} dimensions, search_k {tuned.search_k}, index recall@20 {tuned.recall:.4f}")
     print(f"{'':<22} {'k':>4} {'recall':>7} {'p50 ms':>8} {'p99 ms':>8} {'exact p50 ms':>13}")

@@ -40,7 +40,8 @@ from recsys.config.sections import (
 )
 from recsys.data import pairs
 from recsys.features.encoding import Features
-from recsys.index import annoy_index as index
+from recsys.index import annoy_index
+from recsys.index.recall import tune_search_k
 
 ROWS, EMBEDDED, INDEXED = 2_000_000, 500_000, 100_000
 ASKED, K = 2_000, 20
@@ -176,10 +177,10 @@ def of_items(folder: Path) -> dict[str, float]:
         seconds = cpu(lambda: embed.embed_items(job, EMBEDDED, DIMENSION, BeamConfig(), lambda *_: None))
         found |= {"embed, CPU s": seconds / EMBEDDED, "embeddings, bytes": job.out.stat().st_size / EMBEDDED}
     vectors, path = synthetic.vectors(INDEXED, DIMENSION), folder / "index.ann"
-    built: list[index.Index] = []
-    found["index, CPU s"] = cpu(lambda: built.append(index.build(vectors, IndexConfig(), path))) / INDEXED
+    built: list[annoy_index.Index] = []
+    found["index, CPU s"] = cpu(lambda: built.append(annoy_index.build(vectors, IndexConfig(), path))) / INDEXED
     found["index, bytes"] = path.stat().st_size / INDEXED
-    index.tune(built[0], vectors, IndexConfig())
+    tune_search_k(built[0], vectors, IndexConfig())
     found["neighbors, CPU s"] = cpu(lambda: [built[0].nearest(number, K) for number in range(ASKED)]) / ASKED
     return {f"{name}, per item": value for name, value in found.items()}
 

@@ -118,7 +118,7 @@ def _compare(
     excluded = np.broadcast_to(hidden, (int(asked.sum()), len(hidden)))
     items = hidden[asked][:, None]
     queries = Queries(items, np.ones(items.shape, np.float32), excluded.astype(np.int32))
-    return len(items), {name: ndcg(model.answer(queries, K), graded[asked]) for name, model in models.items()}
+    return len(items), {name: ndcg(model.top_k(queries, K), graded[asked]) for name, model in models.items()}
 
 
 def _with_others(together: sparse.csr_array, hidden: NDArray[np.int32]) -> sparse.csr_array:

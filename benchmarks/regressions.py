@@ -29,8 +29,8 @@ from recsys.config.loading import parse_config
 from recsys.config.sections import Config, IndexConfig
 from recsys.data.storage import sha256
 from recsys.errors import ConfigError, RecsysError, RefusedError
-from recsys.index import annoy_index as index
-from recsys.index import embeddings
+from recsys.index import annoy_index, embeddings
+from recsys.index.shards import INDEX_FILE
 from recsys.release.bundle import CATALOG, EMBEDDINGS, MANIFEST, FileEntry, Release
 
 DAY_S, MS = 86_400, 1_000
@@ -90,13 +90,13 @@ def with_vectors(release: Release, vectors: embeddings.Vectors) -> None:
         release.path,
         {
             EMBEDDINGS: lambda path: embeddings.save(vectors, path),
-            index.INDEX: lambda path: _index(vectors, settings, path, release),
+            INDEX_FILE: lambda path: _index(vectors, settings, path, release),
         },
     )
 
 
 def _index(vectors: embeddings.Vectors, settings: IndexConfig, path: Path, release: Release) -> None:
-    index.build(vectors, settings, path, distance=release.distance)
+    annoy_index.build(vectors, settings, path, distance=release.distance)
 
 
 def shuffled(release: Release) -> None:
@@ -122,7 +122,7 @@ def one_tree(release: Release) -> None:
     settings = IndexConfig(n_trees=1)
     rewrite(
         release.path,
-        {index.INDEX: lambda path: _index(vectors, settings, path, release)},
+        {INDEX_FILE: lambda path: _index(vectors, settings, path, release)},
         n_trees=1,
         search_k=TINY_SEARCH,
     )

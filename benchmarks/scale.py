@@ -44,8 +44,9 @@ from recsys.config.loading import parse_config
 from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighborsConfig, PrepareConfig
 from recsys.data import item_users
 from recsys.data.catalog import Catalog
-from recsys.index import annoy_index as index
-from recsys.index import embeddings
+from recsys.index import annoy_index, embeddings
+from recsys.index.recall import tune_search_k
+from recsys.index.shards import INDEX_FILE, plan_shards
 from recsys.release import bundle as release
 from recsys.release.bundle import Release
 from recsys.retrieval.bulk import NeighborFilter
@@ -109,7 +110,7 @@ def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
     asked = min(items, ASKED_UNITS * unit)
     ranges = [range(start, min(start + unit, asked)) for start in range(0, asked, unit)]
     bare = AnnoyIndex(DIMENSION, "angular")
-    bare.load(os.fspath(loaded.path / index.INDEX))
+    bare.load(os.fspath(loaded.path / INDEX_FILE))
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
@@ -135,14 +136,14 @@ def write_release(items: int, folder: Path) -> Release:
     vectors = synthetic.vectors(items, DIMENSION)
     frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
     catalog = Catalog(frame.with_columns(title=pl.lit(None, pl.String), interactions=pl.lit(1, pl.Int64)))
-    sources = {name: folder / name for name in (*release.FILES, index.INDEX)}
+    sources = {name: folder / name for name in (*release.FILES, INDEX_FILE)}
     for name in (release.TOWER, release.FEATURES, release.EVALUATION):
         sources[name].write_text("{}")
     sources[release.CALIBRATION].write_text('{"calibration": null}')
     item_users.build([], items, sources[release.AUDIENCE])
     catalog.save(sources[release.CATALOG])
     embeddings.save(vectors, sources[release.EMBEDDINGS])
-    tuned = index.tune(index.build(vectors, INDEX, sources[index.INDEX]), vectors, INDEX)
+    tuned = tune_search_k(annoy_index.build(vectors, INDEX, sources[INDEX_FILE]), vectors, INDEX)
     manifest: dict[str, Any] = {
         "release_id": "benchmark",
         "created_at": "2024-01-31T02:00:00+00:00",
@@ -153,7 +154,7 @@ def write_release(items: int, folder: Path) -> Release:
         "n_trees": INDEX.n_trees,
         "seed": INDEX.seed,
         "n_jobs": INDEX.n_jobs,
-        "index": index.cut(items, items),
+        "index": plan_shards(items, items),
         "search_k": tuned.search_k,
         "recall_k": INDEX.recall_k,
         "index_recall": tuned.recall,

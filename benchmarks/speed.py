@@ -27,7 +27,8 @@ from recsys.config.loading import parse_config
 from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, PrepareConfig, TowerConfig
 from recsys.data.catalog import Catalog
 from recsys.features.encoding import Features
-from recsys.index import annoy_index as index
+from recsys.index import annoy_index
+from recsys.index.recall import tune_search_k
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.query import Query
 
@@ -154,11 +155,11 @@ def look_up_against_annoy(table: Table, folder: Path) -> None:
         return timed(work)
 
     def our_build() -> float:
-        return timed(lambda: index.build(vectors, settings, folder / "ours.ann"))
+        return timed(lambda: annoy_index.build(vectors, settings, folder / "ours.ann"))
 
     table.compare(f"index, build of {INDEXED:,} x {DIMENSION}", 1.1, our_build, plain_build)
-    ours = index.build(vectors, settings, folder / "index.ann")
-    tuned = index.tune(ours, vectors, settings)
+    ours = annoy_index.build(vectors, settings, folder / "index.ann")
+    tuned = tune_search_k(ours, vectors, settings)
     bare = AnnoyIndex(DIMENSION, "angular")
     bare.load(str(folder / "index.ann"))
     frame = pl.DataFrame({"item_id": [f"item-{number:06d}" for number in range(INDEXED)]})

@@ -63,8 +63,8 @@ def release_writer(tmp_path: Path) -> WriteRelease:
     from recsys.data.catalog import Catalog
     from recsys.evaluation import calibration
     from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
-    from recsys.index import annoy_index as index
-    from recsys.index import embeddings
+    from recsys.index import annoy_index, embeddings
+    from recsys.index.shards import INDEX_FILE, plan_shards
     from recsys.release import bundle as release
 
     share = Estimate(value=0.75, low=0.5, high=0.875)
@@ -96,11 +96,11 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         frame = pl.DataFrame({"item_id": item_ids, "title": [f"Title of {item}" for item in item_ids]})
         catalog = Catalog(frame.with_columns(**{"interactions": pl.lit(1, pl.Int64), **columns}))
-        sources = {name: tmp_path / f"source-{name}" for name in (*release.FILES, index.INDEX)}
+        sources = {name: tmp_path / f"source-{name}" for name in (*release.FILES, INDEX_FILE)}
         catalog.save(sources[release.CATALOG])
         embeddings.save(vectors, tmp_path / "vectors.npy")
         (tmp_path / "vectors.npy").rename(sources[release.EMBEDDINGS])
-        built = index.build(vectors, IndexConfig(n_trees=10), sources[index.INDEX])
+        built = annoy_index.build(vectors, IndexConfig(n_trees=10), sources[INDEX_FILE])
         calibration.save(known if calibrated else None, sources[release.CALIBRATION], "too few held-out pairs")
         item_users.build([], len(item_ids), sources[release.AUDIENCE])
         for stand_in in (release.TOWER, release.FEATURES, release.EVALUATION):
@@ -115,7 +115,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
             "n_trees": 10,
             "seed": 1,
             "n_jobs": 1,
-            "index": index.cut(len(item_ids), len(item_ids)),
+            "index": plan_shards(len(item_ids), len(item_ids)),
             "search_k": built.search_k,
             "recall_k": 20,
             "index_recall": 1.0,

@@ -230,7 +230,7 @@ def _similarity(release: Release, most: int) -> dict[str, Any]:
     k = min(NEAREST, len(release.catalog) - 1)
     found = release.index.neighbors(items.astype(np.int32), k)
     strangers = (items[:, None] + rng.integers(1, len(release.catalog), (len(items), k))) % len(release.catalog)
-    edges = np.linspace(-1 if release.distance.unit else 0, 1, BINS + 1)
+    edges = np.linspace(-1 if release.distance.unit_norm else 0, 1, BINS + 1)
 
     def shares(others: NDArray[np.integer[Any]]) -> list[float]:
         between = release.distance.between(release.vectors[items][:, None], release.vectors[others])

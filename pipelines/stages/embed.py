@@ -70,7 +70,7 @@ def embed(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
         job = Job(config.embed, catalog, tower, features, work, folder / EMBEDDINGS)
         embed_items(job, num_items, config.tower.dimension, config.beam, advance)
         shutil.rmtree(work)
-        embeddings.check(embeddings.load(job.out), num_items, distance=DISTANCES[config.tower.distance])
+        embeddings.validate(embeddings.load(job.out), num_items, distance=DISTANCES[config.tower.distance])
         new = pl.read_parquet(catalog, columns=["interactions"]).filter(pl.col("interactions") == 0).height
         manifest |= {
             "num_items": num_items,

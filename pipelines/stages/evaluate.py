@@ -25,8 +25,7 @@ from recsys.evaluation.baseline_search import LOOK_UPS, Families
 from recsys.evaluation.baselines import touched_before
 from recsys.evaluation.metrics import TARGET_METRIC, report
 from recsys.features.tfidf import tfidf_matrix
-from recsys.index import annoy_index as annoy
-from recsys.index import embeddings
+from recsys.index import annoy_index, embeddings
 from recsys.index.distances import DISTANCES
 from recsys.release.bundle import CATALOG, EMBEDDINGS
 from recsys.release.runs import Run
@@ -48,7 +47,9 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     vectors = embeddings.load(run.path(embed.STAGE, EMBEDDINGS))
     search_k = run.manifest(indexing.STAGE)["search_k"]
     distance = DISTANCES[config.tower.distance]
-    index = annoy.load(run.path(indexing.STAGE), indexing.shards(config, run), vectors, search_k, distance=distance)
+    index = annoy_index.load(
+        run.path(indexing.STAGE), indexing.shards(config, run), vectors, search_k, distance=distance
+    )
     trained = run.manifest(train.STAGE)
     with progress.stage(STAGE) as advance, run.stage(STAGE) as (_, manifest):
         split = train.load_split(run)

@@ -16,10 +16,10 @@ from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys.config.sections import Config, IndexConfig
 from recsys.data.storage import atomic_write
-from recsys.index import annoy_index as annoy
-from recsys.index import embeddings
-from recsys.index.annoy_index import Shard
+from recsys.index import annoy_index, embeddings
 from recsys.index.distances import DISTANCES
+from recsys.index.recall import tune_search_k
+from recsys.index.shards import Shard, plan_shards
 from recsys.release.bundle import EMBEDDINGS
 from recsys.release.runs import Run
 
@@ -57,7 +57,7 @@ def index(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
         job = Job(config.index, distance, origin, cut, folder)
         units = list(range(len(cut)))
         runner.run([runner.Phase(STAGE, units, partial(build_shard, job), job.file)], config.beam, advance)
-        built = annoy.load(folder, cut, vectors, config.index.recall_k, distance=DISTANCES[distance])
+        built = annoy_index.load(folder, cut, vectors, config.index.recall_k, distance=DISTANCES[distance])
         tries = 0
 
         def on_try(search_k: int, recall: float) -> None:
@@ -65,7 +65,7 @@ def index(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
             tries += 1
             advance(tries, None, f"search_k {search_k}: recall {recall:.4f}")
 
-        tuned = annoy.tune(built, vectors, config.index, on_try)
+        tuned = tune_search_k(built, vectors, config.index, on_try)
         manifest |= {"shards": len(cut), "search_k": tuned.search_k, "recall": tuned.recall, "curve": tuned.curve}
         files = "" if len(cut) == 1 else f" in each of {len(cut)} files"
         advance(1, 1, f"recall@{config.index.recall_k} {tuned.recall:.4f} at search_k {tuned.search_k}{files}")
@@ -74,7 +74,7 @@ def index(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
 def shards(config: Config, run: Run) -> list[Shard]:
     """The files of the index."""
-    return annoy.cut(run.manifest(prepare.STAGE)["num_items"], config.index.shard_items)
+    return plan_shards(run.manifest(prepare.STAGE)["num_items"], config.index.shard_items)
 
 
 def build_shard(job: Job, unit: int) -> None:
@@ -82,4 +82,4 @@ def build_shard(job: Job, unit: int) -> None:
     shard = job.shards[unit]
     vectors = embeddings.load(job.embeddings)[shard.start : shard.stop]
     with atomic_write(job.file(unit)) as draft:
-        annoy.build(vectors, job.config, draft, distance=DISTANCES[job.distance])
+        annoy_index.build(vectors, job.config, draft, distance=DISTANCES[job.distance])

@@ -31,7 +31,7 @@ from recsys.features.encoding import Features
 from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
 from recsys.index.exact import ExactIndex
-from recsys.index.queries import middle
+from recsys.index.queries import default_recency
 from recsys.model.batches import Batches, HistoryBatches, LabeledBatches, PairBatches
 from recsys.model.checkpoint import Checkpoint
 from recsys.release import remote as depot
@@ -186,7 +186,7 @@ def fit_before(
     if not passes["histories"] or config.data.labeled_pairs:
         recency = None
     else:
-        recency = recency or fit.recency or middle(config.evaluate.recency)
+        recency = recency or fit.recency or default_recency(config.evaluate.recency)
         told = on_history_pass or on_pass
         refined = training.fit(
             model, features, inputs, HistoryBatches(split, target, pairs, config, recency), config,

@@ -15,7 +15,7 @@ from recsys.config.sections import EvaluateConfig
 from recsys.data.splits import Holdout
 from recsys.evaluation.baseline_families import Variant
 from recsys.evaluation.metrics import TARGET_METRIC, Model, choose_recency, metrics, ranks, report
-from recsys.index.queries import Queries, middle
+from recsys.index.queries import Queries, default_recency
 
 LookUp = Literal["last_item", "history"]
 LOOK_UPS: tuple[LookUp, ...] = ("last_item", "history")
@@ -38,8 +38,10 @@ class Choice(NamedTuple):
 def queries(holdout: Holdout, look_up: LookUp, recency: float | None, config: EvaluateConfig) -> Queries:
     """The questions of a look-up; `recency` is of a history, the middle one of the config where none was chosen."""
     if look_up == "last_item":
-        return Queries.of_items(holdout.queries)
-    return Queries.of_histories(holdout, middle(config.recency) if recency is None else recency, config.history)
+        return Queries.from_items(holdout.queries)
+    return Queries.from_histories(
+        holdout, default_recency(config.recency) if recency is None else recency, config.history
+    )
 
 
 def choose(
@@ -68,7 +70,7 @@ def choose(
                 if look_up not in best or _score(figures) > _score(best[look_up][0].validation):
                     best[look_up] = Choice(variant.settings, figures), model
         chosen[name] = {look_up: choice for look_up, (choice, _) in best.items()}
-        recency, figures = middle(config.recency), chosen[name]["history"].validation
+        recency, figures = default_recency(config.recency), chosen[name]["history"].validation
         if len(holdout):
             recency, figures = choose_recency(best["history"][1], holdout, config.recency, config.history)
         settings = {**chosen[name]["history"].settings, "recency": recency}

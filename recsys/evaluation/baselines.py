@@ -34,7 +34,7 @@ class Popularity:
     def __init__(self, counts: Counts) -> None:
         self.order = _most_first(counts)
 
-    def answer(self, queries: Queries, k: int) -> NDArray[np.int32]:
+    def top_k(self, queries: Queries, k: int) -> NDArray[np.int32]:
         """The `k` most touched items that are not excluded; int32 [n, k], -1 pads."""
         answers = np.full((len(queries), k), -1, np.int32)
         candidates = self.order[: k + queries.excluded.shape[1]]  # enough to fill any of the answers
@@ -62,7 +62,7 @@ class _Scored(ABC):
     def scores(self, asked: sparse.csr_array) -> sparse.csr_array | NDArray[np.float32]:
         """Scores of all items, [rows, num_items], for queries given as float64 weights [rows, num_items]."""
 
-    def answer(self, queries: Queries, k: int) -> NDArray[np.int32]:
+    def top_k(self, queries: Queries, k: int) -> NDArray[np.int32]:
         """The `k` items with the largest scores above 0 that are not excluded; int32 [n, k], -1 pads.
 
         Scores that are equal in float32 are ties.

@@ -34,7 +34,7 @@ CONFIDENCE = 0.95
 class Model(Protocol):
     """What can be asked: an index, exact search, a baseline."""
 
-    def answer(self, queries: Queries, k: int) -> NDArray[np.int32]:
+    def top_k(self, queries: Queries, k: int) -> NDArray[np.int32]:
         """The `k` best items of each query, best first, none of them excluded; int32 [n, k], -1 pads."""
         ...
 
@@ -79,7 +79,7 @@ def metrics(rank: NDArray[np.int64]) -> dict[str, float]:
 
 def evaluate(model: Model, holdout: Holdout) -> dict[str, float]:
     """`metrics` of look-ups from the last item before each target, nothing but that item left out."""
-    return metrics(ranks(model, Queries.of_items(holdout.queries), holdout.targets))
+    return metrics(ranks(model, Queries.from_items(holdout.queries), holdout.targets))
 
 
 def score(figures: Iterable[Mapping[str, Any]]) -> float:
@@ -204,7 +204,8 @@ def choose_recency(
         length: newest items of a history that count.
     """
     tried = [
-        metrics(ranks(model, Queries.of_histories(holdout, recency, length), holdout.targets)) for recency in recencies
+        metrics(ranks(model, Queries.from_histories(holdout, recency, length), holdout.targets))
+        for recency in recencies
     ]
     best = int(np.argmax([figures.get(TARGET_METRIC, 0.0) for figures in tried]))
     return recencies[best], tried[best]
@@ -214,8 +215,8 @@ def _answers(model: Model, queries: Queries, k: int) -> NDArray[np.int32]:
     """What a model answers, int32 [n, k]; the same question about one item is asked once."""
     if queries.items.shape[1] == 1 and np.array_equal(queries.items, queries.excluded) and (queries.weights > 0).all():
         numbers, question = np.unique(queries.items[:, 0], return_inverse=True)
-        return model.answer(Queries.of_items(numbers), k)[question]
-    return model.answer(queries, k)
+        return model.top_k(Queries.from_items(numbers), k)[question]
+    return model.top_k(queries, k)
 
 
 def _places(answers: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -1,6 +1,8 @@
-"""What "near" means: the one place that knows, of each distance, its direction, its scale and Annoy's name for it.
+"""The distances between embeddings: cosine, Euclidean and Manhattan.
 
-NumPy and plain Python only, because serving imports it. `recsys.model.losses` has the same distances for training.
+To add a distance, add a subclass of `Distance` and list it in `DISTANCES`. Each class knows its name in the settings,
+the metric name in Annoy, and the conversion between distance and similarity. `recsys.model.losses` computes the same
+distances on tensors. This module uses only NumPy, because the server imports it.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 COLUMNS = 4_096
-"""Vectors that are compared at a time."""
+"""Vectors compared at a time."""
 ROWS = 16
-"""Queries that Manhattan compares at a time: a block of ROWS by COLUMNS stays in the processor's cache."""
+"""Queries compared at a time for the Manhattan distance: a block of ROWS by COLUMNS fits in the processor's cache."""
 
 ROUNDING = 8 * np.finfo(np.float64).eps
 """Bound on the rounding error of a squared distance, as a share of the two squared lengths."""
@@ -27,37 +29,37 @@ Metric = Literal["angular", "euclidean", "manhattan"]
 
 @dataclass(frozen=True)
 class Distance(ABC):
-    """One meaning of "near". There is no choice in it: `DISTANCES` holds one of each.
+    """A distance between embeddings, and the similarity derived from it. Use the instances in `DISTANCES`.
 
-    A *distance* is what Annoy reports, smaller is closer; a *similarity* is what an answer shows, larger is closer.
+    A *distance* is what Annoy returns, smaller is closer; a *similarity* is what a search returns, larger is closer.
     """
 
     name: ClassVar[str]
-    """Its name in `tower.distance`."""
+    """Name in `tower.distance`."""
     metric: ClassVar[Metric]
-    """Annoy's name, also in a release's manifest."""
-    unit: ClassVar[bool]
-    """Embeddings have length 1."""
+    """Name in Annoy and in the release manifest."""
+    unit_norm: ClassVar[bool]
+    """Whether embeddings are normalized to length 1."""
 
     @abstractmethod
-    def between(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.floating]:
-        """Annoy's distance of vectors along the last axis: [..., d] and [..., d], broadcast, to [...]."""
+    def between(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.floating]:
+        """Return Annoy's distance along the last axis: [..., d] and [..., d], broadcast, to [...]."""
 
     @abstractmethod
     def similarity(self, distance: Any) -> Any:
-        """Similarity of what is `distance` apart; a float or an array."""
+        """Convert a distance, a float or an array, to a similarity."""
 
     @abstractmethod
     def distance(self, similarity: Any) -> Any:
-        """How far apart what has this `similarity` is: the inverse of `similarity`."""
+        """Convert a similarity to a distance: the inverse of `similarity`."""
 
     @abstractmethod
     def similarities(self, queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Of every query to every vector, exact: float32 [n, d] and [m, d] to [n, m]."""
+        """Return the exact similarity of every query to every vector: float32 [n, d] and [m, d] to [n, m]."""
 
 
 class Cosine(Distance):
-    """Cosine of the angle, in [-1, 1]. Only the direction counts, so embeddings have length 1.
+    """Cosine of the angle, in [-1, 1]. Only the direction matters, so embeddings have length 1.
 
     Annoy's angular distance is the Euclidean distance of the normalized vectors, in [0, 2]:
     d = sqrt(2 (1 - cos)), so cos = 1 - d² / 2 (Annoy's README, "angular").
@@ -65,38 +67,38 @@ class Cosine(Distance):
 
     name = "cosine"
     metric = "angular"
-    unit = True
+    unit_norm = True
 
-    def between(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.floating]:
-        """Chord of the angle. A vector of length 0 is as far as one at a right angle, as for Annoy."""
-        chord = np.linalg.norm(_directions(one) - _directions(other), axis=-1)
-        pointless = ~(one.any(axis=-1) & other.any(axis=-1))
-        return np.where(pointless, math.sqrt(2.0), chord)
+    def between(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.floating]:
+        """Return the chord of the angle. A zero vector counts as orthogonal to every vector, as in Annoy."""
+        chord = np.linalg.norm(_normalize(first) - _normalize(second), axis=-1)
+        has_zero = ~(first.any(axis=-1) & second.any(axis=-1))
+        return np.where(has_zero, math.sqrt(2.0), chord)
 
     def similarity(self, distance: Any) -> Any:
-        """1 - d² / 2."""
+        """Return 1 - d² / 2."""
         return 1.0 - distance * distance / 2.0
 
     def distance(self, similarity: Any) -> Any:
-        """The square root of 2 (1 - cos). A cosine that rounding put above 1 is no distance."""
+        """Return sqrt(2 (1 - cos)). A cosine above 1, which rounding can give, has distance 0."""
         return np.sqrt(np.maximum(2.0 - 2.0 * np.asarray(similarity), 0.0))
 
     def similarities(self, queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One product. Queries may have any length, `vectors` must have length 1."""
-        return _directions(queries) @ vectors.T
+        """Return the product. Queries can have any length, `vectors` must have length 1."""
+        return _normalize(queries) @ vectors.T
 
 
 class _Unbounded(Distance):
-    """A distance in [0, ∞): similarity is 1 / (1 + d), in (0, 1]."""
+    """A distance in [0, ∞); its similarity is 1 / (1 + d), in (0, 1]."""
 
-    unit = False
+    unit_norm = False
 
     def similarity(self, distance: Any) -> Any:
-        """1 / (1 + d)."""
+        """Return 1 / (1 + d)."""
         return 1.0 / (1.0 + distance)
 
     def distance(self, similarity: Any) -> Any:
-        """1 / s - 1. A similarity that rounding put above 1 is no distance."""
+        """Return 1 / s - 1. A similarity above 1, which rounding can give, has distance 0."""
         return np.maximum(1.0 / np.asarray(similarity) - 1.0, 0.0)
 
 
@@ -106,15 +108,16 @@ class Euclidean(_Unbounded):
     name = "euclidean"
     metric = "euclidean"
 
-    def between(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.floating]:
-        """The root of the summed squares."""
-        return np.linalg.norm(one - other, axis=-1)  # type: ignore[no-any-return]
+    def between(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.floating]:
+        """Return the square root of the summed squared differences."""
+        return np.linalg.norm(first - second, axis=-1)  # type: ignore[no-any-return]
 
     def similarities(self, queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """By |q|² + |v|² - 2 q·v, which is one product.
+        """Compute |q|² + |v|² - 2 q·v, which is one product.
 
-        In float64: near vectors cancel, and float32 would keep no more than three digits of their distance. What
-        remains of equal vectors is rounding error, which is below the resolution of float32 inputs and counts as 0.
+        In float64: for close vectors the terms cancel, and float32 would keep at most three digits of their distance.
+        What remains of equal vectors is rounding error, which is below the resolution of float32 inputs and counts
+        as 0.
         """
         wide = queries.astype(np.float64)
         query_squares = np.einsum("nd,nd->n", wide, wide)
@@ -136,31 +139,31 @@ class Manhattan(_Unbounded):
     name = "manhattan"
     metric = "manhattan"
 
-    def between(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.floating]:
-        """The summed absolute differences."""
-        return np.abs(one - other).sum(axis=-1)  # type: ignore[no-any-return]
+    def between(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.floating]:
+        """Return the sum of the absolute differences."""
+        return np.abs(first - second).sum(axis=-1)  # type: ignore[no-any-return]
 
     def similarities(self, queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Dimension by dimension, on blocks that stay in the cache: [n, m, d] never exists."""
+        """Sum dimension by dimension, in blocks that fit in the cache; no array [n, m, d] is created."""
         query_axes, vector_axes = np.ascontiguousarray(queries.T), np.ascontiguousarray(vectors.T)  # [d, n], [d, m]
         result = np.zeros((len(queries), len(vectors)), np.float32)
         for top in range(0, len(queries), ROWS):
             for left in range(0, len(vectors), COLUMNS):
-                apart = np.zeros((len(queries[top : top + ROWS]), len(vectors[left : left + COLUMNS])), np.float32)
-                difference = np.empty_like(apart)
+                total = np.zeros((len(queries[top : top + ROWS]), len(vectors[left : left + COLUMNS])), np.float32)
+                difference = np.empty_like(total)
                 for query_axis, vector_axis in zip(query_axes, vector_axes, strict=True):
                     np.subtract.outer(query_axis[top : top + ROWS], vector_axis[left : left + COLUMNS], out=difference)
-                    apart += np.abs(difference, out=difference)
-                result[top : top + ROWS, left : left + COLUMNS] = self.similarity(apart)
+                    total += np.abs(difference, out=difference)
+                result[top : top + ROWS, left : left + COLUMNS] = self.similarity(total)
         return result
 
 
 COSINE: Final = Cosine()
-DISTANCES: Final[Mapping[str, Distance]] = {each.name: each for each in (COSINE, Euclidean(), Manhattan())}
+DISTANCES: Final[Mapping[str, Distance]] = {distance.name: distance for distance in (COSINE, Euclidean(), Manhattan())}
 """Each distance by its name in `tower.distance`."""
 
 
-def _directions(vectors: NDArray[Any]) -> NDArray[Any]:
-    """At length 1; a vector of length 0 stays."""
+def _normalize(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Return the vectors with length 1; zero vectors are unchanged."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)

@@ -1,7 +1,7 @@
-"""What a model is asked: items with weights, and the items that may not be in the answer.
+"""Batches of queries: weighted items, and the items to exclude from the result.
 
-One item, several, or a user's history: one shape for all, so that an index, exact search and every baseline
-can be asked, and measured, the same.
+One representation for a single item, several items and a user's history, so that an index, exact search and every
+baseline are searched and measured in the same way.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from recsys.data.splits import Holdout
 
 PADDING = -1
 
-MOST_EXCLUDED = 1_000
-"""Of a history only so many newest items are left out of the answer: 4 kB a question, however long a bot's is.
+MAX_EXCLUDED = 1_000
+"""Maximum number of newest items of a history that are excluded from the result: bounds a query to 4 kB.
 
-A person with more is rare, an answer that names one of the older items then is no error, and every model is
-measured alike.
+Users with more items are rare, and returning one of their older items is not an error. All models are measured in the
+same way.
 """
 
 
-def middle(recencies: Sequence[float]) -> float:
-    """The recency to look up with while the best one is not known yet: the median, the larger of two."""
+def default_recency(recencies: Sequence[float]) -> float:
+    """Return the recency to use before the best one is known: the median, of two the larger."""
     return sorted(recencies)[len(recencies) // 2]
 
 
 @dataclass(frozen=True)
 class Queries:
-    """n look-ups."""
+    """A batch of n queries."""
 
     items: NDArray[np.int32]
-    """Item numbers, int32 [n, length]; -1 pads at the end. An item may stand there twice."""
+    """Item numbers, int32 [n, length]; -1 pads at the end. An item can occur twice."""
     weights: NDArray[np.float32]
-    """Of the items, float32 [n, length]; 0 where padded."""
+    """Weights of the items, float32 [n, length]; 0 for padding."""
     excluded: NDArray[np.int32]
-    """Item numbers that may not be in the answer, int32 [n, width]; -1 pads."""
+    """Item numbers that are not returned, int32 [n, width]; -1 is padding."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -47,24 +47,24 @@ class Queries:
         return Queries(self.items[rows], self.weights[rows], self.excluded[rows])
 
     @classmethod
-    def of_items(cls, numbers: NDArray[np.int32]) -> Queries:
-        """Look-ups from one item each, int32 [n]; nothing but the item itself is left out."""
-        column = numbers[:, None]
+    def from_items(cls, item_numbers: NDArray[np.int32]) -> Queries:
+        """Return one query per item, int32 [n]; only the item itself is excluded."""
+        column = item_numbers[:, None]
         return cls(column, np.ones(column.shape, np.float32), column)
 
     @classmethod
-    def of_histories(cls, holdout: Holdout, recency: float, length: int) -> Queries:
-        """Look-ups from what each user touched before the target.
+    def from_histories(cls, holdout: Holdout, recency: float, length: int) -> Queries:
+        """Return one query per user, from the interactions before the target.
 
-        All of it is left out of the answer, of longer histories the newest `MOST_EXCLUDED` items.
+        The whole history is excluded from the result, of longer histories the newest `MAX_EXCLUDED` items.
 
         Args:
             holdout: users, their histories and targets.
-            recency: weight of an item for each step back, in (0, 1]: the newest item weighs 1, the one before
-                `recency`, then `recency` squared.
-            length: newest items that count.
+            recency: factor on the weight for each step back, in (0, 1]: the newest item has weight 1, the one
+                before it `recency`, then `recency` squared.
+            length: number of newest items with a weight.
         """
-        everything = holdout.histories(max(length, MOST_EXCLUDED))
-        items = everything[:, :length]
+        histories = holdout.histories(max(length, MAX_EXCLUDED))
+        items = histories[:, :length]
         weights = recency ** np.arange(items.shape[1], dtype=np.float32)
-        return cls(items, np.where(items == PADDING, 0, weights).astype(np.float32), everything)
+        return cls(items, np.where(items == PADDING, 0, weights).astype(np.float32), histories)

@@ -16,7 +16,7 @@ from recsys.config.sections import CandidatesConfig
 from recsys.data.pairs import Block, Pairs
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
-from recsys.index.exact import top
+from recsys.index.exact import top_columns
 
 KEPT = 64
 """Hard negatives that are kept for each anchor, from which each step draws: memory."""
@@ -67,7 +67,7 @@ def _of(
     similarities = distance.similarities(vectors[anchors], vectors)
     similarities[np.arange(len(anchors)), anchors] = -np.inf
     first, last = config.hard_ranks
-    near = top(similarities, min(last, len(vectors) - 1))[:, first - 1 :]  # [n, width]
+    near = top_columns(similarities, min(last, len(vectors) - 1))[:, first - 1 :]  # [n, width]
     value = np.take_along_axis(similarities, near, axis=1)
 
     row = np.repeat(np.arange(len(anchors)), np.diff(rows.indptr))

@@ -144,8 +144,8 @@ class Validation:
         few = self.holdout.subsample(RECENCY_USERS)
         recency, _ = choose_recency(index, few, evaluate.recency, evaluate.history)
         asked = {
-            "": Queries.of_items(self.holdout.queries),
-            HISTORY: Queries.of_histories(self.holdout, recency, evaluate.history),
+            "": Queries.from_items(self.holdout.queries),
+            HISTORY: Queries.from_histories(self.holdout, recency, evaluate.history),
         }
         found = {prefix: metrics(ranks(index, queries, self.holdout.targets)) for prefix, queries in asked.items()}
         named = {f"validation_{prefix}{name}": value for prefix, one in found.items() for name, value in one.items()}
@@ -224,7 +224,7 @@ def fit(
 
 def _siamese(model: keras.Model, inputs: Inputs, config: Config, among: Vectors | None) -> Siamese:
     """What is trained: both sides of the pairs, or newcomers among embeddings."""
-    loss, unit = losses.of(config.train, config.tower), DISTANCES[config.tower.distance].unit
+    loss, unit = losses.of(config.train, config.tower), DISTANCES[config.tower.distance].unit_norm
     if among is None:
         return Siamese(model, inputs, loss, unit=unit)
     return Newcomers(model, inputs, loss, unit=unit, among=among)

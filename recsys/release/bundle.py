@@ -27,12 +27,13 @@ from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation import calibration
 from recsys.evaluation.calibration import Calibration
-from recsys.index import annoy_index as index
-from recsys.index import embeddings
-from recsys.index.annoy_index import INDEX, Index, Shard
+from recsys.index import annoy_index, embeddings
+from recsys.index.annoy_index import Index
 from recsys.index.distances import DISTANCES, Distance
 from recsys.index.embeddings import Vectors
-from recsys.index.queries import middle
+from recsys.index.queries import default_recency
+from recsys.index.recall import index_recall
+from recsys.index.shards import INDEX_FILE, Shard
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.overlay import EMPTY_OVERLAY, Overlay
 from recsys.retrieval.query import Query
@@ -55,7 +56,7 @@ FILES_OF = {1: _FILES_1, 2: _FILES_2, 3: (*_FILES_2, AUDIENCE)}
 FILES = FILES_OF[FORMAT_VERSION]
 FIELDS_SINCE: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     2: lambda _: {"distance": "cosine", "recency": None},
-    3: lambda saved: {"index": [{"file": INDEX, "start": 0, "stop": saved.get("num_items")}]},
+    3: lambda saved: {"index": [{"file": INDEX_FILE, "start": 0, "stop": saved.get("num_items")}]},
 }
 """Fields of the manifest that came with a version, and what held without saying before."""
 
@@ -148,8 +149,8 @@ class Release:
             _compare(path, "shape of the embeddings", (manifest.num_items, manifest.dimension), vectors.shape)
             distance = DISTANCES[manifest.distance]
             _compare(path, "metric", distance.metric, manifest.metric)
-            embeddings.check(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
-            annoy = index.load(path, manifest.index, vectors, manifest.search_k, distance=distance)
+            embeddings.validate(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
+            annoy = annoy_index.load(path, manifest.index, vectors, manifest.search_k, distance=distance)
             calibrated = calibration.load(path / CALIBRATION) if CALIBRATION in manifest.files else None
             touched = ItemUsers.load(path / AUDIENCE, len(catalog)) if AUDIENCE in manifest.files else None
         except InputError as error:
@@ -181,7 +182,9 @@ class Release:
             self.catalog,
             self.vectors,
             self.index,
-            recency=middle(EvaluateConfig().recency) if self.manifest.recency is None else self.manifest.recency,
+            recency=default_recency(EvaluateConfig().recency)
+            if self.manifest.recency is None
+            else self.manifest.recency,
             calibration=self.calibration,
             item_users=self.item_users,
         )
@@ -238,7 +241,7 @@ class Release:
         """Known questions: on some machines an Annoy build answers every query with one neighbor (Annoy #679)."""
         items = np.linspace(0, len(self.index) - 1, SELF_TEST_ITEMS).astype(np.int32)
         k = min(SELF_TEST_K, len(self.index) - 1)
-        measured = index.recall(self.index, self.vectors, np.unique(items), k)
+        measured = index_recall(self.index, self.vectors, np.unique(items), k)
         # eight items are a small sample: half of the recall that the build proved is enough to tell nonsense
         if measured < self.manifest.index_recall / 2:
             raise ReleaseError(

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from recsys.config.sections import PromoteConfig
 from recsys.data.catalog import Catalog
 from recsys.evaluation.metrics import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, metrics, ranks
-from recsys.index.annoy_index import recall
 from recsys.index.embeddings import BLOCK, NORM_TOLERANCE, Vectors
 from recsys.index.queries import Queries
+from recsys.index.recall import index_recall
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, at_most, skipped
 
@@ -73,7 +73,7 @@ def places(release: Release, questions: Questions) -> NDArray[np.int64]:
     queries, targets = numbers(questions.queries, missing=-1), numbers(questions.targets, missing=-1)
     known = (queries >= 0) & (targets >= 0)
     rank = np.full(len(known), max(CUTS))
-    rank[known] = ranks(release.index, Queries.of_items(queries[known]), targets[known])
+    rank[known] = ranks(release.index, Queries.from_items(queries[known]), targets[known])
     return rank
 
 
@@ -118,7 +118,7 @@ def embedding_checks(release: Release, catalog: Catalog, config: PromoteConfig) 
         squares += block.T @ block
     checks = [at_most("embeddings_not_finite", wrong, 0)]
     sound, unit = max(len(vectors) - wrong, 1), "cosine alone asks for length 1"
-    if distance.unit:
+    if distance.unit_norm:
         cosine = (total @ total - np.trace(squares)) / max(sound * (sound - 1), 1)
         checks.append(at_most("embeddings_norm_error", worst, NORM_TOLERANCE))
         checks.append(at_most("embeddings_mean_cosine", cosine, config.mean_cosine))
@@ -162,7 +162,7 @@ def index_checks(release: Release, sample: NDArray[np.int32], recall_floor: floa
         sample: item numbers to ask about, int32 [n].
         recall_floor: the smallest index recall.
     """
-    measured = recall(release.index, release.vectors, sample, release.manifest.recall_k)
+    measured = index_recall(release.index, release.vectors, sample, release.manifest.recall_k)
     k = min(release.manifest.recall_k, len(release.catalog) - 1)
     found = release.index.neighbors(sample, k)
     distinct = (np.diff(np.sort(found, axis=1), axis=1) > 0).all(axis=1)

@@ -180,7 +180,7 @@ def exact_similarities(distance: Distance, query_vector: NDArray[np.float64], ve
     step = max(CELLS // len(query_vector), 1)
     for start in range(0, len(vectors), step):
         rows = vectors[start : start + step].astype(np.float64)
-        if distance.unit:
+        if distance.unit_norm:
             similarities[start : start + step] = np.add.reduce(rows * query_vector, axis=1)
         else:
             similarities[start : start + step] = distance.similarity(distance.between(query_vector, rows))
@@ -216,10 +216,10 @@ def validate_vector(name: str, vector: NDArray[np.floating], dimension: int, dis
     """
     wide = np.asarray(vector, np.float64)
     length = np.linalg.norm(wide)
-    if wide.shape != (dimension,) or not np.isfinite(length) or (distance.unit and length == 0):
-        rule = f"of {dimension} finite numbers" + (", not all of them 0" if distance.unit else "")
+    if wide.shape != (dimension,) or not np.isfinite(length) or (distance.unit_norm and length == 0):
+        rule = f"of {dimension} finite numbers" + (", not all of them 0" if distance.unit_norm else "")
         raise InputError(f"{name} must be {rule}. Received: {wide.size} numbers, of length {length:g}.")
-    return wide / length if distance.unit else wide
+    return wide / length if distance.unit_norm else wide
 
 
 def normalize(vector: NDArray[np.float64], distance: Distance) -> NDArray[np.float64]:
@@ -228,7 +228,7 @@ def normalize(vector: NDArray[np.float64], distance: Distance) -> NDArray[np.flo
     Raises:
         InputError: the vector is zero up to rounding.
     """
-    if not distance.unit:
+    if not distance.unit_norm:
         return vector
     length = math.sqrt(vector @ vector)
     if length < MIN_MEAN_LENGTH:

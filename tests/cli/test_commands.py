@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from recsys import cli
-from recsys.index.annoy_index import INDEX
+from recsys.index.shards import INDEX_FILE
 from recsys.release.bundle import FILES
 
 NEEDS = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]
@@ -208,7 +208,7 @@ def test_a_whole_release_verifies(release: Path, program: Any) -> None:
     assert json.loads(outcome.out) == {"release_id": "0123456789ab", "path": str(release), "num_items": 33}
 
 
-@pytest.mark.parametrize("name", sorted([*FILES, INDEX]))
+@pytest.mark.parametrize("name", sorted([*FILES, INDEX_FILE]))
 def test_a_release_with_one_changed_byte_does_not_verify(release: Path, program: Any, name: str) -> None:
     content = bytearray((release / name).read_bytes())
     content[-1] ^= 1

@@ -45,7 +45,7 @@ class NeighborsContract:
     def queries(self, num_items):
         """All items one by one, not in order and one of them twice."""
         order = np.random.default_rng(3).permutation(num_items).astype(np.int32)
-        return Queries.of_items(np.append(order, order[:1]))
+        return Queries.from_items(np.append(order, order[:1]))
 
     @pytest.fixture(params=["items", "histories"])
     def any_queries(self, request, queries, num_items):
@@ -53,16 +53,16 @@ class NeighborsContract:
 
     @pytest.mark.parametrize("k", [1, 4], ids="k={}".format)
     def test_gives_k_int32_columns_for_each_query(self, model, any_queries, k):
-        answers = model.answer(any_queries, k)
+        answers = model.top_k(any_queries, k)
         assert answers.shape == (len(any_queries), k)
         assert answers.dtype == np.int32
 
     def test_names_only_items_that_exist_or_padding(self, model, any_queries, num_items):
-        answers = model.answer(any_queries, num_items + 2)
+        answers = model.top_k(any_queries, num_items + 2)
         assert set(answers.ravel().tolist()) <= {PADDING, *range(num_items)}
 
     def test_never_names_what_is_excluded(self, model, any_queries, num_items):
-        answers = model.answer(any_queries, num_items + 2)
+        answers = model.top_k(any_queries, num_items + 2)
         for excluded, answer in zip(any_queries.excluded.tolist(), answers.tolist(), strict=True):
             assert not ({*excluded} - {PADDING}) & {*answer}
 
@@ -72,18 +72,18 @@ class NeighborsContract:
         rng = np.random.default_rng(4)
         own = [[item for item, _ in row] for row in rows]
         more = [[*row, PADDING, *rng.integers(0, num_items, number % 4).tolist()] for number, row in enumerate(own)]
-        everything = model.answer(asked(rows, own), num_items).tolist()
+        everything = model.top_k(asked(rows, own), num_items).tolist()
         left = [
             [item for item in answer if item != PADDING and item not in excluded]
             for answer, excluded in zip(everything, more, strict=True)
         ]
         expected = [answer + [PADDING] * (num_items - len(answer)) for answer in left]
-        self.same(model.answer(asked(rows, more), num_items), np.array(expected, np.int32))
+        self.same(model.top_k(asked(rows, more), num_items), np.array(expected, np.int32))
 
     @pytest.mark.parametrize("k", [1, 4], ids="k={}".format)
     def test_ranks_are_the_places_in_the_answer(self, model, any_queries, num_items, k):
         """Every item is the target of every query once, also those that are excluded."""
-        answers = model.answer(any_queries, k).tolist()
+        answers = model.top_k(any_queries, k).tolist()
         for target in range(num_items):
             expected = [answer.index(target) if target in answer else k for answer in answers]
             found = ranks(model, any_queries, np.full(len(any_queries), target, np.int32), k)
@@ -91,70 +91,70 @@ class NeighborsContract:
             assert found.dtype == np.int64
 
     def test_names_no_neighbor_twice(self, model, any_queries, num_items):
-        for answer in model.answer(any_queries, num_items + 2).tolist():
+        for answer in model.top_k(any_queries, num_items + 2).tolist():
             named = [number for number in answer if number != PADDING]
             assert len(named) == len(set(named))
 
     def test_pads_at_the_end_only(self, model, any_queries, num_items):
-        for answer in model.answer(any_queries, num_items + 2).tolist():
+        for answer in model.top_k(any_queries, num_items + 2).tolist():
             padded = [number == PADDING for number in answer]
             assert padded == sorted(padded)
 
     @pytest.mark.parametrize("beyond", [0, 1, 5], ids="catalog+{}".format)
     def test_pads_what_the_catalog_cannot_fill(self, model, queries, num_items, beyond):
-        answers = model.answer(queries, num_items + beyond)
+        answers = model.top_k(queries, num_items + beyond)
         assert answers.shape == (len(queries), num_items + beyond)
         assert (answers[:, num_items - 1 :] == PADDING).all()
 
     def test_pads_what_is_left_after_the_excluded(self, model, num_items):
         row = histories(num_items)[3]
-        assert (model.answer(asked([row], [range(num_items)]), 3) == PADDING).all()
-        assert (model.answer(asked([row], [range(1, num_items)]), 3)[:, 1:] == PADDING).all()
+        assert (model.top_k(asked([row], [range(num_items)]), 3) == PADDING).all()
+        assert (model.top_k(asked([row], [range(1, num_items)]), 3)[:, 1:] == PADDING).all()
 
     def test_fewer_neighbors_are_the_first_of_more(self, model, any_queries, num_items):
-        longest = model.answer(any_queries, num_items + 2)
+        longest = model.top_k(any_queries, num_items + 2)
         for k in range(1, num_items + 2):
-            self.same(model.answer(any_queries, k), longest[:, :k])
+            self.same(model.top_k(any_queries, k), longest[:, :k])
 
     def test_an_answer_does_not_depend_on_the_other_queries(self, model, any_queries):
-        together = model.answer(any_queries, 4)
-        alone = [model.answer(any_queries[row : row + 1], 4) for row in range(len(any_queries))]
+        together = model.top_k(any_queries, 4)
+        alone = [model.top_k(any_queries[row : row + 1], 4) for row in range(len(any_queries))]
         self.same(together, np.concatenate(alone))
 
     def test_no_queries_have_no_answers(self, model, any_queries):
-        assert model.answer(any_queries[:0], 3).shape == (0, 3)
+        assert model.top_k(any_queries[:0], 3).shape == (0, 3)
 
     def test_the_order_of_a_querys_items_does_not_matter(self, model, num_items):
         rows = histories(num_items)
         backwards = [row[::-1] for row in rows]
-        self.same(model.answer(asked(backwards), num_items), model.answer(asked(rows), num_items))
+        self.same(model.top_k(asked(backwards), num_items), model.top_k(asked(rows), num_items))
 
     def test_only_the_proportions_of_the_weights_matter(self, model, num_items):
         """Powers of two scale without rounding, so that even ties stay ties."""
         rows = histories(num_items)
         scaled = [[(item, weight * 8) for item, weight in row] for row in rows]
-        self.same(model.answer(asked(scaled), num_items), model.answer(asked(rows), num_items))
+        self.same(model.top_k(asked(scaled), num_items), model.top_k(asked(rows), num_items))
 
     def test_padding_changes_nothing(self, model, num_items):
         rows = histories(num_items)
         queries = asked(rows)
-        ragged = [model.answer(asked([row]), 4) for row in rows]
+        ragged = [model.top_k(asked([row]), 4) for row in rows]
         n, wide = len(rows), 3
         padded = Queries(
             np.hstack([queries.items, np.full((n, wide), PADDING, np.int32)]),
             np.hstack([queries.weights, np.zeros((n, wide), np.float32)]),
             np.hstack([queries.excluded, np.full((n, wide + 2), PADDING, np.int32)]),
         )
-        self.same(model.answer(padded, 4), np.concatenate(ragged))
+        self.same(model.top_k(padded, 4), np.concatenate(ragged))
 
     def test_an_item_without_weight_changes_nothing(self, model, num_items):
         rows = histories(num_items)
         excluded = [[item for item, _ in row] for row in rows]
         more = [[*row, ((row[0][0] + 1) % num_items, 0.0)] for row in rows]
-        self.same(model.answer(asked(more, excluded), num_items), model.answer(asked(rows, excluded), num_items))
+        self.same(model.top_k(asked(more, excluded), num_items), model.top_k(asked(rows, excluded), num_items))
 
     def test_an_item_may_stand_twice(self, model, num_items):
         """Its weights add up."""
         rows = histories(num_items)
         halves = [[(item, weight / 2) for item, weight in [*row, *row]] for row in rows]
-        self.same(model.answer(asked(halves), num_items), model.answer(asked(rows), num_items))
+        self.same(model.top_k(asked(halves), num_items), model.top_k(asked(rows), num_items))

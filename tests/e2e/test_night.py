@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from recsys import Release
 from recsys.errors import ReleaseError
-from recsys.index.annoy_index import INDEX
+from recsys.index.shards import INDEX_FILE
 from recsys.release.bundle import FILES
 from tests.e2e import program, world
 
@@ -302,7 +302,7 @@ def cut_in_half(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_in_half, Path.unlink], ids=["byte flipped", "truncated", "gone"])
-@pytest.mark.parametrize("name", sorted([*FILES, INDEX]))
+@pytest.mark.parametrize("name", sorted([*FILES, INDEX_FILE]))
 def test_a_damaged_release_does_not_load(night: Night, tmp_path: Path, name: str, damage: Any) -> None:
     """Whatever file is hurt, the error names it."""
     damaged = tmp_path / "release"

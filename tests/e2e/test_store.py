@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from recsys.index.annoy_index import INDEX
+from recsys.index.shards import INDEX_FILE
 from recsys.release.bundle import FILES
 from tests.e2e import program, world
 
@@ -35,7 +35,7 @@ def test_a_night_goes_from_store_to_store_and_is_served_from_there(
     there = {name.removeprefix(prefix): bucket.get(name) for name in bucket.names() if name.startswith(prefix)}
     local = Path(json.loads(done.stdout)["path"])
     assert there == {path.name: path.read_bytes() for path in local.iterdir()}
-    assert there.keys() == {*FILES, INDEX, "manifest.json"}
+    assert there.keys() == {*FILES, INDEX_FILE, "manifest.json"}
 
     again = program.run("publish", "--config", config, *settings, "--json")
     assert again.returncode == 0, again.stderr

@@ -94,8 +94,8 @@ def test_the_model_is_asked_through_its_index_with_the_recency_of_training(
     popularity = Catalog.load(context.run.path(prepare.STAGE, CATALOG)).frame["interactions"].to_numpy()
     assert figures["history"]["recency"] == RECENCY
     for queries, measured in (
-        (Queries.of_items(test.queries), figures["model"]),
-        (Queries.of_histories(test, RECENCY, 50), figures["history"]["model"]),
+        (Queries.from_items(test.queries), figures["model"]),
+        (Queries.from_histories(test, RECENCY, 50), figures["history"]["model"]),
     ):
         exact = evaluation.report(model, queries, test.targets, popularity, 20)
         assert measured["ndcg_at_20"] == pytest.approx(exact["ndcg_at_20"], rel=0.1)
@@ -173,7 +173,7 @@ def test_windows_that_are_counted_anew_equal_those_of_prepare(tmp_path: Path, ta
             "windowed_item_knn"
         ]
         (variant,) = [v for v in found if v.settings == {"window": 3, "decay": 1.0, "shrinkage": 20.0}]
-        answers.append(variant.fit().answer(Queries.of_items(np.arange(len(catalog), dtype=np.int32)), 10))
+        answers.append(variant.fit().top_k(Queries.from_items(np.arange(len(catalog), dtype=np.int32)), 10))
     np.testing.assert_array_equal(*answers)
 
 

@@ -17,8 +17,9 @@ from pipelines.stages import embed
 from pipelines.stages import index as indexing
 from recsys import Release
 from recsys.config.loading import load_config
-from recsys.index import annoy_index as annoy
+from recsys.index import annoy_index
 from recsys.index.exact import ExactIndex
+from recsys.index.shards import plan_shards
 from recsys.release.bundle import EMBEDDINGS
 from tests.e2e import program, world
 
@@ -47,13 +48,13 @@ def files_of(context: RunContext) -> dict[str, bytes]:
 def test_each_shard_is_a_file_of_its_own_items(tmp_path: Path, shard_items: int, count: int) -> None:
     context = embedded(tmp_path, 300, f"index.shard_items={shard_items}")
     manifest = indexing.index(context.config, context.run, context.progress)
-    shards = annoy.cut(300, shard_items)
+    shards = plan_shards(300, shard_items)
     assert set(files_of(context)) == {"_MANIFEST.json", *(shard.file for shard in shards)}
     assert manifest["shards"] == len(shards) == count
     vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS))
     for shard in shards:
         alone = tmp_path / "alone.ann"
-        annoy.build(vectors[shard.start : shard.stop], context.config.index, alone)
+        annoy_index.build(vectors[shard.start : shard.stop], context.config.index, alone)
         assert context.run.path(indexing.STAGE, shard.file).read_bytes() == alone.read_bytes()
 
 
@@ -62,8 +63,8 @@ def test_the_recall_is_that_of_the_merged_answers(tmp_path: Path) -> None:
     context = embedded(tmp_path, 1_000, *settings)
     manifest = indexing.index(context.config, context.run, context.progress)
     vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS))
-    shards = annoy.cut(1_000, 90)
-    built = annoy.load(context.run.path(indexing.STAGE), shards, vectors, manifest["search_k"])
+    shards = plan_shards(1_000, 90)
+    built = annoy_index.load(context.run.path(indexing.STAGE), shards, vectors, manifest["search_k"])
     everyone, k = np.arange(1_000, dtype=np.int32), context.config.index.recall_k
     found, exact = built.neighbors(everyone, k), ExactIndex(vectors).neighbors(everyone, k)
     share = np.mean([len({*row} & {*other}) / k for row, other in zip(found.tolist(), exact.tolist(), strict=True)])
@@ -106,15 +107,15 @@ def test_after_a_kill_only_the_shards_that_are_missing_are_built(
     assert 3 <= len(there) <= 40
 
     built = set()
-    build = annoy.build
+    build = annoy_index.build
 
     def counting(vectors: Any, config: Any, path: Path, **named: Any) -> Any:
         built.add(path.stem)
         return build(vectors, config, path, **named)
 
-    monkeypatch.setattr(annoy, "build", counting)
+    monkeypatch.setattr(annoy_index, "build", counting)
     indexing.index(context.config, context.run, context.progress)
-    assert built == {shard.file for shard in annoy.cut(20_000, 500)} - there
+    assert built == {shard.file for shard in plan_shards(20_000, 500)} - there
 
     undisturbed = embedded(tmp_path / "undisturbed", 20_000, *settings)
     indexing.index(undisturbed.config, undisturbed.run, undisturbed.progress)

@@ -55,16 +55,16 @@ def test_every_baseline_has_its_settings():
     ids=lambda value: "" if callable(value) else str(value),
 )
 def test_a_variant_fits_the_model_with_its_settings(name, number, expected):
-    queries = Queries.of_items(np.arange(NUM_ITEMS, dtype=np.int32))
+    queries = Queries.from_items(np.arange(NUM_ITEMS, dtype=np.int32))
     model = families(TOUCHED, PAIRS, BAGS, POPULARITY, CONFIG)[name][number].fit()
-    np.testing.assert_array_equal(model.answer(queries, 5), expected().answer(queries, 5))
+    np.testing.assert_array_equal(model.top_k(queries, 5), expected().top_k(queries, 5))
 
 
 def test_every_variant_answers():
-    queries = Queries.of_items(np.arange(NUM_ITEMS, dtype=np.int32))
+    queries = Queries.from_items(np.arange(NUM_ITEMS, dtype=np.int32))
     for variants in families(TOUCHED, PAIRS, BAGS, POPULARITY, CONFIG).values():
         for variant in variants:
-            assert variant.fit().answer(queries, 3).shape == (NUM_ITEMS, 3)
+            assert variant.fit().top_k(queries, 3).shape == (NUM_ITEMS, 3)
 
 
 def test_ease_is_left_out_of_large_catalogs():

@@ -54,7 +54,7 @@ def ndcg(seed, asked, targets):
 
 def test_a_look_up_from_the_last_item_knows_no_recency():
     asked = queries(holdout(0), "last_item", 0.5, CONFIG)
-    expected = Queries.of_items(holdout(0).queries)
+    expected = Queries.from_items(holdout(0).queries)
     for part in ("items", "weights", "excluded"):
         np.testing.assert_array_equal(getattr(asked, part), getattr(expected, part))
 
@@ -62,7 +62,7 @@ def test_a_look_up_from_the_last_item_knows_no_recency():
 @pytest.mark.parametrize(("recency", "taken"), [(0.9, 0.9), (None, 0.5)])
 def test_a_history_fades_with_what_was_chosen_or_the_middle(recency, taken):
     asked = queries(holdout(0), "history", recency, CONFIG)
-    expected = Queries.of_histories(holdout(0), taken, 4)
+    expected = Queries.from_histories(holdout(0), taken, 4)
     for part in ("items", "weights", "excluded"):
         np.testing.assert_array_equal(getattr(asked, part), getattr(expected, part))
 
@@ -79,13 +79,13 @@ def test_each_look_up_has_the_settings_that_are_best_there(questions):
     asked = holdout(questions)
     variants, _ = family(*SEEDS)
     chosen = choose({"name": variants}, asked, CONFIG)["name"]
-    by_item = [ndcg(seed, Queries.of_items(asked.queries), asked.targets) for seed in SEEDS]
+    by_item = [ndcg(seed, Queries.from_items(asked.queries), asked.targets) for seed in SEEDS]
     assert chosen["last_item"].settings == {"seed": int(np.argmax(by_item))}
     assert chosen["last_item"].validation["ndcg_at_20"] == max(by_item)
 
-    by_history = [ndcg(seed, Queries.of_histories(asked, 0.5, 4), asked.targets) for seed in SEEDS]
+    by_history = [ndcg(seed, Queries.from_histories(asked, 0.5, 4), asked.targets) for seed in SEEDS]
     best = int(np.argmax(by_history))
-    by_recency = [ndcg(best, Queries.of_histories(asked, value, 4), asked.targets) for value in CONFIG.recency]
+    by_recency = [ndcg(best, Queries.from_histories(asked, value, 4), asked.targets) for value in CONFIG.recency]
     recency = CONFIG.recency[int(np.argmax(by_recency))]
     assert chosen["history"].settings == {"seed": best, "recency": recency}
     assert chosen["history"].validation["ndcg_at_20"] == max(by_recency)

@@ -140,7 +140,7 @@ def test_finds_the_largest_sums_of_weighted_scores(name, k):
     """Each place in an answer has the score that it should have: independent of the choice among equals."""
     model, scores = MODELS[name]()
     rows = [*histories(NUM_ITEMS), *([(number, 1.0)] for number in range(NUM_ITEMS))]
-    answers = model.answer(asked(rows), k).tolist()
+    answers = model.top_k(asked(rows), k).tolist()
     for row, answer in zip(rows, answers, strict=True):
         total = [sum(weight * scores[item, other] for item, weight in row) for other in range(NUM_ITEMS)]
         allowed = [total[other] for other in range(NUM_ITEMS) if other not in {item for item, _ in row}]
@@ -223,7 +223,7 @@ def test_ranks_agree_with_a_count(monkeypatch, kind, k, cells):
     ]
     queries = asked(rows, excluded)
     assert model.ranks(queries, targets, k).tolist() == expected
-    answers = model.answer(queries, k).tolist()
+    answers = model.top_k(queries, k).tolist()
     places = [answer.index(target) if target in answer else k for answer, target in zip(answers, targets, strict=True)]
     assert expected == places
     assert k == 1 or len({*expected}) > 5
@@ -299,7 +299,7 @@ class TestScored(NeighborsContract):
 
 def test_popularity_names_the_most_touched_others_ties_by_number():
     model = Popularity(np.array([3, 0, 7, 7, 1]))
-    assert model.answer(Queries.of_items(np.array([0, 2, 3, 1], np.int32)), 3).tolist() == [
+    assert model.top_k(Queries.from_items(np.array([0, 2, 3, 1], np.int32)), 3).tolist() == [
         [2, 3, 4],
         [3, 0, 4],
         [2, 0, 4],
@@ -311,7 +311,7 @@ def test_popularity_always_fills():
     """Also with what nobody touched, and after many exclusions."""
     model = Popularity(np.array([3, 0, 7, 7, 1]))
     queries = asked([[(1, 1.0)], [(4, 1.0)]], [[2, 3, 0], []])
-    assert model.answer(queries, 3).tolist() == [[4, 1, -1], [2, 3, 0]]
+    assert model.top_k(queries, 3).tolist() == [[4, 1, -1], [2, 3, 0]]
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.float32])
@@ -319,8 +319,8 @@ def test_counts_may_be_of_any_type(dtype):
     """Minus an unsigned 0 is still the smallest."""
     counts = np.array([0, 2, 1], dtype)
     query = asked([[(0, 1.0)]], [[]])
-    assert Popularity(counts).answer(query, 3).tolist() == [[1, 2, 0]]
-    assert Content(sparse.csr_array(np.ones((3, 1))), counts).answer(query, 3).tolist() == [[1, 2, 0]]
+    assert Popularity(counts).top_k(query, 3).tolist() == [[1, 2, 0]]
+    assert Content(sparse.csr_array(np.ones((3, 1))), counts).top_k(query, 3).tolist() == [[1, 2, 0]]
 
 
 def test_users_of_both_counts_users():
@@ -331,30 +331,30 @@ def test_users_of_both_counts_users():
 def test_equal_scores_go_by_number():
     """Item 0 shares one user with each of the others."""
     dense = np.array([[1, 1, 1, 1, 1]], np.float32)
-    query = Queries.of_items(np.array([2], np.int32))
+    query = Queries.from_items(np.array([2], np.int32))
     for model in (CoOccurrence(shared(dense)), ItemKNN(shared(dense)), Ease(shared(dense), 1.0)):
-        assert model.answer(query, 3).tolist() == [[0, 1, 3]]
+        assert model.top_k(query, 3).tolist() == [[0, 1, 3]]
 
 
 def test_items_that_no_user_shares_are_no_neighbors():
     dense = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0]], np.float32)
-    queries = Queries.of_items(np.arange(4, dtype=np.int32))
+    queries = Queries.from_items(np.arange(4, dtype=np.int32))
     for model in (CoOccurrence(shared(dense)), ItemKNN(shared(dense)), Ease(shared(dense), 1.0)):
-        assert model.answer(queries, 2).tolist() == [[1, -1], [0, -1], [-1, -1], [-1, -1]]
+        assert model.top_k(queries, 2).tolist() == [[1, -1], [0, -1], [-1, -1], [-1, -1]]
 
 
 def test_shrinkage_prefers_what_many_users_share():
     """Items 0 and 1 share the only user of 1; items 0 and 2 share three users of ten."""
     dense = np.array([[1, 1, 1], [1, 0, 1], [1, 0, 1]] + [[0, 0, 1]] * 7, np.float32)
-    query = Queries.of_items(np.array([0], np.int32))
-    assert ItemKNN(shared(dense)).answer(query, 1).item() == 1
-    assert ItemKNN(shared(dense), 50.0).answer(query, 1).item() == 2
+    query = Queries.from_items(np.array([0], np.int32))
+    assert ItemKNN(shared(dense)).top_k(query, 1).item() == 1
+    assert ItemKNN(shared(dense), 50.0).top_k(query, 1).item() == 2
 
 
 def test_directed_pairs_lead_one_way():
     """After 0 comes 1; nothing is known of what comes after 1."""
     model = WindowedItemKNN(sparse.csr_array(np.array([[0, 2], [0, 0]], np.float32)))
-    assert model.answer(Queries.of_items(np.array([0, 1], np.int32)), 1).tolist() == [[1], [-1]]
+    assert model.top_k(Queries.from_items(np.array([0, 1], np.int32)), 1).tolist() == [[1], [-1]]
 
 
 @pytest.mark.parametrize("penalty", [0.5, 30.0], ids="penalty {}".format)
@@ -370,23 +370,23 @@ def test_ease_does_not_name_what_speaks_against_the_query():
     dense = np.array([[1, 0, 1], [1, 0, 1], [0, 1, 1], [0, 1, 1]], np.float32)
     model = Ease(shared(dense), 0.1)
     assert model.matrix[0, 1] < 0
-    assert model.answer(Queries.of_items(np.array([0], np.int32)), 3).tolist() == [[2, -1, -1]]
+    assert model.top_k(Queries.from_items(np.array([0], np.int32)), 3).tolist() == [[2, -1, -1]]
 
 
 def test_content_knows_nothing_of_interactions_unless_told():
     """Items 1, 2 and 3 have the attribute of 0, and 2 is the most touched of them; 4 has another one."""
     bags = sparse.csr_array(np.array([[1, 0], [1, 0], [1, 0], [1, 0], [0, 1]], np.float64))
-    query = Queries.of_items(np.array([0], np.int32))
-    assert Content(bags).answer(query, 4).tolist() == [[1, 2, 3, -1]]
-    assert Content(bags, np.array([9, 4, 8, 4, 9])).answer(query, 4).tolist() == [[2, 1, 3, -1]]
-    assert Content(bags, np.array([9, 4, 8, 4, 9])).answer(query, 1).tolist() == [[2]]
+    query = Queries.from_items(np.array([0], np.int32))
+    assert Content(bags).top_k(query, 4).tolist() == [[1, 2, 3, -1]]
+    assert Content(bags, np.array([9, 4, 8, 4, 9])).top_k(query, 4).tolist() == [[2, 1, 3, -1]]
+    assert Content(bags, np.array([9, 4, 8, 4, 9])).top_k(query, 1).tolist() == [[2]]
 
 
 def test_popularity_only_settles_ties():
     """Item 1 has both attributes of 0; item 2, the most touched, one of them."""
     bags = sparse.csr_array(np.array([[1, 1], [1, 1], [1, 0]], np.float64))
-    query = Queries.of_items(np.array([0], np.int32))
-    assert Content(bags, np.array([0, 1, 99])).answer(query, 2).tolist() == [[1, 2]]
+    query = Queries.from_items(np.array([0], np.int32))
+    assert Content(bags, np.array([0, 1, 99])).top_k(query, 2).tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -394,9 +394,9 @@ def test_popularity_only_settles_ties():
 def test_more_queries_than_a_block_are_answered_alike(monkeypatch, name, cells):
     model, _ = MODELS[name]()
     queries = asked([*histories(NUM_ITEMS), *histories(NUM_ITEMS)])
-    together = model.answer(queries, 4)
+    together = model.top_k(queries, 4)
     monkeypatch.setattr(baselines, "CELLS", cells)
-    np.testing.assert_array_equal(model.answer(queries, 4), together)
+    np.testing.assert_array_equal(model.top_k(queries, 4), together)
 
 
 @pytest.mark.parametrize(

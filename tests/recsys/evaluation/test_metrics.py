@@ -30,7 +30,7 @@ class Canned:
         self.answers = answers
         self.asked = []
 
-    def answer(self, queries, k):
+    def top_k(self, queries, k):
         self.asked.append((queries.items.tolist(), k))
         rows = [(self.answers[number] + [-1] * k)[:k] for number, *_ in queries.items.tolist()]
         return np.array(rows, np.int32).reshape(len(queries), k)
@@ -39,7 +39,7 @@ class Canned:
 def questions(*pairs):
     """Look-ups from one item each, and the targets."""
     queries, targets = zip(*pairs, strict=True) if pairs else ((), ())
-    return Queries.of_items(np.array(queries, np.int32)), np.array(targets, np.int32)
+    return Queries.from_items(np.array(queries, np.int32)), np.array(targets, np.int32)
 
 
 def holdout(*histories):
@@ -308,7 +308,7 @@ class ByWeight:
         self.best = best
         self.widths = set()
 
-    def answer(self, queries, k):
+    def top_k(self, queries, k):
         self.widths.add(queries.items.shape[1])
         answers = np.full((len(queries), k), -1, np.int32)
         place = np.rint(10 * np.abs(queries.weights[:, 1] - self.best)).astype(int)

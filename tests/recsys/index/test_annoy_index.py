@@ -5,11 +5,12 @@ import pytest
 
 from recsys.config.sections import IndexConfig
 from recsys.errors import InputError, StageError
-from recsys.index import annoy_index as index
-from recsys.index.annoy_index import Shard
+from recsys.index import annoy_index
 from recsys.index.distances import COSINE, DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
+from recsys.index.recall import index_recall, tune_search_k
+from recsys.index.shards import INDEX_FILE, Shard, plan_shards
 from tests.contracts.neighbors import NeighborsContract
 
 DIMENSION = 5
@@ -23,25 +24,27 @@ def unit_vectors(rows, dimension=DIMENSION, seed=0):
 def vectors_for(distance, rows, dimension=DIMENSION, seed=0):
     """Unit vectors only where the distance asks for it."""
     stretched = np.random.default_rng(seed + 1).uniform(0.2, 3, (rows, 1)).astype(np.float32)
-    return unit_vectors(rows, dimension, seed) * (1 if distance.unit else stretched)
+    return unit_vectors(rows, dimension, seed) * (1 if distance.unit_norm else stretched)
 
 
 def build(folder, vectors, *, distance=COSINE, **options):
-    return index.build(vectors, IndexConfig(**{"n_trees": 4} | options), folder / "index.ann", distance=distance)
+    return annoy_index.build(vectors, IndexConfig(**{"n_trees": 4} | options), folder / "index.ann", distance=distance)
 
 
 def build_shards(folder, vectors, shard_items, *, distance=COSINE, **options):
     """An index of several files, loaded."""
     config = IndexConfig(**{"n_trees": 4} | options)
-    shards = index.cut(len(vectors), shard_items)
+    shards = plan_shards(len(vectors), shard_items)
     for shard in shards:
-        index.build(vectors[shard.start : shard.stop], config, folder / shard.file, distance=distance)
-    return index.load(folder, shards, vectors, config.n_trees * config.recall_k, distance=distance)
+        annoy_index.build(vectors[shard.start : shard.stop], config, folder / shard.file, distance=distance)
+    return annoy_index.load(folder, shards, vectors, config.n_trees * config.recall_k, distance=distance)
 
 
-def load(folder, vectors, search_k, *, distance=COSINE, file=index.INDEX):
+def load(folder, vectors, search_k, *, distance=COSINE, file=INDEX_FILE):
     """An index of one file."""
-    return index.load(folder, [Shard(file=file, start=0, stop=len(vectors))], vectors, search_k, distance=distance)
+    return annoy_index.load(
+        folder, [Shard(file=file, start=0, stop=len(vectors))], vectors, search_k, distance=distance
+    )
 
 
 every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=list(DISTANCES))
@@ -93,7 +96,7 @@ class TestIndexWithATinySearch(NeighborsContract):
 
     def test_is_full_as_long_as_there_are_items(self, model, queries, num_items):
         for k in (1, 7, num_items - 1):
-            assert (model.answer(queries, k) >= 0).all()
+            assert (model.top_k(queries, k) >= 0).all()
 
 
 class TestIndexOfTwins(NeighborsContract):
@@ -139,7 +142,7 @@ def test_a_thorough_search_is_exact(tmp_path, distance):
     built, exact = build(tmp_path, vectors, distance=distance), ExactIndex(vectors, distance)
     built.search_k = 60 * 4
     np.testing.assert_array_equal(built.neighbors(numbers, 7), exact.neighbors(numbers, 7))
-    np.testing.assert_array_equal(built.answer(histories(60), 7), exact.answer(histories(60), 7))
+    np.testing.assert_array_equal(built.top_k(histories(60), 7), exact.top_k(histories(60), 7))
 
 
 @every_distance
@@ -157,20 +160,20 @@ def test_nearest_to_the_place_of_an_item_is_that_item_and_then_its_neighbors(tmp
     vectors = vectors_for(distance, 30)
     built = build(tmp_path, vectors, distance=distance)
     numbers, similarities = built.nearest(11, 6)
-    found, found_similarities = built.nearest_to(vectors[11], 7)
+    found, found_similarities = built.nearest_to_vector(vectors[11], 7)
     assert found == [11, *numbers]
     assert found_similarities == pytest.approx([1, *similarities], abs=1e-3)  # rounding of an angle near 0
-    assert built.nearest_to(vectors[11], 6, excluded=[11])[0] == numbers
+    assert built.nearest_to_vector(vectors[11], 6, excluded=[11])[0] == numbers
 
 
 @every_distance
 def test_nearest_to_leaves_out_what_it_is_told_to(tmp_path, distance):
     vectors = vectors_for(distance, 30)
     built, place = build(tmp_path, vectors, distance=distance), np.array([0.3, -0.2, 0.5, 0.1, 0], np.float32)
-    everything, similarities = built.nearest_to(place, 30)
+    everything, similarities = built.nearest_to_vector(place, 30)
     assert sorted(everything) == list(range(30))
     left_out = everything[:9]
-    found, found_similarities = built.nearest_to(place, 5, excluded=[*left_out, left_out[0]])
+    found, found_similarities = built.nearest_to_vector(place, 5, excluded=[*left_out, left_out[0]])
     assert found == everything[9:14]
     assert found_similarities == pytest.approx(similarities[9:14])
 
@@ -178,14 +181,14 @@ def test_nearest_to_leaves_out_what_it_is_told_to(tmp_path, distance):
 @pytest.mark.parametrize(("k", "excluded"), [(0, ()), (3, range(30))], ids=["none wanted", "all left out"])
 def test_nearest_to_may_find_nothing(tmp_path, k, excluded):
     vectors = unit_vectors(30)
-    assert build(tmp_path, vectors).nearest_to(vectors[0], k, excluded) == ([], [])
+    assert build(tmp_path, vectors).nearest_to_vector(vectors[0], k, excluded) == ([], [])
 
 
 def test_nearest_to_is_full_however_small_the_search(tmp_path):
     vectors = unit_vectors(300)
     built = build(tmp_path, vectors, n_trees=1)
     built.search_k = 1
-    found, _ = built.nearest_to(vectors[0], 40, excluded=range(0, 300, 2))
+    found, _ = built.nearest_to_vector(vectors[0], 40, excluded=range(0, 300, 2))
     assert len(found) == 40
     assert all(number % 2 for number in found)
 
@@ -194,8 +197,11 @@ def test_for_cosine_the_length_of_a_place_does_not_count(tmp_path):
     vectors = unit_vectors(30)
     built = build(tmp_path, vectors)
     for length in (0.01, 20):
-        numbers, similarities = built.nearest_to(vectors[3] * length, 8)
-        assert (numbers, similarities) == (built.nearest_to(vectors[3], 8)[0], pytest.approx(similarities, abs=1e-5))
+        numbers, similarities = built.nearest_to_vector(vectors[3] * length, 8)
+        assert (numbers, similarities) == (
+            built.nearest_to_vector(vectors[3], 8)[0],
+            pytest.approx(similarities, abs=1e-5),
+        )
 
 
 @pytest.mark.parametrize(
@@ -205,14 +211,14 @@ def test_for_cosine_the_length_of_a_place_does_not_count(tmp_path):
 )
 def test_a_place_that_is_none_is_refused(tmp_path, place, received):
     with pytest.raises(InputError, match=rf"finite and of shape \[5\].*{received}"):
-        build(tmp_path, unit_vectors(9)).nearest_to(place, 3)
+        build(tmp_path, unit_vectors(9)).nearest_to_vector(place, 3)
 
 
 def test_histories_beyond_a_block_are_answered_alike(tmp_path, monkeypatch):
     built = build(tmp_path, unit_vectors(50))
-    together = built.answer(histories(50), 5)
-    monkeypatch.setattr(index, "MEANS", 3)
-    np.testing.assert_array_equal(built.answer(histories(50), 5), together)
+    together = built.top_k(histories(50), 5)
+    monkeypatch.setattr(annoy_index, "QUERY_BLOCK", 3)
+    np.testing.assert_array_equal(built.top_k(histories(50), 5), together)
 
 
 def test_nearest_knows_opposite_and_orthogonal_vectors(tmp_path):
@@ -230,12 +236,12 @@ def test_length_is_the_number_of_items(tmp_path):
 
 
 def test_a_catalog_of_the_size_of_a_shard_is_one_file():
-    assert index.cut(7, 7) == index.cut(7, 1_000) == [Shard(file="index.ann", start=0, stop=7)]
+    assert plan_shards(7, 7) == plan_shards(7, 1_000) == [Shard(file="index.ann", start=0, stop=7)]
 
 
 @pytest.mark.parametrize(("num_items", "shard_items"), [(8, 7), (17, 6), (100, 33), (5, 1)])
 def test_shards_hold_every_item_once_and_are_of_about_one_size(num_items, shard_items):
-    shards = index.cut(num_items, shard_items)
+    shards = plan_shards(num_items, shard_items)
     assert [number for shard in shards for number in range(shard.start, shard.stop)] == list(range(num_items))
     assert len(shards) == math.ceil(num_items / shard_items)
     sizes = [shard.stop - shard.start for shard in shards]
@@ -251,11 +257,11 @@ def test_a_thorough_search_of_shards_is_that_of_one_file(tmp_path, distance, sha
     sharded, exact = build_shards(tmp_path, vectors, shard_items, distance=distance), ExactIndex(vectors, distance)
     built.search_k = sharded.search_k = 60 * 4
     np.testing.assert_array_equal(sharded.neighbors(numbers, 7), exact.neighbors(numbers, 7))
-    np.testing.assert_array_equal(sharded.answer(histories(60), 7), exact.answer(histories(60), 7))
+    np.testing.assert_array_equal(sharded.top_k(histories(60), 7), exact.top_k(histories(60), 7))
     for number in (0, 19, 20, 30, 31, 59):
         assert sharded.nearest(number, 70) == built.nearest(number, 70)
         place = vectors[number] + np.float32(0.25)
-        assert sharded.nearest_to(place, 9, [number, 5]) == built.nearest_to(place, 9, [number, 5])
+        assert sharded.nearest_to_vector(place, 9, [number, 5]) == built.nearest_to_vector(place, 9, [number, 5])
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "manhattan"])
@@ -276,7 +282,7 @@ def test_recall_of_shards_is_tuned_over_the_merged_answer(tmp_path, distance):
     vectors = vectors_for(distance, 600, 12)
     config = {"n_trees": 3, "recall_k": 9, "recall_target": 0.9, "recall_floor": 0.8, "sample": 600}
     built = build_shards(tmp_path, vectors, 170, distance=distance, **config)
-    tuned = index.tune(built, vectors, IndexConfig(**config))
+    tuned = tune_search_k(built, vectors, IndexConfig(**config))
     assert 0.9 <= tuned.recall < 1
     everyone = np.arange(600, dtype=np.int32)
     assert naive_recall(built, vectors, everyone, 9) == pytest.approx(tuned.recall, abs=1e-3)
@@ -285,21 +291,21 @@ def test_recall_of_shards_is_tuned_over_the_merged_answer(tmp_path, distance):
 def test_every_shard_is_compared_with_its_vectors(tmp_path):
     vectors = unit_vectors(40)
     build_shards(tmp_path, vectors, 10)
-    shards = index.cut(40, 10)
+    shards = plan_shards(40, 10)
     for shard in shards:
         other = vectors.copy()
         other[shard.stop - 1] *= -1
         with pytest.raises(InputError, match=rf"{shard.file} .*another vector for item number {shard.stop - 1}\b"):
-            index.load(tmp_path, shards, other, search_k=10)
+            annoy_index.load(tmp_path, shards, other, search_k=10)
 
 
 def test_swapped_shards_are_refused(tmp_path):
     vectors = unit_vectors(40)
     build_shards(tmp_path, vectors, 20)
-    one, two = index.cut(40, 20)
+    one, two = plan_shards(40, 20)
     swapped = [one.model_copy(update={"file": two.file}), two.model_copy(update={"file": one.file})]
     with pytest.raises(InputError, match=r"index-00001\.ann .*another vector for item number 0\b"):
-        index.load(tmp_path, swapped, vectors, search_k=10)
+        annoy_index.load(tmp_path, swapped, vectors, search_k=10)
 
 
 @pytest.mark.parametrize(
@@ -308,17 +314,17 @@ def test_swapped_shards_are_refused(tmp_path):
         ([(0, 20)], "must hold 40 items. Received: 20 items"),
         ([], "must hold 40 items. Received: 0 items"),
         ([(0, 20), (20, 40), (40, 41)], "must hold 40 items. Received: 41 items"),
-        ([(0, 20), (21, 40)], r"index-1\.ann .*must start at item number 20.*Received: 21 up to 40"),
-        ([(0, 20), (19, 40)], r"index-1\.ann .*must start at item number 20.*Received: 19 up to 40"),
-        ([(20, 40), (0, 20)], r"index-0\.ann .*must start at item number 0.*Received: 20 up to 40"),
-        ([(0, 20), (20, 20), (20, 40)], r"index-1\.ann .*at least one item. Received: 20 up to 20"),
+        ([(0, 20), (21, 40)], r"index-1\.ann .*must start at item number 20.*Received: 21 to 40"),
+        ([(0, 20), (19, 40)], r"index-1\.ann .*must start at item number 20.*Received: 19 to 40"),
+        ([(20, 40), (0, 20)], r"index-0\.ann .*must start at item number 0.*Received: 20 to 40"),
+        ([(0, 20), (20, 20), (20, 40)], r"index-1\.ann .*at least one item. Received: 20 to 20"),
     ],
     ids=["one missing", "none", "one more", "a gap", "an overlap", "not in order", "an empty one"],
 )
 def test_shards_that_do_not_hold_every_item_once_are_refused(tmp_path, ranges, told):
     shards = [Shard(file=f"index-{n}.ann", start=start, stop=stop) for n, (start, stop) in enumerate(ranges)]
     with pytest.raises(InputError, match=told):
-        index.load(tmp_path, shards, unit_vectors(40), search_k=10)
+        annoy_index.load(tmp_path, shards, unit_vectors(40), search_k=10)
 
 
 # --- build
@@ -342,7 +348,7 @@ def test_another_seed_gives_another_index(tmp_path):
 
 
 def test_all_vectors_arrive_whatever_the_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "BLOCK", 4)
+    monkeypatch.setattr(annoy_index, "BLOCK", 4)
     vectors = unit_vectors(11)
     build(tmp_path, vectors)
     loaded = load(tmp_path, vectors, search_k=100)
@@ -436,30 +442,30 @@ def test_recall_is_the_share_of_the_exact_nearest_that_are_found(tmp_path, searc
     vectors, sample = vectors_for(distance, 300), np.arange(0, 300, 11, dtype=np.int32)
     built = build(tmp_path, vectors, n_trees=2, distance=distance)
     built.search_k = search_k
-    assert index.recall(built, vectors, sample, 8) == pytest.approx(naive_recall(built, vectors, sample, 8), abs=1e-9)
+    assert index_recall(built, vectors, sample, 8) == pytest.approx(naive_recall(built, vectors, sample, 8), abs=1e-9)
 
 
 @every_distance
 @pytest.mark.parametrize("scale", [1, 1_000, 0.001], ids="scale {}".format)
 def test_among_equally_near_items_any_counts_as_found(tmp_path, distance, scale):
     """Ten items at one place: which three of the nine others come is free."""
-    vectors = np.repeat(vectors_for(distance, 4), 10, axis=0) * np.float32(1 if distance.unit else scale)
+    vectors = np.repeat(vectors_for(distance, 4), 10, axis=0) * np.float32(1 if distance.unit_norm else scale)
     built = build(tmp_path, vectors, distance=distance)
-    assert index.recall(built, vectors, np.arange(40, dtype=np.int32), 3) == 1.0
+    assert index_recall(built, vectors, np.arange(40, dtype=np.int32), 3) == 1.0
 
 
 def test_recall_of_a_catalog_smaller_than_k_counts_what_there_is(tmp_path):
     vectors = unit_vectors(6)
-    assert index.recall(build(tmp_path, vectors), vectors, np.arange(6, dtype=np.int32), 20) == 1.0
+    assert index_recall(build(tmp_path, vectors), vectors, np.arange(6, dtype=np.int32), 20) == 1.0
 
 
 @every_distance
 def test_tuning_reaches_the_target_with_about_the_smallest_search(tmp_path, distance):
     vectors = vectors_for(distance, 600, 12)
     config = IndexConfig(n_trees=3, recall_k=9, recall_target=0.9, recall_floor=0.8, sample=120)
-    built = index.build(vectors, config, tmp_path / "index.ann", distance=distance)
+    built = annoy_index.build(vectors, config, tmp_path / "index.ann", distance=distance)
     seen = []
-    tuned = index.tune(built, vectors, config, on_try=lambda *tried: seen.append(tried))
+    tuned = tune_search_k(built, vectors, config, on_try=lambda *tried: seen.append(tried))
     everyone = np.arange(600, dtype=np.int32)
     assert built.search_k == tuned.search_k
     assert tuned.recall >= 0.9
@@ -472,23 +478,23 @@ def test_tuning_reaches_the_target_with_about_the_smallest_search(tmp_path, dist
 def test_tuning_repeats(tmp_path):
     vectors = unit_vectors(200, 12)
     config = IndexConfig(n_trees=2, recall_k=5, recall_target=0.9, recall_floor=0.8, sample=50)
-    built = index.build(vectors, config, tmp_path / "index.ann")
-    assert index.tune(built, vectors, config) == index.tune(built, vectors, config)
+    built = annoy_index.build(vectors, config, tmp_path / "index.ann")
+    assert tune_search_k(built, vectors, config) == tune_search_k(built, vectors, config)
 
 
 def test_tuning_fails_where_the_allowed_search_stays_below_the_floor(tmp_path):
     vectors = unit_vectors(600, 24)
     config = IndexConfig(n_trees=1, recall_k=10, max_search_k=3, sample=60)
-    built = index.build(vectors, config, tmp_path / "index.ann")
+    built = annoy_index.build(vectors, config, tmp_path / "index.ann")
     with pytest.raises(StageError, match=r"at least 0\.95.*search_k 3\b"):
-        index.tune(built, vectors, config)
+        tune_search_k(built, vectors, config)
 
 
 def test_tuning_takes_the_largest_search_between_floor_and_target(tmp_path):
     vectors = unit_vectors(600, 24)
     config = IndexConfig(n_trees=1, recall_k=10, recall_floor=0.05, recall_target=1.0, max_search_k=40, sample=60)
-    built = index.build(vectors, config, tmp_path / "index.ann")
-    tuned = index.tune(built, vectors, config)
+    built = annoy_index.build(vectors, config, tmp_path / "index.ann")
+    tuned = tune_search_k(built, vectors, config)
     assert tuned.search_k == built.search_k == 40
     assert 0.05 <= tuned.recall < 1
 
@@ -497,5 +503,5 @@ def test_tuning_takes_the_largest_search_between_floor_and_target(tmp_path):
 def test_tuning_copes_with_fewer_items_than_neighbors(tmp_path, num_items):
     vectors = unit_vectors(num_items)
     config = IndexConfig(n_trees=2)
-    built = index.build(vectors, config, tmp_path / "index.ann")
-    assert index.tune(built, vectors, config).recall == 1.0
+    built = annoy_index.build(vectors, config, tmp_path / "index.ann")
+    assert tune_search_k(built, vectors, config).recall == 1.0

@@ -13,7 +13,7 @@ every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=lis
 
 def random_vectors(distance, rows, dimension, seed=0):
     vectors = np.random.default_rng(seed).normal(size=(rows, dimension))
-    if distance.unit:
+    if distance.unit_norm:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors.astype(np.float32)
 
@@ -29,7 +29,7 @@ def naive(distance, one, other):
 
 
 def test_each_distance_has_its_names():
-    known = {each.name: (each.metric, each.unit) for each in DISTANCES.values()}
+    known = {each.name: (each.metric, each.unit_norm) for each in DISTANCES.values()}
     assert known == {
         "cosine": ("angular", True),
         "euclidean": ("euclidean", False),
@@ -124,7 +124,7 @@ def test_no_queries_have_no_similarities(distance):
 @every_distance
 def test_what_is_equal_has_similarity_one(distance):
     """Also far from the origin, where squares are large and cancel."""
-    vectors = random_vectors(distance, 5, 64) * (1 if distance.unit else 1_000)
+    vectors = random_vectors(distance, 5, 64) * (1 if distance.unit_norm else 1_000)
     np.testing.assert_allclose(np.diag(distance.similarities(vectors, vectors)), 1, atol=1e-5)
 
 

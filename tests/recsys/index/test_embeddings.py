@@ -12,7 +12,7 @@ def unit_vectors(rows, dimension):
 
 
 def test_unit_vectors_pass():
-    embeddings.check(unit_vectors(5, 3), 5)
+    embeddings.validate(unit_vectors(5, 3), 5)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_unit_vectors_pass():
 )
 def test_another_type_or_shape_is_refused(vectors, received):
     with pytest.raises(InputError, match=rf"release 7 must be float32 \[5, dimension\].*{received}"):
-        embeddings.check(vectors, 5, "release 7")
+        embeddings.validate(vectors, 5, "release 7")
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_a_vector_that_is_not_of_unit_length_is_named(wrong):
     vectors = unit_vectors(5, 3)
     vectors[3] = wrong
     with pytest.raises(InputError, match="item number 3 "):
-        embeddings.check(vectors, 5)
+        embeddings.validate(vectors, 5)
 
 
 @pytest.mark.parametrize("name", ["euclidean", "manhattan"])
 def test_where_the_length_counts_any_will_do(name):
     vectors = unit_vectors(5, 3) * np.array([[0], [0.1], [1], [7], [1e6]], np.float32)
-    embeddings.check(vectors, 5, distance=DISTANCES[name])
+    embeddings.validate(vectors, 5, distance=DISTANCES[name])
 
 
 @pytest.mark.parametrize("name", list(DISTANCES))
@@ -54,7 +54,7 @@ def test_what_is_not_finite_is_refused_for_any_distance(name, wrong):
     vectors = unit_vectors(5, 3)
     vectors[3, 1] = wrong
     with pytest.raises(InputError, match=r"must be finite.*item number 3 "):
-        embeddings.check(vectors, 5, distance=DISTANCES[name])
+        embeddings.validate(vectors, 5, distance=DISTANCES[name])
 
 
 def test_a_wrong_vector_is_found_in_any_block(monkeypatch):
@@ -62,7 +62,7 @@ def test_a_wrong_vector_is_found_in_any_block(monkeypatch):
     vectors = unit_vectors(11, 3)
     vectors[9] *= 2
     with pytest.raises(InputError, match="item number 9 of length 2"):
-        embeddings.check(vectors, 11)
+        embeddings.validate(vectors, 11)
 
 
 # --- means
@@ -72,24 +72,26 @@ def test_the_mean_of_several_items_is_weighted():
     vectors = np.array([[1, 0], [0, 1], [4, 8]], np.float32)
     items = np.array([[0, 1, -1], [2, 0, 1], [1, 1, 2]], np.int32)
     weights = np.array([[3, 1, 0], [0.5, 0.25, 0.25], [1, 2, 0]], np.float32)
-    np.testing.assert_allclose(embeddings.means(vectors, items, weights), [[0.75, 0.25], [2.25, 4.25], [0, 1]])
+    np.testing.assert_allclose(embeddings.weighted_means(vectors, items, weights), [[0.75, 0.25], [2.25, 4.25], [0, 1]])
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.3, 1e-20], ids=str)
 def test_the_mean_of_one_item_is_its_vector(weight):
     vectors, items = unit_vectors(5, 3), np.array([[4], [0]], np.int32)
-    means = embeddings.means(vectors, items, np.full((2, 1), weight, np.float32))
+    means = embeddings.weighted_means(vectors, items, np.full((2, 1), weight, np.float32))
     np.testing.assert_array_equal(means, vectors[[4, 0]])
 
 
 def test_padding_weighs_nothing():
     vectors = unit_vectors(5, 3)
-    means = embeddings.means(vectors, np.array([[2, -1], [-1, -1]], np.int32), np.ones((2, 2), np.float32))
+    means = embeddings.weighted_means(vectors, np.array([[2, -1], [-1, -1]], np.int32), np.ones((2, 2), np.float32))
     np.testing.assert_array_equal(means, [vectors[2], [0, 0, 0]])
 
 
 def test_the_mean_of_nothing_is_at_the_origin():
-    assert embeddings.means(unit_vectors(5, 3), np.empty((2, 0), np.int32), np.empty((2, 0), np.float32)).tolist() == [
+    assert embeddings.weighted_means(
+        unit_vectors(5, 3), np.empty((2, 0), np.int32), np.empty((2, 0), np.float32)
+    ).tolist() == [
         [0, 0, 0],
         [0, 0, 0],
     ]

@@ -3,7 +3,7 @@ import pytest
 
 from recsys.index import exact
 from recsys.index.distances import COSINE, DISTANCES
-from recsys.index.exact import BLOCK, ExactIndex, top
+from recsys.index.exact import BLOCK, ExactIndex, top_columns
 from recsys.index.queries import Queries
 from tests.contracts.neighbors import NeighborsContract
 
@@ -19,7 +19,7 @@ def unit_vectors(rows, dimension, seed=0):
 def vectors_for(distance, rows, seed=0):
     """Unit vectors only where the distance asks for it."""
     stretched = np.random.default_rng(seed + 1).uniform(0.2, 3, (rows, 1)).astype(np.float32)
-    return unit_vectors(rows, DIMENSION, seed) * (1 if distance.unit else stretched)
+    return unit_vectors(rows, DIMENSION, seed) * (1 if distance.unit_norm else stretched)
 
 
 def naive(vectors, place, k, *, distance=COSINE, excluded=()):
@@ -59,7 +59,7 @@ def test_what_is_no_answer_is_asked_all_the_same_and_never_found(distance):
     answers = index.neighbors(asked, 11)
     assert answers.tolist() == [row + [-1] * (11 - len(row)) for row in expected]
     targets = np.array([9, expected[1][3]], np.int32)
-    assert index.ranks(Queries.of_items(asked), targets, 6).tolist() == [6, 3]
+    assert index.ranks(Queries.from_items(asked), targets, 6).tolist() == [6, 3]
 
 
 @every_distance
@@ -81,7 +81,7 @@ def test_several_items_are_looked_up_by_their_weighted_mean(distance):
         naive(vectors, mean, 6, distance=distance, excluded=left_out)
         for mean, left_out in zip(means, excluded, strict=True)
     ]
-    assert ExactIndex(vectors, distance).answer(queries, 6).tolist() == expected
+    assert ExactIndex(vectors, distance).top_k(queries, 6).tolist() == expected
 
 
 @every_distance
@@ -98,9 +98,9 @@ def test_histories_of_more_than_a_block_are_answered_alike(monkeypatch):
     items = rng.integers(0, 30, (11, 4)).astype(np.int32)
     queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
     model = ExactIndex(unit_vectors(30, DIMENSION))
-    together = model.answer(queries, 7)
+    together = model.top_k(queries, 7)
     monkeypatch.setattr(exact, "BLOCK", 4)
-    np.testing.assert_array_equal(model.answer(queries, 7), together)
+    np.testing.assert_array_equal(model.top_k(queries, 7), together)
 
 
 @pytest.mark.parametrize("cells", [1, 90, 10_000])
@@ -109,9 +109,9 @@ def test_answers_and_ranks_do_not_depend_on_how_much_is_compared_at_a_time(monke
     items, targets = rng.integers(0, 30, (11, 4)).astype(np.int32), rng.integers(0, 30, 11).astype(np.int32)
     queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
     model = ExactIndex(unit_vectors(30, DIMENSION))
-    answers, ranks = model.answer(queries, 7), model.ranks(queries, targets, 30)
+    answers, ranks = model.top_k(queries, 7), model.ranks(queries, targets, 30)
     monkeypatch.setattr(exact, "CELLS", cells)
-    np.testing.assert_array_equal(model.answer(queries, 7), answers)
+    np.testing.assert_array_equal(model.top_k(queries, 7), answers)
     np.testing.assert_array_equal(model.ranks(queries, targets, 30), ranks)
 
 
@@ -123,19 +123,19 @@ def test_length_is_the_number_of_items():
 def test_top_gives_the_columns_of_the_largest_scores_in_order(k):
     scores = np.random.default_rng(1).permutation(28).reshape(4, 7).astype(np.float32)
     expected = [sorted(range(7), key=lambda column: -row[column])[:k] for row in scores]
-    found = top(scores, k)
+    found = top_columns(scores, k)
     assert found.tolist() == expected
     assert found.dtype == np.int32
 
 
 def test_top_orders_equal_scores_by_column():
-    assert top(np.array([[1.0, 3.0, 1.0, 3.0]], np.float32), 4).tolist() == [[1, 3, 0, 2]]
+    assert top_columns(np.array([[1.0, 3.0, 1.0, 3.0]], np.float32), 4).tolist() == [[1, 3, 0, 2]]
 
 
 def test_top_keeps_the_first_of_equal_scores_at_the_cut():
     scores = np.random.default_rng(0).integers(0, 3, (20, 30)).astype(np.float32)
     expected = [sorted(range(30), key=lambda column: -row[column])[:4] for row in scores]
-    assert top(scores, 4).tolist() == expected
+    assert top_columns(scores, 4).tolist() == expected
 
 
 @every_distance
@@ -147,7 +147,7 @@ def test_ranks_are_the_places_in_the_answer(distance):
     queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
     targets = rng.integers(0, 60, 200).astype(np.int32)
     index = ExactIndex(vectors, distance)
-    answers = index.answer(queries, 60).tolist()
+    answers = index.top_k(queries, 60).tolist()
     places = [answer.index(target) if target in answer else 60 for answer, target in zip(answers, targets, strict=True)]
     for k in (7, 60):
         np.testing.assert_array_equal(index.ranks(queries, targets, k), np.minimum(places, k))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from recsys.data.splits import Holdout
-from recsys.index.queries import MOST_EXCLUDED, Queries, middle
+from recsys.index.queries import MAX_EXCLUDED, Queries, default_recency
 
 LOG = [[4, 1, 4, 7, 2], [3, 9], [5, 6, 8]]
 """Users' items, the last one the target."""
@@ -15,7 +15,7 @@ def holdout():
 
 
 def test_a_look_up_from_one_item_leaves_out_the_item():
-    queries = Queries.of_items(np.array([3, 8, 3], np.int32))
+    queries = Queries.from_items(np.array([3, 8, 3], np.int32))
     assert len(queries) == 3
     assert queries.items.tolist() == queries.excluded.tolist() == [[3], [8], [3]]
     assert queries.weights.tolist() == [[1], [1], [1]]
@@ -24,7 +24,7 @@ def test_a_look_up_from_one_item_leaves_out_the_item():
 @pytest.mark.parametrize("recency", [0.3, 1.0], ids="recency {}".format)
 @pytest.mark.parametrize("length", [1, 3, 50], ids="length {}".format)
 def test_histories_are_newest_first_and_fade(recency, length):
-    queries = Queries.of_histories(holdout(), recency, length)
+    queries = Queries.from_histories(holdout(), recency, length)
     for row, own in enumerate(LOG):
         history = own[:-1][::-1]
         taken = history[:length]
@@ -36,23 +36,23 @@ def test_histories_are_newest_first_and_fade(recency, length):
 
 
 def test_of_a_very_long_history_the_newest_items_are_left_out():
-    longest = MOST_EXCLUDED + 500
+    longest = MAX_EXCLUDED + 500
     bot = Holdout(np.arange(longest + 1, dtype=np.int32), np.array([0, 0]), np.array([longest, 2]))
-    queries = Queries.of_histories(bot, 0.5, 3)
+    queries = Queries.from_histories(bot, 0.5, 3)
     newest = list(range(longest - 1, -1, -1))
     assert queries.items.tolist() == [newest[:3], [1, 0, -1]]
-    assert queries.excluded[0].tolist() == newest[:MOST_EXCLUDED]
-    assert queries.excluded[1].tolist() == [1, 0] + [-1] * (MOST_EXCLUDED - 2)
+    assert queries.excluded[0].tolist() == newest[:MAX_EXCLUDED]
+    assert queries.excluded[1].tolist() == [1, 0] + [-1] * (MAX_EXCLUDED - 2)
 
 
 def test_what_counts_is_left_out_however_much_it_is():
     bot = Holdout(np.arange(2_001, dtype=np.int32), np.array([0]), np.array([2_000]))
-    queries = Queries.of_histories(bot, 1.0, MOST_EXCLUDED + 200)
-    assert queries.items.shape == queries.excluded.shape == (1, MOST_EXCLUDED + 200)
+    queries = Queries.from_histories(bot, 1.0, MAX_EXCLUDED + 200)
+    assert queries.items.shape == queries.excluded.shape == (1, MAX_EXCLUDED + 200)
 
 
 def test_types_and_shapes():
-    for queries in (Queries.of_histories(holdout(), 0.5, 2), Queries.of_items(np.array([1, 2, 5], np.int32))):
+    for queries in (Queries.from_histories(holdout(), 0.5, 2), Queries.from_items(np.array([1, 2, 5], np.int32))):
         assert (queries.items.dtype, queries.weights.dtype, queries.excluded.dtype) == (np.int32, np.float32, np.int32)
         assert queries.items.shape == queries.weights.shape
         assert len(queries.items) == len(queries.excluded) == len(queries) == 3
@@ -60,11 +60,11 @@ def test_types_and_shapes():
 
 @pytest.mark.parametrize(("recencies", "expected"), [((0.3,), 0.3), ((0.9, 0.2, 0.5), 0.5), ((0.1, 0.4), 0.4)])
 def test_the_middle_recency(recencies, expected):
-    assert middle(recencies) == expected
+    assert default_recency(recencies) == expected
 
 
 def test_a_slice_is_some_of_the_look_ups():
-    queries = Queries.of_histories(holdout(), 0.5, 3)
+    queries = Queries.from_histories(holdout(), 0.5, 3)
     some = queries[1:]
     assert len(some) == 2
     for part in ("items", "weights", "excluded"):
@@ -73,5 +73,5 @@ def test_a_slice_is_some_of_the_look_ups():
 
 def test_nobody_asks_nothing():
     nobody = Holdout(np.array([1, 2], np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
-    assert len(Queries.of_histories(nobody, 0.5, 3)) == 0
-    assert len(Queries.of_items(nobody.queries)) == 0
+    assert len(Queries.from_histories(nobody, 0.5, 3)) == 0
+    assert len(Queries.from_items(nobody.queries)) == 0

@@ -26,7 +26,7 @@ DENSE = dense_pairs()
 
 def vectors_of(distance, seed=1):
     vectors = np.random.default_rng(seed).normal(size=(NUM_ITEMS, DIMENSION)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if DISTANCES[distance].unit else vectors
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if DISTANCES[distance].unit_norm else vectors
 
 
 def similarity(distance, one, other):

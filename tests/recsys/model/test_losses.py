@@ -83,7 +83,7 @@ def test_distances_and_scores_at_known_angles(distance, angle):
 def test_distances_and_scores_are_those_of_the_definition(distance):
     rng = np.random.default_rng(0)
     one, other = unit(rng.normal(size=(4, 6))), unit(rng.normal(size=(5, 6)))
-    if not distance.unit:
+    if not distance.unit_norm:
         one, other = one * 3, other * 0.5
     for found, naive in ((losses.distances, naive_distance), (losses.scores, naive_score)):
         expected = [[naive(distance.name, a, b) for b in other.tolist()] for a in one.tolist()]

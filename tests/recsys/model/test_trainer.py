@@ -348,7 +348,7 @@ def test_early_stopping_ends_after_its_patience_and_keeps_the_best_pass(world):
         np.testing.assert_array_equal(weight, best)
         assert not np.array_equal(best, last)
     index = ExactIndex(fitted.vectors)
-    found = metrics(ranks(index, Queries.of_items(validation.queries), validation.targets))
+    found = metrics(ranks(index, Queries.from_items(validation.queries), validation.targets))
     best = fitted.curve[fitted.passes - 1]
     for name, value in found.items():
         assert best[f"validation_{name}"] == pytest.approx(value, abs=1e-9)

@@ -33,12 +33,12 @@ class Canned:
     def __len__(self):
         return len(self.answers)
 
-    def answer(self, queries, k):
+    def top_k(self, queries, k):
         rows = [(self.answers.get(number, []) + [-1] * k)[:k] for number in queries.items[:, 0].tolist()]
         return np.array(rows, np.int32).reshape(len(queries), k)
 
     def neighbors(self, numbers, k):
-        return self.answer(Queries.of_items(numbers), k)
+        return self.top_k(Queries.from_items(numbers), k)
 
 
 def release(answers, *, items="abcdefgh"):

@@ -48,7 +48,7 @@ def searcher(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(search, "SELECTIVITY", 2 * NUM_ITEMS)
     vectors = np.random.default_rng(5).normal(size=(NUM_ITEMS, DIMENSION)).astype(np.float32)
     distance = DISTANCES[request.param]
-    if distance.unit:
+    if distance.unit_norm:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     built = build(vectors, IndexConfig(n_trees=8), tmp_path / "index.ann", distance=distance)
     built.search_k = 100 * NUM_ITEMS  # finds all, so that a longer answer begins with the shorter one

@@ -6,7 +6,7 @@ from recsys.config.sections import IndexConfig
 from recsys.data.catalog import Catalog
 from recsys.errors import InputError, UnknownItemError
 from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
-from recsys.index import annoy_index as index
+from recsys.index import annoy_index
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.query import Query
 from recsys.retrieval.results import VerificationResult
@@ -29,7 +29,7 @@ def vectors(catalog):
 @pytest.fixture
 def similar(catalog, tmp_path, vectors):
     """`similar(item, k)` asks an engine over the catalog."""
-    annoy = index.build(vectors, IndexConfig(n_trees=3), tmp_path / "index.ann")
+    annoy = annoy_index.build(vectors, IndexConfig(n_trees=3), tmp_path / "index.ann")
 
     def ask(item_id, k, **more):
         return Engine("r1", catalog, vectors, annoy, **more).search(Query.from_item(item_id, k))
@@ -74,7 +74,7 @@ def test_no_similarity_leaves_the_range_of_a_cosine(catalog, tmp_path, vectors):
     """Unit vectors are a little longer or shorter in float32."""
     vectors[1] = -vectors[0]
     longer = vectors * np.float32(1.0005)
-    annoy = index.build(longer, IndexConfig(n_trees=3), tmp_path / "longer.ann")
+    annoy = annoy_index.build(longer, IndexConfig(n_trees=3), tmp_path / "longer.ann")
     answer = Engine("r1", catalog, longer, annoy).search(Query.from_item(catalog.item_ids[0], 4))
     assert answer.neighbors[-1].similarity == -1.0
 

@@ -1,0 +1,87 @@
+"""Recall of an index against exact search, and the `search_k` that reaches a target recall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.config.sections import IndexConfig
+from recsys.errors import StageError
+from recsys.index.annoy_index import Index
+from recsys.index.embeddings import Vectors
+from recsys.index.exact import ExactIndex
+
+TOLERANCE = 1e-6
+"""Tolerance for equal similarities, absolute for cosine, otherwise relative: float32 rounding must not separate
+them."""
+
+
+class TunedSearch(NamedTuple):
+    """The chosen `search_k` and the measured recall."""
+
+    search_k: int
+    recall: float
+    """Share of the exact nearest neighbors that the index returned, over the sample."""
+    curve: list[tuple[int, float]]
+    """Each `search_k` that was tried, with its recall, ascending."""
+
+
+def index_recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], k: int) -> float:
+    """Return the share of the exact `k` nearest neighbors of the sampled items that the index returns.
+
+    An item as near as the last exact neighbor counts as returned, since ties can be broken either way
+    (ann-benchmarks does the same).
+    """
+    return _recall(index, vectors, sample, ExactIndex(vectors, index.distance).neighbors(sample, k))
+
+
+def tune_search_k(
+    index: Index, vectors: Vectors, config: IndexConfig, on_try: Callable[[int, float], None] = lambda *_: None
+) -> TunedSearch:
+    """Set the index's `search_k` to the smallest value, within 10%, that reaches `recall_target`.
+
+    Raises:
+        StageError: the recall at `max_search_k` is below `recall_floor`.
+    """
+    rng = np.random.default_rng(config.seed)
+    sample = np.sort(rng.choice(len(index), min(config.sample, len(index)), replace=False)).astype(np.int32)
+    exact = ExactIndex(vectors, index.distance).neighbors(sample, config.recall_k)
+    recalls: dict[int, float] = {}
+
+    def reaches_target(search_k: int) -> bool:
+        index.search_k = search_k
+        recalls[search_k] = _recall(index, vectors, sample, exact)
+        on_try(search_k, recalls[search_k])
+        return recalls[search_k] >= config.recall_target
+
+    low, high = 0, min(config.recall_k, config.max_search_k)
+    while not reaches_target(high) and high < config.max_search_k:
+        low, high = high, min(2 * high, config.max_search_k)
+    while high - low > max(1, high // 10) and recalls[high] >= config.recall_target:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reaches_target(middle) else (middle, high)
+    if recalls[high] < config.recall_floor:
+        raise StageError(
+            f"index recall must be at least {config.recall_floor}. Received: {recalls[high]:.4f} at "
+            f"search_k {high}. Raise index.n_trees or index.max_search_k."
+        )
+    index.search_k = high
+    return TunedSearch(high, recalls[high], sorted(recalls.items()))
+
+
+def _recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], exact: NDArray[np.int32]) -> float:
+    k = min(exact.shape[1], len(index) - 1)
+    if k == 0:
+        return 1.0
+
+    def similarities(neighbors: NDArray[np.int32]) -> NDArray[np.floating]:
+        distances = index.distance.between(vectors[sample][:, None], vectors[neighbors])
+        return index.distance.similarity(distances)  # type: ignore[no-any-return]
+
+    kth_similarity = similarities(exact[:, k - 1 : k])  # [n, 1]
+    neighbors = index.neighbors(sample, k)  # [n, k]
+    tolerance = TOLERANCE * (1 if index.distance.unit_norm else kth_similarity)
+    return float(((similarities(neighbors) >= kth_similarity - tolerance) & (neighbors >= 0)).mean())
