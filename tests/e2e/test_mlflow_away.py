@@ -40,8 +40,8 @@ class Watching(Progress):
         self.stage_line = re.compile(rf"  {stage} +\d")
         self.then = then
 
-    def say(self, text: str) -> None:
-        if self.stage_line.match(text):
+    def write(self, line: str) -> None:
+        if self.stage_line.match(line):
             self.then()
 
 
