@@ -29,7 +29,7 @@ WriteRelease = Callable[..., Path]
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
     """`recsys ARGUMENTS…` in this process: that saves the imports of a new one."""
-    from recsys import cli
+    from recsys import command_line
 
     monkeypatch.setenv("COLUMNS", "300")  # so that no message is wrapped
     monkeypatch.setenv("TERM", "dumb")
@@ -39,7 +39,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr(sys, "argv", ["recsys", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            command_line.main()
         code = caught.value.code
         return Outcome(0 if code is None else int(code), *capsys.readouterr())
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from recsys.cli import app
+from recsys.command_line import app
 from recsys.config.sections import Config
 from tests import ROOT
 
@@ -41,8 +41,9 @@ def named(words: list[str]) -> set[tuple[str, ...]]:
 
 def commands(group: Any, *before: str) -> Iterator[tuple[tuple[str, ...], set[str]]]:
     """Every command with its options."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
             yield from commands(command, *before, name)
         else:
             yield (*before, name), {option for parameter in command.params for option in parameter.opts}
@@ -70,7 +71,7 @@ def test_every_command_is_told_of() -> None:
 @every_page
 def test_options_by_themselves_are_those_of_a_program(page: Path) -> None:
     known = set[str]().union(*COMMANDS.values())
-    for program in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("pipelines/*.py")):
+    for program in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("pipelines/commands/*.py")):
         known |= set(re.findall(r'"(--[a-z-]+)"', program.read_text()))
     assert set(found(page, r"^(--[a-z-]+)(?!\w)")) <= known
 

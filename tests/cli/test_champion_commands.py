@@ -53,9 +53,9 @@ def ask(place: Place, program: Any) -> Any:
 
 
 def test_a_release_that_passed_is_promoted_and_the_history_says_so(place: Place, ask: Any) -> None:
-    outcome = ask("promote", "release-0", "--why", "first of all")
+    outcome = ask("promote", "release-0", "--reason", "first of all")
     assert (outcome.exit_code, outcome.err) == (0, "")
-    assert "release-0 is in service, in place of nobody" in outcome.out
+    assert "release-0 is now the champion, the first one" in outcome.out
     assert place.champion == "release-0"
     (event,) = json.loads(ask("releases", "history", "--json").out)
     assert (event["action"], event["before"], event["after"], event["why"]) == (
@@ -71,7 +71,7 @@ def test_a_release_that_passed_is_promoted_and_the_history_says_so(place: Place,
 
 
 @pytest.mark.parametrize(
-    ("release", "reason"), [("release-2", "failed index_recall"), ("release-3", "it was not asked")]
+    ("release", "reason"), [("release-2", "failed index_recall"), ("release-3", "the gate has not checked it")]
 )
 def test_a_release_that_did_not_pass_is_promoted_by_force_alone(
     place: Place, ask: Any, release: str, reason: str
@@ -81,7 +81,7 @@ def test_a_release_that_did_not_pass_is_promoted_by_force_alone(
     assert refused.exit_code == 1
     assert reason in refused.err
     assert place.champion == "release-0"
-    forced = ask("promote", release, "--force", "--why", "we know better")
+    forced = ask("promote", release, "--force", "--reason", "we know better")
     assert forced.exit_code == 0
     assert place.champion == release
     assert ("failed index_recall" in forced.out) is (release == "release-2")
@@ -91,21 +91,21 @@ def test_an_unknown_release_is_told(place: Place, ask: Any) -> None:
     for command in (("promote", "nothing"), ("rollback", "--to", "nothing"), ("releases", "pin", "nothing")):
         outcome = ask(*command)
         assert outcome.exit_code == 1
-        assert "Received: nothing, which is none at" in outcome.err
+        assert "Received: nothing, which is not registered at" in outcome.err
     assert place.champion is None
 
 
 def test_force_without_a_release_is_an_error(ask: Any) -> None:
     outcome = ask("promote", "--force")
     assert outcome.exit_code == 2
-    assert "must come with a RELEASE" in outcome.err
+    assert "must be given with a RELEASE" in outcome.err
 
 
 def test_rollback_goes_to_the_one_before_or_to_a_named_one(place: Place, ask: Any) -> None:
-    assert "must have had another champion" in ask("rollback").err
+    assert "must have a previous champion" in ask("rollback").err
     ask("promote", "release-0")
     ask("promote", "release-1")
-    assert ask("rollback", "--why", "people complained").exit_code == 0
+    assert ask("rollback", "--reason", "people complained").exit_code == 0
     assert place.champion == "release-0"
     assert ask("rollback", "--to", "release-1").exit_code == 0
     assert place.champion == "release-1"
@@ -152,12 +152,12 @@ def test_rollback_fetches_what_is_not_here(place: Place, ask: Any) -> None:
 
 
 def test_a_move_by_hand_is_told_by_the_history(place: Place, ask: Any) -> None:
-    assert "No release was in service yet" in ask("releases", "history").out
+    assert "No release has been promoted yet" in ask("releases", "history").out
     ask("promote", "release-0")
     place.tracker.promote(place.versions[1], place.versions[0])
     outcome = ask("releases", "history")
     assert outcome.exit_code == 0
-    assert "the champion is release-1, the last event tells of release-0" in outcome.err
+    assert "the champion is release-1, but the last recorded promotion is of release-0" in outcome.err
 
 
 # --- recsys releases prune
@@ -178,7 +178,7 @@ def test_prune_tells_first_and_deletes_when_told_to(place: Place, ask: Any) -> N
 def test_champion_previous_and_pinned_stay(place: Place, ask: Any) -> None:
     ask("promote", "release-0")
     ask("promote", "release-1")
-    assert "pinned: for the audit" in ask("releases", "pin", "release-2", "--why", "for the audit").out
+    assert "pinned: for the audit" in ask("releases", "pin", "release-2", "--reason", "for the audit").out
     ask("releases", "prune", "--keep", 1, "--yes")
     assert place.releases == {f"release-{number}" for number in range(4)}
     assert ask("releases", "unpin", "release-2").exit_code == 0

@@ -25,7 +25,7 @@ def test_a_person_is_told_the_answer_and_why(program: Any) -> None:
     first, *lines = outcome.out.splitlines()
     assert first == "The same: Title of item-1-1 (item-1-1) and Title of item-1-2 (item-1-2)"
     assert [line.split()[0] for line in lines] == ["similarity", "probability", "threshold", "measured"]
-    assert "of probability 0.5" in lines[2]
+    assert "for probability 0.5" in lines[2]
 
 
 def test_not_the_same_is_an_answer_and_no_error(program: Any) -> None:
@@ -105,5 +105,5 @@ def test_a_wrong_command_line_is_told(program: Any, arguments: list[str]) -> Non
 
 
 def test_help_tells_it_from_the_check_of_a_release(program: Any) -> None:
-    assert "recsys releases verify" in program("verify", "--help").out
-    assert "whole" in program("releases", "--help").out or "file" in program("releases", "--help").out
+    assert "recsys releases check" in program("verify", "--help").out
+    assert "undamaged" in program("releases", "--help").out

@@ -316,7 +316,7 @@ def test_a_damaged_release_is_told_in_one_message(night: Night, tmp_path: Path) 
     damaged = tmp_path / "release"
     shutil.copytree(night.summary["path"], damaged)
     flip_a_byte(damaged / "index.ann")
-    done = program.run("releases", "verify", damaged)
+    done = program.run("releases", "check", damaged)
     assert done.returncode == 1
     assert "SHA-256 of index.ann" in done.stderr
     assert "Traceback" not in done.stderr

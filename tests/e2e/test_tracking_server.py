@@ -57,9 +57,9 @@ def test_nights_promotion_rollback_and_history_live_on_a_server(server: Server, 
     assert answered(elsewhere) == answered(config) != {}
     assert answered(elsewhere)["release_id"] == second["release_id"]
 
-    told("rollback", "--why", "a test", "--config", elsewhere)
+    told("rollback", "--reason", "a test", "--config", elsewhere)
     assert answered(config)["release_id"] == answered(elsewhere)["release_id"] == first["release_id"]
-    told("promote", second["release_id"], "--why", "another test", "--config", config)
+    told("promote", second["release_id"], "--reason", "another test", "--config", config)
     assert answered(elsewhere)["release_id"] == second["release_id"]
 
     moves = [

@@ -148,7 +148,7 @@ def test_commands_answer_from_a_release_by_its_url(program, bucket):
     for command in (["similar", "item-1-1", "--json"], ["verify", "item-1-1", "item-1-2", "--json"]):
         here, there = (program(*command, "--release", place) for place in (GOLDEN, url))
         assert (there.exit_code, there.out, there.err) == (0, here.out, "")
-    assert "is whole" in program("releases", "verify", url).out
+    assert "is undamaged" in program("releases", "check", url).out
     assert json.loads(program("releases", "show", url, "--json").out)["release_id"] == url.rpartition("/")[2]
 
 
@@ -156,8 +156,8 @@ def test_neighbors_go_from_a_store_to_a_store(program, bucket, settings, tmp_pat
     url = depot.put(Release.load(GOLDEN), f"{bucket.url}/releases")
     for name in ("neighbors", "neighbors.jsonl"):
         here, there = tmp_path / name, f"{bucket.url}/out/{name}"
-        assert program("neighbors", "--config", settings, "--release", GOLDEN, "--to", here).exit_code == 0
-        outcome = program("neighbors", "--config", settings, "--release", url, "--to", there)
+        assert program("export", "--config", settings, "--release", GOLDEN, "--to", here).exit_code == 0
+        outcome = program("export", "--config", settings, "--release", url, "--to", there)
         assert outcome.exit_code == 0, outcome.err
         assert outcome.out.endswith(f"are in {there}: 980 rows\n")
         for path in [path for path in tmp_path.glob(f"{name}/**/*") if path.is_file()] or [here]:

@@ -132,7 +132,7 @@ def recsys(command: str, config: Path, overrides: list[str], *arguments: object)
 
 def export_neighbors(config: Path, overrides: list[str], release: Path, to: Path) -> float:
     overrides = [*overrides, "neighbors.items_per_unit=1000"]
-    return recsys("neighbors", config, overrides, "--release", release, "--to", to)
+    return recsys("export", config, overrides, "--release", release, "--to", to)
 
 
 def test_cluster_writes_the_rows_of_the_local_profile(local: LocalRun, cluster: list[str], tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_night_with_many_shards_answers_like_any_other(tmp_path: Path) -> None
     done = program.run("similar", item, "--k", len(others), "--release", release.path, "--json")
     assert {near["item_id"] for near in json.loads(done.stdout)["neighbors"]} == set(others)
 
-    done = program.run("neighbors", *flags, "--k", 48, "--to", tmp_path / "all.jsonl", "--json")
+    done = program.run("export", *flags, "--k", 48, "--to", tmp_path / "all.jsonl", "--json")
     assert done.returncode == 0, done.stderr
     exported = pl.read_ndjson(tmp_path / "all.jsonl")
     assert exported["item_id"].to_list() == list(release.catalog.item_ids)

@@ -1,4 +1,4 @@
-"""`recsys neighbors`: from a release to a file or a database, through the program."""
+"""`recsys export`: from a release to a file or a database, through the program."""
 
 import json
 import sqlite3
@@ -25,20 +25,20 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The current folder is not that of the config."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.delenv("RECSYS_NEIGHBORS_TO", raising=False)
+    monkeypatch.delenv("RECSYS_EXPORT_TO", raising=False)
 
 
 def test_by_default_parquet_lies_beside_the_config(program: Any, config: Path) -> None:
-    outcome = program("neighbors", "--config", config, "--release", GOLDEN)
+    outcome = program("export", "--config", config, "--release", GOLDEN)
     assert outcome.exit_code == 0
     place = config.parent / "neighbors.parquet"
-    assert outcome.out == f"Neighbors of 49 items of release 50049176ddac are in {place}: 980 rows\n"
+    assert outcome.out == f"Exported 980 neighbors of 49 items of release 50049176ddac to {place}\n"
     assert json.loads((place / "_MANIFEST.json").read_text())["rows"] == 980
     assert [line.split()[0] for line in outcome.err.splitlines()] == ["nearest", "deliver"]
 
 
 def test_a_program_gets_one_line_and_the_same_one_again(program: Any, config: Path) -> None:
-    arguments = ("neighbors", "--config", config, "--release", GOLDEN, "--json")
+    arguments = ("export", "--config", config, "--release", GOLDEN, "--json")
     first, second = program(*arguments), program(*arguments)
     assert len(first.out.splitlines()) == 1
     assert json.loads(first.out)["items"] == 49
@@ -52,15 +52,15 @@ def test_what_is_asked_for_on_the_command_line_lies_in_the_current_folder(
 ) -> None:
     asked = {"option": ("--to", name), "setting": ("--set", f"neighbors.to={name}"), "variable": ()}[how]
     if how == "variable":
-        monkeypatch.setenv("RECSYS_NEIGHBORS_TO", name)
-    outcome = program("neighbors", "--config", config, "--release", GOLDEN, "--k", 3, *asked)
+        monkeypatch.setenv("RECSYS_EXPORT_TO", name)
+    outcome = program("export", "--config", config, "--release", GOLDEN, "--k", 3, *asked)
     assert outcome.exit_code == 0, outcome.err
     assert Path(to).is_file()
 
 
 def test_what_the_config_names_lies_beside_it(program: Any, config: Path) -> None:
     config.write_text(f'{config.read_text()}[neighbors]\nto = "sqlite:///all.db"\nk = 4\n')
-    assert program("neighbors", "--config", config, "--release", GOLDEN).exit_code == 0
+    assert program("export", "--config", config, "--release", GOLDEN).exit_code == 0
     with closing(sqlite3.connect(config.parent / "all.db")) as connection:
         rows = connection.execute("SELECT count(*) FROM recsys_neighbors").fetchone()
     assert rows == (49 * 4,)
@@ -85,7 +85,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
     program: Any, config: Path, *, arguments: list[str], code: int, told: str
 ) -> None:
     Path("file").touch()
-    outcome = program("neighbors", "--config", config, "--release", GOLDEN, *arguments)
+    outcome = program("export", "--config", config, "--release", GOLDEN, *arguments)
     assert (outcome.exit_code, outcome.out) == (code, "")
     (error,) = [line for line in outcome.err.splitlines() if not line.startswith("  nearest")]
     assert error.startswith("error: ")
@@ -96,6 +96,6 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
 
 
 def test_before_the_first_night_there_is_no_champion_to_export(program: Any, config: Path) -> None:
-    outcome = program("neighbors", "--config", config)
+    outcome = program("export", "--config", config)
     assert (outcome.exit_code, outcome.out) == (1, "")
     assert "model item-tower must have a champion" in outcome.err

@@ -1,0 +1,1 @@
+"""Commands of the batch jobs: the nightly run, single stages, tuning and export."""

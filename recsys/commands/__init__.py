@@ -1,0 +1,1 @@
+"""Commands of the library: releases, queries and data."""
