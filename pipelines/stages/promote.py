@@ -113,7 +113,7 @@ def _decision(
 
 def _ask(config: Config, run: Run, tracking: RunTracking, challenger: Release, champion: Version | None) -> list[Check]:
     """Every check there is, in the order in which a night comes about."""
-    limits = config.promote
+    limits, data_limits = config.promote, data_checks.LIMITS[config.promote.data_sensitivity]
     catalog = Catalog.load(run.path(prepare.STAGE, CATALOG))
     in_service, loaded = _in_service(config, tracking, champion)
     report = json.loads(run.path(prepare.STAGE, data_page.REPORT).read_text(encoding="utf-8"))
@@ -123,17 +123,17 @@ def _ask(config: Config, run: Run, tracking: RunTracking, challenger: Release, c
     sample = items.astype(np.int32)
     return [
         *data_checks.account_checks(report, config.prepare.max_dead_letter_ratio),
-        *data_checks.day_checks(report, copies, datetime.now(UTC), limits),
-        *data_checks.column_checks(catalog, config.items, limits),
+        *data_checks.day_checks(report, copies, datetime.now(UTC), data_limits),
+        *data_checks.column_checks(catalog, config.items, data_limits),
         *data_checks.champion_checks(
             report,
             catalog,
             _report_of(run, tracking, in_service),
             in_service.catalog if in_service else None,
             config.items,
-            config=limits,
+            limits=data_limits,
         ),
-        *gate.embedding_checks(challenger, catalog, limits),
+        *gate.embedding_checks(challenger, catalog),
         gate.tower_check(challenger, sample, _embedded(config, challenger, sample)),
         *gate.index_checks(challenger, sample, config.index.recall_floor),
         promotion.answers_check(challenger),

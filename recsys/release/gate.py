@@ -36,6 +36,18 @@ AGREEMENT = 0.99
 """Smallest similarity of an embedding and what the release's own tower gives for the item: rounding is far less."""
 
 
+MAX_MEAN_COSINE = 0.8
+"""Largest mean cosine of two items: above it the embeddings have collapsed to nearly one direction. Trained towers have
+0 to 0.2."""
+MIN_EFFECTIVE_RANK = 0.05
+"""Smallest effective rank of the embeddings (Roy and Vetterli, 2007), as a share of their dimension: below it they
+have collapsed to a few directions."""
+MIN_STRATUM_QUERIES = 100
+"""A stratum with fewer queries is not compared: the interval would be wider than any useful tolerance."""
+LATENCY_RATIO = 3.0
+"""A release may be this many times as slow as the champion, measured in the same minute: less is noise."""
+
+
 class Questions(NamedTuple):
     """Held-out interactions by item id, so that releases with other catalogs can be asked the same."""
 
@@ -96,13 +108,12 @@ def difference(rank: NDArray[np.int64], before: NDArray[np.int64], resamples: in
     return Difference(float(each.mean()), float(low), float(each.std() / np.sqrt(len(each))))
 
 
-def embedding_checks(release: Release, catalog: Catalog, config: PromoteConfig) -> list[Check]:
+def embedding_checks(release: Release, catalog: Catalog) -> list[Check]:
     """Finite, of unit length, not collapsed, one for each item of tonight's catalog.
 
     Args:
         release: the challenger.
         catalog: that of tonight's data.
-        config: limits.
     """
     vectors, distance = release.vectors, release.distance
     wrong, worst = 0, 0.0
@@ -121,12 +132,12 @@ def embedding_checks(release: Release, catalog: Catalog, config: PromoteConfig) 
     if distance.unit_norm:
         cosine = (total @ total - np.trace(squares)) / max(sound * (sound - 1), 1)
         checks.append(at_most("embeddings_norm_error", worst, NORM_TOLERANCE))
-        checks.append(at_most("embeddings_mean_cosine", cosine, config.mean_cosine))
+        checks.append(at_most("embeddings_mean_cosine", cosine, MAX_MEAN_COSINE))
     else:
         checks += [skipped(name, unit) for name in ("embeddings_norm_error", "embeddings_mean_cosine")]
     mean = total / sound
     rank = effective_rank(squares / sound - np.outer(mean, mean)) / min(vectors.shape[1], sound)
-    checks.append(at_least("embeddings_effective_rank", rank, config.effective_rank))
+    checks.append(at_least("embeddings_effective_rank", rank, MIN_EFFECTIVE_RANK))
     checks.append(at_least("catalog_covered", _covered(release.catalog, catalog), 1))
     return checks
 
@@ -178,6 +189,7 @@ def quality_checks(
     floor: float | None,
     config: PromoteConfig,
     resamples: int,
+    min_stratum_queries: int = MIN_STRATUM_QUERIES,
 ) -> list[Check]:
     """Against a floor, and against the champion, who is asked the same questions now.
 
@@ -190,6 +202,7 @@ def quality_checks(
         floor: the smallest NDCG@20, None where there is none to compare with.
         config: tolerances.
         resamples: of the bootstrap.
+        min_stratum_queries: a stratum with fewer queries is not compared.
     """
     compared = [f"{TARGET_METRIC}_change", *(f"{TARGET_METRIC}_change_{stratum}" for stratum in STRATA)]
     if not len(questions.queries):
@@ -206,8 +219,8 @@ def quality_checks(
     for number, name in enumerate(compared[1:]):
         of_it = questions.strata == number
         count = int(of_it.sum())
-        if count < config.stratum_questions:
-            checks.append(skipped(name, f"{count} questions, fewer than {config.stratum_questions}"))
+        if count < min_stratum_queries:
+            checks.append(skipped(name, f"{count} questions, fewer than {min_stratum_queries}"))
         else:
             checks.append(_change(name, rank[of_it], before[of_it], config.stratum_tolerance, resamples))
     return checks
@@ -263,7 +276,7 @@ def latency_check(challenger: Release, champion: Release | None, config: Promote
             times.append(time.perf_counter() - started)
     now, then = (float(np.median(times)) * 1_000 if times else 0.0 for times in took)
     more = f"the champion {then:.4f}" if champion else None
-    return at_most("latency_ms", now, max(config.latency_ms, config.latency_ratio * then), more)
+    return at_most("latency_ms", now, max(config.latency_ms, LATENCY_RATIO * then), more)
 
 
 def _covered(held: Catalog, wanted: Catalog) -> float:

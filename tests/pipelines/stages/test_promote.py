@@ -97,9 +97,9 @@ def test_asked_again_it_says_the_same_and_moves_nothing(copied: Path) -> None:
 
 
 def test_other_limits_are_asked_anew(copied: Path) -> None:
-    strict = ["promote.overlap_floor=1.0", "promote.one_category=0.01"]
+    strict = ["promote.overlap_floor=1.0", "promote.quality_floor=1.0"]
     for _ in range(2):
-        with pytest.raises(RefusedError, match=r"2 of \d+ failed: data_one_category .*overlap_at_10"):
+        with pytest.raises(RefusedError, match=r"2 of \d+ failed: ndcg_at_20 .*overlap_at_10"):
             decided(copied, *strict)
     assert decided(copied)["promoted"]
 

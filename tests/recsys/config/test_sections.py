@@ -730,22 +730,12 @@ def configs(draw):
         ),
         promote=PromoteConfig(
             **filled(
-                **dict.fromkeys(
-                    (
-                        *("tolerance", "stratum_tolerance", "overlap_floor", "mean_cosine", "effective_rank"),
-                        *("lost_items", "lost_volume", "lost_users", "copied_day", "one_category", "missing"),
-                    ),
-                    shares,
-                ),
+                tolerance=shares,
+                stratum_tolerance=shares,
                 quality_floor=st.none() | shares,
-                stratum_questions=counts,
+                overlap_floor=shares,
                 latency_ms=positive,
-                latency_ratio=positive,
-                grown_volume=positive,
-                grown_day=positive,
-                days_back=not_negative,
-                days_ahead=not_negative,
-                shift=positive,
+                data_sensitivity=st.sampled_from(["low", "normal", "high"]),
             )
         ),
         notify=NotifyConfig(

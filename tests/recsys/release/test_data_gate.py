@@ -1,18 +1,19 @@
 """Limits on data: each planted fault is told by its own check, and data like the champion's passes."""
 
+from dataclasses import astuple
 from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
 import pytest
 
-from recsys.config.sections import ItemsConfig, PromoteConfig
+from recsys.config.sections import ItemsConfig
 from recsys.data.catalog import Catalog
 from recsys.data.profile import describe
 from recsys.data.snapshot import Snapshot
 from recsys.release import data_gate as data_checks
 
-LIMITS = PromoteConfig()
+LIMITS = data_checks.LIMITS["normal"]
 ITEMS = ItemsConfig(title="title", categorical=("genre",), multi_categorical=("tags",), numeric=("year",))
 DAY_S = 86_400
 
@@ -63,7 +64,7 @@ def told(tmp_path):
 def compared(told, now, before, items=None, earlier=None):
     """Checks of tonight's log against the champion's, by name."""
     items, earlier = items or catalog(now), earlier or catalog(before)
-    checks = data_checks.champion_checks(told(now, items), items, told(before, earlier), earlier, ITEMS, config=LIMITS)
+    checks = data_checks.champion_checks(told(now, items), items, told(before, earlier), earlier, ITEMS, limits=LIMITS)
     return {check.name: check for check in checks}
 
 
@@ -139,7 +140,7 @@ def test_a_short_log_has_no_shift_of_weekdays(told):
 
 def test_without_a_champion_all_is_skipped(told):
     rows = log()
-    checks = data_checks.champion_checks(told(rows), catalog(rows), None, None, ITEMS, config=LIMITS)
+    checks = data_checks.champion_checks(told(rows), catalog(rows), None, None, ITEMS, limits=LIMITS)
     assert {check.reason for check in checks} == {"no champion"}
     names = {check.name for check in checks}
     assert names == set(compared(told, rows, rows))
@@ -147,7 +148,7 @@ def test_without_a_champion_all_is_skipped(told):
 
 def test_without_the_champions_report_its_catalog_still_compares(told):
     rows = log()
-    checks = data_checks.champion_checks(told(rows), catalog(rows), None, catalog(rows), ITEMS, config=LIMITS)
+    checks = data_checks.champion_checks(told(rows), catalog(rows), None, catalog(rows), ITEMS, limits=LIMITS)
     assert {check.name for check in checks if check.verdict == "passed"} == {
         "data_lost_items",
         "data_items_shift",
@@ -193,3 +194,9 @@ def test_the_account_must_add_up():
     assert not checks["items_unaccounted"].passed
     assert checks["interactions_dead"].value == pytest.approx(0.05)
     assert not checks["interactions_dead"].passed
+
+
+def test_a_higher_sensitivity_never_allows_more():
+    low, normal, high = (astuple(data_checks.LIMITS[level]) for level in ("low", "normal", "high"))
+    assert all(a >= b >= c for a, b, c in zip(low, normal, high, strict=True))
+    assert low != normal != high

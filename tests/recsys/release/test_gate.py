@@ -20,7 +20,7 @@ from recsys.release.bundle import Manifest, Release
 from recsys.release.check import Check, at_least, at_most, from_data, skipped
 from recsys.release.gate import Questions, difference, places, quality_checks
 
-LIMITS = PromoteConfig(stratum_questions=1, tolerance=0.0, stratum_tolerance=0.0)
+LIMITS = PromoteConfig(tolerance=0.0, stratum_tolerance=0.0)
 
 
 class Canned:
@@ -80,8 +80,17 @@ SECOND = 1 / math.log2(3)
 # --- quality
 
 
-def compared(challenger, champion, asked=QUESTIONS, *, floor=None, limits=LIMITS):
-    return by_name(quality_checks(challenger, champion, asked, floor=floor, config=limits, resamples=500))
+def compared(challenger, champion, asked=QUESTIONS, *, floor=None, limits=LIMITS, min_stratum_queries=1):
+    checks = quality_checks(
+        challenger,
+        champion,
+        asked,
+        floor=floor,
+        config=limits,
+        resamples=500,
+        min_stratum_queries=min_stratum_queries,
+    )
+    return by_name(checks)
 
 
 def test_questions_are_asked_by_item_id():
@@ -186,7 +195,7 @@ def test_each_stratum_has_its_own_tolerance():
 
 
 def test_a_stratum_with_too_few_questions_is_skipped_and_says_so():
-    checks = compared(release({}), release({"a": "e"}), limits=PromoteConfig(stratum_questions=5))
+    checks = compared(release({}), release({"a": "e"}), min_stratum_queries=5)
     for stratum in STRATA:
         check = checks[f"ndcg_at_20_change_{stratum}"]
         assert check.verdict == "skipped"
@@ -205,7 +214,7 @@ def test_items_that_the_champion_does_not_hold_count_against_the_champion():
 
 def embedded(vectors, **settings):
     made = exact(vectors, **settings)
-    return by_name(gate.embedding_checks(made, made.catalog, PromoteConfig()))
+    return by_name(gate.embedding_checks(made, made.catalog))
 
 
 def test_sound_embeddings_pass():
@@ -255,7 +264,7 @@ def test_an_item_of_the_night_with_another_title_is_not_covered():
     swapped = frame.with_columns(title=pl.col("title").reverse())
     missing = pl.concat([frame, pl.DataFrame({"item_id": ["new"], "title": ["New"]})])
     for wanted, share in ((frame, 1.0), (swapped, 0.0), (missing, 10 / 11)):
-        check = by_name(gate.embedding_checks(made, Catalog(wanted), PromoteConfig()))["catalog_covered"]
+        check = by_name(gate.embedding_checks(made, Catalog(wanted)))["catalog_covered"]
         assert check.value == pytest.approx(share)
         assert check.passed is (share == 1.0)
 
@@ -330,12 +339,13 @@ def test_catalogs_without_a_common_item_overlap_nowhere():
     ).passed
 
 
-def test_latency_is_measured_on_both(write_release):
+def test_latency_is_measured_on_both(write_release, monkeypatch):
     made = Release.load(write_release([f"item {number}" for number in range(30)]))
     alone = gate.latency_check(made, None, PromoteConfig(latency_ms=1_000))
     assert alone.passed
     assert alone.value > 0
-    both = gate.latency_check(made, made, PromoteConfig(latency_ms=1e-9, latency_ratio=1_000))
+    monkeypatch.setattr(gate, "LATENCY_RATIO", 1_000)
+    both = gate.latency_check(made, made, PromoteConfig(latency_ms=1e-9))
     assert both.passed
     assert "the champion" in both.reason
     assert not gate.latency_check(made, None, PromoteConfig(latency_ms=1e-9)).passed
