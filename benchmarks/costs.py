@@ -162,7 +162,7 @@ def of_items(folder: Path) -> dict[str, float]:
     columns = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
     frame = synthetic.catalog(EMBEDDED).with_columns(interactions=pl.lit(1, pl.Int64))
     features = Features.fit(frame, columns, TowerConfig(), np.ones(EMBEDDED, np.int64))
-    catalog, saved, vocabularies = folder / "catalogue.parquet", folder / "tower.keras", folder / "features.json"
+    catalog, saved, vocabularies = folder / "catalog.parquet", folder / "tower.keras", folder / "features.json"
     frame.write_parquet(catalog)
     features.save(vocabularies)
     tower.build(features, TowerConfig(), seed=1).save(saved)

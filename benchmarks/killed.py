@@ -32,7 +32,8 @@ from pipelines.orchestration.nightly import STAGES
 from pipelines.stages import promote
 from recsys.config.loading import load_config
 from recsys.errors import RecsysError
-from recsys.release.bundle import MANIFEST, TOWER, Release
+from recsys.release.bundle import Release
+from recsys.release.formats import MANIFEST, TOWER
 from recsys.release.mlflow_registry import Tracker
 
 USER_ROWS, ITEM_ROWS, UNITS = 20, 50, 10

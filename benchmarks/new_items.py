@@ -64,7 +64,7 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     """Hide, train, embed, ask; what could be known at all; and the price for the other items."""
     whole = RunContext.from_config(config, Progress())
     prepare(whole.config, whole.run, whole.inputs, whole.progress)
-    catalog = Catalog.load(whole.run.path("prepare", "catalogue.parquet"))
+    catalog = Catalog.load(whole.run.path("prepare", "catalog.parquet"))
     together = _pairs(whole.run)
     touched = np.flatnonzero(np.diff(together.indptr))
     rng = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     vectors = np.array(embeddings.load(context.run.path("embed", "embeddings.npy")))
     models: dict[str, Model] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
     split = train.load_split(context.run)
-    known = Catalog.load(context.run.path("prepare", "catalogue.parquet"))
+    known = Catalog.load(context.run.path("prepare", "catalog.parquet"))
     rivals = evaluate.fitted_before("test", context.config, context.run, split, known)
     models |= {name: rivals[name][0].fit() for name in RIVALS if name in rivals}
     asked, figures = _compare(models, together, hidden)

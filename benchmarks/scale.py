@@ -48,6 +48,7 @@ from recsys.index import annoy_index, embeddings
 from recsys.index.recall import tune_search_k
 from recsys.index.shards import INDEX_FILE, plan_shards
 from recsys.release import bundle as release
+from recsys.release import formats
 from recsys.release.bundle import Release
 from recsys.retrieval.bulk import NeighborFilter
 
@@ -136,13 +137,13 @@ def write_release(items: int, folder: Path) -> Release:
     vectors = synthetic.vectors(items, DIMENSION)
     frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
     catalog = Catalog(frame.with_columns(title=pl.lit(None, pl.String), interactions=pl.lit(1, pl.Int64)))
-    sources = {name: folder / name for name in (*release.FILES, INDEX_FILE)}
-    for name in (release.TOWER, release.FEATURES, release.EVALUATION):
+    sources = {name: folder / name for name in (*formats.FILES, INDEX_FILE)}
+    for name in (formats.TOWER, formats.FEATURES, formats.EVALUATION):
         sources[name].write_text("{}")
-    sources[release.CALIBRATION].write_text('{"calibration": null}')
-    item_users.build([], items, sources[release.AUDIENCE])
-    catalog.save(sources[release.CATALOG])
-    embeddings.save(vectors, sources[release.EMBEDDINGS])
+    sources[formats.CALIBRATION].write_text('{"calibration": null}')
+    item_users.build([], items, sources[formats.ITEM_USERS])
+    catalog.save(sources[formats.CATALOG])
+    embeddings.save(vectors, sources[formats.EMBEDDINGS])
     tuned = tune_search_k(annoy_index.build(vectors, INDEX, sources[INDEX_FILE]), vectors, INDEX)
     manifest: dict[str, Any] = {
         "release_id": "benchmark",
@@ -159,7 +160,7 @@ def write_release(items: int, folder: Path) -> Release:
         "recall_k": INDEX.recall_k,
         "index_recall": tuned.recall,
         "recency": None,
-        "catalogue_fingerprint": catalog.fingerprint,
+        "catalog_fingerprint": catalog.fingerprint,
         "data_snapshot": "0" * 64,
         "code_version": "benchmark",
         "parent_release": None,

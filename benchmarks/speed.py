@@ -100,13 +100,13 @@ def embed_against_loop(
     frame = synthetic.catalog(items).with_columns(interactions=pl.lit(1, pl.Int64))
     features = Features.fit(frame, columns, TowerConfig(), np.ones(items, np.int64))
     model = tower.build(features, TowerConfig(), seed=1)
-    frame.write_parquet(folder / "catalogue.parquet")
+    frame.write_parquet(folder / "catalog.parquet")
     features.save(folder / "features.json")
     model.save(folder / "tower.keras")
     settings = EmbedConfig()
 
     def job(out: Path) -> embed.Job:
-        names = ("catalogue.parquet", "tower.keras", "features.json")
+        names = ("catalog.parquet", "tower.keras", "features.json")
         catalog, saved, vocabularies = (folder / name for name in names)
         return embed.Job(settings, catalog, saved, vocabularies, out, out / "embeddings.npy")
 
@@ -131,7 +131,7 @@ def embed_against_loop(
         return timed(work)
 
     def read() -> pl.DataFrame:
-        return pl.read_parquet(folder / "catalogue.parquet")
+        return pl.read_parquet(folder / "catalog.parquet")
 
     encode = tower.encoder(model, settings.batch_size)
     table.compare(f"embed, {items:,} items, files to file", limit, ours_from_files, plain_from_files, rounds)

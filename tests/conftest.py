@@ -66,6 +66,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
     from recsys.index import annoy_index, embeddings
     from recsys.index.shards import INDEX_FILE, plan_shards
     from recsys.release import bundle as release
+    from recsys.release import formats
 
     share = Estimate(value=0.75, low=0.5, high=0.875)
     measured = Measured(precision=share, recall=share, false_positive_rate=share, accuracy=share)
@@ -96,14 +97,14 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         frame = pl.DataFrame({"item_id": item_ids, "title": [f"Title of {item}" for item in item_ids]})
         catalog = Catalog(frame.with_columns(**{"interactions": pl.lit(1, pl.Int64), **columns}))
-        sources = {name: tmp_path / f"source-{name}" for name in (*release.FILES, INDEX_FILE)}
-        catalog.save(sources[release.CATALOG])
+        sources = {name: tmp_path / f"source-{name}" for name in (*formats.FILES, INDEX_FILE)}
+        catalog.save(sources[formats.CATALOG])
         embeddings.save(vectors, tmp_path / "vectors.npy")
-        (tmp_path / "vectors.npy").rename(sources[release.EMBEDDINGS])
+        (tmp_path / "vectors.npy").rename(sources[formats.EMBEDDINGS])
         built = annoy_index.build(vectors, IndexConfig(n_trees=10), sources[INDEX_FILE])
-        calibration.save(known if calibrated else None, sources[release.CALIBRATION], "too few held-out pairs")
-        item_users.build([], len(item_ids), sources[release.AUDIENCE])
-        for stand_in in (release.TOWER, release.FEATURES, release.EVALUATION):
+        calibration.save(known if calibrated else None, sources[formats.CALIBRATION], "too few held-out pairs")
+        item_users.build([], len(item_ids), sources[formats.ITEM_USERS])
+        for stand_in in (formats.TOWER, formats.FEATURES, formats.EVALUATION):
             sources[stand_in].write_text("{}")
         manifest = {
             "release_id": release_id,
@@ -120,7 +121,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
             "recall_k": 20,
             "index_recall": 1.0,
             "recency": 0.5,
-            "catalogue_fingerprint": catalog.fingerprint,
+            "catalog_fingerprint": catalog.fingerprint,
             "data_snapshot": "0" * 64,
             "code_version": "test",
             "parent_release": None,

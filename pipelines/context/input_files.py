@@ -9,7 +9,8 @@ from pipelines.context import readers
 from recsys.config.sections import DataConfig
 from recsys.errors import ConfigError, InputError, ReleaseError
 from recsys.release import remote as depot
-from recsys.release.bundle import MANIFEST, read_manifest
+from recsys.release.bundle import read_manifest
+from recsys.release.formats import MANIFEST
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from recsys.config.sections import Config, NeighborsConfig
 from recsys.config.urls import Address
 from recsys.data.storage import atomic_write, sha256
 from recsys.errors import StageError
-from recsys.release.bundle import MANIFEST as RELEASE_MANIFEST
 from recsys.release.bundle import Release
+from recsys.release.formats import MANIFEST as RELEASE_MANIFEST
 from recsys.release.runs import MANIFEST, Run, code_version
 from recsys.retrieval.bulk import NeighborFilter, nearest
 

@@ -29,7 +29,8 @@ from recsys.evaluation.baseline_search import LOOK_UPS, LookUp, queries
 from recsys.evaluation.metrics import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
 from recsys.index.queries import Queries
 from recsys.release import gate
-from recsys.release.bundle import CATALOG, Release
+from recsys.release.bundle import Release
+from recsys.release.formats import CATALOG
 
 REPORT, PAGE = "night.json", "night.html"
 FORMAT = 1

@@ -36,7 +36,7 @@ from recsys.data.catalog import fingerprint
 from recsys.data.splits import DAY_S, time_cut
 from recsys.data.validation import LATER, UNWEIGHED
 from recsys.errors import InputError
-from recsys.release.bundle import AUDIENCE, CATALOG
+from recsys.release.formats import CATALOG, ITEM_USERS
 from recsys.release.runs import Run
 
 STAGE = "prepare"
@@ -125,7 +125,7 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
     ids = (item_id for part in parts for item_id in pl.read_parquet(part, columns=["item_id"])["item_id"])
     identity = fingerprint(ids)
     job.letters("describe", "number", "check", "place", "label").sink_parquet(out / DEAD_LETTERS)
-    item_users.build(sorted(job.sequences.iterdir()), num_items, out / AUDIENCE)
+    item_users.build(sorted(job.sequences.iterdir()), num_items, out / ITEM_USERS)
     job.work.rename(out / SPENT)  # at once: of some of these files a killed job could not be gone on with
     shutil.rmtree(out / SPENT)
     return {
@@ -142,7 +142,7 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
         },
         "copied_days": _copied_days(sequenced),
         "cut": instants,
-        "catalogue_fingerprint": identity,
+        "catalog_fingerprint": identity,
         "account": settled,
         "sequences": sorted(path.name for path in job.sequences.iterdir()),
         "pairs": sorted(path.name for path in job.pairs.iterdir()),

@@ -18,7 +18,7 @@ from pipelines.reports import html as page
 from recsys.config.sections import Config
 from recsys.data import profile as data_report
 from recsys.data.snapshot import Snapshot
-from recsys.release.bundle import CATALOG
+from recsys.release.formats import CATALOG
 from recsys.release.runs import MANIFEST, Run
 
 REPORT, PAGE = "data_report.json", "data_report.html"

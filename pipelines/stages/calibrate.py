@@ -15,7 +15,7 @@ from recsys.evaluation.calibration import Calibration
 from recsys.evaluation.calibration_fit import MIN_PAIRS, Judged
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
-from recsys.release.bundle import CALIBRATION, EMBEDDINGS
+from recsys.release.formats import CALIBRATION, EMBEDDINGS
 from recsys.release.runs import Run
 
 STAGE = "calibrate"

@@ -27,7 +27,7 @@ from recsys.features.encoding import Features, Inputs
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
-from recsys.release.bundle import CATALOG, EMBEDDINGS, FEATURES, TOWER
+from recsys.release.formats import CATALOG, EMBEDDINGS, FEATURES, TOWER
 from recsys.release.runs import Run
 
 STAGE = "embed"

@@ -27,7 +27,7 @@ from recsys.evaluation.metrics import TARGET_METRIC, report
 from recsys.features.tfidf import tfidf_matrix
 from recsys.index import annoy_index, embeddings
 from recsys.index.distances import DISTANCES
-from recsys.release.bundle import CATALOG, EMBEDDINGS
+from recsys.release.formats import CATALOG, EMBEDDINGS
 from recsys.release.runs import Run
 
 STAGE = "evaluate"

@@ -20,7 +20,7 @@ from recsys.index import annoy_index, embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.recall import tune_search_k
 from recsys.index.shards import Shard, plan_shards
-from recsys.release.bundle import EMBEDDINGS
+from recsys.release.formats import EMBEDDINGS
 from recsys.release.runs import Run
 
 STAGE = "index"

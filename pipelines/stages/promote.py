@@ -30,8 +30,9 @@ from recsys.features.encoding import Features
 from recsys.index.embeddings import Vectors
 from recsys.release import data_gate as data_checks
 from recsys.release import gate, promotion
-from recsys.release.bundle import CATALOG, FEATURES, TOWER, Release
+from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, from_data, skipped
+from recsys.release.formats import CATALOG, FEATURES, TOWER
 from recsys.release.mlflow_registry import VERDICT_TAG, Version
 from recsys.release.runs import Run
 

@@ -15,6 +15,7 @@ from pipelines.stages import index as indexing
 from recsys.config.sections import Config
 from recsys.index.distances import DISTANCES
 from recsys.release import bundle as releases
+from recsys.release import formats
 from recsys.release import remote as depot
 from recsys.release.bundle import Release
 from recsys.release.runs import MANIFEST, Run
@@ -56,16 +57,16 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
         return final
     shards = indexing.shards(config, run)
     made_by = {
-        releases.CATALOG: prepare.STAGE,
-        releases.AUDIENCE: prepare.STAGE,
-        releases.TOWER: train.STAGE,
-        releases.FEATURES: train.STAGE,
-        releases.EMBEDDINGS: embed.STAGE,
-        releases.CALIBRATION: calibrate.STAGE,
+        formats.CATALOG: prepare.STAGE,
+        formats.ITEM_USERS: prepare.STAGE,
+        formats.TOWER: train.STAGE,
+        formats.FEATURES: train.STAGE,
+        formats.EMBEDDINGS: embed.STAGE,
+        formats.CALIBRATION: calibrate.STAGE,
         **{shard.file: indexing.STAGE for shard in shards},
     }
     sources = {name: run.path(stage, name) for name, stage in made_by.items()}
-    sources[releases.EVALUATION] = run.path(evaluate.STAGE, MANIFEST)
+    sources[formats.EVALUATION] = run.path(evaluate.STAGE, MANIFEST)
     index, embedded = run.manifest(indexing.STAGE), run.manifest(embed.STAGE)
     champion = tracking.tracker.champion()
     manifest = {
@@ -83,7 +84,7 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
         "recall_k": config.index.recall_k,
         "index_recall": index["recall"],
         "recency": run.manifest(train.STAGE).get("recency"),
-        "catalogue_fingerprint": run.manifest(prepare.STAGE)["catalogue_fingerprint"],
+        "catalog_fingerprint": run.manifest(prepare.STAGE)["catalog_fingerprint"],
         "data_snapshot": run.data_snapshot,
         "code_version": run.code_version,
         "parent_release": champion.release_id if champion else None,

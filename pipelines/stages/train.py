@@ -35,7 +35,7 @@ from recsys.index.queries import default_recency
 from recsys.model.batches import Batches, HistoryBatches, LabeledBatches, PairBatches
 from recsys.model.checkpoint import Checkpoint
 from recsys.release import remote as depot
-from recsys.release.bundle import CATALOG, FEATURES, TOWER
+from recsys.release.formats import CATALOG, FEATURES, TOWER
 from recsys.release.runs import Run
 
 if TYPE_CHECKING:

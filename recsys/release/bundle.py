@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,32 +32,22 @@ from recsys.index.distances import DISTANCES, Distance
 from recsys.index.embeddings import Vectors
 from recsys.index.queries import default_recency
 from recsys.index.recall import index_recall
-from recsys.index.shards import INDEX_FILE, Shard
+from recsys.index.shards import Shard
+from recsys.release.formats import (
+    CALIBRATION,
+    CATALOG,
+    EMBEDDINGS,
+    EVALUATION,
+    FILES,
+    FORMAT_VERSION,
+    FORMATS,
+    ITEM_USERS,
+    MANIFEST,
+)
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.overlay import EMPTY_OVERLAY, Overlay
 from recsys.retrieval.query import Query
 from recsys.retrieval.results import SearchResult, VerificationResult
-
-FORMAT_VERSION = 3
-
-MANIFEST = "manifest.json"
-CATALOG = "catalogue.parquet"
-EMBEDDINGS = "embeddings.npy"
-TOWER = "tower.keras"
-FEATURES = "features.json"
-EVALUATION = "evaluation.json"
-CALIBRATION = "calibration.json"
-AUDIENCE = "audience.npy"
-_FILES_1 = (CATALOG, EMBEDDINGS, TOWER, FEATURES, EVALUATION)
-_FILES_2 = (*_FILES_1, CALIBRATION)
-FILES_OF = {1: _FILES_1, 2: _FILES_2, 3: (*_FILES_2, AUDIENCE)}
-"""Beside the manifest and the files of the index, by format version."""
-FILES = FILES_OF[FORMAT_VERSION]
-FIELDS_SINCE: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    2: lambda _: {"distance": "cosine", "recency": None},
-    3: lambda saved: {"index": [{"file": INDEX_FILE, "start": 0, "stop": saved.get("num_items")}]},
-}
-"""Fields of the manifest that came with a version, and what held without saying before."""
 
 SELF_TEST_ITEMS, SELF_TEST_K = 8, 10
 
@@ -99,7 +88,7 @@ class Manifest(BaseModel):
     """Share of the exact nearest `recall_k` that the index returns at `search_k`."""
     recency: float | None
     """Weight for each step back of a look-up from a history, chosen on validation; null where none was."""
-    catalogue_fingerprint: str
+    catalog_fingerprint: str
     data_snapshot: str
     """SHA-256 over the input files."""
     code_version: str
@@ -141,21 +130,23 @@ class Release:
         path = Path(path)
         manifest = read_manifest(path)
         _verify_files(path, manifest)
+        names = FORMATS[manifest.format_version]
         try:
-            catalog = Catalog.load(path / CATALOG)
+            catalog = Catalog.load(path / names.file(CATALOG))
             vectors = embeddings.load(path / EMBEDDINGS)
             _compare(path, "items in the catalog", manifest.num_items, len(catalog))
-            _compare(path, "catalog fingerprint", manifest.catalogue_fingerprint, catalog.fingerprint)
+            _compare(path, "catalog fingerprint", manifest.catalog_fingerprint, catalog.fingerprint)
             _compare(path, "shape of the embeddings", (manifest.num_items, manifest.dimension), vectors.shape)
             distance = DISTANCES[manifest.distance]
             _compare(path, "metric", distance.metric, manifest.metric)
             embeddings.validate(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
             annoy = annoy_index.load(path, manifest.index, vectors, manifest.search_k, distance=distance)
-            calibrated = calibration.load(path / CALIBRATION) if CALIBRATION in manifest.files else None
-            touched = ItemUsers.load(path / AUDIENCE, len(catalog)) if AUDIENCE in manifest.files else None
+            calibrated = None if CALIBRATION in names.absent_files else calibration.load(path / CALIBRATION)
+            users_path = path / names.file(ITEM_USERS)
+            item_users = None if ITEM_USERS in names.absent_files else ItemUsers.load(users_path, len(catalog))
         except InputError as error:
             raise ReleaseError(f"release {path} is not usable: {error}") from None
-        release = cls(path, manifest, catalog, vectors, annoy, calibrated, touched)
+        release = cls(path, manifest, catalog, vectors, annoy, calibrated, item_users)
         release._self_test()
         return release
 
@@ -263,17 +254,14 @@ def read_manifest(path: Path) -> Manifest:
         raise ReleaseError(f"release must be a folder with a {MANIFEST}. Received: {path}.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReleaseError(f"{path / MANIFEST} must be the manifest of a release. Received: {error!r}.") from None
-    if version not in FILES_OF:
+    if version not in FORMATS:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         remedy = "Update recsys to read it." if newer else "Build the release again."
         raise ReleaseError(
             f"release {path} must have a format version from 1 to {FORMAT_VERSION}. Received: {version!r}. {remedy}"
         )
-    for since, unsaid in FIELDS_SINCE.items():
-        if version < since:
-            saved = {**unsaid(saved), **saved}
     try:
-        return Manifest.model_validate(saved)
+        return Manifest.model_validate(FORMATS[version].upgrade(saved))
     except ValidationError as error:
         raise ReleaseError(f"{path / MANIFEST} must be the manifest of a release. Received: {error}") from None
 
@@ -332,7 +320,7 @@ def _flush(path: Path) -> None:
 
 
 def _verify_files(path: Path, manifest: Manifest) -> None:
-    names = [*FILES_OF[manifest.format_version], *(shard.file for shard in manifest.index)]
+    names = [*FORMATS[manifest.format_version].files, *(shard.file for shard in manifest.index)]
     _compare(path, "files in the manifest", sorted(names), sorted(manifest.files))
     for name, entry in manifest.files.items():
         if not (path / name).is_file():

@@ -22,7 +22,8 @@ from filelock import FileLock
 from recsys.config.sections import Config
 from recsys.config.urls import Address
 from recsys.errors import RecsysError, ReleaseError, TrackingError
-from recsys.release.bundle import MANIFEST, Release, publish, read_manifest
+from recsys.release.bundle import Release, publish, read_manifest
+from recsys.release.formats import MANIFEST
 from recsys.release.history import Event
 
 # a night must not hang for the hour that MLflow's own defaults allow

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from recsys.errors import InputError
 from recsys.features.encoding import Features
 from recsys.model import tower
-from recsys.release.bundle import FEATURES, TOWER, Release
+from recsys.release.bundle import Release
+from recsys.release.formats import FEATURES, TOWER
 from recsys.retrieval.query import is_finite
 
 KEPT = 2

@@ -16,7 +16,8 @@ from recsys.data import storage
 from recsys.data.storage import Location, RemoteLocation
 from recsys.errors import ReleaseError
 from recsys.release import bundle as releases
-from recsys.release.bundle import MANIFEST, Release, read_manifest
+from recsys.release.bundle import Release, read_manifest
+from recsys.release.formats import MANIFEST
 
 CACHE = "RECSYS_CACHE"
 """Variable that names the folder of what was fetched; by default it is below the user's own cache."""

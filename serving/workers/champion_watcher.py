@@ -16,7 +16,7 @@ from recsys.data import storage
 from recsys.data.storage import RemoteLocation
 from recsys.errors import RecsysError, ReleaseError
 from recsys.release import remote as depot
-from recsys.release.bundle import MANIFEST
+from recsys.release.formats import MANIFEST
 from serving.workers import target as wanted
 from serving.workers.backoff import delays
 from serving.workers.target import WANTED, Wanted

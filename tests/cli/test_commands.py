@@ -12,7 +12,7 @@ import typer
 
 from recsys.command_line import app
 from recsys.index.shards import INDEX_FILE
-from recsys.release.bundle import FILES
+from recsys.release.formats import FILES
 
 NEEDS = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]
 
@@ -77,7 +77,7 @@ def test_sequences_can_be_converted_and_prepared(tmp_path: Path, program: Any) -
     prepared = program("prepare", "--config", config, "--json")
     account = json.loads(prepared.out)["account"]
     assert (account["interactions"]["used"], account["items"]["used"]) == (9, 5)
-    (catalog,) = tmp_path.glob("out/workspace/runs/*/prepare/catalogue.parquet")
+    (catalog,) = tmp_path.glob("out/workspace/runs/*/prepare/catalog.parquet")
     rows = pl.read_parquet(catalog)
     assert rows["item_id"].to_list() == ["a", "b", "c", "d", "new"]
     assert rows["attributes"].to_list() == [["1", "2"], None, None, None, ["2"]]

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from recsys import Release
 from recsys.errors import ReleaseError
 from recsys.index.shards import INDEX_FILE
-from recsys.release.bundle import FILES
+from recsys.release.formats import FILES
 from tests.e2e import program, world
 
 

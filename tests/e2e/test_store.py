@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from recsys.index.shards import INDEX_FILE
-from recsys.release.bundle import FILES
+from recsys.release.formats import FILES
 from tests.e2e import program, world
 
 

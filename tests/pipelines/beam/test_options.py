@@ -30,7 +30,8 @@ from recsys.config.loading import load_config
 from recsys.config.sections import BeamConfig, Config
 from recsys.errors import ConfigError, StageError
 from recsys.features.encoding import Features
-from recsys.release.bundle import FEATURES, TOWER, Release
+from recsys.release.bundle import Release
+from recsys.release.formats import FEATURES, TOWER
 from tests.e2e import world
 from tests.pipelines import outputs
 
@@ -262,7 +263,7 @@ def write_tower(folder: Path, context: RunContext) -> None:
     from recsys.model import tower
 
     folder.mkdir()
-    catalog = pl.read_parquet(context.run.path(prepare.STAGE, "catalogue.parquet"))
+    catalog = pl.read_parquet(context.run.path(prepare.STAGE, "catalog.parquet"))
     features = Features.fit(catalog, context.config.items, context.config.tower, np.ones(catalog.height, np.int64))
     features.save(folder / FEATURES)
     tower.build(features, context.config.tower, seed=1).save(folder / TOWER)

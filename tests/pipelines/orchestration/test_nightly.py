@@ -73,7 +73,7 @@ def test_as_of_is_the_night_of_then(tmp_path: Path) -> None:
     left_out = accounts[0]["filtered"].pop("after --as-of")
     assert left_out == log.height - earlier.height
     assert accounts[0] == accounts[1] | {"read": log.height}
-    for name in ("catalogue.parquet", "sequences", "pairs"):
+    for name in ("catalog.parquet", "sequences", "pairs"):
         frames = [pl.read_parquet(context.run.path("prepare", name)) for context in nights]
         assert frames[0].equals(frames[1])
 

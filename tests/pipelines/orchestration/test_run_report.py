@@ -24,7 +24,7 @@ from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import RecsysError, RefusedError, StageError
 from recsys.evaluation.baseline_search import LOOK_UPS
-from recsys.release.bundle import CATALOG
+from recsys.release.formats import CATALOG
 from tests.e2e import world
 from tests.pipelines.reports.test_data_report import Page
 

@@ -70,7 +70,7 @@ def context(
 def prepared(job: RunContext) -> Result:
     manifest = prepare.prepare(job.config, job.run, job.inputs, job.progress)
     folder = job.run.folder / "prepare"
-    catalog = pl.read_parquet(folder / "catalogue.parquet")
+    catalog = pl.read_parquet(folder / "catalog.parquet")
     ids = catalog["item_id"].to_list()
     sequences = pl.concat([pl.read_parquet(folder / "sequences" / name) for name in manifest["sequences"]])
     pairs = pl.concat([pl.read_parquet(folder / "pairs" / name) for name in manifest["pairs"]])
@@ -727,8 +727,8 @@ def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
     files = {path.relative_to(result.folder).as_posix() for path in result.folder.rglob("*") if path.is_file()}
     assert files == {
         "_MANIFEST.json",
-        "audience.npy",
-        "catalogue.parquet",
+        "item_users.npy",
+        "catalog.parquet",
         "data_report.html",
         "data_report.json",
         "dead_letters.parquet",

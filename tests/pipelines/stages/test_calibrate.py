@@ -15,7 +15,7 @@ from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import StageError
 from recsys.evaluation import calibration
-from recsys.release.bundle import CALIBRATION, CATALOG, EMBEDDINGS
+from recsys.release.formats import CALIBRATION, CATALOG, EMBEDDINGS
 from tests.e2e import world
 
 

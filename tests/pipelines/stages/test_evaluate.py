@@ -19,7 +19,7 @@ from recsys.errors import StageError
 from recsys.evaluation import metrics as evaluation
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.release.bundle import CATALOG, EMBEDDINGS
+from recsys.release.formats import CATALOG, EMBEDDINGS
 from tests.e2e import world
 from tests.pipelines.stages.test_train import GLOBAL_TIME, moved
 

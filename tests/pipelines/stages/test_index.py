@@ -20,7 +20,7 @@ from recsys.config.loading import load_config
 from recsys.index import annoy_index
 from recsys.index.exact import ExactIndex
 from recsys.index.shards import plan_shards
-from recsys.release.bundle import EMBEDDINGS
+from recsys.release.formats import EMBEDDINGS
 from tests.e2e import program, world
 
 DIMENSION = 8

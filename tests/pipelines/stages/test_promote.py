@@ -19,7 +19,8 @@ from recsys.config.loading import load_config
 from recsys.errors import RefusedError, StageError
 from recsys.evaluation.metrics import CUTS, metrics
 from recsys.release import gate, promotion
-from recsys.release.bundle import MANIFEST, Release
+from recsys.release.bundle import Release
+from recsys.release.formats import MANIFEST
 from recsys.release.mlflow_registry import Tracker
 from tests import GOLDEN_RELEASES
 from tests.e2e import world
@@ -79,7 +80,7 @@ def test_the_champion_is_asked_what_its_own_evaluation_was_to_the_last_digit(cop
     """The same questions, by way of item ids."""
     from pipelines.prepare import stage as prepare
     from recsys.data.catalog import Catalog
-    from recsys.release.bundle import CATALOG
+    from recsys.release.formats import CATALOG
 
     challenger = context(copied, "train.seed=2")
     catalog = Catalog.load(challenger.run.path(prepare.STAGE, CATALOG))

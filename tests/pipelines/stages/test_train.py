@@ -18,7 +18,7 @@ from recsys.data.catalog import Catalog
 from recsys.errors import InputError, StageError
 from recsys.evaluation.metrics import SCORE
 from recsys.index.embeddings import Vectors
-from recsys.release.bundle import CATALOG, EMBEDDINGS, FEATURES, MANIFEST, TOWER
+from recsys.release.formats import CATALOG, EMBEDDINGS, FEATURES, MANIFEST, TOWER
 from tests import GOLDEN_RELEASES
 from tests.e2e import world
 

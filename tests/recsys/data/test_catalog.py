@@ -57,7 +57,7 @@ def test_fingerprint_tells_other_ids_apart(others):
 
 def test_survives_being_saved(tmp_path):
     items = catalog(["b", "日本", 'a,\n"q"'], ["B", None, "A"])
-    items.save(tmp_path / "catalogue.parquet")
-    loaded = Catalog.load(tmp_path / "catalogue.parquet")
+    items.save(tmp_path / "catalog.parquet")
+    loaded = Catalog.load(tmp_path / "catalog.parquet")
     assert loaded.frame.equals(items.frame)
     assert loaded.fingerprint == items.fingerprint

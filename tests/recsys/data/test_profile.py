@@ -32,14 +32,14 @@ def snapshot(tmp_path):
         pl.DataFrame(
             {"item_id": items, "title": [item.upper() for item in items], "brand": [brands[item] for item in items]},
             schema_overrides={"brand": pl.String},
-        ).write_parquet(folder / "catalogue.parquet")
+        ).write_parquet(folder / "catalog.parquet")
         frame = pl.DataFrame(rows, schema=["user_id", "item", "times"], orient="row").with_columns(
             items=pl.col("item").replace_strict(items, list(range(len(items))), return_dtype=pl.Int32),
             times=pl.col("times").cast(pl.Float64),
         )
         users = frame.group_by("user_id", maintain_order=True).agg("items", "times")
         users.write_parquet(folder / "part.parquet")
-        return Snapshot.count(folder / "catalogue.parquet", [folder / "part.parquet"], ROLES)
+        return Snapshot.count(folder / "catalog.parquet", [folder / "part.parquet"], ROLES)
 
     return count
 

@@ -38,7 +38,7 @@ def world(tmp_path, request):
         },
         schema_overrides={"tags": pl.List(pl.String)},
     )
-    catalog.write_parquet(tmp_path / "catalogue.parquet")
+    catalog.write_parquet(tmp_path / "catalog.parquet")
     parts = []
     for part in range(request.param):
         own = [(user, *zip(*[(i, t) for u, i, t in rows if u == user], strict=True)) for user in users]
@@ -46,7 +46,7 @@ def world(tmp_path, request):
         schema = {"user_id": pl.String, "items": pl.List(pl.Int32), "times": pl.List(pl.Float64)}
         parts.append(tmp_path / f"part-{part}.parquet")
         pl.DataFrame([(u, list(i), list(t)) for u, i, t in own], schema=schema, orient="row").write_parquet(parts[-1])
-    return World(Snapshot.count(tmp_path / "catalogue.parquet", parts, ROLES), rows)
+    return World(Snapshot.count(tmp_path / "catalog.parquet", parts, ROLES), rows)
 
 
 def test_interactions_are_counted_by_item_and_by_user(world):

@@ -14,9 +14,10 @@ import pytest
 from recsys import Release
 from recsys.config.sections import IndexConfig
 from recsys.errors import InputError, ReleaseError, UnknownItemError
-from recsys.index.annoy_index import build
+from recsys.index.annoy_index import INDEX, build
 from recsys.index.distances import DISTANCES
 from recsys.release import bundle as releases
+from recsys.release import formats
 from tests import GOLDEN_RELEASES
 
 GOLDEN = GOLDEN_RELEASES
@@ -31,12 +32,12 @@ def folder(tmp_path: Path) -> Path:
 
 def rewrite(folder: Path, **changed: Any) -> None:
     """Change fields of the manifest, and make the checksums fit the files again."""
-    manifest = json.loads((folder / releases.MANIFEST).read_text())
+    manifest = json.loads((folder / formats.MANIFEST).read_text())
     manifest |= changed
     for name in manifest["files"]:
         size, digest = (folder / name).stat().st_size, releases.sha256(folder / name)
         manifest["files"][name] = {"bytes": size, "sha256": digest}
-    (folder / releases.MANIFEST).write_text(json.dumps(manifest))
+    (folder / formats.MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.iterdir()))
@@ -84,15 +85,15 @@ def test_k_below_one_is_refused() -> None:
 def test_index_of_another_dimension_does_not_load(folder: Path) -> None:
     """Annoy itself would load it: only the vectors beside it give it away."""
     other = np.random.default_rng(0).normal(size=(49, 17)).astype(np.float32)
-    build(other / np.linalg.norm(other, axis=1, keepdims=True), IndexConfig(), folder / releases.INDEX)
+    build(other / np.linalg.norm(other, axis=1, keepdims=True), IndexConfig(), folder / INDEX)
     rewrite(folder)
     with pytest.raises(ReleaseError, match=r"index .*dimension 16"):
         Release.load(folder)
 
 
 def test_index_of_other_vectors_does_not_load(folder: Path) -> None:
-    other = np.roll(np.load(folder / releases.EMBEDDINGS), 1, axis=0)
-    build(other, IndexConfig(), folder / releases.INDEX)
+    other = np.roll(np.load(folder / formats.EMBEDDINGS), 1, axis=0)
+    build(other, IndexConfig(), folder / INDEX)
     rewrite(folder)
     with pytest.raises(ReleaseError, match="another vector for item number"):
         Release.load(folder)
@@ -100,9 +101,9 @@ def test_index_of_other_vectors_does_not_load(folder: Path) -> None:
 
 def test_vector_that_is_no_number_does_not_load(folder: Path) -> None:
     """Annoy would answer it with the first items of the catalog."""
-    vectors = np.load(folder / releases.EMBEDDINGS)
+    vectors = np.load(folder / formats.EMBEDDINGS)
     vectors[7, 3] = np.nan
-    np.save(folder / releases.EMBEDDINGS, vectors)
+    np.save(folder / formats.EMBEDDINGS, vectors)
     rewrite(folder)
     with pytest.raises(ReleaseError, match=r"finite and of length 1 .*Received: item number 7"):
         Release.load(folder)
@@ -118,8 +119,8 @@ def test_vector_that_is_no_number_does_not_load(folder: Path) -> None:
         ({"metric": "euclidean"}, "metric must be angular. Received: euclidean"),
         ({"distance": "euclidean"}, "metric must be euclidean. Received: angular"),
         ({"distance": "hamming"}, "distance"),
-        ({"format_version": 4}, "format version from 1 to 3. Received: 4. Update recsys"),
-        ({"format_version": 0}, "format version from 1 to 3. Received: 0. Build the release again"),
+        ({"format_version": 5}, "format version from 1 to 4. Received: 5. Update recsys"),
+        ({"format_version": 0}, "format version from 1 to 4. Received: 0. Build the release again"),
         ({"format_version": 1}, "files in the manifest must be"),
         ({"recency": "half"}, "recency"),
         ({"search_k": "many"}, "search_k"),
@@ -139,15 +140,15 @@ def test_folder_without_a_manifest_is_no_release(tmp_path: Path) -> None:
 
 
 def test_manifest_that_is_no_json_is_told(folder: Path) -> None:
-    (folder / releases.MANIFEST).write_text("{")
+    (folder / formats.MANIFEST).write_text("{")
     with pytest.raises(ReleaseError, match="must be the manifest of a release"):
         Release.load(folder)
 
 
 def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     """A source that is missing stops the release before it has a name."""
-    shards = releases.read_manifest(GOLDEN / "v3").index
-    sources = {name: GOLDEN / "v3" / name for name in releases.FILES}
+    shards = releases.read_manifest(GOLDEN / "v4").index
+    sources = {name: GOLDEN / "v4" / name for name in formats.FILES}
     sources |= {shard.file: tmp_path / "missing" for shard in shards}
     with pytest.raises(FileNotFoundError):
         releases.write(sources, {"release_id": "abc", "index": shards}, tmp_path / "releases")
@@ -155,12 +156,12 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_written_release_is_the_one_it_was_made_of(tmp_path: Path) -> None:
-    golden = releases.read_manifest(GOLDEN / "v3")
+    golden = releases.read_manifest(GOLDEN / "v4")
     manifest = {name: value for name, value in golden if name not in {"files", "format_version"}}
-    sources = {name: GOLDEN / "v3" / name for name in golden.files}
+    sources = {name: GOLDEN / "v4" / name for name in golden.files}
     path = releases.write(sources, manifest, tmp_path)
     assert path == tmp_path / golden.release_id
-    assert Release.load(path).manifest == Release.load(GOLDEN / "v3").manifest
+    assert Release.load(path).manifest == Release.load(GOLDEN / "v4").manifest
     assert releases.write(sources, manifest, tmp_path) == path
 
 
@@ -192,12 +193,12 @@ def test_before_format_3_the_index_is_one_file(version: str) -> None:
 def test_answers_do_not_depend_on_how_the_index_is_cut(sharded: Path) -> None:
     """All items, with one file in the place of three."""
     expected = Release.load(sharded)
-    build(np.load(sharded / releases.EMBEDDINGS), IndexConfig(), sharded / releases.INDEX)
-    manifest = json.loads((sharded / releases.MANIFEST).read_text())
+    build(np.load(sharded / formats.EMBEDDINGS), IndexConfig(), sharded / INDEX)
+    manifest = json.loads((sharded / formats.MANIFEST).read_text())
     for shard in manifest["index"]:
         del manifest["files"][shard["file"]]
-    manifest["files"][releases.INDEX] = {}
-    whole = [{"file": releases.INDEX, "start": 0, "stop": 49}]
+    manifest["files"][INDEX] = {}
+    whole = [{"file": INDEX, "start": 0, "stop": 49}]
     rewrite(sharded, files=manifest["files"], index=whole, search_k=10_000)
     received = Release.load(sharded)
     for item_id in expected.catalog.item_ids:
@@ -246,7 +247,7 @@ def test_swapped_shards_do_not_load(sharded: Path) -> None:
     ],
 )
 def test_shards_that_do_not_fit_are_told(sharded: Path, shard: int, changed: dict[str, Any], told: str) -> None:
-    shards = json.loads((sharded / releases.MANIFEST).read_text())["index"]
+    shards = json.loads((sharded / formats.MANIFEST).read_text())["index"]
     shards[shard] |= changed
     rewrite(sharded, index=shards)
     with pytest.raises(ReleaseError, match=told):
@@ -254,9 +255,9 @@ def test_shards_that_do_not_fit_are_told(sharded: Path, shard: int, changed: dic
 
 
 def test_format_3_has_to_name_its_index(sharded: Path) -> None:
-    manifest = json.loads((sharded / releases.MANIFEST).read_text())
+    manifest = json.loads((sharded / formats.MANIFEST).read_text())
     del manifest["index"]
-    (sharded / releases.MANIFEST).write_text(json.dumps(manifest))
+    (sharded / formats.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ReleaseError, match=r"index\s+Field required"):
         Release.load(sharded)
 
@@ -266,9 +267,9 @@ def test_format_3_has_to_name_its_index(sharded: Path) -> None:
 
 @pytest.mark.parametrize("field", ["distance", "recency"])
 def test_format_2_has_to_say_what_format_1_left_unsaid(folder: Path, field: str) -> None:
-    manifest = json.loads((folder / releases.MANIFEST).read_text())
+    manifest = json.loads((folder / formats.MANIFEST).read_text())
     del manifest[field]
-    (folder / releases.MANIFEST).write_text(json.dumps(manifest))
+    (folder / formats.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ReleaseError, match=field):
         Release.load(folder)
 
@@ -287,9 +288,9 @@ def test_every_distance_has_its_index_and_its_similarity(write_release: Callable
     for name in ("euclidean", "manhattan"):
         folder = tmp_path / name
         shutil.copytree(path, folder)
-        vectors = np.load(folder / releases.EMBEDDINGS) * np.float32(3)
-        np.save(folder / releases.EMBEDDINGS, vectors)
-        build(vectors, IndexConfig(), folder / releases.INDEX, distance=DISTANCES[name])
+        vectors = np.load(folder / formats.EMBEDDINGS) * np.float32(3)
+        np.save(folder / formats.EMBEDDINGS, vectors)
+        build(vectors, IndexConfig(), folder / INDEX, distance=DISTANCES[name])
         rewrite(folder, distance=name, metric=name)
         release = Release.load(folder)
         apart = np.abs(vectors[0].astype(float) - vectors[1])
@@ -349,14 +350,14 @@ def test_a_release_without_enough_pairs_answers_all_the_same(write_release: Call
     release = Release.load(write_release(["a", "b", "c"], calibrated=False))
     assert release.calibration is None
     assert len(release.similar("a").neighbors) == 2
-    with pytest.raises(InputError, match=r"must have a calibration .* of format 3, has none"):
+    with pytest.raises(InputError, match=r"must have a calibration .* of format 4, has none"):
         release.verify("a", "b")
 
 
 def test_a_calibration_that_falls_does_not_load(folder: Path) -> None:
-    content = json.loads((folder / releases.CALIBRATION).read_text())
+    content = json.loads((folder / formats.CALIBRATION).read_text())
     content["calibration"]["probabilities"].reverse()
-    (folder / releases.CALIBRATION).write_text(json.dumps(content))
+    (folder / formats.CALIBRATION).write_text(json.dumps(content))
     rewrite(folder)
     with pytest.raises(ReleaseError, match="probabilities must not descend"):
         Release.load(folder)

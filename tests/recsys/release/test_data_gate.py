@@ -48,13 +48,13 @@ def told(tmp_path):
 
     def report(rows, items=None):
         items = items or catalog(rows)
-        items.save(tmp_path / "catalogue.parquet")
+        items.save(tmp_path / "catalog.parquet")
         sequences = rows.sort("user", "time").group_by("user", maintain_order=True)
         frame = sequences.agg(items=pl.col("item").cast(pl.Int32), times=pl.col("time").cast(pl.Float64))
         frame.select(user_id=pl.col("user").cast(pl.String), items="items", times="times").write_parquet(
             tmp_path / "part.parquet"
         )
-        snapshot = Snapshot.count(tmp_path / "catalogue.parquet", [tmp_path / "part.parquet"], ITEMS)
+        snapshot = Snapshot.count(tmp_path / "catalog.parquet", [tmp_path / "part.parquet"], ITEMS)
         used = {"read": rows.height, "used": rows.height, "filtered": {}, "dead_letters": {}}
         return {"account": {"interactions": used}, **describe(snapshot)}
 

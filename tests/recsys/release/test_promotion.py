@@ -169,10 +169,10 @@ def test_a_whole_release_answers_the_same_in_another_process(write_release: Any)
 def test_a_release_that_does_not_load_elsewhere_is_told_with_its_reason(write_release: Any) -> None:
     """Damaged after this process mapped it."""
     release = Release.load(write_release([f"item {n}" for n in range(9)]))
-    (release.path / "catalogue.parquet").unlink()
+    (release.path / "catalog.parquet").unlink()
     check = promotion.answers_check(release)
     assert not check.passed
-    assert "catalogue.parquet" in str(check)
+    assert "catalog.parquet" in str(check)
     with pytest.raises(ReleaseError, match=r"must answer before it takes over.*catalog\.parquet"):
         promotion.require_answers(release)
 

@@ -8,8 +8,9 @@ import pytest
 
 from recsys import Release
 from recsys.errors import InputError, ReleaseError
+from recsys.index.annoy_index import INDEX
 from recsys.release import remote as depot
-from recsys.release.bundle import EMBEDDINGS, INDEX, MANIFEST
+from recsys.release.formats import EMBEDDINGS, MANIFEST
 from tests import GOLDEN_RELEASES
 
 GOLDEN = GOLDEN_RELEASES / "v2"

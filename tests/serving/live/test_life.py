@@ -113,16 +113,16 @@ def test_a_start_on_a_damaged_release_goes_on_with_the_one_before(
     assert answered_by(service) == "first"
     service.end()
     second = write_release(ITEMS, release_id="second")
-    (second / "catalogue.parquet").write_bytes(b"")
+    (second / "catalog.parquet").write_bytes(b"")
     service.want(second)
     service.start()
     assert answered_by(service) == "first"
-    assert "bytes of catalogue.parquet" in service.get("/readyz").json()["troubles"]["champion"]
+    assert "bytes of catalog.parquet" in service.get("/readyz").json()["troubles"]["champion"]
 
 
 def test_a_first_start_on_a_damaged_release_fails(service: Service) -> None:
-    (service.folder / "releases" / "first" / "catalogue.parquet").write_bytes(b"")
-    with pytest.raises(AssertionError, match=r"bytes of catalogue.parquet must be"):
+    (service.folder / "releases" / "first" / "catalog.parquet").write_bytes(b"")
+    with pytest.raises(AssertionError, match=r"bytes of catalog.parquet must be"):
         service.start()
 
 
