@@ -1,6 +1,7 @@
 """What tests of several packages share: the program run in this process, and a release made of chosen vectors."""
 
 import os
+import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import pytest
+from filelock import FileLock
+
+os.environ.setdefault("RECSYS_XLA", "0")  # here and in the processes that tests start
 
 
 class Outcome(NamedTuple):
@@ -44,6 +48,30 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return Outcome(0 if code is None else int(code), *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def mlflow_template(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copy MLflow databases from a template in this process, because MLflow needs seconds to create its tables."""
+    registry = sys.modules.get("recsys.release.mlflow_registry")
+    if registry is None or request.node.get_closest_marker("creates_mlflow_tables"):
+        return
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent  # of all workers
+    template, create = shared / "mlflow-template.db", registry._create
+
+    def copy(database: Path) -> None:
+        if database.exists():
+            return
+        with FileLock(template.with_suffix(".lock")):
+            create(template)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(template, database)
+
+    monkeypatch.setattr(registry, "_create", copy)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ MLflow and no files: who wants to watch passes `on_pass`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ RECENCY = "validation_recency"
 """Name of the recency of those look-ups among the figures of a pass."""
 RECENCY_USERS = 2_000
 """Users that the recency of a look is chosen with: it is flat around the best, and a choice asks once for each."""
+
+XLA = "RECSYS_XLA"
+"""Environment variable: 0 trains without XLA, which compiles for seconds what short fits, as in tests, run once."""
 
 OnPass = Callable[[int, dict[str, float]], None]
 """Called after each pass with its number from 1 and its figures."""
@@ -197,7 +201,7 @@ def fit(
     learner = optimizer.build(config.train, model, features, rate, feature_rate=feature_rate)
     if refine or among is not None:
         learner.thaw()
-    siamese.compile(optimizer=learner, jit_compile=True)
+    siamese.compile(optimizer=learner, jit_compile=os.environ.get(XLA) != "0")
     encode = tower.encoder(model, ENCODE_BATCH)
     learner.build(siamese.trainable_variables)
     state = [*siamese.variables, *learner.variables]

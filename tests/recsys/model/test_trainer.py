@@ -645,3 +645,28 @@ def test_a_fit_that_was_finished_is_not_done_again(world, tmp_path):
     whole, _, _ = world.fit(passes=3, options=options)
     again, _, _ = world.fit(passes=3, options=options | {"on_pass": lambda *_: pytest.fail("a pass was done")})
     np.testing.assert_array_equal(again.vectors, whole.vectors)
+
+
+@pytest.mark.parametrize(("value", "compiled"), [(None, True), ("1", True), ("0", False)])
+def test_xla_compiles_the_step_unless_the_environment_says_0(world, monkeypatch, value, compiled):
+    compile_model, used = keras.Model.compile, []
+
+    def record(model, *args, jit_compile, **options):
+        used.append(jit_compile)
+        compile_model(model, *args, jit_compile=False, **options)
+
+    monkeypatch.setattr(keras.Model, "compile", record)
+    monkeypatch.delenv("RECSYS_XLA")
+    if value is not None:
+        monkeypatch.setenv("RECSYS_XLA", value)
+    world.fit(passes=1)
+    assert used == [compiled]
+
+
+def test_a_fit_with_xla_has_the_losses_of_a_fit_without(world, monkeypatch):
+    losses = []
+    for value in ("0", "1"):
+        monkeypatch.setenv("RECSYS_XLA", value)
+        fitted, _, _ = world.fit(passes=2)
+        losses.append([figures["loss"] for figures in fitted.curve])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)

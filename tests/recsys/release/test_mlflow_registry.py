@@ -74,6 +74,7 @@ def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: P
     assert list(tmp_path.glob("other")) == []
 
 
+@pytest.mark.creates_mlflow_tables
 def test_a_database_that_a_killed_process_began_is_made_anew(settings: Config) -> None:
     """MLflow makes its tables one after the other, for seconds, and refuses to go on with half of them."""
     program = f"""
