@@ -66,9 +66,6 @@ recall_floor = 0.5
 [evaluate]
 recency = [0.5]
 users = 500
-shrinkage = [0.0]
-windows = []
-resamples = 100
 [calibrate]
 pairs = 1000
 [promote]

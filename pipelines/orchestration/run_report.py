@@ -27,6 +27,7 @@ from recsys.errors import RecsysError, ReleaseError
 from recsys.evaluation import embedding_drift as drift
 from recsys.evaluation.baseline_search import LOOK_UPS, LookUp, queries
 from recsys.evaluation.metrics import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
+from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.queries import Queries
 from recsys.release import gate
 from recsys.release.bundle import Release
@@ -193,20 +194,17 @@ def _quality(context: RunContext, evaluated: Mapping[str, Any], champion: Releas
         measured = evaluated if look_up == "last_item" else evaluated["history"]
         models = {"tonight": measured["model"]}
         if champion and holdout is not None:
-            models["champion"] = _asked_today(context, champion, catalog, holdout, look_up)
+            models["champion"] = _asked_today(champion, catalog, holdout, look_up)
         baselines = sorted(measured["baselines"].items(), key=lambda named: -named[1][TARGET_METRIC])
         found[look_up] = models | dict(baselines)
     return found
 
 
-def _asked_today(
-    context: RunContext, champion: Release, catalog: Catalog, holdout: Holdout, look_up: LookUp
-) -> dict[str, Any]:
+def _asked_today(champion: Release, catalog: Catalog, holdout: Holdout, look_up: LookUp) -> dict[str, Any]:
     """What the champion answers to tonight's questions; one about items that it does not hold is a miss."""
-    config = context.config.evaluate
     # tonight's number -> the champion's; padding, the last, stays padding
     numbers = np.append(champion.catalog.item_numbers(catalog.item_ids, missing=-1), np.int32(-1))
-    asked = queries(holdout, look_up, champion.manifest.recency, config)
+    asked = queries(holdout, look_up, champion.manifest.recency, PROTOCOL)
     items = numbers[asked.items]
     asked = Queries(items, np.where(items < 0, 0, asked.weights).astype(np.float32), numbers[asked.excluded])
     targets = numbers[holdout.targets]
@@ -216,7 +214,7 @@ def _asked_today(
     stratum = strata(catalog.frame["interactions"].to_numpy())[holdout.targets]
     return {
         **metrics(rank),
-        "intervals": intervals(rank, config.resamples),
+        "intervals": intervals(rank, PROTOCOL.resamples),
         "strata": {
             name: {"questions": int((stratum == number).sum()), **metrics(rank[stratum == number])}
             for number, name in enumerate(STRATA)

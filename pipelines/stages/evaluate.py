@@ -24,6 +24,7 @@ from recsys.evaluation.baseline_families import families
 from recsys.evaluation.baseline_search import LOOK_UPS, Families
 from recsys.evaluation.baselines import touched_before
 from recsys.evaluation.metrics import TARGET_METRIC, report
+from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.tfidf import tfidf_matrix
 from recsys.index import annoy_index, embeddings
 from recsys.index.distances import DISTANCES
@@ -63,7 +64,7 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
         rivals = fitted_before("validation", config, run, split, catalog)
         validation = split.holdout("validation", config.evaluate.users)
-        chosen = comparison.choose(rivals, validation, config.evaluate, on_model)
+        chosen = comparison.choose(rivals, validation, PROTOCOL, on_model)
         test = split.holdout("test", config.evaluate.users)
         popularity = catalog.frame["interactions"].to_numpy()
         measured = comparison.measure(
@@ -71,13 +72,13 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
             chosen,
             test,
             popularity,
-            config.evaluate,
+            PROTOCOL,
             on_model=on_model,
         )
         model = {}
         for look_up in LOOK_UPS:
-            asked = comparison.queries(test, look_up, trained["recency"], config.evaluate)
-            model[look_up] = report(index, asked, test.targets, popularity, config.evaluate.resamples)
+            asked = comparison.queries(test, look_up, trained["recency"], PROTOCOL)
+            model[look_up] = report(index, asked, test.targets, popularity, PROTOCOL.resamples)
         manifest |= {
             "target": "test",
             "split": config.evaluate.split,
@@ -117,11 +118,11 @@ def fitted_before(target: Target, config: Config, run: Run, split: Split, catalo
     counted = {
         (config.prepare.window, config.prepare.decay): train.load_pairs(run, weight, num_items).to_matrix(),
     }
-    if len(split.sequences.items) <= config.evaluate.windows_up_to:
+    if len(split.sequences.items) <= PROTOCOL.windows_max_interactions:
         alike = np.ones(len(split.sequences.items), np.float32)
-        for window, decay in config.evaluate.windows:
+        for window, decay in PROTOCOL.windows:
             counting = PrepareConfig(window=window, decay=decay)
             found = cooccurrence.mirror(cooccurrence.count_pairs(split, alike, num_items, counting, newest=0.0))
             counted.setdefault((window, decay), cooccurrence.to_matrix(found, num_items, weight))
     attributes = tfidf_matrix(catalog.frame, config.items)
-    return families(touched, counted, attributes, touched.sum(axis=0), config.evaluate)
+    return families(touched, counted, attributes, touched.sum(axis=0), PROTOCOL)

@@ -26,6 +26,7 @@ from recsys.data.catalog import Catalog
 from recsys.data.storage import atomic_write
 from recsys.errors import RefusedError, ReleaseError
 from recsys.evaluation.metrics import TARGET_METRIC, strata
+from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features
 from recsys.index.embeddings import Vectors
 from recsys.release import data_gate as data_checks
@@ -145,7 +146,7 @@ def _ask(config: Config, run: Run, tracking: RunTracking, challenger: Release, c
             _questions(config, run, catalog),
             floor=_floor(config, run),
             config=limits,
-            resamples=config.evaluate.resamples,
+            resamples=PROTOCOL.resamples,
         ),
         gate.overlap_check(challenger, in_service, limits, sample=config.index.sample),
         gate.latency_check(challenger, in_service, limits),

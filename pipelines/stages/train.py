@@ -27,6 +27,7 @@ from recsys.data.splits import Split, Target, TimeCut
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation.baseline_search import LOOK_UPS, queries
 from recsys.evaluation.metrics import TARGET_METRIC, choose_recency, report
+from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features
 from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
@@ -186,7 +187,7 @@ def fit_before(
     if not passes["histories"] or config.data.labeled_pairs:
         recency = None
     else:
-        recency = recency or fit.recency or default_recency(config.evaluate.recency)
+        recency = recency or fit.recency or default_recency(PROTOCOL.recencies)
         told = on_history_pass or on_pass
         refined = training.fit(
             model, features, inputs, HistoryBatches(split, target, pairs, config, recency), config,
@@ -226,15 +227,15 @@ def judge(config: Config, run: Run, vectors: Vectors) -> dict[str, Any]:
     if not len(validation):
         return {"recency": None, "validation": {}}
     index = ExactIndex(vectors, DISTANCES[config.tower.distance])
-    recency, _ = choose_recency(index, validation, config.evaluate.recency, config.evaluate.history)
+    recency, _ = choose_recency(index, validation, PROTOCOL.recencies, PROTOCOL.history_items)
     popularity = np.bincount(split.sequences.items[split.known_before("validation")], minlength=len(vectors))
     figures = {
         look_up: report(
             index,
-            queries(validation, look_up, recency, config.evaluate),
+            queries(validation, look_up, recency, PROTOCOL),
             validation.targets,
             popularity,
-            config.evaluate.resamples,
+            PROTOCOL.resamples,
         )
         for look_up in LOOK_UPS
     }

@@ -409,46 +409,18 @@ Range = Span | Annotated[list[bool | int | float | str], Field(min_length=1)]
 
 
 class EvaluateConfig(Table):
-    """What is held out, and how release and baselines are measured on it."""
+    """Which interactions are held out to evaluate a release."""
 
     split: Literal["leave_one_out", "global_time"] = "leave_one_out"
-    """`leave_one_out`: each user's last item is held out. `global_time`: all that is of the last days, whoever
-    touched it; a user's first item of that time is asked for."""
+    """`leave_one_out`: the last item of each user is held out. `global_time`: everything after an instant is held out,
+    and the first item of each user after it is the target; stricter, and needs users who are active in that time."""
     test_days: Positive = 1.0
-    """`global_time`: days before the newest interaction that are held out for the test."""
+    """`global_time`: number of days before the newest interaction that are held out for the test."""
     validation_days: Positive = 1.0
-    """`global_time`: days before those that are held out for validation."""
-    recency: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False, min_length=1)] = (
-        0.2,
-        0.3,
-        0.4,
-        0.5,
-        0.7,
-        0.9,
-    )
-    """A history is looked up with this weight a step back; the best on the validation target is kept."""
-    history: Count = 50
-    """Newest items of a user that a look-up takes into account."""
+    """`global_time`: number of days before those that are held out for validation."""
     users: Count = 20_000
-    """Users to evaluate at most: a fixed sample of them where there are more."""
-    shrinkage: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False, min_length=1)] = (
-        0.0,
-        10.0,
-        50.0,
-        100.0,
-        200.0,
-    )
-    """Values tried for the ItemKNN baselines; the best on the validation target is used."""
-    windows: Annotated[tuple[WindowAndDecay, ...], Field(strict=False)] = ((10, 0.5), (20, 0.5))
-    """Windows and decays tried for the windowed ItemKNN baseline, beside those of `prepare`."""
-    windows_up_to: Annotated[int, Field(ge=0)] = 1_000_000
-    """Interactions up to which these are counted anew, in memory; above, only the pairs of `prepare` are tried."""
-    ease_penalty: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (100.0, 300.0, 1_000.0)
-    """Values tried for the EASE baseline."""
-    ease_up_to: Annotated[int, Field(ge=0)] = 5_000
-    """EASE inverts a matrix of items by items: left out of larger catalogs."""
-    resamples: Count = 1_000
-    """Bootstrap samples behind each interval."""
+    """Maximum number of users to evaluate; a fixed sample if there are more. More users narrow the intervals and take
+    longer."""
 
 
 class CalibrateConfig(Table):

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from scipy import sparse
 
-from recsys.config.sections import EvaluateConfig
 from recsys.evaluation.baselines import (
     Content,
     CoOccurrence,
@@ -20,6 +19,7 @@ from recsys.evaluation.baselines import (
     users_of_both,
 )
 from recsys.evaluation.metrics import Model
+from recsys.evaluation.protocol import EvaluationProtocol
 
 
 class Variant(NamedTuple):
@@ -36,9 +36,9 @@ def families(
     pairs: Mapping[tuple[int, float], sparse.csr_array],
     bags: sparse.csr_array | None,
     popularity: Counts,
-    config: EvaluateConfig,
+    protocol: EvaluationProtocol,
 ) -> dict[str, list[Variant]]:
-    """Name of a baseline -> its variants, in the order of the config; at least one.
+    """Name of a baseline -> its variants, in the order of the protocol; at least one.
 
     Call it with what is known before the validation target to choose, and with what is known before the test
     target to measure: both give the same names and settings. Nothing is fitted before `fit` is called, and what
@@ -49,7 +49,7 @@ def families(
         pairs: (window, decay) -> weights of the item pairs counted so, float32 [num_items, num_items].
         bags: attributes of the items, [num_items, num_attributes]; None leaves the content baselines out.
         popularity: interactions an item, [num_items].
-        config: values to try; EASE is left out where the catalog has more than `ease_up_to` items.
+        protocol: values to try; EASE is left out where the catalog has more than `ease_max_items` items.
     """
 
     @cache
@@ -59,15 +59,17 @@ def families(
     found = {
         "popularity": [Variant({}, lambda: Popularity(popularity))],
         "co_occurrence": [Variant({}, lambda: CoOccurrence(shared()))],
-        "item_knn": [Variant({"shrinkage": value}, partial(_item_knn, shared, value)) for value in config.shrinkage],
+        "item_knn": [Variant({"shrinkage": value}, partial(_item_knn, shared, value)) for value in protocol.shrinkages],
         "windowed_item_knn": [
             Variant({"window": window, "decay": decay, "shrinkage": value}, partial(WindowedItemKNN, counted, value))
             for (window, decay), counted in pairs.items()
-            for value in config.shrinkage
+            for value in protocol.shrinkages
         ],
     }
-    if touched.shape[1] <= config.ease_up_to:
-        found["ease"] = [Variant({"penalty": value}, partial(_ease, shared, value)) for value in config.ease_penalty]
+    if touched.shape[1] <= protocol.ease_max_items:
+        found["ease"] = [
+            Variant({"penalty": value}, partial(_ease, shared, value)) for value in protocol.ease_penalties
+        ]
     if bags is not None:
         found["content"] = [Variant({}, partial(Content, bags))]
         found["content_popularity"] = [Variant({}, partial(Content, bags, popularity))]

@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config.sections import EvaluateConfig
 from recsys.data.splits import Holdout
 from recsys.evaluation.baseline_families import Variant
 from recsys.evaluation.metrics import TARGET_METRIC, Model, choose_recency, metrics, ranks, report
+from recsys.evaluation.protocol import EvaluationProtocol
 from recsys.index.queries import Queries, default_recency
 
 LookUp = Literal["last_item", "history"]
@@ -35,17 +35,17 @@ class Choice(NamedTuple):
     """Its metrics there."""
 
 
-def queries(holdout: Holdout, look_up: LookUp, recency: float | None, config: EvaluateConfig) -> Queries:
-    """The questions of a look-up; `recency` is of a history, the middle one of the config where none was chosen."""
+def queries(holdout: Holdout, look_up: LookUp, recency: float | None, protocol: EvaluationProtocol) -> Queries:
+    """The questions of a look-up; `recency` is of a history, the middle one of the protocol where none was chosen."""
     if look_up == "last_item":
         return Queries.from_items(holdout.queries)
     return Queries.from_histories(
-        holdout, default_recency(config.recency) if recency is None else recency, config.history
+        holdout, default_recency(protocol.recencies) if recency is None else recency, protocol.history_items
     )
 
 
 def choose(
-    families: Families, holdout: Holdout, config: EvaluateConfig, on_model: OnModel = lambda _: None
+    families: Families, holdout: Holdout, protocol: EvaluationProtocol, on_model: OnModel = lambda _: None
 ) -> dict[str, dict[LookUp, Choice]]:
     """The best settings of each baseline for each look-up, by NDCG@20.
 
@@ -55,10 +55,10 @@ def choose(
     Args:
         families: fitted on what is known before the validation target.
         holdout: the validation questions.
-        config: recencies to try.
+        protocol: recencies to try.
         on_model: called before each baseline.
     """
-    asked = {look_up: queries(holdout, look_up, None, config) for look_up in LOOK_UPS}
+    asked = {look_up: queries(holdout, look_up, None, protocol) for look_up in LOOK_UPS}
     chosen: dict[str, dict[LookUp, Choice]] = {}
     for name, variants in families.items():
         on_model(f"{name}, {len(variants)} settings")
@@ -70,9 +70,9 @@ def choose(
                 if look_up not in best or _score(figures) > _score(best[look_up][0].validation):
                     best[look_up] = Choice(variant.settings, figures), model
         chosen[name] = {look_up: choice for look_up, (choice, _) in best.items()}
-        recency, figures = default_recency(config.recency), chosen[name]["history"].validation
+        recency, figures = default_recency(protocol.recencies), chosen[name]["history"].validation
         if len(holdout):
-            recency, figures = choose_recency(best["history"][1], holdout, config.recency, config.history)
+            recency, figures = choose_recency(best["history"][1], holdout, protocol.recencies, protocol.history_items)
         settings = {**chosen[name]["history"].settings, "recency": recency}
         chosen[name]["history"] = Choice(settings, figures)
     return chosen
@@ -88,7 +88,7 @@ def measure(
     chosen: Mapping[str, Mapping[LookUp, Choice]],
     holdout: Holdout,
     popularity: NDArray[np.integer[Any]],
-    config: EvaluateConfig,
+    protocol: EvaluationProtocol,
     *,
     on_model: OnModel = lambda _: None,
 ) -> dict[LookUp, dict[str, dict[str, Any]]]:
@@ -99,7 +99,7 @@ def measure(
         chosen: what `choose` gave.
         holdout: the test questions.
         popularity: interactions of each item that training saw, [num_items].
-        config: resamples and history.
+        protocol: resamples and history.
         on_model: called before each baseline.
     """
     found: dict[LookUp, dict[str, dict[str, Any]]] = {look_up: {} for look_up in LOOK_UPS}
@@ -107,8 +107,8 @@ def measure(
         on_model(name)
         for model, look_ups in _fitted(variants, chosen[name]):
             for look_up in look_ups:
-                asked = queries(holdout, look_up, chosen[name][look_up].settings.get("recency"), config)
-                found[look_up][name] = report(model, asked, holdout.targets, popularity, config.resamples)
+                asked = queries(holdout, look_up, chosen[name][look_up].settings.get("recency"), protocol)
+                found[look_up][name] = report(model, asked, holdout.targets, popularity, protocol.resamples)
     return found
 
 

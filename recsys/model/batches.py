@@ -17,6 +17,7 @@ from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.pairs import Block, Pairs, concatenate
 from recsys.data.splits import Split, Target
 from recsys.errors import StageError
+from recsys.evaluation.protocol import PROTOCOL
 from recsys.model.negatives import IGNORE, Anchors, Batch, Sampler
 
 
@@ -82,7 +83,7 @@ class HistoryBatches:
         split: users' items.
         target: only what is known before it is used.
         pairs: popularity of the items.
-        config: `train`, `prepare`, `candidates` and the longest `evaluate.history`.
+        config: `train`, `prepare`, and `candidates`.
         recency: weight of a step back, in (0, 1].
     """
 
@@ -106,7 +107,7 @@ class HistoryBatches:
         self.moments = position[(position > self.starts) & (position < self.ends)]
         self.batch_size = max(1, min(config.train.batch_size, len(self.moments)))
         self.recency = recency
-        width = config.evaluate.history
+        width = PROTOCOL.history_items
         if recency < 1:
             width = min(width, math.ceil(math.log(self.LEAST) / math.log(recency)))
         self.window, self.decay = config.prepare.window, config.prepare.decay

@@ -21,6 +21,7 @@ from recsys.config.sections import Config
 from recsys.data.splits import Holdout
 from recsys.errors import StageError
 from recsys.evaluation.metrics import SCORE, choose_recency, metrics, ranks, score
+from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features, Inputs
 from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
@@ -143,13 +144,12 @@ class Validation:
 
     def figures(self, vectors: Vectors) -> dict[str, float]:
         """HR, NDCG and MRR of both look-ups by exact search, their `SCORE`, and the `RECENCY` of a history."""
-        evaluate = self.config.evaluate
         index = ExactIndex(vectors, DISTANCES[self.config.tower.distance], self.among)
         few = self.holdout.subsample(RECENCY_USERS)
-        recency, _ = choose_recency(index, few, evaluate.recency, evaluate.history)
+        recency, _ = choose_recency(index, few, PROTOCOL.recencies, PROTOCOL.history_items)
         asked = {
             "": Queries.from_items(self.holdout.queries),
-            HISTORY: Queries.from_histories(self.holdout, recency, evaluate.history),
+            HISTORY: Queries.from_histories(self.holdout, recency, PROTOCOL.history_items),
         }
         found = {prefix: metrics(ranks(index, queries, self.holdout.targets)) for prefix, queries in asked.items()}
         named = {f"validation_{prefix}{name}": value for prefix, one in found.items() for name, value in one.items()}

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recsys.config.sections import EvaluateConfig
 from recsys.data.catalog import Catalog
 from recsys.data.item_users import ItemUsers
 from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation import calibration
 from recsys.evaluation.calibration import Calibration
+from recsys.evaluation.protocol import PROTOCOL
 from recsys.index import annoy_index, embeddings
 from recsys.index.annoy_index import Index
 from recsys.index.distances import DISTANCES, Distance
@@ -173,9 +173,7 @@ class Release:
             self.catalog,
             self.vectors,
             self.index,
-            recency=default_recency(EvaluateConfig().recency)
-            if self.manifest.recency is None
-            else self.manifest.recency,
+            recency=default_recency(PROTOCOL.recencies) if self.manifest.recency is None else self.manifest.recency,
             calibration=self.calibration,
             item_users=self.item_users,
         )

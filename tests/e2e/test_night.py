@@ -229,7 +229,6 @@ MOMENTS = {
 
 SLOWLY = [
     *("--set", "index.n_trees=5000"),
-    *("--set", f"evaluate.shrinkage={[float(number) for number in range(100)]}"),
     *("--set", "promote.tolerance=0.2"),
 ]
 """Work enough for the short stages of a small world to be met by a signal, and chance enough to be promoted."""

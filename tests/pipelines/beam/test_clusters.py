@@ -52,10 +52,6 @@ items_per_unit = 4000
 
 [evaluate]
 users = 500
-windows = []
-windows_up_to = 0
-shrinkage = [10.0]
-resamples = 10
 
 [index]
 n_trees = 10

@@ -1,6 +1,7 @@
 """The stage on a small world, with vectors put there by hand: its figures, and what they may depend on."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import StageError
 from recsys.evaluation import metrics as evaluation
+from recsys.evaluation.protocol import EvaluationProtocol
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.release.formats import CATALOG, EMBEDDINGS
@@ -32,14 +34,22 @@ BASELINES = {
     "content",
     "content_popularity",
 }
-QUICK = ["evaluate.resamples=20", "evaluate.shrinkage=[0.0, 20.0]", "evaluate.recency=[0.3, 0.9]"]
+PROTOCOL = EvaluationProtocol(resamples=20, shrinkages=(0.0, 20.0), recencies=(0.3, 0.9))
 RECENCY = 0.3
 CUTS = (5, 10, 20)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_protocol() -> Iterator[None]:
+    """Fewer values to try and fewer resamples than in a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "PROTOCOL", PROTOCOL)
+        yield
+
+
 def indexed(folder: Path, *overrides: str, recency: float | None = RECENCY) -> RunContext:
     """A night that is ready to be evaluated: random vectors, and a tower that nobody asks for."""
-    context = RunContext.from_config(load_config(folder / "recsys.toml", [*QUICK, *overrides]))
+    context = RunContext.from_config(load_config(folder / "recsys.toml", overrides))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
     num_items = context.run.manifest(prepare.STAGE)["num_items"]
     vectors = np.random.default_rng(0).normal(size=(num_items, 16))
@@ -50,6 +60,10 @@ def indexed(folder: Path, *overrides: str, recency: float | None = RECENCY) -> R
         np.save(stage / EMBEDDINGS, vectors.astype(np.float32))
     indexing.index(context.config, context.run, context.progress)
     return context
+
+
+def evaluated(context: RunContext) -> dict[str, Any]:
+    return evaluate.evaluate(context.config, context.run, context.progress)
 
 
 def rows_of(folder: Path) -> dict[str, list[str]]:
@@ -125,7 +139,7 @@ def test_settings_are_chosen_without_the_test_targets(tmp_path: Path, split: lis
     """The same world with other test targets: other figures, the same choices, and the same figures of choosing."""
     world.write(tmp_path / "one")
     folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 1))
-    one, other = (evaluate.evaluate(indexed(folder, *split)) for folder in folders)
+    one, other = (evaluated(indexed(folder, *split)) for folder in folders)
     assert one["questions"] == other["questions"] == world.BLOCKS * world.USERS_A_BLOCK
     assert one["settings"] == other["settings"]
     assert one["validation"] == other["validation"]
@@ -151,23 +165,30 @@ def tried(context: RunContext) -> set[tuple[float, float]]:
     return {(variant.settings["window"], variant.settings["decay"]) for variant in found["windowed_item_knn"]}
 
 
-def test_windows_are_those_of_the_config_and_of_prepare_but_for_large_logs(tmp_path: Path) -> None:
+def test_windows_are_those_of_the_protocol_and_of_prepare_but_for_large_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.write(tmp_path)
-    windows = "evaluate.windows=[[2, 0.5], [3, 0.0], [4, 2.0]]"
     prepared = ["prepare.window=4", "prepare.decay=2.0"]
     interactions = world.BLOCKS * world.USERS_A_BLOCK * world.TOUCHED
-    few = indexed(tmp_path, windows, *prepared, f"evaluate.windows_up_to={interactions}")
-    assert tried(few) == {(4, 2.0), (2, 0.5), (3, 0.0)}
-    assert tried(indexed(tmp_path, windows, *prepared, f"evaluate.windows_up_to={interactions - 1}")) == {(4, 2.0)}
+    context = indexed(tmp_path, *prepared)
+    windows = ((2, 0.5), (3, 0.0), (4, 2.0))
+    few = PROTOCOL._replace(windows=windows, windows_max_interactions=interactions)
+    monkeypatch.setattr(evaluate, "PROTOCOL", few)
+    assert tried(context) == {(4, 2.0), (2, 0.5), (3, 0.0)}
+    monkeypatch.setattr(evaluate, "PROTOCOL", few._replace(windows_max_interactions=interactions - 1))
+    assert tried(context) == {(4, 2.0)}
 
 
 @pytest.mark.parametrize("target", ["validation", "test"])
-def test_windows_that_are_counted_anew_equal_those_of_prepare(tmp_path: Path, target: Any) -> None:
+def test_windows_that_are_counted_anew_equal_those_of_prepare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any
+) -> None:
     """Where every interaction weighs 1: the same window as prepare's and as one that is tried, the same answers."""
     world.write(tmp_path)
-    nights = [indexed(tmp_path, "prepare.window=3"), indexed(tmp_path, "evaluate.windows=[[3, 1.0]]")]
+    monkeypatch.setattr(evaluate, "PROTOCOL", PROTOCOL._replace(windows=((3, 1.0),)))
     answers = []
-    for context in nights:
+    for context in (indexed(tmp_path, "prepare.window=3"), indexed(tmp_path)):
         catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
         found = evaluate.fitted_before(target, context.config, context.run, train.load_split(context.run), catalog)[
             "windowed_item_knn"
@@ -181,20 +202,23 @@ def test_nobody_to_ask_is_told_and_stops_no_night(tmp_path: Path) -> None:
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
     rows.filter(pl.col("timestamp") < 1_600_000_000 + 120).write_parquet(tmp_path / "interactions.parquet")
-    figures = evaluate.evaluate(indexed(tmp_path, recency=None))
+    figures = evaluated(indexed(tmp_path, recency=None))
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures["questions"] == 0
     assert "ndcg_at_20" not in figures["model"]
     assert set(figures["history"]["baselines"]) == BASELINES
 
 
-def test_a_test_without_a_validation_takes_the_middle_recency_for_all(tmp_path: Path) -> None:
+def test_a_test_without_a_validation_takes_the_middle_recency_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through time: everybody pauses on the day of validation."""
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
     last = 1_600_000_000 + 60 * (world.TOUCHED - 1)
     rows.filter(pl.col("timestamp") != last - 60).write_parquet(tmp_path / "interactions.parquet")
-    figures = evaluate.evaluate(indexed(tmp_path, *GLOBAL_TIME, "evaluate.recency=[0.9, 0.3, 0.4]", recency=None))
+    monkeypatch.setattr(evaluate, "PROTOCOL", PROTOCOL._replace(recencies=(0.9, 0.3, 0.4)))
+    figures = evaluated(indexed(tmp_path, *GLOBAL_TIME, recency=None))
     assert figures["questions"] == world.BLOCKS * world.USERS_A_BLOCK
     assert {choices["history"]["recency"] for choices in figures["settings"].values()} == {0.4}
     assert figures["history"]["model"] != figures["model"]

@@ -25,7 +25,7 @@ from recsys.release.mlflow_registry import Tracker
 from tests import GOLDEN_RELEASES
 from tests.e2e import world
 
-QUICK = ["train.passes=3", "train.history_passes=0", "evaluate.resamples=50", "promote.tolerance=0.3"]
+QUICK = ["train.passes=3", "train.history_passes=0", "promote.tolerance=0.3"]
 GOLDEN = GOLDEN_RELEASES / "v1"
 
 

@@ -17,6 +17,7 @@ from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import InputError, StageError
 from recsys.evaluation.metrics import SCORE
+from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.embeddings import Vectors
 from recsys.release.formats import CATALOG, EMBEDDINGS, FEATURES, MANIFEST, TOWER
 from tests import GOLDEN_RELEASES
@@ -25,7 +26,7 @@ from tests.e2e import world
 GOLDEN = GOLDEN_RELEASES / "v2"
 """A release of the same world."""
 
-SMALL = ["tower.dimension=8", "train.passes=2", "train.history_passes=0", "evaluate.resamples=10"]
+SMALL = ["tower.dimension=8", "train.passes=2", "train.history_passes=0"]
 MINUTE = 1 / 1_440
 GLOBAL_TIME = [
     "evaluate.split=global_time",
@@ -87,7 +88,7 @@ def numbers(context: RunContext) -> dict[str, int]:
 
 def test_the_manifest_tells_how_the_tower_came_to_be(tmp_path: Path) -> None:
     world.write(tmp_path)
-    context = prepared(tmp_path, "train.history_passes=2", "evaluate.recency=[0.3, 0.8]")
+    context = prepared(tmp_path, "train.history_passes=2")
     manifest = train.train(context.config, context.run, context.progress, context.tracking.metrics)
     assert json.loads(json.dumps(manifest)) == manifest
     assert 1 <= manifest["passes"]["pairs"] <= 2
@@ -96,7 +97,7 @@ def test_the_manifest_tells_how_the_tower_came_to_be(tmp_path: Path) -> None:
     assert 2 <= len(manifest["curve"]) <= 4
     assert all("validation_ndcg_at_20" in figures for figures in manifest["curve"])
     assert not any("validation_ndcg_at_20" in figures for figures in manifest["final_curve"])
-    assert manifest["recency"] in {0.3, 0.8}
+    assert manifest["recency"] in PROTOCOL.recencies
     assert set(manifest["validation"]) == {"last_item", "history"}
     for figures in manifest["validation"].values():
         assert 0 < figures["ndcg_at_20"] < 1

@@ -157,7 +157,6 @@ def test_a_service_may_have_a_config_without_data():
         ("prepare", "decay", float("inf")),
         ("prepare", "max_dead_letter_ratio", 1.5),
         ("items", "numeric", ["year", 3]),
-        ("evaluate", "shrinkage", []),
         ("beam", "profile", "cloud"),
         ("serve", "port", 65536),
         ("index", "n_jobs", -2),
@@ -189,12 +188,6 @@ def test_a_service_may_have_a_config_without_data():
         ("evaluate", "split", "random"),
         ("evaluate", "test_days", 0),
         ("evaluate", "validation_days", -1.0),
-        ("evaluate", "recency", []),
-        ("evaluate", "recency", [0.5, 0.0]),
-        ("evaluate", "recency", [0.5, 1.5]),
-        ("evaluate", "history", 0),
-        ("evaluate", "ease_penalty", [0.0]),
-        ("evaluate", "resamples", 0),
         ("calibrate", "pairs", 0),
         ("calibrate", "precision", [0.9, 0.5]),
         ("calibrate", "false_positive_rate", [0.0]),
@@ -264,14 +257,6 @@ def test_hard_ranks_are_in_order():
         parse(candidates={"hard_ranks": [8, 7]})
     with pytest.raises(ConfigError, match=r"candidates\.hard_ranks"):
         parse(candidates={"hard_ranks": [7]})
-
-
-def test_windows_are_a_window_and_a_decay_each():
-    assert parse(evaluate={"windows": [[3, 0.5], [7, 1]]}).evaluate.windows == ((3, 0.5), (7, 1.0))
-    assert parse(evaluate={"windows": []}).evaluate.windows == ()
-    for wrong in ([[3]], [[0, 1.0]], [[3, -1.0]], [3]):
-        with pytest.raises(ConfigError, match=r"evaluate\.windows"):
-            parse(evaluate={"windows": wrong})
 
 
 def test_a_range_is_a_list_or_a_span():
@@ -692,15 +677,7 @@ def configs(draw):
                 split=st.sampled_from(["leave_one_out", "global_time"]),
                 test_days=positive,
                 validation_days=positive,
-                recency=st.lists(st.floats(0, 1, exclude_min=True), min_size=1, max_size=3),
-                history=counts,
                 users=counts,
-                shrinkage=st.lists(not_negative, min_size=1, max_size=3),
-                windows=st.lists(st.tuples(counts, not_negative), max_size=3),
-                windows_up_to=st.integers(0, 10**9),
-                ease_penalty=st.lists(positive, min_size=1, max_size=3),
-                ease_up_to=st.integers(0, 10**6),
-                resamples=counts,
             )
         ),
         calibrate=CalibrateConfig(
