@@ -33,7 +33,7 @@ from pipelines.prepare.stage import prepare
 from pipelines.stages import evaluate, train
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
-from recsys.evaluation.metrics import Model
+from recsys.evaluation.metrics import Recommender
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
@@ -77,7 +77,7 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
         STAGES[name](context)
 
     vectors = np.array(embeddings.load(context.run.path("embed", "embeddings.npy")))
-    models: dict[str, Model] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
+    models: dict[str, Recommender] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
     split = train.load_split(context.run)
     known = Catalog.load(context.run.path("prepare", "catalog.parquet"))
     rivals = evaluate.fitted_before("test", context.config, context.run, split, known)
@@ -110,7 +110,7 @@ def _pairs(run: Run) -> sparse.csr_array:
 
 
 def _compare(
-    models: Mapping[str, Model], together: sparse.csr_array, hidden: NDArray[np.int32]
+    models: Mapping[str, Recommender], together: sparse.csr_array, hidden: NDArray[np.int32]
 ) -> tuple[int, dict[str, float]]:
     """How many hidden items can be asked, and the NDCG of each model; they are no answers to each other."""
     graded = _with_others(together, hidden)
@@ -143,7 +143,7 @@ def _halves(config: Config, rows: pl.DataFrame, folder: Path, rng: np.random.Gen
 
 def _beside_own(
     halves: Sequence[sparse.csr_array],
-    models: Mapping[str, Model],
+    models: Mapping[str, Recommender],
     vectors: NDArray[np.float32],
     hidden: NDArray[np.int32],
 ) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes
         **found["history"],
         "last_item": found["last_item"],
         "settings": {"model": {**chosen, **context.config.shaping()}, "baselines": figures["settings"]},
-        "questions": figures["questions"],
+        "queries": figures["queries"],
         "seconds": seconds,
     }
 

@@ -121,7 +121,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
 def _print_summary(summary: dict[str, Any], config_file: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     evaluation = summary["evaluation"]
-    if evaluation["questions"]:
+    if evaluation["queries"]:
         table = Table(title=f"Last-item queries of {evaluation['questions']:,} users, test target")
         table.add_column("")
         for column in COLUMNS:

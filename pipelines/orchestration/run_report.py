@@ -25,8 +25,16 @@ from recsys.data.splits import Holdout
 from recsys.data.storage import atomic_write
 from recsys.errors import RecsysError, ReleaseError
 from recsys.evaluation import embedding_drift as drift
-from recsys.evaluation.baseline_search import LOOK_UPS, LookUp, queries
-from recsys.evaluation.metrics import CUTS, STRATA, TARGET_METRIC, intervals, metrics, ranks, strata
+from recsys.evaluation.baseline_search import QUERY_KINDS, QueryKind, make_queries
+from recsys.evaluation.metrics import (
+    CUTS,
+    STRATA,
+    TARGET_METRIC,
+    bootstrap_intervals,
+    popularity_strata,
+    ranking_metrics,
+    target_ranks,
+)
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.queries import Queries
 from recsys.release import gate
@@ -146,8 +154,8 @@ def _known(context: RunContext, end: End) -> dict[str, Any]:
         "index": {**indexed, "target": context.config.index.recall_target, "k": context.config.index.recall_k}
         if indexed
         else None,
-        "questions": evaluated["questions"] if evaluated else None,
-        "quality": _quality(context, evaluated, champion) if evaluated and evaluated["questions"] else None,
+        "queries": evaluated["queries"] if evaluated else None,
+        "quality": _quality(context, evaluated, champion) if evaluated and evaluated["queries"] else None,
         "similarity": _similarity(challenger, context.config.index.sample) if challenger else None,
         "exposure": _exposure(challenger, context.config.index.sample) if challenger else None,
         "map": _map(challenger) if challenger else None,
@@ -190,7 +198,7 @@ def _quality(context: RunContext, evaluated: Mapping[str, Any], champion: Releas
     found: dict[str, Any] = {}
     holdout = train.load_split(context.run).holdout("test", context.config.evaluate.users) if champion else None
     catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
-    for look_up in LOOK_UPS:
+    for look_up in QUERY_KINDS:
         measured = evaluated if look_up == "last_item" else evaluated["history"]
         models = {"tonight": measured["model"]}
         if champion and holdout is not None:
@@ -200,23 +208,23 @@ def _quality(context: RunContext, evaluated: Mapping[str, Any], champion: Releas
     return found
 
 
-def _asked_today(champion: Release, catalog: Catalog, holdout: Holdout, look_up: LookUp) -> dict[str, Any]:
+def _asked_today(champion: Release, catalog: Catalog, holdout: Holdout, look_up: QueryKind) -> dict[str, Any]:
     """What the champion answers to tonight's questions; one about items that it does not hold is a miss."""
     # tonight's number -> the champion's; padding, the last, stays padding
     numbers = np.append(champion.catalog.item_numbers(catalog.item_ids, missing=-1), np.int32(-1))
-    asked = queries(holdout, look_up, champion.manifest.recency, PROTOCOL)
+    asked = make_queries(holdout, look_up, champion.manifest.recency, PROTOCOL)
     items = numbers[asked.items]
     asked = Queries(items, np.where(items < 0, 0, asked.weights).astype(np.float32), numbers[asked.excluded])
     targets = numbers[holdout.targets]
     known = np.flatnonzero((asked.weights > 0).any(axis=1) & (targets >= 0))
     rank = np.full(len(targets), max(CUTS))
-    rank[known] = ranks(champion.index, asked[known], targets[known])
-    stratum = strata(catalog.frame["interactions"].to_numpy())[holdout.targets]
+    rank[known] = target_ranks(champion.index, asked[known], targets[known])
+    stratum = popularity_strata(catalog.frame["interactions"].to_numpy())[holdout.targets]
     return {
-        **metrics(rank),
-        "intervals": intervals(rank, PROTOCOL.resamples),
+        **ranking_metrics(rank),
+        "intervals": bootstrap_intervals(rank, PROTOCOL.resamples),
         "strata": {
-            name: {"questions": int((stratum == number).sum()), **metrics(rank[stratum == number])}
+            name: {"queries": int((stratum == number).sum()), **ranking_metrics(rank[stratum == number])}
             for number, name in enumerate(STRATA)
         },
     }
@@ -243,7 +251,7 @@ def _similarity(release: Release, most: int) -> dict[str, Any]:
 def _exposure(release: Release, most: int) -> dict[str, dict[str, float]]:
     """Shares of the interactions, of the items, and of the ten nearest of a sample of items, by stratum."""
     popularity = release.catalog.frame["interactions"].to_numpy()
-    stratum = strata(popularity)
+    stratum = popularity_strata(popularity)
     items = np.random.default_rng(0).choice(len(stratum), min(most, len(stratum)), replace=False)
     found = release.index.neighbors(items.astype(np.int32), min(NEAREST, len(stratum) - 1))
 
@@ -266,7 +274,7 @@ def _map(release: Release) -> dict[str, Any]:
     left, lengths, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
     places = (left * lengths)[:, :2]
     reach = np.abs(places).max() or 1.0
-    stratum = strata(popularity)[items]
+    stratum = popularity_strata(popularity)[items]
     return {
         "variance": float((lengths[:2] ** 2).sum() / max((lengths**2).sum(), np.finfo(float).tiny)),
         "items": [

@@ -1,8 +1,8 @@
-"""evaluate: the index and the baselines on the held-out interactions.
+"""evaluate: figures of the index and of the baselines on held-out interactions.
 
-Two look-ups against the whole catalog: from the last item before the target, nothing but the query left out;
-and from the user's history, all of which is left out. What a baseline can be tuned by is chosen on the
-validation target; all test figures come from what is known before the test target.
+Two kinds of queries are evaluated on the whole catalog: the last item before the target, where only that item is
+excluded, and the user's history, where all of it is excluded. The settings of the baselines are chosen on the
+validation target; all test figures are computed from the interactions before the test target.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from recsys.config.sections import Config, PrepareConfig
 from recsys.data import cooccurrence
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Split, Target
-from recsys.evaluation import baseline_search as comparison
-from recsys.evaluation.baseline_families import families
-from recsys.evaluation.baseline_search import LOOK_UPS, Families
-from recsys.evaluation.baselines import touched_before
-from recsys.evaluation.metrics import TARGET_METRIC, report
+from recsys.evaluation.baseline_search import (
+    QUERY_KINDS,
+    Variants,
+    baseline_variants,
+    choose_settings,
+    evaluate_baselines,
+    make_queries,
+)
+from recsys.evaluation.baselines import interaction_matrix
+from recsys.evaluation.metrics import TARGET_METRIC, evaluation_report
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.tfidf import tfidf_matrix
 from recsys.index import annoy_index, embeddings
@@ -35,13 +40,13 @@ STAGE = "evaluate"
 
 
 def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
-    """Do the stage if it is not done, and return its manifest: the figures.
+    """Run the stage if it is not done, and return its manifest with the figures.
 
-    `model` and `baselines` are of look-ups from the last item, the same below `history` of look-ups from a
-    history; `settings` and `validation` tell what was chosen for each baseline, and its figures there.
+    `model` and `baselines` are the figures for last-item queries, `history` has those for history queries; `settings`
+    and `validation` are the chosen settings of each baseline and their metrics on the validation target.
 
     Raises:
-        StageError: index was not run.
+        StageError: the index stage has not run.
     """
     if run.done(STAGE):
         return run.manifest(STAGE)
@@ -59,16 +64,16 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
         def on_model(note: str) -> None:
             nonlocal step
-            advance(step, 2 * len(rivals), note)
+            advance(step, 2 * len(variants), note)
             step += 1
 
-        rivals = fitted_before("validation", config, run, split, catalog)
+        variants = variants_before("validation", config, run, split, catalog)
         validation = split.holdout("validation", config.evaluate.users)
-        chosen = comparison.choose(rivals, validation, PROTOCOL, on_model)
+        chosen = choose_settings(variants, validation, PROTOCOL, on_model)
         test = split.holdout("test", config.evaluate.users)
         popularity = catalog.frame["interactions"].to_numpy()
-        measured = comparison.measure(
-            fitted_before("test", config, run, split, catalog),
+        reports = evaluate_baselines(
+            variants_before("test", config, run, split, catalog),
             chosen,
             test,
             popularity,
@@ -76,53 +81,54 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
             on_model=on_model,
         )
         model = {}
-        for look_up in LOOK_UPS:
-            asked = comparison.queries(test, look_up, trained["recency"], PROTOCOL)
-            model[look_up] = report(index, asked, test.targets, popularity, PROTOCOL.resamples)
+        for kind in QUERY_KINDS:
+            queries = make_queries(test, kind, trained["recency"], PROTOCOL)
+            model[kind] = evaluation_report(index, queries, test.targets, popularity, PROTOCOL.resamples)
         manifest |= {
             "target": "test",
             "split": config.evaluate.split,
-            "questions": len(test),
+            "queries": len(test),
             "model": model["last_item"],
-            "baselines": measured["last_item"],
+            "baselines": reports["last_item"],
             "history": {
                 "recency": trained["recency"],
                 "model": model["history"],
-                "baselines": measured["history"],
+                "baselines": reports["history"],
             },
             "settings": {
-                name: {look_up: choice.settings for look_up, choice in choices.items()}
-                for name, choices in chosen.items()
+                name: {kind: choice.settings for kind, choice in choices.items()} for name, choices in chosen.items()
             },
             "validation": {
                 **trained["validation"],
                 "baselines": {
-                    name: {look_up: choice.validation for look_up, choice in choices.items()}
+                    name: {kind: choice.validation for kind, choice in choices.items()}
                     for name, choices in chosen.items()
                 },
             },
         }
         if len(test):
-            others = {name: value[TARGET_METRIC] for name, value in measured["last_item"].items()}
-            best = max(others, key=lambda name: others[name])
-            advance(1, 1, f"NDCG@20 {model['last_item'][TARGET_METRIC]:.4f}, best baseline {best} {others[best]:.4f}")
+            scores = {name: figures[TARGET_METRIC] for name, figures in reports["last_item"].items()}
+            best = max(scores, key=lambda name: scores[name])
+            advance(1, 1, f"NDCG@20 {model['last_item'][TARGET_METRIC]:.4f}, best baseline {best} {scores[best]:.4f}")
         else:
             advance(1, 1, "no user with enough interactions to evaluate")
     return run.manifest(STAGE)
 
 
-def fitted_before(target: Target, config: Config, run: Run, split: Split, catalog: Catalog) -> Families:
-    """The baselines, to be fitted on what is known before a target."""
+def variants_before(target: Target, config: Config, run: Run, split: Split, catalog: Catalog) -> Variants:
+    """Return the variants of the baselines, fitted on the interactions before a target."""
     weight, num_items = train.BEFORE[target], len(catalog)
-    touched = touched_before(split, target, num_items)
-    counted = {
+    interactions = interaction_matrix(split, target, num_items)
+    pairs = {
         (config.prepare.window, config.prepare.decay): train.load_pairs(run, weight, num_items).to_matrix(),
     }
     if len(split.sequences.items) <= PROTOCOL.windows_max_interactions:
-        alike = np.ones(len(split.sequences.items), np.float32)
+        equal_weights = np.ones(len(split.sequences.items), np.float32)
         for window, decay in PROTOCOL.windows:
             counting = PrepareConfig(window=window, decay=decay)
-            found = cooccurrence.mirror(cooccurrence.count_pairs(split, alike, num_items, counting, newest=0.0))
-            counted.setdefault((window, decay), cooccurrence.to_matrix(found, num_items, weight))
+            counts = cooccurrence.mirror(
+                cooccurrence.count_pairs(split, equal_weights, num_items, counting, newest=0.0)
+            )
+            pairs.setdefault((window, decay), cooccurrence.to_matrix(counts, num_items, weight))
     attributes = tfidf_matrix(catalog.frame, config.items)
-    return families(touched, counted, attributes, touched.sum(axis=0), PROTOCOL)
+    return baseline_variants(interactions, pairs, attributes, interactions.sum(axis=0), PROTOCOL)

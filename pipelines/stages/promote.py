@@ -25,7 +25,7 @@ from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
 from recsys.data.storage import atomic_write
 from recsys.errors import RefusedError, ReleaseError
-from recsys.evaluation.metrics import TARGET_METRIC, strata
+from recsys.evaluation.metrics import TARGET_METRIC, popularity_strata
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features
 from recsys.index.embeddings import Vectors
@@ -183,7 +183,7 @@ def _questions(config: Config, run: Run, catalog: Catalog) -> gate.Questions:
     return gate.Questions(
         [ids[number] for number in holdout.queries],
         [ids[number] for number in holdout.targets],
-        strata(catalog.frame["interactions"].to_numpy())[holdout.targets],
+        popularity_strata(catalog.frame["interactions"].to_numpy())[holdout.targets],
     )
 
 

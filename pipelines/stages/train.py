@@ -25,8 +25,8 @@ from recsys.data.pairs import Pairs
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Split, Target, TimeCut
 from recsys.errors import InputError, ReleaseError
-from recsys.evaluation.baseline_search import LOOK_UPS, queries
-from recsys.evaluation.metrics import TARGET_METRIC, choose_recency, report
+from recsys.evaluation.baseline_search import QUERY_KINDS, make_queries
+from recsys.evaluation.metrics import TARGET_METRIC, choose_recency, evaluation_report
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features
 from recsys.index.distances import DISTANCES
@@ -230,14 +230,14 @@ def judge(config: Config, run: Run, vectors: Vectors) -> dict[str, Any]:
     recency, _ = choose_recency(index, validation, PROTOCOL.recencies, PROTOCOL.history_items)
     popularity = np.bincount(split.sequences.items[split.known_before("validation")], minlength=len(vectors))
     figures = {
-        look_up: report(
+        look_up: evaluation_report(
             index,
-            queries(validation, look_up, recency, PROTOCOL),
+            make_queries(validation, look_up, recency, PROTOCOL),
             validation.targets,
             popularity,
             PROTOCOL.resamples,
         )
-        for look_up in LOOK_UPS
+        for look_up in QUERY_KINDS
     }
     return {"recency": recency, "validation": figures}
 

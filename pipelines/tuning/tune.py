@@ -31,8 +31,8 @@ from pipelines.tuning.study import MLFLOW_RUN, Study
 from recsys.config.sections import Config
 from recsys.data.storage import atomic_write
 from recsys.errors import RecsysError, StageError, TrackingError
-from recsys.evaluation.baseline_search import LOOK_UPS
-from recsys.evaluation.metrics import SCORE, score
+from recsys.evaluation.baseline_search import QUERY_KINDS
+from recsys.evaluation.metrics import VALIDATION_SCORE, validation_score
 from recsys.release.runs import Run
 
 if TYPE_CHECKING:
@@ -251,29 +251,31 @@ class _Tuning:
         most = {"pairs": config.train.passes, "histories": config.train.history_passes}
 
         def on_any_pass(number: int, figures: dict[str, float]) -> None:
-            advance(number, sum(most.values()), f"{figures[SCORE]:.4f}{self._standing(started)}")
+            advance(number, sum(most.values()), f"{figures[VALIDATION_SCORE]:.4f}{self._standing(started)}")
             self.tracker.log_metrics(
                 trial.user_attrs[MLFLOW_RUN], {f"train_{name}": value for name, value in figures.items()}, number
             )
             # nothing can be told to be better without the config as it is
             if settings and self._left(started) <= 0:
-                raise self.study.optuna.TrialPruned(f"stopped at {figures[SCORE]:.4f}: the time is up")
+                raise self.study.optuna.TrialPruned(f"stopped at {figures[VALIDATION_SCORE]:.4f}: the time is up")
 
         def on_pass(number: int, figures: dict[str, float]) -> None:
-            trial.report(figures[SCORE], number)
+            trial.report(figures[VALIDATION_SCORE], number)
             on_any_pass(number, figures)
             if settings and trial.should_prune():
-                raise self.study.optuna.TrialPruned(f"{figures[SCORE]:.4f} at pass {number}: worse than most")
+                raise self.study.optuna.TrialPruned(
+                    f"{figures[VALIDATION_SCORE]:.4f} at pass {number}: worse than most"
+                )
 
         run = self._prepare(config)
         # histories follow a different number of passes in each trial: the pruner would compare unlikes
         fitted = fit_before("validation", config, run, most, on_pass, on_history_pass=on_any_pass)
         judged = judge(config, run, fitted.vectors)["validation"]
         return {
-            "value": score(judged.values()),
+            "value": validation_score(judged.values()),
             **{
                 f"validation_{look_up}_{name}": value
-                for look_up in LOOK_UPS
+                for look_up in QUERY_KINDS
                 for name, value in judged[look_up].items()
                 if isinstance(value, float)
             },

@@ -1,124 +1,209 @@
-"""Baselines tuned on the validation target and measured on the test target: the bar for every release.
+"""The baselines by name, tuned on the validation target and evaluated on the test target.
 
-Each look-up is tuned by itself: a baseline that is best from one item need not be best from a history.
+To add a baseline, write its class in `recsys.evaluation.baselines` and list its settings in `baseline_variants`.
+Each kind of query is tuned separately: the best settings for one item need not be the best for a history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from recsys.data.splits import Holdout
-from recsys.evaluation.baseline_families import Variant
-from recsys.evaluation.metrics import TARGET_METRIC, Model, choose_recency, metrics, ranks, report
+from recsys.evaluation.baselines import (
+    Content,
+    CoOccurrence,
+    Ease,
+    ItemKNN,
+    Popularity,
+    WindowedItemKNN,
+    shared_users,
+)
+from recsys.evaluation.metrics import (
+    TARGET_METRIC,
+    Recommender,
+    choose_recency,
+    evaluation_report,
+    ranking_metrics,
+    target_ranks,
+)
 from recsys.evaluation.protocol import EvaluationProtocol
+from recsys.evaluation.scoring import Counts
 from recsys.index.queries import Queries, default_recency
 
-LookUp = Literal["last_item", "history"]
-LOOK_UPS: tuple[LookUp, ...] = ("last_item", "history")
+QueryKind = Literal["last_item", "history"]
+QUERY_KINDS: tuple[QueryKind, ...] = ("last_item", "history")
 
 OnModel = Callable[[str], None]
-"""Called before each baseline with what is done to it."""
-
-Families = Mapping[str, Sequence[Variant]]
+"""Called before each baseline with a description of the step."""
 
 
-class Choice(NamedTuple):
-    """What was best on the validation target."""
+class Variant(NamedTuple):
+    """A baseline with one choice of its settings."""
 
     settings: dict[str, float]
-    """Of the variant; for a history also its `recency`."""
+    """Reported, and used to find the same variant in another result of `baseline_variants`."""
+    fit: Callable[[], Recommender]
+
+
+Variants = Mapping[str, Sequence[Variant]]
+"""Name of a baseline -> its variants, at least one."""
+
+
+class ChosenSettings(NamedTuple):
+    """The best settings on the validation target."""
+
+    settings: dict[str, float]
+    """Of the variant; for history queries also their `recency`."""
     validation: dict[str, float]
-    """Its metrics there."""
+    """Metrics on the validation target."""
 
 
-def queries(holdout: Holdout, look_up: LookUp, recency: float | None, protocol: EvaluationProtocol) -> Queries:
-    """The questions of a look-up; `recency` is of a history, the middle one of the protocol where none was chosen."""
-    if look_up == "last_item":
-        return Queries.from_items(holdout.queries)
-    return Queries.from_histories(
-        holdout, default_recency(protocol.recencies) if recency is None else recency, protocol.history_items
-    )
+def baseline_variants(
+    interactions: sparse.csr_array,
+    pairs: Mapping[tuple[int, float], sparse.csr_array],
+    attributes: sparse.csr_array | None,
+    popularity: Counts,
+    protocol: EvaluationProtocol,
+) -> Variants:
+    """Return the variants of each baseline, in the order of the protocol.
 
-
-def choose(
-    families: Families, holdout: Holdout, protocol: EvaluationProtocol, on_model: OnModel = lambda _: None
-) -> dict[str, dict[LookUp, Choice]]:
-    """The best settings of each baseline for each look-up, by NDCG@20.
-
-    For a history the variant is chosen at the middle recency, and the recency for that variant. Of equals the
-    first is best; without questions that is the first variant, and the middle recency.
+    Call it with the data before the validation target to choose settings, and with the data before the test target
+    to evaluate them: both results have the same names and settings. Nothing is computed before `fit` is called, and
+    what variants share is computed once.
 
     Args:
-        families: fitted on what is known before the validation target.
-        holdout: the validation questions.
+        interactions: whether a user interacted with an item, 0 or 1, float32 [num_users, num_items].
+        pairs: (window, decay) -> weights of the item pairs counted with them, float32 [num_items, num_items].
+        attributes: TF-IDF weights of the items' attributes, [num_items, num_attributes]; None omits the content
+            baselines.
+        popularity: interactions of each item, [num_items].
+        protocol: values to try; EASE is omitted if the catalog has more than `ease_max_items` items.
+    """
+
+    @cache
+    def shared() -> sparse.csr_array:
+        return shared_users(interactions)
+
+    variants = {
+        "popularity": [Variant({}, lambda: Popularity(popularity))],
+        "co_occurrence": [Variant({}, lambda: CoOccurrence(shared()))],
+        "item_knn": [Variant({"shrinkage": value}, partial(_item_knn, shared, value)) for value in protocol.shrinkages],
+        "windowed_item_knn": [
+            Variant({"window": window, "decay": decay, "shrinkage": value}, partial(WindowedItemKNN, weights, value))
+            for (window, decay), weights in pairs.items()
+            for value in protocol.shrinkages
+        ],
+    }
+    if interactions.shape[1] <= protocol.ease_max_items:
+        variants["ease"] = [
+            Variant({"penalty": value}, partial(_ease, shared, value)) for value in protocol.ease_penalties
+        ]
+    if attributes is not None:
+        variants["content"] = [Variant({}, partial(Content, attributes))]
+        variants["content_popularity"] = [Variant({}, partial(Content, attributes, popularity))]
+    return variants
+
+
+def _item_knn(shared: Callable[[], sparse.csr_array], shrinkage: float) -> Recommender:
+    return ItemKNN(shared(), shrinkage)
+
+
+def _ease(shared: Callable[[], sparse.csr_array], penalty: float) -> Recommender:
+    return Ease(shared(), penalty)
+
+
+def make_queries(holdout: Holdout, kind: QueryKind, recency: float | None, protocol: EvaluationProtocol) -> Queries:
+    """Return the queries of one kind; history queries use `recency`, or the default of the protocol if it is None."""
+    if kind == "last_item":
+        return Queries.from_items(holdout.queries)
+    if recency is None:
+        recency = default_recency(protocol.recencies)
+    return Queries.from_histories(holdout, recency, protocol.history_items)
+
+
+def choose_settings(
+    variants: Variants, holdout: Holdout, protocol: EvaluationProtocol, on_model: OnModel = lambda _: None
+) -> dict[str, dict[QueryKind, ChosenSettings]]:
+    """Return the settings of each baseline with the best NDCG@20 for each kind of query.
+
+    For history queries the variant is chosen with the default recency, and then the recency for that variant. Ties
+    go to the first; without queries the first variant and the default recency are chosen.
+
+    Args:
+        variants: of the data before the validation target.
+        holdout: users with the validation target.
         protocol: recencies to try.
         on_model: called before each baseline.
     """
-    asked = {look_up: queries(holdout, look_up, None, protocol) for look_up in LOOK_UPS}
-    chosen: dict[str, dict[LookUp, Choice]] = {}
-    for name, variants in families.items():
-        on_model(f"{name}, {len(variants)} settings")
-        best: dict[LookUp, tuple[Choice, Model]] = {}
-        for variant in variants:
+    queries = {kind: make_queries(holdout, kind, None, protocol) for kind in QUERY_KINDS}
+    chosen: dict[str, dict[QueryKind, ChosenSettings]] = {}
+    for name, candidates in variants.items():
+        on_model(f"{name}, {len(candidates)} settings")
+        best: dict[QueryKind, tuple[ChosenSettings, Recommender]] = {}
+        for variant in candidates:
             model = variant.fit()
-            for look_up in LOOK_UPS:
-                figures = metrics(ranks(model, asked[look_up], holdout.targets))
-                if look_up not in best or _score(figures) > _score(best[look_up][0].validation):
-                    best[look_up] = Choice(variant.settings, figures), model
-        chosen[name] = {look_up: choice for look_up, (choice, _) in best.items()}
-        recency, figures = default_recency(protocol.recencies), chosen[name]["history"].validation
+            for kind in QUERY_KINDS:
+                metrics = ranking_metrics(target_ranks(model, queries[kind], holdout.targets))
+                if kind not in best or _score(metrics) > _score(best[kind][0].validation):
+                    best[kind] = ChosenSettings(variant.settings, metrics), model
+        chosen[name] = {kind: settings for kind, (settings, _) in best.items()}
+        recency, metrics = default_recency(protocol.recencies), chosen[name]["history"].validation
         if len(holdout):
-            recency, figures = choose_recency(best["history"][1], holdout, protocol.recencies, protocol.history_items)
+            recency, metrics = choose_recency(best["history"][1], holdout, protocol.recencies, protocol.history_items)
         settings = {**chosen[name]["history"].settings, "recency": recency}
-        chosen[name]["history"] = Choice(settings, figures)
+        chosen[name]["history"] = ChosenSettings(settings, metrics)
     return chosen
 
 
-def _score(figures: Mapping[str, float]) -> float:
-    """What is to be as large as possible; there are no figures without questions."""
-    return figures.get(TARGET_METRIC, 0.0)
+def _score(metrics: Mapping[str, float]) -> float:
+    """Return the metric to maximize; without queries there are no metrics."""
+    return metrics.get(TARGET_METRIC, 0.0)
 
 
-def measure(
-    families: Families,
-    chosen: Mapping[str, Mapping[LookUp, Choice]],
+def evaluate_baselines(
+    variants: Variants,
+    chosen: Mapping[str, Mapping[QueryKind, ChosenSettings]],
     holdout: Holdout,
     popularity: NDArray[np.integer[Any]],
     protocol: EvaluationProtocol,
     *,
     on_model: OnModel = lambda _: None,
-) -> dict[LookUp, dict[str, dict[str, Any]]]:
-    """`recsys.evaluation.metrics.report` of each baseline with its chosen settings, by look-up and name.
+) -> dict[QueryKind, dict[str, dict[str, Any]]]:
+    """Return the `evaluation_report` of each baseline with its chosen settings, by query kind and name.
 
     Args:
-        families: fitted on what is known before the test target.
-        chosen: what `choose` gave.
-        holdout: the test questions.
-        popularity: interactions of each item that training saw, [num_items].
-        protocol: resamples and history.
+        variants: of the data before the test target.
+        chosen: from `choose_settings`.
+        holdout: users with the test target.
+        popularity: interactions of each item in the training data, [num_items].
+        protocol: number of resamples and length of a history.
         on_model: called before each baseline.
     """
-    found: dict[LookUp, dict[str, dict[str, Any]]] = {look_up: {} for look_up in LOOK_UPS}
-    for name, variants in families.items():
+    reports: dict[QueryKind, dict[str, dict[str, Any]]] = {kind: {} for kind in QUERY_KINDS}
+    for name, candidates in variants.items():
         on_model(name)
-        for model, look_ups in _fitted(variants, chosen[name]):
-            for look_up in look_ups:
-                asked = queries(holdout, look_up, chosen[name][look_up].settings.get("recency"), protocol)
-                found[look_up][name] = report(model, asked, holdout.targets, popularity, protocol.resamples)
-    return found
+        for model, kinds in _fit_chosen(candidates, chosen[name]):
+            for kind in kinds:
+                queries = make_queries(holdout, kind, chosen[name][kind].settings.get("recency"), protocol)
+                reports[kind][name] = evaluation_report(model, queries, holdout.targets, popularity, protocol.resamples)
+    return reports
 
 
-def _fitted(variants: Sequence[Variant], chosen: Mapping[LookUp, Choice]) -> Iterator[tuple[Model, list[LookUp]]]:
-    """Each chosen variant, fitted once, and the look-ups that chose it."""
+def _fit_chosen(
+    variants: Sequence[Variant], chosen: Mapping[QueryKind, ChosenSettings]
+) -> Iterator[tuple[Recommender, list[QueryKind]]]:
+    """Fit each chosen variant once, and yield it with the query kinds that it was chosen for."""
     for variant in variants:
-        wanted = [
-            look_up
-            for look_up in LOOK_UPS
-            if variant.settings == {key: value for key, value in chosen[look_up].settings.items() if key != "recency"}
+        kinds = [
+            kind
+            for kind in QUERY_KINDS
+            if variant.settings == {key: value for key, value in chosen[kind].settings.items() if key != "recency"}
         ]
-        if wanted:
-            yield variant.fit(), wanted
+        if kinds:
+            yield variant.fit(), kinds

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from recsys.config.sections import Config
 from recsys.data.splits import Holdout
 from recsys.errors import StageError
-from recsys.evaluation.metrics import SCORE, choose_recency, metrics, ranks, score
+from recsys.evaluation.metrics import VALIDATION_SCORE, choose_recency, ranking_metrics, target_ranks, validation_score
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features, Inputs
 from recsys.index.distances import DISTANCES
@@ -56,7 +56,7 @@ class Fit(NamedTuple):
     passes: int
     """Passes that the weights took; 0 where none was better than the start."""
     score: float
-    """`SCORE` of those weights, -inf without validation."""
+    """`VALIDATION_SCORE` of those weights, -inf without validation."""
     recency: float | None
     """With which those weights look a history up best; None without validation, or where `passes` is 0."""
     curve: list[dict[str, float]]
@@ -143,7 +143,7 @@ class Validation:
     """What may be found, bool [num_items]; everything where it is None."""
 
     def figures(self, vectors: Vectors) -> dict[str, float]:
-        """HR, NDCG and MRR of both look-ups by exact search, their `SCORE`, and the `RECENCY` of a history."""
+        """HR, NDCG and MRR by exact search for both query kinds, the `VALIDATION_SCORE`, and the `RECENCY`."""
         index = ExactIndex(vectors, DISTANCES[self.config.tower.distance], self.among)
         few = self.holdout.subsample(RECENCY_USERS)
         recency, _ = choose_recency(index, few, PROTOCOL.recencies, PROTOCOL.history_items)
@@ -151,9 +151,12 @@ class Validation:
             "": Queries.from_items(self.holdout.queries),
             HISTORY: Queries.from_histories(self.holdout, recency, PROTOCOL.history_items),
         }
-        found = {prefix: metrics(ranks(index, queries, self.holdout.targets)) for prefix, queries in asked.items()}
+        found = {
+            prefix: ranking_metrics(target_ranks(index, queries, self.holdout.targets))
+            for prefix, queries in asked.items()
+        }
         named = {f"validation_{prefix}{name}": value for prefix, one in found.items() for name, value in one.items()}
-        return named | {SCORE: score(found.values()), RECENCY: recency}
+        return named | {VALIDATION_SCORE: validation_score(found.values()), RECENCY: recency}
 
 
 def fit(
@@ -215,8 +218,8 @@ def fit(
         if number == config.train.thaw_after:
             learner.thaw()
         progress.curve.append(figures)
-        if validation is None or figures[SCORE] > progress.best_score:
-            progress.best_pass, progress.best_score = number, figures.get(SCORE, to_beat)
+        if validation is None or figures[VALIDATION_SCORE] > progress.best_score:
+            progress.best_pass, progress.best_score = number, figures.get(VALIDATION_SCORE, to_beat)
             best_weights = model.get_weights()
         if checkpoint is not None:
             checkpoint.save(progress, state, best_weights, batches)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recsys.config.sections import PromoteConfig
 from recsys.data.catalog import Catalog
-from recsys.evaluation.metrics import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, metrics, ranks
+from recsys.evaluation.metrics import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, ranking_metrics, target_ranks
 from recsys.index.embeddings import BLOCK, NORM_TOLERANCE, Vectors
 from recsys.index.queries import Queries
 from recsys.index.recall import index_recall
@@ -85,7 +85,7 @@ def places(release: Release, questions: Questions) -> NDArray[np.int64]:
     queries, targets = numbers(questions.queries, missing=-1), numbers(questions.targets, missing=-1)
     known = (queries >= 0) & (targets >= 0)
     rank = np.full(len(known), max(CUTS))
-    rank[known] = ranks(release.index, Queries.from_items(queries[known]), targets[known])
+    rank[known] = target_ranks(release.index, Queries.from_items(queries[known]), targets[known])
     return rank
 
 
@@ -210,7 +210,7 @@ def quality_checks(
         why = "nothing is held out" if champion else "no champion"
         return [*held_out, skipped(TARGET_METRIC, "nothing is held out"), *(skipped(name, why) for name in compared)]
     rank = places(challenger, questions)
-    reached = metrics(rank)[TARGET_METRIC]
+    reached = ranking_metrics(rank)[TARGET_METRIC]
     checks = [skipped(TARGET_METRIC, "no floor") if floor is None else at_least(TARGET_METRIC, reached, floor)]
     if champion is None:
         return [*checks, *(skipped(name, "no champion") for name in compared)]
@@ -228,7 +228,7 @@ def quality_checks(
 
 def _change(name: str, rank: NDArray[np.int64], before: NDArray[np.int64], tolerance: float, resamples: int) -> Check:
     """The lower bound of the change, as a share of what the champion reaches."""
-    now, then = metrics(rank)[TARGET_METRIC], metrics(before)[TARGET_METRIC]
+    now, then = ranking_metrics(rank)[TARGET_METRIC], ranking_metrics(before)[TARGET_METRIC]
     found = difference(rank, before, resamples)
     scale = then or 1.0
     limit = max(tolerance, RESOLUTION * found.error / scale)

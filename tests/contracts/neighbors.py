@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recsys.evaluation.metrics import ranks
+from recsys.evaluation.metrics import target_ranks
 from recsys.index.queries import PADDING, Queries
 
 
@@ -86,7 +86,7 @@ class NeighborsContract:
         answers = model.top_k(any_queries, k).tolist()
         for target in range(num_items):
             expected = [answer.index(target) if target in answer else k for answer in answers]
-            found = ranks(model, any_queries, np.full(len(any_queries), target, np.int32), k)
+            found = target_ranks(model, any_queries, np.full(len(any_queries), target, np.int32), k)
             assert found.tolist() == expected
             assert found.dtype == np.int64
 

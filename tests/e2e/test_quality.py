@@ -40,7 +40,7 @@ def check(evaluation: dict[str, Any], floor: float, below: set[str]) -> None:
 
 def test_movielens_100k(movielens: Path, tmp_path: Path) -> None:
     evaluation = night(movielens / "recsys.toml", tmp_path)
-    assert evaluation["questions"] == 943
+    assert evaluation["queries"] == 943
     check(evaluation, floor=0.080, below={"popularity", "co_occurrence", "item_knn"})
 
 
@@ -52,5 +52,5 @@ def test_beauty(tmp_path: Path) -> None:
     made = program.run("data", "sequences", sequences, "--attributes", attributes, "--output", tmp_path)
     assert made.returncode == 0, made.stderr
     evaluation = night(tmp_path / "recsys.toml", tmp_path / "workspace")
-    assert evaluation["questions"] == 20_000
+    assert evaluation["queries"] == 20_000
     check(evaluation, floor=0.050, below=set(evaluation["baselines"]))

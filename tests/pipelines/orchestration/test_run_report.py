@@ -23,7 +23,7 @@ from recsys import Release
 from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import RecsysError, RefusedError, StageError
-from recsys.evaluation.baseline_search import LOOK_UPS
+from recsys.evaluation.baseline_search import QUERY_KINDS
 from recsys.release.formats import CATALOG
 from tests.e2e import world
 from tests.pipelines.reports.test_data_report import Page
@@ -120,7 +120,7 @@ def test_a_release_that_is_asked_again_has_the_figures_of_its_evaluation(nights:
     catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
     holdout = train.load_split(context.run).holdout("test", context.config.evaluate.users)
     evaluated = context.run.manifest(evaluate.STAGE)
-    for look_up in LOOK_UPS:
+    for look_up in QUERY_KINDS:
         measured = evaluated["model"] if look_up == "last_item" else evaluated["history"]["model"]
         again = night_page._asked_today(context, release, catalog, holdout, look_up)
         assert again == {name: measured[name] for name in again}

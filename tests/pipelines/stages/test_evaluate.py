@@ -17,7 +17,7 @@ from pipelines.stages import index as indexing
 from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import StageError
-from recsys.evaluation import metrics as evaluation
+from recsys.evaluation.metrics import evaluation_report
 from recsys.evaluation.protocol import EvaluationProtocol
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
@@ -87,7 +87,7 @@ def figures(context: RunContext) -> dict[str, Any]:
 def test_every_baseline_is_measured_on_both_look_ups(context: RunContext, figures: dict[str, Any]) -> None:
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert (figures["target"], figures["split"]) == ("test", "leave_one_out")
-    assert figures["questions"] == world.BLOCKS * world.USERS_A_BLOCK
+    assert figures["queries"] == world.BLOCKS * world.USERS_A_BLOCK
     assert set(figures["settings"]) == set(figures["validation"]["baselines"]) == BASELINES
     for measured in (figures, figures["history"]):
         assert set(measured["baselines"]) == BASELINES
@@ -95,7 +95,7 @@ def test_every_baseline_is_measured_on_both_look_ups(context: RunContext, figure
             names = {f"{name}_at_{k}" for name in ("hr", "ndcg", "mrr") for k in CUTS}
             assert set(report) == names | {"coverage_at_10", "gini_at_10", "intervals", "strata"}
             assert set(report["intervals"]) == names
-            assert sum(stratum["questions"] for stratum in report["strata"].values()) == figures["questions"]
+            assert sum(stratum["queries"] for stratum in report["strata"].values()) == figures["queries"]
     assert evaluate.evaluate(context.config, context.run, context.progress) == figures
 
 
@@ -111,7 +111,7 @@ def test_the_model_is_asked_through_its_index_with_the_recency_of_training(
         (Queries.from_items(test.queries), figures["model"]),
         (Queries.from_histories(test, RECENCY, 50), figures["history"]["model"]),
     ):
-        exact = evaluation.report(model, queries, test.targets, popularity, 20)
+        exact = evaluation_report(model, queries, test.targets, popularity, 20)
         assert measured["ndcg_at_20"] == pytest.approx(exact["ndcg_at_20"], rel=0.1)
         assert measured["hr_at_20"] == pytest.approx(exact["hr_at_20"], rel=0.1)
     assert figures["validation"]["last_item"] == {"ndcg_at_20": 0.25}
@@ -140,7 +140,7 @@ def test_settings_are_chosen_without_the_test_targets(tmp_path: Path, split: lis
     world.write(tmp_path / "one")
     folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 1))
     one, other = (evaluated(indexed(folder, *split)) for folder in folders)
-    assert one["questions"] == other["questions"] == world.BLOCKS * world.USERS_A_BLOCK
+    assert one["queries"] == other["queries"] == world.BLOCKS * world.USERS_A_BLOCK
     assert one["settings"] == other["settings"]
     assert one["validation"] == other["validation"]
     for measured in (("baselines", "item_knn", "hr_at_20"), ("model", "hr_at_20")):
@@ -161,7 +161,7 @@ def test_settings_are_chosen_by_the_validation_targets(tmp_path: Path) -> None:
 def tried(context: RunContext) -> set[tuple[float, float]]:
     """Windows and decays of the windowed baseline."""
     catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
-    found = evaluate.fitted_before("validation", context.config, context.run, train.load_split(context.run), catalog)
+    found = evaluate.variants_before("validation", context.config, context.run, train.load_split(context.run), catalog)
     return {(variant.settings["window"], variant.settings["decay"]) for variant in found["windowed_item_knn"]}
 
 
@@ -190,7 +190,7 @@ def test_windows_that_are_counted_anew_equal_those_of_prepare(
     answers = []
     for context in (indexed(tmp_path, "prepare.window=3"), indexed(tmp_path)):
         catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
-        found = evaluate.fitted_before(target, context.config, context.run, train.load_split(context.run), catalog)[
+        found = evaluate.variants_before(target, context.config, context.run, train.load_split(context.run), catalog)[
             "windowed_item_knn"
         ]
         (variant,) = [v for v in found if v.settings == {"window": 3, "decay": 1.0, "shrinkage": 20.0}]
@@ -204,7 +204,7 @@ def test_nobody_to_ask_is_told_and_stops_no_night(tmp_path: Path) -> None:
     rows.filter(pl.col("timestamp") < 1_600_000_000 + 120).write_parquet(tmp_path / "interactions.parquet")
     figures = evaluated(indexed(tmp_path, recency=None))
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
-    assert figures["questions"] == 0
+    assert figures["queries"] == 0
     assert "ndcg_at_20" not in figures["model"]
     assert set(figures["history"]["baselines"]) == BASELINES
 
@@ -219,7 +219,7 @@ def test_a_test_without_a_validation_takes_the_middle_recency_for_all(
     rows.filter(pl.col("timestamp") != last - 60).write_parquet(tmp_path / "interactions.parquet")
     monkeypatch.setattr(evaluate, "PROTOCOL", PROTOCOL._replace(recencies=(0.9, 0.3, 0.4)))
     figures = evaluated(indexed(tmp_path, *GLOBAL_TIME, recency=None))
-    assert figures["questions"] == world.BLOCKS * world.USERS_A_BLOCK
+    assert figures["queries"] == world.BLOCKS * world.USERS_A_BLOCK
     assert {choices["history"]["recency"] for choices in figures["settings"].values()} == {0.4}
     assert figures["history"]["model"] != figures["model"]
 

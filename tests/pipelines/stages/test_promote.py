@@ -17,7 +17,7 @@ from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
 from recsys.config.loading import load_config
 from recsys.errors import RefusedError, StageError
-from recsys.evaluation.metrics import CUTS, metrics
+from recsys.evaluation.metrics import CUTS, ranking_metrics
 from recsys.release import gate, promotion
 from recsys.release.bundle import Release
 from recsys.release.formats import MANIFEST
@@ -85,7 +85,7 @@ def test_the_champion_is_asked_what_its_own_evaluation_was_to_the_last_digit(cop
     challenger = context(copied, "train.seed=2")
     catalog = Catalog.load(challenger.run.path(prepare.STAGE, CATALOG))
     champion = Release.load(challenger.config.workspace / "releases" / context(copied).run.run_id)
-    again = metrics(gate.places(champion, promote._questions(challenger.config, challenger.run, catalog)))
+    again = ranking_metrics(gate.places(champion, promote._questions(challenger.config, challenger.run, catalog)))
     measured = champion.evaluation["model"]
     assert again == {name: measured[name] for name in again}
     assert len(again) == 3 * len(CUTS)

@@ -16,7 +16,7 @@ from pipelines.stages import train
 from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import InputError, StageError
-from recsys.evaluation.metrics import SCORE
+from recsys.evaluation.metrics import VALIDATION_SCORE
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.embeddings import Vectors
 from recsys.release.formats import CATALOG, EMBEDDINGS, FEATURES, MANIFEST, TOWER
@@ -118,8 +118,8 @@ def test_passes_over_histories_are_dropped_where_they_are_clearly_worse(
 
     def figures(self: Any, vectors: Any) -> dict[str, float]:
         found = look(self, vectors)
-        found[SCORE] = scores[-1] * share if scores else found[SCORE]
-        scores.append(found[SCORE])
+        found[VALIDATION_SCORE] = scores[-1] * share if scores else found[VALIDATION_SCORE]
+        scores.append(found[VALIDATION_SCORE])
         return found
 
     monkeypatch.setattr(training.Validation, "figures", figures)

@@ -3,11 +3,20 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from recsys.data.splits import Holdout
-from recsys.evaluation.baseline_families import Variant
-from recsys.evaluation.baseline_search import LOOK_UPS, choose, measure, queries
-from recsys.evaluation.metrics import choose_recency, metrics, ranks, report
+from recsys.evaluation import baseline_search
+from recsys.evaluation.baseline_search import (
+    QUERY_KINDS,
+    Variant,
+    baseline_variants,
+    choose_settings,
+    evaluate_baselines,
+    make_queries,
+)
+from recsys.evaluation.baselines import Content, CoOccurrence, Ease, ItemKNN, Popularity, WindowedItemKNN, shared_users
+from recsys.evaluation.metrics import choose_recency, evaluation_report, ranking_metrics, target_ranks
 from recsys.evaluation.protocol import EvaluationProtocol
 from recsys.index.distances import COSINE
 from recsys.index.exact import ExactIndex
@@ -25,17 +34,17 @@ def holdout(seed, users=30):
     return Holdout(rng.integers(0, NUM_ITEMS, ends[-1]).astype(np.int32), ends - lengths, ends - 1)
 
 
-NOBODY = Holdout(np.zeros(1, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
+NO_USERS = Holdout(np.zeros(1, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
 POPULARITY = np.arange(NUM_ITEMS) + 1
 
 
 def vectors(seed):
-    found = np.random.default_rng(seed).normal(size=(NUM_ITEMS, 3)).astype(np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    vectors = np.random.default_rng(seed).normal(size=(NUM_ITEMS, 3)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def family(*seeds):
-    """Exact search on other vectors for each setting; what was fitted is remembered."""
+def make_variants(*seeds):
+    """Exact search on different vectors for each seed, and the list of the seeds that were fitted."""
     fitted = []
 
     def fit(seed):
@@ -45,113 +54,202 @@ def family(*seeds):
     return [Variant({"seed": seed}, lambda seed=seed: fit(seed)) for seed in seeds], fitted
 
 
-def ndcg(seed, asked, targets):
-    return metrics(ranks(ExactIndex(vectors(seed), COSINE), asked, targets))["ndcg_at_20"]
+def ndcg(seed, queries, targets):
+    return ranking_metrics(target_ranks(ExactIndex(vectors(seed), COSINE), queries, targets))["ndcg_at_20"]
 
 
-# --- questions
+# --- queries
 
 
-def test_a_look_up_from_the_last_item_knows_no_recency():
-    asked = queries(holdout(0), "last_item", 0.5, PROTOCOL)
+def test_last_item_queries_ignore_the_recency():
+    queries = make_queries(holdout(0), "last_item", 0.5, PROTOCOL)
     expected = Queries.from_items(holdout(0).queries)
     for part in ("items", "weights", "excluded"):
-        np.testing.assert_array_equal(getattr(asked, part), getattr(expected, part))
+        np.testing.assert_array_equal(getattr(queries, part), getattr(expected, part))
 
 
-@pytest.mark.parametrize(("recency", "taken"), [(0.9, 0.9), (None, 0.5)])
-def test_a_history_fades_with_what_was_chosen_or_the_middle(recency, taken):
-    asked = queries(holdout(0), "history", recency, PROTOCOL)
-    expected = Queries.from_histories(holdout(0), taken, 4)
+@pytest.mark.parametrize(("recency", "expected_recency"), [(0.9, 0.9), (None, 0.5)])
+def test_history_queries_use_the_given_or_the_default_recency(recency, expected_recency):
+    queries = make_queries(holdout(0), "history", recency, PROTOCOL)
+    expected = Queries.from_histories(holdout(0), expected_recency, 4)
     for part in ("items", "weights", "excluded"):
-        np.testing.assert_array_equal(getattr(asked, part), getattr(expected, part))
+        np.testing.assert_array_equal(getattr(queries, part), getattr(expected, part))
 
 
-# --- choosing
+# --- settings
 
 
 SEEDS = range(6)
 
 
-@pytest.mark.parametrize("questions", range(4), ids="questions {}".format)
-def test_each_look_up_has_the_settings_that_are_best_there(questions):
-    """Against trying everything by hand: the variant at the middle recency, then the recency."""
-    asked = holdout(questions)
-    variants, _ = family(*SEEDS)
-    chosen = choose({"name": variants}, asked, PROTOCOL)["name"]
-    by_item = [ndcg(seed, Queries.from_items(asked.queries), asked.targets) for seed in SEEDS]
+@pytest.mark.parametrize("seed", range(4), ids="holdout {}".format)
+def test_chooses_the_best_settings_for_each_query_kind(seed):
+    """Compared with a naive search: the variant with the default recency, then the recency."""
+    validation = holdout(seed)
+    variants, _ = make_variants(*SEEDS)
+    chosen = choose_settings({"name": variants}, validation, PROTOCOL)["name"]
+    by_item = [ndcg(seed, Queries.from_items(validation.queries), validation.targets) for seed in SEEDS]
     assert chosen["last_item"].settings == {"seed": int(np.argmax(by_item))}
     assert chosen["last_item"].validation["ndcg_at_20"] == max(by_item)
 
-    by_history = [ndcg(seed, Queries.from_histories(asked, 0.5, 4), asked.targets) for seed in SEEDS]
+    histories = Queries.from_histories(validation, 0.5, 4)
+    by_history = [ndcg(seed, histories, validation.targets) for seed in SEEDS]
     best = int(np.argmax(by_history))
-    by_recency = [ndcg(best, Queries.from_histories(asked, value, 4), asked.targets) for value in PROTOCOL.recencies]
+    by_recency = [
+        ndcg(best, Queries.from_histories(validation, value, 4), validation.targets) for value in PROTOCOL.recencies
+    ]
     recency = PROTOCOL.recencies[int(np.argmax(by_recency))]
     assert chosen["history"].settings == {"seed": best, "recency": recency}
     assert chosen["history"].validation["ndcg_at_20"] == max(by_recency)
-    assert choose_recency(ExactIndex(vectors(best), COSINE), asked, PROTOCOL.recencies, 4)[0] == recency
+    assert choose_recency(ExactIndex(vectors(best), COSINE), validation, PROTOCOL.recencies, 4)[0] == recency
 
 
-def test_the_look_ups_need_not_choose_alike():
-    """Else tuning each by itself would prove nothing above."""
-    variants, _ = family(*SEEDS)
-    chosen = [choose({"name": variants}, holdout(seed), PROTOCOL)["name"] for seed in range(4)]
-    assert any(one["last_item"].settings["seed"] != one["history"].settings["seed"] for one in chosen)
+def test_query_kinds_can_choose_different_settings():
+    """Otherwise the test above could not detect that they are tuned together."""
+    variants, _ = make_variants(*SEEDS)
+    chosen = [choose_settings({"name": variants}, holdout(seed), PROTOCOL)["name"] for seed in range(4)]
+    assert any(each["last_item"].settings["seed"] != each["history"].settings["seed"] for each in chosen)
 
 
-def test_every_variant_is_fitted_once_and_every_baseline_told():
-    (one, fitted), (other, _) = family(3, 4), family(5)
-    told = []
-    assert list(choose({"one": one, "other": other}, holdout(0), PROTOCOL, told.append)) == ["one", "other"]
+def test_fits_every_variant_once_and_reports_every_baseline():
+    (first, fitted), (second, _) = make_variants(3, 4), make_variants(5)
+    messages = []
+    assert list(choose_settings({"first": first, "second": second}, holdout(0), PROTOCOL, messages.append)) == [
+        "first",
+        "second",
+    ]
     assert fitted == [3, 4]
-    assert told == ["one, 2 settings", "other, 1 settings"]
+    assert messages == ["first, 2 settings", "second, 1 settings"]
 
 
-def test_of_equals_the_first_is_chosen():
-    same = [Variant({"number": number}, lambda: ExactIndex(vectors(1), COSINE)) for number in range(3)]
-    chosen = choose({"name": same}, holdout(0), PROTOCOL)["name"]
-    assert [chosen[look_up].settings["number"] for look_up in LOOK_UPS] == [0, 0]
+def test_ties_go_to_the_first_variant():
+    equal = [Variant({"number": number}, lambda: ExactIndex(vectors(1), COSINE)) for number in range(3)]
+    chosen = choose_settings({"name": equal}, holdout(0), PROTOCOL)["name"]
+    assert [chosen[kind].settings["number"] for kind in QUERY_KINDS] == [0, 0]
 
 
-def test_without_questions_the_first_settings_and_the_middle_recency_are_taken():
-    variants, _ = family(2, 1)
-    chosen = choose({"name": variants}, NOBODY, PROTOCOL)["name"]
+def test_chooses_the_first_settings_and_the_default_recency_without_queries():
+    variants, _ = make_variants(2, 1)
+    chosen = choose_settings({"name": variants}, NO_USERS, PROTOCOL)["name"]
     assert chosen["last_item"] == ({"seed": 2}, {})
     assert chosen["history"] == ({"seed": 2, "recency": 0.5}, {})
 
 
-# --- measuring
+# --- evaluation
 
 
-@pytest.mark.parametrize("seed", range(3), ids="questions {}".format)
-def test_figures_are_those_of_the_chosen_settings(seed):
-    chosen = {"name": choose({"name": family(*SEEDS)[0]}, holdout(seed), PROTOCOL)["name"]}
+@pytest.mark.parametrize("seed", range(3), ids="holdout {}".format)
+def test_reports_the_figures_of_the_chosen_settings(seed):
+    chosen = {"name": choose_settings({"name": make_variants(*SEEDS)[0]}, holdout(seed), PROTOCOL)["name"]}
     test = holdout(100 + seed)
-    variants, fitted = family(*SEEDS)
-    measured = measure({"name": variants}, chosen, test, POPULARITY, PROTOCOL)
-    for look_up in LOOK_UPS:
-        settings = chosen["name"][look_up].settings
-        asked = queries(test, look_up, settings.get("recency"), PROTOCOL)
+    variants, fitted = make_variants(*SEEDS)
+    reports = evaluate_baselines({"name": variants}, chosen, test, POPULARITY, PROTOCOL)
+    for kind in QUERY_KINDS:
+        settings = chosen["name"][kind].settings
+        queries = make_queries(test, kind, settings.get("recency"), PROTOCOL)
         model = ExactIndex(vectors(settings["seed"]), COSINE)
-        assert measured[look_up]["name"] == report(model, asked, test.targets, POPULARITY, 20)
-    assert sorted(fitted) == sorted({chosen["name"][look_up].settings["seed"] for look_up in LOOK_UPS})
-    assert json.loads(json.dumps(measured)) == measured
+        assert reports[kind]["name"] == evaluation_report(model, queries, test.targets, POPULARITY, 20)
+    assert sorted(fitted) == sorted({chosen["name"][kind].settings["seed"] for kind in QUERY_KINDS})
+    assert json.loads(json.dumps(reports)) == reports
 
 
-def test_every_baseline_is_measured_on_both_look_ups_and_told():
-    names = ("one", "other", "third")
-    rivals = {name: family(number, number + 1)[0] for number, name in enumerate(names)}
-    told = []
-    chosen = choose(rivals, holdout(1), PROTOCOL)
-    measured = measure(rivals, chosen, holdout(2), POPULARITY, PROTOCOL, on_model=told.append)
-    assert [(look_up, name) for look_up in measured for name in measured[look_up]] == [*product(LOOK_UPS, names)]
-    assert told == list(names)
+def test_evaluates_every_baseline_with_both_query_kinds():
+    names = ("first", "second", "third")
+    variants = {name: make_variants(number, number + 1)[0] for number, name in enumerate(names)}
+    messages = []
+    chosen = choose_settings(variants, holdout(1), PROTOCOL)
+    reports = evaluate_baselines(variants, chosen, holdout(2), POPULARITY, PROTOCOL, on_model=messages.append)
+    assert [(kind, name) for kind in reports for name in reports[kind]] == [*product(QUERY_KINDS, names)]
+    assert messages == list(names)
 
 
-def test_without_questions_there_are_no_figures_but_their_number():
-    variants, _ = family(1)
-    chosen = choose({"name": variants}, NOBODY, PROTOCOL)
-    measured = measure({"name": variants}, chosen, NOBODY, POPULARITY, PROTOCOL)
-    for look_up in LOOK_UPS:
-        assert "ndcg_at_20" not in measured[look_up]["name"]
-        assert sum(stratum["questions"] for stratum in measured[look_up]["name"]["strata"].values()) == 0
+def test_reports_no_metrics_without_queries():
+    variants, _ = make_variants(1)
+    chosen = choose_settings({"name": variants}, NO_USERS, PROTOCOL)
+    reports = evaluate_baselines({"name": variants}, chosen, NO_USERS, POPULARITY, PROTOCOL)
+    for kind in QUERY_KINDS:
+        assert "ndcg_at_20" not in reports[kind]["name"]
+        assert sum(stratum["queries"] for stratum in reports[kind]["name"]["strata"].values()) == 0
+
+
+NUM_USERS, SMALL_CATALOG = 14, 8
+GRID = EvaluationProtocol(shrinkages=(0.0, 7.0), ease_penalties=(2.0,), ease_max_items=SMALL_CATALOG)
+
+rng = np.random.default_rng(0)
+INTERACTIONS = sparse.csr_array((rng.random((NUM_USERS, SMALL_CATALOG)) < 0.4).astype(np.float32))
+NEAR_PAIRS, FAR_PAIRS = (
+    sparse.csr_array(np.triu(rng.integers(0, 4, (SMALL_CATALOG, SMALL_CATALOG)), 1).astype(np.float32))
+    for _ in range(2)
+)
+PAIRS = {(10, 1.0): NEAR_PAIRS, (5, 0.5): FAR_PAIRS}
+ATTRIBUTES = sparse.csr_array((rng.random((SMALL_CATALOG, 3)) < 0.6).astype(np.float64))
+COUNTS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
+
+
+# --- variants
+
+
+def test_lists_the_settings_of_every_baseline():
+    variants = baseline_variants(INTERACTIONS, PAIRS, ATTRIBUTES, COUNTS, GRID)
+    assert {name: [variant.settings for variant in candidates] for name, candidates in variants.items()} == {
+        "popularity": [{}],
+        "co_occurrence": [{}],
+        "item_knn": [{"shrinkage": 0.0}, {"shrinkage": 7.0}],
+        "windowed_item_knn": [
+            {"window": 10, "decay": 1.0, "shrinkage": 0.0},
+            {"window": 10, "decay": 1.0, "shrinkage": 7.0},
+            {"window": 5, "decay": 0.5, "shrinkage": 0.0},
+            {"window": 5, "decay": 0.5, "shrinkage": 7.0},
+        ],
+        "ease": [{"penalty": 2.0}],
+        "content": [{}],
+        "content_popularity": [{}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "expected"),
+    [
+        ("popularity", 0, lambda: Popularity(COUNTS)),
+        ("co_occurrence", 0, lambda: CoOccurrence(shared_users(INTERACTIONS))),
+        ("item_knn", 1, lambda: ItemKNN(shared_users(INTERACTIONS), 7.0)),
+        ("windowed_item_knn", 1, lambda: WindowedItemKNN(NEAR_PAIRS, 7.0)),
+        ("windowed_item_knn", 2, lambda: WindowedItemKNN(FAR_PAIRS, 0.0)),
+        ("windowed_item_knn", 3, lambda: WindowedItemKNN(FAR_PAIRS, 7.0)),
+        ("ease", 0, lambda: Ease(shared_users(INTERACTIONS), 2.0)),
+        ("content", 0, lambda: Content(ATTRIBUTES)),
+        ("content_popularity", 0, lambda: Content(ATTRIBUTES, COUNTS)),
+    ],
+    ids=lambda value: "" if callable(value) else str(value),
+)
+def test_a_variant_fits_the_model_with_its_settings(name, number, expected):
+    queries = Queries.from_items(np.arange(SMALL_CATALOG, dtype=np.int32))
+    model = baseline_variants(INTERACTIONS, PAIRS, ATTRIBUTES, COUNTS, GRID)[name][number].fit()
+    np.testing.assert_array_equal(model.top_k(queries, 5), expected().top_k(queries, 5))
+
+
+def test_every_variant_recommends_items():
+    queries = Queries.from_items(np.arange(SMALL_CATALOG, dtype=np.int32))
+    for variants in baseline_variants(INTERACTIONS, PAIRS, ATTRIBUTES, COUNTS, GRID).values():
+        for variant in variants:
+            assert variant.fit().top_k(queries, 3).shape == (SMALL_CATALOG, 3)
+
+
+def test_omits_ease_for_large_catalogs():
+    small = GRID._replace(ease_max_items=SMALL_CATALOG - 1)
+    assert "ease" not in baseline_variants(INTERACTIONS, PAIRS, ATTRIBUTES, COUNTS, small)
+
+
+def test_omits_content_baselines_without_attributes():
+    assert not {"content", "content_popularity"} & {*baseline_variants(INTERACTIONS, PAIRS, None, COUNTS, GRID)}
+
+
+def test_what_variants_share_is_calls_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(baseline_search, "shared_users", lambda matrix: calls.append(1) or shared_users(matrix))
+    variants = baseline_variants(INTERACTIONS, PAIRS, ATTRIBUTES, COUNTS, GRID)
+    assert not calls
+    for name in ("co_occurrence", "item_knn", "ease"):
+        for variant in variants[name]:
+            variant.fit()
+    assert calls == [1]

@@ -6,7 +6,7 @@ from scipy import sparse
 
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Split
-from recsys.evaluation import baselines
+from recsys.evaluation import scoring
 from recsys.evaluation.baselines import (
     Content,
     CoOccurrence,
@@ -14,11 +14,10 @@ from recsys.evaluation.baselines import (
     ItemKNN,
     Popularity,
     WindowedItemKNN,
-    _Neighborhood,
-    _Scored,
-    touched_before,
-    users_of_both,
+    interaction_matrix,
+    shared_users,
 )
+from recsys.evaluation.scoring import NeighborhoodModel, ScoringModel
 from recsys.index.queries import Queries
 from tests.contracts.neighbors import NeighborsContract, asked, histories
 
@@ -53,7 +52,7 @@ def attributes(seed=0, num_items=NUM_ITEMS, size=5):
 
 
 def shared(dense):
-    return users_of_both(sparse.csr_array(dense))
+    return shared_users(sparse.csr_array(dense))
 
 
 def naive_counts(dense):
@@ -168,7 +167,7 @@ def matrix_of_few_values(num_items=MANY_ITEMS):
     return rng.choice([0, 0.25, 1, 4], (num_items, num_items), p=[0.6, 0.2, 0.15, 0.05])
 
 
-class Listed(_Neighborhood):
+class Listed(NeighborhoodModel):
     """Scores that a test gives, with the columns of each row in no order, and ties from the last item up."""
 
     def __init__(self, dense):
@@ -182,7 +181,7 @@ class Listed(_Neighborhood):
         return sparse.csr_array((rows.data[order], rows.indices[order], rows.indptr), shape=rows.shape)
 
 
-class ListedDense(_Scored):
+class ListedDense(ScoringModel):
     """The same with an array for scores, some of them below 0."""
 
     def __init__(self, dense):
@@ -207,11 +206,11 @@ def hard_questions(num_items=MANY_ITEMS, n=300):
     return rows, excluded, rng.integers(0, num_items, n).astype(np.int32)
 
 
-@pytest.mark.parametrize("cells", [1, 7 * MANY_ITEMS + 3, baselines.CELLS], ids=["one row", "seven rows", "all rows"])
+@pytest.mark.parametrize("cells", [1, 7 * MANY_ITEMS + 3, scoring.CELLS], ids=["one row", "seven rows", "all rows"])
 @pytest.mark.parametrize("k", [1, 6, MANY_ITEMS + 3], ids="k={}".format)
 @pytest.mark.parametrize("kind", [Listed, ListedDense])
 def test_ranks_agree_with_a_count(monkeypatch, kind, k, cells):
-    monkeypatch.setattr(baselines, "CELLS", cells)
+    monkeypatch.setattr(scoring, "CELLS", cells)
     scores = matrix_of_few_values()
     if kind is ListedDense:
         scores = scores - 0.5 * (np.random.default_rng(9).random(scores.shape) < 0.1)
@@ -245,7 +244,7 @@ def test_the_last_of_an_answer_is_not_shut_out(excluded):
     scores = np.zeros((7, 7))
     scores[0] = np.arange(7)[::-1] + 1
     scores[0, 0] = 0
-    model = _Neighborhood(sparse.csr_array(scores))
+    model = NeighborhoodModel(sparse.csr_array(scores))
     named = [item for item in range(1, 7) if item not in excluded]
     for k in range(1, 8):
         expected = [min(named.index(target), k) if target in named else k for target in range(7)]
@@ -258,7 +257,7 @@ def test_a_target_is_not_shut_out_by_a_tie():
     scores = np.zeros((5, 5))
     scores[0, 2], scores[1, 2], scores[0, 3] = 0.1, 0.2, 0.3 + 1e-10
     queries = asked([[(0, 1.0), (1, 1.0)]] * 2, [[], []])
-    assert _Neighborhood(sparse.csr_array(scores)).ranks(queries, np.array([2, 3], np.int32), 1).tolist() == [0, 1]
+    assert NeighborhoodModel(sparse.csr_array(scores)).ranks(queries, np.array([2, 3], np.int32), 1).tolist() == [0, 1]
 
 
 def with_ties():
@@ -395,7 +394,7 @@ def test_more_queries_than_a_block_are_answered_alike(monkeypatch, name, cells):
     model, _ = MODELS[name]()
     queries = asked([*histories(NUM_ITEMS), *histories(NUM_ITEMS)])
     together = model.top_k(queries, 4)
-    monkeypatch.setattr(baselines, "CELLS", cells)
+    monkeypatch.setattr(scoring, "CELLS", cells)
     np.testing.assert_array_equal(model.top_k(queries, 4), together)
 
 
@@ -412,6 +411,6 @@ def test_touched_before_is_what_comes_before_the_target(target, expected):
     items = np.array([item for own in log for item in own], np.int32)
     times = np.arange(len(items), dtype=np.float64)
     sequences = Sequences(["a", "b", "c", "d"], items, np.cumsum([0, *map(len, log)]), times)
-    matrix = touched_before(Split(sequences), target, 5)
+    matrix = interaction_matrix(Split(sequences), target, 5)
     assert matrix.toarray().tolist() == expected
     assert matrix.dtype == np.float32

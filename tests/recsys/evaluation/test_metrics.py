@@ -6,15 +6,15 @@ import pytest
 
 from recsys.data.splits import Holdout
 from recsys.evaluation.metrics import (
+    bootstrap_intervals,
     choose_recency,
     coverage,
-    evaluate,
+    evaluate_last_item,
+    evaluation_report,
     gini,
-    intervals,
-    metrics,
-    ranks,
-    report,
-    strata,
+    popularity_strata,
+    ranking_metrics,
+    target_ranks,
 )
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
@@ -75,14 +75,14 @@ def shuffled(num_items, seed=3):
 
 def test_ranks_are_the_places_of_the_targets():
     model = Canned({4: [7, 1, 2], 9: [1, 0, 7], 2: []})
-    rank = ranks(model, *questions((9, 7), (4, 7), (4, 2), (2, 1), (9, 5)), k=3)
+    rank = target_ranks(model, *questions((9, 7), (4, 7), (4, 2), (2, 1), (9, 5)), k=3)
     assert rank.tolist() == [2, 0, 2, 3, 3]
     assert rank.dtype == np.int64
 
 
 def test_each_item_is_asked_about_once():
     model = Canned({4: [7], 9: [1]})
-    ranks(model, *questions((9, 7), (4, 7), (9, 1), (9, 7)), k=3)
+    target_ranks(model, *questions((9, 7), (4, 7), (9, 1), (9, 7)), k=3)
     assert model.asked == [([[4], [9]], 3)]
 
 
@@ -98,7 +98,7 @@ def test_each_item_is_asked_about_once():
 )
 def test_questions_that_differ_in_more_than_the_item_are_asked_as_they_are(queries):
     model = Canned({4: [7], 9: [1, 7]})
-    assert ranks(model, queries, np.array([7, 7, 1], np.int32), k=3).tolist() == [1, 0, 0]
+    assert target_ranks(model, queries, np.array([7, 7, 1], np.int32), k=3).tolist() == [1, 0, 0]
     assert model.asked == [(queries.items.tolist(), 3)]
 
 
@@ -117,7 +117,7 @@ def test_questions_that_differ_in_more_than_the_item_are_asked_as_they_are(queri
     ids=lambda value: f"rank {value}" if isinstance(value, int) else "",
 )
 def test_metrics_of_one_question(rank, expected):
-    figures = metrics(np.array([rank]))
+    figures = ranking_metrics(np.array([rank]))
     assert [figures[name] for name in NAMES] == pytest.approx(list(expected))
     assert len(figures) == len(NAMES)
 
@@ -127,13 +127,13 @@ def test_metrics_are_means_over_the_questions():
     drawn = np.random.default_rng(5).integers(0, 40, (61, 2)).tolist()
     pairs = [(query, target) for query, target in drawn if query != target]
     places = [answers[query].index(target) + 1 for query, target in pairs]
-    assert metrics(ranks(Canned(answers), *questions(*pairs))) == pytest.approx(naive(places))
-    assert evaluate(Canned(answers), holdout(*pairs)) == pytest.approx(naive(places))
+    assert ranking_metrics(target_ranks(Canned(answers), *questions(*pairs))) == pytest.approx(naive(places))
+    assert evaluate_last_item(Canned(answers), holdout(*pairs)) == pytest.approx(naive(places))
 
 
 def test_evaluate_asks_from_the_last_item_before_the_target():
     model = Canned({4: [7], 9: [1]})
-    assert evaluate(model, holdout((9, 4, 7), (4, 9, 4, 1), (4, 9, 1)))["hr_at_5"] == pytest.approx(2 / 3)
+    assert evaluate_last_item(model, holdout((9, 4, 7), (4, 9, 4, 1), (4, 9, 1)))["hr_at_5"] == pytest.approx(2 / 3)
     assert model.asked == [([[4], [9]], 20)]
 
 
@@ -141,17 +141,17 @@ def test_evaluate_asks_exact_search_like_anything_else():
     """On a circle: the neighbors are the nearest by angle."""
     angles = np.radians([0, 30, 70, 120])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    figures = evaluate(ExactIndex(vectors), holdout((0, 1), (0, 3), (2, 3)))
+    figures = evaluate_last_item(ExactIndex(vectors), holdout((0, 1), (0, 3), (2, 3)))
     assert figures == pytest.approx(naive([1, 3, 2]))
 
 
 def test_padding_is_no_hit():
-    assert evaluate(Canned({1: []}), holdout((1, 0)))["hr_at_20"] == 0
+    assert evaluate_last_item(Canned({1: []}), holdout((1, 0)))["hr_at_20"] == 0
 
 
 def test_without_questions_there_are_no_figures():
-    assert evaluate(Canned({}), holdout()) == {}
-    assert intervals(np.empty(0, np.int64), 10) == {}
+    assert evaluate_last_item(Canned({}), holdout()) == {}
+    assert bootstrap_intervals(np.empty(0, np.int64), 10) == {}
 
 
 def test_intervals_are_those_of_drawing_questions_again():
@@ -164,8 +164,8 @@ def test_intervals_are_those_of_drawing_questions_again():
     """
     rng = np.random.default_rng(1)
     rank = np.minimum(rng.geometric(0.08, 83) - 1, 20)
-    ours = intervals(rank, 4_000, seed=2)
-    resampled = [metrics(rng.choice(rank, len(rank))) for _ in range(4_000)]
+    ours = bootstrap_intervals(rank, 4_000, seed=2)
+    resampled = [ranking_metrics(rng.choice(rank, len(rank))) for _ in range(4_000)]
     assert sorted(ours) == sorted(NAMES)
     for name in NAMES:
         values = [figures[name] for figures in resampled]
@@ -176,8 +176,8 @@ def test_intervals_are_those_of_drawing_questions_again():
 
 def test_intervals_hold_the_figure_and_shrink_with_the_questions():
     rank = np.random.default_rng(0).integers(0, 21, 50)
-    few, many = intervals(rank, 500), intervals(np.tile(rank, 100), 500)
-    for name, value in metrics(rank).items():
+    few, many = bootstrap_intervals(rank, 500), bootstrap_intervals(np.tile(rank, 100), 500)
+    for name, value in ranking_metrics(rank).items():
         assert few[name][0] < value < few[name][1]
         assert many[name][0] < value < many[name][1]
         # a hundred times the questions, a tenth of the width; a width of 500 resamples is good to some 10%
@@ -187,12 +187,12 @@ def test_intervals_hold_the_figure_and_shrink_with_the_questions():
 
 def test_intervals_repeat_with_the_seed():
     rank = np.random.default_rng(0).integers(0, 21, 50)
-    assert intervals(rank, 100, seed=4) == intervals(rank, 100, seed=4)
-    assert intervals(rank, 100, seed=4) != intervals(rank, 100, seed=5)
+    assert bootstrap_intervals(rank, 100, seed=4) == bootstrap_intervals(rank, 100, seed=4)
+    assert bootstrap_intervals(rank, 100, seed=4) != bootstrap_intervals(rank, 100, seed=5)
 
 
 def test_intervals_of_what_does_not_vary_are_points():
-    for low, high in intervals(np.zeros(7, np.int64), 50).values():
+    for low, high in bootstrap_intervals(np.zeros(7, np.int64), 50).values():
         assert (low, high) == pytest.approx((1, 1))
 
 
@@ -211,8 +211,8 @@ def test_intervals_of_what_does_not_vary_are_points():
     ids=str,
 )
 def test_strata_are_thirds_of_the_interactions(popularity, expected):
-    stratum = strata(np.array(popularity, np.int64))
-    assert stratum.tolist() == strata(np.array(popularity, np.uint32)).tolist() == expected
+    stratum = popularity_strata(np.array(popularity, np.int64))
+    assert stratum.tolist() == popularity_strata(np.array(popularity, np.uint32)).tolist() == expected
     assert stratum.dtype == np.int8
 
 
@@ -223,7 +223,7 @@ def test_strata_as_one_would_count_them_by_hand():
         thirds = 0 if before < total / 3 else 1 if before < 2 * total / 3 else 2
         expected[number] = thirds if popularity[number] else 3
         before += int(popularity[number])
-    assert strata(popularity).tolist() == [expected[number] for number in range(97)]
+    assert popularity_strata(popularity).tolist() == [expected[number] for number in range(97)]
 
 
 @pytest.mark.parametrize(("shown", "expected"), [([0, 0], 0), ([3, 0, 1, 0, 0], 0.4), ([1, 9], 1), ([], 0)], ids=str)
@@ -266,7 +266,7 @@ def test_report_asks_once_and_gives_all():
     pairs = [(query, target) for query, target in np.random.default_rng(6).integers(0, num_items, (53, 2)).tolist()]
     popularity = np.random.default_rng(9).integers(0, 9, num_items)
     model = Canned(answers)
-    figures = report(model, *questions(*pairs), popularity, 200, seed=3)
+    figures = evaluation_report(model, *questions(*pairs), popularity, 200, seed=3)
     assert len(model.asked) == 1
 
     top = [answers[query][:20] for query, _ in pairs]
@@ -278,26 +278,26 @@ def test_report_asks_once_and_gives_all():
     assert figures["coverage_at_10"] == pytest.approx(sum(count > 0 for count in shown) / num_items)
     assert figures["gini_at_10"] == pytest.approx(naive_gini(shown))
     rank = np.array([20 if place is None else place - 1 for place in places])
-    assert figures["intervals"] == intervals(rank, 200, seed=3)
-    stratum = strata(popularity)
+    assert figures["intervals"] == bootstrap_intervals(rank, 200, seed=3)
+    stratum = popularity_strata(popularity)
     for number, name in enumerate(["head", "torso", "tail", "new"]):
         own = [place for place, (_, target) in zip(places, pairs, strict=True) if stratum[target] == number]
-        expected = {"questions": len(own)} | naive(own)
+        expected = {"queries": len(own)} | naive(own)
         assert figures["strata"][name] == pytest.approx(expected)
-    assert sum(part["questions"] for part in figures["strata"].values()) == len(pairs)
+    assert sum(part["queries"] for part in figures["strata"].values()) == len(pairs)
     assert set(figures) == {*NAMES, "coverage_at_10", "gini_at_10", "intervals", "strata"}
 
 
 def test_a_report_is_ready_for_json():
-    figures = report(Canned(shuffled(30)), *questions((1, 2), (3, 4)), np.arange(30), 20)
+    figures = evaluation_report(Canned(shuffled(30)), *questions((1, 2), (3, 4)), np.arange(30), 20)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 
 def test_a_report_of_no_questions_counts_them():
-    figures = report(Canned({}), *questions(), np.arange(5), 20)
+    figures = evaluation_report(Canned({}), *questions(), np.arange(5), 20)
     assert figures == {
         "intervals": {},
-        "strata": {name: {"questions": 0} for name in ("head", "torso", "tail", "new")},
+        "strata": {name: {"queries": 0} for name in ("head", "torso", "tail", "new")},
     }
 
 

@@ -9,7 +9,7 @@ from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Holdout, Split, TimeCut
 from recsys.errors import StageError
-from recsys.evaluation.metrics import SCORE, metrics, ranks
+from recsys.evaluation.metrics import VALIDATION_SCORE, ranking_metrics, target_ranks
 from recsys.features.encoding import Features
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
@@ -109,7 +109,7 @@ def misleading():
 
 
 def scores_of(fitted):
-    return [figures[SCORE] for figures in fitted.curve]
+    return [figures[VALIDATION_SCORE] for figures in fitted.curve]
 
 
 def naive_losses(logits):
@@ -348,7 +348,7 @@ def test_early_stopping_ends_after_its_patience_and_keeps_the_best_pass(world):
         np.testing.assert_array_equal(weight, best)
         assert not np.array_equal(best, last)
     index = ExactIndex(fitted.vectors)
-    found = metrics(ranks(index, Queries.from_items(validation.queries), validation.targets))
+    found = ranking_metrics(target_ranks(index, Queries.from_items(validation.queries), validation.targets))
     best = fitted.curve[fitted.passes - 1]
     for name, value in found.items():
         assert best[f"validation_{name}"] == pytest.approx(value, abs=1e-9)
@@ -421,7 +421,9 @@ def test_validation_asks_histories_with_the_recency_that_is_best_for_the_pass(wo
 
 
 def test_the_recency_of_a_fit_is_that_of_its_best_pass(world, monkeypatch):
-    told = iter([{SCORE: score, "validation_recency": best} for score, best in ((0.5, 0.1), (0.9, 0.4), (0.3, 0.9))])
+    told = iter(
+        [{VALIDATION_SCORE: score, "validation_recency": best} for score, best in ((0.5, 0.1), (0.9, 0.4), (0.3, 0.9))]
+    )
     monkeypatch.setattr(training.Validation, "figures", lambda *_: next(told))
     fitted, _, _ = world.fit(passes=3, validation=misleading())
     assert (fitted.passes, fitted.recency) == (2, 0.4)

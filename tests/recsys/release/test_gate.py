@@ -11,7 +11,7 @@ import pytest
 from recsys.config.sections import PromoteConfig
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Holdout
-from recsys.evaluation.metrics import STRATA, evaluate, metrics
+from recsys.evaluation.metrics import STRATA, evaluate_last_item, ranking_metrics
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
@@ -94,7 +94,7 @@ def compared(challenger, champion, asked=QUESTIONS, *, floor=None, limits=LIMITS
 
 
 def test_questions_are_asked_by_item_id():
-    figures = metrics(places(release({"a": "e", "b": "cf", "c": "d"}), QUESTIONS))
+    figures = ranking_metrics(places(release({"a": "e", "b": "cf", "c": "d"}), QUESTIONS))
     assert figures["ndcg_at_20"] == pytest.approx((1 + SECOND) / 4)
     assert figures["hr_at_20"] == pytest.approx(0.5)
 
@@ -104,14 +104,14 @@ def test_a_question_about_an_unknown_item_is_a_miss(missing):
     """It still counts among the questions: the others do not make up for it."""
     items = "abcdefgh".replace(missing, "")
     answers = {"a": "e", "c": "g", "d": "h"}
-    figures = metrics(places(release(answers, items=items), QUESTIONS))
+    figures = ranking_metrics(places(release(answers, items=items), QUESTIONS))
     assert figures["hr_at_10"] == pytest.approx(3 / 4)
     assert figures["mrr_at_10"] == pytest.approx(3 / 4)
 
 
 def test_an_unknown_item_is_not_mistaken_for_padding():
     """Unknown targets and padding both have a number below 0."""
-    figures = metrics(places(release({}, items="abcd"), QUESTIONS))
+    figures = ranking_metrics(places(release({}, items="abcd"), QUESTIONS))
     assert set(figures.values()) == {0.0}
 
 
@@ -123,7 +123,7 @@ def test_asking_by_item_id_gives_the_figures_of_a_direct_evaluation_to_the_last_
     holdout = Holdout(items, ends - 1, ends)
     ids = champion.catalog.item_ids
     asked = questions([ids[n] for n in holdout.queries], [ids[n] for n in holdout.targets])
-    assert metrics(places(champion, asked)) == evaluate(champion.index, holdout)
+    assert ranking_metrics(places(champion, asked)) == evaluate_last_item(champion.index, holdout)
 
 
 @pytest.mark.parametrize(("floor", "verdict"), [(0.4, "passed"), (0.6, "failed"), (None, "skipped")])
