@@ -132,8 +132,10 @@ def of_training(folder: Path) -> dict[str, float]:
 def seconds_a_step(folder: Path, items: int, positives: int) -> float:
     """CPU seconds of a step over anchors of so many positives, candidates sampled as for a large catalog."""
     from recsys.model import tower
-    from recsys.model import trainer as training
     from recsys.model.batches import PairBatches
+    from recsys.model.optimizer import build_optimizer
+    from recsys.model.siamese import Siamese
+    from recsys.model.trainer import Trainer
 
     item = np.arange(items, dtype=np.int32)[:, None]
     others = np.sort((item + 1 + np.arange(positives)) % items, axis=1).astype(np.int32)
@@ -148,8 +150,9 @@ def seconds_a_step(folder: Path, items: int, positives: int) -> float:
 
     def fit(passes: int) -> None:
         model = tower.build(features, config.tower, seed=1)
-        batches = PairBatches(streamed, config)
-        training.fit(model, features, features.transform(frame), batches, config, passes=passes)
+        inputs, batches = features.transform(frame), PairBatches(streamed, config)
+        adam = build_optimizer(config.train, model, features, config.train.learning_rate)
+        Trainer(Siamese(model, inputs, config), adam, batches, inputs, config.train).fit(passes)
 
     seconds = -cpu(lambda: fit(1)) + cpu(lambda: fit(3))  # without building and tracing
     return seconds / 2 / math.ceil(items / config.train.batch_size)

@@ -38,6 +38,7 @@ from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
+from recsys.model.fit_plan import validation_plan
 from recsys.release.runs import Run
 
 HIDDEN_SHARE, K = 0.1, 20
@@ -179,11 +180,10 @@ def _price(config: Config) -> dict[str, float]:
     for name, tried in (("serving_new_items", config), ("without", config.model_copy(update=without))):
         context = RunContext.from_config(tried)
         prepare(context.config, context.run, context.inputs, context.progress)
-        most = {"pairs": config.train.passes, "histories": config.train.history_passes}
-        fitted = train.fit_before("validation", context.config, context.run, most, lambda *_: None)
-        judged = train.judge(context.config, context.run, fitted.vectors)["validation"]
-        found[name] = judged["last_item"]["ndcg_at_20"]
-        found[f"{name}_history"] = judged["history"]["ndcg_at_20"]
+        fitted = train.fit_tower(tried, context.run, validation_plan(tried), lambda *_: None)
+        figures = train.measure_validation(tried, context.run, fitted.embeddings)["validation"]
+        found[name] = figures["last_item"]["ndcg_at_20"]
+        found[f"{name}_history"] = figures["history"]["ndcg_at_20"]
     return found
 
 

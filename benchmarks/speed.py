@@ -125,7 +125,7 @@ def embed_against_loop(
     def plain_from_files() -> float:
         def work() -> None:
             vocabularies = Features.load(folder / "features.json")
-            fresh = tower.encoder(tower.load(folder / "tower.keras"), settings.batch_size)
+            fresh = tower.make_encoder(tower.load(folder / "tower.keras"), settings.batch_size)
             np.save(folder / "plain.npy", fresh(vocabularies.transform(read())))
 
         return timed(work)
@@ -133,7 +133,7 @@ def embed_against_loop(
     def read() -> pl.DataFrame:
         return pl.read_parquet(folder / "catalog.parquet")
 
-    encode = tower.encoder(model, settings.batch_size)
+    encode = tower.make_encoder(model, settings.batch_size)
     table.compare(f"embed, {items:,} items, files to file", limit, ours_from_files, plain_from_files, rounds)
     table.compare(f"embed, {items:,} items, tower already loaded", None, ours, plain, rounds)
 

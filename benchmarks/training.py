@@ -36,6 +36,7 @@ from recsys.config.sections import Config, DataConfig, ItemsConfig
 from recsys.data import pairs
 from recsys.evaluation.metrics import TARGET_METRIC, VALIDATION_SCORE, evaluate_last_item
 from recsys.index.exact import ExactIndex
+from recsys.model.fit_plan import PhaseName, validation_plan
 
 SHARE = 0.95
 CLOCKS = (("last_item", f"validation_{TARGET_METRIC}"), ("both", VALIDATION_SCORE))
@@ -50,14 +51,15 @@ def race(config: Config) -> dict[str, Any]:
     context = RunContext.from_config(config, Progress())
     prepare(context.config, context.run, context.inputs, context.progress)
     curve: list[dict[str, float]] = []
-    most = {"pairs": config.train.passes, "histories": config.train.history_passes}
-    from recsys.model import trainer as training  # noqa: F401 - seconds that are not the work
+    from recsys.model import tower_fit  # noqa: F401 - seconds that are not the work
 
     started = time.perf_counter()
-    train.fit_before(
-        "validation", config, context.run, most,
-        lambda _, found: curve.append({"seconds": time.perf_counter() - started} | {n: found[k] for n, k in CLOCKS}),
-    )  # fmt: skip
+
+    def on_pass(phase: PhaseName, _: int, figures: dict[str, float]) -> None:
+        if phase != "new_items":
+            curve.append({"seconds": time.perf_counter() - started} | {name: figures[key] for name, key in CLOCKS})
+
+    train.fit_tower(config, context.run, validation_plan(config), on_pass)
     best = {name: max(passed[name] for passed in curve) for name, _ in CLOCKS}
     ours = {
         name: next(passed["seconds"] for passed in curve if passed[name] >= SHARE * most_of_all)
@@ -127,8 +129,10 @@ def one_pass(part: str) -> float:
     """Train one pass, and give this process's peak memory in MiB."""
     from recsys.features.encoding import Features
     from recsys.model import tower
-    from recsys.model import trainer as training
     from recsys.model.batches import PairBatches
+    from recsys.model.optimizer import build_optimizer
+    from recsys.model.siamese import Siamese
+    from recsys.model.trainer import Trainer
 
     config = Config(data=DataConfig(interactions="none"))
     frame = synthetic.catalog(PAIRS_ITEMS)
@@ -136,7 +140,9 @@ def one_pass(part: str) -> float:
     small = config.model_copy(update={"train": config.train.model_copy(update={"shuffle_pairs": PAIRS_ITEMS * 200})})
     features = Features.fit(frame, ItemsConfig(), config.tower, streamed.counts)
     model = tower.build(features, config.tower, seed=1)
-    training.fit(model, features, features.transform(frame), PairBatches(streamed, small), small, passes=1)
+    inputs = features.transform(frame)
+    adam = build_optimizer(small.train, model, features, small.train.learning_rate)
+    Trainer(Siamese(model, inputs, small), adam, PairBatches(streamed, small), inputs, small.train).fit(max_passes=1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

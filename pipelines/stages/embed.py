@@ -110,6 +110,6 @@ _loading = threading.Lock()
 @lru_cache(maxsize=1)
 def _encoder(tower: Path, features: Path, batch_size: int) -> tuple[Features, Callable[[Inputs], Vectors]]:
     """The tower of this process: loading and tracing take longer than a unit, and its file never changes."""
-    from recsys.model import tower as towers  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys.model.tower import load, make_encoder  # noqa: PLC0415 - TensorFlow takes seconds
 
-    return Features.load(features), towers.encoder(towers.load(tower), batch_size)
+    return Features.load(features), make_encoder(load(tower), batch_size)

@@ -117,7 +117,7 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
 def variants_before(target: Target, config: Config, run: Run, split: Split, catalog: Catalog) -> Variants:
     """Return the variants of the baselines, fitted on the interactions before a target."""
-    weight, num_items = train.BEFORE[target], len(catalog)
+    weight, num_items = train.WEIGHTS[target], len(catalog)
     interactions = interaction_matrix(split, target, num_items)
     pairs = {
         (config.prepare.window, config.prepare.decay): train.load_pairs(run, weight, num_items).to_matrix(),

@@ -198,8 +198,8 @@ def _floor(config: Config, run: Run) -> float | None:
 
 def _embedded(config: Config, release: Release, sample: NDArray[np.int32]) -> Vectors:
     """Some items through the release's own tower."""
-    from recsys.model import tower as towers  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys.model import tower  # noqa: PLC0415 - TensorFlow takes seconds
 
     features = Features.load(release.path / FEATURES)
-    encode = towers.encoder(towers.load(release.path / TOWER), config.embed.batch_size)
+    encode = tower.make_encoder(tower.load(release.path / TOWER), config.embed.batch_size)
     return encode(features.transform(release.catalog.frame[sample]))

@@ -24,7 +24,7 @@ from pipelines.context.libraries import quiet_libraries
 from pipelines.context.overrides import as_toml, by_table, with_settings
 from pipelines.context.progress import Advance, Progress
 from pipelines.prepare.stage import prepare
-from pipelines.stages.train import fit_before, judge, load_split
+from pipelines.stages.train import fit_tower, load_split, measure_validation
 from pipelines.tuning import search_space as ranges
 from pipelines.tuning.search_space import Space
 from pipelines.tuning.study import MLFLOW_RUN, Study
@@ -33,6 +33,7 @@ from recsys.data.storage import atomic_write
 from recsys.errors import RecsysError, StageError, TrackingError
 from recsys.evaluation.baseline_search import QUERY_KINDS
 from recsys.evaluation.metrics import VALIDATION_SCORE, validation_score
+from recsys.model.fit_plan import PhaseName, validation_plan
 from recsys.release.runs import Run
 
 if TYPE_CHECKING:
@@ -248,29 +249,28 @@ class _Tuning:
             optuna.TrialPruned: it is worse than most, or the time is up.
         """
         config = with_settings(self.config, settings)
-        most = {"pairs": config.train.passes, "histories": config.train.history_passes}
+        max_passes = config.train.passes + config.train.history_passes
 
-        def on_any_pass(number: int, figures: dict[str, float]) -> None:
-            advance(number, sum(most.values()), f"{figures[VALIDATION_SCORE]:.4f}{self._standing(started)}")
+        def on_pass(phase: PhaseName, number: int, figures: dict[str, float]) -> None:
+            if phase == "new_items":  # is not validated
+                return
+            value = figures[VALIDATION_SCORE]
+            advance(number, max_passes, f"{value:.4f}{self._standing(started)}")
             self.tracker.log_metrics(
-                trial.user_attrs[MLFLOW_RUN], {f"train_{name}": value for name, value in figures.items()}, number
+                trial.user_attrs[MLFLOW_RUN], {f"train_{name}": figure for name, figure in figures.items()}, number
             )
-            # nothing can be told to be better without the config as it is
-            if settings and self._left(started) <= 0:
-                raise self.study.optuna.TrialPruned(f"stopped at {figures[VALIDATION_SCORE]:.4f}: the time is up")
-
-        def on_pass(number: int, figures: dict[str, float]) -> None:
-            trial.report(figures[VALIDATION_SCORE], number)
-            on_any_pass(number, figures)
-            if settings and trial.should_prune():
-                raise self.study.optuna.TrialPruned(
-                    f"{figures[VALIDATION_SCORE]:.4f} at pass {number}: worse than most"
-                )
+            if phase == "pairs":  # the history phase starts at another number in each trial
+                trial.report(value, number)
+            if not settings:  # the other trials are compared with the config as it is, so it is never stopped
+                return
+            if self._left(started) <= 0:
+                raise self.study.optuna.TrialPruned(f"stopped at {value:.4f}: the time is up")
+            if phase == "pairs" and trial.should_prune():
+                raise self.study.optuna.TrialPruned(f"{value:.4f} at pass {number}: worse than most")
 
         run = self._prepare(config)
-        # histories follow a different number of passes in each trial: the pruner would compare unlikes
-        fitted = fit_before("validation", config, run, most, on_pass, on_history_pass=on_any_pass)
-        judged = judge(config, run, fitted.vectors)["validation"]
+        fitted = fit_tower(config, run, validation_plan(config), on_pass)
+        judged = measure_validation(config, run, fitted.embeddings)["validation"]
         return {
             "value": validation_score(judged.values()),
             **{

@@ -1,4 +1,4 @@
-"""A fit between two passes, on the disk: one that was killed goes on from there and comes to the same tower."""
+"""Checkpoints: the state of a training between two passes, from which an interrupted training resumes exactly."""
 
 from __future__ import annotations
 
@@ -12,60 +12,66 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.storage import atomic_write
-from recsys.model.batches import Batches, PairBatches
+from recsys.model.batches import Batches
 
 Weights = list[NDArray[Any]]
 
 
 @dataclass
 class Progress:
-    """How far a fit is."""
+    """How far a training has come."""
 
     best_score: float
-    """Score of the weights to keep."""
+    """Score of the best weights."""
     best_pass: int = 0
-    """The pass that they are of, 0 before the first."""
+    """Number of the pass that the best weights are from, 0 for the initial weights."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """Figures of each pass."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file with all that the next pass depends on: weights, moments, and the state of what draws at random.
+    """A file with everything that the next pass depends on: weights, moments, and the state of the random generator.
 
-    An `.npz` of plain arrays, which is replaced after each pass: the tower and its moments, the best weights so
-    far, and the rest as JSON. It takes four times the tower.
+    An `.npz` of plain arrays, replaced after each pass: the variables of the model and the optimizer, the best weights,
+    the hard negatives, and the remaining values as JSON. About four times the size of the tower.
     """
 
     path: Path
 
-    def save(self, progress: Progress, variables: Sequence[Any], best: Weights, batches: Batches) -> None:
-        """Write it, in the place of the last one.
+    def save(self, progress: Progress, variables: Sequence[Any], best_weights: Weights, batches: Batches) -> None:
+        """Write the file, or replace it.
 
         Args:
-            progress: up to here.
-            variables: Keras variables of tower and optimizer.
-            best: weights to keep.
-            batches: of `recsys.model.batches`; their generator, and what they mined.
+            progress: figures and best pass so far.
+            variables: Keras variables of model and optimizer.
+            best_weights: weights of the tower after the best pass.
+            batches: their random generator and hard negatives are saved.
         """
-        told = {**asdict(progress), "rng": batches.rng.bit_generator.state}
-        arrays: dict[str, Any] = {f"variable_{place}": np.asarray(variable) for place, variable in enumerate(variables)}
-        arrays |= {f"best_{place}": weight for place, weight in enumerate(best)}
-        if isinstance(batches, PairBatches):
-            arrays["hard"] = batches.sampler.hard
+        state = {**asdict(progress), "rng": batches.rng.bit_generator.state}
+        arrays: dict[str, Any] = {f"variable_{position}": np.asarray(value) for position, value in enumerate(variables)}
+        arrays |= {f"best_{position}": weight for position, weight in enumerate(best_weights)}
         with atomic_write(self.path) as draft, draft.open("wb") as file:
-            np.savez(file, told=np.array(json.dumps(told)), **arrays)
+            np.savez(file, state=np.array(json.dumps(state)), hard_negatives=batches.hard_negatives, **arrays)
 
-    def restore(self, variables: Sequence[Any], best: Weights, batches: Batches) -> tuple[Progress, Weights] | None:
-        """Put everything back, in place; the progress and the best weights, or None where nothing was saved."""
+    def restore(self, variables: Sequence[Any], batches: Batches, num_weights: int) -> tuple[Progress, Weights] | None:
+        """Restore variables and batches in place.
+
+        Args:
+            variables: Keras variables of model and optimizer, in the order in which they were saved.
+            batches: batches over the same data.
+            num_weights: number of weights of the tower.
+
+        Returns:
+            The progress and the best weights, or None if there is no file.
+        """
         if not self.path.exists():
             return None
         with np.load(self.path, allow_pickle=False) as saved:
-            told = json.loads(str(saved["told"]))
-            for place, variable in enumerate(variables):
-                variable.assign(saved[f"variable_{place}"])
-            kept = [saved[f"best_{place}"] for place in range(len(best))]
-            if isinstance(batches, PairBatches):
-                batches.sampler.hard = saved["hard"]
-        batches.rng.bit_generator.state = told.pop("rng")
-        return Progress(**told), kept
+            state = json.loads(str(saved["state"]))
+            for position, variable in enumerate(variables):
+                variable.assign(saved[f"variable_{position}"])
+            best_weights = [saved[f"best_{position}"] for position in range(num_weights)]
+            batches.hard_negatives = saved["hard_negatives"]
+        batches.rng.bit_generator.state = state.pop("rng")
+        return Progress(**state), best_weights

@@ -1,8 +1,8 @@
-"""Hard negatives: near items that are no positives, found with the embeddings as they are now.
+"""Mining of hard negatives: items near an anchor in the current embeddings that are not its positives.
 
-The nearest of all are often positives that nobody has seen yet. So ranks begin further out (Facebook's
-embedding retrieval takes 101 to 500; Huang et al., 2020), and whoever is about as similar as the anchor's own
-positives is left out (NV-Retriever drops above 95% of the positive's score; Moreira et al., 2024).
+The nearest items of all are often positives that have not been observed yet. So mining starts further out (Facebook's
+embedding-based retrieval uses ranks 101 to 500; Huang et al., 2020), and omits items that are about as similar as the
+anchor's positives (NV-Retriever omits those above 95% of the positive's score; Moreira et al., 2024).
 """
 
 from __future__ import annotations
@@ -18,73 +18,74 @@ from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
 from recsys.index.exact import top_columns
 
-KEPT = 64
-"""Hard negatives that are kept for each anchor, from which each step draws: memory."""
-BLOCK = 512
+MAX_NEGATIVES = 64
+"""Maximum number of hard negatives per anchor, from which each step draws; limits memory."""
+ANCHORS_PER_BLOCK = 512
 
 
 class Mined(NamedTuple):
-    """What was found, and what was dropped and why."""
+    """Hard negatives, and how many items were omitted by which rule."""
 
     negatives: NDArray[np.int32]
-    """int32 [num_items, KEPT], -1 pads."""
+    """Item numbers, int32 [num_items, MAX_NEGATIVES], -1 pads."""
     report: dict[str, int]
-    """Neighbors in the rank window: `considered`, `known_positive`, `too_similar`, `kept`."""
+    """Number of neighbors in the rank window: `considered`, `known_positive`, `too_similar`, `kept`."""
 
 
 def mine(
-    vectors: Vectors, pairs: Pairs, distance: Distance, config: CandidatesConfig, rng: np.random.Generator
+    embeddings: Vectors, pairs: Pairs, distance: Distance, config: CandidatesConfig, rng: np.random.Generator
 ) -> Mined:
-    """Hard negatives of every anchor.
+    """Mine hard negatives for every anchor.
 
     Args:
-        vectors: float32 [num_items, dimension].
+        embeddings: of the catalog, float32 [num_items, d].
         pairs: known positives.
-        distance: what "near" means.
+        distance: ranks the neighbors.
         config: `hard_ranks` and `hard_margin`.
-        rng: which of more than `KEPT` are kept.
+        rng: selects `MAX_NEGATIVES` if an anchor has more.
     """
-    negatives = np.full((pairs.num_items, KEPT), -1, np.int32)
+    negatives = np.full((pairs.num_items, MAX_NEGATIVES), -1, np.int32)
     report = dict.fromkeys(("considered", "known_positive", "too_similar", "kept"), 0)
     for block in pairs:
-        for start in range(0, len(block.anchors), BLOCK):
-            part = block.take(np.arange(start, min(start + BLOCK, len(block.anchors))))
-            negatives[part.anchors] = _of(part, vectors, distance=distance, config=config, rng=rng, report=report)
+        for start in range(0, len(block.anchors), ANCHORS_PER_BLOCK):
+            part = block.take(np.arange(start, min(start + ANCHORS_PER_BLOCK, len(block.anchors))))
+            mined = _mine_block(part, embeddings, distance, config, rng)
+            negatives[part.anchors] = mined.negatives
+            for name, count in mined.report.items():
+                report[name] += count
     return Mined(negatives, report)
 
 
-def _of(
-    block: Block,
-    vectors: Vectors,
-    *,
-    distance: Distance,
-    config: CandidatesConfig,
-    rng: np.random.Generator,
-    report: dict[str, int],
-) -> NDArray[np.int32]:
-    """Hard negatives of some anchors, int32 [n, KEPT]; adds to the report."""
+def _mine_block(
+    block: Block, embeddings: Vectors, distance: Distance, config: CandidatesConfig, rng: np.random.Generator
+) -> Mined:
+    """Mine hard negatives for some anchors, int32 [n, MAX_NEGATIVES]."""
     anchors, rows = block
-    similarities = distance.similarities(vectors[anchors], vectors)
+    similarities = distance.similarities(embeddings[anchors], embeddings)  # [n, num_items]
     similarities[np.arange(len(anchors)), anchors] = -np.inf
     first, last = config.hard_ranks
-    near = top_columns(similarities, min(last, len(vectors) - 1))[:, first - 1 :]  # [n, width]
-    value = np.take_along_axis(similarities, near, axis=1)
+    neighbors = top_columns(similarities, min(last, len(embeddings) - 1))[:, first - 1 :]  # [n, width]
+    neighbor_similarity = np.take_along_axis(similarities, neighbors, axis=1)
 
     row = np.repeat(np.arange(len(anchors)), np.diff(rows.indptr))
-    known = np.zeros(similarities.shape, bool)
-    known[row, rows.indices] = True
-    positive = np.take_along_axis(known, near, axis=1)
-    least = np.full(len(anchors), np.inf)
-    np.minimum.at(least, row, similarities[row, rows.indices])
-    # a share of the way down from the least similar positive: below it also where that one is negative
-    limit = least - config.hard_margin * np.abs(least)
-    similar = ~positive & (value >= limit[:, None])
-    kept = ~positive & ~similar
-    for name, mask in (("known_positive", positive), ("too_similar", similar), ("kept", kept)):
-        report[name] += int(mask.sum())
-    report["considered"] += near.size
+    is_positive = np.zeros(similarities.shape, bool)
+    is_positive[row, rows.indices] = True
+    known_positive = np.take_along_axis(is_positive, neighbors, axis=1)
+    least_similar = np.full(len(anchors), np.inf)
+    np.minimum.at(least_similar, row, similarities[row, rows.indices])
+    # the absolute value keeps the limit below a negative similarity
+    limit = least_similar - config.hard_margin * np.abs(least_similar)
+    too_similar = ~known_positive & (neighbor_similarity >= limit[:, None])
+    kept = ~known_positive & ~too_similar
 
-    # the kept ones of each row in random order, KEPT of them at most
-    order = np.argsort(np.where(kept, rng.random(kept.shape), 2.0), axis=1)[:, :KEPT]
-    chosen = np.where(np.take_along_axis(kept, order, axis=1), np.take_along_axis(near, order, axis=1), -1)
-    return np.pad(chosen, ((0, 0), (0, KEPT - chosen.shape[1])), constant_values=-1).astype(np.int32)
+    # kept neighbors of each row in random order come first
+    order = np.argsort(np.where(kept, rng.random(kept.shape), 2.0), axis=1)[:, :MAX_NEGATIVES]
+    negatives = np.where(np.take_along_axis(kept, order, axis=1), np.take_along_axis(neighbors, order, axis=1), -1)
+    padding = ((0, 0), (0, MAX_NEGATIVES - negatives.shape[1]))
+    report = {
+        "considered": neighbors.size,
+        "known_positive": int(known_positive.sum()),
+        "too_similar": int(too_similar.sum()),
+        "kept": int(kept.sum()),
+    }
+    return Mined(np.pad(negatives, padding, constant_values=-1).astype(np.int32), report)

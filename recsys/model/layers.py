@@ -1,4 +1,7 @@
-"""The layers that turn one input of the tower into a vector, and the gate that weighs the vectors."""
+"""The layers that encode one input of the tower each, and the layers that combine their outputs.
+
+The registered names are part of towers on disk and must not change.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from keras import ops
 
 from recsys.features.encoding import PADDING
 
-register = keras.saving.register_keras_serializable(package="recsys")
+PACKAGE = "recsys"
 
 
-@register
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class IdDropout(keras.layers.Layer):
     """Replaces a share of the ids by 0, "unknown", during training.
 
-    DropoutNet (Volkovs et al., 2017) takes 0.5 for new items; 0.1 is enough to regularize.
+    DropoutNet (Volkovs et al., 2017) uses a rate of 0.5 for new items; 0.1 is enough to regularize.
     """
 
     def __init__(self, rate: float, seed: int = 0, **options: Any) -> None:
@@ -29,25 +32,25 @@ class IdDropout(keras.layers.Layer):
         """int32 [n] -> int32 [n]."""
         if not training or self.rate == 0:
             return ids
-        kept = keras.random.uniform(ops.shape(ids), seed=self.seed_generator) >= self.rate
-        return ops.where(kept, ids, 0)
+        is_visible = keras.random.uniform(ops.shape(ids), seed=self.seed_generator) >= self.rate
+        return ops.where(is_visible, ids, 0)
 
     def get_config(self) -> dict[str, Any]:
-        """What the constructor takes."""
+        """Return the arguments of the constructor."""
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
-@register
-class KnownOrNew(keras.layers.Layer):
-    """Of two embeddings of an item the one that its id asks for: is it known, or 0?"""
+@keras.saving.register_keras_serializable(package=PACKAGE, name="KnownOrNew")
+class SelectById(keras.layers.Layer):
+    """Selects between two embeddings of each item: the first if its id is known, the second if the id is 0."""
 
     def call(self, ids: Any, known: Any, new: Any) -> Any:
-        """int32 [n] and float32 [n, dimension] twice -> float32 [n, dimension]."""
+        """int32 [n] and two times float32 [n, dimension] -> float32 [n, dimension]."""
         return ops.where(ids[:, None] > 0, known, new)
 
 
 class TokenEncoder(keras.layers.Layer):
-    """Base of the encoders of several tokens an item: a table of `size` rows, [size, dimension]."""
+    """Base class of the encoders that read several tokens per item; has a table of embeddings, [size, dimension]."""
 
     def __init__(self, size: int, dimension: int, **options: Any) -> None:
         super().__init__(**options)
@@ -60,25 +63,25 @@ class TokenEncoder(keras.layers.Layer):
         self.embedding.build(shape)
 
     def get_config(self) -> dict[str, Any]:
-        """What the constructor takes."""
+        """Return the arguments of the constructor."""
         return {**super().get_config(), "size": self.size, "dimension": self.dimension}
 
 
-@register
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class MeanOfBag(TokenEncoder):
-    """Mean embedding of the indices of a row, padding left out."""
+    """Mean of the token embeddings of each row, without padding."""
 
     def call(self, bags: Any) -> Any:
         """int32 [n, length] -> float32 [n, dimension]."""
-        # to zero the one row of padding in the table is up to three times faster than to zero what was gathered
-        padding = ops.cast(ops.arange(self.size) != PADDING, "float32")[:, None]
-        summed = ops.sum(ops.take(self.embedding.embeddings * padding, bags, axis=0), axis=1)
+        # zeroing the padding row of the table is up to three times faster than masking what was gathered
+        is_token = ops.cast(ops.arange(self.size) != PADDING, "float32")[:, None]
+        summed = ops.sum(ops.take(self.embedding.embeddings * is_token, bags, axis=0), axis=1)
         count = ops.sum(ops.cast(bags != PADDING, "float32"), axis=1, keepdims=True)
         return summed / ops.maximum(count, 1.0)
 
 
-@register
-class ConvolvedWords(TokenEncoder):
+@keras.saving.register_keras_serializable(package=PACKAGE, name="ConvolvedWords")
+class ConvolutionalText(TokenEncoder):
     """Convolution over neighboring words, then the maximum over the text (Kim, 2014, arXiv:1408.5882)."""
 
     WIDTH = 3
@@ -93,19 +96,19 @@ class ConvolvedWords(TokenEncoder):
         self.convolution.build((*shape, self.dimension))
 
     def call(self, words: Any) -> Any:
-        """int32 [n, length] -> float32 [n, dimension]; every text has a word."""
-        present = ops.cast(words != PADDING, "float32")[:, :, None]
-        convolved = self.convolution(self.embedding(words) * present)
-        return ops.max(ops.where(present > 0, convolved, -1e9), axis=1)
+        """int32 [n, length] with at least one word per row -> float32 [n, dimension]."""
+        is_word = ops.cast(words != PADDING, "float32")[:, :, None]
+        convolved = self.convolution(self.embedding(words) * is_word)
+        return ops.max(ops.where(is_word > 0, convolved, -1e9), axis=1)
 
 
-@register
-class ReadWords(TokenEncoder):
-    """The state of a gated recurrent unit after the last word."""
+@keras.saving.register_keras_serializable(package=PACKAGE, name="ReadWords")
+class RecurrentText(TokenEncoder):
+    """State of a gated recurrent unit after the last word."""
 
     def __init__(self, size: int, dimension: int, **options: Any) -> None:
         super().__init__(size, dimension, **options)
-        # neither cuDNN, which XLA does not take, nor unrolled, which compiles six times as long and is no faster
+        # XLA does not support cuDNN here; an unrolled unit compiles six times as long and is not faster
         self.reader = keras.layers.GRU(dimension, use_cudnn=False)
 
     def build(self, shape: Any) -> None:
@@ -118,11 +121,11 @@ class ReadWords(TokenEncoder):
         return self.reader(self.embedding(words), mask=words != PADDING)
 
 
-@register
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class Gate(keras.layers.Layer):
-    """Weighs the encoded features item by item: a softmax over the features, computed from all of them.
+    """Weighted sum of the encoded features; the weights are a softmax that is computed from all features of the item.
 
-    Begins as their plain sum: all weights are equal at first, and add up to the number of features.
+    The weights sum to the number of features and are equal at first, so the initial output is the plain sum.
     """
 
     def __init__(self, count: int, **options: Any) -> None:
@@ -131,7 +134,7 @@ class Gate(keras.layers.Layer):
         self.weigh = keras.layers.Dense(count, kernel_initializer="zeros")
 
     def build(self, shapes: Any) -> None:
-        """Create the weights, at zero."""
+        """Create the weights with value zero."""
         self.weigh.build((shapes[0][0], sum(shape[-1] for shape in shapes)))
 
     def call(self, encoded: Any) -> Any:
@@ -140,5 +143,5 @@ class Gate(keras.layers.Layer):
         return ops.sum(ops.stack(encoded, axis=1) * weights[:, :, None], axis=1)
 
     def get_config(self) -> dict[str, Any]:
-        """What the constructor takes."""
+        """Return the arguments of the constructor."""
         return {**super().get_config(), "count": self.count}

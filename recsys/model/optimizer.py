@@ -1,13 +1,13 @@
-"""Adam with a learning rate of its own for each encoder.
+"""Adam with a separate learning rate for each encoder.
 
-Pre-trained or dense encoders want a smaller rate than the tables of ids, or none until the rest has found its
-place. Without any such setting it is Keras's Adam, number by number.
+Pre-trained or dense encoders need a smaller learning rate than embedding tables, or should stay frozen at first. With
+the default settings every update equals that of `keras.optimizers.Adam`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
@@ -17,60 +17,63 @@ from recsys.errors import ConfigError
 from recsys.features.encoding import Features
 from recsys.model.tower import ID_ENCODER, encoder_names
 
-MOST = 10.0
-"""Times that features learn faster than ids at most: beyond it, passes were lost and nothing gained."""
+LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
+
+MAX_FEATURE_RATE = 10.0
+"""Largest factor of the learning rate of features: with larger ones training took more passes for the same result."""
 
 
-def feature_rate(lead: float, touched: float) -> float:
-    """Factor of the learning rate of features; see `docs/decisions/0020-features-learn-faster.md`.
+def feature_rate_factor(lead: float, interactions_per_item: float) -> float:
+    """Return the factor of the learning rate of features; see `docs/decisions/0020-features-learn-faster.md`.
 
     Args:
         lead: `train.feature_lead`.
-        touched: interactions of an item, their mean; above 0.
+        interactions_per_item: mean number of interactions of the items that have any; positive.
     """
-    return min(max(lead / touched, 1.0), MOST)
+    return min(max(lead / interactions_per_item, 1.0), MAX_FEATURE_RATE)
 
 
 class EncoderAdam(keras.optimizers.Adam):
-    """Adam (Kingma & Ba, 2015), with decoupled weight decay (Loshchilov & Hutter, 2019) where it is wanted.
+    """Adam (Kingma and Ba, 2015) with decoupled weight decay (Loshchilov and Hutter, 2019).
 
-    A weight of factor 0 is frozen: neither gradient nor decay moves it, until `thaw`, and from then on it learns
-    at the full rate. What may thaw keeps its moments up to date meanwhile, so that its first step is of the usual
-    size; what never will costs nothing, not even its gradient.
+    A weight with factor 0 is frozen: neither gradient nor decay changes it until `thaw` is called. From then on it
+    learns at the full rate. If `can_thaw` is set, the moments of frozen weights are updated in the meantime, so that
+    their first step has the usual size; otherwise frozen weights cost nothing, not even a gradient.
 
     Args:
         learning_rate: a number or a Keras schedule.
-        factors: weights (Keras variables) whose learning rate differs, each with what it is multiplied by.
-        decay: share of a weight, times its learning rate, that a step takes away.
-        not_decayed: weights without decay.
-        thaws: whether `thaw` will be called.
+        factors: Keras variables, each with the factor of its learning rate; 1 for all others.
+        decay: share of a weight that a step removes, times its learning rate.
+        not_decayed: Keras variables without decay.
+        can_thaw: whether `thaw` may be called.
     """
 
     def __init__(
         self,
-        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+        learning_rate: LearningRate,
         factors: Sequence[tuple[Any, float]] = (),
         decay: float = 0.0,
         not_decayed: Sequence[Any] = (),
         *,
-        thaws: bool = False,
+        can_thaw: bool = False,
     ) -> None:
         super().__init__(learning_rate)
         self.factors = {self._var_key(weight): factor for weight, factor in factors}
         self.decay = decay
         self.not_decayed = {self._var_key(weight) for weight in not_decayed}
-        self.thaws = thaws
-        self.thawed = self.add_variable((), name="thawed")  # a variable: it changes within a compiled step
+        self.can_thaw = can_thaw
+        # a variable, because it changes between calls of a compiled step
+        self.thawed = self.add_variable((), name="thawed")
 
     def thaw(self) -> None:
-        """Let frozen weights learn, without compiling anew."""
+        """Let frozen weights learn; the training step is not compiled again."""
         self.thawed.assign(1.0)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Keras calls this for each weight."""
+        """Update one weight; called by Keras."""
         key = self._var_key(variable)
         factor = self.factors.get(key, 1.0)
-        if factor == 0 and not self.thaws:
+        if factor == 0 and not self.can_thaw:
             return
         rate = learning_rate if factor == 1 else learning_rate * (factor or self.thawed)
         if self.decay and key not in self.not_decayed:
@@ -78,40 +81,29 @@ class EncoderAdam(keras.optimizers.Adam):
         super().update_step(gradient, variable, rate)
 
 
-def build(
+def build_optimizer(
     config: TrainConfig,
     tower: keras.Model,
     features: Features,
-    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
+    learning_rate: LearningRate,
     *,
     feature_rate: float = 1.0,
 ) -> EncoderAdam:
-    """The optimizer that a config asks for.
+    """Return the optimizer of a tower.
 
     Args:
-        config: how to train.
-        tower: from `recsys.model.tower.build`, with these features.
-        features: says which column an encoder reads.
-        learning_rate: instead of the config's.
-        feature_rate: factor of it for features that are looked up in tables, and numbers.
+        config: `learning_rates`, `weight_decay` and `thaw_after`.
+        tower: from `recsys.model.tower`, built for these features.
+        features: which column each encoder reads.
+        learning_rate: of encoders with factor 1.
+        feature_rate: factor of embedding tables of features, and of numeric columns, unless `learning_rates` has one.
 
     Raises:
-        ConfigError: `train.learning_rates` names what is no encoder.
+        ConfigError: `train.learning_rates` has a name that is not an encoder.
     """
-    names = encoder_names(features)
-    unknown = sorted(set(config.learning_rates) - set(names.values()))
-    if unknown:
-        raise ConfigError(
-            f"train.learning_rates must name encoders of the tower: {', '.join(dict.fromkeys(names.values()))}. "
-            f"Received: {', '.join(unknown)}. Name those, or give items.* the columns."
-        )
-    read = {feature.column for feature in features.tokens if feature.shape == "sequence"}
-    factors = {
-        layer: config.learning_rates.get(name, 1.0 if layer == ID_ENCODER or name in read else feature_rate)
-        for layer, name in names.items()
-    }
+    factors = _rate_factors(config, features, feature_rate)
     return EncoderAdam(
-        config.learning_rate if learning_rate is None else learning_rate,
+        learning_rate,
         [
             (weight, factors[layer.name])
             for layer in tower.layers
@@ -120,5 +112,21 @@ def build(
         ],
         config.weight_decay,
         [weight for weight in tower.trainable_weights if weight.name == "bias"],
-        thaws=config.thaw_after > 0,
+        can_thaw=config.thaw_after > 0,
     )
+
+
+def _rate_factors(config: TrainConfig, features: Features, feature_rate: float) -> dict[str, float]:
+    """Layer name of each encoder -> factor of its learning rate."""
+    names = encoder_names(features)
+    unknown = sorted(set(config.learning_rates) - set(names.values()))
+    if unknown:
+        raise ConfigError(
+            f"train.learning_rates must name encoders of the tower: {', '.join(dict.fromkeys(names.values()))}. "
+            f"Received: {', '.join(unknown)}. Name those, or add the columns to [items]."
+        )
+    sequences = {feature.column for feature in features.tokens if feature.shape == "sequence"}
+    defaults = {
+        layer: 1.0 if layer == ID_ENCODER or name in sequences else feature_rate for layer, name in names.items()
+    }
+    return {layer: config.learning_rates.get(name, defaults[layer]) for layer, name in names.items()}

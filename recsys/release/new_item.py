@@ -53,7 +53,7 @@ def embed(release: Release, features: Mapping[str, Any]) -> NDArray[np.float32]:
 
 @lru_cache(KEPT)
 def _load(path: Path) -> tuple[Features, Any]:
-    return Features.load(path / FEATURES), tower.encoder(tower.load(path / TOWER), batch_size=1)
+    return Features.load(path / FEATURES), tower.make_encoder(tower.load(path / TOWER), batch_size=1)
 
 
 def _value(column: str, value: Any, types: Mapping[str, Any]) -> Any:

@@ -44,17 +44,17 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     tried: list[float] = []
 
-    def fit_before(_: str, config: Any, __: Any, passes: dict[str, int], on_pass: Any, **___: Any) -> Any:
+    def fit_tower(config: Any, _: Any, plan: Any, on_pass: Any) -> Any:
         tried.append(config.train.temperature)
-        for number in range(1, passes["pairs"] + 1):
-            on_pass(number, {"loss": 1.0, "validation_score": 0.1})
-        return SimpleNamespace(vectors=tried[-1])
+        for number in range(1, plan.phases[0].passes + 1):
+            on_pass("pairs", number, {"loss": 1.0, "validation_score": 0.1})
+        return SimpleNamespace(embeddings=tried[-1])
 
-    def judge(_: Any, __: Any, value: float) -> dict[str, Any]:
+    def measure_validation(_: Any, __: Any, value: float) -> dict[str, Any]:
         return {"validation": {"last_item": {"ndcg_at_20": value}, "history": {"ndcg_at_20": value}}}
 
-    monkeypatch.setattr(tune, "fit_before", fit_before)
-    monkeypatch.setattr(tune, "judge", judge)
+    monkeypatch.setattr(tune, "fit_tower", fit_tower)
+    monkeypatch.setattr(tune, "measure_validation", measure_validation)
     return tried
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from pipelines.tuning import tune as tuning
 from recsys.config.loading import load_config, parse_config
 from recsys.config.sections import Config, Span, TuneConfig
 from recsys.errors import ConfigError, StageError
+from recsys.model.fit_plan import FitPlan, NewItemPhase
 from recsys.release.mlflow_registry import Tracker
 from recsys.release.runs import Run
 from tests.e2e import world
@@ -65,25 +66,24 @@ class Training:
         self.rising = True
         self.fail: Callable[[Config], object] = lambda _: None
 
-    def fit_before(
-        self, target: str, config: Config, run: Run, passes: Mapping[str, int], on_pass: Any, *, on_history_pass: Any
-    ) -> Any:
-        assert target == "validation"
+    def fit_tower(self, config: Config, run: Run, plan: FitPlan, on_pass: Any) -> Any:
+        assert plan.target == "validation"
         assert run.done("prepare")
         self.trained.append(config)
         self.folders.append(run.folder)
         self.passes.append(0)
+        passes = {phase.name: phase.passes for phase in plan.phases if not isinstance(phase, NewItemPhase)}
         pairs = passes["pairs"] if self.rising else 1 + config.train.patience
-        for number in range(1, pairs + passes["histories"] + 1):
+        for number in range(1, pairs + passes.get("histories", 0) + 1):
             self.clock.seconds += 10.0
             self.passes[-1] = number
             self.fail(config)
             score = landscape(config) * (1 - 0.5 ** (number if self.rising else 1))
             figures = {"loss": 1.0, "validation_ndcg_at_20": score - 0.1, "validation_score": score}
-            (on_pass if number <= pairs else on_history_pass)(number, figures)
-        return SimpleNamespace(vectors=landscape(config))
+            on_pass("pairs" if number <= pairs else "histories", number, figures)
+        return SimpleNamespace(embeddings=landscape(config))
 
-    def judge(self, _: Config, __: Run, value: float) -> dict[str, Any]:
+    def measure_validation(self, _: Config, __: Run, value: float) -> dict[str, Any]:
         figures = {"last_item": {"ndcg_at_20": value - 0.1}, "history": {"ndcg_at_20": value + 0.1}}
         return {"recency": 0.5, "validation": figures}
 
@@ -96,8 +96,8 @@ def clock() -> Time:
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch, clock: Time) -> Training:
     stand_in = Training(clock)
-    monkeypatch.setattr(tuning, "fit_before", stand_in.fit_before)
-    monkeypatch.setattr(tuning, "judge", stand_in.judge)
+    monkeypatch.setattr(tuning, "fit_tower", stand_in.fit_tower)
+    monkeypatch.setattr(tuning, "measure_validation", stand_in.measure_validation)
     return stand_in
 
 

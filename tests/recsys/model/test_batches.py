@@ -87,12 +87,11 @@ def test_the_targets_are_the_weights_of_the_pairs_and_what_is_nobodys_positive_t
         assert (batch.shares == 1).all()
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0], ids="power {}".format)
-def test_an_anchor_weighs_its_summed_pair_weight_to_the_power(pair_batches, power):
+def test_weight_of_an_anchor_is_the_sum_of_its_pair_weights_relative_to_the_mean(pair_batches):
     weights = {}
-    for batch in pair_batches(anchor_power=power).one_pass():
+    for batch in pair_batches().one_pass():
         weights |= dict(zip(anchors_of(batch), batch.anchor_weights.tolist(), strict=True))
-    totals = {anchor: sum(DENSE[anchor].tolist()) ** power for anchor in ANCHORS}
+    totals = {anchor: sum(DENSE[anchor].tolist()) for anchor in ANCHORS}
     mean = sum(totals.values()) / len(totals)
     assert weights == pytest.approx({anchor: total / mean for anchor, total in totals.items()}, rel=1e-5)
 
@@ -198,9 +197,9 @@ def expected_of(history, following, window, decay, width=6):
 def history_batches(store):
     def make(cut, target, *, window=4, decay=0.7, batch_size=5, recency=RECENCY, history=50, **tables):
         split = Split(sequences_of(LOG, 2), cut)
-        prepare, evaluate = {"window": window, "decay": decay}, {"history": history}
-        config = config_of(prepare=prepare, evaluate=evaluate, train={"batch_size": batch_size}, **tables)
-        return HistoryBatches(split, target, store(DENSE), config, recency)
+        prepare = {"window": window, "decay": decay}
+        config = config_of(prepare=prepare, train={"batch_size": batch_size}, **tables)
+        return HistoryBatches(split, target, store(DENSE), config, recency, max_items=history)
 
     return make
 
@@ -327,7 +326,7 @@ def test_only_what_was_judged_has_a_target_in_both_directions(batch_size):
                 found[anchor] |= targets
                 for value, judgments in ((1, same), (0, different)):
                     partners = {item for item, target in targets.items() if target == value}
-                    assert len(partners) == min(LabeledBatches.PARTNERS, len(partners_of(judgments, anchor)))
+                    assert len(partners) == min(LabeledBatches.MAX_PARTNERS, len(partners_of(judgments, anchor)))
             assert (batch.log_inclusion == 0).all()
             assert (batch.log_popularity == 0).all()
             assert (batch.shares == 1).all()
@@ -358,7 +357,7 @@ def test_what_was_judged_both_ways_is_never_told_apart():
     for _ in range(5):
         found = {anchors_of(batch)[0]: as_dictionary(batch, 0) for batch in batches.one_pass()}
         assert found[0].pop(13) == 0
-        assert list(found[0].values()) == [1] * LabeledBatches.PARTNERS
+        assert list(found[0].values()) == [1] * LabeledBatches.MAX_PARTNERS
         assert {item: targets for item, targets in found.items() if item} == {n: {0: 1} for n in range(1, 13)}
 
 

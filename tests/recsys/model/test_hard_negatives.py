@@ -6,7 +6,7 @@ import pytest
 from recsys.config.sections import CandidatesConfig
 from recsys.data import pairs
 from recsys.index.distances import DISTANCES
-from recsys.model import hard_negatives as mining
+from recsys.model import hard_negatives
 
 NUM_ITEMS, DIMENSION = 61, 5
 
@@ -64,7 +64,7 @@ def naive(vectors, distance, config):
 
 
 def mined(store, vectors, distance, config, seed=0):
-    return mining.mine(vectors, store(DENSE), DISTANCES[distance], config, np.random.default_rng(seed))
+    return hard_negatives.mine(vectors, store(DENSE), DISTANCES[distance], config, np.random.default_rng(seed))
 
 
 def config_of(ranks, margin):
@@ -76,17 +76,17 @@ def config_of(ranks, margin):
 @pytest.mark.parametrize("distance", list(DISTANCES))
 def test_mining_agrees_with_a_loop(store, monkeypatch, distance, ranks, margin):
     monkeypatch.setattr(pairs, "ROW_GROUP_PAIRS", 40)
-    monkeypatch.setattr(mining, "BLOCK", 4)
+    monkeypatch.setattr(hard_negatives, "ANCHORS_PER_BLOCK", 4)
     config, vectors = config_of(ranks, margin), vectors_of(distance)
     negatives, report = mined(store, vectors, distance, config)
     expected, told = naive(vectors, distance, config)
-    assert negatives.shape == (NUM_ITEMS, mining.KEPT)
+    assert negatives.shape == (NUM_ITEMS, hard_negatives.MAX_NEGATIVES)
     assert negatives.dtype == np.int32
     assert report == told
     assert report["considered"] == report["known_positive"] + report["too_similar"] + report["kept"]
     for item, row in enumerate(negatives.tolist()):
         kept = [number for number in row if number >= 0]
-        assert row == kept + [-1] * (mining.KEPT - len(kept))
+        assert row == kept + [-1] * (hard_negatives.MAX_NEGATIVES - len(kept))
         assert len(set(kept)) == len(kept)
         assert set(kept) == expected.get(item, set())
         assert item not in kept
@@ -110,7 +110,7 @@ def test_a_margin_lies_below_a_similarity_that_is_negative(store, angle, kept):
     vectors = np.array([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees], np.float32)
     dense = np.zeros((3, 3))
     dense[0, 1] = 1
-    negatives, report = mining.mine(
+    negatives, report = hard_negatives.mine(
         vectors, store(dense), DISTANCES["cosine"], config_of((1, 2), 0.1), np.random.default_rng(0)
     )
     assert (2 in negatives[0]) == kept
@@ -118,7 +118,7 @@ def test_a_margin_lies_below_a_similarity_that_is_negative(store, angle, kept):
 
 
 def test_of_more_than_fit_a_random_part_is_kept(store, monkeypatch):
-    monkeypatch.setattr(mining, "KEPT", 6)
+    monkeypatch.setattr(hard_negatives, "MAX_NEGATIVES", 6)
     config, vectors = config_of((1, 60), 0.0), vectors_of("cosine")
     expected, told = naive(vectors, "cosine", config)
     seen = {anchor: set() for anchor in expected}

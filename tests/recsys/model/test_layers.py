@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recsys.model.layers import ConvolvedWords, Gate, IdDropout, MeanOfBag, ReadWords
+from recsys.model.layers import ConvolutionalText, Gate, IdDropout, MeanOfBag, RecurrentText
 
 
 def test_id_dropout_hides_its_share_of_the_ids_during_training():
@@ -28,7 +28,7 @@ def test_the_mean_of_a_bag_leaves_padding_out():
 
 
 def test_a_convolution_over_words_takes_the_maximum_and_leaves_padding_out():
-    layer = ConvolvedWords(6, 3)
+    layer = ConvolutionalText(6, 3)
     words = np.array([[2, 5, 3, 0], [4, 0, 0, 0]], np.int32)
     got = np.asarray(layer(words))
     table, kernel, bias = layer.get_weights()  # kernel [3 words, 3 in, 3 out]
@@ -41,7 +41,7 @@ def test_a_convolution_over_words_takes_the_maximum_and_leaves_padding_out():
 
 
 def test_reading_words_ends_with_the_last_word_and_minds_their_order():
-    layer = ReadWords(6, 3)
+    layer = RecurrentText(6, 3)
     words = np.array([[2, 5, 3, 0], [3, 5, 2, 0], [2, 5, 3, 4]], np.int32)
     got = np.asarray(layer(words))
     table, kernel, recurrent, bias = layer.get_weights()

@@ -297,7 +297,7 @@ def test_a_negative_that_comes_within_the_margin_never_helps():
 
 
 def test_far_negatives_of_a_large_catalog_do_not_dilute_the_near_ones():
-    near, far = [60] * losses.NEGATIVES, [180] * 100
+    near, far = [60] * losses.NUM_NEGATIVES, [180] * 100
     loss = Contrastive(COSINE, 1.0)
     assert at_angles(loss, near + far, [0] * 116) == pytest.approx(at_angles(loss, near, [0] * 16), rel=1e-6)
 
@@ -398,10 +398,10 @@ def test_triplets_count_by_the_weights_of_their_positives():
 @every_distance
 def test_the_config_says_which_loss(distance):
     tower = TowerConfig(distance=distance.name)
-    made = [losses.of(TrainConfig(loss=name), tower) for name in ("cross_entropy", "contrastive", "triplet")]
+    made = [losses.from_config(TrainConfig(loss=name), tower) for name in ("cross_entropy", "contrastive", "triplet")]
     assert made == [CrossEntropy(distance, 0.1), Contrastive(distance, 0.5), Triplet(distance, 0.5, "semi_hard")]
     tuned = TrainConfig(loss="triplet", margin=0.2, mining="hard", temperature=0.3)
-    assert losses.of(tuned, tower) == Triplet(distance, 0.2, "hard")
+    assert losses.from_config(tuned, tower) == Triplet(distance, 0.2, "hard")
 
 
 def test_memory_of_manhattan_does_not_grow_with_the_dimension():

@@ -373,9 +373,9 @@ def test_an_item_without_pairs_that_stands_in_a_history_counts_as_the_rarest(sam
 
 def with_hard(made, hard):
     """Let each item of `hard` have these hard negatives, as mining hands them on."""
-    made.hard = np.full((made.num_items, 64), -1, np.int32)
+    made.hard_negatives = np.full((made.num_items, 64), -1, np.int32)
     for item, numbers in hard.items():
-        made.hard[item, : len(numbers)] = numbers
+        made.hard_negatives[item, : len(numbers)] = numbers
     return made
 
 

@@ -7,7 +7,8 @@ from keras import ops
 from recsys.config.sections import ItemsConfig, TowerConfig, TrainConfig
 from recsys.errors import ConfigError
 from recsys.features.encoding import Features
-from recsys.model import optimizer, tower
+from recsys.model import tower
+from recsys.model.optimizer import build_optimizer, feature_rate_factor
 
 TABLE = pl.DataFrame(
     {
@@ -50,7 +51,9 @@ class World:
         self.inputs = self.features.transform(TABLE)
         self.model = tower.build(self.features, config, 1)
         train = TrainConfig(learning_rate=RATE, **options)
-        self.optimizer = keras_optimizer or optimizer.build(train, self.model, self.features, feature_rate=feature_rate)
+        self.optimizer = keras_optimizer or build_optimizer(
+            train, self.model, self.features, RATE, feature_rate=feature_rate
+        )
         self.learner = Learner(self.model)
         self.compiled = compiled
         self.compile(self.optimizer)
@@ -111,8 +114,8 @@ def test_features_learn_faster_than_ids_and_read_text_does_not(text_encoder, of_
 
 @pytest.mark.parametrize(("touched", "rate"), [(5.0, 10.0), (15.0, 8.0), (60.0, 2.0), (500.0, 1.0)])
 def test_features_lead_where_little_is_known_of_items(touched, rate):
-    assert optimizer.feature_rate(120.0, touched) == rate
-    assert optimizer.feature_rate(0.0, touched) == 1.0
+    assert feature_rate_factor(120.0, touched) == rate
+    assert feature_rate_factor(0.0, touched) == 1.0
 
 
 def test_a_rate_of_its_own_takes_the_place_of_that_of_features():
@@ -162,7 +165,7 @@ def test_a_factor_scales_the_decay_too():
 def test_a_schedule_takes_the_place_of_the_rate():
     world = World(learning_rates={"brand": 0.5})
     schedule = keras.optimizers.schedules.PolynomialDecay(RATE / 4, 2, end_learning_rate=0.0)
-    learner = optimizer.build(TrainConfig(learning_rates={"brand": 0.5}), world.model, world.features, schedule)
+    learner = build_optimizer(TrainConfig(learning_rates={"brand": 0.5}), world.model, world.features, schedule)
     world.compile(learner)
     plain, moved = World().moved(), world.moved()
     assert moved["brand"] == pytest.approx(plain["brand"] / 8, rel=1e-3)

@@ -10,41 +10,20 @@ from recsys.errors import InputError
 from recsys.features.encoding import Features
 from recsys.model import tower
 from recsys.model.layers import IdDropout, MeanOfBag
-from tests import GOLDEN_RELEASES
-
-ROLES = ItemsConfig(categorical=("brand",), multi_categorical=("tags",), numeric=("price",))
-DIMENSION = 6
-
-
-def items(*rows):
-    schema = {"item_id": pl.String, "brand": pl.String, "tags": pl.List(pl.String), "price": pl.Float64}
-    return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-KNOWN = items(
-    ("a", "acme", ["red", "blue", "wide"], 1.0),
-    ("b", "bolt", ["red"], None),
-    ("c", None, None, 3.0),
-    ("d", "acme", ["blue", "red"], 9.0),
-    ("e", "core", ["wide"], 2.5),
-)
+from tests.recsys.model.towers import DIMENSION, ITEMS, NAMED_ITEMS, ROLES, embed, make_items, make_tower, table_of
 
 
 @pytest.fixture
 def features():
-    return Features.fit(KNOWN, ROLES, TowerConfig(), np.ones(5, int))
+    return Features.fit(ITEMS, ROLES, TowerConfig(), np.ones(5, int))
 
 
 def built(features, seed=1, **options):
     return tower.build(features, TowerConfig(**{"dimension": DIMENSION} | options), seed)
 
 
-def embed(model, inputs, batch_size=100):
-    return tower.encoder(model, batch_size)(inputs)
-
-
 def naive(model, inputs):
-    """The sum of each feature's own encoding, one item at a time, normalized; for towers without hidden layers."""
+    """Normalized sum of the encoded features, item by item; for towers without hidden layers."""
     ids = model.get_layer("id_embedding").get_weights()[0]
     (brands,) = (
         layer.get_weights()[0]
@@ -63,46 +42,46 @@ def naive(model, inputs):
     return np.array(vectors)
 
 
-def test_an_embedding_is_the_normalized_sum_of_the_features(features):
-    model, inputs = built(features), features.transform(KNOWN)
+def test_embedding_is_the_normalized_sum_of_the_encoded_features(features):
+    model, inputs = built(features), features.transform(ITEMS)
     np.testing.assert_allclose(embed(model, inputs), naive(model, inputs), atol=1e-6)
 
 
 @pytest.mark.parametrize("hidden", [(), (7,), (9, 4)], ids=str)
 def test_embeddings_are_float32_of_unit_length(features, hidden):
-    vectors = embed(built(features, hidden=hidden, dropout=0.3), features.transform(KNOWN))
+    vectors = embed(built(features, hidden=hidden, dropout=0.3), features.transform(ITEMS))
     assert vectors.shape == (5, DIMENSION)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-def test_a_tower_of_ids_alone_needs_no_other_input():
-    features = Features.fit(KNOWN, ItemsConfig(), TowerConfig(), np.ones(5, int))
+def test_tower_without_features_reads_ids_only():
+    features = Features.fit(ITEMS, ItemsConfig(), TowerConfig(), np.ones(5, int))
     model = built(features)
-    vectors = embed(model, features.transform(KNOWN))
+    vectors = embed(model, features.transform(ITEMS))
     table = model.get_layer("id_embedding").get_weights()[0]
     assert table.shape == (6, DIMENSION)
     np.testing.assert_allclose(vectors, table[1:] / np.linalg.norm(table[1:], axis=1, keepdims=True), atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64], ids="size {}".format)
-def test_the_batch_size_changes_nothing(features, batch_size):
-    model, inputs = built(features, hidden=(7,)), features.transform(KNOWN)
+def test_batch_size_does_not_change_embeddings(features, batch_size):
+    model, inputs = built(features, hidden=(7,)), features.transform(ITEMS)
     np.testing.assert_allclose(embed(model, inputs, batch_size), embed(model, inputs), atol=1e-6)
 
 
-def test_wider_padding_changes_nothing(features):
-    model, inputs = built(features), features.transform(KNOWN)
+def test_wider_padding_does_not_change_embeddings(features):
+    model, inputs = built(features), features.transform(ITEMS)
     wider = inputs | {"tokens_1": np.pad(inputs["tokens_1"], ((0, 0), (0, 4)))}
     np.testing.assert_allclose(embed(model, wider), embed(model, inputs), atol=1e-6)
 
 
-def test_no_items_have_no_embeddings(features):
-    assert embed(built(features), features.transform(KNOWN.head(0))).shape == (0, DIMENSION)
+def test_no_items_give_an_empty_matrix(features):
+    assert embed(built(features), features.transform(ITEMS.head(0))).shape == (0, DIMENSION)
 
 
-def test_a_seed_repeats_the_initial_weights(features):
-    inputs = features.transform(KNOWN)
+def test_same_seed_gives_the_same_initial_weights(features):
+    inputs = features.transform(ITEMS)
     one = embed(built(features, seed=5), inputs)
     np.testing.assert_array_equal(one, embed(built(features, seed=5), inputs))
     assert not np.allclose(one, embed(built(features, seed=6), inputs))
@@ -111,8 +90,8 @@ def test_a_seed_repeats_the_initial_weights(features):
 # --- unknown items
 
 
-def test_items_that_training_did_not_see_are_embedded_by_their_features(features):
-    new = items(
+def test_items_with_unknown_ids_are_embedded_by_their_features(features):
+    new = make_items(
         ("n1", "acme", ["red"], 3.0),
         ("n2", "acme", ["red"], 3.0),
         ("n3", "bolt", ["red"], 3.0),
@@ -129,8 +108,8 @@ def test_items_that_training_did_not_see_are_embedded_by_their_features(features
 # --- dropping ids
 
 
-def test_a_tower_drops_ids_in_training_only(features):
-    model, inputs = built(features, id_dropout=0.9), features.transform(KNOWN)
+def test_ids_are_dropped_in_training_only(features):
+    model, inputs = built(features, id_dropout=0.9), features.transform(ITEMS)
     unknown = inputs | {"id": np.zeros(5, np.int32)}
     np.testing.assert_allclose(embed(model, inputs), naive(model, inputs), atol=1e-6)
     trained = np.concatenate([np.asarray(model(inputs, training=True)) for _ in range(20)])
@@ -142,8 +121,6 @@ def test_a_tower_drops_ids_in_training_only(features):
 
 # --- text, fusion and distance
 
-TEXT_ROLES = ItemsConfig(categorical=("brand",), multi_categorical=("tags",), numeric=("price",), text=("name",))
-NAMED = KNOWN.with_columns(name=pl.Series(["red wine", "wine of old", None, "old red wine", "unheard"]))
 SHAPES = list(
     itertools.product(
         ("sum", "concatenation", "gating"), ("bag", "convolutional", "recurrent"), ("cosine", "euclidean", "manhattan")
@@ -151,51 +128,43 @@ SHAPES = list(
 )
 
 
-def shaped(fusion, text_encoder, distance="cosine", *, frame=NAMED, seed=1, **options):
-    config = TowerConfig(
-        dimension=DIMENSION, fusion=fusion, text_encoder=text_encoder, distance=distance, min_count=2, hash_buckets=3
-    ).model_copy(update=options)
-    features = Features.fit(frame, TEXT_ROLES, config, np.arange(frame.height))
-    return features, tower.build(features, config, seed)
-
-
 @pytest.mark.parametrize(("fusion", "text_encoder", "distance"), SHAPES, ids=str)
-def test_every_shape_survives_being_saved_exactly(tmp_path, fusion, text_encoder, distance):
-    features, model = shaped(fusion, text_encoder, distance)
-    inputs = features.transform(NAMED)
+def test_saved_tower_of_every_shape_gives_the_same_embeddings(tmp_path, fusion, text_encoder, distance):
+    features, model = make_tower(fusion, text_encoder, distance)
+    inputs = features.transform(NAMED_ITEMS)
     vectors = embed(model, inputs)
     model.save(tmp_path / "tower.keras")
     loaded = tower.load(tmp_path / "tower.keras")
     np.testing.assert_array_equal(embed(loaded, inputs), vectors)
     assert tower.distance(loaded) == distance
-    assert len(np.unique(vectors, axis=0)) == len(NAMED)
+    assert len(np.unique(vectors, axis=0)) == len(NAMED_ITEMS)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) == (distance == "cosine")
 
 
-def encoded_apart(model, features, inputs):
-    """What each encoder gives, in the order of the tower."""
+def encode_features(model, features, inputs):
+    """Output of each encoder, in the order of the tower."""
     layers = [model.get_layer(name) for name in tower.encoder_names(features)]
     return [np.asarray(layer(inputs[name])) for layer, name in zip(layers, features.input_names, strict=True)]
 
 
-def test_concatenation_is_one_product_over_all_encoders():
-    features, model = shaped("concatenation", "bag", "euclidean")
-    inputs = features.transform(NAMED)
+def test_concatenation_is_a_dense_layer_over_all_encoded_features():
+    features, model = make_tower("concatenation", "bag", "euclidean")
+    inputs = features.transform(NAMED_ITEMS)
     kernel, bias = model.get_layer(tower.FUSION).get_weights()
     assert kernel.shape == (5 * DIMENSION, DIMENSION)
-    expected = np.hstack(encoded_apart(model, features, inputs)) @ kernel + bias
+    expected = np.hstack(encode_features(model, features, inputs)) @ kernel + bias
     np.testing.assert_allclose(embed(model, inputs), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", ["sum", "gating"])
-def test_a_sum_adds_the_encoders_and_gating_begins_so(fusion):
-    features, model = shaped(fusion, "recurrent", "manhattan")
-    inputs = features.transform(NAMED)
-    np.testing.assert_allclose(embed(model, inputs), sum(encoded_apart(model, features, inputs)), atol=1e-5)
+def test_sum_and_untrained_gating_add_the_encoded_features(fusion):
+    features, model = make_tower(fusion, "recurrent", "manhattan")
+    inputs = features.transform(NAMED_ITEMS)
+    np.testing.assert_allclose(embed(model, inputs), sum(encode_features(model, features, inputs)), atol=1e-5)
 
 
-def test_encoders_have_the_names_of_the_config():
-    features, model = shaped("sum", "bag")
+def test_encoders_have_the_names_of_their_columns():
+    features, model = make_tower("sum", "bag")
     names = tower.encoder_names(features)
     assert list(names.values()) == ["id", "brand", "tags", "name", "numeric"]
     assert {layer.name for layer in model.layers if layer.weights} == set(names)
@@ -204,24 +173,26 @@ def test_encoders_have_the_names_of_the_config():
 # --- new items
 
 
-NEWCOMERS = items(("x", "acme", ["red"], 4.0), ("y", None, None, None)).with_columns(name=pl.Series(["old wine", None]))
-BOTH = pl.concat([NAMED, NEWCOMERS]).sample(fraction=1, shuffle=True, seed=4)
+NEW_ITEMS = make_items(("x", "acme", ["red"], 4.0), ("y", None, None, None)).with_columns(
+    name=pl.Series(["old wine", None])
+)
+ALL_ITEMS = pl.concat([NAMED_ITEMS, NEW_ITEMS]).sample(fraction=1, shuffle=True, seed=4)
 
 
 @pytest.mark.parametrize(("fusion", "text_encoder", "distance"), SHAPES, ids=str)
-def test_items_with_an_id_go_through_one_tower_and_new_ones_through_the_other(tmp_path, fusion, text_encoder, distance):
-    """Also after it was saved. `a` has no pair, so it is as new as `x` and `y`; `b` shares a bucket, and is not."""
-    features, known = shaped(fusion, text_encoder, distance, hidden=(7,))
+def test_combined_tower_selects_the_tower_by_id(tmp_path, fusion, text_encoder, distance):
+    """Also after saving. `a` has no pairs, so it is new like `x` and `y`; `b` shares a bucket, so it is known."""
+    features, known = make_tower(fusion, text_encoder, distance, hidden=(7,))
     config = TowerConfig(
         dimension=DIMENSION, fusion=fusion, text_encoder=text_encoder, distance=distance, hidden=(7,), min_count=2
     )
-    new = tower.build(features, config, 5, ids=False)
-    inputs = features.transform(BOTH)
+    new = tower.build_without_ids(features, config, 5)
+    inputs = features.transform(ALL_ITEMS)
     of_known, of_new = embed(known, inputs), embed(new, inputs)
     assert not np.isclose(of_known, of_new, atol=1e-3).all(axis=1).any()
-    is_new = BOTH["item_id"].is_in(["a", "x", "y"]).to_numpy()
+    is_new = ALL_ITEMS["item_id"].is_in(["a", "x", "y"]).to_numpy()
     expected = np.where(is_new[:, None], of_new, of_known)
-    model = tower.joined(known, new)
+    model = tower.combine(known, new)
     np.testing.assert_allclose(embed(model, inputs), expected, atol=1e-6)
     assert tower.distance(model) == distance
     model.save(tmp_path / "tower.keras")
@@ -230,30 +201,30 @@ def test_items_with_an_id_go_through_one_tower_and_new_ones_through_the_other(tm
     assert tower.distance(loaded) == distance
 
 
-def test_a_tower_for_new_items_begins_as_the_sum_of_the_known_ones_features():
-    features, known = shaped("sum", "convolutional", "manhattan")
+def test_untrained_tower_for_new_items_sums_the_features_encoded_by_the_known_tower():
+    features, known = make_tower("sum", "convolutional", "manhattan")
     config = TowerConfig(dimension=DIMENSION, text_encoder="convolutional", distance="manhattan")
-    new = tower.of_features(known, features, config, 5)
-    inputs = features.transform(NAMED)
+    new = tower.build_for_new_items(known, features, config, 5)
+    inputs = features.transform(NAMED_ITEMS)
     assert "id" not in new.input
-    np.testing.assert_allclose(embed(new, inputs), sum(encoded_apart(known, features, inputs)[1:]), atol=1e-5)
+    np.testing.assert_allclose(embed(new, inputs), sum(encode_features(known, features, inputs)[1:]), atol=1e-5)
 
 
-def test_what_weighs_the_id_too_begins_anew_for_new_items():
-    features, known = shaped("concatenation", "bag", hidden=(7,))
+def test_fusion_layer_that_includes_the_id_is_not_copied_to_the_tower_for_new_items():
+    features, known = make_tower("concatenation", "bag", hidden=(7,))
     config = TowerConfig(dimension=DIMENSION, fusion="concatenation", hidden=(7,))
-    new = tower.of_features(known, features, config, 5)
+    new = tower.build_for_new_items(known, features, config, 5)
     assert new.get_layer(tower.FUSION).get_weights()[0].shape == (4 * DIMENSION, DIMENSION)
     for layer in ("tokens_1_encoder", "numeric_encoder", "hidden_0"):
-        np.testing.assert_array_equal(rows_of(layer, new), rows_of(layer, known))
+        np.testing.assert_array_equal(table_of(layer, new), table_of(layer, known))
 
 
 @pytest.mark.parametrize("fusion", ["sum", "concatenation"])
-def test_for_new_items_a_layer_of_all_features_is_added_to_them(fusion):
-    features, _ = shaped("sum", "bag")
+def test_tower_for_new_items_adds_a_residual_block_over_the_fused_features(fusion):
+    features, _ = make_tower("sum", "bag")
     config = TowerConfig(dimension=DIMENSION, fusion=fusion, distance="manhattan")
-    new = tower.build(features, config, 5, ids=False)
-    inputs = features.transform(BOTH)
+    new = tower.build_without_ids(features, config, 5)
+    inputs = features.transform(ALL_ITEMS)
     fused = embed(new, inputs)
     rng = np.random.default_rng(3)
     together, crossed = (new.get_layer(name) for name in ("cross_hidden", "cross"))
@@ -266,145 +237,17 @@ def test_for_new_items_a_layer_of_all_features_is_added_to_them(fusion):
     np.testing.assert_allclose(embed(new, inputs), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_items_whose_id_is_known_are_the_sum_of_their_features_and_nothing_else():
-    _, known = shaped("sum", "bag")
+def test_tower_of_known_items_has_no_residual_block():
+    _, known = make_tower("sum", "bag")
     assert not {"cross", "cross_hidden"} & {layer.name for layer in known.layers}
-
-
-# --- warm start
-
-EARLIER = NAMED
-LATER = items(
-    ("b", "bolt", ["red"], 4.0),
-    ("d", "acme", ["blue", "never"], 9.0),
-    ("e", "newcomer", ["wide"], 2.5),
-    ("z", "acme", ["red"], 1.0),
-).with_columns(name=pl.Series(["wine of old", "old red wine", None, "old wine of old"]))
-
-
-def rows_of(layer_name, model):
-    return model.get_layer(layer_name).get_weights()[0]
-
-
-@pytest.mark.parametrize("text_encoder", ["bag", "convolutional", "recurrent"])
-@pytest.mark.parametrize("fusion", ["sum", "concatenation", "gating"])
-def test_the_same_vocabulary_starts_as_the_earlier_tower(fusion, text_encoder):
-    features, earlier = shaped(fusion, text_encoder, hidden=(7,))
-    _, model = shaped(fusion, text_encoder, hidden=(7,), seed=2)
-    inputs = features.transform(NAMED)
-    assert not np.allclose(embed(model, inputs), embed(earlier, inputs), atol=1e-3)
-    report = tower.warm_start(model, features, earlier, features)
-    np.testing.assert_array_equal(embed(model, inputs), embed(earlier, inputs))
-    assert {part: figures["new"] for part, figures in report.items()} == dict.fromkeys(report, 0)
-    behind = {"hidden"} if fusion == "sum" else {"fusion", "hidden"}
-    assert set(report) == {"id", "brand", "tags", "name", "numeric"} | behind
-
-
-def test_a_tower_that_has_encoders_for_new_items_starts_another_by_those_of_known_ones():
-    features, earlier = shaped("concatenation", "bag", hidden=(7,))
-    config = TowerConfig(dimension=DIMENSION, fusion="concatenation", hidden=(7,))
-    whole = tower.joined(earlier, tower.build(features, config, 5, ids=False))
-    _, model = shaped("concatenation", "bag", hidden=(7,), seed=2)
-    inputs = features.transform(NAMED)
-    report = tower.warm_start(model, features, whole, features)
-    np.testing.assert_array_equal(embed(model, inputs), embed(earlier, inputs))
-    assert {figures["new"] for figures in report.values()} == {0}
-
-
-def test_rows_of_known_ids_and_tokens_are_copied_and_new_ones_start_at_zero():
-    """Pairs: a 0, b 1 (in a bucket), c to e of their own; later b 0, d 1 (in a bucket), e and z of their own."""
-    features, earlier = shaped("sum", "bag")
-    new_features, model = shaped("sum", "bag", frame=LATER)
-    report = tower.warm_start(model, new_features, earlier, features)
-    old_ids, new_ids = rows_of("id_embedding", earlier), rows_of("id_embedding", model)
-    np.testing.assert_array_equal(new_ids[1], old_ids[features.item_ids.index("e") + 1])
-    np.testing.assert_array_equal(new_ids[0], old_ids[0])
-    np.testing.assert_array_equal(new_ids[-3:], old_ids[-3:])
-    assert not new_ids[2].any()
-    assert report["id"] == {"copied": 5, "new": 1}
-    for position, reserved in ((0, 1), (1, 2), (2, 2)):
-        layer = f"tokens_{position}_encoder"
-        old, new = rows_of(layer, earlier), rows_of(layer, model)
-        before, after = features.tokens[position].vocabulary, new_features.tokens[position].vocabulary
-        np.testing.assert_array_equal(new[:reserved], old[:reserved])
-        for row, token in enumerate(after, start=reserved):
-            expected = old[before.index(token) + reserved] if token in before else np.zeros(DIMENSION)
-            np.testing.assert_array_equal(new[row], expected)
-        unknown = len(set(after) - set(before))
-        assert report[features.tokens[position].column] == {"copied": len(new) - unknown, "new": unknown}
-    assert report["brand"]["new"] == report["tags"]["new"] == 1
-
-
-def test_an_id_that_has_left_its_bucket_starts_from_it():
-    features, earlier = shaped("sum", "bag")
-    config = TowerConfig(dimension=DIMENSION)
-    new_features = Features.fit(NAMED, TEXT_ROLES, config, np.ones(5, int))
-    model = tower.build(new_features, config, 2)
-    tower.warm_start(model, new_features, earlier, features)
-    row = new_features.item_ids.index("b") + 1
-    np.testing.assert_array_equal(
-        rows_of("id_embedding", model)[row], rows_of("id_embedding", earlier)[features.hash_bucket_row("b")]
-    )
-
-
-def test_a_new_column_leaves_a_sum_as_it_was():
-    config = TowerConfig(dimension=DIMENSION)
-    features = Features.fit(NAMED, ROLES, config, np.ones(5, int))
-    earlier = tower.build(features, config, 1)
-    wider = TEXT_ROLES.model_copy(update={"numeric": ("size", "price")})
-    table = NAMED.with_columns(size=pl.Series([1.0, 2.0, None, 4.0, 5.0]))
-    new_features = Features.fit(table, wider, config, np.ones(5, int))
-    model = tower.build(new_features, config, 2)
-    report = tower.warm_start(model, new_features, earlier, features)
-    before, after = embed(earlier, features.transform(table)), embed(model, new_features.transform(table))
-    np.testing.assert_allclose(after, before, atol=1e-6)
-    assert report["name"]["copied"] == 0
-    assert report["numeric"] == {"copied": 2, "new": 2}
-
-
-def test_fusion_of_other_encoders_starts_anew():
-    features, earlier = shaped("concatenation", "bag")
-    fewer = TEXT_ROLES.model_copy(update={"text": ()})
-    config = TowerConfig(dimension=DIMENSION, fusion="concatenation")
-    new_features = Features.fit(NAMED, fewer, config, np.ones(5, int))
-    model = tower.build(new_features, config, 2)
-    fresh = [array.copy() for array in model.get_layer(tower.FUSION).get_weights()]
-    report = tower.warm_start(model, new_features, earlier, features)
-    assert report["fusion"] == {"copied": 0, "new": 2}
-    np.testing.assert_array_equal(model.get_layer(tower.FUSION).get_weights()[0], fresh[0])
-
-
-@pytest.mark.parametrize(
-    ("options", "received"),
-    [({"dimension": 4}, "4 dimensions, cosine"), ({"distance": "manhattan"}, "6 dimensions, manhattan")],
-    ids=str,
-)
-def test_an_earlier_tower_of_another_shape_is_refused(options, received):
-    features, model = shaped("sum", "bag")
-    earlier_features, earlier = shaped("sum", "bag", **options)
-    with pytest.raises(InputError, match=rf"of the config: 6 dimensions, cosine\. Received: {received}"):
-        tower.warm_start(model, features, earlier, earlier_features)
-
-
-GOLDEN = GOLDEN_RELEASES / "v1"
-
-
-def test_a_tower_of_format_1_still_embeds_and_starts_a_new_one():
-    features, earlier = Features.load(GOLDEN / "features.json"), tower.load(GOLDEN / "tower.keras")
-    inputs = features.transform(pl.read_parquet(GOLDEN / "catalogue.parquet"))
-    vectors = embed(earlier, inputs)
-    np.testing.assert_allclose(vectors, np.load(GOLDEN / "embeddings.npy"), atol=1e-6)
-    model = tower.build(features, TowerConfig(dimension=vectors.shape[1]), 3)
-    tower.warm_start(model, features, earlier, features)
-    np.testing.assert_allclose(embed(model, inputs), vectors, atol=1e-6)
 
 
 # --- files
 
 
 @pytest.mark.parametrize("hidden", [(), (7, 4)], ids=str)
-def test_survives_being_saved_exactly(features, tmp_path, hidden):
-    model, inputs = built(features, hidden=hidden, dropout=0.2, id_dropout=0.4), features.transform(KNOWN)
+def test_saved_tower_with_hidden_layers_gives_the_same_embeddings(features, tmp_path, hidden):
+    model, inputs = built(features, hidden=hidden, dropout=0.2, id_dropout=0.4), features.transform(ITEMS)
     model.save(tmp_path / "tower.keras")
     loaded = tower.load(tmp_path / "tower.keras")
     np.testing.assert_array_equal(embed(loaded, inputs), embed(model, inputs))
@@ -412,18 +255,18 @@ def test_survives_being_saved_exactly(features, tmp_path, hidden):
     assert dropout.rate == 0.4
 
 
-def test_a_missing_file_is_refused(tmp_path):
+def test_rejects_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"absent\.keras"):
         tower.load(tmp_path / "absent.keras")
 
 
-def test_a_file_that_is_no_tower_is_refused(tmp_path):
+def test_rejects_a_file_that_is_not_a_keras_model(tmp_path):
     (tmp_path / "tower.keras").write_bytes(b"no tower")
     with pytest.raises(InputError, match=r"tower\.keras"):
         tower.load(tmp_path / "tower.keras")
 
 
-def test_a_truncated_file_is_refused(features, tmp_path):
+def test_rejects_a_truncated_file(features, tmp_path):
     built(features).save(tmp_path / "tower.keras")
     content = (tmp_path / "tower.keras").read_bytes()
     (tmp_path / "cut.keras").write_bytes(content[: len(content) // 2])
@@ -431,8 +274,8 @@ def test_a_truncated_file_is_refused(features, tmp_path):
         tower.load(tmp_path / "cut.keras")
 
 
-def test_a_damaged_file_is_refused(features, tmp_path):
-    """As long as before, but with other bytes in its middle."""
+def test_rejects_a_damaged_file(features, tmp_path):
+    """Of the same length, with other bytes in the middle."""
     built(features).save(tmp_path / "tower.keras")
     content = bytearray((tmp_path / "tower.keras").read_bytes())
     start = content.index(b"config.json") + 40
@@ -442,7 +285,7 @@ def test_a_damaged_file_is_refused(features, tmp_path):
         tower.load(tmp_path / "damaged.keras")
 
 
-def test_a_file_with_code_of_its_own_is_refused(tmp_path):
+def test_rejects_a_file_with_a_lambda_layer(tmp_path):
     inputs = keras.Input((3,))
     keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs)).save(tmp_path / "lambda.keras")
     with pytest.raises(InputError, match=r"lambda\.keras"):

@@ -1,0 +1,61 @@
+"""Retrieval quality on the validation targets after a pass, which decides when training stops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.data.splits import Holdout
+from recsys.evaluation.metrics import VALIDATION_SCORE, choose_recency, ranking_metrics, target_ranks, validation_score
+from recsys.evaluation.protocol import PROTOCOL, EvaluationProtocol
+from recsys.index.distances import Distance
+from recsys.index.embeddings import Vectors
+from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
+
+RECENCY = "validation_recency"
+"""Name of the figure with the best recency of history queries."""
+RECENCY_USERS = 2_000
+"""Users whose queries select the recency of a pass: the score varies little around the best recency, and each recency
+costs a query per user."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Retrieval of the validation targets by exact search, from the last item and from the history of a user.
+
+    A tower serves both kinds of queries, so the score of a pass is the mean of the two NDCG@20. History queries use the
+    recency that is best for the pass, as a release does.
+    """
+
+    holdout: Holdout
+    distance: Distance
+    retrievable: NDArray[np.bool_] | None = None
+    """Items that may be retrieved, bool [num_items]; None stands for all items."""
+    protocol: EvaluationProtocol = PROTOCOL
+    """Recencies and the length of a history."""
+
+    def evaluate(self, embeddings: Vectors) -> dict[str, float]:
+        """Return the figures of a pass.
+
+        Args:
+            embeddings: of the catalog, float32 [num_items, d].
+
+        Returns:
+            `validation_{metric}` of last-item queries and `validation_history_{metric}` of history queries, where
+            metric is `hr_at_k`, `ndcg_at_k` or `mrr_at_k`; `validation_score`; `validation_recency`.
+        """
+        index = ExactIndex(embeddings, self.distance, self.retrievable)
+        max_items = self.protocol.history_items
+        sample = self.holdout.subsample(RECENCY_USERS)
+        recency, _ = choose_recency(index, sample, self.protocol.recencies, max_items)
+        last_item = self._metrics(index, Queries.from_items(self.holdout.queries))
+        history = self._metrics(index, Queries.from_histories(self.holdout, recency, max_items))
+        figures = {f"validation_{name}": value for name, value in last_item.items()}
+        figures |= {f"validation_history_{name}": value for name, value in history.items()}
+        return figures | {VALIDATION_SCORE: validation_score([last_item, history]), RECENCY: recency}
+
+    def _metrics(self, index: ExactIndex, queries: Queries) -> dict[str, float]:
+        return ranking_metrics(target_ranks(index, queries, self.holdout.targets))
