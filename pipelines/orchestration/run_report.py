@@ -37,7 +37,7 @@ from recsys.evaluation.metrics import (
 )
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.queries import Queries
-from recsys.release import gate
+from recsys.release import quality_gate
 from recsys.release.bundle import Release
 from recsys.release.formats import CATALOG
 
@@ -47,7 +47,7 @@ FORMAT = 1
 Outcome = Literal["promoted", "passed", "published", "refused", "failed"]
 """`passed`: the gate let it through, but another one was chosen since. `published`: the gate was not to be asked."""
 
-NEAREST = gate.OVERLAP_K
+NEAREST = quality_gate.OVERLAP_K
 """Neighbors that two releases are compared by."""
 SHOWN = 6
 """Neighbors that the page names."""
@@ -297,7 +297,7 @@ def _compared(now: Release | None, before: Release | None, most: int) -> dict[st
         return {"neighbors": _side_by_side(now, None, groups), "drift": None}
     numbers = before.catalog.item_numbers(now.catalog.item_ids, missing=-1)
     groups = {"popular": ranked, "new": ranked[numbers[ranked] < 0]}
-    common, numbers_before, shared, k = gate.overlap(now, before, most)
+    common, numbers_before, shared, k = quality_gate.neighbor_overlap(now, before, most)
     if not len(common):
         return {"neighbors": _side_by_side(now, before, groups), "drift": None}
     moved = drift.alike(before.vectors[numbers_before], now.vectors[common])

@@ -1,8 +1,7 @@
-"""promote: the night's release takes over from the champion, if the gate lets it.
+"""promote: make the release of the run the champion if it passes every check of the gate.
 
-The first release that passes every check becomes the champion; a later one if it also bears comparison with the
-champion, who is asked the same held-out questions now. A refused release stays registered, and the champion stays
-in service. Every check is kept with its value, limit and verdict.
+The first release is checked alone; later releases are also compared with the champion on the same held-out queries. A
+rejected release stays registered, and the champion stays in service.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from pipelines.context.progress import Progress
 from pipelines.context.run_tracking import RunTracking
 from pipelines.prepare import stage as prepare
-from pipelines.reports import data_report as data_page
+from pipelines.reports.data_report import REPORT as DATA_REPORT
 from pipelines.stages import evaluate
 from pipelines.stages.train import load_split
 from recsys.config.sections import Config
@@ -26,15 +25,14 @@ from recsys.data.catalog import Catalog
 from recsys.data.storage import atomic_write
 from recsys.errors import RefusedError, ReleaseError
 from recsys.evaluation.metrics import TARGET_METRIC, popularity_strata
-from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features
 from recsys.index.embeddings import Vectors
-from recsys.release import data_gate as data_checks
 from recsys.release import gate, promotion
 from recsys.release.bundle import Release
-from recsys.release.check import Check, at_least, from_data, skipped
+from recsys.release.check import Check, at_least, skipped
 from recsys.release.formats import CATALOG, FEATURES, TOWER
 from recsys.release.mlflow_registry import VERDICT_TAG, Version
+from recsys.release.quality_gate import HeldOutQueries
 from recsys.release.runs import Run
 
 STAGE = "promote"
@@ -42,47 +40,55 @@ REPORT = "gate.json"
 
 
 def promote(config: Config, run: Run, progress: Progress, tracking: RunTracking) -> dict[str, Any]:
-    """Ask the gate, once for each release, champion and limits, and move the alias.
+    """Check the release of the run, and make it the champion if it passes.
 
-    A release that was in service before is not put there again by repeating its night: somebody rolled it back.
+    The gate runs once for each combination of release, champion and limits. A release that was the champion before
+    is not promoted again by repeating its run: it has been rolled back.
 
     Returns:
-        `passed`, `promoted` (whether it is in service now), `champion` (the release that it was compared with) and
-        `checks`.
+        `passed`, `promoted` (whether the release is the champion now), `champion` (the release that it was compared
+        with) and `checks`.
 
     Raises:
-        StageError: the release was not published, or another process is at it.
-        RefusedError: the gate says no, now or when it was asked before.
+        StageError: the release was not published, or another process is promoting.
+        RefusedError: the release failed a check, now or in an earlier run of the gate.
         ReleaseError: the release cannot be loaded.
     """
     with progress.stage(STAGE) as advance, promotion.locked(config.workspace):
+        tracker = tracking.tracker
         release = Release.load(config.workspace / "releases" / run.run_id)
-        version = tracking.tracker.register(tracking.mlflow_run, release)
-        promotion.complete(tracking.tracker)
-        champion = tracking.tracker.champion()
-        decision = _decision(config, run, tracking, release, version=version, champion=champion)
-        checks = [from_data(saved) for saved in decision["checks"]]
+        version = tracker.register(tracking.mlflow_run, release)
+        promotion.complete_history(tracker)
+        champion = tracker.champion()
+        decision = _decide(config, run, tracking, release, version=version, champion=champion)
+        checks = [Check.from_dict(saved) for saved in decision["checks"]]
         if not decision["passed"]:
             failed = [str(check) for check in checks if not check.passed]
             raise RefusedError(
-                f"release {release.release_id} must pass every check to take over. Received: {len(failed)} of "
-                f"{len(checks)} failed: {'; '.join(failed)}. The champion stays "
-                f"{champion.release_id if champion else 'nobody'}. See docs/explanation/promotion.md."
+                f"release {release.release_id} must pass every check to be promoted. Received: {len(failed)} of "
+                f"{len(checks)} checks failed: {'; '.join(failed)}. {_champion_stays(champion)}. "
+                "See docs/explanation/promotion.md."
             )
-        served = {event.after for event in promotion.events(tracking.tracker)}
-        if champion != version and release.release_id not in served:
-            why = f"night {run.run_id} passed the gate"
-            promotion.move(tracking.tracker, version, champion, action="promote", why=why, checks=decision["checks"])
+        former_champions = {event.after for event in promotion.events(tracker)}
+        if champion != version and release.release_id not in former_champions:
+            reason = f"run {run.run_id} passed the gate"
+            promotion.change_champion(
+                tracker, version, champion, action="promote", reason=reason, checks=decision["checks"]
+            )
             champion = version
-        left_out = sum(check.verdict == "skipped" for check in checks)
-        note = f"release {release.release_id} passed {len(checks) - left_out} checks, {left_out} were skipped"
+        num_skipped = sum(check.verdict == "skipped" for check in checks)
+        note = f"release {release.release_id} passed {len(checks) - num_skipped} checks, {num_skipped} were skipped"
         if champion != version:
-            note += f"; it was in service before, {champion.release_id if champion else 'nobody'} stays"
+            note += f"; it was the champion before. {_champion_stays(champion)}"
         advance(1, 1, note)
     return {**decision, "promoted": champion == version}
 
 
-def _decision(
+def _champion_stays(champion: Version | None) -> str:
+    return f"The champion is still {champion.release_id}" if champion else "There is no champion yet"
+
+
+def _decide(
     config: Config,
     run: Run,
     tracking: RunTracking,
@@ -91,19 +97,19 @@ def _decision(
     version: Version,
     champion: Version | None,
 ) -> dict[str, Any]:
-    """What the gate says of a release; what it said, where nothing that it looks at has changed."""
+    """Run the gate, or return its earlier decision if release, champion and limits are the same."""
     limits = hashlib.sha256(config.promote.model_dump_json().encode()).hexdigest()[:12]
-    asked = {"champion": champion.release_id if champion else None, "limits": limits}
-    known = tracking.tracker.version_tags(version).get(VERDICT_TAG)
-    decision: dict[str, Any] = json.loads(known) if known else {}
-    if champion == version or {key: decision.get(key) for key in asked} == asked:
+    key = {"champion": champion.release_id if champion else None, "limits": limits}
+    saved = tracking.tracker.version_tags(version).get(VERDICT_TAG)
+    decision: dict[str, Any] = json.loads(saved) if saved else {}
+    if champion == version or {name: decision.get(name) for name in key} == key:
         if decision:
             return decision
-        asked["champion"] = None  # it is in service, and nothing is left of what it was compared with
+        key["champion"] = None  # the release is the champion, and its earlier decision is lost
         champion = None
-    checks = _ask(config, run, tracking, release, champion)
+    checks = gate.run_checks(_collect_evidence(config, run, tracking, release, champion))
     passed = all(check.passed for check in checks)
-    decision = {**asked, "passed": passed, "checks": [check.as_data() for check in checks]}
+    decision = {**key, "passed": passed, "checks": [check.to_dict() for check in checks]}
     tracking.metrics.log({f"gate_{check.name}": check.value for check in checks if check.value is not None})
     report = run.folder / REPORT
     with atomic_write(report) as draft:
@@ -113,48 +119,33 @@ def _decision(
     return decision
 
 
-def _ask(config: Config, run: Run, tracking: RunTracking, challenger: Release, champion: Version | None) -> list[Check]:
-    """Every check there is, in the order in which a night comes about."""
-    limits, data_limits = config.promote, data_checks.LIMITS[config.promote.data_sensitivity]
+def _collect_evidence(
+    config: Config, run: Run, tracking: RunTracking, challenger: Release, champion_version: Version | None
+) -> gate.Evidence:
     catalog = Catalog.load(run.path(prepare.STAGE, CATALOG))
-    in_service, loaded = _in_service(config, tracking, champion)
-    report = json.loads(run.path(prepare.STAGE, data_page.REPORT).read_text(encoding="utf-8"))
-    copies = run.manifest(prepare.STAGE)["copied_days"]
-    rng = np.random.default_rng([config.index.seed, 1])  # not the items that the index was tuned by
-    items = np.sort(rng.choice(len(challenger.catalog), min(config.index.sample, len(challenger.catalog)), False))
-    sample = items.astype(np.int32)
-    return [
-        *data_checks.account_checks(report, config.prepare.max_dead_letter_ratio),
-        *data_checks.day_checks(report, copies, datetime.now(UTC), data_limits),
-        *data_checks.column_checks(catalog, config.items, data_limits),
-        *data_checks.champion_checks(
-            report,
-            catalog,
-            _report_of(run, tracking, in_service),
-            in_service.catalog if in_service else None,
-            config.items,
-            limits=data_limits,
-        ),
-        *gate.embedding_checks(challenger, catalog),
-        gate.tower_check(challenger, sample, _embedded(config, challenger, sample)),
-        *gate.index_checks(challenger, sample, config.index.recall_floor),
-        promotion.answers_check(challenger),
-        loaded,
-        *gate.quality_checks(
-            challenger,
-            in_service,
-            _questions(config, run, catalog),
-            floor=_floor(config, run),
-            config=limits,
-            resamples=PROTOCOL.resamples,
-        ),
-        gate.overlap_check(challenger, in_service, limits, sample=config.index.sample),
-        gate.latency_check(challenger, in_service, limits),
-    ]
+    champion, champion_loads = _load_champion(config, tracking, champion_version)
+    rng = np.random.default_rng([config.index.seed, 1])  # other items than those that search_k was tuned on
+    num_items = len(challenger.catalog)
+    sample = np.sort(rng.choice(num_items, min(config.index.sample, num_items), False)).astype(np.int32)
+    return gate.Evidence(
+        config=config,
+        now=datetime.now(UTC),
+        challenger=challenger,
+        champion=champion,
+        champion_loads=champion_loads,
+        catalog=catalog,
+        data_report=json.loads(run.path(prepare.STAGE, DATA_REPORT).read_text(encoding="utf-8")),
+        champion_data_report=_data_report_of(run, tracking, champion),
+        copied_days=run.manifest(prepare.STAGE)["copied_days"],
+        sample=sample,
+        encoded_sample=_encode(config, challenger, sample),
+        queries=_held_out_queries(config, run, catalog),
+        quality_floor=_quality_floor(config, run),
+    )
 
 
-def _in_service(config: Config, tracking: RunTracking, champion: Version | None) -> tuple[Release | None, Check]:
-    """The champion to compare with. One that this program cannot read is no reason to replace it unseen."""
+def _load_champion(config: Config, tracking: RunTracking, champion: Version | None) -> tuple[Release | None, Check]:
+    """Load the champion. If it cannot be loaded the check fails, so that it is not replaced without a comparison."""
     name = "champion_loads"
     if champion is None:
         return None, skipped(name, "no champion")
@@ -164,31 +155,31 @@ def _in_service(config: Config, tracking: RunTracking, champion: Version | None)
         return None, at_least(name, 0, 1, str(error))
 
 
-def _report_of(run: Run, tracking: RunTracking, release: Release | None) -> dict[str, Any] | None:
-    """The data report of a release's night: of this workspace, else from MLflow; None where it is lost."""
+def _data_report_of(run: Run, tracking: RunTracking, release: Release | None) -> dict[str, Any] | None:
+    """Return the data report of a release's run, from the workspace or from MLflow; None if it is lost."""
     if release is None:
         return None
-    here = run.folder.parent / release.release_id / prepare.STAGE / data_page.REPORT
-    if here.exists():
-        text: str | None = here.read_text(encoding="utf-8")
+    path = run.folder.parent / release.release_id / prepare.STAGE / DATA_REPORT
+    if path.exists():
+        text: str | None = path.read_text(encoding="utf-8")
     else:
-        kept = release.manifest.mlflow_run
-        text = tracking.tracker.read_artifact(kept, f"{prepare.STAGE}/{data_page.REPORT}") if kept else None
+        mlflow_run = release.manifest.mlflow_run
+        text = tracking.tracker.read_artifact(mlflow_run, f"{prepare.STAGE}/{DATA_REPORT}") if mlflow_run else None
     return json.loads(text) if text else None
 
 
-def _questions(config: Config, run: Run, catalog: Catalog) -> gate.Questions:
+def _held_out_queries(config: Config, run: Run, catalog: Catalog) -> HeldOutQueries:
     holdout = load_split(run).holdout("test", config.evaluate.users)
     ids = catalog.item_ids
-    return gate.Questions(
+    return HeldOutQueries(
         [ids[number] for number in holdout.queries],
         [ids[number] for number in holdout.targets],
         popularity_strata(catalog.frame["interactions"].to_numpy())[holdout.targets],
     )
 
 
-def _floor(config: Config, run: Run) -> float | None:
-    """What the quality may not fall below; a tower of judged pairs need not foretell what users touch."""
+def _quality_floor(config: Config, run: Run) -> float | None:
+    """Return the smallest NDCG@20. Towers of labeled pairs are not trained to predict interactions: no floor."""
     if config.promote.quality_floor is not None or config.data.labeled_pairs is not None:
         return config.promote.quality_floor
     popularity = run.manifest(evaluate.STAGE)["baselines"]["popularity"]
@@ -196,8 +187,8 @@ def _floor(config: Config, run: Run) -> float | None:
     return floor
 
 
-def _embedded(config: Config, release: Release, sample: NDArray[np.int32]) -> Vectors:
-    """Some items through the release's own tower."""
+def _encode(config: Config, release: Release, sample: NDArray[np.int32]) -> Vectors:
+    """Return the embeddings that the release's tower computes for some items, float32 [n, dimension]."""
     from recsys.model import tower  # noqa: PLC0415 - TensorFlow takes seconds
 
     features = Features.load(release.path / FEATURES)

@@ -78,7 +78,7 @@ def _change(
 ) -> Event:
     from recsys.config.loading import load_config  # noqa: PLC0415
     from recsys.errors import RefusedError, ReleaseError  # noqa: PLC0415
-    from recsys.release import promotion  # noqa: PLC0415
+    from recsys.release import promotion, smoke_test  # noqa: PLC0415
     from recsys.release.bundle import Release  # noqa: PLC0415
     from recsys.release.mlflow_registry import VERDICT_TAG, Tracker  # noqa: PLC0415
 
@@ -98,9 +98,9 @@ def _change(
                 f"{'failed ' + ', '.join(failed) if failed else 'the gate has not checked it'}. "
                 f"`recsys promote {version.release_id} --force --reason …` promotes it anyway."
             )
-        promotion.require_answers(Release.load(tracker.fetch(version, config.workspace / "releases")))
-        return promotion.move(
-            tracker, version, champion, action=action, why=reason or "by hand", checks=verdict.get("checks", [])
+        smoke_test.require_answers(Release.load(tracker.fetch(version, config.workspace / "releases")))
+        return promotion.change_champion(
+            tracker, version, champion, action=action, reason=reason or "by hand", checks=verdict.get("checks", [])
         )
 
 
@@ -108,4 +108,4 @@ def _print(event: Event, as_json: bool) -> None:
     replaced = f"in place of {event.before}" if event.before else "the first one"
     failed = f", although it failed {', '.join(event.failed)}" if event.failed else ""
     text = f"Release {event.after} is now the champion, {replaced}{failed}."
-    print_result(event.as_data(), as_json, lambda: typer.echo(text))
+    print_result(event.to_dict(), as_json, lambda: typer.echo(text))

@@ -102,10 +102,10 @@ def history(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
             table.add_column(column)
         for event in events:
             gate = f"failed {', '.join(event.failed)}" if event.failed else "passed" if event.checks else "not checked"
-            table.add_row(event.when, event.who, event.action, event.before or "", event.after, gate, event.why)
+            table.add_row(event.time, event.user, event.action, event.before or "", event.after, gate, event.reason)
         Console(highlight=False).print(table)
 
-    print_result([event.as_data() for event in events], as_json, print_text)
+    print_result([event.to_dict() for event in events], as_json, print_text)
 
 
 @app.command("pin")

@@ -1,7 +1,7 @@
-"""Whether tonight's data is like the data that the champion was made of: data reports and catalogs, compared.
+"""Gate checks of the input data: the row account, single days and columns, and changes since the champion.
 
-What is compared with is always the champion's data, not last night's: data that was refused once must not become
-the measure by which it passes the next time.
+The reference is always the champion's data, not the data of the last run: rejected data must not become the
+reference by which the next run passes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from recsys.data.catalog import Catalog
 from recsys.data.profile import by_tenth, population_stability
 from recsys.release.check import Check, at_most, skipped
 
-Report = Mapping[str, Any]
-"""What `recsys.data.profile` told of one night, with its row account."""
+DataReport = Mapping[str, Any]
+"""Output of `recsys.data.profile` for one run, with the row account."""
 
 DAY_S = 86_400.0
 WHOLE_WEEKS_DAYS = 28
-"""A shorter log has another mix of weekdays every night, by the calendar alone."""
+"""Shorter logs have a different mix of weekdays and hours on every date, so these are not compared."""
 HISTOGRAMS = {"users": "users_by_interactions", "hours": "interactions_by_hour", "weekdays": "interactions_by_weekday"}
 BY_CALENDAR = ("hours", "weekdays")
 
@@ -76,41 +76,43 @@ LIMITS: dict[DataSensitivity, DataLimits] = {
 `benchmarks.regressions`; `low` is for a deliberate change of the data; `high` for data that hardly change."""
 
 
-def account_checks(report: Report, max_dead_letter_ratio: float) -> list[Check]:
-    """Every row is used, filtered by a rule, or a dead letter; and few are dead."""
+def account_checks(report: DataReport, max_dead_letter_ratio: float) -> list[Check]:
+    """Check that every row is used, filtered or a dead letter, and that few are dead letters."""
     checks = []
     for table, rows in report["account"].items():
-        dead, filtered = sum(rows["dead_letters"].values()), sum(rows["filtered"].values())
-        lost = abs(rows["read"] - rows["used"] - filtered - dead)
-        checks.append(at_most(f"{table}_unaccounted", lost, 0))
-        checks.append(at_most(f"{table}_dead", _share(dead, rows["read"]), max_dead_letter_ratio))
+        dead_letters, filtered = sum(rows["dead_letters"].values()), sum(rows["filtered"].values())
+        unaccounted = abs(rows["read"] - rows["used"] - filtered - dead_letters)
+        ratio = _share(dead_letters, rows["read"])
+        checks.append(at_most(f"{table}_unaccounted_rows", unaccounted, 0))
+        checks.append(at_most(f"{table}_dead_letter_ratio", ratio, max_dead_letter_ratio))
     return checks
 
 
 def day_checks(
-    report: Report, copies: Mapping[str, Mapping[str, int]], now: datetime, limits: DataLimits
+    report: DataReport, copied_days: Mapping[str, Mapping[str, int]], now: datetime, limits: DataLimits
 ) -> list[Check]:
-    """What a day or a moment of the log gives away, without another night to compare with.
+    """Check for dates in the future and for days delivered twice. Needs no other run.
 
     Args:
-        report: tonight's.
-        copies: of each day with rows that repeat user, item and time of another: `rows`, all of them, and
-            `copies`, those that repeat.
-        now: the time that it is.
-        limits: of `LIMITS`.
+        report: data report of this run.
+        copied_days: for each day with rows that repeat user, item and time of another row: `rows`, all rows of the
+            day, and `copies`, the repeated ones.
+        now: current time, with a time zone.
+        limits: one of `LIMITS`.
     """
-    last = datetime.fromisoformat(report["last"])
+    newest = datetime.fromisoformat(report["last"])
+    days_ahead = max((newest - now.astimezone(UTC)).total_seconds() / DAY_S, 0.0)
     return [
-        at_most("data_days_ahead", max((last - now.astimezone(UTC)).total_seconds() / DAY_S, 0.0), limits.days_ahead),
-        at_most("data_copied_day", _copied(report, copies), limits.copied_day),
+        at_most("data_days_ahead", days_ahead, limits.days_ahead),
+        at_most("data_copied_day", _copied_share(report, copied_days), limits.copied_day),
     ]
 
 
 def column_checks(catalog: Catalog, items: ItemsConfig, limits: DataLimits) -> list[Check]:
-    """No category may be that of nearly all items: it would say nothing."""
+    """Check that no categorical column has the same value for nearly all items, which would carry no information."""
     shares = [
         _share(int(counts["items"].max() or 0), len(catalog))  # type: ignore[arg-type]
-        for counts in (_values(catalog, column) for column in _categorical(catalog, items))
+        for counts in (_value_counts(catalog, column) for column in _categorical(catalog, items))
         if counts.height
     ]
     if not shares:
@@ -119,148 +121,166 @@ def column_checks(catalog: Catalog, items: ItemsConfig, limits: DataLimits) -> l
 
 
 def champion_checks(
-    report: Report,
+    report: DataReport,
     catalog: Catalog,
-    before: Report | None,
-    champion: Catalog | None,
+    champion_report: DataReport | None,
+    champion_catalog: Catalog | None,
     items: ItemsConfig,
     *,
     limits: DataLimits,
 ) -> list[Check]:
-    """How far the data has moved since the champion was made.
+    """Check how much the data has changed since the champion was built.
 
     Args:
-        report: tonight's.
-        catalog: tonight's.
-        before: the report of the champion's night, None where it is lost.
-        champion: the champion's catalog, None without a champion.
-        items: which columns are what.
-        limits: of `LIMITS`.
+        report: data report of this run.
+        catalog: catalog of this run.
+        champion_report: data report of the champion's run, None if it is lost.
+        champion_catalog: the champion's catalog, None without a champion.
+        items: roles of the catalog columns.
+        limits: one of `LIMITS`.
     """
-    names = ("data_lost_items", "data_items_shift", "data_popularity_shift", "data_missing")
-    of_report = ("data_lost_volume", "data_grown_volume", "data_lost_users", "data_days_back", "data_grown_day")
-    if champion is None:
-        return [skipped(name, "no champion") for name in (*names, *of_report, *(f"data_{n}_shift" for n in HISTOGRAMS))]
+    catalog_names = ("data_lost_items", "data_items_shift", "data_popularity_shift", "data_missing")
+    report_names = (
+        "data_lost_volume",
+        "data_grown_volume",
+        "data_lost_users",
+        "data_days_back",
+        "data_grown_day",
+        *(f"data_{name}_shift" for name in HISTOGRAMS),
+    )
+    if champion_catalog is None:
+        return [skipped(name, "no champion") for name in (*catalog_names, *report_names)]
     checks = [
-        at_most("data_lost_items", _lost(catalog, champion), limits.lost_items),
-        _items_shift(catalog, champion, items, limits),
-        _popularity_shift(catalog, champion, limits),
-        at_most("data_missing", _missing(catalog, champion), limits.missing),
+        at_most("data_lost_items", _lost_share(catalog, champion_catalog), limits.lost_items),
+        _items_shift(catalog, champion_catalog, items, limits),
+        _popularity_shift(catalog, champion_catalog, limits),
+        at_most("data_missing", _missing_growth(catalog, champion_catalog), limits.missing),
     ]
-    if before is None:
-        why = "the champion's data report is lost"
-        return [*checks, *(skipped(name, why) for name in (*of_report, *(f"data_{n}_shift" for n in HISTOGRAMS)))]
-    volume = report["interactions"] / max(before["interactions"], 1)
-    back = datetime.fromisoformat(before["last"]) - datetime.fromisoformat(report["last"])
+    if champion_report is None:
+        reason = "the champion's data report is lost"
+        return [*checks, *(skipped(name, reason) for name in report_names)]
+    volume = report["interactions"] / max(champion_report["interactions"], 1)
+    age = datetime.fromisoformat(champion_report["last"]) - datetime.fromisoformat(report["last"])
+    lost_users = max(1 - report["users"] / max(champion_report["users"], 1), 0.0)
     return [
         *checks,
         at_most("data_lost_volume", max(1 - volume, 0.0), limits.lost_volume),
         at_most("data_grown_volume", max(volume - 1, 0.0), limits.grown_volume),
-        at_most("data_lost_users", max(1 - report["users"] / max(before["users"], 1), 0.0), limits.lost_users),
-        at_most("data_days_back", max(back.total_seconds() / DAY_S, 0.0), limits.days_back),
-        _grown_day(report, before, limits),
-        *(_shift(name, report, before, limits) for name in HISTOGRAMS),
+        at_most("data_lost_users", lost_users, limits.lost_users),
+        at_most("data_days_back", max(age.total_seconds() / DAY_S, 0.0), limits.days_back),
+        _grown_day(report, champion_report, limits),
+        *(_histogram_shift(name, report, champion_report, limits) for name in HISTOGRAMS),
     ]
 
 
-def _copied(report: Report, copies: Mapping[str, Mapping[str, int]]) -> float:
-    """How much more of one day is copies than of the others; a small day counts as one of usual size.
+def _copied_share(report: DataReport, copied_days: Mapping[str, Mapping[str, int]]) -> float:
+    """Return the largest share of a day's rows that are copies, beyond the share of the other days.
 
-    Where one is delivered twice, half of its rows are.
+    Days smaller than the average count as average. A day that was delivered twice has a share of one half.
     """
-    total = sum(report["interactions_a_day"].values()) + sum(day["copies"] for day in copies.values())
-    every = sum(day["copies"] for day in copies.values())
-    usual = total / max(len(report["interactions_a_day"]), 1)
+    copies = sum(day["copies"] for day in copied_days.values())
+    total = sum(report["interactions_a_day"].values()) + copies
+    average = total / max(len(report["interactions_a_day"]), 1)
     excess = [0.0]
-    for day in copies.values():
-        rest = _share(every - day["copies"], total - day["rows"])
-        excess.append((day["copies"] - rest * day["rows"]) / max(day["rows"], usual, 1))
+    for day in copied_days.values():
+        other_share = _share(copies - day["copies"], total - day["rows"])
+        excess.append((day["copies"] - other_share * day["rows"]) / max(day["rows"], average, 1))
     return max(excess)
 
 
-def _lost(now: Catalog, before: Catalog) -> float:
-    kept = (now.item_numbers(before.item_ids, missing=-1) >= 0).sum()
-    return 1 - _share(int(kept), len(before))
+def _lost_share(catalog: Catalog, champion_catalog: Catalog) -> float:
+    remaining = (catalog.item_numbers(champion_catalog.item_ids, missing=-1) >= 0).sum()
+    return 1 - _share(int(remaining), len(champion_catalog))
 
 
-def _missing(now: Catalog, before: Catalog) -> float:
-    """How much more of a column is missing, of the column where it is most."""
-    columns = [name for name in now.frame.columns if name in before.frame.columns]
-    shares = [
-        [float(value) for value in catalog.frame.select(_none(catalog, name).mean() for name in columns).row(0)]
-        for catalog in (now, before)
-    ]
-    return max((after - earlier for after, earlier in zip(*shares, strict=True)), default=0.0)
+def _missing_growth(catalog: Catalog, champion_catalog: Catalog) -> float:
+    """Return by how much the share of missing values has grown, for the column where it has grown most."""
+    columns = [name for name in catalog.frame.columns if name in champion_catalog.frame.columns]
+    shares, champion_shares = (
+        [float(value) for value in each.frame.select(_is_missing(each, name).mean() for name in columns).row(0)]
+        for each in (catalog, champion_catalog)
+    )
+    growth = (share - champion_share for share, champion_share in zip(shares, champion_shares, strict=True))
+    return max(growth, default=0.0)
 
 
-def _none(catalog: Catalog, column: str) -> pl.Expr:
+def _is_missing(catalog: Catalog, column: str) -> pl.Expr:
     values = pl.col(column)
     if isinstance(catalog.frame.schema[column], pl.List):
         return (values.is_null() | (values.list.len() == 0)).alias(column)
     return values.is_null()
 
 
-def _items_shift(now: Catalog, before: Catalog, items: ItemsConfig, limits: DataLimits) -> Check:
-    """The largest population stability index of the items by a categorical column."""
-    name, found = "data_items_shift", []
-    for column in _categorical(now, items):
-        if column in before.frame.columns:
-            both = _values(now, column).join(_values(before, column), on="value", how="full", coalesce=True)
-            found.append(_index(both["items_right"].fill_null(0).to_numpy(), both["items"].fill_null(0).to_numpy()))
-    if not found:
-        return skipped(name, "no categorical column that both have")
-    return at_most(name, max(found), limits.shift)
+def _items_shift(catalog: Catalog, champion_catalog: Catalog, items: ItemsConfig, limits: DataLimits) -> Check:
+    """Check the population stability index of items by category, for the column where it is largest."""
+    name, shifts = "data_items_shift", []
+    for column in _categorical(catalog, items):
+        if column in champion_catalog.frame.columns:
+            counts = _value_counts(catalog, column).join(
+                _value_counts(champion_catalog, column), on="value", how="full", coalesce=True
+            )
+            champion_items, run_items = (counts[side].fill_null(0).to_numpy() for side in ("items_right", "items"))
+            shifts.append(_stability_index(champion_items, run_items))
+    if not shifts:
+        return skipped(name, "no categorical column in both catalogs")
+    return at_most(name, max(shifts), limits.shift)
 
 
-def _popularity_shift(now: Catalog, before: Catalog, limits: DataLimits) -> Check:
-    """Interactions with the items of both, by the tenth of the interactions that an item was in before."""
+def _popularity_shift(catalog: Catalog, champion_catalog: Catalog, limits: DataLimits) -> Check:
+    """Check the population stability index of interactions by popularity decile of the champion's data.
+
+    Only items of both catalogs count.
+    """
     name = "data_popularity_shift"
-    both = before.frame.select("item_id", before="interactions").join(
-        now.frame.select("item_id", now="interactions"), on="item_id"
+    common = champion_catalog.frame.select("item_id", champion="interactions").join(
+        catalog.frame.select("item_id", run="interactions"), on="item_id"
     )
-    by_id = both.sort("item_id")
-    old, new = by_id["before"].to_numpy(), by_id["now"].to_numpy()
-    if not old.sum() or not new.sum():
-        return skipped(name, "no interactions with items that both have")
-    return at_most(name, _index(*by_tenth(old, new)), limits.shift)
+    by_id = common.sort("item_id")
+    champion_counts, counts = by_id["champion"].to_numpy(), by_id["run"].to_numpy()
+    if not champion_counts.sum() or not counts.sum():
+        return skipped(name, "no interactions with items of both catalogs")
+    return at_most(name, _stability_index(*by_tenth(champion_counts, counts)), limits.shift)
 
 
-def _grown_day(report: Report, before: Report, limits: DataLimits) -> Check:
-    """By how much the day that grew most did, of those that were over when the champion was made."""
-    name, days, earlier = "data_grown_day", report["interactions_a_day"], before["interactions_a_day"]
-    over = [day for day in earlier if day in days and day < max(earlier)]
-    if not over:
-        return skipped(name, "no day that was over when the champion was made")
-    usual = sum(earlier.values()) / len(earlier)
-    return at_most(name, max((days[day] - earlier[day]) / max(earlier[day], usual) for day in over), limits.grown_day)
+def _grown_day(report: DataReport, champion_report: DataReport, limits: DataLimits) -> Check:
+    """Check the largest growth of a day that was complete when the champion was built."""
+    name, days, champion_days = "data_grown_day", report["interactions_a_day"], champion_report["interactions_a_day"]
+    complete = [day for day in champion_days if day in days and day < max(champion_days)]
+    if not complete:
+        return skipped(name, "no day that was complete when the champion was built")
+    average = sum(champion_days.values()) / len(champion_days)
+    growth = max((days[day] - champion_days[day]) / max(champion_days[day], average) for day in complete)
+    return at_most(name, growth, limits.grown_day)
 
 
-def _shift(name: str, report: Report, before: Report, limits: DataLimits) -> Check:
+def _histogram_shift(name: str, report: DataReport, champion_report: DataReport, limits: DataLimits) -> Check:
+    """Check the population stability index of one histogram of the data report."""
     check = f"data_{name}_shift"
-    shortest = min(len(report["interactions_a_day"]), len(before["interactions_a_day"]))
-    if name in BY_CALENDAR and shortest < WHOLE_WEEKS_DAYS:
-        return skipped(check, f"a log of {shortest} days, fewer than {WHOLE_WEEKS_DAYS}")
-    after, earlier = (_histogram(night[HISTOGRAMS[name]]) for night in (report, before))
-    width = max(len(after), len(earlier))
-    return at_most(check, _index(*(np.pad(one, (0, width - len(one))) for one in (earlier, after))), limits.shift)
+    num_days = min(len(report["interactions_a_day"]), len(champion_report["interactions_a_day"]))
+    if name in BY_CALENDAR and num_days < WHOLE_WEEKS_DAYS:
+        return skipped(check, f"a log of {num_days} days, fewer than {WHOLE_WEEKS_DAYS}")
+    counts, champion_counts = (_histogram(each[HISTOGRAMS[name]]) for each in (report, champion_report))
+    width = max(len(counts), len(champion_counts))
+    padded = (np.pad(each, (0, width - len(each))) for each in (champion_counts, counts))
+    return at_most(check, _stability_index(*padded), limits.shift)
 
 
 def _histogram(counts: Any) -> Any:
     return np.array(list(counts.values()) if isinstance(counts, Mapping) else counts, np.int64)
 
 
-def _index(before: Any, now: Any) -> float:
-    """Population stability index, buckets that are empty in both left out."""
-    there = (before + now) > 0
-    return population_stability(before[there], now[there])
+def _stability_index(champion_counts: Any, counts: Any) -> float:
+    """Return the population stability index, without buckets that are empty in both histograms."""
+    not_empty = (champion_counts + counts) > 0
+    return population_stability(champion_counts[not_empty], counts[not_empty])
 
 
 def _categorical(catalog: Catalog, items: ItemsConfig) -> list[str]:
     return [name for name in (*items.categorical, *items.multi_categorical) if name in catalog.frame.columns]
 
 
-def _values(catalog: Catalog, column: str) -> pl.DataFrame:
-    """`value` and how many `items` have it."""
+def _value_counts(catalog: Catalog, column: str) -> pl.DataFrame:
+    """Return each `value` of a column with the number of `items` that have it."""
     values = catalog.frame.select(value=column)
     if isinstance(values.schema["value"], pl.List):
         values = values.select(pl.col("value").list.unique()).explode("value", empty_as_null=True)

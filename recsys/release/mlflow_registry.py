@@ -280,15 +280,15 @@ class Tracker:
 
     def record(self, event: Event) -> None:
         """Keep an event as a run of the experiment's history: it outlives versions, and other machines see it."""
-        told = event.as_data()
-        checks = json.dumps(told.pop("checks"))
+        saved = event.to_dict()
+        checks = json.dumps(saved.pop("checks"))
         if len(checks) > MAX_TAG:  # those that were passed are in the gate's own report
             checks = json.dumps([check for check in event.checks if check["verdict"] == "failed"])[:MAX_TAG]
         with self._translated():
             created = self.client.create_run(
                 self._experiment_id(self._history),
                 run_name=f"{event.action} {event.after}",
-                tags={EVENT_TAG: json.dumps(told), CHECKS_TAG: checks},
+                tags={EVENT_TAG: json.dumps(saved), CHECKS_TAG: checks},
             )
             self.client.set_terminated(created.info.run_id)
 
@@ -306,7 +306,9 @@ class Tracker:
                 )
                 page = runs.token or ""
                 found += [run.data.tags for run in runs if EVENT_TAG in run.data.tags]
-        return [Event(**json.loads(tags[EVENT_TAG]), checks=json.loads(tags[CHECKS_TAG])) for tags in found]
+        return [
+            Event.from_dict({**json.loads(tags[EVENT_TAG]), "checks": json.loads(tags[CHECKS_TAG])}) for tags in found
+        ]
 
     def read_artifact(self, mlflow_run: str, path: str) -> str | None:
         """The text of a file that is kept with a run, None where there is none."""

@@ -1,8 +1,8 @@
-"""A release asked in another process, as a service would: nothing of this one can answer for it.
+"""Smoke test of a release: another process loads it and answers queries, as a service would.
 
     python -m recsys.release.smoke_test FOLDER K < ids.json
 
-loads a release with what serving has, and prints its answers as JSON.
+prints the results as JSON.
 """
 
 from __future__ import annotations
@@ -16,41 +16,68 @@ from typing import Any
 
 from recsys.errors import RecsysError, ReleaseError
 from recsys.release.bundle import Release
+from recsys.release.check import Check, at_least
 
 TIMEOUT_S = 600
+QUERIES, K = 20, 10
+"""Number of queries, and of neighbors of each."""
+CHECK = "answers_in_new_process"
 
 
-def answers(release: Release, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:
-    """What a release answers, ready for JSON."""
+def answers_check(release: Release) -> Check:
+    """Check that another process loads the release and returns the same results as this one, to the last digit."""
+    ids = release.catalog.item_ids
+    query_ids = [ids[query * len(ids) // QUERIES] for query in range(QUERIES)]
+    try:
+        results = search_in_new_process(release.path, query_ids, K)
+    except ReleaseError as error:
+        return at_least(CHECK, 0, 1, str(error))
+    equal = [result == expected for result, expected in zip(results, search(release, query_ids, K), strict=True)]
+    return at_least(CHECK, sum(equal) / len(equal), 1)
+
+
+def require_answers(release: Release) -> None:
+    """Reject a release that another process cannot load and query.
+
+    Raises:
+        ReleaseError: the smoke test failed.
+    """
+    check = answers_check(release)
+    if not check.passed:
+        raise ReleaseError(f"release {release.release_id} must pass the smoke test. Received: {check}.")
+
+
+def search(release: Release, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:
+    """Return the search result of each item, ready for JSON."""
     return [release.similar(item_id, k).to_dict() for item_id in item_ids]
 
 
-def ask(path: Path, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:
-    """Load a release in another process and ask it about some items.
+def search_in_new_process(path: Path, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:
+    """Load a release in another process, and return its search result of each item.
 
     Raises:
-        ReleaseError: it does not load there, or does not answer in time.
+        ReleaseError: the process cannot load the release, or does not answer in time.
     """
     command = [sys.executable, "-m", "recsys.release.smoke_test", str(path.resolve()), str(k)]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, input=json.dumps(list(item_ids)), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
         raise ReleaseError(
             f"release {path} must load and answer in another process. Received: no answer in {TIMEOUT_S} s."
         ) from None
-    if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise ReleaseError(f"release {path} must load and answer in another process. Received: {said[0]}")
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+    if process.returncode:
+        last_line = process.stderr.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        raise ReleaseError(f"release {path} must load and answer in another process. Received: {last_line[0]}")
+    return json.loads(process.stdout)  # type: ignore[no-any-return]
 
 
 def main() -> None:
-    """The other process."""
+    """Run as the other process."""
     folder, k = sys.argv[1:]
     try:
-        sys.stdout.write(json.dumps(answers(Release.load(folder), json.load(sys.stdin), int(k))))
+        sys.stdout.write(json.dumps(search(Release.load(folder), json.load(sys.stdin), int(k))))
     except RecsysError as error:
         sys.exit(f"error: {error}")
 

@@ -41,7 +41,7 @@ def place(tmp_path: Path, register_releases: Any) -> Place:
     versions = register_releases(tracker, 4)
     for version, value in zip(versions[:3], (1, 1, 0), strict=True):
         check = at_least("index_recall", value, 0.5)
-        verdict = {"passed": check.passed, "checks": [check.as_data()]}
+        verdict = {"passed": check.passed, "checks": [check.to_dict()]}
         tracker.tag_version(version, {VERDICT_TAG: json.dumps(verdict)})
     return Place(tmp_path / "recsys.toml", tracker, versions)
 
@@ -58,7 +58,7 @@ def test_a_release_that_passed_is_promoted_and_the_history_says_so(place: Place,
     assert "release-0 is now the champion, the first one" in outcome.out
     assert place.champion == "release-0"
     (event,) = json.loads(ask("releases", "history", "--json").out)
-    assert (event["action"], event["before"], event["after"], event["why"]) == (
+    assert (event["action"], event["before"], event["after"], event["reason"]) == (
         "promote",
         None,
         "release-0",

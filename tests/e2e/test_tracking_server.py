@@ -63,14 +63,14 @@ def test_nights_promotion_rollback_and_history_live_on_a_server(server: Server, 
     assert answered(elsewhere)["release_id"] == second["release_id"]
 
     moves = [
-        ("promote", None, first["release_id"], f"night {first['run_id']} passed the gate"),
-        ("promote", first["release_id"], second["release_id"], f"night {second['run_id']} passed the gate"),
+        ("promote", None, first["release_id"], f"run {first['run_id']} passed the gate"),
+        ("promote", first["release_id"], second["release_id"], f"run {second['run_id']} passed the gate"),
         ("rollback", second["release_id"], first["release_id"], "a test"),
         ("promote", first["release_id"], second["release_id"], "another test"),
     ]
     for machine in (config, elsewhere):
         events = told("releases", "history", "--config", machine)
-        assert [(event["action"], event["before"], event["after"], event["why"]) for event in events] == moves
+        assert [(event["action"], event["before"], event["after"], event["reason"]) for event in events] == moves
 
     kept = dict(server.ask("SELECT value, version FROM model_version_tags WHERE key = 'recsys.release_id'"))
     assert kept == {first["release_id"]: 1, second["release_id"]: 2}

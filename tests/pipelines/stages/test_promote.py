@@ -18,7 +18,7 @@ from pipelines.stages import promote
 from recsys.config.loading import load_config
 from recsys.errors import RefusedError, StageError
 from recsys.evaluation.metrics import CUTS, ranking_metrics
-from recsys.release import gate, promotion
+from recsys.release import promotion, quality_gate
 from recsys.release.bundle import Release
 from recsys.release.formats import MANIFEST
 from recsys.release.mlflow_registry import Tracker
@@ -85,7 +85,9 @@ def test_the_champion_is_asked_what_its_own_evaluation_was_to_the_last_digit(cop
     challenger = context(copied, "train.seed=2")
     catalog = Catalog.load(challenger.run.path(prepare.STAGE, CATALOG))
     champion = Release.load(challenger.config.workspace / "releases" / context(copied).run.run_id)
-    again = ranking_metrics(gate.places(champion, promote._questions(challenger.config, challenger.run, catalog)))
+    again = ranking_metrics(
+        quality_gate.held_out_ranks(champion, promote._held_out_queries(challenger.config, challenger.run, catalog))
+    )
     measured = champion.evaluation["model"]
     assert again == {name: measured[name] for name in again}
     assert len(again) == 3 * len(CUTS)
@@ -100,7 +102,7 @@ def test_asked_again_it_says_the_same_and_moves_nothing(copied: Path) -> None:
 def test_other_limits_are_asked_anew(copied: Path) -> None:
     strict = ["promote.overlap_floor=1.0", "promote.quality_floor=1.0"]
     for _ in range(2):
-        with pytest.raises(RefusedError, match=r"2 of \d+ failed: ndcg_at_20 .*overlap_at_10"):
+        with pytest.raises(RefusedError, match=r"2 of \d+ checks failed: ndcg_at_20 .*overlap_at_10"):
             decided(copied, *strict)
     assert decided(copied)["promoted"]
 
@@ -111,7 +113,7 @@ def test_a_release_that_was_rolled_back_is_not_put_back_by_its_night(copied: Pat
     assert decided(copied)["promoted"]
     second = tracker.champion()
     assert first is not None
-    promotion.move(tracker, first, second, action="rollback", why="a test", checks=[])
+    promotion.change_champion(tracker, first, second, action="rollback", reason="a test", checks=[])
     again = decided(copied)
     assert again["passed"]
     assert not again["promoted"]
@@ -123,14 +125,17 @@ def test_a_night_killed_before_the_move_is_completed_by_the_next(copied: Path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(promotion, "move", killed)
+        patched.setattr(promotion, "change_champion", killed)
         with pytest.raises(KeyboardInterrupt):
             decided(copied)
     assert decided(copied)["promoted"]
 
 
-def test_a_second_promotion_says_that_another_one_is_at_it(copied: Path) -> None:
-    with promotion.locked(copied / "workspace"), pytest.raises(StageError, match="another one is at it"):
+def test_second_promotion_is_rejected_while_one_runs(copied: Path) -> None:
+    with (
+        promotion.locked(copied / "workspace"),
+        pytest.raises(StageError, match="Another process is already promoting"),
+    ):
         decided(copied)
 
 

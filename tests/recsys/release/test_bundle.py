@@ -14,8 +14,9 @@ import pytest
 from recsys import Release
 from recsys.config.sections import IndexConfig
 from recsys.errors import InputError, ReleaseError, UnknownItemError
-from recsys.index.annoy_index import INDEX, build
+from recsys.index.annoy_index import build
 from recsys.index.distances import DISTANCES
+from recsys.index.shards import INDEX_FILE
 from recsys.release import bundle as releases
 from recsys.release import formats
 from tests import GOLDEN_RELEASES
@@ -85,7 +86,7 @@ def test_k_below_one_is_refused() -> None:
 def test_index_of_another_dimension_does_not_load(folder: Path) -> None:
     """Annoy itself would load it: only the vectors beside it give it away."""
     other = np.random.default_rng(0).normal(size=(49, 17)).astype(np.float32)
-    build(other / np.linalg.norm(other, axis=1, keepdims=True), IndexConfig(), folder / INDEX)
+    build(other / np.linalg.norm(other, axis=1, keepdims=True), IndexConfig(), folder / INDEX_FILE)
     rewrite(folder)
     with pytest.raises(ReleaseError, match=r"index .*dimension 16"):
         Release.load(folder)
@@ -93,7 +94,7 @@ def test_index_of_another_dimension_does_not_load(folder: Path) -> None:
 
 def test_index_of_other_vectors_does_not_load(folder: Path) -> None:
     other = np.roll(np.load(folder / formats.EMBEDDINGS), 1, axis=0)
-    build(other, IndexConfig(), folder / INDEX)
+    build(other, IndexConfig(), folder / INDEX_FILE)
     rewrite(folder)
     with pytest.raises(ReleaseError, match="another vector for item number"):
         Release.load(folder)
@@ -193,12 +194,12 @@ def test_before_format_3_the_index_is_one_file(version: str) -> None:
 def test_answers_do_not_depend_on_how_the_index_is_cut(sharded: Path) -> None:
     """All items, with one file in the place of three."""
     expected = Release.load(sharded)
-    build(np.load(sharded / formats.EMBEDDINGS), IndexConfig(), sharded / INDEX)
+    build(np.load(sharded / formats.EMBEDDINGS), IndexConfig(), sharded / INDEX_FILE)
     manifest = json.loads((sharded / formats.MANIFEST).read_text())
     for shard in manifest["index"]:
         del manifest["files"][shard["file"]]
-    manifest["files"][INDEX] = {}
-    whole = [{"file": INDEX, "start": 0, "stop": 49}]
+    manifest["files"][INDEX_FILE] = {}
+    whole = [{"file": INDEX_FILE, "start": 0, "stop": 49}]
     rewrite(sharded, files=manifest["files"], index=whole, search_k=10_000)
     received = Release.load(sharded)
     for item_id in expected.catalog.item_ids:
@@ -234,9 +235,9 @@ def test_swapped_shards_do_not_load(sharded: Path) -> None:
 @pytest.mark.parametrize(
     ("shard", "changed", "told"),
     [
-        (1, {"start": 15}, r"index-00001\.ann .*must start at item number 16.*Received: 15 up to 32"),
+        (1, {"start": 15}, r"index-00001\.ann .*must start at item number 16.*Received: 15 to 32"),
         (2, {"stop": 48}, "must hold 49 items. Received: 48 items"),
-        (0, {"stop": -1}, r"index-00000\.ann .*at least one item. Received: 0 up to -1"),
+        (0, {"stop": -1}, r"index-00000\.ann .*at least one item. Received: 0 to -1"),
         (1, {"file": "index-00000.ann"}, "files in the manifest must be"),
         (1, {"file": "index-00007.ann"}, "files in the manifest must be"),
         (1, {"file": "../index-00001.ann"}, r"index\.1\.file"),
@@ -290,7 +291,7 @@ def test_every_distance_has_its_index_and_its_similarity(write_release: Callable
         shutil.copytree(path, folder)
         vectors = np.load(folder / formats.EMBEDDINGS) * np.float32(3)
         np.save(folder / formats.EMBEDDINGS, vectors)
-        build(vectors, IndexConfig(), folder / INDEX, distance=DISTANCES[name])
+        build(vectors, IndexConfig(), folder / INDEX_FILE, distance=DISTANCES[name])
         rewrite(folder, distance=name, metric=name)
         release = Release.load(folder)
         apart = np.abs(vectors[0].astype(float) - vectors[1])

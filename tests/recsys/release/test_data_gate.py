@@ -11,9 +11,9 @@ from recsys.config.sections import ItemsConfig
 from recsys.data.catalog import Catalog
 from recsys.data.profile import describe
 from recsys.data.snapshot import Snapshot
-from recsys.release import data_gate as data_checks
+from recsys.release import data_gate
 
-LIMITS = data_checks.LIMITS["normal"]
+LIMITS = data_gate.LIMITS["normal"]
 ITEMS = ItemsConfig(title="title", categorical=("genre",), multi_categorical=("tags",), numeric=("year",))
 DAY_S = 86_400
 
@@ -64,7 +64,7 @@ def told(tmp_path):
 def compared(told, now, before, items=None, earlier=None):
     """Checks of tonight's log against the champion's, by name."""
     items, earlier = items or catalog(now), earlier or catalog(before)
-    checks = data_checks.champion_checks(told(now, items), items, told(before, earlier), earlier, ITEMS, limits=LIMITS)
+    checks = data_gate.champion_checks(told(now, items), items, told(before, earlier), earlier, ITEMS, limits=LIMITS)
     return {check.name: check for check in checks}
 
 
@@ -116,11 +116,11 @@ def test_one_category_for_all_items_is_told_with_a_champion_and_without(told, co
     frame = catalog(rows).frame.with_columns(pl.col(column).first())
     checks = compared(told, rows, rows, Catalog(frame), catalog(rows))
     assert failed(checks) == {"data_items_shift"}
-    (alone,) = data_checks.column_checks(Catalog(frame), ITEMS, LIMITS)
+    (alone,) = data_gate.column_checks(Catalog(frame), ITEMS, LIMITS)
     assert (alone.name, alone.value, alone.passed) == ("data_one_category", 1.0, False)
-    (sound,) = data_checks.column_checks(catalog(rows), ITEMS, LIMITS)
+    (sound,) = data_gate.column_checks(catalog(rows), ITEMS, LIMITS)
     assert sound.passed
-    (none,) = data_checks.column_checks(catalog(rows), ItemsConfig(), LIMITS)
+    (none,) = data_gate.column_checks(catalog(rows), ItemsConfig(), LIMITS)
     assert none.verdict == "skipped"
 
 
@@ -140,7 +140,7 @@ def test_a_short_log_has_no_shift_of_weekdays(told):
 
 def test_without_a_champion_all_is_skipped(told):
     rows = log()
-    checks = data_checks.champion_checks(told(rows), catalog(rows), None, None, ITEMS, limits=LIMITS)
+    checks = data_gate.champion_checks(told(rows), catalog(rows), None, None, ITEMS, limits=LIMITS)
     assert {check.reason for check in checks} == {"no champion"}
     names = {check.name for check in checks}
     assert names == set(compared(told, rows, rows))
@@ -148,7 +148,7 @@ def test_without_a_champion_all_is_skipped(told):
 
 def test_without_the_champions_report_its_catalog_still_compares(told):
     rows = log()
-    checks = data_checks.champion_checks(told(rows), catalog(rows), None, catalog(rows), ITEMS, limits=LIMITS)
+    checks = data_gate.champion_checks(told(rows), catalog(rows), None, catalog(rows), ITEMS, limits=LIMITS)
     assert {check.name for check in checks if check.verdict == "passed"} == {
         "data_lost_items",
         "data_items_shift",
@@ -161,7 +161,7 @@ def test_without_the_champions_report_its_catalog_still_compares(told):
 def test_the_future_is_refused(told, hours, passed):
     report = told(log())
     now = datetime.fromtimestamp(datetime.fromisoformat(report["last"]).timestamp() - hours * 3_600, UTC)
-    (ahead, _) = data_checks.day_checks(report, {}, now, LIMITS)
+    (ahead, _) = data_gate.day_checks(report, {}, now, LIMITS)
     assert ahead.value == pytest.approx(hours / 24)
     assert ahead.passed is passed
 
@@ -173,7 +173,7 @@ def test_a_day_that_came_twice_is_told_beside_days_that_always_repeat(told):
     now = datetime.fromisoformat(report["last"])
 
     def copied(days):
-        return data_checks.day_checks(report, days, now, LIMITS)[1]
+        return data_gate.day_checks(report, days, now, LIMITS)[1]
 
     assert copied({}).value == 0
     assert copied(usual).passed
@@ -188,15 +188,15 @@ def test_a_day_that_came_twice_is_told_beside_days_that_always_repeat(told):
 def test_the_account_must_add_up():
     rows = {"read": 100, "used": 80, "filtered": {"repeats": 15}, "dead_letters": {"no time": 5}}
     report = {"account": {"interactions": rows, "items": {**rows, "used": 79}}}
-    checks = {check.name: check for check in data_checks.account_checks(report, 0.04)}
-    assert checks["interactions_unaccounted"].passed
-    assert checks["items_unaccounted"].value == 1
-    assert not checks["items_unaccounted"].passed
-    assert checks["interactions_dead"].value == pytest.approx(0.05)
-    assert not checks["interactions_dead"].passed
+    checks = {check.name: check for check in data_gate.account_checks(report, 0.04)}
+    assert checks["interactions_unaccounted_rows"].passed
+    assert checks["items_unaccounted_rows"].value == 1
+    assert not checks["items_unaccounted_rows"].passed
+    assert checks["interactions_dead_letter_ratio"].value == pytest.approx(0.05)
+    assert not checks["interactions_dead_letter_ratio"].passed
 
 
 def test_a_higher_sensitivity_never_allows_more():
-    low, normal, high = (astuple(data_checks.LIMITS[level]) for level in ("low", "normal", "high"))
+    low, normal, high = (astuple(data_gate.LIMITS[level]) for level in ("low", "normal", "high"))
     assert all(a >= b >= c for a, b, c in zip(low, normal, high, strict=True))
     assert low != normal != high

@@ -15,10 +15,10 @@ from recsys.evaluation.metrics import STRATA, evaluate_last_item, ranking_metric
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.release import gate
+from recsys.release import model_gate, quality_gate
 from recsys.release.bundle import Manifest, Release
-from recsys.release.check import Check, at_least, at_most, from_data, skipped
-from recsys.release.gate import Questions, difference, places, quality_checks
+from recsys.release.check import Check, at_least, at_most, skipped
+from recsys.release.quality_gate import HeldOutQueries, held_out_ranks, paired_difference, quality_checks
 
 LIMITS = PromoteConfig(tolerance=0.0, stratum_tolerance=0.0)
 
@@ -65,7 +65,7 @@ def unit(n, dimension, seed=0):
 
 
 def questions(queries, targets, strata=None):
-    return Questions(list(queries), list(targets), np.array(strata or [0] * len(queries), np.int8))
+    return HeldOutQueries(list(queries), list(targets), np.array(strata or [0] * len(queries), np.int8))
 
 
 def by_name(checks):
@@ -94,7 +94,7 @@ def compared(challenger, champion, asked=QUESTIONS, *, floor=None, limits=LIMITS
 
 
 def test_questions_are_asked_by_item_id():
-    figures = ranking_metrics(places(release({"a": "e", "b": "cf", "c": "d"}), QUESTIONS))
+    figures = ranking_metrics(held_out_ranks(release({"a": "e", "b": "cf", "c": "d"}), QUESTIONS))
     assert figures["ndcg_at_20"] == pytest.approx((1 + SECOND) / 4)
     assert figures["hr_at_20"] == pytest.approx(0.5)
 
@@ -104,14 +104,14 @@ def test_a_question_about_an_unknown_item_is_a_miss(missing):
     """It still counts among the questions: the others do not make up for it."""
     items = "abcdefgh".replace(missing, "")
     answers = {"a": "e", "c": "g", "d": "h"}
-    figures = ranking_metrics(places(release(answers, items=items), QUESTIONS))
+    figures = ranking_metrics(held_out_ranks(release(answers, items=items), QUESTIONS))
     assert figures["hr_at_10"] == pytest.approx(3 / 4)
     assert figures["mrr_at_10"] == pytest.approx(3 / 4)
 
 
 def test_an_unknown_item_is_not_mistaken_for_padding():
     """Unknown targets and padding both have a number below 0."""
-    figures = ranking_metrics(places(release({}, items="abcd"), QUESTIONS))
+    figures = ranking_metrics(held_out_ranks(release({}, items="abcd"), QUESTIONS))
     assert set(figures.values()) == {0.0}
 
 
@@ -123,7 +123,7 @@ def test_asking_by_item_id_gives_the_figures_of_a_direct_evaluation_to_the_last_
     holdout = Holdout(items, ends - 1, ends)
     ids = champion.catalog.item_ids
     asked = questions([ids[n] for n in holdout.queries], [ids[n] for n in holdout.targets])
-    assert ranking_metrics(places(champion, asked)) == evaluate_last_item(champion.index, holdout)
+    assert ranking_metrics(held_out_ranks(champion, asked)) == evaluate_last_item(champion.index, holdout)
 
 
 @pytest.mark.parametrize(("floor", "verdict"), [(0.4, "passed"), (0.6, "failed"), (None, "skipped")])
@@ -136,7 +136,7 @@ def test_the_first_release_has_to_reach_the_floor_alone(floor, verdict):
 
 def test_without_questions_nothing_shows_that_a_challenger_is_not_worse():
     checks = compared(release({}), release({}), questions("", ""), floor=0.1)
-    assert [name for name, check in checks.items() if not check.passed] == ["held_out_questions"]
+    assert [name for name, check in checks.items() if not check.passed] == ["held_out_queries"]
     assert all(check.passed for check in compared(release({}), None, questions("", "")).values())
 
 
@@ -177,10 +177,10 @@ def test_a_difference_is_that_of_the_pairs():
     gain = [np.where(ranks < 20, 1 / np.log2(ranks + 2), 0) for ranks in (rank, before)]
     each = gain[0] - gain[1]
     naive = [each[rng.integers(0, 800, 800)].mean() for _ in range(4_000)]
-    found = difference(rank, before, 4_000)
-    assert found.mean == pytest.approx(each.mean())
-    assert found.error == pytest.approx(np.std(naive), rel=0.1)
-    assert found.low == pytest.approx(np.percentile(naive, 2.5), abs=0.1 * found.error)
+    difference = paired_difference(rank, before, 4_000)
+    assert difference.mean == pytest.approx(each.mean())
+    assert difference.standard_error == pytest.approx(np.std(naive), rel=0.1)
+    assert difference.low == pytest.approx(np.percentile(naive, 2.5), abs=0.1 * difference.standard_error)
 
 
 def test_each_stratum_has_its_own_tolerance():
@@ -214,7 +214,7 @@ def test_items_that_the_champion_does_not_hold_count_against_the_champion():
 
 def embedded(vectors, **settings):
     made = exact(vectors, **settings)
-    return by_name(gate.embedding_checks(made, made.catalog))
+    return by_name(model_gate.embedding_checks(made, made.catalog))
 
 
 def test_sound_embeddings_pass():
@@ -254,8 +254,8 @@ def test_the_effective_rank_is_the_exponential_of_the_entropy_of_singular_values
     shares = singular / singular.sum()
     shares = shares[shares > 1e-12]
     covariance = np.cov(vectors.T, bias=True)
-    assert gate.effective_rank(covariance) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
-    assert gate.effective_rank(np.zeros((3, 3))) == pytest.approx(1.0)
+    assert model_gate.effective_rank(covariance) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    assert model_gate.effective_rank(np.zeros((3, 3))) == pytest.approx(1.0)
 
 
 def test_an_item_of_the_night_with_another_title_is_not_covered():
@@ -264,7 +264,7 @@ def test_an_item_of_the_night_with_another_title_is_not_covered():
     swapped = frame.with_columns(title=pl.col("title").reverse())
     missing = pl.concat([frame, pl.DataFrame({"item_id": ["new"], "title": ["New"]})])
     for wanted, share in ((frame, 1.0), (swapped, 0.0), (missing, 10 / 11)):
-        check = by_name(gate.embedding_checks(made, Catalog(wanted)))["catalog_covered"]
+        check = by_name(model_gate.embedding_checks(made, Catalog(wanted)))["catalog_covered"]
         assert check.value == pytest.approx(share)
         assert check.passed is (share == 1.0)
 
@@ -272,10 +272,10 @@ def test_an_item_of_the_night_with_another_title_is_not_covered():
 def test_an_embedding_that_the_tower_does_not_give_is_told():
     made = exact(unit(10, 4))
     sample = np.arange(10, dtype=np.int32)
-    assert gate.tower_check(made, sample, made.vectors).passed
+    assert model_gate.tower_check(made, sample, made.vectors).passed
     swapped = made.vectors.copy()
     swapped[[2, 5]] = swapped[[5, 2]]
-    assert not gate.tower_check(made, sample, swapped).passed
+    assert not model_gate.tower_check(made, sample, swapped).passed
 
 
 # --- index
@@ -284,10 +284,10 @@ def test_an_embedding_that_the_tower_does_not_give_is_told():
 def test_the_recall_of_the_loaded_index_counts_and_not_the_manifest():
     made = exact(unit(40, 4))
     sample = np.arange(40, dtype=np.int32)
-    assert all(check.passed for check in gate.index_checks(made, sample, 0.95))
+    assert all(check.passed for check in model_gate.index_checks(made, sample, 0.95))
     first = Canned({number: [n for n in range(6) if n != number][:5] for number in range(40)})
     worse = Release(made.path, made.manifest, made.catalog, made.vectors, first)
-    checks = by_name(gate.index_checks(worse, sample, 0.95))
+    checks = by_name(model_gate.index_checks(worse, sample, 0.95))
     naive = np.mean(
         [
             np.isin(row, answer).mean()
@@ -304,7 +304,7 @@ def test_an_answer_that_is_not_full_is_counted(answer):
     made = exact(unit(10, 4))
     answers = {number: [n for n in range(10) if n != number][:5] for number in range(10)} | {0: answer}
     broken = Release(made.path, made.manifest, made.catalog, made.vectors, Canned(answers))
-    checks = by_name(gate.index_checks(broken, np.arange(10, dtype=np.int32), 0.0))
+    checks = by_name(model_gate.index_checks(broken, np.arange(10, dtype=np.int32), 0.0))
     assert checks["index_fill_rate"].value == pytest.approx(0.9)
     assert not checks["index_fill_rate"].passed
 
@@ -322,33 +322,33 @@ def test_overlap_is_by_item_id_over_items_in_common():
     for number in range(5, 40):
         lists = []
         for one, position in ((champion, number), (challenger, number - 5)):
-            found = one.index.neighbors(np.array([position], np.int32), 10)[0]
-            lists.append({one.catalog.item_ids[n] for n in found})
+            difference = one.index.neighbors(np.array([position], np.int32), 10)[0]
+            lists.append({one.catalog.item_ids[n] for n in difference})
         naive.append(len(lists[0] & lists[1]) / 10)
-    check = gate.overlap_check(challenger, champion, PromoteConfig(), sample=1_000)
+    check = quality_gate.overlap_check(challenger, champion, PromoteConfig(), sample=1_000)
     assert check.value == pytest.approx(np.mean(naive))
-    assert gate.overlap_check(champion, champion, PromoteConfig(), sample=7).value == 1.0
-    assert gate.overlap_check(challenger, None, PromoteConfig(), sample=7).verdict == "skipped"
+    assert quality_gate.overlap_check(champion, champion, PromoteConfig(), sample=7).value == 1.0
+    assert quality_gate.overlap_check(challenger, None, PromoteConfig(), sample=7).verdict == "skipped"
 
 
 def test_catalogs_without_a_common_item_overlap_nowhere():
-    check = gate.overlap_check(release({}, items="abc"), release({}, items="xyz"), PromoteConfig(), sample=7)
+    check = quality_gate.overlap_check(release({}, items="abc"), release({}, items="xyz"), PromoteConfig(), sample=7)
     assert (check.value, check.verdict) == (0, "failed")
-    assert gate.overlap_check(
+    assert quality_gate.overlap_check(
         release({}, items="abc"), release({}, items="xyz"), PromoteConfig(overlap_floor=0), sample=7
     ).passed
 
 
 def test_latency_is_measured_on_both(write_release, monkeypatch):
     made = Release.load(write_release([f"item {number}" for number in range(30)]))
-    alone = gate.latency_check(made, None, PromoteConfig(latency_ms=1_000))
+    alone = quality_gate.latency_check(made, None, PromoteConfig(latency_ms=1_000))
     assert alone.passed
     assert alone.value > 0
-    monkeypatch.setattr(gate, "LATENCY_RATIO", 1_000)
-    both = gate.latency_check(made, made, PromoteConfig(latency_ms=1e-9))
+    monkeypatch.setattr(quality_gate, "LATENCY_RATIO", 1_000)
+    both = quality_gate.latency_check(made, made, PromoteConfig(latency_ms=1e-9))
     assert both.passed
-    assert "the champion" in both.reason
-    assert not gate.latency_check(made, None, PromoteConfig(latency_ms=1e-9)).passed
+    assert "champion: " in both.reason
+    assert not quality_gate.latency_check(made, None, PromoteConfig(latency_ms=1e-9)).passed
 
 
 # --- a check
@@ -373,10 +373,10 @@ def test_no_number_never_passes():
 )
 def test_a_check_says_its_value_limit_and_verdict_and_survives_as_data(check, text):
     assert str(check) == text
-    assert from_data(json.loads(json.dumps(check.as_data()))) == check
+    assert Check.from_dict(json.loads(json.dumps(check.to_dict()))) == check
 
 
 def test_what_is_no_number_is_none_as_data_and_still_fails():
-    data = json.loads(json.dumps(at_least("x", math.nan, 0).as_data(), allow_nan=False))
-    assert data["verdict"] == from_data(data).verdict == "failed"
-    assert isinstance(from_data(data), Check)
+    data = json.loads(json.dumps(at_least("x", math.nan, 0).to_dict(), allow_nan=False))
+    assert data["verdict"] == Check.from_dict(data).verdict == "failed"
+    assert isinstance(Check.from_dict(data), Check)

@@ -14,13 +14,12 @@ from mlflow import MlflowClient
 from recsys import Release
 from recsys.config.loading import parse_config
 from recsys.errors import ReleaseError, StageError
-from recsys.release import history, promotion
-from recsys.release import smoke_test as elsewhere
+from recsys.release import history, promotion, smoke_test
 from recsys.release.check import at_least, at_most
 from recsys.release.history import Event
 from recsys.release.mlflow_registry import VERDICT_TAG, Tracker, Version
 
-CHECKS = [at_least("ndcg_at_20", 0.1, 0.05).as_data(), at_most("latency_ms", 30, 20).as_data()]
+CHECKS = [at_least("ndcg_at_20", 0.1, 0.05).to_dict(), at_most("latency_ms", 30, 20).to_dict()]
 
 
 @pytest.fixture
@@ -35,38 +34,38 @@ def versions(tracker: Tracker, register_releases: Any) -> list[Version]:
     return made
 
 
-def move(tracker: Tracker, version: Version, expected: Version | None, why: str = "a test") -> Event:
-    return promotion.move(tracker, version, expected, action="promote", why=why, checks=CHECKS)
+def move(tracker: Tracker, version: Version, expected: Version | None, reason: str = "a test") -> Event:
+    return promotion.change_champion(tracker, version, expected, action="promote", reason=reason, checks=CHECKS)
 
 
-def test_a_move_sets_both_aliases_and_is_told_by_both_places(tracker: Tracker, versions: list[Version]) -> None:
+def test_change_sets_both_aliases_and_is_recorded_twice(tracker: Tracker, versions: list[Version]) -> None:
     first, second, _ = versions
     events = [move(tracker, first, None), move(tracker, second, first, "better")]
     assert tracker.champion() == second
     assert tracker.previous() == first
-    assert [(event.before, event.after, event.why) for event in events] == [
+    assert [(event.before, event.after, event.reason) for event in events] == [
         (None, "release-0", "a test"),
         ("release-0", "release-1", "better"),
     ]
     assert history.read(tracker.workspace) == tracker.events() == promotion.events(tracker) == events
     assert events[1].failed == ["latency_ms"]
-    assert "@" in events[1].who
+    assert "@" in events[1].user
 
 
-def test_a_champion_that_changed_meanwhile_is_not_overwritten(tracker: Tracker, versions: list[Version]) -> None:
+def test_rejects_change_if_the_champion_is_not_the_expected_one(tracker: Tracker, versions: list[Version]) -> None:
     first, second, third = versions
     move(tracker, first, None)
     move(tracker, second, first)  # another machine was faster
-    with pytest.raises(StageError, match=r"must be release-0 here. Received: release-1, .*changed meanwhile"):
+    with pytest.raises(StageError, match=r"must be release-0. Received: release-1; .*has changed it"):
         move(tracker, third, first)
     assert tracker.champion() == second
     assert len(promotion.events(tracker)) == 2
 
 
-def test_a_champion_that_changes_at_the_same_moment_is_told(
+def test_concurrent_change_of_the_champion_is_an_error(
     tracker: Tracker, versions: list[Version], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one's alias lands after ours: ours is not in service, and the history does not say so."""
+    """The other process sets the alias last: our release is not the champion, and the history has no entry."""
     first, second, _ = versions
 
     def promote_and_lose(version: Version, champion: Version | None) -> None:
@@ -74,12 +73,12 @@ def test_a_champion_that_changes_at_the_same_moment_is_told(
         tracker.client.set_registered_model_alias(tracker.model, "champion", second.number)
 
     monkeypatch.setattr(tracker, "promote", promote_and_lose)
-    with pytest.raises(StageError, match=r"must be release-0 here. Received: release-1"):
+    with pytest.raises(StageError, match=r"must be release-0. Received: release-1"):
         move(tracker, first, None)
     assert promotion.events(tracker) == []
 
 
-def test_the_history_outlives_the_versions_and_the_workspace(tracker: Tracker, versions: list[Version]) -> None:
+def test_history_survives_deleted_versions_and_a_lost_workspace_file(tracker: Tracker, versions: list[Version]) -> None:
     event = move(tracker, versions[0], None)
     client = MlflowClient(tracker.uri)
     client.delete_model_version(tracker.model, versions[0].number)
@@ -89,23 +88,23 @@ def test_the_history_outlives_the_versions_and_the_workspace(tracker: Tracker, v
     assert promotion.events(tracker) == [event]
 
 
-def test_a_move_that_nobody_wrote_down_is_written_down_once(tracker: Tracker, versions: list[Version]) -> None:
-    """Whoever did it was stopped in between; also where only MLflow was not told."""
-    promotion.complete(tracker)
+def test_unrecorded_change_is_recorded_once(tracker: Tracker, versions: list[Version]) -> None:
+    """The process was stopped between change and record, or only the MLflow record is missing."""
+    promotion.complete_history(tracker)
     assert promotion.events(tracker) == []
     move(tracker, versions[0], None)
     tracker.tag_version(versions[1], {VERDICT_TAG: json.dumps({"passed": False, "checks": CHECKS})})
     tracker.promote(versions[1], versions[0])
     for _ in range(2):
-        promotion.complete(tracker)
-        told = tracker.events()
-        assert history.read(tracker.workspace) == told
-        assert [(event.before, event.after) for event in told] == [(None, "release-0"), ("release-0", "release-1")]
-        assert told[1].failed == ["latency_ms"]
+        promotion.complete_history(tracker)
+        recorded = tracker.events()
+        assert history.read(tracker.workspace) == recorded
+        assert [(event.before, event.after) for event in recorded] == [(None, "release-0"), ("release-0", "release-1")]
+        assert recorded[1].failed == ["latency_ms"]
     event = Event("rollback", "release-1", "release-0", "only here", CHECKS)
     tracker.promote(versions[0], versions[1])
     history.append(tracker.workspace, event)
-    promotion.complete(tracker)
+    promotion.complete_history(tracker)
     assert tracker.events()[2:] == [event]
 
 
@@ -118,16 +117,16 @@ def test_half_a_line_of_a_killed_process_is_no_event(tmp_path: Path) -> None:
     assert history.read(tmp_path) == events
 
 
-def test_events_of_two_places_are_told_once_in_their_order() -> None:
-    older, newer = (Event("promote", None, "x", "", [], when=f"2024-01-0{day}T00:00:00+00:00") for day in (1, 2))
-    assert history.merged([newer, older], [older]) == [older, newer]
+def test_events_of_two_places_are_recorded_once_in_their_order() -> None:
+    older, newer = (Event("promote", None, "x", "", [], time=f"2024-01-0{day}T00:00:00+00:00") for day in (1, 2))
+    assert history.merge([newer, older], [older]) == [older, newer]
 
 
 def test_checks_that_are_too_long_for_mlflow_keep_what_failed(tracker: Tracker, versions: list[Version]) -> None:
-    checks = [at_least(f"check_{number}", 1, 0, "x" * 100).as_data() for number in range(100)] + CHECKS
-    promotion.move(tracker, versions[0], None, action="promote", why="", checks=checks)
-    (told,) = tracker.events()
-    assert [check["name"] for check in told.checks] == ["latency_ms"]
+    checks = [at_least(f"check_{number}", 1, 0, "x" * 100).to_dict() for number in range(100)] + CHECKS
+    promotion.change_champion(tracker, versions[0], None, action="promote", reason="", checks=checks)
+    (recorded,) = tracker.events()
+    assert [check["name"] for check in recorded.checks] == ["latency_ms"]
     (kept,) = history.read(tracker.workspace)
     assert len(kept.checks) == 102
 
@@ -142,13 +141,13 @@ with promotion.locked(Path(sys.argv[1])):
 """
 
 
-def test_two_at_once_are_told_apart_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+def test_two_at_once_are_recorded_apart_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(StageError, match="another one is at it"), promotion.locked(tmp_path):
+    with pytest.raises(StageError, match="Another process is already promoting"), promotion.locked(tmp_path):
         pytest.fail("two hold the lock")
     holder.kill()
     holder.communicate()
@@ -159,26 +158,26 @@ def test_two_at_once_are_told_apart_and_a_killed_one_holds_nothing(tmp_path: Pat
 # --- in another process
 
 
-def test_a_whole_release_answers_the_same_in_another_process(write_release: Any) -> None:
+def test_new_process_returns_equal_results(write_release: Any) -> None:
     release = Release.load(write_release(['quote " and newline \n', "-k", "NUL \0", *(f"item {n}" for n in range(9))]))
-    check = promotion.answers_check(release)
+    check = smoke_test.answers_check(release)
     assert (check.value, check.passed) == (1.0, True)
-    promotion.require_answers(release)
+    smoke_test.require_answers(release)
 
 
-def test_a_release_that_does_not_load_elsewhere_is_told_with_its_reason(write_release: Any) -> None:
+def test_release_that_fails_to_load_in_a_new_process_fails_with_the_reason(write_release: Any) -> None:
     """Damaged after this process mapped it."""
     release = Release.load(write_release([f"item {n}" for n in range(9)]))
     (release.path / "catalog.parquet").unlink()
-    check = promotion.answers_check(release)
+    check = smoke_test.answers_check(release)
     assert not check.passed
     assert "catalog.parquet" in str(check)
-    with pytest.raises(ReleaseError, match=r"must answer before it takes over.*catalog\.parquet"):
-        promotion.require_answers(release)
+    with pytest.raises(ReleaseError, match=r"must pass the smoke test.*catalog\.parquet"):
+        smoke_test.require_answers(release)
 
 
-def test_other_answers_elsewhere_are_no_answers(write_release: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_results_of_a_new_process_fail(write_release: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     release = Release.load(write_release([f"item {n}" for n in range(9)]))
-    wrong = elsewhere.answers(release, release.catalog.item_ids[:1] * promotion.ASKED, promotion.K)
-    monkeypatch.setattr(elsewhere, "ask", lambda *_: wrong)
-    assert not promotion.answers_check(release).passed
+    wrong = smoke_test.search(release, release.catalog.item_ids[:1] * smoke_test.QUERIES, smoke_test.K)
+    monkeypatch.setattr(smoke_test, "search_in_new_process", lambda *_: wrong)
+    assert not smoke_test.answers_check(release).passed

@@ -15,7 +15,7 @@ import pytest
 from recsys import Release
 from recsys.config.loading import parse_config
 from recsys.errors import UnknownItemError
-from recsys.release import smoke_test as elsewhere
+from recsys.release import smoke_test
 from recsys.release.mlflow_registry import Tracker, Version
 from recsys.release.pyfunc import DEFAULT_K, Similar
 from tests.e2e import program, tracking_server
@@ -50,8 +50,8 @@ def version(tracker: Tracker, release: Release) -> Version:
 def test_rows_are_answered_as_the_release_answers(release: Release) -> None:
     model = Similar(release)
     answers = model.predict(Rows({"item_id": "item 3", "k": 4}, {"item_id": "item 5", "k": float("nan")}))
-    assert answers[:1] == elsewhere.answers(release, ["item 3"], 4)
-    assert answers[1:] == elsewhere.answers(release, ["item 5"], DEFAULT_K)
+    assert answers[:1] == smoke_test.search(release, ["item 3"], 4)
+    assert answers[1:] == smoke_test.search(release, ["item 5"], DEFAULT_K)
     assert model.predict(Rows({"item_id": "item 5"})) == answers[1:]
     with pytest.raises(UnknownItemError, match="nothing"):
         model.predict(Rows({"item_id": "nothing"}))
@@ -78,7 +78,7 @@ def test_mlflow_models_predict_gives_the_answer_of_the_release(
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     predictions = json.loads(done.stdout[done.stdout.index("{") :])["predictions"]
-    assert predictions == [*elsewhere.answers(release, ["item 3"], 4), *elsewhere.answers(release, ["item 7"], 2)]
+    assert predictions == [*smoke_test.search(release, ["item 3"], 4), *smoke_test.search(release, ["item 7"], 2)]
 
 
 def test_the_version_says_what_it_is_asked_and_what_it_answers(tracker: Tracker, version: Version) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from recsys import Release
 from recsys.errors import InputError, ReleaseError
-from recsys.index.annoy_index import INDEX
+from recsys.index.shards import INDEX_FILE
 from recsys.release import remote as depot
 from recsys.release.formats import EMBEDDINGS, MANIFEST
 from tests import GOLDEN_RELEASES
@@ -57,7 +57,7 @@ def test_what_comes_back_answers_as_it_did(release, url, cache):
 
 def test_it_is_fetched_once(bucket, release, url):
     first = depot.load(url)
-    bucket.remove(f"releases/{release.release_id}/{INDEX}")
+    bucket.remove(f"releases/{release.release_id}/{INDEX_FILE}")
     assert depot.load(url).path == first.path
 
 
@@ -94,7 +94,7 @@ def test_a_release_that_is_there_is_not_written_again(bucket, release, url):
 @pytest.mark.usefixtures("url")
 def test_another_release_of_its_id_is_never_overwritten(bucket, release, there):
     if there == "another release":
-        edit(bucket, release.release_id, lambda manifest: manifest["files"][INDEX].update(sha256="0" * 64))
+        edit(bucket, release.release_id, lambda manifest: manifest["files"][INDEX_FILE].update(sha256="0" * 64))
     else:
         bucket.put(f"releases/{release.release_id}/{MANIFEST}", b"{")
     before = {name: bucket.get(name) for name in bucket.names()}
@@ -107,7 +107,7 @@ def test_what_a_killed_process_left_is_no_release_and_is_completed(bucket, relea
     """The manifest is put last: without it, some files may be there, whole or of an earlier try."""
     bucket.remove(f"releases/{release.release_id}/{MANIFEST}")
     bucket.put(f"releases/{release.release_id}/{EMBEDDINGS}", b"of an earlier try")
-    bucket.remove(f"releases/{release.release_id}/{INDEX}")
+    bucket.remove(f"releases/{release.release_id}/{INDEX_FILE}")
     with pytest.raises(ReleaseError, match=rf"must be a folder with a {MANIFEST}. Received: {url}"):
         depot.load(url)
     depot.put(release, f"{bucket.url}/releases")
@@ -129,17 +129,17 @@ def test_the_manifest_is_put_last(tmp_path, bucket):
 
 
 def test_a_file_that_is_missing_there_is_refused(bucket, release, url, cache):
-    bucket.remove(f"releases/{release.release_id}/{INDEX}")
-    with pytest.raises(ReleaseError, match=rf"{url} is not usable: bytes of {INDEX} must be \d+. Received: no such"):
+    bucket.remove(f"releases/{release.release_id}/{INDEX_FILE}")
+    with pytest.raises(ReleaseError, match=rf"{url} .*: bytes of {INDEX_FILE} must be \d+. Received: no such"):
         depot.load(url)
     assert list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content + b"x"])
 def test_a_file_of_another_size_is_refused_and_not_even_fetched(bucket, release, url, cache, damage):
-    name = f"releases/{release.release_id}/{INDEX}"
+    name = f"releases/{release.release_id}/{INDEX_FILE}"
     bucket.put(name, damage(bucket.get(name)))
-    with pytest.raises(ReleaseError, match=rf"bytes of {INDEX} must be"):
+    with pytest.raises(ReleaseError, match=rf"bytes of {INDEX_FILE} must be"):
         depot.load(url)
     assert list(cache.iterdir()) == []
 

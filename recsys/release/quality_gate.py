@@ -1,0 +1,215 @@
+"""Gate checks of a new release against the champion: quality, neighbors and latency.
+
+Both releases get the same queries, by item id, so their catalogs, dimensions and distances may differ.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.config.sections import PromoteConfig
+from recsys.evaluation.metrics import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, ranking_metrics, target_ranks
+from recsys.index.queries import Queries
+from recsys.release.bundle import Release
+from recsys.release.check import Check, at_least, at_most, skipped
+
+OVERLAP_K = 10
+"""Neighbors of an item that are compared."""
+LATENCY_K = 10
+"""Neighbors of a timed query."""
+TIMED_QUERIES = 200
+
+MIN_STANDARD_ERRORS = 5.0
+"""No tolerance is smaller than this many standard errors of the difference.
+
+The lower bound of the interval is 2 standard errors below the difference, so a release that is 3 below the champion
+is rejected. By chance that happens to one of 700 releases that are as good as the champion.
+"""
+MIN_STRATUM_QUERIES = 100
+"""A stratum with fewer queries is not compared: the interval would be wider than any useful tolerance."""
+LATENCY_RATIO = 3.0
+"""A release may be this many times as slow as the champion, measured in the same minute: less is noise."""
+
+
+class HeldOutQueries(NamedTuple):
+    """Held-out interactions by item id."""
+
+    query_ids: Sequence[str]
+    target_ids: Sequence[str]
+    strata: NDArray[np.int8]
+    """Stratum of each target in the run's catalog, an index into `STRATA`, int8 [n]."""
+
+
+class Difference(NamedTuple):
+    """Mean difference of NDCG@20 between two releases on the same queries."""
+
+    mean: float
+    low: float
+    """Lower bound of the 95% bootstrap interval."""
+    standard_error: float
+    """Standard error of the mean."""
+
+
+class NeighborOverlap(NamedTuple):
+    """Neighbors that two releases have in common."""
+
+    item_numbers: NDArray[np.int32]
+    """Items that both releases have, or a sample of them, in the first release: ascending, int32 [n]."""
+    other_item_numbers: NDArray[np.int32]
+    """The same items in the other release, int32 [n]."""
+    shared: NDArray[np.int64]
+    """Number of shared neighbors of each item, at most `k`, int64 [n]."""
+    k: int
+
+
+def held_out_ranks(release: Release, queries: HeldOutQueries) -> NDArray[np.int64]:
+    """Return the rank of each target, from 0, int64 [n]. Queries with an item that the release lacks are misses."""
+    to_numbers = release.catalog.item_numbers
+    query_numbers, targets = to_numbers(queries.query_ids, missing=-1), to_numbers(queries.target_ids, missing=-1)
+    in_catalog = (query_numbers >= 0) & (targets >= 0)
+    rank = np.full(len(in_catalog), max(CUTS))
+    rank[in_catalog] = target_ranks(release.index, Queries.from_items(query_numbers[in_catalog]), targets[in_catalog])
+    return rank
+
+
+def paired_difference(
+    rank: NDArray[np.int64], champion_rank: NDArray[np.int64], resamples: int, seed: int = 0
+) -> Difference:
+    """Compare NDCG@20 of two releases by the paired bootstrap over queries, one per user.
+
+    The difference of a query takes few distinct values, so a resample is one draw of how often each value occurs,
+    from a multinomial distribution, as in `recsys.evaluation.metrics.intervals`.
+
+    Args:
+        rank: ranks of the challenger's targets, int64 [n].
+        champion_rank: ranks of the champion's targets, int64 [n].
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
+    """
+    differences = gains(rank)[TARGET_METRIC] - gains(champion_rank)[TARGET_METRIC]
+    values, counts = np.unique(differences, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(differences), counts / len(differences), resamples)
+    low = np.percentile(draws @ values / len(differences), 50 * (1 - CONFIDENCE))
+    standard_error = float(differences.std() / np.sqrt(len(differences)))
+    return Difference(float(differences.mean()), float(low), standard_error)
+
+
+def quality_checks(
+    challenger: Release,
+    champion: Release | None,
+    queries: HeldOutQueries,
+    *,
+    floor: float | None,
+    config: PromoteConfig,
+    resamples: int,
+    min_stratum_queries: int = MIN_STRATUM_QUERIES,
+) -> list[Check]:
+    """Compare NDCG@20 with a floor and with the champion on the same queries.
+
+    Without held-out queries a challenger cannot be compared, so it does not replace a champion.
+
+    Args:
+        challenger: the new release.
+        champion: the current champion, None before the first.
+        queries: held-out interactions of the run.
+        floor: the smallest NDCG@20, None for no floor.
+        config: tolerances.
+        resamples: number of bootstrap resamples.
+        min_stratum_queries: a stratum with fewer queries is not compared.
+    """
+    change_names = [f"{TARGET_METRIC}_change", *(f"{TARGET_METRIC}_change_{stratum}" for stratum in STRATA)]
+    if not len(queries.query_ids):
+        held_out = [] if champion is None else [at_least("held_out_queries", 0, 1)]
+        reason = "no held-out queries" if champion else "no champion"
+        return [
+            *held_out,
+            skipped(TARGET_METRIC, "no held-out queries"),
+            *(skipped(name, reason) for name in change_names),
+        ]
+    rank = held_out_ranks(challenger, queries)
+    quality = ranking_metrics(rank)[TARGET_METRIC]
+    checks = [skipped(TARGET_METRIC, "no floor") if floor is None else at_least(TARGET_METRIC, quality, floor)]
+    if champion is None:
+        return [*checks, *(skipped(name, "no champion") for name in change_names)]
+    champion_rank = held_out_ranks(champion, queries)
+    checks.append(_change_check(change_names[0], rank, champion_rank, config.tolerance, resamples))
+    for stratum, name in enumerate(change_names[1:]):
+        in_stratum = queries.strata == stratum
+        count = int(in_stratum.sum())
+        if count < min_stratum_queries:
+            checks.append(skipped(name, f"{count} queries, fewer than {min_stratum_queries}"))
+        else:
+            checks.append(
+                _change_check(name, rank[in_stratum], champion_rank[in_stratum], config.stratum_tolerance, resamples)
+            )
+    return checks
+
+
+def _change_check(
+    name: str, rank: NDArray[np.int64], champion_rank: NDArray[np.int64], tolerance: float, resamples: int
+) -> Check:
+    """Check the lower bound of the change of NDCG@20, as a share of the champion's."""
+    quality, champion_quality = ranking_metrics(rank)[TARGET_METRIC], ranking_metrics(champion_rank)[TARGET_METRIC]
+    difference = paired_difference(rank, champion_rank, resamples)
+    scale = champion_quality or 1.0
+    limit = max(tolerance, MIN_STANDARD_ERRORS * difference.standard_error / scale)
+    details = f"from {champion_quality:.4f} to {quality:.4f}, {len(rank)} queries"
+    return at_least(name, difference.low / scale, -limit, details)
+
+
+def neighbor_overlap(release: Release, other: Release, max_items: int, seed: int = 0) -> NeighborOverlap:
+    """Count the shared neighbors of items that two releases have.
+
+    Args:
+        release: one release.
+        other: the other release.
+        max_items: with more common items, a random sample of this size is compared.
+        seed: seed of the sample.
+    """
+    numbers = other.catalog.item_numbers(release.catalog.item_ids, missing=-1)
+    items = np.flatnonzero(numbers >= 0).astype(np.int32)
+    if len(items) > max_items:
+        items = np.sort(np.random.default_rng(seed).choice(items, max_items, replace=False))
+    other_items = numbers[items]
+    k = min(OVERLAP_K, len(release.catalog) - 1, len(other.catalog) - 1)
+    if not len(items):
+        return NeighborOverlap(items, other_items, np.empty(0, np.int64), k)
+    # compared in the item numbers of `release`: -2 equals no neighbor
+    to_release = release.catalog.item_numbers(other.catalog.item_ids, missing=-2)
+    neighbors, other_neighbors = release.index.neighbors(items, k), to_release[other.index.neighbors(other_items, k)]
+    shared = (neighbors[:, :, None] == other_neighbors[:, None, :]).any(axis=2).sum(axis=1)
+    return NeighborOverlap(items, other_items, shared, k)
+
+
+def overlap_check(
+    challenger: Release, champion: Release | None, config: PromoteConfig, *, sample: int, seed: int = 0
+) -> Check:
+    """Check the mean share of ten nearest neighbors that both releases return for their common items."""
+    name = f"overlap_at_{OVERLAP_K}"
+    if champion is None:
+        return skipped(name, "no champion")
+    overlap = neighbor_overlap(challenger, champion, sample, seed)
+    if not len(overlap.item_numbers):
+        return at_least(name, 0, config.overlap_floor, "no common items")
+    share = float(overlap.shared.sum() / (len(overlap.item_numbers) * overlap.k))
+    return at_least(name, share, config.overlap_floor)
+
+
+def latency_check(challenger: Release, champion: Release | None, config: PromoteConfig) -> Check:
+    """Check the median query latency. Queries alternate between the releases, so both see the same machine load."""
+    seconds: list[list[float]] = [[], []]
+    timed = [(challenger, seconds[0]), *([] if champion is None else [(champion, seconds[1])])]
+    for query in range(TIMED_QUERIES):
+        for release, durations in timed:
+            item_id = release.catalog.item_ids[query * len(release.catalog) // TIMED_QUERIES]
+            started = time.perf_counter()
+            release.similar(item_id, LATENCY_K)
+            durations.append(time.perf_counter() - started)
+    median_ms, champion_ms = (float(np.median(durations)) * 1_000 if durations else 0.0 for durations in seconds)
+    details = f"champion: {champion_ms:.4f}" if champion else None
+    return at_most("latency_ms", median_ms, max(config.latency_ms, LATENCY_RATIO * champion_ms), details)
