@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from benchmarks import command, synthetic
+from benchmarks import command
 from recsys.config.sections import IndexConfig
 from recsys.data.catalog import Catalog
 from recsys.index import annoy_index
@@ -25,6 +25,7 @@ from recsys.index.embeddings import Vectors
 from recsys.index.recall import tune_search_k
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.query import Condition, Diversity, Query, WeightedItem
+from recsys.testing import synthetic
 
 SHARES = {"half": 0.5, "tenth": 0.1, "twentieth": 0.05, "hundredth": 0.01, "thousandth": 0.001}
 """Value of the facet -> share of the items that have it."""

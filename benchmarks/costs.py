@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working, write
 from benchmarks.scale import ITEM_ROWS, USER_ROWS
 from pipelines.beam import runner
@@ -42,6 +41,7 @@ from recsys.data import pairs
 from recsys.features.encoding import Features
 from recsys.index import annoy_index
 from recsys.index.recall import tune_search_k
+from recsys.testing import synthetic
 
 ROWS, EMBEDDED, INDEXED = 2_000_000, 500_000, 100_000
 ASKED, K = 2_000, 20

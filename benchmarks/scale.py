@@ -31,7 +31,6 @@ from typing import Any
 import polars as pl
 from annoy import AnnoyIndex
 
-from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working
 from benchmarks.speed import embed_against_loop, plain_prepare
 from benchmarks.table import Table, timed
@@ -51,6 +50,7 @@ from recsys.release import bundle as release
 from recsys.release import formats
 from recsys.release.bundle import Release
 from recsys.retrieval.bulk import NeighborFilter
+from recsys.testing import synthetic
 
 ROWS, GROWTH = 10_000_000, 10
 USER_ROWS, ITEM_ROWS = 20, 50

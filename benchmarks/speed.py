@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 from annoy import AnnoyIndex
 
-from benchmarks import synthetic
 from benchmarks.command import FIGURES, parser, working
 from benchmarks.table import ROUNDS, Table, timed
 from pipelines.context.run_context import RunContext
@@ -31,6 +30,7 @@ from recsys.index import annoy_index
 from recsys.index.recall import tune_search_k
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.query import Query
+from recsys.testing import synthetic
 
 ROWS, USERS, ITEMS = 1_000_000, 50_000, 20_000
 EMBEDDED = 100_000

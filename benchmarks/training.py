@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks import synthetic
 from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
@@ -37,6 +36,7 @@ from recsys.data import pairs
 from recsys.evaluation.metrics import TARGET_METRIC, VALIDATION_SCORE, evaluate_last_item
 from recsys.index.exact import ExactIndex
 from recsys.model.fit_plan import PhaseName, validation_plan
+from recsys.testing import synthetic
 
 SHARE = 0.95
 CLOCKS = (("last_item", f"validation_{TARGET_METRIC}"), ("both", VALIDATION_SCORE))

@@ -4,16 +4,17 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import polars as pl
 import pytest
 from filelock import FileLock
 
+from recsys.testing.releases import WriteRelease, release_writer
+
+pytest.register_assert_rewrite(*(f"recsys.testing.{kind}_contract" for kind in ("loss", "neighbors", "sink")))
 os.environ.setdefault("RECSYS_XLA", "0")  # here and in the processes that tests start
 
 
@@ -26,8 +27,6 @@ class Outcome(NamedTuple):
 
 
 Program = Callable[..., Outcome]
-WriteRelease = Callable[..., Path]
-"""See `release_writer`."""
 
 
 @pytest.fixture
@@ -78,87 +77,6 @@ def mlflow_template(
 def write_release(tmp_path: Path) -> WriteRelease:
     """`release_writer` into a folder of the test."""
     return release_writer(tmp_path)
-
-
-def release_writer(tmp_path: Path) -> WriteRelease:
-    """A whole release of items with random vectors; tower and features are stand-ins that no look-up opens.
-
-    `columns` are further ones of the catalog, or `interactions` instead of 1.
-    Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
-    """
-    from recsys.config.sections import Config, DataConfig, IndexConfig
-    from recsys.data import item_users
-    from recsys.data.catalog import Catalog
-    from recsys.evaluation import calibration
-    from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
-    from recsys.index import annoy_index, embeddings
-    from recsys.index.shards import INDEX_FILE, plan_shards
-    from recsys.release import bundle as release
-    from recsys.release import formats
-
-    share = Estimate(value=0.75, low=0.5, high=0.875)
-    measured = Measured(precision=share, recall=share, false_positive_rate=share, accuracy=share)
-    thresholds = [("probability", 0.5, 0.1), ("precision", 0.9, 0.5), ("false_positive_rate", 0.05, 0.625)]
-    known = Calibration(
-        similarities=(-0.5, 0.0, 0.5),
-        probabilities=(0.125, 0.375, 1.0),
-        fitted_pairs=40,
-        measured_pairs=42,
-        expected_calibration_error=share,
-        auc=0.875,
-        thresholds=(
-            *(Threshold(rule=r, wanted=w, similarity=s, measured=measured) for r, w, s in thresholds),
-            Threshold(rule="precision", wanted=0.95, similarity=None, measured=None),
-        ),
-    )
-
-    def write(
-        item_ids: Sequence[str],
-        *,
-        calibrated: bool = True,
-        release_id: str = "0123456789ab",
-        created_at: str = "2024-01-31T02:00:00+00:00",
-        **columns: object,
-    ) -> Path:
-        rng = np.random.default_rng([len(item_ids), *release_id.encode()])
-        vectors = rng.normal(size=(len(item_ids), 5)).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        frame = pl.DataFrame({"item_id": item_ids, "title": [f"Title of {item}" for item in item_ids]})
-        catalog = Catalog(frame.with_columns(**{"interactions": pl.lit(1, pl.Int64), **columns}))
-        sources = {name: tmp_path / f"source-{name}" for name in (*formats.FILES, INDEX_FILE)}
-        catalog.save(sources[formats.CATALOG])
-        embeddings.save(vectors, tmp_path / "vectors.npy")
-        (tmp_path / "vectors.npy").rename(sources[formats.EMBEDDINGS])
-        built = annoy_index.build(vectors, IndexConfig(n_trees=10), sources[INDEX_FILE])
-        calibration.save(known if calibrated else None, sources[formats.CALIBRATION], "too few held-out pairs")
-        item_users.build([], len(item_ids), sources[formats.ITEM_USERS])
-        for stand_in in (formats.TOWER, formats.FEATURES, formats.EVALUATION):
-            sources[stand_in].write_text("{}")
-        manifest = {
-            "release_id": release_id,
-            "created_at": created_at,
-            "num_items": len(item_ids),
-            "dimension": vectors.shape[1],
-            "metric": "angular",
-            "distance": "cosine",
-            "n_trees": 10,
-            "seed": 1,
-            "n_jobs": 1,
-            "index": plan_shards(len(item_ids), len(item_ids)),
-            "search_k": built.search_k,
-            "recall_k": 20,
-            "index_recall": 1.0,
-            "recency": 0.5,
-            "catalog_fingerprint": catalog.fingerprint,
-            "data_snapshot": "0" * 64,
-            "code_version": "test",
-            "parent_release": None,
-            "mlflow_run": None,
-            "config": Config(data=DataConfig(interactions="log.csv")).shaping(),
-        }
-        return release.write(sources, manifest, tmp_path / "releases")
-
-    return write
 
 
 @pytest.fixture

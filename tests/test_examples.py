@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Self
 import pytest
 import yaml
 
+from recsys.testing import world
 from tests import ROOT
-from tests.e2e import world
 
 EXAMPLES = ROOT / "examples"
 

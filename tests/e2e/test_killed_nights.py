@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from benchmarks import killed
+from recsys.testing import killed_runs as killed
 
 ROWS, KILLS = 5_000, 3
 

@@ -25,7 +25,8 @@ from recsys.config.loading import load_config
 from recsys.errors import TrackingError
 from recsys.release import promotion
 from recsys.release.mlflow_registry import Tracker
-from tests.e2e import program, tracking_server, world
+from recsys.testing import program, world
+from tests.e2e import tracking_server
 from tests.e2e.line import Line, line_to
 
 LENIENT = ["promote.tolerance=1", "promote.stratum_tolerance=1", "promote.overlap_floor=0", "promote.quality_floor=0"]

@@ -19,7 +19,7 @@ from recsys import Release
 from recsys.errors import ReleaseError
 from recsys.index.shards import INDEX_FILE
 from recsys.release.formats import FILES
-from tests.e2e import program, world
+from recsys.testing import program, world
 
 
 class Night(NamedTuple):

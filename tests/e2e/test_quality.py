@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from recsys.testing import program
 from tests import ROOT
-from tests.e2e import program
 
 NIGHT_TIMEOUT_S = 3_600
 """A night of real data takes minutes, and a busy machine several times as long."""

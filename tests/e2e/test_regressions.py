@@ -8,14 +8,13 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 
-from benchmarks import regressions
-from benchmarks.regressions import REGRESSIONS, Regression
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.run_context import RunContext
 from recsys.config.loading import load_config
 from recsys.config.sections import Config
 from recsys.release.mlflow_registry import Tracker
-from tests.e2e import world
+from recsys.testing import regressions, world
+from recsys.testing.regressions import REGRESSIONS, Regression
 
 DAYS, DAY_S = 30, 86_400
 

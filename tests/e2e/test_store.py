@@ -13,7 +13,7 @@ import pytest
 
 from recsys.index.shards import INDEX_FILE
 from recsys.release.formats import FILES
-from tests.e2e import program, world
+from recsys.testing import program, world
 
 
 def test_a_night_goes_from_store_to_store_and_is_served_from_there(

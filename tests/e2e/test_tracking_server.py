@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from tests.e2e import program, tracking_server, world
+from recsys.testing import program, world
+from tests.e2e import tracking_server
 from tests.pipelines import servers
 
 

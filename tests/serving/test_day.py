@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.service import day
+from recsys.testing.busy_day import day
 
 
 def test_a_day_in_which_everything_happens_at_once(tmp_path: Path) -> None:

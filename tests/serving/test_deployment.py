@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from recsys.config.loading import load_config
+from recsys.testing import program
+from recsys.testing.releases import WriteRelease
+from recsys.testing.service_process import Service
 from serving.middleware import api_keys as keys
 from serving.workers.supervisor import GRACE_S
 from tests import ROOT
-from tests.conftest import WriteRelease
-from tests.e2e import program
-from tests.serving.running import Service
 
 (UNIT,) = (ROOT / "examples").rglob("recsys-serve.service")
 

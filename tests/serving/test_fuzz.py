@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.fuzz import fuzz
+from recsys.testing.fuzz import fuzz
 
 
 def test_requests_that_nobody_means_well_break_nothing(tmp_path: Path) -> None:

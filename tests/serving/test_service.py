@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from recsys import Release
+from recsys.testing import program
+from recsys.testing.openapi import problem
+from recsys.testing.service_process import Service, described
 from tests import GOLDEN_RELEASES
-from tests.e2e import program
-from tests.serving.description import problem
-from tests.serving.running import Service, described
 
 GOLDEN = GOLDEN_RELEASES / "v1"
 CALIBRATED = GOLDEN.parent / "v2"

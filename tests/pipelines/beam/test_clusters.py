@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks import synthetic
 from pipelines.context.progress import Progress
 from pipelines.orchestration.nightly import tonight
 from recsys.config import sections as configuration
-from tests.e2e import program
+from recsys.testing import program, synthetic
 from tests.pipelines import outputs
 from tests.pipelines.beam import flink_cluster
 

@@ -32,7 +32,7 @@ from recsys.errors import ConfigError, StageError
 from recsys.features.encoding import Features
 from recsys.release.bundle import Release
 from recsys.release.formats import FEATURES, TOWER
-from tests.e2e import world
+from recsys.testing import world
 from tests.pipelines import outputs
 
 DEADLINE_S = 60

@@ -15,7 +15,7 @@ import redis
 from pipelines.export import sinks
 from recsys.config.urls import Address
 from recsys.errors import ConfigError, InputError, RecsysError, StageError
-from tests.contracts.sinks import SinkContract, expected, written
+from recsys.testing.sink_contract import SinkContract, expected, written
 from tests.pipelines import servers
 
 ROWS = "SELECT item_id, rank, neighbor_id, similarity, probability FROM recsys_neighbors ORDER BY 1, 2"

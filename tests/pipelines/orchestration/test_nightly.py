@@ -29,8 +29,8 @@ from recsys.config.loading import load_config
 from recsys.config.sections import Config
 from recsys.errors import ConfigError, InputError, StageError, TrackingError
 from recsys.release.mlflow_registry import Tracker
-from tests.e2e import program as programs
-from tests.e2e import world
+from recsys.testing import program as programs
+from recsys.testing import world
 
 QUIET = Progress(quiet=True)
 DAY = 86_400

@@ -25,7 +25,7 @@ from recsys.data.catalog import Catalog
 from recsys.errors import RecsysError, RefusedError, StageError
 from recsys.evaluation.baseline_search import QUERY_KINDS
 from recsys.release.formats import CATALOG
-from tests.e2e import world
+from recsys.testing import world
 from tests.pipelines.reports.test_data_report import Page
 
 QUIET = Progress(quiet=True)

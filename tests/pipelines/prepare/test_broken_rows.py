@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient
 
-from tests.e2e import program
+from recsys.testing import program
 
 FILES, ROWS, BROKEN = 100, 1_000, 50
 """Files; rows of each, and how many of those are broken."""

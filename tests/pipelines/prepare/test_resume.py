@@ -13,7 +13,7 @@ import pytest
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from recsys.config.loading import load_config
-from tests.e2e import program, world
+from recsys.testing import program, world
 
 UNITS = 90
 """Of the interactions; nearly as many shards of users and of anchors."""

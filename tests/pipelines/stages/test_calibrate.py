@@ -16,7 +16,7 @@ from recsys.data.catalog import Catalog
 from recsys.errors import StageError
 from recsys.evaluation import calibration
 from recsys.release.formats import CALIBRATION, CATALOG, EMBEDDINGS
-from tests.e2e import world
+from recsys.testing import world
 
 
 def embedded(folder: Path, *overrides: str) -> RunContext:

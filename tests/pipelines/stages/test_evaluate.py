@@ -22,7 +22,7 @@ from recsys.evaluation.protocol import EvaluationProtocol
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.release.formats import CATALOG, EMBEDDINGS
-from tests.e2e import world
+from recsys.testing import world
 from tests.pipelines.stages.test_train import GLOBAL_TIME, moved
 
 BASELINES = {

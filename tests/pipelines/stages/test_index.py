@@ -21,7 +21,7 @@ from recsys.index import annoy_index
 from recsys.index.exact import ExactIndex
 from recsys.index.shards import plan_shards
 from recsys.release.formats import EMBEDDINGS
-from tests.e2e import program, world
+from recsys.testing import program, world
 
 DIMENSION = 8
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from benchmarks import regressions
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
@@ -22,8 +21,8 @@ from recsys.release import promotion, quality_gate
 from recsys.release.bundle import Release
 from recsys.release.formats import MANIFEST
 from recsys.release.mlflow_registry import Tracker
+from recsys.testing import regressions, world
 from tests import GOLDEN_RELEASES
-from tests.e2e import world
 
 QUICK = ["train.passes=3", "train.history_passes=0", "promote.tolerance=0.3"]
 GOLDEN = GOLDEN_RELEASES / "v1"

@@ -21,8 +21,8 @@ from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.embeddings import Vectors
 from recsys.model.fit_plan import FitPlan, Passes, final_plan, validation_plan
 from recsys.release.formats import CATALOG, EMBEDDINGS, FEATURES, MANIFEST, TOWER
+from recsys.testing import world
 from tests import GOLDEN_RELEASES
-from tests.e2e import world
 
 GOLDEN = GOLDEN_RELEASES / "v2"
 """A release of the same catalog."""

@@ -25,7 +25,7 @@ from recsys.errors import ConfigError, StageError
 from recsys.model.fit_plan import FitPlan, NewItemPhase
 from recsys.release.mlflow_registry import Tracker
 from recsys.release.runs import Run
-from tests.e2e import world
+from recsys.testing import world
 
 RANGES = {
     "train.temperature": {"low": 0.05, "high": 0.25, "log": True},

@@ -19,7 +19,7 @@ from recsys.evaluation.baselines import (
 )
 from recsys.evaluation.scoring import NeighborhoodModel, ScoringModel
 from recsys.index.queries import Queries
-from tests.contracts.neighbors import NeighborsContract, asked, histories
+from recsys.testing.neighbors_contract import NeighborsContract, asked, histories
 
 NUM_USERS, NUM_ITEMS, MANY_ITEMS = 23, 9, 50
 COUNTS = np.array([3, 0, 7, 7, 1, 0, 2, 9, 3])

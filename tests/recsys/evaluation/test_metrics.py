@@ -18,7 +18,7 @@ from recsys.evaluation.metrics import (
 )
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from tests.contracts.neighbors import asked
+from recsys.testing.neighbors_contract import asked
 
 NAMES = [f"{name}_at_{k}" for name in ("hr", "ndcg", "mrr") for k in (5, 10, 20)]
 

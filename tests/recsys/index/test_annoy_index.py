@@ -11,7 +11,7 @@ from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.index.recall import index_recall, tune_search_k
 from recsys.index.shards import INDEX_FILE, Shard, plan_shards
-from tests.contracts.neighbors import NeighborsContract
+from recsys.testing.neighbors_contract import NeighborsContract
 
 DIMENSION = 5
 

@@ -5,7 +5,7 @@ from recsys.index import exact
 from recsys.index.distances import COSINE, DISTANCES
 from recsys.index.exact import BLOCK, ExactIndex, top_columns
 from recsys.index.queries import Queries
-from tests.contracts.neighbors import NeighborsContract
+from recsys.testing.neighbors_contract import NeighborsContract
 
 NUM_ITEMS, DIMENSION = 13, 3
 every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=list(DISTANCES))

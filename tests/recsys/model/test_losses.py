@@ -6,7 +6,7 @@ from recsys.config.sections import TowerConfig, TrainConfig
 from recsys.index.distances import COSINE, DISTANCES
 from recsys.model import losses
 from recsys.model.losses import Contrastive, CrossEntropy, Triplet
-from tests.contracts.losses import CANDIDATES, DIMENSION, WITHOUT_POSITIVES, LossContract, gradients, unit, values
+from recsys.testing.loss_contract import CANDIDATES, DIMENSION, WITHOUT_POSITIVES, LossContract, gradients, unit, values
 
 TEMPERATURE = 0.4
 MARGIN = 4.0

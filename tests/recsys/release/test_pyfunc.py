@@ -18,7 +18,8 @@ from recsys.errors import UnknownItemError
 from recsys.release import smoke_test
 from recsys.release.mlflow_registry import Tracker, Version
 from recsys.release.pyfunc import DEFAULT_K, Similar
-from tests.e2e import program, tracking_server
+from recsys.testing import program
+from tests.e2e import tracking_server
 
 
 class Rows:

@@ -20,7 +20,7 @@ from recsys.errors import InputError, UnknownItemError
 from recsys.retrieval.overlay import AddedItem, Overlay
 from recsys.retrieval.query import Condition, Diversity, Query, WeightedItem
 from recsys.retrieval.rerank import MAX_RERANKED
-from tests.conftest import release_writer
+from recsys.testing.releases import release_writer
 
 SMALL, LARGE = 60, 6_000
 GENRES = ["drama", "comedy", "crime", "none of them"]

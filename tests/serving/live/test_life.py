@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import WriteRelease
-from tests.serving.running import Service, until
+from recsys.testing.releases import WriteRelease
+from recsys.testing.service_process import Service, until
 
 ITEMS = [f"item {number:02}" for number in range(40)]
 SIMILAR = "/v1/items/item%2000/similar"

@@ -15,13 +15,13 @@ import pytest
 from recsys import Release
 from recsys.errors import ReleaseError
 from recsys.retrieval.query import Query
+from recsys.testing.releases import WriteRelease
 from serving import openapi
 from serving.live.live_release import Edition
 from serving.live.loaded_releases import Shelf
 from serving.middleware.logs import Lines
 from serving.middleware.rate_limit import Rates
 from tests import ROOT
-from tests.conftest import WriteRelease
 
 ITEMS = [f"item {number:02}" for number in range(20)]
 

@@ -14,6 +14,7 @@ from recsys import Release
 from recsys.config.sections import ServeConfig
 from recsys.retrieval.query import Query
 from recsys.retrieval.results import SearchResult
+from recsys.testing.releases import WriteRelease
 from serving.app import over
 from serving.live.item_changes import Entry, Journal
 from serving.live.live_release import Edition
@@ -22,7 +23,6 @@ from serving.live.state import State, share
 from serving.middleware import api_keys as keys
 from serving.middleware.api_keys import Keys
 from serving.middleware.metrics import Telemetry
-from tests.conftest import WriteRelease
 from tests.serving.inside import inside
 
 Make = Callable[..., tuple["Counted", Any]]

@@ -16,12 +16,12 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
+from recsys.testing.openapi import Description
+from recsys.testing.program import run
+from recsys.testing.releases import WriteRelease, release_writer
+from recsys.testing.service_process import Service, until
 from serving.client import AsyncClient, Client, ServiceError
 from serving.middleware import api_keys as keys
-from tests.conftest import WriteRelease, release_writer
-from tests.e2e.program import run
-from tests.serving.description import Description
-from tests.serving.running import Service, until
 
 ITEMS = [f"item {number:02}" for number in range(40)]
 SIMILAR = "/v1/items/item%2000/similar"

@@ -9,13 +9,13 @@ import pytest
 
 from recsys import errors
 from recsys.config.sections import ServeConfig
+from recsys.testing.openapi import PROBLEM
 from serving.app import over
 from serving.live.loaded_releases import Shelf
 from serving.live.state import State
 from serving.middleware.api_keys import Keys
 from serving.middleware.metrics import Telemetry
 from serving.routes.error_handlers import TABLE
-from tests.serving.description import PROBLEM
 from tests.serving.inside import inside
 
 

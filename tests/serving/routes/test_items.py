@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys import Release
+from recsys.testing.releases import WriteRelease
+from recsys.testing.service_process import Service, until
 from serving.live.item_changes import NOWHERE, Entry, Journal
 from serving.live.live_release import Edition
 from serving.middleware import api_keys as keys
-from tests.conftest import WriteRelease
 from tests.serving.inside import inside
-from tests.serving.running import Service, until
 
 ITEMS = [f"item {number:02}" for number in range(40)]
 COLORS = ["red", "green"] * 20

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from recsys import Release
 from recsys.config.sections import ServeConfig
 from recsys.retrieval.query import Condition, Diversity, Query, WeightedItem
+from recsys.testing.openapi import problem
+from recsys.testing.releases import release_writer
+from recsys.testing.service_process import Service, described
 from serving.app import create
 from serving.protocol import pagination as cursors
 from tests import GOLDEN_RELEASES
-from tests.conftest import release_writer
-from tests.serving.description import problem
 from tests.serving.inside import inside
-from tests.serving.running import Service, described
 
 GOLDEN = GOLDEN_RELEASES / "v2"
 SIZE, MAX_K, MAX_ITEMS, MAX_BATCH = 60, 50, 20, 4

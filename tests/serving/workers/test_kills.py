@@ -20,10 +20,10 @@ from typing import IO, cast
 import pytest
 
 from recsys.errors import UnknownItemError
+from recsys.testing.releases import WriteRelease
+from recsys.testing.service_process import Service, until
 from serving.client import Client, ServiceError
 from serving.live.item_changes import NOWHERE, Entry, Journal
-from tests.conftest import WriteRelease
-from tests.serving.running import Service, until
 
 ITEMS = [f"item {number:02}" for number in range(30)]
 NEW = [f"new {number:02}" for number in range(10)]

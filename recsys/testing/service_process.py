@@ -16,9 +16,9 @@ from typing import IO, Any, TypeVar, cast
 
 import httpx
 
+from recsys.testing import program
+from recsys.testing.openapi import Description
 from serving.middleware import api_keys as keys
-from tests.e2e import program
-from tests.serving.description import Description
 
 Result = TypeVar("Result")
 

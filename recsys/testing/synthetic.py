@@ -52,4 +52,5 @@ def vectors(items: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
     rng = np.random.default_rng(seed)
     centers = rng.normal(size=(200, dimension))
     drawn = centers[rng.integers(0, len(centers), items)] + 0.7 * rng.normal(size=(items, dimension))
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    unit: NDArray[np.float32] = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    return unit

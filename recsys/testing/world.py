@@ -44,7 +44,7 @@ def item_ids(block: int) -> list[str]:
 
 def write(folder: Path, seed: int = 0) -> Path:
     """Interactions, items and a config below `folder`; the path of the config."""
-    rng = random.Random(seed)  # noqa: S311 - a made-up world
+    rng = random.Random(seed)
     rows = []
     for user in range(BLOCKS * USERS_A_BLOCK):
         touched = rng.sample(item_ids(user % BLOCKS), TOUCHED)

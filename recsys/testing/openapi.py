@@ -33,7 +33,7 @@ class Description:
 
     def check(self, method: str, path: str, status: int, headers: httpx.Headers, content: bytes) -> None:
         """Check an answer to a path as it was sent, without its query."""
-        operations = next((o for route, o in self.routes.items() if route.match(path)), {})
+        operations: dict[str, Any] = next((o for route, o in self.routes.items() if route.match(path)), {})
         operation = operations.get(method.lower())
         kind = headers.get("content-type", "").partition(";")[0]
         if operation is None:  # no such route, or not by this method
