@@ -37,7 +37,7 @@ from benchmarks.table import Table, timed
 from pipelines.beam import runner
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.run_context import RunContext
-from pipelines.export import job as neighbors
+from pipelines.export import job as export_job
 from pipelines.prepare import stage as prepare
 from recsys.config.loading import parse_config
 from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighborsConfig, PrepareConfig
@@ -115,10 +115,10 @@ def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            job = neighbors.Job(loaded.path, K, NeighborFilter(), unit, Path(out))
-            neighbors.hold(job, loaded)
-            work = partial(neighbors.ask_unit, job)
-            phase = runner.Phase(neighbors.NAME, list(range(len(ranges))), work, job.entry)
+            job = export_job.Job(loaded.path, K, NeighborFilter(), unit, Path(out))
+            export_job.cache_release(job, loaded)
+            work = partial(export_job.search_unit, job)
+            phase = runner.Phase(export_job.NAME, list(range(len(ranges))), work, job.entry)
             return timed(lambda: runner.run([phase], beam, _ignore))
 
     def plain() -> float:

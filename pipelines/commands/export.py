@@ -55,7 +55,7 @@ def export(
     with extras("the export", "jobs", "export", "tracking"):
         from pipelines.context.progress import Progress  # noqa: PLC0415
         from pipelines.export import job  # noqa: PLC0415
-    exported = job.neighbors(open_release(release, config), loaded, Progress())
+    exported = job.export_neighbors(open_release(release, config), loaded, Progress())
     items, rows = f"{exported['items']:,}", f"{exported['rows']:,}"
     text = f"Exported {rows} neighbors of {items} items of release {exported['release_id']} to {exported['to']}"
     print_result(exported, as_json, lambda: typer.echo(text))

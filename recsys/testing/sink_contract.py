@@ -1,4 +1,4 @@
-"""What holds for every sink of neighbors: readers see one export whole, or the next."""
+"""Tests for every sink of exported neighbors: readers see one complete export, or the next."""
 
 from contextlib import closing
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipelines.export import sinks
 from pipelines.export.sinks.base import Export, deliver
+from pipelines.export.sinks.registry import open_sink
 from recsys.retrieval.bulk import SCHEMA
 
 ODD_IDS = ["ü 😀", 'quote " and \\ slash', "new\nline\r\n", "comma,", "", "NULL", "x" * 300, "{}", "'; DROP TABLE x --"]
-"""Ids that somebody's catalog has. None holds a NUL, which PostgreSQL does not take."""
+"""Unusual item ids. None contains NUL, which PostgreSQL cannot store."""
 
 
 def silent(*_, **__):
-    """Progress that nobody sees."""
+    """Ignore progress."""
 
 
 class Killed(Exception):  # noqa: N818 - no error, but the end of a process
@@ -23,23 +23,23 @@ class Killed(Exception):  # noqa: N818 - no error, but the end of a process
 
 
 def expected(export):
-    """Rows of an export, item by item in the order of the ids."""
+    """Return the rows of an export, sorted."""
     rows = pl.concat([pl.read_parquet(part) for part in export.parts])
     return sorted(rows.rows())
 
 
 class SinkContract:
-    """Inherit and give `url`, where the sink is, and `seen(url)`, what a reader finds there without our code.
+    """Inherit, and provide the fixture `url` and the method `visible_rows(url)`, which reads the sink with other code.
 
-    `seen` gives rows (item_id, rank, neighbor_id, similarity, probability), sorted; none before the first export.
+    `visible_rows` returns sorted rows (item_id, rank, neighbor_id, similarity, probability).
     """
 
-    def seen(self, url):
+    def visible_rows(self, url):
         raise NotImplementedError
 
     @pytest.fixture
     def export(self, tmp_path):
-        """`export(name, item_ids, k, calibrated)` makes an export of two parts."""
+        """Return a function that creates an export of two parts."""
 
         def make(name, item_ids=("a", "b", "c"), k=2, *, calibrated=True):
             rows = [
@@ -58,101 +58,101 @@ class SinkContract:
         return make
 
     def deliver(self, url, export):
-        with closing(sinks.at(url)) as sink:
+        with closing(open_sink(url)) as sink:
             deliver(export, sink, silent)
 
-    def test_before_the_first_export_there_is_nothing_and_asking_leaves_nothing(self, url):
+    def test_has_no_current_export_before_the_first(self, url):
         for _ in range(2):
-            with closing(sinks.at(url)) as sink:
-                assert sink.current() is None
+            with closing(open_sink(url)) as sink:
+                assert sink.current_export_id() is None
 
     @pytest.mark.parametrize("calibrated", [True, False])
-    def test_a_reader_finds_the_rows_to_the_last_digit(self, url, export, calibrated):
+    def test_readers_get_the_exact_rows(self, url, export, calibrated):
         made = export("one-1", calibrated=calibrated)
         self.deliver(url, made)
-        assert self.seen(url) == expected(made)
+        assert self.visible_rows(url) == expected(made)
 
-    def test_odd_item_ids_come_back_as_they_were(self, url, export):
+    def test_keeps_unusual_item_ids(self, url, export):
         made = export("odd-1", ODD_IDS, 5)
         self.deliver(url, made)
-        assert self.seen(url) == expected(made)
+        assert self.visible_rows(url) == expected(made)
 
-    def test_twice_is_as_once(self, url, export):
+    def test_delivering_twice_changes_nothing(self, url, export):
         made = export("one-1")
         self.deliver(url, made)
         self.deliver(url, made)
-        assert self.seen(url) == expected(made)
-        with closing(sinks.at(url)) as sink:
-            assert sink.current() == "one-1"
+        assert self.visible_rows(url) == expected(made)
+        with closing(open_sink(url)) as sink:
+            assert sink.current_export_id() == "one-1"
 
-    def test_the_next_release_takes_the_place_of_the_first(self, url, export):
+    def test_replaces_the_previous_release(self, url, export):
         self.deliver(url, export("one-1", ["gone", "a", "b"], 3))
         second = export("two-1", ["a", "b", "new", "newer"])
         self.deliver(url, second)
-        assert self.seen(url) == expected(second)
-        assert self.left(url, "one-1") == 0
+        assert self.visible_rows(url) == expected(second)
+        assert self.count_stored(url, "one-1") == 0
 
-    def left(self, url, export_id):
-        """What is stored of an export, seen or not."""
+    def count_stored(self, url, export_id):
+        """Return how much is stored of an export, visible or not."""
         raise NotImplementedError
 
-    def test_another_k_of_the_same_release_leaves_no_rank_behind(self, url, export):
+    def test_a_smaller_k_leaves_no_ranks_behind(self, url, export):
         self.deliver(url, export("one-20", k=3))
         fewer = export("one-10", k=1)
         self.deliver(url, fewer)
-        assert self.seen(url) == expected(fewer)
+        assert self.visible_rows(url) == expected(fewer)
 
-    def test_what_was_there_before_can_come_back(self, url, export):
+    def test_can_return_to_an_earlier_export(self, url, export):
         first, second = export("one-1", k=3), export("two-1", k=1)
         for each in (first, second, first):
             self.deliver(url, each)
-        assert self.seen(url) == expected(first)
-        assert self.left(url, "two-1") == 0
+        assert self.visible_rows(url) == expected(first)
+        assert self.count_stored(url, "two-1") == 0
 
     @pytest.mark.parametrize("done", ["nothing", "one part", "all parts"])
     @pytest.mark.parametrize("end", ["killed", "failed"])
-    def test_what_ends_before_the_switch_leaves_the_release_before(self, url, export, done, end):
+    def test_readers_see_the_previous_export_until_publication(self, url, export, done, end):
         first, second = export("one-1"), export("two-1", ["a", "x", "y", "z"])
         self.deliver(url, first)
-        sink = sinks.at(url)
+        sink = open_sink(url)
         for part in second.parts[: ["nothing", "one part", "all parts"].index(done)]:
             sink.write(second, part)
-            assert self.seen(url) == expected(first)
+            assert self.visible_rows(url) == expected(first)
         if end == "killed":
             self.kill(sink)
         else:
             sink.close()
-        assert self.seen(url) == expected(first)
+        assert self.visible_rows(url) == expected(first)
         self.deliver(url, second)
-        assert self.seen(url) == expected(second)
-        assert self.left(url, "one-1") == 0
+        assert self.visible_rows(url) == expected(second)
+        assert self.count_stored(url, "one-1") == 0
 
     def kill(self, sink):
-        """What the end of a process does to its connections and files."""
+        """Do what the end of a process does to its connections and files."""
 
-    def test_what_is_killed_after_the_switch_shows_the_new_release_and_cleans_up_later(self, url, export):
+    def test_after_a_kill_between_publication_and_cleanup_the_next_delivery_cleans_up(self, url, export):
         first, second = export("one-1"), export("two-1", ["x", "y", "z"])
         self.deliver(url, first)
-        sink = sinks.at(url)
+        sink = open_sink(url)
         for part in second.parts:
             sink.write(second, part)
-        sink.switch(second)
+        sink.publish(second)
         self.kill(sink)
-        assert self.seen(url) == expected(second)
+        assert self.visible_rows(url) == expected(second)
         self.deliver(url, second)
-        assert self.seen(url) == expected(second)
-        assert self.left(url, "one-1") == 0
+        assert self.visible_rows(url) == expected(second)
+        assert self.count_stored(url, "one-1") == 0
 
-    def test_what_is_given_up_before_the_first_switch_leaves_no_rows(self, url, export):
+    def test_an_unpublished_first_export_leaves_no_rows(self, url, export):
         made = export("one-1")
-        with closing(sinks.at(url)) as sink:
+        with closing(open_sink(url)) as sink:
             sink.write(made, made.parts[0])
-        with closing(sinks.at(url)) as sink:
-            assert sink.current() is None
+        with closing(open_sink(url)) as sink:
+            assert sink.current_export_id() is None
         self.deliver(url, made)
-        assert self.seen(url) == expected(made)
+        assert self.visible_rows(url) == expected(made)
 
 
 def written(path: Path) -> list[str]:
-    """Names below a folder, itself not."""
+    """Return the relative paths of all files below a folder."""
     return sorted(str(each.relative_to(path)) for each in path.rglob("*") if each.is_file())

@@ -1,7 +1,7 @@
-"""What every place that neighbors go to can do, and the order in which it is asked to.
+"""The interface of a sink for exported neighbors, and the order of its calls.
 
-Rows are written where no reader looks, then one step lets all readers see them, and what they saw before is
-removed last. So a reader sees one export or the next, whole, wherever this is killed.
+Rows are written where no reader sees them, then one step makes them visible to all readers, and the previous rows are
+removed last. So a reader sees one complete export or the next, whenever the process is killed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from recsys.errors import InputError
 
 @dataclass(frozen=True)
 class Export:
-    """The neighbors of one release under one choice of settings."""
+    """The neighbors of all items of a release, searched with one configuration."""
 
     export_id: str
-    """The release id, a dash, and a hash of release, settings and code: the same id is the same rows."""
+    """The release id, a dash, and a hash of release, settings and code: equal ids mean equal rows."""
     release_id: str
     k: int
     items: int
-    """Items with neighbors."""
+    """Number of items with neighbors."""
     rows: int
-    """Neighbors of all of them."""
+    """Number of neighbors of all items."""
     parts: tuple[Path, ...]
-    """Parquet files of `recsys.retrieval.bulk.SCHEMA`; the rows of an item lie together in one."""
+    """Parquet files of `recsys.retrieval.bulk.SCHEMA`; the rows of an item are adjacent, in one file."""
 
     @property
-    def about(self) -> dict[str, str | int]:
-        """What a sink keeps of it beside the rows."""
+    def metadata(self) -> dict[str, str | int]:
+        """What a sink stores besides the rows."""
         return {
             "export_id": self.export_id,
             "release_id": self.release_id,
@@ -45,56 +45,56 @@ class Export:
 
 
 class Sink(Protocol):
-    """A place that neighbors go to.
+    """A destination of exported neighbors.
 
     Raises:
-        StageError: from every method, where a server is away or refuses.
-        InputError: likewise, of a store.
+        StageError: from every method, if a server is not reachable or rejects a statement.
+        InputError: from every method, if an object store is not reachable or rejects a request.
     """
 
-    def current(self) -> str | None:
-        """Id of the export that readers see; None before the first. Leaves no trace."""
+    def current_export_id(self) -> str | None:
+        """Return the id of the export that readers see, None before the first. Changes nothing."""
 
     def write(self, export: Export, part: Path) -> None:
-        """Take the rows of a part, which no reader sees yet. After a kill they are written again from the first."""
+        """Write the rows of a part, invisible to readers. After a kill, writing starts again with the first part."""
 
-    def switch(self, export: Export) -> None:
-        """Let all readers see this export from now on, and no other."""
+    def publish(self, export: Export) -> None:
+        """Make this export the one that readers see, in one step."""
 
-    def clean(self, export: Export) -> None:
-        """Remove the rows of all other exports, after a `switch` to this one."""
+    def remove_previous(self, export: Export) -> None:
+        """Remove the rows of all other exports, after this one was published."""
 
     def close(self) -> None:
-        """Let go, and take back what was written and not switched to."""
+        """Release resources and remove rows that were not published."""
 
 
 def deliver(export: Export, sink: Sink, advance: Advance) -> None:
-    """Put an export in the place of the one before.
+    """Write an export to a sink, in place of the previous one.
 
     Raises:
-        StageError: the sink is away, or another process writes to it.
+        StageError: the sink is not reachable, or another process writes to it.
     """
-    if sink.current() != export.export_id:
-        for done, part in enumerate(export.parts):
-            advance(done, len(export.parts))
+    if sink.current_export_id() != export.export_id:
+        for number, part in enumerate(export.parts):
+            advance(number, len(export.parts))
             sink.write(export, part)
-        sink.switch(export)
-    sink.clean(export)
+        sink.publish(export)
+    sink.remove_previous(export)
 
 
-def by_item(part: Path) -> pl.DataFrame:
-    """The rows of a part, one an item: `item_id` and `neighbors`, a list as the service answers, but for titles."""
+def group_by_item(part: Path) -> pl.DataFrame:
+    """Return a part as one row per item: `item_id` and `neighbors`, a list as in the service, without titles."""
     neighbor = pl.struct(pl.col("neighbor_id").alias("item_id"), "similarity", "rank", "probability")
     rows = pl.read_parquet(part)
     return rows.group_by("item_id", maintain_order=True).agg(neighbor.alias("neighbors"))
 
 
 def require_writable(folder: Path, name: str) -> None:
-    """Refuse a folder that cannot be written, or made.
+    """Raise if a folder cannot be written or created.
 
     Raises:
-        InputError: which, and why.
+        InputError: the folder, and what to do.
     """
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(f"neighbors.to must lie in a folder that we may write to. Received: {name}.")
+        raise InputError(f"neighbors.to must be in a folder with write permission. Received: {name}.")

@@ -1,4 +1,4 @@
-"""Neighbors as one file of JSON lines, one an item, as the service answers; the file is replaced in one step."""
+"""A file of JSON lines, one per item, in the format of the service; the file is replaced in one step."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import IO
 
 import polars as pl
 
-from pipelines.export.sinks.base import Export, by_item
+from pipelines.export.sinks.base import Export, group_by_item
 from recsys.data.storage import Location
 from recsys.errors import InputError
 
 
-class JsonLines:
-    """A draft that takes its name when it is complete."""
+class JsonLinesSink:
+    """Writes a draft, and renames it when it is complete."""
 
     def __init__(self, location: Location) -> None:
         self.location = location
         self._draft: Path | None = None
         self._file: IO[bytes] | None = None
 
-    def current(self) -> str | None:
-        """From the first line."""
+    def current_export_id(self) -> str | None:
+        """Return the export id in the first line."""
         if not self.location.exists():
             return None
         try:
@@ -31,30 +31,30 @@ class JsonLines:
             return str(json.loads(first)["export_id"])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(
-                "neighbors.to must be a new file, or one of neighbors that were exported. "
-                f"Received: {self.location.display_name}, which holds something else. Name another file."
+                "neighbors.to must be a new file, or a file of exported neighbors. "
+                f"Received: {self.location.display_name}, which has other content. Name another file."
             ) from None
 
     def write(self, export: Export, part: Path) -> None:
-        """Lines at the end."""
+        """Append lines to the draft."""
         if self._draft is None or self._file is None:
-            self._draft = self.location.draft(part.parent)  # what is uploaded is written where the parts are
+            self._draft = self.location.draft(part.parent)  # for an object store, the draft is beside the parts
             self._file = self._draft.open("wb")
         ids = [pl.lit(export.export_id).alias("export_id"), pl.lit(export.release_id).alias("release_id")]
-        by_item(part).select(*ids, "item_id", "neighbors").write_ndjson(self._file)
+        group_by_item(part).select(*ids, "item_id", "neighbors").write_ndjson(self._file)
 
-    def switch(self, export: Export) -> None:  # noqa: ARG002 - every line names it
-        """The new file under the name of the old one."""
+    def publish(self, export: Export) -> None:  # noqa: ARG002 - every line contains its id
+        """Replace the file by the draft."""
         if self._draft is not None and self._file is not None:
             self._file.close()
             self.location.commit(self._draft)
             self._draft = self._file = None
 
-    def clean(self, export: Export) -> None:
-        """There is one file, and it was replaced."""
+    def remove_previous(self, export: Export) -> None:
+        """Do nothing: the previous file was replaced."""
 
     def close(self) -> None:
-        """Remove the file that did not take its name."""
+        """Remove an unpublished draft."""
         if self._draft is not None and self._file is not None:
             self._file.close()
             self._draft.unlink()

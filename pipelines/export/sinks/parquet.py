@@ -1,4 +1,4 @@
-"""Neighbors as a folder of Parquet files; `_MANIFEST.json` in it names the files of the export to read."""
+"""A folder of Parquet files; `_MANIFEST.json` in it lists the files of the current export."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from recsys.release.runs import MANIFEST
 PREFIX = "export-"
 
 
-class ParquetFolder:
-    """One folder an export within `folder`. The manifest is replaced in one step.
+class ParquetSink:
+    """Writes one subfolder per export, and replaces the manifest in one step.
 
     Raises:
-        InputError: the folder holds other things.
+        InputError: the folder has other content.
     """
 
     def __init__(self, folder: Location) -> None:
         self.folder = folder
-        self._written: Location | None = None
-        others = [name for name in folder.list_names() if not name.startswith((PREFIX, MANIFEST))]
-        if others:
+        self._unpublished: Location | None = None
+        foreign = [name for name in folder.list_names() if not name.startswith((PREFIX, MANIFEST))]
+        if foreign:
             raise InputError(
-                f"neighbors.to must be a folder of its own. Received: {folder.display_name}, which holds {others[0]}. "
-                "Name another one."
+                "neighbors.to must be a folder that holds only exported neighbors. "
+                f"Received: {folder.display_name}, which holds {foreign[0]}. Name another folder."
             )
 
-    def current(self) -> str | None:
-        """From the manifest."""
+    def current_export_id(self) -> str | None:
+        """Return the export id in the manifest."""
         location = self.folder / MANIFEST
         if not location.exists():
             return None
@@ -42,33 +42,33 @@ class ParquetFolder:
             return str(manifest["export_id"])
         except (ValueError, KeyError, TypeError):
             raise InputError(
-                f"{location.display_name} must be of neighbors that were exported. Received: another file. "
+                f"{location.display_name} must be the manifest of exported neighbors. Received: another file. "
                 "Name another folder in neighbors.to."
             ) from None
 
     def write(self, export: Export, part: Path) -> None:
-        """A copy of the part."""
-        self._written = self.folder / _of(export)
-        (self._written / part.name).copy_from(part)
+        """Copy the part."""
+        self._unpublished = self.folder / _subfolder(export)
+        (self._unpublished / part.name).copy_from(part)
 
-    def switch(self, export: Export) -> None:
-        """A new manifest under the name of the old one."""
-        files = [f"{_of(export)}/{part.name}" for part in export.parts]
-        manifest = json.dumps({**export.about, "files": files}, indent=2) + "\n"
+    def publish(self, export: Export) -> None:
+        """Replace the manifest."""
+        files = [f"{_subfolder(export)}/{part.name}" for part in export.parts]
+        manifest = json.dumps({**export.metadata, "files": files}, indent=2) + "\n"
         (self.folder / MANIFEST).write_bytes(manifest.encode())
-        self._written = None
+        self._unpublished = None
 
-    def clean(self, export: Export) -> None:
-        """Remove the other folders."""
+    def remove_previous(self, export: Export) -> None:
+        """Remove the subfolders of other exports."""
         for name in self.folder.list_names():
-            if name.startswith(PREFIX) and name != _of(export):
+            if name.startswith(PREFIX) and name != _subfolder(export):
                 (self.folder / name).remove()
 
     def close(self) -> None:
-        """Remove what is not named by the manifest."""
-        if self._written is not None and self._written.exists():
-            self._written.remove()
+        """Remove the subfolder of an unpublished export."""
+        if self._unpublished is not None and self._unpublished.exists():
+            self._unpublished.remove()
 
 
-def _of(export: Export) -> str:
+def _subfolder(export: Export) -> str:
     return f"{PREFIX}{export.export_id}"

@@ -1,4 +1,4 @@
-"""Neighbors in a PostgreSQL database."""
+"""Tables in a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -12,27 +12,35 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pipelines.export.sinks.base import Export
-from pipelines.export.sinks.sql import COLUMNS, CREATE_CURRENT, CREATE_ROWS, CREATE_VIEW, CURRENT, ROWS, switch
+from pipelines.export.sinks.sql import (
+    COLUMNS,
+    CREATE_CURRENT,
+    CREATE_ROWS,
+    CREATE_VIEW,
+    CURRENT,
+    ROWS,
+    publish_statement,
+)
 from recsys.config.urls import Address
 from recsys.errors import StageError
 
 CONNECT_S = 10
 LOCK = 0x72656373797300
-"""Of the one that writes, for the time of its transaction; any number that nobody else takes."""
+"""Advisory lock of the writing transaction; an arbitrary number."""
 
 
-class Postgresql:
-    """All rows and the switch are one transaction, so a kill leaves nothing."""
+class PostgresqlSink:
+    """Writes and publishes all rows in one transaction, so that a kill leaves nothing behind."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self._writing = False
 
-    def current(self) -> str | None:
-        """From the table of one row."""
-        with self._told():
-            (known,) = self._connection.execute("SELECT to_regclass(%s)", [CURRENT]).fetchone() or (None,)
-            if known is None:
+    def current_export_id(self) -> str | None:
+        """Return the export id in the table of the current export."""
+        with self._translated_errors():
+            (table,) = self._connection.execute("SELECT to_regclass(%s)", [CURRENT]).fetchone() or (None,)
+            if table is None:
                 return None
             row = self._connection.execute(f"SELECT export_id FROM {CURRENT}").fetchone()  # noqa: S608
             return None if row is None else str(row[0])
@@ -41,61 +49,60 @@ class Postgresql:
         """Copy the rows in bulk."""
         rows = pl.read_parquet(part).select(pl.lit(export.export_id), *COLUMNS)
         copy = f"COPY {ROWS} (export_id, {', '.join(COLUMNS)}) FROM STDIN (FORMAT csv)"
-        with self._told():
+        with self._translated_errors():
             if not self._writing:
                 self._begin(export)
             with self._connection.cursor().copy(copy) as stream:
-                # text in quotation marks and null without: so that empty text stays text
+                # strings are quoted and nulls are not, so that an empty string stays a string
                 stream.write(rows.write_csv(include_header=False, quote_style="non_numeric"))
 
-    def switch(self, export: Export) -> None:
-        """Replace the one row, and commit."""
-        with self._told():
-            self._connection.execute(switch("%s"), list(export.about.values()))
+    def publish(self, export: Export) -> None:
+        """Make the export the current one, and commit."""
+        with self._translated_errors():
+            self._connection.execute(publish_statement("%s"), list(export.metadata.values()))
             self._connection.execute("COMMIT")
             self._writing = False
 
-    def clean(self, export: Export) -> None:
-        """Remove the rows of other exports."""
-        # not <>, which would read every row to find none
-        others = f"DELETE FROM {ROWS} WHERE export_id < %s OR export_id > %s"  # noqa: S608
-        with self._told():
-            self._connection.execute(others, [export.export_id] * 2)
+    def remove_previous(self, export: Export) -> None:
+        """Delete the rows of other exports."""
+        # two ranges of the primary key; <> would scan all rows
+        delete = f"DELETE FROM {ROWS} WHERE export_id < %s OR export_id > %s"  # noqa: S608
+        with self._translated_errors():
+            self._connection.execute(delete, [export.export_id] * 2)
 
     def close(self) -> None:
-        """A transaction that did not come to its end goes with the connection."""
+        """Close the connection, which rolls back an open transaction."""
         if "_connection" in self.__dict__:
             self._connection.close()
 
     @cached_property
     def _connection(self) -> psycopg.Connection:
-        given = conninfo_to_dict(self.address.url)
-        waits = given.get("connect_timeout", CONNECT_S)
-        url = make_conninfo(self.address.url, connect_timeout=waits, client_encoding="utf8")
+        parameters = conninfo_to_dict(self.address.url)
+        timeout = parameters.get("connect_timeout", CONNECT_S)
+        url = make_conninfo(self.address.url, connect_timeout=timeout, client_encoding="utf8")
         return psycopg.connect(url, autocommit=True)
 
     def _begin(self, export: Export) -> None:
         self._connection.execute("BEGIN")
         self._writing = True
-        (mine,) = self._connection.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK]).fetchone() or (False,)
-        if not mine:
+        (acquired,) = self._connection.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK]).fetchone() or (False,)
+        if not acquired:
             raise StageError(
-                f"{self.address.shown} must be written by one process at a time. Received: another one is at it. "
-                "Wait for it."
+                f"Another process is already exporting neighbors to {self.address.shown}. Retry when it has finished."
             )
-        (known,) = self._connection.execute("SELECT to_regclass(%s)", [CURRENT]).fetchone() or (None,)
-        if known is None:  # not by IF NOT EXISTS, which needs the right to create even where all is there
+        (table,) = self._connection.execute("SELECT to_regclass(%s)", [CURRENT]).fetchone() or (None,)
+        if table is None:  # IF NOT EXISTS would need the CREATE privilege even if the tables exist
             for statement in (CREATE_ROWS, CREATE_CURRENT, CREATE_VIEW):
                 self._connection.execute(statement)
         self._connection.execute(f"DELETE FROM {ROWS} WHERE export_id = %s", [export.export_id])  # noqa: S608
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except psycopg.Error as error:
             text = self.address.without_secret(str(error))
             raise StageError(
-                f"PostgreSQL at {self.address.shown} must take the neighbors. Received: {text}. "
+                f"neighbors cannot be written to PostgreSQL at {self.address.shown}. Received: {text}. "
                 "Check neighbors.to, or start the server."
-            ) from None  # its own text may hold the password
+            ) from None  # the original message can contain the password

@@ -1,4 +1,4 @@
-"""Neighbors in Redis: one hash, a field an item, which is renamed when it is complete."""
+"""A hash in Redis with one field per item, renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -12,76 +12,76 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pipelines.export.sinks.base import Export, by_item
+from pipelines.export.sinks.base import Export, group_by_item
 from recsys.config.urls import Address
 from recsys.errors import StageError
 
-CURRENT, ABOUT, OLD = "recsys:neighbors", "recsys:neighbors:about", "recsys:neighbors:old"
+CURRENT, METADATA, PREVIOUS = "recsys:neighbors", "recsys:neighbors:about", "recsys:neighbors:old"
 
-CONNECT_S, ANSWER_S = 10, 60
+CONNECT_S, RESPONSE_S = 10, 60
 FIELDS = 500
-"""Items a command: Redis does nothing else meanwhile."""
+"""Items per command: Redis executes one command at a time."""
 UNFINISHED_S = 24 * 60 * 60
-"""How long Redis keeps what a killed process wrote."""
+"""Expiry of the rows of a killed process."""
 
 
-class Redis:
-    """Readers ask for one field of one hash, and so never for two exports."""
+class RedisSink:
+    """Writes a new hash and renames it; readers get fields of one hash, and so never mix two exports."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._unseen: str | None = None
+        self._unpublished: str | None = None
 
-    def current(self) -> str | None:
-        """From the hash that tells about the other one."""
-        with self._told():
-            known = self._client.hget(ABOUT, "export_id")
-            return None if known is None else str(known)
+    def current_export_id(self) -> str | None:
+        """Return the export id in the metadata."""
+        with self._translated_errors():
+            export_id = self._client.hget(METADATA, "export_id")
+            return None if export_id is None else str(export_id)
 
     def write(self, export: Export, part: Path) -> None:
-        """Fields of a hash of its own."""
-        items = by_item(part).select("item_id", pl.struct("neighbors").struct.json_encode().alias("answer"))
-        with self._told():
-            if self._unseen is None:
-                self._unseen = f"{CURRENT}:{export.export_id}"
-                self._client.unlink(self._unseen)  # of a process that was killed
+        """Write the fields of an unpublished hash."""
+        items = group_by_item(part).select("item_id", pl.struct("neighbors").struct.json_encode().alias("answer"))
+        with self._translated_errors():
+            if self._unpublished is None:
+                self._unpublished = f"{CURRENT}:{export.export_id}"
+                self._client.unlink(self._unpublished)  # left by a killed process
             pipeline = self._client.pipeline(transaction=False)
             for chunk in items.iter_slices(FIELDS):
-                pipeline.hset(self._unseen, mapping=dict(chunk.iter_rows()))
-            pipeline.expire(self._unseen, UNFINISHED_S)
+                pipeline.hset(self._unpublished, mapping=dict(chunk.iter_rows()))
+            pipeline.expire(self._unpublished, UNFINISHED_S)
             pipeline.execute()
 
-    def switch(self, export: Export) -> None:
-        """Rename the hash, and tell about it, in one transaction."""
-        unseen = f"{CURRENT}:{export.export_id}"
-        with self._told(), self._client.pipeline() as pipeline:
-            pipeline.watch(CURRENT, unseen)  # type: ignore[no-untyped-call]
-            there = pipeline.hlen(unseen)
-            if there != export.items:
+    def publish(self, export: Export) -> None:
+        """Rename the hash and write the metadata in one transaction."""
+        unpublished = f"{CURRENT}:{export.export_id}"
+        with self._translated_errors(), self._client.pipeline() as pipeline:
+            pipeline.watch(CURRENT, unpublished)  # type: ignore[no-untyped-call]
+            num_items = pipeline.hlen(unpublished)
+            if num_items != export.items:
                 raise StageError(
-                    f"{self.address.shown} must be written by one process at a time. Received: {there} of "
-                    f"{export.items} items were there after the last was written. Run it again."
+                    f"{self.address.shown} must be written by one process at a time. Received: {num_items} of "
+                    f"{export.items} items after writing all parts. Retry when the other process has finished."
                 )
-            replacing = pipeline.exists(CURRENT)
+            has_previous = pipeline.exists(CURRENT)
             pipeline.multi()
-            if replacing:
-                pipeline.rename(CURRENT, OLD)
-            pipeline.rename(unseen, CURRENT)
+            if has_previous:
+                pipeline.rename(CURRENT, PREVIOUS)
+            pipeline.rename(unpublished, CURRENT)
             pipeline.persist(CURRENT)
-            pipeline.hset(ABOUT, mapping={name: str(value) for name, value in export.about.items()})
+            pipeline.hset(METADATA, mapping={name: str(value) for name, value in export.metadata.items()})
             pipeline.execute()
-            self._unseen = None
+            self._unpublished = None
 
-    def clean(self, export: Export) -> None:  # noqa: ARG002 - whatever it is, it was replaced
-        """Let go of the hash before; Redis frees it beside its work."""
-        with self._told():
-            self._client.unlink(OLD)
+    def remove_previous(self, export: Export) -> None:  # noqa: ARG002 - there is one previous hash
+        """Unlink the previous hash; Redis frees its memory in the background."""
+        with self._translated_errors():
+            self._client.unlink(PREVIOUS)
 
     def close(self) -> None:
-        """What a rename did not make visible goes now, or by itself where the server is away."""
-        if self._unseen is not None:
+        """Unlink an unpublished hash; it expires if the server is not reachable."""
+        if self._unpublished is not None:
             with suppress(redis.RedisError):
-                self._client.unlink(self._unseen)
+                self._client.unlink(self._unpublished)
         if "_client" in self.__dict__:
             self._client.close()
 
@@ -91,17 +91,17 @@ class Redis:
             self.address.url,
             decode_responses=True,
             socket_connect_timeout=CONNECT_S,
-            socket_timeout=ANSWER_S,
+            socket_timeout=RESPONSE_S,
             retry=Retry(NoBackoff(), 1),
         )
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
-        except (redis.RedisError, ValueError) as error:  # ValueError: a URL that is none
+        except (redis.RedisError, ValueError) as error:  # ValueError: an invalid URL
             text = self.address.without_secret(str(error)).rstrip(".")
             raise StageError(
-                f"Redis at {self.address.shown} must take the neighbors. Received: {text}. "
+                f"neighbors cannot be written to Redis at {self.address.shown}. Received: {text}. "
                 "Check neighbors.to, or start the server."
-            ) from None  # its own text may hold the password
+            ) from None  # the original message can contain the password

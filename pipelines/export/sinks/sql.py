@@ -1,6 +1,6 @@
-"""The tables that the neighbors of an SQL database lie in; see `docs/how-to/export.md`.
+"""Tables and statements for exported neighbors in SQL databases; see `docs/how-to/export.md`.
 
-Statements that SQLite and PostgreSQL understand alike. Names are fixed, and values are bound.
+The statements are valid in SQLite and in PostgreSQL. Table names are constants, values are bound parameters.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 ROWS, CURRENT, VIEW = "recsys_neighbors_by_export", "recsys_neighbors_current", "recsys_neighbors"
 
 COLUMNS: Final = ("item_id", "rank", "neighbor_id", "similarity", "probability")
-ABOUT: Final = ("export_id", "release_id", "k", "items", "rows")
+METADATA: Final = ("export_id", "release_id", "k", "items", "rows")
 
 CREATE_ROWS = f"""CREATE TABLE {ROWS} (
     export_id TEXT NOT NULL,
@@ -35,11 +35,11 @@ CREATE_VIEW = (
 )
 
 
-def switch(placeholder: str) -> str:
-    """The statement that makes an export the current one; its values are `Export.about`'s, in order."""
-    values = ", ".join([placeholder] * len(ABOUT))
-    changed = ", ".join(f"{column} = excluded.{column}" for column in ABOUT)
+def publish_statement(placeholder: str) -> str:
+    """Return the statement that makes an export the current one; its parameters are the values of `Export.metadata`."""
+    values = ", ".join([placeholder] * len(METADATA))
+    updates = ", ".join(f"{column} = excluded.{column}" for column in METADATA)
     return (
-        f"INSERT INTO {CURRENT} (one, {', '.join(ABOUT)}) VALUES (1, {values}) "  # noqa: S608
-        f"ON CONFLICT (one) DO UPDATE SET {changed}"
+        f"INSERT INTO {CURRENT} (one, {', '.join(METADATA)}) VALUES (1, {values}) "  # noqa: S608
+        f"ON CONFLICT (one) DO UPDATE SET {updates}"
     )

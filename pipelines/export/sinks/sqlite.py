@@ -1,4 +1,4 @@
-"""Neighbors in an SQLite file, which may hold other tables too."""
+"""Tables in an SQLite file, which can contain other tables."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ from pathlib import Path
 import polars as pl
 
 from pipelines.export.sinks.base import Export, require_writable
-from pipelines.export.sinks.sql import COLUMNS, CREATE_CURRENT, CREATE_ROWS, CREATE_VIEW, CURRENT, ROWS, switch
+from pipelines.export.sinks.sql import (
+    COLUMNS,
+    CREATE_CURRENT,
+    CREATE_ROWS,
+    CREATE_VIEW,
+    CURRENT,
+    ROWS,
+    publish_statement,
+)
 from recsys.config.loading import SQLITE
 from recsys.config.urls import Address
 from recsys.errors import ConfigError, StageError
 
 WAIT_S = 60.0
-"""How long another process may hold the file."""
-REMOVED = 100_000
-"""Rows removed in one transaction: readers wait that long at most."""
+"""Time to wait for a lock of another process."""
+DELETE_ROWS = 100_000
+"""Rows removed per transaction: bounds the time that readers wait."""
 
 
-class Sqlite:
-    """Each part is one transaction, so that readers hardly wait.
+class SqliteSink:
+    """Writes each part in one transaction, so that readers wait only briefly.
 
     Raises:
-        ConfigError: the URL names no file.
-        InputError: we may not write there.
+        ConfigError: the URL contains no file.
+        InputError: the folder cannot be written.
     """
 
     def __init__(self, address: Address) -> None:
@@ -37,19 +45,19 @@ class Sqlite:
         self.path = Path(name)
         require_writable(self.path.parent, str(self.path))
 
-    def current(self) -> str | None:
-        """From the table of one row."""
+    def current_export_id(self) -> str | None:
+        """Return the export id in the table of the current export."""
         if not self.path.exists():
             return None
-        with self._told():
-            known = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [CURRENT]).fetchone()
-            if known is None:
+        with self._translated_errors():
+            exists = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [CURRENT]).fetchone()
+            if exists is None:
                 return None
             row = self._connection.execute(f"SELECT export_id FROM {CURRENT}").fetchone()  # noqa: S608
             return None if row is None else str(row[0])
 
     def write(self, export: Export, part: Path) -> None:
-        """Upsert the rows."""
+        """Insert or replace the rows."""
         columns = ", ".join(("export_id", *COLUMNS))
         insert = f"INSERT OR REPLACE INTO {ROWS} ({columns}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
         rows = pl.read_parquet(part).select(pl.lit(export.export_id), *COLUMNS).iter_rows()
@@ -59,31 +67,31 @@ class Sqlite:
                     connection.execute(statement)
             connection.executemany(insert, rows)
 
-    def switch(self, export: Export) -> None:
-        """Replace the one row, if all is there."""
+    def publish(self, export: Export) -> None:
+        """Make the export the current one, if all its rows were written."""
         with self._transaction() as connection:
             count = f"SELECT count(*) FROM {ROWS} WHERE export_id = ?"  # noqa: S608
-            (there,) = connection.execute(count, [export.export_id]).fetchone()
-            if there != export.rows:
+            (num_rows,) = connection.execute(count, [export.export_id]).fetchone()
+            if num_rows != export.rows:
                 raise StageError(
-                    f"{self.path} must be written by one process at a time. Received: {there} of {export.rows} rows "
-                    "were there after the last was written. Run it again."
+                    f"{self.path} must be written by one process at a time. Received: {num_rows} of {export.rows} "
+                    "rows after writing all parts. Retry when the other process has finished."
                 )
-            connection.execute(switch("?"), list(export.about.values()))
+            connection.execute(publish_statement("?"), list(export.metadata.values()))
 
-    def clean(self, export: Export) -> None:
-        """Remove a chunk at a time."""
+    def remove_previous(self, export: Export) -> None:
+        """Delete the rows of other exports in chunks."""
         key = "export_id, item_id, rank"
-        # not <>, which would read every row to find none
-        others = f"SELECT {key} FROM {ROWS} WHERE export_id < ? OR export_id > ? LIMIT {REMOVED}"  # noqa: S608
-        removed = REMOVED
-        while removed == REMOVED:
+        # two ranges of the primary key; <> would scan all rows
+        other_rows = f"SELECT {key} FROM {ROWS} WHERE export_id < ? OR export_id > ? LIMIT {DELETE_ROWS}"  # noqa: S608
+        deleted = DELETE_ROWS
+        while deleted == DELETE_ROWS:
             with self._transaction() as connection:
                 ids = [export.export_id] * 2
-                removed = connection.execute(f"DELETE FROM {ROWS} WHERE ({key}) IN ({others})", ids).rowcount  # noqa: S608
+                deleted = connection.execute(f"DELETE FROM {ROWS} WHERE ({key}) IN ({other_rows})", ids).rowcount  # noqa: S608
 
     def close(self) -> None:
-        """Rows that were not switched to stay unseen, and go with the next export."""
+        """Close the connection; unpublished rows are invisible, and the next export removes them."""
         if "_connection" in self.__dict__:
             self._connection.close()
 
@@ -94,7 +102,7 @@ class Sqlite:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._told():
+        with self._translated_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -104,10 +112,10 @@ class Sqlite:
             self._connection.commit()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             raise StageError(
-                f"SQLite must take the neighbors into {self.path}. Received: {error}. Check neighbors.to."
+                f"neighbors cannot be written to the SQLite file {self.path}. Received: {error}. Check neighbors.to."
             ) from None

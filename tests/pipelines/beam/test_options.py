@@ -23,7 +23,7 @@ from pipelines.beam import loopback, runner
 from pipelines.beam import options as profiles
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
-from pipelines.export import job as neighbors
+from pipelines.export.job import export_neighbors
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys.config.loading import load_config
@@ -297,7 +297,7 @@ def test_neighbors_are_the_same_rows_out_of_process(tmp_path: Path, write_releas
         to = tmp_path / f"{profile}-neighbors"
         settings = [f"data.workspace={tmp_path / profile}", f"beam.profile={profile}", f"neighbors.to={to}"]
         config = config_of(path, *settings, "neighbors.items_per_unit=15", "neighbors.k=5")
-        neighbors.neighbors(release, config, Progress(quiet=True))
+        export_neighbors(release, config, Progress(quiet=True))
         written[profile] = outputs.rows(to)
     assert len([name for name in written["local"] if name.endswith(".parquet")]) > 1
     assert written["portable"] == written["local"]

@@ -15,7 +15,7 @@ import pytest
 import pipelines
 from pipelines.beam import runner
 from pipelines.context.run_context import RunContext
-from pipelines.export import job as neighbors
+from pipelines.export.job import export_neighbors
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys import errors
@@ -109,7 +109,7 @@ def phases_of_embed(context: RunContext) -> None:
 
 
 def phases_of_neighbors(context: RunContext) -> None:
-    neighbors.neighbors(Release.load(GOLDEN), context.config, context.progress)
+    export_neighbors(Release.load(GOLDEN), context.config, context.progress)
 
 
 @pytest.fixture(params=[phases_of_prepare, phases_of_embed, phases_of_neighbors], ids=["prepare", "embed", "neighbors"])

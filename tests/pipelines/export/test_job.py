@@ -1,7 +1,6 @@
-"""The export of a release: the ranking of the service, resumed after a kill, and nothing done twice."""
+"""The export of a release: it has the ranking of the service, resumes after a kill, and repeats nothing."""
 
 import json
-import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def release() -> Release:
 
 
 class Exporter:
-    """Exports into one workspace, and remembers which units were worked on."""
+    """Exports into one workspace, and records which units were searched."""
 
     def __init__(self, folder: Path, release: Release) -> None:
         self.folder, self.release = folder, release
@@ -44,7 +43,7 @@ class Exporter:
 
     def __call__(self, **settings: Any) -> dict[str, Any]:
         self.units.clear()
-        return job.neighbors(self.release, self.config(**settings), Progress(quiet=True))
+        return job.export_neighbors(self.release, self.config(**settings), Progress(quiet=True))
 
     @property
     def rows(self) -> pl.DataFrame:
@@ -53,24 +52,24 @@ class Exporter:
 
     @property
     def parts(self) -> list[Path]:
-        return sorted(self.folder.glob("workspace/neighbors/*/part-*.parquet"))
+        return sorted(self.folder.glob("workspace/export/*/part-*.parquet"))
 
 
 @pytest.fixture
 def export(tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> Exporter:
     exporter = Exporter(tmp_path, release)
-    ask = job.nearest
+    nearest = job.nearest
 
-    def counting(catalog: Any, index: Any, numbers: range, *given: Any, **named: Any) -> pl.DataFrame:
+    def counting(catalog: Any, index: Any, numbers: range, *args: Any, **kwargs: Any) -> pl.DataFrame:
         exporter.units.append(numbers.start // ITEMS_PER_UNIT)
-        return ask(catalog, index, numbers, *given, **named)
+        return nearest(catalog, index, numbers, *args, **kwargs)
 
     monkeypatch.setattr(job, "nearest", counting)
     return exporter
 
 
 @pytest.mark.parametrize("profile", ["local", "local-threads"])
-def test_every_item_has_the_answer_of_the_service(export: Exporter, release: Release, profile: str) -> None:
+def test_exports_what_the_service_returns(export: Exporter, release: Release, profile: str) -> None:
     summary = export(beam={"profile": profile})
     expected = [
         (item, n.rank, n.item_id, n.similarity, n.probability)
@@ -90,24 +89,24 @@ def test_every_item_has_the_answer_of_the_service(export: Exporter, release: Rel
     }
 
 
-def test_parts_are_of_types_that_other_readers_know(export: Exporter) -> None:
+def test_parts_have_types_that_other_readers_support(export: Exporter) -> None:
     export()
     assert len(export.parts) == 5
     for part in export.parts:
         assert pq.read_schema(part).types == [pa.string(), pa.int32(), pa.string(), pa.float64(), pa.float64()]
 
 
-def test_a_finished_export_does_nothing_again(export: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_not_repeat_a_finished_export(export: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     first = export()
     assert sorted(export.units) == [0, 1, 2, 3, 4]
     before = {path: path.stat().st_mtime_ns for path in export.folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(job.runner, "_beam", lambda: pytest.fail("seconds for nothing"))
+    monkeypatch.setattr(job.runner, "_beam", lambda: pytest.fail("Beam was started"))
     assert export() == first
     assert export.units == []
     assert {path: path.stat().st_mtime_ns for path in export.folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_second_sink_is_written_from_the_parts_that_are_there(export: Exporter) -> None:
+def test_writes_a_second_sink_from_the_same_parts(export: Exporter) -> None:
     export()
     export(to=str(export.folder / "more.jsonl"))
     assert export.units == []
@@ -115,14 +114,14 @@ def test_a_second_sink_is_written_from_the_parts_that_are_there(export: Exporter
 
 
 @pytest.mark.parametrize("killed_at", range(5))
-def test_after_a_kill_only_what_is_missing_is_asked(
+def test_after_a_kill_searches_only_the_missing_units(
     export: Exporter, killed_at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    whole = Exporter(tmp_path / "undisturbed", export.release)
-    whole()
+    uninterrupted = Exporter(tmp_path / "uninterrupted", export.release)
+    uninterrupted()
 
     def kill(path: Path) -> AbstractContextManager[Path]:
-        """After a part is written, and before it is known."""
+        """Stop after a part is written and before it is marked as complete."""
         if path.name == f"part-{killed_at:05d}.json":
             raise SystemExit(9)
         return storage.atomic_write(path)
@@ -135,12 +134,10 @@ def test_after_a_kill_only_what_is_missing_is_asked(
     export()
     assert killed_at in export.units
     assert len(export.units) == 5 - killed_at
-    assert [part.read_bytes() for part in export.parts] == [part.read_bytes() for part in whole.parts]
+    assert [part.read_bytes() for part in export.parts] == [part.read_bytes() for part in uninterrupted.parts]
 
 
-def test_after_a_kill_while_delivering_no_item_is_asked_again(
-    export: Exporter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_kill_during_delivery_searches_nothing(export: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -156,9 +153,7 @@ def test_after_a_kill_while_delivering_no_item_is_asked_again(
 @pytest.mark.parametrize(
     "changed", [{"k": 5}, {"min_similarity": 0.6}, {"where": {"genre": ["genre-1"]}}, {"min_interactions": 15}]
 )
-def test_other_settings_are_another_export_and_take_the_place_of_the_first(
-    export: Exporter, changed: dict[str, Any]
-) -> None:
+def test_other_settings_replace_the_export(export: Exporter, changed: dict[str, Any]) -> None:
     first = export()
     before = export.rows
     second = export(**changed)
@@ -169,8 +164,8 @@ def test_other_settings_are_another_export_and_take_the_place_of_the_first(
     assert len(list((export.folder / "out").glob("export-*"))) == 1
 
 
-def test_where_it_goes_makes_no_other_export(export: Exporter) -> None:
-    """Nor may a password be found in any file."""
+def test_the_sink_does_not_change_the_export(export: Exporter) -> None:
+    """And no file contains its password."""
     first = export()
     second = export(to=f"sqlite:///{export.folder}/secret.db")
     assert second["export_id"] == first["export_id"]
@@ -178,27 +173,27 @@ def test_where_it_goes_makes_no_other_export(export: Exporter) -> None:
         assert path.is_dir() or b"secret" not in path.read_bytes()
 
 
-def test_filters_of_the_config_reach_every_unit(export: Exporter) -> None:
+def test_applies_the_filters_in_every_unit(export: Exporter) -> None:
     summary = export(where={"genre": ["genre-2"]}, min_interactions=1)
     assert set(export.rows["neighbor_id"]) == {f"item-2-{position}" for position in range(8)}
     assert (summary["items"], summary["items_without_neighbors"]) == (49, 0)
 
 
-def test_items_without_neighbors_are_counted(export: Exporter) -> None:
+def test_counts_items_without_neighbors(export: Exporter) -> None:
     summary = export(min_similarity=0.8)
     assert summary["items"] == export.rows["item_id"].n_unique()
     assert summary["items"] + summary["items_without_neighbors"] == 49
     assert min(summary["items"], summary["items_without_neighbors"]) > 0
 
 
-def test_an_export_of_nothing_is_refused_and_the_one_before_stays(export: Exporter) -> None:
+def test_rejects_an_empty_export_and_keeps_the_previous_one(export: Exporter) -> None:
     first = export()
-    with pytest.raises(StageError, match="Received: 49 items, and no neighbor"):
+    with pytest.raises(StageError, match="Received: 49 items, none with a neighbor"):
         export(min_similarity=0.999999)
     assert export.rows.height == first["rows"]
 
 
-def test_a_filter_that_does_not_fit_is_refused_and_nothing_is_written(export: Exporter) -> None:
+def test_rejects_a_filter_that_does_not_fit_the_catalog(export: Exporter) -> None:
     with pytest.raises(InputError, match="Received: 'color'"):
         export(where={"color": ["red"]})
     assert [path for path in export.folder.rglob("*") if path.is_file() and path.name != ".lock"] == []
@@ -208,26 +203,24 @@ def test_a_filter_that_does_not_fit_is_refused_and_nothing_is_written(export: Ex
     ("to", "error"),
     [("mysql://host/db", ConfigError), ("redis://127.0.0.1:1", StageError), ("postgresql://127.0.0.1:1/x", StageError)],
 )
-def test_a_sink_that_cannot_be_is_told_before_any_item_is_asked(
-    export: Exporter, to: str, error: type[Exception]
-) -> None:
+def test_reports_an_unusable_sink_before_searching(export: Exporter, to: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         export(to=to)
     assert export.units == []
     assert export.parts == []
 
 
-def test_one_process_exports_at_a_time(export: Exporter) -> None:
-    folder = export.folder / "workspace" / "neighbors"
+def test_rejects_a_second_export_process(export: Exporter) -> None:
+    folder = export.folder / "workspace" / "export"
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"), pytest.raises(StageError, match="one process at a time"):
         export()
 
 
-def test_a_worker_of_another_process_opens_the_release_itself(
+def test_a_worker_process_loads_the_release_once(
     export: Exporter, release: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Once, verified, for all its units."""
+    """It is verified, and used for all units of the process."""
     config = export.config(where={"genre": ["genre-3"]}).neighbors
     loaded: list[Path] = []
     load = Release.load
@@ -236,26 +229,14 @@ def test_a_worker_of_another_process_opens_the_release_itself(
         loaded.append(path)
         return load(path)
 
-    monkeypatch.setattr(job, "_held", {})
+    monkeypatch.setattr(job, "_open_releases", {})
     monkeypatch.setattr(Release, "load", counting)
     (tmp_path / "abc").mkdir()
-    run = job._run(release, export.config())
-    made = job.Job.of(release, config, run)
+    run = job._export_run(release, export.config())
+    made = job.Job.from_config(release, config, run)
     made.folder.mkdir()
     for unit in range(3):
-        job.ask_unit(made, unit)
+        job.search_unit(made, unit)
     assert loaded == [GOLDEN.resolve()]
     rows = pl.concat([pl.read_parquet(made.part(unit)) for unit in range(3)])
     assert set(rows["neighbor_id"]) == {f"item-3-{position}" for position in range(8)}
-
-
-def test_the_job_by_itself_takes_a_config_and_a_release(tmp_path: Path) -> None:
-    shutil.copytree(GOLDEN, tmp_path / "release")
-    (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "none.csv"\n[neighbors]\nk = 3\n')
-    done = job.run(
-        [
-            *("--config", str(tmp_path / "recsys.toml"), "--release", str(tmp_path / "release")),
-            *("--set", f"neighbors.to=sqlite:///{tmp_path}/a.db"),
-        ]
-    )
-    assert (done["rows"], done["to"]) == (49 * 3, f"sqlite:///{tmp_path}/a.db")

@@ -154,7 +154,7 @@ def test_settings_are_chosen_by_the_validation_targets(tmp_path: Path) -> None:
     """Else nothing would be chosen at all."""
     world.write(tmp_path / "one")
     folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 2))
-    one, other = (evaluate.evaluate(indexed(folder)) for folder in folders)
+    one, other = (evaluated(indexed(folder)) for folder in folders)
     assert one["validation"]["baselines"] != other["validation"]["baselines"]
 
 
