@@ -32,4 +32,4 @@ def tune(
     context = RunContext.from_config(loaded, Progress())
     best = tuning.tune(loaded, context.run, context.inputs, context.progress, context.tracking.tracker)
     # all of the output is TOML, so that it can be redirected to a file
-    print_result(best, as_json, lambda: typer.echo(f"{tuning.snippet(best)}# in {best['path']}"))
+    print_result(best, as_json, lambda: typer.echo(f"{tuning.result_as_toml(best)}# in {best['path']}"))

@@ -1,1 +1,1 @@
-"""The search for better settings."""
+"""Tuning: search for better settings."""

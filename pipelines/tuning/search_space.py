@@ -1,4 +1,4 @@
-"""What tuning may choose from: `tune.ranges`, checked against the config that it starts from."""
+"""The search space of a tuning: `tune.ranges`, validated against the config from which the search starts."""
 
 from __future__ import annotations
 
@@ -13,155 +13,157 @@ from recsys.errors import ConfigError
 
 SOURCE = "tune.ranges"
 
-TABLES = ("prepare", "tower", "candidates", "train")
-"""Whose settings change the tower, and so what is found on the validation target."""
+TUNABLE_TABLES = ("prepare", "tower", "candidates", "train")
+"""Tables whose settings change the tower, and so the validation score."""
 
-FIXED = {
-    "prepare.max_dead_letter_ratio": "it says which input is too bad",
-    "prepare.rows_per_unit": "it is about memory",
-    "train.shuffle_pairs": "it is about memory",
-    "train.validation_users": "all trials must be asked the same questions",
-    "train.seed": "that would be a search for luck",
+NOT_TUNABLE = {
+    "prepare.max_dead_letter_ratio": "it is a limit for bad input",
+    "prepare.rows_per_unit": "it only affects memory",
+    "train.shuffle_pairs": "it only affects memory",
+    "train.validation_users": "all trials must use the same validation queries",
+    "train.seed": "the best seed is only the luckiest one",
 }
-"""Settings of those tables that may not be tuned, and why."""
+"""Settings of these tables that cannot be tuned -> the reason."""
 
 DIGITS = 4
-"""Significant digits of a number that is suggested: a person is to read and to paste it."""
+"""Significant digits of suggested numbers, so that people can read and paste them."""
 
 
 @dataclass(frozen=True)
-class Numbers:
+class NumberRange:
     """All numbers from `low` to `high`, both included."""
 
     low: float
     high: float
     log: bool
-    whole: bool
+    is_integer: bool
 
     @property
     def size(self) -> float:
-        """How many there are."""
-        return self.high - self.low + 1 if self.whole else math.inf
+        """Number of different values."""
+        return self.high - self.low + 1 if self.is_integer else math.inf
 
-    def tidy(self, value: float) -> float:
-        """The number with few digits that is near `value`."""
-        return value if self.whole else min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+    def rounded(self, value: float) -> float:
+        """Return the number with `DIGITS` significant digits nearest to `value`, within the range."""
+        return value if self.is_integer else min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
 
 @dataclass(frozen=True)
-class Values:
-    """These and no others."""
+class Choices:
+    """A list of values."""
 
     values: tuple[Any, ...]
 
     @property
     def size(self) -> float:
-        """How many there are."""
+        """Number of different values."""
         return len(self.values)
 
-    def tidy(self, value: Any) -> Any:
-        """The value itself."""
+    def rounded(self, value: Any) -> Any:
+        """Return the value itself."""
         return value
 
 
 @dataclass(frozen=True)
-class Space:
-    """Where to search, and where to begin."""
+class SearchSpace:
+    """The values to search, and the values to start from."""
 
-    ranges: dict[str, Numbers | Values]
-    """By the name of the setting, in alphabetical order."""
-    start: dict[str, Any]
-    """What the config has; lies in every range."""
+    ranges: dict[str, NumberRange | Choices]
+    """Setting -> its values, in alphabetical order."""
+    base: dict[str, Any]
+    """Setting -> its value in the config, which is part of its range."""
+
+    @classmethod
+    def from_config(cls, config: Config) -> SearchSpace:
+        """Validate the ranges of a config, and extend each to the value in the config.
+
+        Raises:
+            ConfigError: a range cannot be searched; the message names all such ranges.
+        """
+        if not config.tune.ranges:
+            raise ConfigError(f"{SOURCE} must name settings to search. Received: none.")
+        ranges, base, errors = {}, {}, []
+        for name, values in sorted(config.tune.ranges.items()):
+            try:
+                ranges[name], base[name] = _validate_range(config, name, values)
+            except ConfigError as error:
+                errors.append(str(error))
+        if errors:
+            raise ConfigError("\n".join(errors))
+        return cls(ranges, base)
 
     @property
     def size(self) -> float:
-        """How many combinations there are."""
-        return math.prod(choice.size for choice in self.ranges.values())
+        """Number of combinations."""
+        return math.prod(values.size for values in self.ranges.values())
 
-    def settings(self, point: dict[str, Any]) -> dict[str, Any]:
-        """What is different at a point from the start, its numbers tidied."""
-        changed = {name: self.ranges[name].tidy(value) for name, value in point.items() if value != self.start[name]}
-        return {name: value for name, value in changed.items() if value != self.start[name]}
-
-
-def check(config: Config) -> Space:
-    """The ranges of a config, each extended to the value that the config has.
-
-    Raises:
-        ConfigError: naming every range that cannot be searched.
-    """
-    if not config.tune.ranges:
-        raise ConfigError(f"{SOURCE} must name settings to search. Received: none.")
-    ranges, start, problems = {}, {}, []
-    for name, wanted in sorted(config.tune.ranges.items()):
-        try:
-            ranges[name], start[name] = _check(config, name, wanted)
-        except ConfigError as problem:
-            problems.append(str(problem))
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return Space(ranges, start)
+    def changed_settings(self, point: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings at a point that differ from the config, with rounded numbers."""
+        changed = {name: self.ranges[name].rounded(value) for name, value in point.items() if value != self.base[name]}
+        return {name: value for name, value in changed.items() if value != self.base[name]}
 
 
-def _check(config: Config, name: str, wanted: Range) -> tuple[Numbers | Values, Any]:
-    """One range, and the value to start from."""
+def _validate_range(config: Config, name: str, values: Range) -> tuple[NumberRange | Choices, Any]:
+    """Return the range of a setting, and its value in the config."""
     table, dot, key = name.partition(".")
     if not (table and dot and key):
         raise ConfigError(f"{SOURCE}: a setting is named table.key. Received: {name!r}. For example: train.temperature")
     fields = Config.model_fields.get(table)
     if fields is None or key not in type(getattr(config, table)).model_fields:
-        with_settings(config, {name: None}, SOURCE)  # raises, with the name that was meant
-    _may_be_tuned(name, table)
-    start = _value(config, name)
-    if isinstance(wanted, Span):
-        return _numbers(config, name, wanted, start), start
-    values = [_value(with_settings(config, {name: value}, SOURCE), name) for value in wanted]
-    twice = sorted({repr(value) for value in values if values.count(value) > 1})
-    if twice:
-        raise ConfigError(f"{SOURCE}: {name} must list each value once. Received twice: {', '.join(twice)}.")
-    return Values(tuple(values if start in values else [start, *values])), start
+        with_settings(config, {name: None}, SOURCE)  # raises, and suggests the nearest name
+    _require_tunable(name, table)
+    current = _value(config, name)
+    if isinstance(values, Span):
+        return _number_range(config, name, values, current), current
+    choices = [_value(with_settings(config, {name: value}, SOURCE), name) for value in values]
+    duplicates = sorted({repr(value) for value in choices if choices.count(value) > 1})
+    if duplicates:
+        raise ConfigError(f"{SOURCE}: {name} must list each value once. Received twice: {', '.join(duplicates)}.")
+    return Choices(tuple(choices if current in choices else [current, *choices])), current
 
 
-def _may_be_tuned(name: str, table: str) -> None:
-    if table not in TABLES:
+def _require_tunable(name: str, table: str) -> None:
+    if table not in TUNABLE_TABLES:
         raise ConfigError(
-            f"{SOURCE}: only settings of {', '.join(TABLES)} change what is found on the validation target. "
+            f"{SOURCE}: only settings of {', '.join(TUNABLE_TABLES)} change the validation score. "
             f"Received: {name}. Set it in its own table."
         )
-    if name in FIXED:
-        raise ConfigError(f"{SOURCE}: {name} may not be tuned: {FIXED[name]}. Set it in its own table.")
+    if name in NOT_TUNABLE:
+        raise ConfigError(f"{SOURCE}: {name} cannot be tuned: {NOT_TUNABLE[name]}. Set it in its own table.")
 
 
-def _numbers(config: Config, name: str, span: Span, start: Any) -> Numbers:
+def _number_range(config: Config, name: str, span: Span, current: Any) -> NumberRange:
     table, _, key = name.partition(".")
-    kinds = _kinds(type(getattr(config, table)).model_fields[key].annotation)
-    whole = float not in kinds
-    if whole and int not in kinds:
-        raise ConfigError(f"{SOURCE}: {name} is no number. Received: a range from low to high. Give a list of values.")
-    if whole and not (span.low.is_integer() and span.high.is_integer()):
+    types = _types(type(getattr(config, table)).model_fields[key].annotation)
+    is_integer = float not in types
+    if is_integer and int not in types:
         raise ConfigError(
-            f"{SOURCE}: {name} must be a whole number. Received: low {span.low}, high {span.high}. "
-            "Give whole bounds, or a list of values."
+            f"{SOURCE}: {name} is not a number. Received: a range from low to high. Provide a list of values."
         )
-    number = int if whole else float
-    for corner in (span.low, span.high):
-        with_settings(config, {name: number(corner)}, SOURCE)
-    if start is None or (span.log and start <= 0):
-        scale = ", and that has no logarithm" if span.log and start is not None else ""
+    if is_integer and not (span.low.is_integer() and span.high.is_integer()):
         raise ConfigError(
-            f"{SOURCE}: {name} is {'not set' if start is None else start} in the config{scale}, so the search cannot "
-            f"begin there. Received: a range from low to high. Set {name}, or give a list of values."
+            f"{SOURCE}: {name} must be an integer. Received: low {span.low}, high {span.high}. "
+            "Provide integer bounds, or a list of values."
         )
-    return Numbers(min(number(span.low), start), max(number(span.high), start), span.log, whole)
+    number = int if is_integer else float
+    for bound in (span.low, span.high):
+        with_settings(config, {name: number(bound)}, SOURCE)
+    if current is None or (span.log and current <= 0):
+        reason = "not set" if current is None else f"{current}, which has no logarithm,"
+        raise ConfigError(
+            f"{SOURCE}: {name} is {reason} in the config, so the search cannot start from it. "
+            f"Received: a range from low to high. Set {name}, or provide a list of values."
+        )
+    return NumberRange(min(number(span.low), current), max(number(span.high), current), span.log, is_integer)
 
 
-def _kinds(annotation: Any) -> set[Any]:
-    """Types that a setting may have."""
+def _types(annotation: Any) -> set[Any]:
+    """The types of a setting's values."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _kinds(get_args(annotation)[0])
+        return _types(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        return {kind for part in get_args(annotation) for kind in _kinds(part)}
+        return {part_type for part in get_args(annotation) for part_type in _types(part)}
     return {annotation}
 
 

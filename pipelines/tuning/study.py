@@ -1,6 +1,6 @@
-"""The trials of a tuning, kept on disk by Optuna: what was tried, what came of it, what to try next.
+"""The trials of a tuning, stored on disk by Optuna: their settings and values, and which settings to try next.
 
-A journal, since every line of it is forced to the disk before a trial goes on. Opened by one process at a time.
+Optuna's journal storage forces each line to disk before a trial continues. One process at a time may open it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipelines.tuning.search_space import Numbers, Space, Values
+from pipelines.tuning.search_space import Choices, NumberRange, SearchSpace
 from recsys.config.sections import Config
 from recsys.errors import ConfigError
 
@@ -24,46 +24,51 @@ if TYPE_CHECKING:
 JOURNAL = "study.log"
 
 SETTINGS, SECONDS, ERROR, REPEATS, MLFLOW_RUN = "settings", "seconds", "error", "repeats", "mlflow_run"
-"""What a trial has written beside it."""
+"""User attributes of a trial."""
 
 STARTUP_TRIALS = 5
-"""Finished trials before the first is pruned: a median of fewer says little."""
+"""Number of finished trials before any trial is pruned, so that a median is meaningful."""
 
 
-class Scored(NamedTuple):
-    """A trial that was measured."""
+class MeasuredTrial(NamedTuple):
+    """A trial with a value."""
 
     number: int
     value: float
     settings: dict[str, Any]
-    """What it has different from the config."""
+    """Settings that differ from the config."""
 
 
 class Study:
-    """What was tried below a folder.
+    """The trials in a folder.
+
+    Args:
+        folder: of the journal.
+        space: the settings to search.
+        config: the base config.
 
     Raises:
         ConfigError: Optuna is not installed.
     """
 
-    def __init__(self, folder: Path, space: Space, config: Config) -> None:
-        self.optuna = _optuna()
+    def __init__(self, folder: Path, space: SearchSpace, config: Config) -> None:
+        self.optuna = _import_optuna()
         self.space, self.seed = space, config.train.seed
         journal = folder / JOURNAL
-        _mend(journal)
+        _repair(journal)
         backend = self.optuna.storages.journal.JournalFileBackend(os.fspath(journal))
         self.study = self.optuna.create_study(
             storage=self.optuna.storages.JournalStorage(backend),
             study_name=folder.name,
             direction="maximize",
             load_if_exists=True,
-            # passes that training itself waits for a better one are not taken from any trial
+            # every trial gets the passes that early stopping would wait for an improvement
             pruner=self.optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=config.train.patience),
         )
 
     @property
-    def ended(self) -> list[optuna.trial.FrozenTrial]:
-        """Trials that came to their end, whatever it was; not those whose process was killed."""
+    def finished_trials(self) -> list[optuna.trial.FrozenTrial]:
+        """Trials that were completed, pruned, or failed with an error; not those whose process was killed."""
         states = self.optuna.trial.TrialState
         return [
             trial
@@ -73,75 +78,76 @@ class Study:
         ]
 
     @property
-    def tried(self) -> list[optuna.trial.FrozenTrial]:
-        """Those of them that were no repeats."""
-        return [trial for trial in self.ended if REPEATS not in trial.user_attrs]
+    def distinct_trials(self) -> list[optuna.trial.FrozenTrial]:
+        """Finished trials that do not repeat an earlier one."""
+        return [trial for trial in self.finished_trials if REPEATS not in trial.user_attrs]
 
     @property
-    def spent(self) -> float:
-        """Seconds that all of them took."""
-        return float(sum(trial.user_attrs[SECONDS] for trial in self.tried))
+    def seconds(self) -> float:
+        """Duration of all trials."""
+        return float(sum(trial.user_attrs[SECONDS] for trial in self.distinct_trials))
 
     @property
-    def scored(self) -> list[Scored]:
-        """Those that were measured, oldest first."""
+    def measured_trials(self) -> list[MeasuredTrial]:
+        """Trials with a value, oldest first."""
         complete = self.optuna.trial.TrialState.COMPLETE
         return [
-            Scored(trial.number, float(trial.value or 0.0), trial.user_attrs[SETTINGS])
-            for trial in self.tried
+            MeasuredTrial(trial.number, float(trial.value or 0.0), trial.user_attrs[SETTINGS])
+            for trial in self.distinct_trials
             if trial.state == complete
         ]
 
     @property
-    def best(self) -> Scored | None:
-        """The first with the largest value: nothing new is chosen that is not better."""
-        return max(self.scored, key=lambda scored: scored.value, default=None)
+    def best(self) -> MeasuredTrial | None:
+        """The first trial with the largest value, so that other settings are chosen only if they are better."""
+        return max(self.measured_trials, key=lambda trial: trial.value, default=None)
 
     @property
-    def base(self) -> Scored | None:
-        """The config as it is."""
-        return next((scored for scored in self.scored if not scored.settings), None)
+    def base(self) -> MeasuredTrial | None:
+        """The trial of the base config."""
+        return next((trial for trial in self.measured_trials if not trial.settings), None)
 
     @property
-    def exhausted(self) -> bool:
-        """Whether every combination was tried."""
-        return len({_key(trial.user_attrs[SETTINGS]) for trial in self.tried}) >= self.space.size
+    def is_exhausted(self) -> bool:
+        """Whether every combination has been tried."""
+        return len({_key(trial.user_attrs[SETTINGS]) for trial in self.distinct_trials}) >= self.space.size
 
-    def bury(self) -> list[str]:
-        """Mark as failed what was under way when its process ended; the MLflow runs of those trials."""
+    def fail_interrupted(self) -> list[str]:
+        """Mark trials as failed whose process ended while they ran, and return their MLflow run ids."""
         states = self.optuna.trial.TrialState
-        killed = [trial for trial in self.study.trials if trial.state == states.RUNNING]
-        for trial in killed:
+        interrupted = [trial for trial in self.study.trials if trial.state == states.RUNNING]
+        for trial in interrupted:
             self.study.tell(trial.number, state=states.FAIL)
-        return [trial.user_attrs[MLFLOW_RUN] for trial in killed if MLFLOW_RUN in trial.user_attrs]
+        return [trial.user_attrs[MLFLOW_RUN] for trial in interrupted if MLFLOW_RUN in trial.user_attrs]
 
-    def begin_at_the_start(self) -> None:
-        """Have the config as it is tried next."""
+    def enqueue_base(self) -> None:
+        """Make the base config the next trial."""
         waiting = self.optuna.trial.TrialState.WAITING
         if not self.study.get_trials(deepcopy=False, states=(waiting,)):
-            self.study.enqueue_trial(self.space.start)
+            self.study.enqueue_trial(self.space.base)
 
-    def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
-        """The next trial, and its settings that differ from the config.
+    def start_trial(self) -> tuple[optuna.Trial, dict[str, Any]]:
+        """Start the next trial, and return it with its settings that differ from the config.
 
-        A sampler starts from its seed in every process. So each trial has a seed of its own, or a tuning that is
-        gone on with would draw again what it drew before.
+        An Optuna sampler starts from its seed in every process. So each trial has a seed of its own; otherwise a
+        resumed tuning would sample the same points again.
         """
         number = len(self.study.get_trials(deepcopy=False))
         seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed)
-        trial = self.study.ask({name: self._distribution(choice) for name, choice in self.space.ranges.items()})
-        settings = self.space.settings(trial.params)
+        trial = self.study.ask({name: self._distribution(values) for name, values in self.space.ranges.items()})
+        settings = self.space.changed_settings(trial.params)
         trial.set_user_attr(SETTINGS, settings)
         return trial, settings
 
-    def repeat(self, trial: optuna.Trial, settings: Mapping[str, Any]) -> bool:
-        """End a trial as an earlier one with the same settings ended, if there is one: training repeats itself.
+    def finish_as_repeated(self, trial: optuna.Trial, settings: Mapping[str, Any]) -> bool:
+        """Finish a trial like an earlier one with the same settings, and return whether there is one.
 
-        Only the config as it is may be tried until it can be measured: it need not be what was wrong.
+        Training is deterministic, so a repetition has the same result. The base config is tried again until it has a
+        value, because the cause of its failure may have been outside the settings.
         """
         states = self.optuna.trial.TrialState
-        same = [other for other in self.tried if _key(other.user_attrs[SETTINGS]) == _key(settings)]
+        same = [other for other in self.distinct_trials if _key(other.user_attrs[SETTINGS]) == _key(settings)]
         earlier = next((other for other in same if settings or other.state == states.COMPLETE), None)
         if earlier is None:
             return False
@@ -151,40 +157,40 @@ class Study:
         self.study.tell(trial, earlier.value if earlier.state == states.COMPLETE else None, earlier.state)
         return True
 
-    def finish(self, trial: optuna.Trial, seconds: float, value: float) -> None:
-        """A trial was measured."""
+    def complete(self, trial: optuna.Trial, seconds: float, value: float) -> None:
+        """Finish a trial with its value."""
         trial.set_user_attr(SECONDS, seconds)
         self.study.tell(trial, value)
 
     def prune(self, trial: optuna.Trial, seconds: float) -> None:
-        """A trial was stopped."""
+        """Finish a trial that was stopped early."""
         trial.set_user_attr(SECONDS, seconds)
         self.study.tell(trial, state=self.optuna.trial.TrialState.PRUNED)
 
     def fail(self, trial: optuna.Trial, seconds: float, error: str) -> None:
-        """A trial could not be measured."""
+        """Finish a trial that raised an error."""
         trial.set_user_attr(SECONDS, seconds)
         trial.set_user_attr(ERROR, error)
         self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
 
-    def _distribution(self, choice: Numbers | Values) -> BaseDistribution:
+    def _distribution(self, values: NumberRange | Choices) -> BaseDistribution:
         from optuna import distributions  # noqa: PLC0415 - an extra
 
-        if isinstance(choice, Values):
-            return distributions.CategoricalDistribution(choice.values)
-        if choice.whole:
-            return distributions.IntDistribution(int(choice.low), int(choice.high), log=choice.log)
-        return distributions.FloatDistribution(choice.low, choice.high, log=choice.log)
+        if isinstance(values, Choices):
+            return distributions.CategoricalDistribution(values.values)
+        if values.is_integer:
+            return distributions.IntDistribution(int(values.low), int(values.high), log=values.log)
+        return distributions.FloatDistribution(values.low, values.high, log=values.log)
 
 
 def _key(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _mend(journal: Path) -> None:
-    """Remove what a process leaves that is killed while it writes: half a line, and Optuna's own lock.
+def _repair(journal: Path) -> None:
+    """Remove an incomplete last line and Optuna's lock, which a process killed while writing leaves behind.
 
-    Optuna would write on behind the half line and then not read it, and wait half a minute for the lock.
+    Optuna would append to the incomplete line and never read it, and wait half a minute for the lock.
     """
     Path(f"{journal}.lock").unlink(missing_ok=True)
     if journal.exists():
@@ -192,11 +198,11 @@ def _mend(journal: Path) -> None:
         os.truncate(journal, content.rfind(b"\n") + 1)
 
 
-def _optuna() -> Any:
-    """Optuna, imported when it is needed, without what it tells on the screen."""
+def _import_optuna() -> Any:
+    """Import Optuna when it is needed, and silence its log messages."""
     try:
         import optuna  # noqa: PLC0415
     except ModuleNotFoundError:
-        raise ConfigError("tuning needs optuna, which is not installed. Install recsys[tune].") from None
+        raise ConfigError("tuning requires optuna, which is not installed. Install recsys[tune].") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

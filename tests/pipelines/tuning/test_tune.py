@@ -19,6 +19,8 @@ import pytest
 from pipelines.context.overrides import with_settings
 from pipelines.context.run_context import RunContext
 from pipelines.tuning import tune as tuning
+from pipelines.tuning.prepared_data import MAX_FOLDERS
+from pipelines.tuning.search_space import Choices, NumberRange, SearchSpace
 from recsys.config.loading import load_config, parse_config
 from recsys.config.sections import Config, Span, TuneConfig
 from recsys.errors import ConfigError, StageError
@@ -275,7 +277,7 @@ def test_hopeless_trials_are_pruned(
     found = tune(context, clock=clock)
     assert training.passes == [*[PASSES] * 5, *[config.train.patience] * 3]
     _, trials = children(context, found["id"])
-    assert "worse than most" in trials[-1].data.tags["recsys.outcome"]
+    assert "worse than the median" in trials[-1].data.tags["recsys.outcome"]
 
 
 @pytest.mark.parametrize(("rising", "compared"), [(True, PASSES), (False, 5)], ids=["to the last", "out of patience"])
@@ -287,7 +289,7 @@ def test_passes_over_histories_are_not_compared_with_passes_over_pairs(
     context = RunContext.from_config(with_settings(config, {"train.history_passes": 3, "tune.trials": 2}))
     found = tune(context, clock=clock)
     assert training.passes == [compared + 3] * 2
-    study = tuning.Study(folder_of(config), tuning.ranges.check(context.config), context.config).study
+    study = tuning.Study(folder_of(config), SearchSpace.from_config(context.config), context.config).study
     assert [list(trial.intermediate_values) for trial in study.trials] == [list(range(1, compared + 1))] * 2
     _, trials = children(context, found["id"])
     curve = context.tracking.tracker.client.get_metric_history(trials[0].info.run_id, "train_validation_ndcg_at_20")
@@ -397,7 +399,7 @@ def test_a_failed_trial_is_told_and_the_search_goes_on(
 
     def diverge(_: Config) -> None:
         if len(training.trained) == 3:
-            raise StageError("the loss must stay a finite number")
+            raise StageError("the loss must be finite")
 
     training.fail = diverge
     context = RunContext.from_config(config, tuning.Progress())
@@ -405,14 +407,14 @@ def test_a_failed_trial_is_told_and_the_search_goes_on(
     assert (found["trials"], len(training.trained)) == (6, 6)
     _, trials = children(context, found["id"])
     assert trials[2].info.status == "FAILED"
-    assert trials[2].data.tags["recsys.outcome"] == "failed: the loss must stay a finite number"
-    assert "failed: the loss must stay a finite number" in capsys.readouterr().err
+    assert trials[2].data.tags["recsys.outcome"] == "failed: the loss must be finite"
+    assert "failed: the loss must be finite" in capsys.readouterr().err
 
 
 def test_a_config_that_fails_may_be_beaten(config: Config, training: Training, clock: Time) -> None:
     def diverge(tried: Config) -> None:
         if tried == config:
-            raise StageError("the loss must stay a finite number")
+            raise StageError("the loss must be finite")
 
     training.fail = diverge
     found = tune(RunContext.from_config(config), clock=clock)
@@ -492,7 +494,7 @@ def test_only_so_many_prepared_folders_lie_on_the_disk(config: Config, training:
         clock=clock,
     )
     assert len(set(training.folders)) == 8
-    assert max(most) == tuning.MAX_PREPARED
+    assert max(most) == MAX_FOLDERS
 
 
 # --- ranges
@@ -507,24 +509,24 @@ def test_only_so_many_prepared_folders_lie_on_the_disk(config: Config, training:
         ({"trian.temperature": [0.1]}, "Did you mean 'train'?"),
         ({"train.half_life_days": [7.0]}, "Did you mean 'prepare.half_life_days'?"),
         *[
-            ({name: [1]}, f"change what is found on the validation target. Received: {name}")
+            ({name: [1]}, f"change the validation score. Received: {name}")
             for name in ("data.items", "tracking.model", "beam.workers", "serve.port", "tune.trials", "index.n_trees",
                          "evaluate.users", "embed.batch_size", "items.title", "calibrate.pairs")
         ],
-        ({"train.seed": [1, 2]}, "train.seed may not be tuned: that would be a search for luck"),
-        ({"train.validation_users": [10]}, "all trials must be asked the same questions"),
+        ({"train.seed": [1, 2]}, "train.seed cannot be tuned: the best seed is only the luckiest one"),
+        ({"train.validation_users": [10]}, "all trials must use the same validation queries"),
         ({"train.temperature": [0.1, -1.0]}, "train.temperature: should be greater than 0. Received: -1.0"),
         ({"train.temperature": {"low": -1, "high": 1}}, "train.temperature: should be greater than 0. Received: -1.0"),
         ({"tower.id_dropout": {"low": 0, "high": 1}}, "tower.id_dropout: should be less than 1. Received: 1.0"),
-        ({"prepare.window": {"low": 1.5, "high": 9}}, "prepare.window must be a whole number. Received: low 1.5"),
+        ({"prepare.window": {"low": 1.5, "high": 9}}, "prepare.window must be an integer. Received: low 1.5"),
         ({"prepare.window": [1, 2.5]}, "prepare.window: should be a valid integer"),
-        ({"prepare.directed": {"low": 0, "high": 1}}, "prepare.directed is no number"),
+        ({"prepare.directed": {"low": 0, "high": 1}}, "prepare.directed is not a number"),
         ({"prepare.directed": [1, 0]}, "prepare.directed: should be a valid boolean"),
-        ({"tower.hidden": {"low": 8, "high": 16}}, "tower.hidden is no number"),
+        ({"tower.hidden": {"low": 8, "high": 16}}, "tower.hidden is not a number"),
         ({"tower.distance": ["cosine", "hamming"]}, "tower.distance: should be 'cosine', 'euclidean' or 'manhattan'"),
         ({"train.temperature": [0.1, 0.2, 0.1]}, "must list each value once. Received twice: 0.1"),
         ({"prepare.half_life_days": {"low": 1, "high": 9}}, "prepare.half_life_days is not set in the config"),
-        ({"train.weight_decay": {"low": 1e-6, "high": 1, "log": True}}, "0.0 in the config, and that has no logarithm"),
+        ({"train.weight_decay": {"low": 1e-6, "high": 1, "log": True}}, "0.0, which has no logarithm, in the config"),
     ],
     ids=str,
 )  # fmt: skip
@@ -550,7 +552,7 @@ def test_all_bad_ranges_are_told_at_once(config: Config) -> None:
 
 
 def test_the_default_ranges_can_be_searched(config: Config) -> None:
-    space = tuning.ranges.check(change(config, ranges=TuneConfig().model_dump()["ranges"]))
+    space = SearchSpace.from_config(change(config, ranges=TuneConfig().model_dump()["ranges"]))
     assert list(space.ranges) == sorted(TuneConfig().ranges)
     assert space.size == math.inf
 
@@ -561,12 +563,12 @@ def test_a_range_reaches_to_the_value_of_the_config(config: Config) -> None:
         "prepare.half_life_days": [30, 90.0],
         "train.passes": {"low": 20, "high": 30, "log": True},
     }
-    space = tuning.ranges.check(change(config, ranges=wanted))
-    assert space.start == {"train.temperature": 0.1, "prepare.half_life_days": None, "train.passes": PASSES}
+    space = SearchSpace.from_config(change(config, ranges=wanted))
+    assert space.base == {"train.temperature": 0.1, "prepare.half_life_days": None, "train.passes": PASSES}
     assert space.ranges == {
-        "train.temperature": tuning.ranges.Numbers(0.1, 0.3, log=False, whole=False),
-        "prepare.half_life_days": tuning.ranges.Values((None, 30.0, 90.0)),
-        "train.passes": tuning.ranges.Numbers(PASSES, 30, log=True, whole=True),
+        "train.temperature": NumberRange(0.1, 0.3, log=False, is_integer=False),
+        "prepare.half_life_days": Choices((None, 30.0, 90.0)),
+        "train.passes": NumberRange(PASSES, 30, log=True, is_integer=True),
     }
 
 

@@ -1,0 +1,54 @@
+"""Prepared data of the trials of a tuning, shared by trials with the same `[prepare]` table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines.context.input_files import InputFiles
+from pipelines.context.progress import Progress
+from pipelines.prepare.stage import prepare
+from recsys.config.sections import Config
+from recsys.release.runs import Run
+
+PREFIX = "prepared-"
+"""Prefix of the folders; a hash of the `[prepare]` table follows."""
+
+MAX_FOLDERS = 4
+"""With a range of numbers nearly every trial prepares data anew, so old folders are removed."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The folders of prepared data in the folder of a tuning."""
+
+    run: Run
+    """Of the tuning."""
+    inputs: InputFiles
+
+    @property
+    def folders(self) -> list[Path]:
+        """All folders, the most recently used first."""
+        folders = self.run.folder.glob(f"{PREFIX}*")
+        return sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+
+    def prepare(self, config: Config) -> Run:
+        """Return a run whose prepare stage is finished."""
+        table = json.dumps(config.model_dump(mode="json")["prepare"], sort_keys=True)
+        folder = self.run.folder / f"{PREFIX}{hashlib.sha256(table.encode()).hexdigest()[:12]}"
+        folder.mkdir(exist_ok=True)
+        os.utime(folder)
+        for old_folder in self.folders[MAX_FOLDERS:]:
+            shutil.rmtree(old_folder)
+        run = replace(self.run, folder=folder)
+        prepare(config, run, self.inputs, Progress(quiet=True))
+        return run
+
+    def remove(self) -> None:
+        """Remove all folders."""
+        for folder in self.folders:
+            shutil.rmtree(folder)
