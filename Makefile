@@ -5,20 +5,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := bench client dev docs export jobs otel s3 serve tracking train tune
 DEMO := demo
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# data sets outside the repository; the tests that need them are skipped without it
+export RECSYS_DATASETS ?= $(abspath $(wildcard ../shared/data))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test flink spark bench openapi serve docs dist clean check locks
+.PHONY: help demo test test-all flink spark bench openapi serve docs dist clean check locks
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: $(VENV)/.installed ## the whole night on MovieLens 100k, and what it found
 	@$(BIN)/recsys data movielens-100k --output $(DEMO)
 	@$(BIN)/recsys nightly --config $(DEMO)/recsys.toml
 	@$(BIN)/recsys similar 1 50 98 --k 5 --config $(DEMO)/recsys.toml
 
-test: check ## lint, types, import contracts and tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: check ## lint, types, import contracts, and the quick tests with branch coverage
+	$(PYTEST) -m "not slow and not e2e" --cov
+
+test-all: test ## everything: also the slow tests, whole runs in processes of their own, Flink and Spark
+	$(PYTEST) -m "slow or e2e"
+	@if command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) flink spark; \
+	  else echo "skipped: make flink, make spark (they need Java 17 and Maven)"; fi
 
 check: $(VENV)/.installed ## lint, types and import contracts alone
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ GOLDEN = ROOT / "tests" / "golden" / "v1"
 TEMPLATES = {".html", ".svg"}
 
 
+@pytest.mark.slow
 def test_a_wheel_installs_and_serves_without_training_parts(tmp_path: Path) -> None:
     """Only the wheel and what it declares: no checkout, no development extras, no TensorFlow."""
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT]

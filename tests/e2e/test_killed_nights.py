@@ -5,7 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 from recsys.testing import killed_runs as killed
+
+pytestmark = pytest.mark.e2e
 
 ROWS, KILLS = 5_000, 3
 

@@ -29,6 +29,8 @@ from recsys.testing import program, world
 from tests.e2e import tracking_server
 from tests.e2e.line import Line, line_to
 
+pytestmark = pytest.mark.e2e
+
 LENIENT = ["promote.tolerance=1", "promote.stratum_tolerance=1", "promote.overlap_floor=0", "promote.quality_floor=0"]
 """After one pass it is chance which release is the better one."""
 

@@ -21,6 +21,8 @@ from recsys.index.shards import INDEX_FILE
 from recsys.release.formats import FILES
 from recsys.testing import program, world
 
+pytestmark = pytest.mark.e2e
+
 
 class Night(NamedTuple):
     """A finished night."""

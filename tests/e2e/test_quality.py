@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recsys.testing import program
-from tests import ROOT
+
+pytestmark = pytest.mark.e2e
 
 NIGHT_TIMEOUT_S = 3_600
 """A night of real data takes minutes, and a busy machine several times as long."""
 
-SHARED = ROOT.parent / "shared" / "data"
+DATASETS = os.environ.get("RECSYS_DATASETS")
+"""Folder of data sets outside the repository that are not downloaded."""
+
+
+@pytest.fixture(autouse=True)
+def xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train with XLA, as users do."""
+    monkeypatch.setenv("RECSYS_XLA", "1")
 
 
 def night(config: Path, workspace: Path) -> dict[str, Any]:
@@ -45,10 +54,9 @@ def test_movielens_100k(movielens: Path, tmp_path: Path) -> None:
 
 
 def test_beauty(tmp_path: Path) -> None:
-    sequences = SHARED / "beauty.sequences.txt"
-    if not sequences.exists():
-        pytest.skip(f"needs the Beauty sequences at {sequences}")
-    attributes = SHARED / "beauty.item_attributes.json"
+    if not DATASETS:
+        pytest.skip("needs the environment variable RECSYS_DATASETS: a folder with beauty.sequences.txt")
+    sequences, attributes = (Path(DATASETS) / f"beauty.{name}" for name in ("sequences.txt", "item_attributes.json"))
     made = program.run("data", "sequences", sequences, "--attributes", attributes, "--output", tmp_path)
     assert made.returncode == 0, made.stderr
     evaluation = night(tmp_path / "recsys.toml", tmp_path / "workspace")

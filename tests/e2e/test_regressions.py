@@ -16,6 +16,8 @@ from recsys.release.mlflow_registry import Tracker
 from recsys.testing import regressions, world
 from recsys.testing.regressions import REGRESSIONS, Regression
 
+pytestmark = pytest.mark.e2e
+
 DAYS, DAY_S = 30, 86_400
 
 UNTRAINED = ("train.passes=1", "train.history_passes=0", "train.batch_size=256", "items.categorical=[]")

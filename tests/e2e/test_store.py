@@ -15,6 +15,8 @@ from recsys.index.shards import INDEX_FILE
 from recsys.release.formats import FILES
 from recsys.testing import program, world
 
+pytestmark = pytest.mark.e2e
+
 
 def test_a_night_goes_from_store_to_store_and_is_served_from_there(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

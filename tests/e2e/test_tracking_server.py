@@ -14,6 +14,8 @@ from recsys.testing import program, world
 from tests.e2e import tracking_server
 from tests.pipelines import servers
 
+pytestmark = pytest.mark.e2e
+
 
 class Server(NamedTuple):
     """A tracking server, and the database behind it."""

@@ -13,6 +13,8 @@ from nbclient import NotebookClient
 
 from tests import ROOT
 
+pytestmark = pytest.mark.e2e
+
 TOUR = ROOT / "notebooks" / "tour.ipynb"
 FIGURES = {1: 1, 3: 1, 4: 3, 5: 1, 6: 2}
 """Section: figures that it draws."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from recsys.testing.busy_day import day
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_day_in_which_everything_happens_at_once(tmp_path: Path) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from recsys.testing.fuzz import fuzz
+
+pytestmark = pytest.mark.slow
 
 
 def test_requests_that_nobody_means_well_break_nothing(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ JOB_SERVERS = Path(os.environ.get("RECSYS_JOB_SERVERS", "nowhere"))
 
 TIMEOUT_S = 900
 
-pytestmark = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java 17")
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(shutil.which("java") is None, reason="needs Java 17")]
 
 
 def needs_job_server(profile: str) -> pytest.MarkDecorator:

@@ -206,6 +206,7 @@ with servers.beside({}) as options:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.slow
 def test_servers_end_with_who_started_them_however_that_ends(number: signal.Signals) -> None:
     command = [sys.executable, "-c", STARTER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as starter:
@@ -270,6 +271,7 @@ def write_tower(folder: Path, context: RunContext) -> None:
     (folder / "_MANIFEST.json").write_text("{}")
 
 
+@pytest.mark.slow
 def test_prepare_and_embed_write_the_same_rows_out_of_process(tmp_path: Path) -> None:
     path = world.write(tmp_path / "world")
     small = ["prepare.rows_per_unit=200", "embed.items_per_unit=20"]
@@ -289,6 +291,7 @@ def test_prepare_and_embed_write_the_same_rows_out_of_process(tmp_path: Path) ->
     assert written["portable"] == written["local"]
 
 
+@pytest.mark.slow
 def test_neighbors_are_the_same_rows_out_of_process(tmp_path: Path, write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release([f"item-{number}" for number in range(40)]))
     path = world.write(tmp_path / "world")
@@ -311,6 +314,7 @@ def nothing(unit: int) -> None:
     raise AssertionError(unit)
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_reach_the_folder_of_the_run_are_told(tmp_path: Path) -> None:
     folder = tmp_path / "not shared"
     phase = runner.Phase("first", [0, 1], nothing, lambda unit: folder / f"{unit}.json")

@@ -213,6 +213,7 @@ def test_a_night_whose_input_is_missing_is_told_of(tmp_path: Path, program: Any)
 # --- --resume
 
 
+@pytest.mark.slow
 def test_the_last_unfinished_night_is_gone_on_with_on_the_data_that_it_read(tmp_path: Path, program: Any) -> None:
     """The same command would begin another run, since the data are others by now."""
     command = ["nightly", "--config", tmp_path / "recsys.toml", "--json", "--resume"]
@@ -280,6 +281,7 @@ def test_a_night_ends_before_its_work_where_mlflow_is_away(
     assert not [*tmp_path.glob("workspace/runs/*/prepare")]
 
 
+@pytest.mark.slow
 def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow goes away while the tower is trained, is not back when the release is registered, and then is.
 
@@ -365,6 +367,7 @@ def test_what_goes_wrong_with_drawings_costs_no_night(tmp_path: Path, monkeypatc
     assert "  MLflow was not told of all of the night's end: ZeroDivisionError: no width" in said
 
 
+@pytest.mark.slow
 def test_mlflow_measures_the_machine_where_its_own_variable_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +393,7 @@ def test_a_night_that_ends_before_its_release_leaves_its_data_report_in_mlflow(t
         assert kept == context.run.path("prepare", name).read_text()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tmp_path: Path) -> None:
     """No file of the process may grow beyond MLflow's database as it is: SQLite is told that the disk is full."""
     config = quick(tmp_path)
@@ -422,6 +426,7 @@ def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tm
 # --- backfill
 
 
+@pytest.mark.slow
 def test_past_nights_are_run_oldest_first_and_once(tmp_path: Path, program: Any) -> None:
     config = of_days(tmp_path, 4)
     first, last = date(2020, 9, 12), date(2020, 9, 16)

@@ -15,6 +15,8 @@ from pipelines.orchestration.stage_table import STAGES
 from recsys.config.loading import load_config
 from recsys.testing import program, world
 
+pytestmark = pytest.mark.slow
+
 UNITS = 90
 """Of the interactions; nearly as many shards of users and of anchors."""
 

@@ -171,6 +171,7 @@ def test_the_best_of_all_trials_is_found(config: Config, training: Training, clo
     assert found["seconds"] == 10.0 * sum(training.passes)
 
 
+@pytest.mark.slow
 def test_many_trials_come_near_the_optimum(config: Config, training: Training, clock: Time) -> None:
     found = tune(RunContext.from_config(change(config, trials=16)), clock=clock)
     assert found["settings"]["train.temperature"] == pytest.approx(BEST_TEMPERATURE, rel=0.15)
@@ -590,6 +591,7 @@ def test_settings_replace_those_of_a_config_and_nothing_else(config: Config) -> 
 # --- with everything
 
 
+@pytest.mark.slow
 def test_a_true_tuning_is_not_worse_than_the_config(tmp_path: Path) -> None:
     """Two trials of a pass on the made-up world, without any stand-in."""
     overrides = ["train.passes=1", "tune.trials=2"]

@@ -328,6 +328,7 @@ def ambiguous_sequences():
     return sequences
 
 
+@pytest.mark.slow
 def test_passes_over_histories_improve_history_queries(store):
     """Pairs reach one item far: they tell which items belong to a side, but not which targets do."""
     sequences = np.array(ambiguous_sequences(), np.int32)

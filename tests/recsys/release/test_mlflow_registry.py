@@ -75,6 +75,7 @@ def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: P
 
 
 @pytest.mark.creates_mlflow_tables
+@pytest.mark.slow
 def test_a_database_that_a_killed_process_began_is_made_anew(settings: Config) -> None:
     """MLflow makes its tables one after the other, for seconds, and refuses to go on with half of them."""
     program = f"""

@@ -58,6 +58,7 @@ def test_rows_are_answered_as_the_release_answers(release: Release) -> None:
         model.predict(Rows({"item_id": "nothing"}))
 
 
+@pytest.mark.slow
 def test_mlflow_models_predict_gives_the_answer_of_the_release(
     tracker: Tracker, version: Version, release: Release, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_fetched_release_is_the_release_and_nothing_else(
     assert {path.name for path in fetched.iterdir()} == {path.name for path in release.path.iterdir()}
 
 
+@pytest.mark.slow
 def test_mlflow_models_serve_gives_the_answer_of_the_program(
     tracker: Tracker, version: Version, release: Release
 ) -> None:

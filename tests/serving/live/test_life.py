@@ -16,6 +16,8 @@ import pytest
 from recsys.testing.releases import WriteRelease
 from recsys.testing.service_process import Service, until
 
+pytestmark = pytest.mark.slow
+
 ITEMS = [f"item {number:02}" for number in range(40)]
 SIMILAR = "/v1/items/item%2000/similar"
 

@@ -25,6 +25,8 @@ from recsys.testing.service_process import Service, until
 from serving.client import Client, ServiceError
 from serving.live.item_changes import NOWHERE, Entry, Journal
 
+pytestmark = pytest.mark.slow
+
 ITEMS = [f"item {number:02}" for number in range(30)]
 NEW = [f"new {number:02}" for number in range(10)]
 TITLES = {item_id: f"Title of {item_id}" for item_id in ITEMS}
