@@ -24,8 +24,8 @@ from recsys.data.catalog import Catalog
 from recsys.data.splits import Holdout
 from recsys.data.storage import atomic_write
 from recsys.errors import RecsysError, ReleaseError
-from recsys.evaluation import embedding_drift as drift
 from recsys.evaluation.baseline_search import QUERY_KINDS, QueryKind, make_queries
+from recsys.evaluation.embedding_drift import aligned_cosines
 from recsys.evaluation.metrics import (
     CUTS,
     STRATA,
@@ -300,7 +300,7 @@ def _compared(now: Release | None, before: Release | None, most: int) -> dict[st
     common, numbers_before, shared, k = quality_gate.neighbor_overlap(now, before, most)
     if not len(common):
         return {"neighbors": _side_by_side(now, before, groups), "drift": None}
-    moved = drift.alike(before.vectors[numbers_before], now.vectors[common])
+    moved = aligned_cosines(before.vectors[numbers_before], now.vectors[common])
     changed = common[np.lexsort((common, -popularity[common], shared))]
     return {
         "neighbors": _side_by_side(now, before, {"changed": changed, **groups}),

@@ -8,7 +8,7 @@ import polars as pl
 
 from pipelines.context import readers as io
 from recsys.data.validation import as_id, as_number, require_columns
-from recsys.evaluation.calibration_fit import share
+from recsys.evaluation.calibration_fit import estimate_share
 
 COLUMNS = ("release_id", "shown", "clicked")
 
@@ -47,7 +47,7 @@ def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
     releases = pl.concat(counted).group_by("release_id").agg(pl.all().sum())
     told = []
     for release_id, shown, clicked in releases.sort("shown", "release_id", descending=[True, False]).iter_rows():
-        rate = share(clicked, shown)
+        rate = estimate_share(clicked, shown)
         figures = {"click_through": rate.value, "low": rate.low, "high": rate.high}
         told.append({"release_id": release_id, "shown": shown, "clicked": clicked, **figures})
     return {"releases": told, "unusable": unusable}

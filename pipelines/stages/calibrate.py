@@ -1,4 +1,4 @@
-"""calibrate: embeddings, held-out pairs -> what a similarity means: probabilities, and thresholds of "the same"."""
+"""calibrate: fit probabilities and thresholds for similarities on held-out pairs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pipelines.context.progress import Progress
 from pipelines.stages import embed, train
 from recsys.config.sections import Config
 from recsys.evaluation import calibration
-from recsys.evaluation import calibration_fit as calibrating
 from recsys.evaluation.calibration import Calibration
-from recsys.evaluation.calibration_fit import MIN_PAIRS, Judged
+from recsys.evaluation.calibration_fit import MIN_PAIRS, CalibrationPairs, fit_calibration, sample_pairs
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.release.formats import CALIBRATION, EMBEDDINGS
@@ -22,30 +21,31 @@ STAGE = "calibrate"
 
 
 def calibrate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
-    """Do the stage if it is not done, and return its manifest.
+    """Run the stage if it is not done, and return its manifest.
 
-    Too few pairs stop no night: then the release has no calibration, and the manifest says why.
+    With too few pairs the release has no calibration, and the manifest has the reason.
 
     Raises:
-        StageError: embed was not run.
+        StageError: the embed stage has not run.
     """
     if run.done(STAGE):
         return run.manifest(STAGE)
     vectors = embeddings.load(run.path(embed.STAGE, EMBEDDINGS))
     with progress.stage(STAGE) as advance, run.stage(STAGE) as (folder, manifest):
-        judged = judged_pairs(config, run)
-        advance(0, 1, f"{len(judged.same):,} pairs")
+        pairs = calibration_pairs(config, run)
+        advance(0, 1, f"{len(pairs.same):,} pairs")
         similarities = calibration.similarities(
-            DISTANCES[config.tower.distance], vectors[judged.first], vectors[judged.second]
+            DISTANCES[config.tower.distance], vectors[pairs.first], vectors[pairs.second]
         )
-        fitted = calibrating.fit(similarities, judged.same, config.calibrate, config.train.seed)
-        same = int(judged.same.sum())
-        manifest |= {"same": same, "others": len(judged.same) - same}
+        fitted = fit_calibration(similarities, pairs.same, config.calibrate, config.train.seed)
+        same = int(pairs.same.sum())
+        different = len(pairs.same) - same
+        manifest |= {"same": same, "different": different}
         reason = ""
         if fitted is None:
             reason = (
-                f"a calibration needs {MIN_PAIRS} held-out pairs, and as many others. "
-                f"Received: {same} and {len(judged.same) - same}."
+                f"a calibration needs {MIN_PAIRS} held-out pairs that belong together, and as many that do not. "
+                f"Received: {same} and {different}."
             )
             manifest["reason"] = reason
         else:
@@ -55,25 +55,25 @@ def calibrate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     return run.manifest(STAGE)
 
 
-def judged_pairs(config: Config, run: Run) -> Judged:
-    """The pairs to fit and measure on: here alone a stage decides where judgments come from.
+def calibration_pairs(config: Config, run: Run) -> CalibrationPairs:
+    """Return the pairs to fit and measure on.
 
-    Where people judged, it is the part of their pairs that no fit saw; else it is what users did last.
+    If there are labeled pairs, these are the held-out ones; otherwise they are sampled from the test interactions.
     """
     if config.data.labeled_pairs:
         _, held_out = train.load_labeled(run, config.train.seed)
         rng = np.random.default_rng(config.train.seed)
-        heaps = [rng.permutation(np.flatnonzero(heap)) for heap in (held_out.same, ~held_out.same)]
-        rows = np.concatenate([heap[: config.calibrate.pairs] for heap in heaps])
-        return Judged(held_out.first[rows], held_out.second[rows], held_out.same[rows])
+        classes = [rng.permutation(np.flatnonzero(label)) for label in (held_out.same, ~held_out.same)]
+        rows = np.concatenate([each[: config.calibrate.pairs] for each in classes])
+        return CalibrationPairs(held_out.first[rows], held_out.second[rows], held_out.same[rows])
     holdout = train.load_split(run).holdout("test", config.calibrate.pairs, config.train.seed)
-    return calibrating.sample(holdout, config.train.seed)
+    return sample_pairs(holdout, config.train.seed)
 
 
 def _summary(fitted: Calibration) -> str:
-    """The figures that a person looks at first."""
-    even = fitted.thresholds[0].measured  # of an even chance, and there unless the curve tells nothing
-    accuracy = f", accuracy {even.accuracy.value:.4f}" if even else ""
+    """Return the main figures in one line."""
+    measured = fitted.thresholds[0].measured  # of probability one half; None if the curve is constant
+    accuracy = f", accuracy {measured.accuracy.value:.4f}" if measured else ""
     return (
         f"calibration error {fitted.expected_calibration_error.value:.4f} on {fitted.measured_pairs:,} pairs, "
         f"AUC {fitted.auc:.4f}{accuracy}"

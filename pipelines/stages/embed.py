@@ -1,7 +1,7 @@
-"""embed: the catalog through the tower -> embeddings, those of new items from their features alone.
+"""embed: compute the embeddings of the catalog with the tower, those of new items from their features alone.
 
-A unit is a range of items. Its vectors go to their place in one `.npy` file that is made in full size first,
-so no unit waits for another and nothing is copied together afterwards.
+A unit is a range of items. Its vectors are written to their rows of one `.npy` file that is allocated first, so that
+units are independent and nothing is merged afterwards.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STAGE = "embed"
 
 @dataclass(frozen=True)
 class Job:
-    """What the units of one embed job share; travels to the workers."""
+    """What all units of the stage need; sent to the workers."""
 
     config: EmbedConfig
     catalog: Path
@@ -45,16 +45,16 @@ class Job:
     out: Path
 
     def finished(self, unit: int) -> Path:
-        """The file that says that a unit's vectors are in place."""
+        """Return the file that marks a unit as complete."""
         return self.work / f"embed-{unit:05d}"
 
 
 def embed(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
-    """Do the stage if it is not done, and return its manifest.
+    """Run the stage if it is not done, and return its manifest.
 
     Raises:
-        StageError: train was not run.
-        InputError: the tower gives vectors that are not finite or not of length 1.
+        StageError: the train stage has not run.
+        InputError: the tower returned vectors that are not finite or not of length 1.
     """
     if run.done(STAGE):
         return run.manifest(STAGE)
@@ -71,45 +71,45 @@ def embed(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
         embed_items(job, num_items, config.tower.dimension, config.beam, advance)
         shutil.rmtree(work)
         embeddings.validate(embeddings.load(job.out), num_items, distance=DISTANCES[config.tower.distance])
-        new = pl.read_parquet(catalog, columns=["interactions"]).filter(pl.col("interactions") == 0).height
+        new_items = pl.read_parquet(catalog, columns=["interactions"]).filter(pl.col("interactions") == 0).height
         manifest |= {
             "num_items": num_items,
             "dimension": config.tower.dimension,
-            "items_without_interactions": new,
+            "items_without_interactions": new_items,
         }
-        advance(1, 1, f"{num_items:,} items, {new:,} of them without interactions")
+        advance(1, 1, f"{num_items:,} items, {new_items:,} of them without interactions")
     return run.manifest(STAGE)
 
 
 def embed_items(job: Job, num_items: int, dimension: int, config: BeamConfig, advance: Advance) -> None:
-    """All items through the tower, unit by unit, over Beam."""
-    if not any(job.work.iterdir()):  # nothing was finished before
+    """Embed all items, unit by unit, over Beam."""
+    if not any(job.work.iterdir()):  # no unit is complete
         np.lib.format.open_memmap(job.out, mode="w+", dtype=np.float32, shape=(num_items, dimension))
     units = list(range(math.ceil(num_items / job.config.items_per_unit)))
     runner.run([runner.Phase(STAGE, units, partial(embed_unit, job), job.finished)], config, advance)
 
 
 def embed_unit(job: Job, unit: int) -> None:
-    """One range of items through the tower."""
+    """Embed one range of items."""
     start, length = unit * job.config.items_per_unit, job.config.items_per_unit
     with _loading:
         features, encode = _encoder(job.tower, job.features, job.config.batch_size)
     frame = pl.scan_parquet(job.catalog).slice(start, length).collect()
     vectors = encode(features.transform(frame))
     mapped = np.load(job.out, mmap_mode="r")
-    with job.out.open("r+b") as file:  # written, not mapped: a mapping faults in page after page
+    with job.out.open("r+b") as file:  # writing is faster than a memory map, which faults on every page
         file.seek(mapped.offset + start * mapped.strides[0])
         vectors.tofile(file)
     job.finished(unit).touch()
 
 
 _loading = threading.Lock()
-"""One thread loads, the others wait: the tower is in memory once a process."""
+"""Held while the tower is loaded, so that it is in memory once per process."""
 
 
 @lru_cache(maxsize=1)
 def _encoder(tower: Path, features: Path, batch_size: int) -> tuple[Features, Callable[[Inputs], Vectors]]:
-    """The tower of this process: loading and tracing take longer than a unit, and its file never changes."""
+    """Return the encoder of this process: loading and tracing take longer than a unit, and the file never changes."""
     from recsys.model.tower import load, make_encoder  # noqa: PLC0415 - TensorFlow takes seconds
 
     return Features.load(features), make_encoder(load(tower), batch_size)

@@ -54,7 +54,7 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     search_k = run.manifest(indexing.STAGE)["search_k"]
     distance = DISTANCES[config.tower.distance]
     index = annoy_index.load(
-        run.path(indexing.STAGE), indexing.shards(config, run), vectors, search_k, distance=distance
+        run.path(indexing.STAGE), indexing.index_shards(config, run), vectors, search_k, distance=distance
     )
     trained = run.manifest(train.STAGE)
     with progress.stage(STAGE) as advance, run.stage(STAGE) as (_, manifest):

@@ -1,6 +1,6 @@
-"""index: embeddings -> Annoy index, its search_k tuned to the wanted recall.
+"""index: build the Annoy index of the embeddings, and tune its search_k to the target recall.
 
-A unit is a shard of the index: one file, over a range of items. An ordinary catalog is one unit.
+A unit is a shard of the index: one file with a range of items. A small catalog has one shard.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STAGE = "index"
 
 @dataclass(frozen=True)
 class Job:
-    """What the units of one index job share; travels to the workers."""
+    """What all units of the stage need; sent to the workers."""
 
     config: IndexConfig
     distance: str
@@ -37,27 +37,27 @@ class Job:
     folder: Path
 
     def file(self, unit: int) -> Path:
-        """The file of a shard: under its name it is complete."""
+        """Return the file of a shard; it exists only if it is complete."""
         return self.folder / self.shards[unit].file
 
 
 def index(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
-    """Do the stage if it is not done, and return its manifest.
+    """Run the stage if it is not done, and return its manifest.
 
     Raises:
-        StageError: embed was not run, or the recall stays below the floor.
+        StageError: the embed stage has not run, or the recall is below the floor.
     """
     if run.done(STAGE):
         return run.manifest(STAGE)
     origin = run.path(embed.STAGE, EMBEDDINGS)
-    vectors, cut = embeddings.load(origin), shards(config, run)
+    vectors, shards = embeddings.load(origin), index_shards(config, run)
     distance = config.tower.distance
-    with progress.stage(STAGE) as advance, run.stage(STAGE, str(len(cut))) as (folder, manifest):
-        advance(0, len(cut), f"{config.index.n_trees} trees")
-        job = Job(config.index, distance, origin, cut, folder)
-        units = list(range(len(cut)))
+    with progress.stage(STAGE) as advance, run.stage(STAGE, str(len(shards))) as (folder, manifest):
+        advance(0, len(shards), f"{config.index.n_trees} trees")
+        job = Job(config.index, distance, origin, shards, folder)
+        units = list(range(len(shards)))
         runner.run([runner.Phase(STAGE, units, partial(build_shard, job), job.file)], config.beam, advance)
-        built = annoy_index.load(folder, cut, vectors, config.index.recall_k, distance=DISTANCES[distance])
+        built = annoy_index.load(folder, shards, vectors, config.index.recall_k, distance=DISTANCES[distance])
         tries = 0
 
         def on_try(search_k: int, recall: float) -> None:
@@ -66,19 +66,19 @@ def index(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
             advance(tries, None, f"search_k {search_k}: recall {recall:.4f}")
 
         tuned = tune_search_k(built, vectors, config.index, on_try)
-        manifest |= {"shards": len(cut), "search_k": tuned.search_k, "recall": tuned.recall, "curve": tuned.curve}
-        files = "" if len(cut) == 1 else f" in each of {len(cut)} files"
+        manifest |= {"shards": len(shards), "search_k": tuned.search_k, "recall": tuned.recall, "curve": tuned.curve}
+        files = "" if len(shards) == 1 else f" in each of {len(shards)} files"
         advance(1, 1, f"recall@{config.index.recall_k} {tuned.recall:.4f} at search_k {tuned.search_k}{files}")
     return run.manifest(STAGE)
 
 
-def shards(config: Config, run: Run) -> list[Shard]:
-    """The files of the index."""
+def index_shards(config: Config, run: Run) -> list[Shard]:
+    """Return the shards of the index."""
     return plan_shards(run.manifest(prepare.STAGE)["num_items"], config.index.shard_items)
 
 
 def build_shard(job: Job, unit: int) -> None:
-    """One shard, of its own rows of the embeddings alone."""
+    """Build one shard from its rows of the embeddings."""
     shard = job.shards[unit]
     vectors = embeddings.load(job.embeddings)[shard.start : shard.stop]
     with atomic_write(job.file(unit)) as draft:

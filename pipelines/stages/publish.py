@@ -55,7 +55,7 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
     final = config.workspace / "releases" / run.run_id
     if final.exists():
         return final
-    shards = indexing.shards(config, run)
+    shards = indexing.index_shards(config, run)
     made_by = {
         formats.CATALOG: prepare.STAGE,
         formats.ITEM_USERS: prepare.STAGE,

@@ -1,7 +1,7 @@
-"""Judged pairs of items -> calibration.
+"""Fit a calibration on labeled pairs of items.
 
-Half of the pairs fit the curve and choose the thresholds, the other half measures both: a threshold that is
-measured on the pairs that chose it looks better than it is.
+One half of the pairs is used to fit the curve and choose the thresholds, the other half to measure both: measured on
+the pairs that it was chosen on, a threshold would look better than it is.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from scipy.stats import rankdata
 
 from recsys.config.sections import CalibrateConfig
 from recsys.data.splits import Holdout
-from recsys.evaluation.calibration import EVEN, Calibration, Estimate, Measured, Rule, Threshold
+from recsys.evaluation.calibration import EVEN_ODDS, Calibration, Estimate, Rule, Threshold, ThresholdMetrics
 
 MIN_PAIRS = 20
-"""Pairs that belong together, and others, without which there is no calibration: half of them measure."""
-MIN_CALLED = 10
-"""A precision is only believed of so many pairs: the nearest pair alone has a precision of 0 or 1."""
+"""Smallest number of pairs that belong together, and of pairs that do not; half of them are for measuring."""
+MIN_PREDICTED = 10
+"""Smallest number of predicted pairs of a precision threshold: the precision of a single pair is 0 or 1."""
 DRAWS = 20
-"""How often a query is given another target while it has one that belongs to it."""
+"""Maximum number of draws of another target for a query, while the drawn one belongs to it."""
 BINS = 10
 RESAMPLES = 1_000
 Z = 1.959963984540054
@@ -31,8 +31,8 @@ Z = 1.959963984540054
 Similarities = NDArray[np.float64]
 
 
-class Judged(NamedTuple):
-    """Pairs of items of which it is known whether they belong together."""
+class CalibrationPairs(NamedTuple):
+    """Pairs of items with labels."""
 
     first: NDArray[np.int32]
     """Item numbers, int32 [n]."""
@@ -43,164 +43,175 @@ class Judged(NamedTuple):
 
 
 class Half(NamedTuple):
-    """As many similarities of pairs that belong together as of others, float64 [n] each."""
+    """Similarities of n pairs that belong together and n pairs that do not, float64 [n] each."""
 
     same: Similarities
-    others: Similarities
+    different: Similarities
 
 
-def sample(holdout: Holdout, seed: int) -> Judged:
-    """Pairs out of held-out interactions: each query with its target, and with the target of another user.
+def sample_pairs(holdout: Holdout, seed: int) -> CalibrationPairs:
+    """Sample pairs from held-out interactions: each query with its target, and with the target of another user.
 
-    Both heaps have the same queries and, but for what is left out, the same targets, so none is told apart by
-    popularity alone. Left out are pairs of an item with itself and, from the others, pairs that belong together
-    for some user of the holdout. Pairs of the training data stay: where users touch much in common almost every
-    pair of two popular items is one, and without them the others would be pairs of rare items.
+    Both classes have the same queries and, except for excluded pairs, the same targets, so that popularity alone
+    cannot separate them. Pairs of an item with itself are excluded, and from the different pairs those that belong
+    together for some user of the holdout. Pairs of the training data are not excluded: in dense data almost every
+    pair of popular items occurs there, and without them the different pairs would be pairs of rare items.
     """
     queries, targets = holdout.queries.astype(np.int64), holdout.targets.astype(np.int64)
-    apart = queries != targets
-    queries, targets = queries[apart], targets[apart]
+    distinct = queries != targets
+    queries, targets = queries[distinct], targets[distinct]
     size = int(max(queries.max(initial=0), targets.max(initial=0))) + 1
 
-    def keys(others: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        one, other = queries[rows], others[rows]
-        return np.asarray(np.minimum(one, other) * size + np.maximum(one, other), np.int64)
+    def keys(partners: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        first, second = queries[rows], partners[rows]
+        return np.asarray(np.minimum(first, second) * size + np.maximum(first, second), np.int64)
 
-    def belonging(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        wrongly = (queries[rows] == drawn[rows]) | np.isin(keys(drawn, rows), together)
-        return np.asarray(rows[wrongly], np.int64)
+    def same_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        is_same = (queries[rows] == drawn[rows]) | np.isin(keys(drawn, rows), same_keys)
+        return np.asarray(rows[is_same], np.int64)
 
-    every = np.arange(len(queries))
-    together = np.unique(keys(targets, every))
+    all_rows = np.arange(len(queries))
+    same_keys = np.unique(keys(targets, all_rows))
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(targets)
-    wrong = belonging(every)
+    redraw = same_rows(all_rows)
     for _ in range(DRAWS):
-        drawn[wrong] = rng.choice(targets, len(wrong))
-        wrong = belonging(wrong)
-    kept = np.setdiff1d(every, wrong)
-    return Judged(
-        np.concatenate([queries, queries[kept]]).astype(np.int32),
-        np.concatenate([targets, drawn[kept]]).astype(np.int32),
-        np.repeat([True, False], [len(queries), len(kept)]),
+        drawn[redraw] = rng.choice(targets, len(redraw))
+        redraw = same_rows(redraw)
+    different = np.setdiff1d(all_rows, redraw)
+    return CalibrationPairs(
+        np.concatenate([queries, queries[different]]).astype(np.int32),
+        np.concatenate([targets, drawn[different]]).astype(np.int32),
+        np.repeat([True, False], [len(queries), len(different)]),
     )
 
 
-def fit(similarities: Similarities, same: NDArray[np.bool_], config: CalibrateConfig, seed: int) -> Calibration | None:
-    """Fit curve and thresholds on one half of the pairs, and measure them on the other.
+def fit_calibration(
+    similarities: Similarities, same: NDArray[np.bool_], config: CalibrateConfig, seed: int
+) -> Calibration | None:
+    """Fit curve and thresholds on one half of the pairs, and measure them on the other half.
 
     Args:
-        similarities: of the pairs, float64 [n]. Not rounded: many may differ in their last digits only.
-        same: whether each pair belongs together, bool [n]. Of the larger heap a part is left out by chance, so
-            that as many belong together as do not.
-        config: the targets to choose thresholds for.
+        similarities: of the pairs, float64 [n], not rounded: many can differ only in their last digits.
+        same: whether each pair belongs together, bool [n]. A random part of the larger class is left out, so
+            that both classes are equally large.
+        config: targets of the thresholds.
         seed: of the split and of the bootstrap.
 
     Returns:
-        The calibration, or None where one of the heaps has fewer than `MIN_PAIRS` pairs.
+        The calibration, or None if a class has fewer than `MIN_PAIRS` pairs.
     """
     rng = np.random.default_rng(seed)
-    heaps = [rng.permutation(similarities[chosen].astype(np.float64)) for chosen in (same, ~same)]
-    pairs = min(map(len, heaps))
+    classes = [rng.permutation(similarities[label].astype(np.float64)) for label in (same, ~same)]
+    pairs = min(map(len, classes))
     if pairs < MIN_PAIRS:
         return None
     middle = pairs // 2
-    fitting, measuring = Half(*(heap[:middle] for heap in heaps)), Half(*(heap[middle:pairs] for heap in heaps))
-    knots, probabilities = curve(fitting)
-    chosen: list[tuple[Rule, float, float | None]] = [("probability", EVEN, crossing(knots, probabilities))]
-    chosen += [("precision", wanted, least_precise(fitting, wanted)) for wanted in config.precision]
-    chosen += [("false_positive_rate", wanted, most_false(fitting, wanted)) for wanted in config.false_positive_rate]
+    fitting, measuring = Half(*(each[:middle] for each in classes)), Half(*(each[middle:pairs] for each in classes))
+    knots, probabilities = isotonic_curve(fitting)
+    thresholds: list[tuple[Rule, float, float | None]] = [
+        ("probability", EVEN_ODDS, even_odds_threshold(knots, probabilities))
+    ]
+    thresholds += [("precision", target, precision_threshold(fitting, target)) for target in config.precision]
+    thresholds += [
+        ("false_positive_rate", target, false_positive_threshold(fitting, target))
+        for target in config.false_positive_rate
+    ]
     return Calibration(
         similarities=tuple(knots.tolist()),
         probabilities=tuple(probabilities.tolist()),
         fitted_pairs=2 * middle,
         measured_pairs=2 * (pairs - middle),
-        expected_calibration_error=_estimated_error(np.interp(np.stack(measuring), knots, probabilities), rng),
+        expected_calibration_error=_calibration_error(np.interp(np.stack(measuring), knots, probabilities), rng),
         auc=auc(measuring),
         thresholds=tuple(
             Threshold(
                 rule=rule,
-                wanted=wanted,
+                target=target,
                 similarity=similarity,
-                measured=None if similarity is None else measure(measuring, similarity),
+                measured=None if similarity is None else measure_threshold(measuring, similarity),
             )
-            for rule, wanted, similarity in chosen
+            for rule, target, similarity in thresholds
         ),
     )
 
 
-def curve(half: Half) -> tuple[Similarities, NDArray[np.float64]]:
-    """Knots of the isotonic regression: similarities, ascending, and probabilities, float64 [knots] each.
+def isotonic_curve(half: Half) -> tuple[Similarities, NDArray[np.float64]]:
+    """Return the knots of the isotonic regression: similarities, ascending, and probabilities, float64 [knots] each.
 
-    The least-squares fit among all curves that do not fall (Barlow et al., 1972; Zadrozny and Elkan, "Transforming
-    classifier scores into accurate multiclass probability estimates", KDD 2002). Equal similarities are one point.
+    The least-squares fit among all non-decreasing curves (Barlow et al., 1972; Zadrozny and Elkan, "Transforming
+    classifier scores into accurate multiclass probability estimates", KDD 2002). Equal similarities
+    are merged.
     """
     values, group = np.unique(np.concatenate(half), return_inverse=True)
     pairs = np.bincount(group)
     shares = np.bincount(group[: len(half.same)], minlength=len(values)) / pairs
     fitted = isotonic_regression(shares, weights=pairs)
-    knots = np.unique([fitted.blocks[:-1], fitted.blocks[1:] - 1])  # both ends of each level stretch
+    knots = np.unique([fitted.blocks[:-1], fitted.blocks[1:] - 1])  # both ends of each constant segment
     return values[knots], np.clip(fitted.x[knots], 0, 1)
 
 
-def crossing(knots: Similarities, probabilities: NDArray[np.float64]) -> float | None:
-    """The smallest similarity whose probability is one half; None where the curve tells nothing."""
-    above = int(np.argmax(probabilities >= EVEN))
-    if above == 0:  # half of the pairs belong together: a curve that starts here is level
+def even_odds_threshold(knots: Similarities, probabilities: NDArray[np.float64]) -> float | None:
+    """Return the smallest similarity whose probability is one half; None if the curve is constant."""
+    above = int(np.argmax(probabilities >= EVEN_ODDS))
+    if above == 0:  # half of the pairs belong together: a curve that starts at one half is constant
         return None
     (low, high), (start, end) = knots[above - 1 : above + 1].tolist(), probabilities[above - 1 : above + 1].tolist()
-    return float(min(low + (EVEN - start) / (end - start) * (high - low), high))
+    return float(min(low + (EVEN_ODDS - start) / (end - start) * (high - low), high))
 
 
-def least_precise(half: Half, wanted: float) -> float | None:
-    """The smallest similarity from which on the precision is `wanted`, of at least `MIN_CALLED` pairs."""
-    values, same, others = _called(half)
-    called = same + others
-    return _smallest(values, (same / called >= wanted) & (called >= MIN_CALLED))
+def precision_threshold(half: Half, target: float) -> float | None:
+    """Return the smallest threshold with a precision of at least `target`, over at least `MIN_PREDICTED` pairs."""
+    thresholds, same, different = _predicted(half)
+    predicted = same + different
+    return _smallest(thresholds, (same / predicted >= target) & (predicted >= MIN_PREDICTED))
 
 
-def most_false(half: Half, wanted: float) -> float | None:
-    """The smallest similarity from which on at most `wanted` of the others are called the same."""
-    values, _, others = _called(half)
-    return _smallest(values, others / len(half.others) <= wanted)
+def false_positive_threshold(half: Half, target: float) -> float | None:
+    """Return the smallest threshold with a false-positive rate of at most `target`."""
+    thresholds, _, different = _predicted(half)
+    return _smallest(thresholds, different / len(half.different) <= target)
 
 
-def measure(half: Half, similarity: float) -> Measured:
-    """What a threshold does on these pairs."""
-    right, wrong = int((half.same >= similarity).sum()), int((half.others >= similarity).sum())
-    same, others = len(half.same), len(half.others)
-    return Measured(
-        precision=share(right, right + wrong) if right + wrong else None,
-        recall=share(right, same),
-        false_positive_rate=share(wrong, others),
-        accuracy=share(right + others - wrong, same + others),
+def measure_threshold(half: Half, threshold: float) -> ThresholdMetrics:
+    """Return the error rates of a threshold on these pairs."""
+    true_positives = int((half.same >= threshold).sum())
+    false_positives = int((half.different >= threshold).sum())
+    predicted, same, different = true_positives + false_positives, len(half.same), len(half.different)
+    return ThresholdMetrics(
+        precision=estimate_share(true_positives, predicted) if predicted else None,
+        recall=estimate_share(true_positives, same),
+        false_positive_rate=estimate_share(false_positives, different),
+        accuracy=estimate_share(true_positives + different - false_positives, same + different),
     )
 
 
-def share(hits: int, total: int) -> Estimate:
-    """A share with Wilson's interval, which holds for shares of nearly none and nearly all too.
+def estimate_share(hits: int, total: int) -> Estimate:
+    """Return a share with its Wilson interval, which is valid for shares near 0 and 1 too.
 
-    A bootstrap would put 0 of 50 between 0 and 0. (Wilson, JASA 22, 1927; recommended by Brown, Cai and DasGupta,
+    The bootstrap interval of 0 of 50 would be [0, 0]. (Wilson, JASA 22, 1927; recommended by Brown, Cai and DasGupta,
     "Interval estimation for a binomial proportion", Statistical Science 16, 2001.)
     """
     value = hits / total
     center = (value + Z**2 / (2 * total)) / (1 + Z**2 / total)
-    reach = Z / (1 + Z**2 / total) * float(np.sqrt(value * (1 - value) / total + Z**2 / (4 * total**2)))
-    # the ends belong to the interval; rounding may leave them just outside
-    return Estimate(value=value, low=min(max(center - reach, 0.0), value), high=max(min(center + reach, 1.0), value))
+    half_width = Z / (1 + Z**2 / total) * float(np.sqrt(value * (1 - value) / total + Z**2 / (4 * total**2)))
+    # rounding can move the bounds beyond the value
+    return Estimate(
+        value=value, low=min(max(center - half_width, 0.0), value), high=max(min(center + half_width, 1.0), value)
+    )
 
 
 def auc(half: Half) -> float:
-    """Area under the ROC curve: the Mann-Whitney statistic of the two heaps, equals counting half."""
-    same, others = len(half.same), len(half.others)
+    """Return the area under the ROC curve: the Mann-Whitney statistic of the two classes, ties counting one half."""
+    same, different = len(half.same), len(half.different)
     ranks = rankdata(np.concatenate(half))[:same].sum()
-    return float((ranks - same * (same + 1) / 2) / (same * others))
+    return float((ranks - same * (same + 1) / 2) / (same * different))
 
 
 def expected_calibration_error(probabilities: NDArray[np.float64], same: NDArray[np.bool_]) -> float:
-    """How far probabilities are from what happens: sum over bins of pairs / n * |share - mean probability|.
+    """Return the expected calibration error: sum over bins of pairs / n * |frequency - mean probability|.
 
-    Ten bins of equal width, each with its upper edge (Naeini, Cooper and Hauskrecht, "Obtaining well calibrated
+    Ten bins of equal width, each including its upper edge (Naeini, Cooper and Hauskrecht, "Obtaining well calibrated
     probabilities using Bayesian binning", AAAI 2015; Guo et al., "On calibration of modern neural networks", ICML
     2017, equation 3).
 
@@ -216,48 +227,48 @@ def _bins(probabilities: NDArray[np.float64]) -> NDArray[np.intp]:
 
 
 def _gaps(probabilities: NDArray[np.float64], same: NDArray[np.bool_], bins: NDArray[np.intp]) -> NDArray[np.float64]:
-    """(Sum of outcomes - sum of probabilities) / n of each bin, float64 [BINS]."""
+    """Return (sum of outcomes - sum of probabilities) / n of each bin, float64 [BINS]."""
     return np.bincount(bins, same - probabilities, minlength=BINS) / len(probabilities)
 
 
-def _estimated_error(probabilities: NDArray[np.float64], rng: np.random.Generator) -> Estimate:
-    """The expected calibration error of probabilities [2, n], first those of pairs that belong together.
+def _calibration_error(probabilities: NDArray[np.float64], rng: np.random.Generator) -> Estimate:
+    """Return the expected calibration error of probabilities [2, n], first those of pairs that belong together.
 
-    Chance alone opens gaps in the bins, so the figure is too high, a bootstrap of it higher still, and the
-    percentiles of that miss the true value almost always. So the bootstrap only says how much gaps vary, and
-    the interval holds every error under which the figure that was seen would not be among the outer 5%, and that
-    figure itself: gaps are tried from none, each brought down by the same number of its standard deviations, to
-    twice what was seen. (The inversion is that of Hansen, "The grid bootstrap and the autoregressive model",
+    Sampling noise alone causes gaps in the bins, so the figure is biased upwards, its bootstrap even more, and
+    bootstrap percentiles almost always miss the true value. Therefore the bootstrap is used only for the variance of
+    the gaps. The interval contains every error under which the observed figure is not in the outer 5%, and the
+    observed figure: the candidates range from gaps that are reduced by the same number of their standard deviations
+    to twice the observed gaps. (The inversion is that of Hansen, "The grid bootstrap and the autoregressive model",
     Review of Economics and Statistics 81, 1999.)
     """
     pairs = probabilities.shape[1]
     flat, same = probabilities.ravel(), np.repeat([True, False], pairs)
     bins = _bins(flat)
     gaps = _gaps(flat, same, bins)
-    seen = float(np.abs(gaps).sum())
+    observed = float(np.abs(gaps).sum())
     noise = np.empty((RESAMPLES, BINS))
     for row in noise:
         drawn = np.concatenate([rng.integers(0, pairs, pairs), rng.integers(pairs, 2 * pairs, pairs)])
         row[:] = _gaps(flat[drawn], same[drawn], bins[drawn]) - gaps
     grid = np.linspace(0, 2, 81)[:, None]
     shrunk = np.maximum(np.abs(gaps) - 4 * np.maximum(1 - grid, 0) * noise.std(axis=0), 0)
-    supposed = np.sign(gaps) * shrunk * np.maximum(grid, 1)  # [grid, BINS]
-    low, high = np.quantile(np.abs(supposed[:, None] + noise).sum(axis=2), [0.025, 0.975], axis=1)
-    errors = np.abs(supposed).sum(axis=1)
-    possible = errors[(low <= seen) & (seen <= high)]
+    candidates = np.sign(gaps) * shrunk * np.maximum(grid, 1)  # [grid, BINS]
+    low, high = np.quantile(np.abs(candidates[:, None] + noise).sum(axis=2), [0.025, 0.975], axis=1)
+    errors = np.abs(candidates).sum(axis=1)
+    possible = errors[(low <= observed) & (observed <= high)]
     return Estimate(
-        value=min(seen, 1.0),
-        low=min(float(possible.min(initial=seen)), 1.0),
-        high=min(float(possible.max(initial=seen)), 1.0),
+        value=min(observed, 1.0),
+        low=min(float(possible.min(initial=observed)), 1.0),
+        high=min(float(possible.max(initial=observed)), 1.0),
     )
 
 
-def _called(half: Half) -> tuple[Similarities, NDArray[np.int64], NDArray[np.int64]]:
-    """Each similarity as a threshold, ascending, and how many of both heaps it calls the same."""
-    values = np.unique(np.concatenate(half))
-    counts = [len(heap) - np.searchsorted(np.sort(heap), values) for heap in half]
-    return values, counts[0], counts[1]
+def _predicted(half: Half) -> tuple[Similarities, NDArray[np.int64], NDArray[np.int64]]:
+    """Return each similarity as a threshold, ascending, and the numbers of predicted pairs of both classes."""
+    thresholds = np.unique(np.concatenate(half))
+    counts = [len(each) - np.searchsorted(np.sort(each), thresholds) for each in half]
+    return thresholds, counts[0], counts[1]
 
 
-def _smallest(values: Similarities, reached: NDArray[np.bool_]) -> float | None:
-    return float(values[np.argmax(reached)]) if reached.any() else None
+def _smallest(thresholds: Similarities, reaches_target: NDArray[np.bool_]) -> float | None:
+    return float(thresholds[np.argmax(reaches_target)]) if reaches_target.any() else None

@@ -109,7 +109,7 @@ def nearest(
     query_rows = np.repeat(np.arange(len(counts)), counts)
     starts = np.cumsum([0, *counts[:-1]])
     similarity = np.clip(np.array(similarities, np.float64), -1.0, 1.0)
-    probability = None if calibration is None else calibration.probabilities_of(similarity)
+    probability = None if calibration is None else calibration.to_probabilities(similarity)
     item_ids = catalog.frame["item_id"]
     return pl.DataFrame(
         {

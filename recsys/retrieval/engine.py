@@ -289,7 +289,7 @@ class Engine:
         similarities: list[float | None] = [None if fallback else max(-1.0, min(1.0, s.similarity)) for s in page]
         probabilities: list[float | None] = [None] * len(page)
         if self._calibration is not None and not fallback:
-            probabilities = self._calibration.probabilities_of([s.similarity for s in page]).tolist()
+            probabilities = self._calibration.to_probabilities([s.similarity for s in page]).tolist()
         explanations: list[Explanation | None] = [None] * len(page)
         if query.explain:
             explanations = self._explanations([number for number, _ in resolved.positives], catalog, page)

@@ -13,7 +13,7 @@ from recsys.config.sections import Config, DataConfig, IndexConfig
 from recsys.data import item_users
 from recsys.data.catalog import Catalog
 from recsys.evaluation import calibration
-from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
+from recsys.evaluation.calibration import Calibration, Estimate, Threshold, ThresholdMetrics
 from recsys.index import annoy_index, embeddings
 from recsys.index.shards import INDEX_FILE, plan_shards
 from recsys.release import bundle as release
@@ -30,7 +30,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
     Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
     """
     share = Estimate(value=0.75, low=0.5, high=0.875)
-    measured = Measured(precision=share, recall=share, false_positive_rate=share, accuracy=share)
+    measured = ThresholdMetrics(precision=share, recall=share, false_positive_rate=share, accuracy=share)
     thresholds: list[tuple[Literal["probability", "precision", "false_positive_rate"], float, float]] = [
         ("probability", 0.5, 0.1),
         ("precision", 0.9, 0.5),
@@ -44,8 +44,8 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         expected_calibration_error=share,
         auc=0.875,
         thresholds=(
-            *(Threshold(rule=r, wanted=w, similarity=s, measured=measured) for r, w, s in thresholds),
-            Threshold(rule="precision", wanted=0.95, similarity=None, measured=None),
+            *(Threshold(rule=r, target=w, similarity=s, measured=measured) for r, w, s in thresholds),
+            Threshold(rule="precision", target=0.95, similarity=None, measured=None),
         ),
     )
 

@@ -50,7 +50,7 @@ def test_a_program_is_told_everything(program: Any, release: Path) -> None:
             "same": verdict.similarity >= 0.1,
             "threshold": {
                 "rule": "probability",
-                "wanted": 0.5,
+                "target": 0.5,
                 "similarity": 0.1,
                 "measured": told["threshold"]["measured"],
             },

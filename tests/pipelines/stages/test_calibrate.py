@@ -10,7 +10,7 @@ import pytest
 from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed, train
-from pipelines.stages.calibrate import STAGE, calibrate, judged_pairs
+from pipelines.stages.calibrate import STAGE, calibrate, calibration_pairs
 from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import StageError
@@ -38,7 +38,7 @@ def test_items_of_one_block_are_told_from_others(tmp_path: Path, distance: str) 
     context = embedded(tmp_path, f"tower.distance={distance}")
     manifest = calibrate(context.config, context.run, context.progress)
     users = world.BLOCKS * world.USERS_A_BLOCK
-    assert (manifest["same"], manifest["others"]) == (users, users)
+    assert (manifest["same"], manifest["different"]) == (users, users)
     assert manifest["fitted_pairs"] + manifest["measured_pairs"] == 2 * users
     assert manifest["auc"] > 0.9
     fitted = calibration.load(context.run.path(STAGE, CALIBRATION))
@@ -66,34 +66,37 @@ def people(folder: Path, pairs: int) -> list[str]:
 def test_where_people_judged_their_held_out_pairs_are_taken(tmp_path: Path) -> None:
     """And none of those that training saw."""
     context = embedded(tmp_path, *people(tmp_path, 4_000))
-    judged = judged_pairs(context.config, context.run)
+    judged = calibration_pairs(context.config, context.run)
     training, held_out = train.load_labeled(context.run, context.config.train.seed)
     assert sorted(zip(*(part.tolist() for part in judged), strict=True)) == sorted(
         zip(held_out.first.tolist(), held_out.second.tolist(), held_out.same.tolist(), strict=True)
     )
     assert 200 < len(judged.same) < len(training) / 5
     manifest = calibrate(context.config, context.run, context.progress)
-    assert (manifest["same"], manifest["others"]) == (judged.same.sum(), (~judged.same).sum())
+    assert (manifest["same"], manifest["different"]) == (judged.same.sum(), (~judged.same).sum())
     assert manifest["auc"] > 0.9
 
 
-def test_of_judged_pairs_at_most_so_many_of_each_kind_are_taken(tmp_path: Path) -> None:
+def test_of_calibration_pairs_at_most_so_many_of_each_kind_are_taken(tmp_path: Path) -> None:
     context = embedded(tmp_path, *people(tmp_path, 4_000), "calibrate.pairs=30")
-    judged = judged_pairs(context.config, context.run)
+    judged = calibration_pairs(context.config, context.run)
     assert (judged.same.sum(), (~judged.same).sum()) == (30, 30)
-    again = judged_pairs(context.config, context.run)
+    again = calibration_pairs(context.config, context.run)
     assert (judged.first == again.first).all()
 
 
 def test_too_few_held_out_judgments_stop_no_night(tmp_path: Path) -> None:
     manifest = calibrate(embedded(tmp_path, *people(tmp_path, 20)))
-    assert "needs 20 held-out pairs, and as many others" in manifest["reason"]
+    assert "needs 20 held-out pairs that belong together, and as many that do not" in manifest["reason"]
 
 
 def test_too_few_held_out_pairs_stop_no_night(tmp_path: Path) -> None:
     context = embedded(tmp_path, "calibrate.pairs=19")
     manifest = calibrate(context.config, context.run, context.progress)
-    assert "needs 20 held-out pairs, and as many others. Received: 19 and 19." in manifest["reason"]
+    assert (
+        "needs 20 held-out pairs that belong together, and as many that do not. Received: 19 and 19."
+        in manifest["reason"]
+    )
     assert calibration.load(context.run.path(STAGE, CALIBRATION)) is None
     assert manifest["reason"] in context.run.path(STAGE, CALIBRATION).read_text()
 

@@ -9,8 +9,7 @@ import pytest
 from recsys.config.sections import CalibrateConfig
 from recsys.data.splits import Holdout
 from recsys.errors import InputError
-from recsys.evaluation import calibration
-from recsys.evaluation import calibration_fit as calibrating
+from recsys.evaluation import calibration, calibration_fit
 from recsys.evaluation.calibration import Calibration
 from recsys.evaluation.calibration_fit import Half
 from recsys.index.distances import DISTANCES
@@ -42,7 +41,7 @@ def holdout(queries, targets):
 def pooled(half):
     """Pool adjacent violators, by the book: {similarity: probability}."""
     outcomes = {}
-    for value, outcome in [(v, 1) for v in half.same.tolist()] + [(v, 0) for v in half.others.tolist()]:
+    for value, outcome in [(v, 1) for v in half.same.tolist()] + [(v, 0) for v in half.different.tolist()]:
         outcomes.setdefault(value, []).append(outcome)
     blocks = []
     for value in sorted(outcomes):
@@ -60,7 +59,7 @@ def pooled(half):
 @pytest.mark.parametrize("seed", range(5))
 def test_curve_is_that_of_pooling_adjacent_violators(seed, digits):
     chosen = half(60, seed, digits)
-    knots, probabilities = calibrating.curve(chosen)
+    knots, probabilities = calibration_fit.isotonic_curve(chosen)
     expected = pooled(chosen)
     assert np.interp(list(expected), knots, probabilities) == pytest.approx(list(expected.values()), abs=1e-12)
     assert len(knots) < len(expected)
@@ -68,19 +67,19 @@ def test_curve_is_that_of_pooling_adjacent_violators(seed, digits):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_larger_similarity_never_has_a_smaller_probability(seed):
-    fitted = calibrating.fit(*pairs(200, seed), CONFIG, seed)
-    probabilities = fitted.probabilities_of(np.linspace(-2, 2, 5_000))
+    fitted = calibration_fit.fit_calibration(*pairs(200, seed), CONFIG, seed)
+    probabilities = fitted.to_probabilities(np.linspace(-2, 2, 5_000))
     assert (np.diff(probabilities) >= 0).all()
     assert probabilities.min() >= 0
     assert probabilities.max() <= 1
-    assert fitted.probability(0.3) == fitted.probabilities_of([0.3])[0]
+    assert fitted.probability(0.3) == fitted.to_probabilities([0.3])[0]
 
 
 def test_similarities_that_differ_in_the_last_digits_are_told_apart():
     """Trained towers put most similarities above 0.99."""
     similarities, same = pairs(500)
-    fitted = calibrating.fit(similarities, same, CONFIG, 0)
-    saturated = calibrating.fit(1 - (1 - similarities) * 1e-9, same, CONFIG, 0)
+    fitted = calibration_fit.fit_calibration(similarities, same, CONFIG, 0)
+    saturated = calibration_fit.fit_calibration(1 - (1 - similarities) * 1e-9, same, CONFIG, 0)
     assert saturated.auc == fitted.auc
     assert len(saturated.similarities) == len(fitted.similarities)
     for one, other in zip(saturated.thresholds, fitted.thresholds, strict=True):
@@ -94,7 +93,7 @@ def test_similarities_that_differ_in_the_last_digits_are_told_apart():
 @pytest.mark.parametrize("seed", range(5))
 def test_thresholds_are_the_smallest_that_reach_their_target(seed, digits):
     chosen = half(80, seed, digits)
-    same, others = chosen.same.tolist(), chosen.others.tolist()
+    same, others = chosen.same.tolist(), chosen.different.tolist()
     values = sorted({*same, *others})
 
     def called(heap, threshold):
@@ -104,23 +103,23 @@ def test_thresholds_are_the_smallest_that_reach_their_target(seed, digits):
         precise = [
             t
             for t in values
-            if called(same, t) + called(others, t) >= calibrating.MIN_CALLED
+            if called(same, t) + called(others, t) >= calibration_fit.MIN_PREDICTED
             and called(same, t) / (called(same, t) + called(others, t)) >= wanted
         ]
-        assert calibrating.least_precise(chosen, wanted) == (min(precise) if precise else None)
+        assert calibration_fit.precision_threshold(chosen, wanted) == (min(precise) if precise else None)
     for wanted in (0.001, 0.01, 0.05, 0.3, 0.9):
         rare = [t for t in values if called(others, t) / len(others) <= wanted]
-        assert calibrating.most_false(chosen, wanted) == (min(rare) if rare else None)
+        assert calibration_fit.false_positive_threshold(chosen, wanted) == (min(rare) if rare else None)
 
 
 def test_the_nearest_pair_alone_is_no_precision():
     chosen = Half(np.array([1.0] + [0.0] * 19), np.linspace(0.0, 0.5, 20))
-    assert calibrating.least_precise(chosen, 0.9) is None
+    assert calibration_fit.precision_threshold(chosen, 0.9) is None
 
 
 def test_a_target_that_cannot_be_reached_is_null_and_says_so():
     """All pairs are equally similar: whatever the threshold, all are called the same, or none."""
-    fitted = calibrating.fit(np.full(100, 0.99), np.repeat([True, False], 50), CONFIG, 0)
+    fitted = calibration_fit.fit_calibration(np.full(100, 0.99), np.repeat([True, False], 50), CONFIG, 0)
     assert {threshold.similarity for threshold in fitted.thresholds} == {None}
     assert {threshold.measured for threshold in fitted.thresholds} == {None}
     assert (fitted.probability(0.5), fitted.auc) == (0.5, 0.5)
@@ -131,16 +130,16 @@ def test_a_target_that_cannot_be_reached_is_null_and_says_so():
 
 
 def test_without_a_target_the_threshold_is_an_even_chance():
-    fitted = calibrating.fit(*pairs(500), CONFIG, 0)
+    fitted = calibration_fit.fit_calibration(*pairs(500), CONFIG, 0)
     threshold = fitted.threshold()
-    assert (threshold.name, threshold.wanted) == ("probability 0.5", 0.5)
+    assert (threshold.name, threshold.target) == ("probability 0.5", 0.5)
     assert fitted.probability(threshold.similarity) == pytest.approx(0.5, abs=1e-9)
     assert fitted.probability(threshold.similarity - 1e-6) < 0.5
 
 
 def test_targets_are_found_by_their_value():
-    fitted = calibrating.fit(*pairs(500), CONFIG, 0)
-    assert (fitted.threshold(precision=0.9).rule, fitted.threshold(precision=0.9).wanted) == ("precision", 0.9)
+    fitted = calibration_fit.fit_calibration(*pairs(500), CONFIG, 0)
+    assert (fitted.threshold(precision=0.9).rule, fitted.threshold(precision=0.9).target) == ("precision", 0.9)
     assert fitted.threshold(false_positive_rate=0.05).name == "false-positive rate 0.05"
     with pytest.raises(InputError, match=r"precision must be .* calibrated for: 0\.8, 0\.9\. Received: 0\.85\."):
         fitted.threshold(precision=0.85)
@@ -158,7 +157,7 @@ def test_pairs_that_choose_do_not_measure():
     measured = []
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        fitted = calibrating.fit(
+        fitted = calibration_fit.fit_calibration(
             rng.random(200), np.repeat([True, False], 100), CalibrateConfig(precision=(0.65,)), seed
         )
         assert (fitted.fitted_pairs, fitted.measured_pairs) == (100, 100)
@@ -171,20 +170,20 @@ def test_pairs_that_choose_do_not_measure():
 
 def test_a_threshold_is_measured_by_counting():
     chosen = Half(np.array([0.1, 0.5, 0.7, 0.9]), np.array([0.0, 0.2, 0.5, 0.3, 0.1]))
-    measured = calibrating.measure(chosen, 0.5)
+    measured = calibration_fit.measure_threshold(chosen, 0.5)
     assert measured.precision.value == 3 / 4
     assert measured.recall.value == 3 / 4
     assert measured.false_positive_rate.value == 1 / 5
     assert measured.accuracy.value == 7 / 9
-    assert calibrating.measure(chosen, 1.0).precision is None
+    assert calibration_fit.measure_threshold(chosen, 1.0).precision is None
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("digits", [None, 1], ids=["all different", "with ties"])
 def test_auc_is_the_share_of_pairs_in_order(seed, digits):
     chosen = half(40, seed, digits)
-    wins = sum((a > b) + (a == b) / 2 for a in chosen.same.tolist() for b in chosen.others.tolist())
-    assert calibrating.auc(chosen) == pytest.approx(wins / 1_600)
+    wins = sum((a > b) + (a == b) / 2 for a in chosen.same.tolist() for b in chosen.different.tolist())
+    assert calibration_fit.auc(chosen) == pytest.approx(wins / 1_600)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -202,21 +201,24 @@ def test_calibration_error_is_that_of_ten_bins(seed):
         if inside:
             share = sum(s for _, s in inside) / len(inside)
             error += len(inside) / 308 * abs(share - sum(p for p, _ in inside) / len(inside))
-    assert calibrating.expected_calibration_error(probabilities, same) == pytest.approx(error, abs=1e-12)
+    assert calibration_fit.expected_calibration_error(probabilities, same) == pytest.approx(error, abs=1e-12)
 
 
 @pytest.mark.parametrize(("share", "total"), [(0.5, 40), (0.9, 40), (0.02, 50), (0.99, 300)])
 def test_intervals_of_shares_hold_the_true_share_19_times_of_20(share, total):
     hits = np.random.default_rng(0).binomial(total, share, 1_000)
-    inside = [calibrating.share(int(h), total).low <= share <= calibrating.share(int(h), total).high for h in hits]
+    inside = [
+        calibration_fit.estimate_share(int(h), total).low <= share <= calibration_fit.estimate_share(int(h), total).high
+        for h in hits
+    ]
     assert 0.91 <= np.mean(inside) <= 0.99
 
 
 def test_nothing_of_fifty_is_not_surely_nothing():
     """Wilson's interval of 0 of n ends at z² / (n + z²)."""
-    assert calibrating.share(0, 50).low == 0
-    assert calibrating.share(0, 50).high == pytest.approx(1.96**2 / (50 + 1.96**2), rel=1e-3)
-    assert calibrating.share(50, 50).high == 1
+    assert calibration_fit.estimate_share(0, 50).low == 0
+    assert calibration_fit.estimate_share(0, 50).high == pytest.approx(1.96**2 / (50 + 1.96**2), rel=1e-3)
+    assert calibration_fit.estimate_share(50, 50).high == 1
 
 
 @pytest.mark.parametrize("bent", [False, True], ids=["calibrated", "overconfident"])
@@ -232,13 +234,13 @@ def test_interval_of_the_calibration_error_holds_the_true_one(bent):
         # given that it is the same, a pair has a level in proportion to how often the level comes true
         same = rng.choice(levels, pairs, p=true / true.sum())
         others = rng.choice(levels, pairs, p=(1 - true) / (1 - true).sum())
-        estimate = calibrating._estimated_error(np.stack([same, others]), rng)
+        estimate = calibration_fit._calibration_error(np.stack([same, others]), rng)
         inside.append(estimate.low <= expected <= estimate.high)
     assert np.mean(inside) >= 0.88
 
 
 def test_a_good_curve_has_a_small_error_and_says_how_sure_it_is():
-    error = calibrating.fit(*pairs(5_000), CONFIG, 0).expected_calibration_error
+    error = calibration_fit.fit_calibration(*pairs(5_000), CONFIG, 0).expected_calibration_error
     assert error.low <= error.value <= error.high
     assert error.value < 0.03
 
@@ -248,9 +250,9 @@ def test_a_good_curve_has_a_small_error_and_says_how_sure_it_is():
 
 def test_fewer_than_twenty_pairs_are_no_calibration():
     similarities, same = pairs(19)
-    assert calibrating.fit(similarities, same, CONFIG, 0) is None
-    assert calibrating.fit(np.append(similarities, 0.5), np.append(same, True), CONFIG, 0) is None
-    assert calibrating.fit(*pairs(20), CONFIG, 0).fitted_pairs == 20
+    assert calibration_fit.fit_calibration(similarities, same, CONFIG, 0) is None
+    assert calibration_fit.fit_calibration(np.append(similarities, 0.5), np.append(same, True), CONFIG, 0) is None
+    assert calibration_fit.fit_calibration(*pairs(20), CONFIG, 0).fitted_pairs == 20
 
 
 def test_of_the_larger_heap_as_much_is_left_out():
@@ -260,21 +262,25 @@ def test_of_the_larger_heap_as_much_is_left_out():
         np.append(rng.normal(0.3, 0.2, 900), rng.normal(0, 0.2, 100)),
         np.repeat([True, False], [900, 100]),
     )
-    fitted = calibrating.fit(similarities, same, CONFIG, 0)
+    fitted = calibration_fit.fit_calibration(similarities, same, CONFIG, 0)
     assert (fitted.fitted_pairs, fitted.measured_pairs) == (100, 100)
     assert 0 < fitted.threshold().similarity < 0.3
 
 
 def test_the_same_seed_gives_the_same_calibration():
-    assert calibrating.fit(*pairs(300), CONFIG, 7) == calibrating.fit(*pairs(300), CONFIG, 7)
-    assert calibrating.fit(*pairs(300), CONFIG, 7) != calibrating.fit(*pairs(300), CONFIG, 8)
+    assert calibration_fit.fit_calibration(*pairs(300), CONFIG, 7) == calibration_fit.fit_calibration(
+        *pairs(300), CONFIG, 7
+    )
+    assert calibration_fit.fit_calibration(*pairs(300), CONFIG, 7) != calibration_fit.fit_calibration(
+        *pairs(300), CONFIG, 8
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_other_pairs_are_of_other_users_and_of_none(seed):
     rng = np.random.default_rng(seed)
     queries, targets = rng.integers(0, 30, (2, 200))
-    judged = calibrating.sample(holdout(queries, targets), seed)
+    judged = calibration_fit.sample_pairs(holdout(queries, targets), seed)
     true = {frozenset(pair) for pair in zip(queries.tolist(), targets.tolist(), strict=True)}
     first, second, same = judged.first.tolist(), judged.second.tolist(), judged.same.tolist()
     together = [pair for *pair, is_same in zip(first, second, same, strict=True) if is_same]
@@ -292,17 +298,17 @@ def test_both_heaps_are_of_the_same_popularity():
     rng = np.random.default_rng(0)
     weights = 1 / np.sqrt(np.arange(1, 10_001))
     queries, targets = rng.choice(10_000, (2, 5_000), p=weights / weights.sum())
-    judged = calibrating.sample(holdout(queries, targets), 0)
+    judged = calibration_fit.sample_pairs(holdout(queries, targets), 0)
     popularity = np.bincount(targets, minlength=10_000)[judged.second]
     assert popularity[judged.same].mean() == pytest.approx(popularity[~judged.same].mean(), rel=0.05)
 
 
 @pytest.mark.parametrize("users", [0, 1, 5])
 def test_where_everything_belongs_together_there_are_no_others(users):
-    judged = calibrating.sample(holdout(np.zeros(users), np.ones(users)), 0)
+    judged = calibration_fit.sample_pairs(holdout(np.zeros(users), np.ones(users)), 0)
     assert judged.same.all()
     assert len(judged.same) == users
-    assert calibrating.fit(np.ones(users), judged.same, CONFIG, 0) is None
+    assert calibration_fit.fit_calibration(np.ones(users), judged.same, CONFIG, 0) is None
 
 
 @pytest.mark.parametrize("name", sorted(DISTANCES))
@@ -329,7 +335,7 @@ def test_similarity_of_pairs_is_that_of_the_distance(name):
 
 
 def test_file_keeps_every_digit(tmp_path):
-    fitted = calibrating.fit(*pairs(300), CONFIG, 0)
+    fitted = calibration_fit.fit_calibration(*pairs(300), CONFIG, 0)
     calibration.save(fitted, tmp_path / "calibration.json")
     loaded = calibration.load(tmp_path / "calibration.json")
     assert loaded == fitted
@@ -344,7 +350,7 @@ def test_no_calibration_is_kept_with_its_reason(tmp_path):
 
 
 def damaged(**changed):
-    content = calibrating.fit(*pairs(300), CONFIG, 0).model_dump(mode="json")
+    content = calibration_fit.fit_calibration(*pairs(300), CONFIG, 0).model_dump(mode="json")
     return json.dumps({"calibration": {**content, **changed}})
 
 
@@ -354,7 +360,7 @@ def without(key):
     return json.dumps(content)
 
 
-UNMEASURED = {"rule": "precision", "wanted": 0.9, "similarity": 0.5, "measured": None}
+UNMEASURED = {"rule": "precision", "target": 0.9, "similarity": 0.5, "measured": None}
 
 
 @pytest.mark.parametrize(
@@ -364,7 +370,7 @@ UNMEASURED = {"rule": "precision", "wanted": 0.9, "similarity": 0.5, "measured":
         ("[]", "TypeError"),
         ("{}", "KeyError"),
         ('{"calibration": 1}', "Input should be"),
-        (damaged(similarities=[0.1, 0.2]), "one length"),
+        (damaged(similarities=[0.1, 0.2]), "the same length"),
         (damaged(similarities=[], probabilities=[]), "similarities: .*at least 1"),
         (damaged(similarities=[0.2, 0.1], probabilities=[0, 1]), "similarities must ascend"),
         (damaged(similarities=[0.1, 0.1], probabilities=[0, 1]), "similarities must ascend"),
@@ -374,8 +380,8 @@ UNMEASURED = {"rule": "precision", "wanted": 0.9, "similarity": 0.5, "measured":
         (damaged(similarities=[0.1, "0.2"], probabilities=[0.1, 0.3]), "similarities.1: .*number"),
         (damaged(fitted_pairs=0), "fitted_pairs"),
         (damaged(auc=2), "auc"),
-        (damaged(thresholds=[]), "must hold the one of probability 0.5"),
-        (damaged(thresholds=[UNMEASURED]), "both be there, or both be null"),
+        (damaged(thresholds=[]), "must include the one of probability 0.5"),
+        (damaged(thresholds=[UNMEASURED]), "both be set, or both be null"),
         (damaged(surprise=1), "surprise"),
         (without("expected_calibration_error"), "expected_calibration_error: Field required"),
     ],
@@ -392,4 +398,4 @@ def test_missing_file_is_refused(tmp_path):
 
 
 def test_a_calibration_is_what_serving_reads():
-    assert isinstance(calibrating.fit(*pairs(300), CONFIG, 0), Calibration)
+    assert isinstance(calibration_fit.fit_calibration(*pairs(300), CONFIG, 0), Calibration)

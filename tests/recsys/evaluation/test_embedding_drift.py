@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 
-from recsys.evaluation.embedding_drift import alike
+from recsys.evaluation.embedding_drift import aligned_cosines
 
 
 def directions(seed: int, items: int = 60, dimension: int = 7) -> NDArray[np.float32]:
@@ -17,21 +17,23 @@ def directions(seed: int, items: int = 60, dimension: int = 7) -> NDArray[np.flo
 def test_a_space_that_was_only_turned_did_not_move() -> None:
     before = directions(1)
     turned = before @ ortho_group.rvs(7, random_state=2).astype(np.float32)
-    assert alike(before, turned) == pytest.approx(np.ones(60), abs=1e-6)
+    assert aligned_cosines(before, turned) == pytest.approx(np.ones(60), abs=1e-6)
 
 
 def test_it_is_the_cosine_after_the_best_rotation() -> None:
     before, now = directions(1), directions(2)
     rotation, _ = orthogonal_procrustes(before, now)
     turned = before @ rotation
-    assert alike(before, now) == pytest.approx([float(a @ b) for a, b in zip(turned, now, strict=True)], abs=1e-6)
+    assert aligned_cosines(before, now) == pytest.approx(
+        [float(a @ b) for a, b in zip(turned, now, strict=True)], abs=1e-6
+    )
 
 
 def test_the_one_item_that_moved_is_found() -> None:
     before = directions(1)
     now = before @ ortho_group.rvs(7, random_state=3).astype(np.float32)
     now[17] = -now[17]
-    found = alike(before, now)
+    found = aligned_cosines(before, now)
     assert found.argmin() == 17
     assert found[17] < 0
     assert np.delete(found, 17).min() > 0.9
@@ -40,6 +42,6 @@ def test_the_one_item_that_moved_is_found() -> None:
 def test_lengths_do_not_count_and_a_dimension_may_be_added() -> None:
     before = directions(1)
     longer = np.pad(before, ((0, 0), (0, 2))) * np.float32(3)
-    assert alike(before, longer) == pytest.approx(np.ones(60), abs=1e-6)
-    assert alike(longer, before) == pytest.approx(np.ones(60), abs=1e-6)
-    assert alike(np.zeros((2, 3), np.float32), directions(1, 2, 3)) == pytest.approx([0, 0])
+    assert aligned_cosines(before, longer) == pytest.approx(np.ones(60), abs=1e-6)
+    assert aligned_cosines(longer, before) == pytest.approx(np.ones(60), abs=1e-6)
+    assert aligned_cosines(np.zeros((2, 3), np.float32), directions(1, 2, 3)) == pytest.approx([0, 0])

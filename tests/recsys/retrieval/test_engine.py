@@ -5,7 +5,7 @@ import pytest
 from recsys.config.sections import IndexConfig
 from recsys.data.catalog import Catalog
 from recsys.errors import InputError, UnknownItemError
-from recsys.evaluation.calibration import Calibration, Estimate, Measured, Threshold
+from recsys.evaluation.calibration import Calibration, Estimate, Threshold, ThresholdMetrics
 from recsys.index import annoy_index
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.query import Query
@@ -40,7 +40,7 @@ def similar(catalog, tmp_path, vectors):
 @pytest.fixture
 def calibration():
     share = Estimate(value=0.5, low=0.25, high=0.75)
-    measured = Measured(precision=None, recall=share, false_positive_rate=share, accuracy=share)
+    measured = ThresholdMetrics(precision=None, recall=share, false_positive_rate=share, accuracy=share)
     return Calibration(
         similarities=(0.0, 0.8),
         probabilities=(0.25, 0.75),
@@ -48,7 +48,7 @@ def calibration():
         measured_pairs=20,
         expected_calibration_error=share,
         auc=0.5,
-        thresholds=(Threshold(rule="probability", wanted=0.5, similarity=0.4, measured=measured),),
+        thresholds=(Threshold(rule="probability", target=0.5, similarity=0.4, measured=measured),),
     )
 
 
