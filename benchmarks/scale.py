@@ -46,8 +46,7 @@ from recsys.data.catalog import Catalog
 from recsys.index import annoy_index, embeddings
 from recsys.index.recall import tune_search_k
 from recsys.index.shards import INDEX_FILE, plan_shards
-from recsys.release import bundle as release
-from recsys.release import formats
+from recsys.release import formats, writer
 from recsys.release.bundle import Release
 from recsys.retrieval.bulk import NeighborFilter
 from recsys.testing import synthetic
@@ -167,7 +166,7 @@ def write_release(items: int, folder: Path) -> Release:
         "mlflow_run": None,
         "config": Config(data=DataConfig(interactions="none.csv")).shaping(),
     }
-    return Release.load(release.write(sources, manifest, folder / "releases"))
+    return Release.load(writer.write_release(sources, manifest, folder / "releases"))
 
 
 def _ignore(*_: object) -> None:

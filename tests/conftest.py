@@ -96,7 +96,7 @@ def register_releases(write_release: WriteRelease) -> Callable[..., Any]:
             (folder / "manifest.json").write_text(json.dumps(manifest))
             place = tracker.workspace / "releases" / f"release-{number}"
             folder.rename(place)
-            versions.append(tracker.register(tracker.start(f"run-{number}", "snapshot"), Release.load(place)))
+            versions.append(tracker.register(tracker.start_run(f"run-{number}", "snapshot"), Release.load(place)))
         return versions
 
     return register

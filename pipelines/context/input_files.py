@@ -8,9 +8,9 @@ from pathlib import Path
 from pipelines.context import readers
 from recsys.config.sections import DataConfig
 from recsys.errors import ConfigError, InputError, ReleaseError
-from recsys.release import remote as depot
-from recsys.release.bundle import read_manifest
+from recsys.release import remote
 from recsys.release.formats import MANIFEST
+from recsys.release.manifest import read_manifest
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _manifest_path(release: str) -> Path:
         InputError: there is no release.
     """
     try:
-        folder = depot.local(release)
+        folder = remote.fetch(release)
         read_manifest(folder)
     except ReleaseError as error:
         raise InputError(f"data.warm_start must be the folder of a release: {error}") from None

@@ -24,14 +24,14 @@ class RunContext:
 
     @classmethod
     def from_config(
-        cls, config: Config, progress: Progress | None = None, find_run: Callable[[Config, Inputs], Run] = Run.of
+        cls, config: Config, progress: Progress | None = None, find_run: Callable[[Config, Inputs], Run] = Run.create
     ) -> RunContext:
         """Find the input files, and the run that belongs to them and to the config.
 
         Args:
             config: the whole config.
             progress: where progress is shown; nowhere by default.
-            find_run: `Run.planned` writes nothing.
+            find_run: `Run.find` writes nothing.
 
         Raises:
             ConfigError: the config names no interactions.

@@ -42,7 +42,7 @@ class RunTracking:
     def mlflow_run(self) -> str:
         """Id of the MLflow run, which is started, or continued if it exists."""
         snapshot = self._run.data_snapshot
-        mlflow_run = self.tracker.start(self._run.run_id, snapshot)
+        mlflow_run = self.tracker.start_run(self._run.run_id, snapshot)
         # other parameters may differ when a run is resumed, and a URI may contain a password
         self.tracker.log_params(mlflow_run, self._config.shaping())
         self.tracker.log_tags(mlflow_run, {"recsys.code_version": self._run.code_version})
@@ -57,6 +57,6 @@ class RunTracking:
         if stage is None:
             self.tracker.log_metrics(self.mlflow_run, values, step)
         else:
-            child = self.tracker.start_child(self.mlflow_run, stage)
+            child = self.tracker.start_child_run(self.mlflow_run, stage)
             self.tracker.log_metrics(child, values, step)
-            self.tracker.finish(child, "FINISHED")
+            self.tracker.finish_run(child, "FINISHED")

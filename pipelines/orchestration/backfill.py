@@ -47,7 +47,7 @@ def backfill(config: Config, progress: Progress, first: date, last: date, *, pro
     for day in range((last - first).days + 1):
         as_of = datetime.combine(first + timedelta(day), datetime.min.time(), UTC)
         of_then = before(config, as_of)
-        known = night_page.read(RunContext.from_config(of_then, find_run=Run.planned).run.folder)
+        known = night_page.read(RunContext.from_config(of_then, find_run=Run.find).run.folder)
         name = as_of.date().isoformat()
         if known and known["outcome"] != "failed" and not (promotes and known["outcome"] == "published"):
             progress.write(f"{name}: run {known['run_id']} is {known['outcome']}")

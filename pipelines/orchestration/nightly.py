@@ -63,7 +63,7 @@ def tonight(
     quiet_libraries()
     summary: Summary = {"outcome": "failed", "run_id": None, "error": None}
     try:
-        context = RunContext.from_config(config, progress, _unfinished if resumes else Run.of)
+        context = RunContext.from_config(config, progress, _unfinished if resumes else Run.create)
         summary["run_id"] = context.run.run_id
         with context.run.locked():
             nightly(context, summary, budget or Budget(), promotes=promotes)
@@ -92,9 +92,9 @@ def nightly(context: RunContext, summary: Summary, budget: Budget, *, promotes: 
         with context.progress.stage(at) as advance:  # before hours of work, not after them
             mlflow_run = context.tracking.mlflow_run
             context.tracking.metrics.send_queued()
-            recorded = context.tracking.tracker.children(mlflow_run)
+            recorded = context.tracking.tracker.child_run_names(mlflow_run)
             advance(1, 1, f"run {mlflow_run}")
-        with context.tracking.tracker.monitored(mlflow_run):
+        with context.tracking.tracker.log_system_metrics(mlflow_run):
             for at, stage in STAGES.items():
                 if at == promoting.STAGE and not promotes:
                     continue
@@ -113,7 +113,7 @@ def nightly(context: RunContext, summary: Summary, budget: Budget, *, promotes: 
         raise
     outcome: Outcome = "published" if not promotes else "promoted" if summary["promoted"] else "passed"
     summary["outcome"] = outcome
-    summary |= {"tracking_uri": context.tracking.tracker.shown_uri, "seconds": seconds}
+    summary |= {"tracking_uri": context.tracking.tracker.display_uri, "seconds": seconds}
     decision = _decision(context) if promotes else None
     _end(context, End(outcome, seconds=seconds, decision=decision), summary, mlflow_run)
 
@@ -137,7 +137,9 @@ def _begun(config: Config) -> Iterator[Run]:
     """The runs of a config and of this code, whatever data they are of; the one that read its data last first."""
     for folder in data_page.finished(config.workspace):
         with suppress(OSError, ValueError, KeyError):  # what another version left
-            run = Run.on(json.loads((folder / data_page.REPORT).read_text(encoding="utf-8"))["data_snapshot"], config)
+            run = Run.from_snapshot(
+                json.loads((folder / data_page.REPORT).read_text(encoding="utf-8"))["data_snapshot"], config
+            )
             if run.folder == folder.parent:
                 yield run
 
@@ -150,7 +152,7 @@ def plan(config: Config) -> dict[str, Any]:
         TrackingError: MLflow does not answer.
     """
     quiet_libraries()
-    context = RunContext.from_config(config, find_run=Run.planned)
+    context = RunContext.from_config(config, find_run=Run.find)
     done = {name: _done(context, name) for name in STAGES}
     champion = context.tracking.tracker.champion() if _tracked(config) else None
     return {
@@ -223,7 +225,7 @@ def _end(context: RunContext, end: End, summary: Summary, mlflow_run: str | None
     if mlflow_run is None or end.stage == "mlflow":
         return
     try:  # the end first: where MLflow is away, that is found out once
-        context.tracking.tracker.finish(mlflow_run, "FINISHED" if end.error is None else "FAILED")
+        context.tracking.tracker.finish_run(mlflow_run, "FINISHED" if end.error is None else "FAILED")
         if "report" in summary:
             _keep(context, mlflow_run, page)
     except Exception as error:  # noqa: BLE001 - here too, and drawings may fail as the page may

@@ -31,9 +31,9 @@ from recsys.release import gate, promotion
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, skipped
 from recsys.release.formats import CATALOG, FEATURES, TOWER
-from recsys.release.mlflow_registry import VERDICT_TAG, Version
 from recsys.release.quality_gate import HeldOutQueries
 from recsys.release.runs import Run
+from recsys.release.versions import VERDICT_TAG, Version
 
 STAGE = "promote"
 REPORT = "gate.json"

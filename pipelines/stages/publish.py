@@ -14,11 +14,10 @@ from pipelines.stages import calibrate, embed, evaluate, train
 from pipelines.stages import index as indexing
 from recsys.config.sections import Config
 from recsys.index.distances import DISTANCES
-from recsys.release import bundle as releases
-from recsys.release import formats
-from recsys.release import remote as depot
+from recsys.release import formats, remote
 from recsys.release.bundle import Release
 from recsys.release.runs import MANIFEST, Run
+from recsys.release.writer import write_release
 
 STAGE = "publish"
 
@@ -38,7 +37,7 @@ def publish(config: Config, run: Run, progress: Progress, tracking: RunTracking)
         _log(run, tracking, release)
         advance(2, 3)
         to = config.data.releases
-        put = {} if to is None else {"released_to": depot.put(release, to)}
+        put = {} if to is None else {"released_to": remote.upload(release, to)}
         version = tracking.tracker.register(tracking.mlflow_run, release)
         advance(3, 3, f"release {release.release_id} is version {version.number} of {config.tracking.model}")
     return {
@@ -91,7 +90,7 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
         "mlflow_run": tracking.mlflow_run,
         "config": config.shaping(),
     }
-    return releases.write(sources, manifest, final.parent)
+    return write_release(sources, manifest, final.parent)
 
 
 def _log(run: Run, tracking: RunTracking, release: Release) -> None:
@@ -122,7 +121,7 @@ def keep_data_report(run: Run, tracking: RunTracking) -> None:
         StageError: prepare was not run.
         TrackingError: MLflow does not take it.
     """
-    if not tracking.tracker.holds(tracking.mlflow_run, f"{prepare.STAGE}/{data_page.PAGE}"):
+    if not tracking.tracker.has_artifact(tracking.mlflow_run, f"{prepare.STAGE}/{data_page.PAGE}"):
         for name in (prepare.DEAD_LETTERS, MANIFEST, data_page.REPORT, data_page.PAGE):
             tracking.tracker.log_artifact(tracking.mlflow_run, run.path(prepare.STAGE, name), prepare.STAGE)
 

@@ -32,7 +32,7 @@ from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
 from recsys.index.exact import ExactIndex
 from recsys.model.fit_plan import FitPlan, Passes, PhaseName, final_plan, validation_plan
-from recsys.release import remote as depot
+from recsys.release import remote
 from recsys.release.formats import CATALOG, FEATURES, TOWER
 from recsys.release.runs import Run
 
@@ -161,7 +161,7 @@ def load_earlier_tower(release: str) -> EarlierTower:
     from recsys.model.tower_fit import EarlierTower  # noqa: PLC0415
 
     try:
-        folder = depot.load(release).path
+        folder = remote.load(release).path
     except ReleaseError as error:
         raise InputError(f"data.warm_start must be the folder of a release: {error}") from None
     return EarlierTower(tower.load(folder / TOWER), Features.load(folder / FEATURES))

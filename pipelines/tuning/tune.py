@@ -126,7 +126,7 @@ class _Tuning:
     @cached_property
     def mlflow_run(self) -> str:
         """The MLflow run that contains the runs of the trials."""
-        mlflow_run = self.tracker.start(self.run.run_id, self.run.data_snapshot, "tuning")
+        mlflow_run = self.tracker.start_run(self.run.run_id, self.run.data_snapshot, "tuning")
         self.tracker.log_params(mlflow_run, self.config.shaping())
         self.tracker.log_tags(mlflow_run, {"recsys.code_version": self.run.code_version})
         return mlflow_run
@@ -138,16 +138,16 @@ class _Tuning:
         try:
             for interrupted in self.study.fail_interrupted():
                 tracker.log_tags(interrupted, {OUTCOME_TAG: "killed"})
-                tracker.finish(interrupted, "KILLED")
+                tracker.finish_run(interrupted, "KILLED")
             if not self.study.measured_trials:
                 self._require_holdout()
                 self.study.enqueue_base()
             self._run_trials()
         except BaseException:
             with suppress(TrackingError):  # MLflow may be the cause
-                tracker.finish(mlflow_run, "FAILED")
+                tracker.finish_run(mlflow_run, "FAILED")
             raise
-        tracker.finish(mlflow_run, "FINISHED")
+        tracker.finish_run(mlflow_run, "FINISHED")
 
     def _run_trials(self) -> None:
         failures = 0
@@ -196,7 +196,7 @@ class _Tuning:
         trial, settings = self.study.start_trial()
         if self.study.finish_as_repeated(trial, settings):
             return None
-        mlflow_run = self.tracker.start_child(self.mlflow_run, f"trial {trial.number}")
+        mlflow_run = self.tracker.start_child_run(self.mlflow_run, f"trial {trial.number}")
         trial.set_user_attr(MLFLOW_RUN, mlflow_run)
         self.tracker.log_params(mlflow_run, by_table({**self.space.base, **settings}))
         failure = None
@@ -221,7 +221,7 @@ class _Tuning:
                 _release_models()
             advance(1, 1, f"{outcome}{self._summary()}")
         self.tracker.log_tags(mlflow_run, {OUTCOME_TAG: outcome[:MAX_TAG_LENGTH]})
-        self.tracker.finish(mlflow_run, status)
+        self.tracker.finish_run(mlflow_run, status)
         return failure
 
     def _measure(

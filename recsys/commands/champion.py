@@ -13,7 +13,8 @@ from recsys.commands.options import CONFIG_DEFAULT, ConfigFile, Json, Reason, pr
 
 if TYPE_CHECKING:
     from recsys.release.history import Action, Event
-    from recsys.release.mlflow_registry import Tracker, Version
+    from recsys.release.mlflow_registry import Tracker
+    from recsys.release.versions import Version
 
 
 def rollback(
@@ -68,7 +69,7 @@ def registered_version(tracker: Tracker, release_id: str) -> Version:
     if version is None:
         raise ReleaseError(
             f"release must be registered as a version of model {tracker.model}. Received: {release_id}, which is not "
-            f"registered at {tracker.shown_uri}. `recsys releases list` shows the releases of the workspace."
+            f"registered at {tracker.display_uri}. `recsys releases list` shows the releases of the workspace."
         )
     return version
 
@@ -80,7 +81,8 @@ def _change(
     from recsys.errors import RefusedError, ReleaseError  # noqa: PLC0415
     from recsys.release import promotion, smoke_test  # noqa: PLC0415
     from recsys.release.bundle import Release  # noqa: PLC0415
-    from recsys.release.mlflow_registry import VERDICT_TAG, Tracker  # noqa: PLC0415
+    from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
+    from recsys.release.versions import VERDICT_TAG  # noqa: PLC0415
 
     config = load_config(config_file)
     tracker = Tracker(config)

@@ -27,7 +27,7 @@ def list_releases(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) ->
     """List the releases of a workspace, newest first, and mark the champion."""
     from recsys.config.loading import load_config  # noqa: PLC0415
     from recsys.errors import ReleaseError  # noqa: PLC0415
-    from recsys.release.bundle import read_manifest  # noqa: PLC0415
+    from recsys.release.manifest import read_manifest  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
 
     loaded = load_config(config)
@@ -48,7 +48,7 @@ def list_releases(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) ->
 @app.command("show")
 def show_release(release: ReleaseArgument, config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
     """Show the manifest of a release."""
-    from recsys.release.bundle import read_manifest  # noqa: PLC0415
+    from recsys.release.manifest import read_manifest  # noqa: PLC0415
 
     manifest = read_manifest(_folder(release, config)).model_dump()
 
@@ -160,21 +160,21 @@ def prune(
         tracker = Tracker(loaded)
         needed = {Path(loaded.data.warm_start).name: "data.warm_start"} if loaded.data.warm_start else {}
         needed |= {release_id: f"pinned: {reason}" for release_id, reason in tracker.pins().items()}
-        needed |= {retention.served(server): f"served by {server}" for server in servers or ()}
+        needed |= {retention.served_release(server): f"served by {server}" for server in servers or ()}
         for version, alias in ((tracker.previous(), "previous"), (tracker.champion(), "champion")):
             if version is not None:
                 needed[version.release_id] = alias
         plan = retention.plan(loaded.workspace, needed, keep)
         deleted = retention.prune(loaded.workspace, plan) if yes else []
     result = {
-        "kept": plan.kept,
+        "kept": plan.keep,
         "releases": [folder.name for folder in plan.releases],
         "runs": [folder.name for folder in plan.runs],
         "deleted": [str(folder) for folder in deleted],
     }
 
     def print_text() -> None:
-        for name, reason in plan.kept.items():
+        for name, reason in plan.keep.items():
             typer.echo(f"keep    release {name}: {reason}")
         verb = "deleted" if yes else "delete "
         for folder in [*plan.releases, *plan.runs]:
@@ -191,7 +191,7 @@ def _folder(release: str, config_file: Path) -> Path:
     if Path(release).is_dir() or "/" in release:
         from recsys.release import remote  # noqa: PLC0415
 
-        return remote.local(release)
+        return remote.fetch(release)
     from recsys.config.loading import load_config  # noqa: PLC0415
 
     return load_config(config_file).workspace / "releases" / release

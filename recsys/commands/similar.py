@@ -50,7 +50,7 @@ def open_release(location: str | None, config_file: Path) -> Release:
     champion = tracker.champion()
     if champion is None:
         raise ReleaseError(
-            f"model {config.tracking.model} must have a champion. Received: none at {tracker.shown_uri}. "
+            f"model {config.tracking.model} must have a champion. Received: none at {tracker.display_uri}. "
             f"Run: recsys nightly --config {config_file}"
         )
     return remote.load(str(tracker.fetch(champion, config.workspace / "releases")))

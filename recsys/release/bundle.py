@@ -1,23 +1,19 @@
-"""The folder that is shipped: everything a look-up needs, and the proof that it belongs together.
+"""A release: everything that a query needs, verified to belong together.
 
-A release is written under a temporary name, its manifest last, and renamed; nothing in it is ever written
-again (an Annoy file that changes under a reader kills the reader). Loading checks every file against the
-manifest, and the files against each other. `docs/reference/release-format.md` describes the format.
+Files of a release never change after it has been written: changing an Annoy file that a process has mapped would crash
+that process. Loading checks every file against the manifest, and the files against each other.
+`docs/reference/release-format.md` describes the format.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recsys.data.catalog import Catalog
 from recsys.data.item_users import ItemUsers
@@ -32,18 +28,15 @@ from recsys.index.distances import DISTANCES, Distance
 from recsys.index.embeddings import Vectors
 from recsys.index.queries import default_recency
 from recsys.index.recall import index_recall
-from recsys.index.shards import Shard
 from recsys.release.formats import (
     CALIBRATION,
     CATALOG,
     EMBEDDINGS,
     EVALUATION,
-    FILES,
-    FORMAT_VERSION,
     FORMATS,
     ITEM_USERS,
-    MANIFEST,
 )
+from recsys.release.manifest import Manifest, read_manifest
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.overlay import EMPTY_OVERLAY, Overlay
 from recsys.retrieval.query import Query
@@ -52,57 +45,9 @@ from recsys.retrieval.results import SearchResult, VerificationResult
 SELF_TEST_ITEMS, SELF_TEST_K = 8, 10
 
 
-class FileEntry(BaseModel):
-    """One file of a release."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """What a release was made of, and what it must hold."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int
-    release_id: str
-    created_at: str
-    """ISO 8601, UTC."""
-    num_items: int
-    dimension: int
-    metric: str
-    """Annoy's name of the distance."""
-    distance: Literal["cosine", "euclidean", "manhattan"]
-    """What "near" means."""
-    n_trees: int
-    seed: int
-    n_jobs: int
-    index: tuple[Shard, ...]
-    """Its files, in the order of the item numbers."""
-    search_k: int
-    """Nodes that a query inspects in each file of the index, tuned to the recall."""
-    recall_k: int
-    index_recall: float
-    """Share of the exact nearest `recall_k` that the index returns at `search_k`."""
-    recency: float | None
-    """Weight for each step back of a look-up from a history, chosen on validation; null where none was."""
-    catalog_fingerprint: str
-    data_snapshot: str
-    """SHA-256 over the input files."""
-    code_version: str
-    parent_release: str | None
-    """The champion when this release was built."""
-    mlflow_run: str | None
-    config: dict[str, Any]
-    """The settings that shape a release."""
-    files: dict[str, FileEntry]
-
-
 @dataclass(frozen=True)
 class Release:
-    """A verified release, ready to answer.
+    """A verified release that answers queries.
 
     Example:
         >>> Release.load("workspace/releases/…").similar("50", k=10).neighbors  # doctest: +SKIP
@@ -115,17 +60,17 @@ class Release:
     """float32 [num_items, dimension], mapped."""
     index: Index
     calibration: Calibration | None = None
-    """None where the release is of format 1, or had too few held-out pairs."""
+    """None for format 1, or with too few held-out pairs."""
     item_users: ItemUsers | None = None
-    """Who touched what, mapped; None where the release is of format 1 or 2."""
+    """Users of each item, memory-mapped; None for formats 1 and 2."""
 
     @classmethod
     def load(cls, path: str | Path) -> Release:
-        """Open a release folder and check everything in it.
+        """Open a release folder and verify it.
 
         Raises:
-            ReleaseError: no release, one of another format, a file that is missing or changed, files that
-                do not belong together, or an index that does not find what exact search finds.
+            ReleaseError: the folder is not a release of a supported format, a file is missing or changed, files do
+                not belong together, or the index does not return the neighbors that exact search returns.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -152,17 +97,17 @@ class Release:
 
     @property
     def release_id(self) -> str:
-        """Id of the release, in every answer."""
+        """Id of the release, part of every result."""
         return self.manifest.release_id
 
     @property
     def distance(self) -> Distance:
-        """What "near" means here."""
+        """Distance of the embeddings."""
         return DISTANCES[self.manifest.distance]
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        """Figures of the release and of the baselines, as they were measured when it was built."""
+        """Quality metrics of the release and of the baselines, measured when the release was built."""
         return json.loads((self.path / EVALUATION).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
     @cached_property
@@ -179,7 +124,7 @@ class Release:
         )
 
     def similar(self, item_id: str, k: int = 10) -> SearchResult:
-        """The `k` items most like one item, fewer only where the catalog holds no more."""
+        """Return the `k` most similar items of one item, fewer only if the catalog has no more."""
         return self.search(Query.from_item(item_id, k))
 
     def search(self, query: Query, overlay: Overlay = EMPTY_OVERLAY) -> SearchResult:
@@ -187,10 +132,10 @@ class Release:
         return self.engine.search(query, overlay)
 
     def similarity(self, item_a: str, item_b: str) -> float:
-        """How similar two items are, exactly: larger is closer, of equal vectors 1.
+        """Return the exact similarity of two items: larger is closer, 1 for equal vectors.
 
         Raises:
-            UnknownItemError: the catalog does not hold one of them.
+            UnknownItemError: an item is not in the catalog.
         """
         numbers = [self.catalog.item_number(item_id) for item_id in (item_a, item_b)]
         return float(calibration.similarities(self.distance, self.vectors[numbers[:1]], self.vectors[numbers[1:]])[0])
@@ -198,23 +143,23 @@ class Release:
     def verify(
         self, item_a: str, item_b: str, *, precision: float | None = None, false_positive_rate: float | None = None
     ) -> VerificationResult:
-        """Whether two items belong together: whether their similarity reaches a calibrated threshold.
+        """Decide whether two items are the same: whether their similarity reaches a calibrated threshold.
 
         Args:
-            item_a: one item.
-            item_b: the other; the answer is the same the other way round.
-            precision: take the threshold of this precision.
-            false_positive_rate: take the threshold of this false-positive rate. Without either, two items are the
-                same where the probability is at least one half.
+            item_a: id of one item.
+            item_b: id of the other item. The result is symmetric.
+            precision: use the threshold of this precision.
+            false_positive_rate: use the threshold of this false-positive rate. Without a target, items are the same
+                if the probability is at least one half.
 
         Raises:
-            UnknownItemError: the catalog does not hold one of them.
-            InputError: the release has no calibration, or none for this target.
+            UnknownItemError: an item is not in the catalog.
+            InputError: the release has no calibration, or no threshold for this target.
         """
         similarity = self.similarity(item_a, item_b)
         if self.calibration is None:
             raise InputError(
-                f"release must have a calibration to tell whether items are the same. Received: {self.release_id}, "
+                f"release must have a calibration to decide whether items are the same. Received: {self.release_id}, "
                 f"of format {self.manifest.format_version}, has none. Build a release from more held-out pairs."
             )
         return VerificationResult.from_similarity(
@@ -227,94 +172,16 @@ class Release:
         )
 
     def _self_test(self) -> None:
-        """Known questions: on some machines an Annoy build answers every query with one neighbor (Annoy #679)."""
+        """Compare the index with exact search: some Annoy builds return one neighbor for all queries (Annoy #679)."""
         items = np.linspace(0, len(self.index) - 1, SELF_TEST_ITEMS).astype(np.int32)
         k = min(SELF_TEST_K, len(self.index) - 1)
         measured = index_recall(self.index, self.vectors, np.unique(items), k)
-        # eight items are a small sample: half of the recall that the build proved is enough to tell nonsense
+        # eight items are a small sample, so half of the measured recall is enough to detect a broken index
         if measured < self.manifest.index_recall / 2:
             raise ReleaseError(
-                f"release {self.path} is not usable: on this machine its index finds {measured:.0%} of the "
+                f"release {self.path} is not usable: on this machine its index returns {measured:.0%} of the "
                 f"nearest neighbors. Expected about {self.manifest.index_recall:.0%}. Reinstall Annoy here."
             )
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a release folder.
-
-    Raises:
-        ReleaseError: there is none, or it is not one that we read.
-    """
-    try:
-        saved = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version = saved["format_version"]
-    except FileNotFoundError:
-        raise ReleaseError(f"release must be a folder with a {MANIFEST}. Received: {path}.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReleaseError(f"{path / MANIFEST} must be the manifest of a release. Received: {error!r}.") from None
-    if version not in FORMATS:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
-        remedy = "Update recsys to read it." if newer else "Build the release again."
-        raise ReleaseError(
-            f"release {path} must have a format version from 1 to {FORMAT_VERSION}. Received: {version!r}. {remedy}"
-        )
-    try:
-        return Manifest.model_validate(FORMATS[version].upgrade(saved))
-    except ValidationError as error:
-        raise ReleaseError(f"{path / MANIFEST} must be the manifest of a release. Received: {error}") from None
-
-
-def write(sources: dict[str, Path], manifest: dict[str, Any], releases: Path) -> Path:
-    """Copy files into a new release folder below `releases`, and return it.
-
-    A folder that is already there under the final name is complete (it is renamed last) and is kept.
-
-    Args:
-        sources: where each of `FILES` and each file of the index lies.
-        manifest: all fields but `format_version` and `files`.
-        releases: folder of all releases.
-    """
-    final = releases / str(manifest["release_id"])
-    if final.exists():
-        return final
-    prefix = f".tmp-{manifest['release_id']}-"
-    for leftover in releases.glob(f"{prefix}*"):  # of a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = releases / f"{prefix}{secrets.token_hex(4)}"
-    temporary.mkdir(parents=True)
-    try:
-        entries = {}
-        for name in (*FILES, *(shard.file for shard in manifest["index"])):
-            shutil.copyfile(sources[name], temporary / name)
-            _flush(temporary / name)
-            entries[name] = FileEntry(bytes=(temporary / name).stat().st_size, sha256=sha256(temporary / name))
-        complete = Manifest(format_version=FORMAT_VERSION, files=entries, **manifest)
-        (temporary / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        _flush(temporary / MANIFEST)
-        _flush(temporary)
-        return publish(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def publish(temporary: Path, final: Path) -> Path:
-    """Give a complete folder its final name; if another process was faster, its folder stays."""
-    try:
-        temporary.rename(final)
-    except OSError:
-        if not (final / MANIFEST).exists():
-            raise
-    _flush(final.parent)
-    return final
-
-
-def _flush(path: Path) -> None:
-    """Bring a file or a folder to the disk: a rename must not outlive what it names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _verify_files(path: Path, manifest: Manifest) -> None:

@@ -1,7 +1,4 @@
-"""An item that a release does not know, by its features: the place that its tower gives it.
-
-Needs Keras and TensorFlow, as training does.
-"""
+"""Embed a new item from its features with the tower of a release. Requires Keras and TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,51 +18,49 @@ from recsys.release.bundle import Release
 from recsys.release.formats import FEATURES, TOWER
 from recsys.retrieval.query import is_finite
 
-KEPT = 2
-"""Towers that stay loaded."""
+MAX_LOADED_TOWERS = 2
 
 
 def embed(release: Release, features: Mapping[str, Any]) -> NDArray[np.float32]:
-    """The embedding of one item, as the nightly job would give it to an item that nobody touched.
+    """Return the embedding of one item, equal to that of an item without interactions in a nightly run.
 
     Args:
-        release: whose tower.
-        features: columns of the config -> a text, a list of texts, or a number. What is left out is missing.
+        release: the release whose tower encodes the item.
+        features: column -> string, list of strings, or number. Columns that are left out are missing values.
 
     Returns:
         float32 [dimension].
 
     Raises:
-        InputError: a column that the tower does not read, or a value of another type.
+        InputError: a column is not an input of the tower, or a value has the wrong type.
     """
-    vocabularies, encode = _load(release.path)
+    fitted, encode = _load(release.path)
     types: dict[str, Any] = {
-        token.column: pl.List(pl.String) if token.kind == "multi_categorical" else pl.String
-        for token in vocabularies.tokens
+        token.column: pl.List(pl.String) if token.kind == "multi_categorical" else pl.String for token in fitted.tokens
     }
-    types |= {number.column: pl.Float64 for number in vocabularies.numeric}
+    types |= {number.column: pl.Float64 for number in fitted.numeric}
     row = {column: _value(column, value, types) for column, value in features.items()}
     columns = {column: [row.get(column)] for column in types}
     frame = pl.DataFrame({"item_id": [None], **columns}, schema={"item_id": pl.String, **types})
-    vector: NDArray[np.float32] = encode(vocabularies.transform(frame))[0]
+    vector: NDArray[np.float32] = encode(fitted.transform(frame))[0]
     return vector
 
 
-@lru_cache(KEPT)
+@lru_cache(MAX_LOADED_TOWERS)
 def _load(path: Path) -> tuple[Features, Any]:
     return Features.load(path / FEATURES), tower.make_encoder(tower.load(path / TOWER), batch_size=1)
 
 
 def _value(column: str, value: Any, types: Mapping[str, Any]) -> Any:
     if column not in types:
-        raise InputError(f"features must be of the columns {', '.join(types) or 'none'}. Received: {column!r}.")
+        raise InputError(f"features must be columns of the tower: {', '.join(types) or 'none'}. Received: {column!r}.")
     kind = types[column]
     if kind == pl.Float64:
-        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value), "a number"
+        valid, rule = isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value), "a number"
     elif kind == pl.String:
-        sound, rule = isinstance(value, str), "a text"
+        valid, rule = isinstance(value, str), "a string"
     else:
-        sound, rule = isinstance(value, list) and all(isinstance(term, str) for term in value), "a list of texts"
-    if not (sound or value is None):
+        valid, rule = isinstance(value, list) and all(isinstance(term, str) for term in value), "a list of strings"
+    if not (valid or value is None):
         raise InputError(f"features.{column} must be {rule}. Received: {value!r}.")
     return value

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 from recsys.errors import StageError
 from recsys.release import history
 from recsys.release.history import Action, Event
-from recsys.release.mlflow_registry import VERDICT_TAG, Tracker, Version
+from recsys.release.mlflow_registry import Tracker
+from recsys.release.versions import VERDICT_TAG, Version
 
 LOCK = ".promotion.lock"
 RECOVERED_REASON = "champion without a history entry: set by hand, or by a process that stopped before recording it"

@@ -1,6 +1,6 @@
-"""A release as a model that MLflow can load: `mlflow models predict` and `serve` answer as the service does.
+"""MLflow model of a release: `mlflow models predict` and `serve` return the same results as the service.
 
-MLflow calls `_load_pyfunc` by its name; nothing here needs MLflow.
+MLflow calls `_load_pyfunc`. This module does not import MLflow.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ DEFAULT_K = 10
 
 
 class Similar:
-    """Answers rows with `item_id` and, where given, `k`."""
+    """Returns the neighbors of the items in a data frame."""
 
     def __init__(self, release: Release) -> None:
         self.release = release
 
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:  # noqa: ARG002 - MLflow hands it over
-        """The service's answer to each row of a pandas frame.
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:  # noqa: ARG002 - MLflow passes it
+        """Return the search result of each row of a pandas data frame with `item_id` and, optionally, `k`.
 
         Raises:
-            UnknownItemError: the catalog does not hold an item.
+            UnknownItemError: an item is not in the catalog.
         """
-        answers = []
+        results = []
         for row in model_input.to_dict("records"):
             k = row.get("k")
-            given = k is not None and k == k  # pandas fills what is missing with NaN  # noqa: PLR0124
-            answers.append(self.release.similar(str(row["item_id"]), int(k) if given else DEFAULT_K).to_dict())
-        return answers
+            has_k = k is not None and k == k  # pandas marks missing values as NaN  # noqa: PLR0124
+            results.append(self.release.similar(str(row["item_id"]), int(k) if has_k else DEFAULT_K).to_dict())
+        return results
 
 
 def _load_pyfunc(path: str) -> Similar:

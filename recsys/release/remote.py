@@ -1,7 +1,7 @@
-"""Releases by URL: put beside one another in an object store, and fetched from there.
+"""Upload releases to a folder or an object store, and fetch them from a URL into a local cache.
 
-In a store there is no rename, so a release is there when its manifest is: it is put last. What is fetched gets its
-name on this machine when it has been verified, and is found there the next time.
+Object stores have no rename, so the manifest is uploaded last: a release without a manifest is incomplete. A fetched
+release is verified before it gets its name in the cache.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from pathlib import Path
 from recsys.data import storage
 from recsys.data.storage import Location, RemoteLocation
 from recsys.errors import ReleaseError
-from recsys.release import bundle as releases
-from recsys.release.bundle import Release, read_manifest
+from recsys.release.bundle import Release
 from recsys.release.formats import MANIFEST
+from recsys.release.manifest import read_manifest
+from recsys.release.writer import rename_release
 
 CACHE = "RECSYS_CACHE"
-"""Variable that names the folder of what was fetched; by default it is below the user's own cache."""
+"""Environment variable with the cache folder of fetched releases. By default it is in the user's cache folder."""
 
 
-def put(release: Release, to: str) -> str:
-    """Copy a release to a folder or a URL of releases, and return where it is.
+def upload(release: Release, to: str) -> str:
+    """Copy a release to a folder or a URL of releases, and return its location.
 
-    What a process that was killed left there without a manifest is replaced. A whole release never is.
+    Files of an interrupted upload, without a manifest, are replaced. Complete releases are never replaced.
 
     Raises:
-        ReleaseError: another release of this id is there.
-        InputError: the store is away, or refuses.
+        ReleaseError: the location has another release with this id.
+        InputError: the store cannot be reached, or denies access.
     """
     location = storage.locate(to) / release.release_id
     manifest = location / MANIFEST
     if manifest.exists():
-        if _files(manifest) != release.manifest.model_dump()["files"]:
+        if _file_entries(manifest) != release.manifest.model_dump()["files"]:
             raise ReleaseError(
                 f"{location.display_name} must not be overwritten. Received: release {release.release_id} with other "
                 "files than the one there. Name another location in data.releases, or remove that release."
@@ -48,28 +49,28 @@ def put(release: Release, to: str) -> str:
 
 
 def load(source: str) -> Release:
-    """The release of a folder or a URL, verified.
+    """Load and verify the release at a folder or a URL.
 
     Raises:
-        ReleaseError: it does not verify.
-        InputError: the store is away, or refuses.
+        ReleaseError: the release is missing or invalid.
+        InputError: the store cannot be reached, or denies access.
     """
-    return Release.load(local(source))
+    return Release.load(fetch(source))
 
 
-def local(source: str) -> Path:
-    """The folder of a release on this machine: itself, or a copy of what a URL names, fetched once and verified.
+def fetch(source: str) -> Path:
+    """Return the local folder of a release: the folder itself, or a verified copy of the release at a URL.
 
     Raises:
-        ReleaseError: what is at the URL is no release, or does not verify.
-        InputError: the store is away, or refuses.
+        ReleaseError: the release at the URL is missing or invalid.
+        InputError: the store cannot be reached, or denies access.
     """
     location = storage.locate(source)
-    return _fetched(location) if isinstance(location, RemoteLocation) else location.path
+    return _fetch_release(location) if isinstance(location, RemoteLocation) else location.path
 
 
-def _fetched(location: RemoteLocation) -> Path:
-    """The copy of a release. It is named by its manifest, so another release at the same URL is another copy."""
+def _fetch_release(location: RemoteLocation) -> Path:
+    """Return the cached copy. Its name is a hash of the manifest, so a new release at the same URL is fetched again."""
     manifest = location / MANIFEST
     if not manifest.exists():
         raise ReleaseError(f"release must be a folder with a {MANIFEST}. Received: {location.display_name}.")
@@ -77,41 +78,41 @@ def _fetched(location: RemoteLocation) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=cache))
     try:
-        _fetch(manifest, temporary / MANIFEST)
+        _download(manifest, temporary / MANIFEST)
         final = cache / storage.sha256(temporary / MANIFEST)[:16]
         if final.exists():
             return final
         try:
             files = read_manifest(temporary).files
             for name, entry in files.items():
-                _check(location, name, entry.bytes)
+                _check_size(location, name, entry.bytes)
             for name in files:
-                _fetch(location / name, temporary / name)
+                _download(location / name, temporary / name)
             Release.load(temporary)
         except ReleaseError as error:
             raise ReleaseError(f"{location.display_name} is not usable: {error}") from None
-        return releases.publish(temporary, final)
+        return rename_release(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check(location: RemoteLocation, name: str, size: int) -> None:
-    """Refuse a file before it is fetched."""
-    if name in {"", ".."} or Path(name).name != name:  # a manifest from outside must not choose where we write
-        raise ReleaseError(f"the manifest must name files beside it. Received: {name}.")
+def _check_size(location: RemoteLocation, name: str, size: int) -> None:
+    """Reject a file of the wrong size before it is downloaded."""
+    if name in {"", ".."} or Path(name).name != name:  # a manifest must not choose where files are written
+        raise ReleaseError(f"file names in the manifest must be plain names. Received: {name}.")
     file = location / name
-    there = file.size() if file.exists() else "no such file"
-    if there != size:
-        raise ReleaseError(f"bytes of {name} must be {size}. Received: {there}. Put the release there again.")
+    received = file.size() if file.exists() else "no such file"
+    if received != size:
+        raise ReleaseError(f"bytes of {name} must be {size}. Received: {received}. Upload the release again.")
 
 
-def _fetch(location: Location, path: Path) -> None:
+def _download(location: Location, path: Path) -> None:
     with location.open() as source, path.open("wb") as file:
         shutil.copyfileobj(source, file, storage.BLOCK_BYTES)
 
 
-def _files(manifest: Location) -> object:
-    """What a manifest says of its files; None of one that cannot be read."""
+def _file_entries(manifest: Location) -> object:
+    """Return the `files` of a manifest, None if it cannot be read."""
     try:
         with manifest.open() as file:
             return json.load(file)["files"]
@@ -120,7 +121,7 @@ def _files(manifest: Location) -> object:
 
 
 def _cache() -> Path:
-    given = os.environ.get(CACHE)
-    if given:
-        return Path(given)
+    folder = os.environ.get(CACHE)
+    if folder:
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recsys" / "releases"

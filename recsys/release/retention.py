@@ -1,6 +1,6 @@
-"""What of a workspace may go: release folders and run folders that nothing needs any more.
+"""Retention: delete release folders and run folders of a workspace that are no longer needed.
 
-MLflow keeps its own copy of each release; that one is not touched, so what is pruned here can be fetched again.
+MLflow keeps its own copy of each registered release, which is not deleted, so a pruned release can be fetched again.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from recsys.errors import InputError, ReleaseError
-from recsys.release.bundle import read_manifest
+from recsys.release.manifest import read_manifest
 from recsys.release.runs import LOCK
 
 TIMEOUT_S = 10
-LEAVING = ".leaving-"
+DELETING = ".deleting-"
+"""Prefix of a release folder while it is deleted."""
 
 
 class Plan(NamedTuple):
-    """What is kept and why, and what would go."""
+    """Releases to keep, and folders to delete."""
 
-    kept: dict[str, str]
-    """Release id -> why."""
+    keep: dict[str, str]
+    """Release id -> reason."""
     releases: list[Path]
     """Release folders to delete."""
     runs: list[Path]
@@ -34,71 +35,73 @@ class Plan(NamedTuple):
 
 
 def plan(workspace: Path, needed: Mapping[str, str], newest: int) -> Plan:
-    """Decide for every release and run of a workspace. Nothing is deleted.
+    """Decide which releases and runs of a workspace to delete. Nothing is deleted yet.
 
     Args:
         workspace: folder with `releases` and `runs`.
-        needed: releases that are kept whatever their age, and why.
-        newest: so many of the newest releases, and of the newest runs, are kept too.
+        needed: release id -> reason, for releases to keep whatever their age.
+        newest: number of newest releases, and of newest runs, to keep.
     """
     created = {}
     for folder in (workspace / "releases").glob("[!.]*"):
         try:
             created[folder.name] = read_manifest(folder).created_at
         except ReleaseError:
-            continue  # we do not know what it is, so it is not ours to delete
+            continue  # not a release, so it is not deleted
     by_age = sorted(created, key=lambda name: (created[name], name), reverse=True)
-    kept = dict.fromkeys(by_age[:newest], f"one of the newest {newest}")
-    kept |= {name: why for name, why in needed.items() if name in created}
-    runs = sorted((workspace / "runs").glob("[!.]*"), key=lambda folder: (_touched(folder), folder.name), reverse=True)
+    keep = dict.fromkeys(by_age[:newest], f"one of the newest {newest}")
+    keep |= {name: reason for name, reason in needed.items() if name in created}
+    runs = sorted(
+        (workspace / "runs").glob("[!.]*"), key=lambda folder: (_last_change(folder), folder.name), reverse=True
+    )
     return Plan(
-        kept,
-        [workspace / "releases" / name for name in reversed(by_age) if name not in kept],
-        [folder for folder in reversed(runs[newest:]) if folder.name not in kept and folder.name not in needed],
+        keep,
+        [workspace / "releases" / name for name in reversed(by_age) if name not in keep],
+        [folder for folder in reversed(runs[newest:]) if folder.name not in keep and folder.name not in needed],
     )
 
 
-def prune(workspace: Path, found: Plan) -> list[Path]:
-    """Delete what a plan of a workspace names; the folders that are gone. A run that a process works on stays."""
-    gone = []
-    for leftover in (workspace / "releases").glob(f"{LEAVING}*"):  # of a process that was killed
+def prune(workspace: Path, plan: Plan) -> list[Path]:
+    """Delete the folders of a plan, and return them. Runs locked by another process are kept."""
+    deleted = []
+    for leftover in (workspace / "releases").glob(f"{DELETING}*"):  # left by a killed process
         shutil.rmtree(leftover)
-    for folder in found.runs:
+    for folder in plan.runs:
         try:
-            held = FileLock(folder / LOCK).acquire(timeout=0)
+            lock = FileLock(folder / LOCK).acquire(timeout=0)
         except Timeout:
             continue
-        with held:
+        with lock:
             shutil.rmtree(folder)
-        gone.append(folder)
-    for folder in found.releases:
-        # under a name that nobody lists: half a release never stands under its own
-        leaving = folder.with_name(f"{LEAVING}{folder.name}")
-        folder.rename(leaving)
-        shutil.rmtree(leaving)
-        gone.append(folder)
-    return gone
+        deleted.append(folder)
+    for folder in plan.releases:
+        # renamed first, so that a partly deleted release is never listed
+        renamed = folder.with_name(f"{DELETING}{folder.name}")
+        folder.rename(renamed)
+        shutil.rmtree(renamed)
+        deleted.append(folder)
+    return deleted
 
 
-def served(server: str) -> str:
-    """The release that a server says it answers from.
+def served_release(server: str) -> str:
+    """Return the id of the release that a server serves.
 
     Raises:
-        InputError: it does not say.
+        InputError: the server cannot be reached, or does not return a release id.
     """
     url = f"{server.rstrip('/')}/v1/release"
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"a server must be given as http://HOST:PORT. Received: {server}.")
+        raise InputError(f"server must be a URL like http://HOST:PORT. Received: {server}.")
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - http and https alone
-            return str(json.load(answer)["release_id"])
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 - http and https alone
+            return str(json.load(response)["release_id"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"server {server} must say which release it serves: nothing is deleted that it may need. "
-            f"Received: {error!r}. Start it, or leave it out if it is gone."
+            f"server {server} must return the release that it serves, so that it is not deleted. Received: {error!r}. "
+            "Start the server, or omit it if it no longer runs."
         ) from None
 
 
-def _touched(folder: Path) -> int:
-    """When a run was last worked on: a stage that is finished touches the folder."""
+def _last_change(folder: Path) -> int:
+    """Return the time of the last finished stage in nanoseconds."""
     return folder.stat().st_mtime_ns

@@ -1,8 +1,7 @@
-"""The folder of a run: one sub-folder a stage, each complete or not there.
+"""The folder of a run, with one complete sub-folder for each finished stage.
 
-A run's id is a hash of what went in and of what works on it, so the same night twice is one run. A stage
-writes into a temporary folder, its `_MANIFEST.json` last, and the folder is renamed: what stands under a
-stage's name is finished.
+The id of a run is a hash of data, settings and code, so repeating a run finds the same folder. A stage writes into a
+temporary folder, its `_MANIFEST.json` last, and renames the folder: a folder with the name of a stage is complete.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from recsys.errors import InputError, StageError
 MANIFEST = "_MANIFEST.json"
 LOCK = ".lock"
 PACKAGES = ("recsys", "pipelines")
-"""Whose source shapes a release."""
+"""Packages whose source code may change a release."""
 LIBRARIES = ("annoy", "keras", "numpy", "polars", "scipy", "tensorflow", "tensorflow-cpu")
-"""Whose version may change a release."""
+"""Libraries whose version may change a release."""
 
 
 Inputs = Mapping[str, Iterable[str]]
-"""Paths or URLs of input files by their part: interactions, items and so on."""
+"""Role (interactions, items, ...) -> paths or URLs of input files."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One pass of data, config and code through the stages."""
+    """One execution of the pipeline for a combination of data, settings and code."""
 
     run_id: str
     folder: Path
@@ -49,82 +48,82 @@ class Run:
     code_version: str
 
     @classmethod
-    def of(cls, config: Config, inputs: Inputs) -> Run:
-        """The run that belongs to these input files and this config, its folder made.
+    def create(cls, config: Config, inputs: Inputs) -> Run:
+        """Return the run of these input files and settings, and create its folder.
 
         Raises:
-            InputError: the workspace cannot be written.
+            InputError: the workspace is not writable.
         """
-        run = cls.planned(config, inputs)
+        run = cls.find(config, inputs)
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"data.workspace must be a folder that we may write to. Received: {error}.") from None
+            raise InputError(f"data.workspace must be a writable folder. Received: {error}.") from None
         if not os.access(run.folder, os.W_OK):
-            raise InputError(f"data.workspace must be a folder that we may write to. Received: {run.folder}.")
+            raise InputError(f"data.workspace must be a writable folder. Received: {run.folder}.")
         return run
 
     @classmethod
-    def planned(cls, config: Config, inputs: Inputs) -> Run:
-        """The same, nothing written."""
-        return cls.on(data_snapshot(inputs), config)
+    def find(cls, config: Config, inputs: Inputs) -> Run:
+        """Return the run of these input files and settings without writing anything."""
+        return cls.from_snapshot(data_snapshot(inputs), config)
 
     @classmethod
-    def on(cls, snapshot: str, config: Config) -> Run:
-        """The run of a data snapshot by this config and this code, nothing written."""
+    def from_snapshot(cls, snapshot: str, config: Config) -> Run:
+        """Return the run of a data snapshot, these settings and this code, without writing anything."""
         code = code_version()
         run_id = hashlib.sha256(f"{snapshot} {config.fingerprint()} {code}".encode()).hexdigest()[:12]
         return cls(run_id, config.workspace / "runs" / run_id, snapshot, code)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run: the lock goes with the process, however it ends.
+        """Hold the lock of the run. It is released when the process ends, however it ends.
 
         Raises:
-            StageError: another process holds it.
+            StageError: another process holds the lock.
         """
         try:
-            held = FileLock(self.folder / LOCK).acquire(timeout=0)
+            lock = FileLock(self.folder / LOCK).acquire(timeout=0)
         except Timeout:
             raise StageError(
-                f"run {self.run_id} must be worked on by one process at a time. Received: another one is at it."
+                f"Another process is already working on run {self.run_id} in {self.folder}. Retry when it has finished."
             ) from None
-        with held:
+        with lock:
             yield
 
     def done(self, stage: str) -> bool:
-        """Whether a stage is finished."""
+        """Return whether a stage is finished."""
         return (self.folder / stage / MANIFEST).exists()
 
     def path(self, stage: str, name: str = "") -> Path:
-        """A file of a finished stage.
+        """Return the path of a file of a finished stage.
 
         Raises:
-            StageError: the stage was not run yet.
+            StageError: the stage is not finished.
         """
         if not self.done(stage):
             raise StageError(
-                f"stage {stage} must be finished first. Received: nothing in {self.folder / stage}. Run: recsys {stage}"
+                f"stage {stage} must be finished first. Received: no {self.folder / stage}. Run: recsys {stage}"
             )
         return self.folder / stage / name
 
     def manifest(self, stage: str) -> dict[str, Any]:
-        """What a finished stage wrote down about itself."""
+        """Return the manifest of a finished stage."""
         return json.loads(self.path(stage, MANIFEST).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
     @contextmanager
     def stage(self, stage: str, plan: str | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """A temporary folder for a stage's files, and a dictionary for its manifest.
+        """Yield a temporary folder for the files of a stage, and a dictionary for its manifest.
 
-        On leaving, the manifest is written and the folder gets the stage's name; on an error it is removed.
+        On exit the manifest is written and the folder is renamed; on an error the folder is removed.
 
         Args:
-            stage: its name.
-            plan: names how a stage is cut into units of work. What a process that was killed or interrupted
-                finished of the same plan is there again; without a plan the stage begins anew.
+            stage: name of the stage.
+            plan: identifies how the stage is divided into units of work. With the same plan as an interrupted
+                process, the folder holds the units that it finished. Without a plan the stage starts again.
         """
         temporary = self.folder / f".tmp-{stage}-{plan or secrets.token_hex(4)}"
-        for leftover in self.folder.glob(f".tmp-{stage}-*"):  # of a process that was killed
+        for leftover in self.folder.glob(f".tmp-{stage}-*"):  # left by a killed process
             if leftover != temporary:
                 shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(exist_ok=True)
@@ -140,7 +139,7 @@ class Run:
 
 
 def data_snapshot(inputs: Inputs) -> str:
-    """SHA-256 over the content of the input files, in order."""
+    """Return the SHA-256 over the content of the input files, in order."""
     digest = hashlib.sha256()
     for role, sources in inputs.items():
         for source in sources:
@@ -149,7 +148,7 @@ def data_snapshot(inputs: Inputs) -> str:
 
 
 def code_version() -> str:
-    """Version of the package, and a hash of its source and of the libraries that shape a release."""
+    """Return the version of the package, with a hash of its source code and of the library versions."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         for name, content in sorted(_sources(resources.files(package), package)):

@@ -23,8 +23,9 @@ from recsys.data.storage import sha256
 from recsys.errors import ConfigError, RecsysError, RefusedError
 from recsys.index import annoy_index, embeddings
 from recsys.index.shards import INDEX_FILE
-from recsys.release.bundle import FileEntry, Release
+from recsys.release.bundle import Release
 from recsys.release.formats import CATALOG, EMBEDDINGS, MANIFEST
+from recsys.release.manifest import FileEntry
 
 DAY_S, MS = 86_400, 1_000
 TINY_SEARCH = 20

@@ -16,8 +16,8 @@ from recsys.evaluation import calibration
 from recsys.evaluation.calibration import Calibration, Estimate, Threshold, ThresholdMetrics
 from recsys.index import annoy_index, embeddings
 from recsys.index.shards import INDEX_FILE, plan_shards
-from recsys.release import bundle as release
 from recsys.release import formats
+from recsys.release.writer import write_release
 
 WriteRelease = Callable[..., Path]
 """Write a release of the given item ids; see `release_writer`."""
@@ -93,6 +93,6 @@ def release_writer(tmp_path: Path) -> WriteRelease:
             "mlflow_run": None,
             "config": Config(data=DataConfig(interactions="log.csv")).shaping(),
         }
-        return release.write(sources, manifest, tmp_path / "releases")
+        return write_release(sources, manifest, tmp_path / "releases")
 
     return write

@@ -57,7 +57,7 @@ def _champion_source(config: Config) -> Source:
         champion = tracker.champion()
         if champion is None:
             raise ReleaseError(
-                f"model {config.tracking.model} must have a champion. Received: none at {tracker.shown_uri}. "
+                f"model {config.tracking.model} must have a champion. Received: none at {tracker.display_uri}. "
                 "Run: recsys nightly"
             )
         challenger = tracker.challenger() if config.serve.challenger != "none" else None

@@ -15,7 +15,7 @@ from pathlib import Path
 from recsys.data import storage
 from recsys.data.storage import RemoteLocation
 from recsys.errors import RecsysError, ReleaseError
-from recsys.release import remote as depot
+from recsys.release import remote
 from recsys.release.formats import MANIFEST
 from serving.workers import target as wanted
 from serving.workers.backoff import delays
@@ -52,7 +52,7 @@ def of_place(place: str) -> Source:
 def _local(place: str, folder: Path) -> str:
     """The folder of a release on this machine; a link is followed, so that another target is another release."""
     named = place if isinstance(storage.locate(place), RemoteLocation) else str(folder / place)
-    return str(depot.local(named).resolve())
+    return str(remote.fetch(named).resolve())
 
 
 def _newest(place: str) -> str:

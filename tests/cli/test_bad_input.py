@@ -299,7 +299,7 @@ def test_a_start_from_a_release_of_another_format(folder: Path, program: Any) ->
 def test_a_workspace_that_cannot_be_written(folder: Path, program: Any, command: str) -> None:
     blocked = folder / "items.csv" / "work"
     outcome = program(command, "--config", folder / "recsys.toml", "--set", f"data.workspace={blocked}")
-    assert_refused(outcome, 2, folder, "data.workspace must be a folder that we may write to", blocked)
+    assert_refused(outcome, 2, folder, "data.workspace must be a writable folder", blocked)
 
 
 @pytest.mark.parametrize("command", [["releases", "list"], ["similar", "i1"]], ids=["list", "similar"])

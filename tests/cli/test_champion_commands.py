@@ -14,7 +14,8 @@ import pytest
 
 from recsys.config.loading import load_config
 from recsys.release.check import at_least
-from recsys.release.mlflow_registry import VERDICT_TAG, Tracker, Version
+from recsys.release.mlflow_registry import Tracker
+from recsys.release.versions import VERDICT_TAG, Version
 
 
 class Place(NamedTuple):

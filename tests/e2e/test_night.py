@@ -277,7 +277,7 @@ def kill_when(process: subprocess.Popen[str], moment: str) -> str:
 
 
 def test_two_nights_at_once_are_told_apart(night: Night, tmp_path: Path) -> None:
-    """The second process on the same run says that another one is at it."""
+    """The second process on the same run reports that another process is working on it."""
     config = copy_of(night, tmp_path)
     world.write(tmp_path, seed=3)
     process = program.start("nightly", "--config", config)
@@ -289,7 +289,7 @@ def test_two_nights_at_once_are_told_apart(night: Night, tmp_path: Path) -> None
     process.kill()
     process.communicate(timeout=program.TIMEOUT_S)
     assert second.returncode == 1
-    assert "another one is at it" in second.stderr
+    assert "Another process is already working" in second.stderr
 
 
 def flip_a_byte(path: Path) -> None:

@@ -13,7 +13,7 @@ from pipelines.prepare import stage as prepare
 from recsys import Release
 from recsys.config.loading import parse_config
 from recsys.errors import InputError
-from recsys.release import remote as depot
+from recsys.release import remote
 from tests import GOLDEN_RELEASES
 from tests.pipelines.servers import refusing
 
@@ -89,7 +89,7 @@ def test_what_is_prepared_from_a_store_is_what_is_prepared_from_files(data, buck
 
 def test_a_release_in_a_store_can_be_gone_on_from(data, bucket, tmp_path):
     """It is part of the id of the run, as one of this machine is."""
-    url = depot.put(Release.load(GOLDEN), f"{bucket.url}/releases")
+    url = remote.upload(Release.load(GOLDEN), f"{bucket.url}/releases")
 
     def run_id(start):
         names = {"interactions": str(data / "log-*"), "workspace": str(tmp_path / "ws"), **start}
@@ -144,7 +144,7 @@ def test_a_broken_object_is_refused_by_its_url(program, bucket, settings, name, 
 
 
 def test_commands_answer_from_a_release_by_its_url(program, bucket):
-    url = depot.put(Release.load(GOLDEN), f"{bucket.url}/releases")
+    url = remote.upload(Release.load(GOLDEN), f"{bucket.url}/releases")
     for command in (["similar", "item-1-1", "--json"], ["verify", "item-1-1", "item-1-2", "--json"]):
         here, there = (program(*command, "--release", place) for place in (GOLDEN, url))
         assert (there.exit_code, there.out, there.err) == (0, here.out, "")
@@ -153,7 +153,7 @@ def test_commands_answer_from_a_release_by_its_url(program, bucket):
 
 
 def test_neighbors_go_from_a_store_to_a_store(program, bucket, settings, tmp_path):
-    url = depot.put(Release.load(GOLDEN), f"{bucket.url}/releases")
+    url = remote.upload(Release.load(GOLDEN), f"{bucket.url}/releases")
     for name in ("neighbors", "neighbors.jsonl"):
         here, there = tmp_path / name, f"{bucket.url}/out/{name}"
         assert program("export", "--config", settings, "--release", GOLDEN, "--to", here).exit_code == 0
@@ -165,7 +165,7 @@ def test_neighbors_go_from_a_store_to_a_store(program, bucket, settings, tmp_pat
 
 
 def test_a_half_copied_release_is_refused_by_the_program(program, bucket):
-    url = depot.put(Release.load(GOLDEN), f"{bucket.url}/releases")
+    url = remote.upload(Release.load(GOLDEN), f"{bucket.url}/releases")
     bucket.remove(f"{urlparse(url).path[1:]}/index.ann")
     outcome = program("similar", "item-1-1", "--release", url)
     assert_refused(outcome, f"{url} is not usable: bytes of index.ann must be", code=1)

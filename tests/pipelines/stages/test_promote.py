@@ -153,7 +153,7 @@ def test_a_champion_of_format_1_is_read_and_compared(copied: Path) -> None:
     """Its night's data report is nowhere, but its catalog, of the same world, still tells."""
     tracker = Tracker(settings(copied))
     golden = Release.load(GOLDEN)
-    old = tracker.register(tracker.start("golden", "snapshot"), golden)
+    old = tracker.register(tracker.start_run("golden", "snapshot"), golden)
     tracker.promote(old, tracker.champion())
     decision = decided(copied)
     checks = decision["checks"]

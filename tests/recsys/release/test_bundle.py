@@ -13,12 +13,14 @@ import pytest
 
 from recsys import Release
 from recsys.config.sections import IndexConfig
+from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError, UnknownItemError
 from recsys.index.annoy_index import build
 from recsys.index.distances import DISTANCES
 from recsys.index.shards import INDEX_FILE
-from recsys.release import bundle as releases
 from recsys.release import formats
+from recsys.release.manifest import read_manifest
+from recsys.release.writer import write_release
 from tests import GOLDEN_RELEASES
 
 GOLDEN = GOLDEN_RELEASES
@@ -36,7 +38,7 @@ def rewrite(folder: Path, **changed: Any) -> None:
     manifest = json.loads((folder / formats.MANIFEST).read_text())
     manifest |= changed
     for name in manifest["files"]:
-        size, digest = (folder / name).stat().st_size, releases.sha256(folder / name)
+        size, digest = (folder / name).stat().st_size, sha256(folder / name)
         manifest["files"][name] = {"bytes": size, "sha256": digest}
     (folder / formats.MANIFEST).write_text(json.dumps(manifest))
 
@@ -148,22 +150,22 @@ def test_manifest_that_is_no_json_is_told(folder: Path) -> None:
 
 def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     """A source that is missing stops the release before it has a name."""
-    shards = releases.read_manifest(GOLDEN / "v4").index
+    shards = read_manifest(GOLDEN / "v4").index
     sources = {name: GOLDEN / "v4" / name for name in formats.FILES}
     sources |= {shard.file: tmp_path / "missing" for shard in shards}
     with pytest.raises(FileNotFoundError):
-        releases.write(sources, {"release_id": "abc", "index": shards}, tmp_path / "releases")
+        write_release(sources, {"release_id": "abc", "index": shards}, tmp_path / "releases")
     assert list((tmp_path / "releases").iterdir()) == []
 
 
 def test_written_release_is_the_one_it_was_made_of(tmp_path: Path) -> None:
-    golden = releases.read_manifest(GOLDEN / "v4")
+    golden = read_manifest(GOLDEN / "v4")
     manifest = {name: value for name, value in golden if name not in {"files", "format_version"}}
     sources = {name: GOLDEN / "v4" / name for name in golden.files}
-    path = releases.write(sources, manifest, tmp_path)
+    path = write_release(sources, manifest, tmp_path)
     assert path == tmp_path / golden.release_id
     assert Release.load(path).manifest == Release.load(GOLDEN / "v4").manifest
-    assert releases.write(sources, manifest, tmp_path) == path
+    assert write_release(sources, manifest, tmp_path) == path
 
 
 # --- an index of several files

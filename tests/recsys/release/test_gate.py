@@ -16,8 +16,9 @@ from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.release import model_gate, quality_gate
-from recsys.release.bundle import Manifest, Release
+from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, at_most, skipped
+from recsys.release.manifest import Manifest
 from recsys.release.quality_gate import HeldOutQueries, held_out_ranks, paired_difference, quality_checks
 
 LIMITS = PromoteConfig(tolerance=0.0, stratum_tolerance=0.0)

@@ -33,14 +33,14 @@ def tracker(settings: Config) -> Tracker:
 
 def test_a_run_that_is_begun_again_goes_on(tracker: Tracker) -> None:
     """A night that was killed has one run in MLflow, not two."""
-    first = tracker.start("abc", "snapshot")
+    first = tracker.start_run("abc", "snapshot")
     tracker.log_params(first, {"train": {"passes": 3}})
-    tracker.finish(first, "FAILED")
-    again = tracker.start("abc", "snapshot")
+    tracker.finish_run(first, "FAILED")
+    again = tracker.start_run("abc", "snapshot")
     tracker.log_params(again, {"train": {"passes": 3}})
     assert again == first
     assert tracker.client.get_run(first).info.status == "RUNNING"
-    assert tracker.start("def", "snapshot") != first
+    assert tracker.start_run("def", "snapshot") != first
 
 
 def test_artifacts_lie_in_the_workspace(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_artifacts_lie_in_the_workspace(tracker: Tracker, tmp_path: Path, monkey
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    run = tracker.start("abc", "snapshot")
+    run = tracker.start_run("abc", "snapshot")
     tracker.log_artifact(run, GOLDEN / "features.json", "release")
     assert list(elsewhere.iterdir()) == []
     assert list((tmp_path / "workspace" / "mlartifacts").rglob("features.json"))
@@ -56,7 +56,7 @@ def test_artifacts_lie_in_the_workspace(tracker: Tracker, tmp_path: Path, monkey
 
 def test_a_release_is_registered_once_and_fetched_by_its_version(tracker: Tracker, tmp_path: Path) -> None:
     release = Release.load(GOLDEN)
-    run = tracker.start("abc", "snapshot")
+    run = tracker.start_run("abc", "snapshot")
     version = tracker.register(run, release)
     assert tracker.register(run, release) == version
     assert version.number == "1"
@@ -68,7 +68,7 @@ def test_a_release_is_registered_once_and_fetched_by_its_version(tracker: Tracke
 
 def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: Path) -> None:
     """The tag says one thing, the artifact another."""
-    version = tracker.register(tracker.start("abc", "snapshot"), Release.load(GOLDEN))
+    version = tracker.register(tracker.start_run("abc", "snapshot"), Release.load(GOLDEN))
     with pytest.raises(ReleaseError, match=r"must hold release other. Received: 571d78ec1c0d"):
         tracker.fetch(replace(version, release_id="other"), tmp_path)
     assert list(tmp_path.glob("other")) == []
@@ -79,9 +79,9 @@ def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: P
 def test_a_database_that_a_killed_process_began_is_made_anew(settings: Config) -> None:
     """MLflow makes its tables one after the other, for seconds, and refuses to go on with half of them."""
     program = f"""
-from recsys.config import sections as config
+from recsys.config.loading import parse_config
 from recsys.release.mlflow_registry import Tracker
-Tracker(config.parse({settings.model_dump(include={"data"})!r}))
+Tracker(parse_config({settings.model_dump(include={"data"})!r}))
 """
     workspace = settings.workspace
     workspace.mkdir()
@@ -93,13 +93,13 @@ Tracker(config.parse({settings.model_dump(include={"data"})!r}))
     assert process.returncode == -9
     assert not (workspace / "mlflow.db").exists()
     tracker = Tracker(settings)
-    assert tracker.start("abc", "snapshot") == tracker.start("abc", "snapshot")
+    assert tracker.start_run("abc", "snapshot") == tracker.start_run("abc", "snapshot")
     assert not [*workspace.glob(".tmp-*")]
 
 
 def test_no_champion_before_the_first_promotion(tracker: Tracker) -> None:
     assert tracker.champion() is None
-    version = tracker.register(tracker.start("abc", "snapshot"), Release.load(GOLDEN))
+    version = tracker.register(tracker.start_run("abc", "snapshot"), Release.load(GOLDEN))
     assert tracker.champion() is None
     tracker.promote(version, None)
     assert tracker.champion() == version

@@ -17,7 +17,8 @@ from recsys.errors import ReleaseError, StageError
 from recsys.release import history, promotion, smoke_test
 from recsys.release.check import at_least, at_most
 from recsys.release.history import Event
-from recsys.release.mlflow_registry import VERDICT_TAG, Tracker, Version
+from recsys.release.mlflow_registry import Tracker
+from recsys.release.versions import VERDICT_TAG, Version
 
 CHECKS = [at_least("ndcg_at_20", 0.1, 0.05).to_dict(), at_most("latency_ms", 30, 20).to_dict()]
 

@@ -16,8 +16,9 @@ from recsys import Release
 from recsys.config.loading import parse_config
 from recsys.errors import UnknownItemError
 from recsys.release import smoke_test
-from recsys.release.mlflow_registry import Tracker, Version
+from recsys.release.mlflow_registry import Tracker
 from recsys.release.pyfunc import DEFAULT_K, Similar
+from recsys.release.versions import Version
 from recsys.testing import program
 from tests.e2e import tracking_server
 
@@ -45,7 +46,7 @@ def tracker(tmp_path: Path) -> Tracker:
 
 @pytest.fixture
 def version(tracker: Tracker, release: Release) -> Version:
-    return tracker.register(tracker.start("abc", "snapshot"), release)
+    return tracker.register(tracker.start_run("abc", "snapshot"), release)
 
 
 def test_rows_are_answered_as_the_release_answers(release: Release) -> None:
@@ -90,7 +91,9 @@ def test_the_version_says_what_it_is_asked_and_what_it_answers(tracker: Tracker,
     assert info.signature is not None
     assert info.signature.inputs.input_names() == ["item_id", "k"]
     assert info.signature.outputs.input_names() == ["release_id", "item_id", "title", "neighbors"]
-    example = json.loads(tracker.read_artifact(tracker.start("abc", "snapshot"), "release/input_example.json") or "")
+    example = json.loads(
+        tracker.read_artifact(tracker.start_run("abc", "snapshot"), "release/input_example.json") or ""
+    )
     assert example == {"item_id": ["item 0", "item 1"], "k": [5, 5]}
 
 

@@ -40,7 +40,7 @@ def left(workspace: Path, kind: str) -> str:
 
 def test_what_is_needed_and_the_newest_stay(workspace: Path) -> None:
     plan = retention.plan(workspace, {"a": "champion", "c": "pinned: for the test"}, newest=2)
-    assert plan.kept == {
+    assert plan.keep == {
         "f": "one of the newest 2",
         "e": "one of the newest 2",
         "a": "champion",
@@ -56,7 +56,7 @@ def test_what_is_needed_and_the_newest_stay(workspace: Path) -> None:
 
 def test_a_release_that_is_not_here_keeps_nothing_and_harms_nothing(workspace: Path) -> None:
     plan = retention.plan(workspace, {"elsewhere": "champion"}, newest=6)
-    assert "elsewhere" not in plan.kept
+    assert "elsewhere" not in plan.keep
     assert plan.releases == []
 
 
@@ -77,9 +77,9 @@ def test_a_run_that_is_worked_on_stays(workspace: Path) -> None:
 
 
 def test_what_a_killed_prune_left_goes_with_the_next(workspace: Path) -> None:
-    (workspace / "releases" / "a").rename(workspace / "releases" / f"{retention.LEAVING}a")
+    (workspace / "releases" / "a").rename(workspace / "releases" / f"{retention.DELETING}a")
     plan = retention.plan(workspace, {}, newest=6)
-    assert set(plan.kept) == set("bcdef")
+    assert set(plan.keep) == set("bcdef")
     retention.prune(workspace, plan)
     assert left(workspace, "releases") == "bcdef"
 
@@ -91,4 +91,4 @@ def test_an_empty_workspace_has_nothing_to_prune(tmp_path: Path) -> None:
 @pytest.mark.parametrize("server", ["http://127.0.0.1:9", "file:///etc/passwd", "127.0.0.1:8000"])
 def test_a_server_that_does_not_say_what_it_serves_is_an_error(server: str) -> None:
     with pytest.raises(InputError, match="server"):
-        retention.served(server)
+        retention.served_release(server)

@@ -7,7 +7,7 @@ import pytest
 
 from recsys.config.loading import parse_config
 from recsys.errors import InputError, StageError
-from recsys.release import runs as workspace
+from recsys.release import runs
 from recsys.release.runs import Run, code_version, data_snapshot
 
 
@@ -24,14 +24,14 @@ def log(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, log):
-    return Run.of(settings(tmp_path), {"interactions": [str(log)]})
+    return Run.create(settings(tmp_path), {"interactions": [str(log)]})
 
 
 # --- the id of a run
 
 
 def test_the_same_input_is_the_same_run(tmp_path, log, run):
-    again = Run.of(settings(tmp_path), {"interactions": [str(log)]})
+    again = Run.create(settings(tmp_path), {"interactions": [str(log)]})
     assert again == run
     assert run.folder == tmp_path / "ws" / "runs" / run.run_id
     assert run.folder.is_dir()
@@ -40,35 +40,35 @@ def test_the_same_input_is_the_same_run(tmp_path, log, run):
 def test_a_copy_of_the_data_elsewhere_is_the_same_run(tmp_path, log, run):
     copy = tmp_path / "copy.csv"
     copy.write_bytes(log.read_bytes())
-    assert Run.of(settings(tmp_path), {"interactions": [str(copy)]}).run_id == run.run_id
+    assert Run.create(settings(tmp_path), {"interactions": [str(copy)]}).run_id == run.run_id
 
 
 def test_other_data_are_another_run(tmp_path, log, run):
     log.write_text(log.read_text() + "a,c,2\n")
-    assert Run.of(settings(tmp_path), {"interactions": [str(log)]}).run_id != run.run_id
+    assert Run.create(settings(tmp_path), {"interactions": [str(log)]}).run_id != run.run_id
 
 
 @pytest.mark.parametrize("part", ["items", "labeled_pairs", "warm_start"])
 def test_all_that_goes_in_is_part_of_the_data(tmp_path, log, run, part):
-    assert Run.of(settings(tmp_path), {"interactions": [str(log)], part: []}).run_id == run.run_id
-    more = Run.of(settings(tmp_path), {"interactions": [str(log)], part: [str(log)]})
+    assert Run.create(settings(tmp_path), {"interactions": [str(log)], part: []}).run_id == run.run_id
+    more = Run.create(settings(tmp_path), {"interactions": [str(log)], part: [str(log)]})
     assert more.run_id != run.run_id
     (tmp_path / "other").write_text("other")
-    other = Run.of(settings(tmp_path), {"interactions": [str(log)], part: [str(tmp_path / "other")]})
+    other = Run.create(settings(tmp_path), {"interactions": [str(log)], part: [str(tmp_path / "other")]})
     assert other.run_id not in {run.run_id, more.run_id}
 
 
 def test_another_config_is_another_run(tmp_path, log, run):
-    assert Run.of(settings(tmp_path, train={"seed": 7}), {"interactions": [str(log)]}).run_id != run.run_id
+    assert Run.create(settings(tmp_path, train={"seed": 7}), {"interactions": [str(log)]}).run_id != run.run_id
 
 
 def test_a_config_that_shapes_nothing_is_the_same_run(tmp_path, log, run):
-    assert Run.of(settings(tmp_path, serve={"port": 1234}), {"interactions": [str(log)]}).run_id == run.run_id
+    assert Run.create(settings(tmp_path, serve={"port": 1234}), {"interactions": [str(log)]}).run_id == run.run_id
 
 
 def test_other_code_is_another_run(tmp_path, log, run, monkeypatch):
-    monkeypatch.setattr(workspace, "code_version", lambda: "9.9+0123456789ab")
-    other = Run.of(settings(tmp_path), {"interactions": [str(log)]})
+    monkeypatch.setattr(runs, "code_version", lambda: "9.9+0123456789ab")
+    other = Run.create(settings(tmp_path), {"interactions": [str(log)]})
     assert other.run_id != run.run_id
     assert other.code_version == "9.9+0123456789ab"
 
@@ -76,7 +76,7 @@ def test_other_code_is_another_run(tmp_path, log, run, monkeypatch):
 def test_a_workspace_that_cannot_be_a_folder_is_refused(tmp_path, log):
     (tmp_path / "ws").write_text("a file")
     with pytest.raises(InputError, match=r"data\.workspace"):
-        Run.of(settings(tmp_path), {"interactions": [str(log)]})
+        Run.create(settings(tmp_path), {"interactions": [str(log)]})
 
 
 def test_a_snapshot_depends_on_content_order_and_role(tmp_path):
@@ -107,8 +107,8 @@ def test_the_code_version_is_stable_and_says_the_version_of_the_package():
 @pytest.mark.parametrize("library", ["numpy", "annoy", "polars"])
 def test_the_code_version_changes_with_a_library(monkeypatch, library):
     before = code_version()
-    original = workspace.version
-    monkeypatch.setattr(workspace, "version", lambda name: "0.0.0" if name == library else original(name))
+    original = runs.version
+    monkeypatch.setattr(runs, "version", lambda name: "0.0.0" if name == library else original(name))
     assert code_version() != before
 
 
@@ -116,7 +116,7 @@ def test_the_code_version_changes_with_the_source(tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "module.py").write_text("x = 1\n")
     (tmp_path / "notes.txt").write_text("no source")
-    monkeypatch.setattr(workspace.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(runs.resources, "files", lambda _: tmp_path)
     before = code_version()
     (tmp_path / "notes.txt").write_text("still none")
     assert code_version() == before
@@ -231,7 +231,7 @@ def test_manifests_are_json(run):
 
 
 def test_a_run_is_worked_on_by_one_at_a_time(tmp_path, log, run):
-    again = Run.of(settings(tmp_path), {"interactions": [str(log)]})
+    again = Run.create(settings(tmp_path), {"interactions": [str(log)]})
     with run.locked(), pytest.raises(StageError, match=run.run_id), again.locked():
         pass
     with again.locked():

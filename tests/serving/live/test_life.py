@@ -154,7 +154,7 @@ def test_the_champion_of_mlflow_is_followed_and_remembered(service: Service, wri
 
     tracker = Tracker(load_config(service.config))
     folders = [write_release(ITEMS, release_id=release_id) for release_id in ("one", "two")]
-    versions = [tracker.register(tracker.start(path.name, "0"), Release.load(path)) for path in folders]
+    versions = [tracker.register(tracker.start_run(path.name, "0"), Release.load(path)) for path in folders]
     for path in folders:
         shutil.rmtree(path)  # what is served comes from MLflow
     service.source = ()

@@ -382,8 +382,8 @@ def test_a_new_item_is_asked_about_by_its_features(tmp_path: Path) -> None:
         wrong = client.post("/v1/similar", json={"features": {"gnre": "x"}})
         typed = client.post("/v1/similar", json={"features": {"genre": 3}})
     assert all(n["item_id"].startswith("item-3-") for n in answer["neighbors"])
-    assert "features must be of the columns genre. Received: 'gnre'" in problem(wrong, 422, "invalid-question")
-    assert "features.genre must be a text. Received: 3" in problem(typed, 422, "invalid-question")
+    assert "features must be columns of the tower: genre. Received: 'gnre'" in problem(wrong, 422, "invalid-question")
+    assert "features.genre must be a string. Received: 3" in problem(typed, 422, "invalid-question")
 
 
 def test_the_embedder_is_asked_for_the_release_that_answers(release: Release) -> None:
