@@ -59,12 +59,12 @@ def nightly(
     loaded = load_config(config, settings)
     with extras("the nightly run", *EXTRAS):
         from pipelines.context.progress import Progress  # noqa: PLC0415
-        from pipelines.context.time_limit import Budget  # noqa: PLC0415
+        from pipelines.context.time_limit import TimeLimit  # noqa: PLC0415
         from pipelines.orchestration import nightly as jobs  # noqa: PLC0415
     if resume and dry_run:
         raise ConfigError("--resume and --dry-run must not be given together. Received: both.")
     if dry_run:
-        plan = jobs.plan(loaded)
+        plan = jobs.plan_run(loaded)
         print_result(plan, as_json, lambda: _print_plan(plan))
         return
 
@@ -72,7 +72,7 @@ def nightly(
         if as_json:
             typer.echo(json.dumps(summary))
 
-    summary = jobs.tonight(loaded, Progress(), budget=Budget(max_minutes), resumes=resume, tell=on_end)
+    summary = jobs.run_nightly(loaded, Progress(), time_limit=TimeLimit(max_minutes), resumes=resume, on_end=on_end)
     if not as_json:
         _print_summary(summary, config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.context import readers
+from pipelines.context.input_units import find_files
 from recsys.config.sections import DataConfig
 from recsys.errors import ConfigError, InputError, ReleaseError
 from recsys.release import remote
@@ -37,9 +37,9 @@ class InputFiles:
                 "Set it in the config, or by --set data.interactions=PATH."
             )
         return cls(
-            readers.find(config.interactions, "data.interactions"),
-            readers.find(config.items, "data.items") if config.items else [],
-            readers.find(config.labeled_pairs, "data.labeled_pairs") if config.labeled_pairs else [],
+            find_files(config.interactions, "data.interactions"),
+            find_files(config.items, "data.items") if config.items else [],
+            find_files(config.labeled_pairs, "data.labeled_pairs") if config.labeled_pairs else [],
             [str(_manifest_path(config.warm_start))] if config.warm_start is not None else [],
         )
 

@@ -1,4 +1,4 @@
-"""The time that a night may take: no stage begins that cannot fit, and none goes on when the time is over."""
+"""The time limit of a run: no stage starts that cannot finish in time, and a stage is interrupted at the limit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Any
 
 from recsys.errors import StageError
 
-
-class _OutOfTimeError(KeyboardInterrupt):
-    """As if a person had interrupted the stage: what it finished of its units stays."""
+RESUME = "Finished work is kept: the same command resumes."
 
 
-class Budget:
-    """Minutes from now on.
+class _TimeLimitError(KeyboardInterrupt):
+    """Interrupts a stage as a user would, so that its finished units are kept."""
+
+
+class TimeLimit:
+    """A number of minutes, counted from now.
 
     Args:
         minutes: None is no limit.
@@ -28,44 +30,48 @@ class Budget:
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
 
     def require(self, stage: str, seconds: float) -> None:
-        """Refuse to begin what took `seconds` last time, 0 where nobody knows.
+        """Check that a stage can finish in time.
+
+        Args:
+            stage: its name, for the message.
+            seconds: its duration in an earlier run; 0 if unknown.
 
         Raises:
-            StageError: it would not fit.
+            StageError: less time than that is left.
         """
         if self._end is None:
             return
         left = self._end - time.monotonic()
         if left <= 0 or seconds > left:
-            took = f", and it took {seconds:.0f} s last time" if seconds else ""
+            earlier = f", and the stage took {seconds:.0f} s last time" if seconds else ""
             raise StageError(
-                f"stage {stage} must fit into --max-minutes {self.minutes:g}. Received: {max(left, 0):.0f} s "
-                f"were left{took}. The stages before are kept: the same command goes on from here."
+                f"stage {stage} must finish within --max-minutes {self.minutes:g}. Received: {max(left, 0):.0f} s "
+                f"left{earlier}. {RESUME}"
             )
 
     @contextmanager
-    def enforced(self, stage: str) -> Iterator[None]:
-        """Interrupt a stage when the time is over; only the main thread of a process can be.
+    def enforce(self, stage: str) -> Iterator[None]:
+        """Interrupt a stage at the limit. Only the main thread of a process can be interrupted.
 
         Raises:
-            StageError: it was.
+            StageError: the stage was interrupted.
         """
         if self._end is None or threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def ring(*_: Any) -> None:
-            raise _OutOfTimeError
+        def interrupt(*_: Any) -> None:
+            raise _TimeLimitError
 
-        before = signal.signal(signal.SIGALRM, ring)
+        previous = signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, max(self._end - time.monotonic(), 0.001))
         try:
             yield
-        except _OutOfTimeError:
+        except _TimeLimitError:
             raise StageError(
-                f"stage {stage} must end within --max-minutes {self.minutes:g}. Received: it was not done by then. "
-                "What it finished is kept: the same command goes on from here."
+                f"stage {stage} must finish within --max-minutes {self.minutes:g}. Received: it was interrupted at the "
+                f"limit. {RESUME}"
             ) from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            signal.signal(signal.SIGALRM, previous)

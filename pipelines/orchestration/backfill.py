@@ -1,7 +1,6 @@
-"""backfill: the nights of past days, each from the interactions before that day, oldest first.
+"""Backfill: the runs of past days, each from the interactions before that day, oldest first.
 
-Nothing is put into service unless asked for: the gate compares with the champion of today, whom an old day's data
-cannot match.
+Releases are not promoted unless asked for: the gate compares with the current champion, which was trained on more data.
 """
 
 from __future__ import annotations
@@ -12,66 +11,67 @@ from typing import Any
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
-from pipelines.orchestration import run_report as night_page
-from pipelines.orchestration.nightly import Summary, tonight
+from pipelines.orchestration.nightly import Summary, run_nightly
+from pipelines.orchestration.report_files import read_report
 from recsys.config.sections import Config
 from recsys.errors import InputError, RecsysError, StageError, TrackingError
 from recsys.release.runs import Run
 
 
 def backfill(config: Config, progress: Progress, first: date, last: date, *, promotes: bool = False) -> list[Summary]:
-    """Run the night of each day that is not finished.
+    """Run each day that is not finished.
 
-    A day that fails, or is refused, does not keep the others from theirs, unless MLflow is away.
+    A day that fails or is refused does not stop the others, unless MLflow does not answer.
 
     Args:
-        config: the whole of it.
+        config: the whole config.
         progress: where progress is shown.
-        first: day whose midnight, UTC, ends the data of the first night.
-        last: the same of the last night.
-        promotes: whether the gate is asked each time.
+        first: the first day; its run uses the interactions before its midnight, UTC.
+        last: the last day.
+        promotes: whether each release is promoted if it passes the gate.
 
     Returns:
-        For each day its `as_of` and the summary of its night; of one that was finished before only `run_id`,
-        `outcome` and `skipped`.
+        For each day `as_of` and the summary of its run; for a run that was finished before, only `run_id`, `outcome`
+        and `skipped`.
 
     Raises:
         InputError: the days are in the wrong order.
         TrackingError: MLflow does not answer.
-        StageError: nights failed or were refused; all were tried.
+        StageError: some runs failed or were refused; all days were tried.
     """
     if first > last:
         raise InputError(f"--from must not be after --to. Received: {first} and {last}.")
     quiet_libraries()
-    told, wrong = [], []
+    summaries, unsuccessful = [], []
     for day in range((last - first).days + 1):
         as_of = datetime.combine(first + timedelta(day), datetime.min.time(), UTC)
-        of_then = before(config, as_of)
-        known = night_page.read(RunContext.from_config(of_then, find_run=Run.find).run.folder)
         name = as_of.date().isoformat()
-        if known and known["outcome"] != "failed" and not (promotes and known["outcome"] == "published"):
-            progress.write(f"{name}: run {known['run_id']} is {known['outcome']}")
-            told.append({"as_of": name, **{key: known[key] for key in ("run_id", "outcome")}, "skipped": True})
+        day_config = with_as_of(config, as_of)
+        report = read_report(RunContext.from_config(day_config, find_run=Run.find).run.folder)
+        if report and report["outcome"] != "failed" and not (promotes and report["outcome"] == "published"):
+            progress.write(f"{name}: run {report['run_id']} is {report['outcome']}")
+            summaries.append({"as_of": name, **{key: report[key] for key in ("run_id", "outcome")}, "skipped": True})
             continue
         progress.write(f"{name}:")
         summary: Summary = {}
         try:
-            tonight(of_then, progress, promotes=promotes, tell=summary.update)
+            run_nightly(day_config, progress, promotes=promotes, on_end=summary.update)
         except TrackingError:
             raise
         except RecsysError as error:
             progress.write(f"{name}: {error}")
-            wrong.append(f"{name} ({summary['outcome']})")
-        told.append({"as_of": name, **summary})
-    if wrong:
+            unsuccessful.append(f"{name} ({summary['outcome']})")
+        summaries.append({"as_of": name, **summary})
+    if unsuccessful:
         raise StageError(
-            f"every night must come to its end. Received: {len(wrong)} of {len(told)} did not: {', '.join(wrong)}. "
-            "What went wrong is told above; the same command tries these again, and skips the others."
+            f"every run must finish. Received: {len(unsuccessful)} of {len(summaries)} did not: "
+            f"{', '.join(unsuccessful)}. The messages above give the reasons; the same command repeats these runs and "
+            "skips the others."
         )
-    return told
+    return summaries
 
 
-def before(config: Config, as_of: datetime) -> Config:
-    """The same config, on the interactions before a moment."""
+def with_as_of(config: Config, as_of: datetime) -> Config:
+    """Return the config, restricted to the interactions before a time."""
     values: dict[str, Any] = {"as_of": as_of}
     return config.model_copy(update={"prepare": config.prepare.model_copy(update=values)})

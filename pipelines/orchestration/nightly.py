@@ -1,4 +1,4 @@
-"""nightly: all stages in order, from the files to the champion."""
+"""The nightly run: all stages in order, from the input files to the champion."""
 
 from __future__ import annotations
 
@@ -10,142 +10,127 @@ from typing import Any
 
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.progress import Progress
-from pipelines.context.resources import measured
+from pipelines.context.resources import measure
 from pipelines.context.run_context import RunContext
-from pipelines.context.time_limit import Budget
-from pipelines.orchestration import run_report as night_page
+from pipelines.context.time_limit import TimeLimit
+from pipelines.orchestration import report_files
 from pipelines.orchestration.notify import notify
-from pipelines.orchestration.run_report import End, Outcome
+from pipelines.orchestration.run_report import Outcome, RunEnd, write_report
 from pipelines.orchestration.stage_table import STAGES, Stage
-from pipelines.prepare import stage as preparing
-from pipelines.reports import data_report as data_page
-from pipelines.reports import plots
-from pipelines.stages import promote as promoting
+from pipelines.prepare import stage as prepare
+from pipelines.reports import data_report, plots
+from pipelines.stages import promote
 from pipelines.stages.publish import keep_data_report
 from recsys.config.sections import Config
 from recsys.errors import InputError, RefusedError, TrackingError
 from recsys.release.runs import Inputs, Run
 
-LASTING = ("publish", "promote")
-"""Stages that leave no folder, and that a time budget does not cut off: they change what others see."""
-LONG = ("checks", "evaluation")
-"""What of a summary is left to the report when somebody is told."""
-
-DONE = {"promote": "asked before"}
-"""How a plan calls it that a stage is done, where it is not "done"."""
+START = "mlflow"
+"""What a run does before its first stage, as progress and the report name it."""
+UNINTERRUPTED = ("publish", "promote")
+"""Stages without a folder, which the time limit does not interrupt: they change what other systems see."""
+NOT_IN_NOTIFICATIONS = ("checks", "evaluation")
+"""Parts of a summary that are too long for a notification; the report has them."""
+TEXTS = {
+    "promoted": "its release is the champion",
+    "passed": "its release passed the gate, but was the champion before: the current champion stays",
+    "published": "its release is registered; the run was not to promote it",
+}
+"""Text of each outcome; of the others it is the error."""
 
 Summary = dict[str, Any]
 
 
-def tonight(
+def run_nightly(
     config: Config,
     progress: Progress,
     *,
-    budget: Budget | None = None,
+    time_limit: TimeLimit | None = None,
     promotes: bool = True,
     resumes: bool = False,
-    tell: Callable[[Summary], None] = lambda _: None,
+    on_end: Callable[[Summary], None] = lambda _: None,
 ) -> Summary:
-    """A whole night: its stages under the lock of its run, its report, and word to whoever wants to know.
+    """Run all stages under the lock of the run, write the report and send the notifications.
 
     Args:
-        config: the whole of it.
+        config: the whole config.
         progress: where progress is shown.
-        budget: the time that it may take.
-        promotes: whether the gate is asked; else the release is registered, and nothing else.
-        resumes: go on with the last night that did not come to its end, whatever the data are now.
-        tell: gets the summary however the night ends, also where this raises.
+        time_limit: none by default.
+        promotes: whether the release is promoted if it passes the gate; otherwise it is only registered.
+        resumes: resume the last unfinished run, even if the input has changed since.
+        on_end: receives the summary however the run ends, also if this function raises.
 
     Raises:
-        RecsysError: from the stage that could not do its work; the ones before stay done.
-        InputError: there is no night to go on with.
+        RecsysError: a stage failed; the stages before it stay finished.
+        InputError: there is no run to resume.
     """
     quiet_libraries()
     summary: Summary = {"outcome": "failed", "run_id": None, "error": None}
     try:
-        context = RunContext.from_config(config, progress, _unfinished if resumes else Run.create)
+        context = RunContext.from_config(config, progress, _last_unfinished_run if resumes else Run.create)
         summary["run_id"] = context.run.run_id
         with context.run.locked():
-            nightly(context, summary, budget or Budget(), promotes=promotes)
+            run_stages(context, summary, time_limit or TimeLimit(), promotes=promotes)
     except BaseException as error:
-        summary |= {"outcome": "refused" if isinstance(error, RefusedError) else "failed", "error": _words(error)}
+        summary |= {"outcome": _outcome_of(error), "error": _message(error)}
         raise
     finally:
-        summary["text"] = _sentence(summary, config.tracking.model)
-        notify({key: value for key, value in summary.items() if key not in LONG}, config.notify, progress.write)
-        tell(summary)
+        summary["text"] = _text(summary, config.tracking.model)
+        notification = {key: value for key, value in summary.items() if key not in NOT_IN_NOTIFICATIONS}
+        notify(notification, config.notify, progress.write)
+        on_end(summary)
     return summary
 
 
-def nightly(context: RunContext, summary: Summary, budget: Budget, *, promotes: bool = True) -> None:
-    """Run what is not done yet of every stage, and write the report; all that is known goes into the summary.
+def run_stages(context: RunContext, summary: Summary, time_limit: TimeLimit, *, promotes: bool = True) -> None:
+    """Run the stages that are not finished, and write the report.
+
+    Args:
+        context: the run.
+        summary: is filled in, also if this function raises.
+        time_limit: see `run_nightly`.
+        promotes: see `run_nightly`.
 
     Raises:
-        RecsysError: from the stage that could not do its work; the ones before stay done.
+        RecsysError: a stage failed; the stages before it stay finished.
     """
     context.progress.write(f"Run {context.run.run_id}")
-    at = "mlflow"
+    name = START
     seconds: dict[str, float] = {}
     mlflow_run = None
-    took = {} if budget.minutes is None else _took_before(context)
+    expected_seconds = {} if time_limit.minutes is None else _seconds_last_time(context)
+    tracking = context.tracking
     try:
-        with context.progress.stage(at) as advance:  # before hours of work, not after them
-            mlflow_run = context.tracking.mlflow_run
-            context.tracking.metrics.send_queued()
-            recorded = context.tracking.tracker.child_run_names(mlflow_run)
+        with context.progress.stage(START) as advance:  # before hours of work, not after them
+            mlflow_run = tracking.mlflow_run
+            tracking.metrics.send_queued()
+            logged_stages = tracking.tracker.child_run_names(mlflow_run)
             advance(1, 1, f"run {mlflow_run}")
-        with context.tracking.tracker.log_system_metrics(mlflow_run):
-            for at, stage in STAGES.items():
-                if at == promoting.STAGE and not promotes:
+        with tracking.tracker.log_system_metrics(mlflow_run):
+            for name, stage in STAGES.items():
+                if name == promote.STAGE and not promotes:
                     continue
-                if not context.run.done(at):
-                    budget.require(at, took.get(at, 0.0))
-                told, taken = _do(context, at, stage, budget, seconds)
-                summary |= _of_stage(at, told)
-                if at not in recorded:
-                    context.tracking.metrics.log(_figures({**told, **taken}), stage=at)
-                if at == preparing.STAGE and not context.tracking.metrics.queued:
-                    with suppress(TrackingError):  # `publish` does it then
-                        keep_data_report(context.run, context.tracking)
+                if not context.run.done(name):
+                    time_limit.require(name, expected_seconds.get(name, 0.0))
+                manifest, usage = _run_stage(context, name, stage, time_limit, seconds)
+                summary |= _summarize_stage(name, manifest)
+                if name not in logged_stages:
+                    tracking.metrics.log(_numbers({**manifest, **usage}), stage=name)
+                if name == prepare.STAGE and not tracking.metrics.queued:
+                    with suppress(TrackingError):  # publish tries again
+                        keep_data_report(context.run, tracking)
     except BaseException as error:
-        ended: Outcome = "refused" if isinstance(error, RefusedError) else "failed"
-        _end(context, End(ended, _words(error), at, seconds, _decision(context)), summary, mlflow_run)
+        end = RunEnd(_outcome_of(error), _message(error), name, seconds, _gate_decision(context))
+        _finish(context, end, summary, mlflow_run)
         raise
     outcome: Outcome = "published" if not promotes else "promoted" if summary["promoted"] else "passed"
-    summary["outcome"] = outcome
-    summary |= {"tracking_uri": context.tracking.tracker.display_uri, "seconds": seconds}
-    decision = _decision(context) if promotes else None
-    _end(context, End(outcome, seconds=seconds, decision=decision), summary, mlflow_run)
+    summary |= {"outcome": outcome, "tracking_uri": tracking.tracker.display_uri, "seconds": seconds}
+    decision = _gate_decision(context) if promotes else None
+    _finish(context, RunEnd(outcome, seconds=seconds, decision=decision), summary, mlflow_run)
 
 
-def _unfinished(config: Config, _: Inputs) -> Run:
-    """The last night that read its data to the end and came to no end itself, if no later one did."""
-    read = ("prepare",) if config.data.warm_start is None else ("prepare", "train")
-    for run in _begun(config):
-        known = night_page.read(run.folder)
-        if known is not None and known["outcome"] != "failed":
-            break
-        if all(run.done(stage) for stage in read):
-            return run
-    raise InputError(
-        f"--resume must find a night of these settings and this code that finished {' and '.join(read)} and did not "
-        f"come to its end, nor did a later one. Received: none in {config.workspace}. Run it without --resume."
-    )
-
-
-def _begun(config: Config) -> Iterator[Run]:
-    """The runs of a config and of this code, whatever data they are of; the one that read its data last first."""
-    for folder in data_page.finished(config.workspace):
-        with suppress(OSError, ValueError, KeyError):  # what another version left
-            run = Run.from_snapshot(
-                json.loads((folder / data_page.REPORT).read_text(encoding="utf-8"))["data_snapshot"], config
-            )
-            if run.folder == folder.parent:
-                yield run
-
-
-def plan(config: Config) -> dict[str, Any]:
-    """What `tonight` would do; nothing is written.
+def plan_run(config: Config) -> dict[str, Any]:
+    """Return what `run_nightly` would do, without writing anything.
 
     Raises:
         InputError: input files are missing.
@@ -153,55 +138,80 @@ def plan(config: Config) -> dict[str, Any]:
     """
     quiet_libraries()
     context = RunContext.from_config(config, find_run=Run.find)
-    done = {name: _done(context, name) for name in STAGES}
-    champion = context.tracking.tracker.champion() if _tracked(config) else None
+    done = {name: _is_done(context, name) for name in STAGES}
+    champion = context.tracking.tracker.champion() if _has_tracking_database(config) else None
     return {
         "run_id": context.run.run_id,
         "interactions": context.inputs.interactions,
         "items": context.inputs.items,
         "labeled_pairs": context.inputs.labeled_pairs,
         "as_of": config.prepare.as_of.isoformat() if config.prepare.as_of else None,
-        "stages": {name: DONE.get(name, "done") if is_done else "to do" for name, is_done in done.items()},
-        "seconds_last_time": {name: took for name, took in _took_before(context).items() if not done[name]},
+        "stages": {name: "done" if is_done else "to do" for name, is_done in done.items()},
+        "seconds_last_time": {name: took for name, took in _seconds_last_time(context).items() if not done[name]},
         "champion": champion.release_id if champion else None,
     }
 
 
-def _tracked(config: Config) -> bool:
-    """Whether there is anything to ask: a database that is not there would be made."""
+def _last_unfinished_run(config: Config, _: Inputs) -> Run:
+    """Find the last run that has read all its input and not finished, provided that no later run finished."""
+    reading = ("prepare",) if config.data.warm_start is None else ("prepare", "train")
+    for run in _earlier_runs(config):
+        report = report_files.read_report(run.folder)
+        if report is not None and report["outcome"] != "failed":
+            break
+        if all(run.done(stage) for stage in reading):
+            return run
+    raise InputError(
+        f"--resume must find a run of this config and this code that finished {' and '.join(reading)} but not the "
+        f"later stages, and no later run that finished. Received: none in {config.workspace}. Run without --resume."
+    )
+
+
+def _earlier_runs(config: Config) -> Iterator[Run]:
+    """Runs of this config and this code, whatever their input; the last one to read its input comes first."""
+    for folder in data_report.finished(config.workspace):
+        with suppress(OSError, ValueError, KeyError):  # files of another version
+            report = json.loads((folder / data_report.REPORT).read_text(encoding="utf-8"))
+            run = Run.from_snapshot(report["data_snapshot"], config)
+            if run.folder == folder.parent:
+                yield run
+
+
+def _has_tracking_database(config: Config) -> bool:
+    """Tell whether MLflow can be queried without creating a database file."""
     database = config.tracking_uri.removeprefix("sqlite:///")
     return database == config.tracking_uri or Path(database).exists()
 
 
-def _done(context: RunContext, stage: str) -> bool:
-    """Whether a stage left what it leaves. `promote` is asked again all the same: of another champion, or limits."""
-    left = {
+def _is_done(context: RunContext, stage: str) -> bool:
+    """Tell whether a stage left its result. `promote` runs again anyway: champion and limits may have changed."""
+    results = {
         "publish": context.config.workspace / "releases" / context.run.run_id,
-        "promote": context.run.folder / promoting.REPORT,
+        "promote": context.run.folder / promote.REPORT,
     }
-    return left[stage].exists() if stage in left else context.run.done(stage)
+    return results[stage].exists() if stage in results else context.run.done(stage)
 
 
-def _do(
-    context: RunContext, name: str, stage: Stage, budget: Budget, seconds: dict[str, float]
+def _run_stage(
+    context: RunContext, name: str, stage: Stage, time_limit: TimeLimit, seconds: dict[str, float]
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """A stage's manifest, and what it took: nothing where it was done before."""
-    already, taken = context.run.done(name), dict[str, float]()
+    """Run a stage; return its manifest, and the resources that it used, empty if it was finished before."""
+    was_done, usage = context.run.done(name), dict[str, float]()
     try:
-        with measured(taken), nullcontext() if name in LASTING else budget.enforced(name):
-            told = stage(context)
+        with measure(usage), nullcontext() if name in UNINTERRUPTED else time_limit.enforce(name):
+            manifest = stage(context)
     finally:
-        if not already:
-            seconds[name] = taken["seconds"]
-    return told, {} if already else taken
+        if not was_done:
+            seconds[name] = usage["seconds"]
+    return manifest, {} if was_done else usage
 
 
-def _figures(told: Mapping[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in told.items() if type(value) in (int, float)}
+def _numbers(manifest: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in manifest.items() if type(value) in (int, float)}
 
 
-def _of_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
-    """What a summary tells of a stage."""
+def _summarize_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
+    """Return the part of a stage's manifest that belongs into the summary."""
     if name == "prepare":
         return {"account": manifest["account"]}
     if name == "evaluate":
@@ -211,65 +221,65 @@ def _of_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
     return {key: manifest[key] for key in ("promoted", "checks")} if name == "promote" else {}
 
 
-def _end(context: RunContext, end: End, summary: Summary, mlflow_run: str | None) -> None:
-    """Write the report, and tell MLflow. What goes wrong with either costs no night."""
+def _finish(context: RunContext, end: RunEnd, summary: Summary, mlflow_run: str | None) -> None:
+    """Write the report and end the MLflow run; an error in either does not fail the run."""
     failed = [check["name"] for check in (end.decision or {}).get("checks", []) if check["verdict"] == "failed"]
     summary |= {"failed_checks": failed, "stage": end.stage, "seconds": dict(end.seconds)}
     try:
-        page = night_page.write(context, end)
+        page = write_report(context, end)
         summary["report"] = str(page)
-    except Exception as error:  # noqa: BLE001 - whatever it is: the release is what counts
-        context.progress.write(f"  no report: {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - the release counts, whatever the error is
+        context.progress.write(f"  the report could not be written: {type(error).__name__}: {error}")
     if "report" in summary and end.error is not None:
         context.progress.write(f"Report {summary['report']}")
-    if mlflow_run is None or end.stage == "mlflow":
+    if mlflow_run is None or end.stage == START:
         return
-    try:  # the end first: where MLflow is away, that is found out once
+    try:  # the status first: if MLflow does not answer, the report need not be read
         context.tracking.tracker.finish_run(mlflow_run, "FINISHED" if end.error is None else "FAILED")
         if "report" in summary:
-            _keep(context, mlflow_run, page)
-    except Exception as error:  # noqa: BLE001 - here too, and drawings may fail as the page may
-        context.progress.write(f"  MLflow was not told of all of the night's end: {type(error).__name__}: {error}")
+            _log_report(context, mlflow_run, page)
+    except Exception as error:  # noqa: BLE001 - the same; a plot may fail as well
+        context.progress.write(f"  the end of the run could not be logged to MLflow: {type(error).__name__}: {error}")
 
 
-def _keep(context: RunContext, mlflow_run: str, page: Path) -> None:
-    """Keep the report and its drawings with the MLflow run, unless this one, the last of them, is there already."""
-    report = page.with_name(night_page.REPORT)
-    told = report.read_text(encoding="utf-8")
-    if context.tracking.tracker.read_artifact(mlflow_run, report.name) != told:
-        context.tracking.tracker.log_artifact(mlflow_run, page)
-        for name, svg in plots.draw(json.loads(told)).items():
-            context.tracking.tracker.log_text(mlflow_run, svg, f"plots/{name}.svg")
-        context.tracking.tracker.log_artifact(mlflow_run, report)
+def _log_report(context: RunContext, mlflow_run: str, page: Path) -> None:
+    """Log the report and its plots to MLflow, unless the same report is already there; it is logged last."""
+    tracker, report = context.tracking.tracker, page.with_name(report_files.REPORT)
+    content = report.read_text(encoding="utf-8")
+    if tracker.read_artifact(mlflow_run, report.name) != content:
+        tracker.log_artifact(mlflow_run, page)
+        for name, svg in plots.draw(json.loads(content)).items():
+            tracker.log_text(mlflow_run, svg, f"plots/{name}.svg")
+        tracker.log_artifact(mlflow_run, report)
 
 
-def _decision(context: RunContext) -> dict[str, Any] | None:
-    """What the gate said of this run, None where it was not asked."""
+def _gate_decision(context: RunContext) -> dict[str, Any] | None:
+    """Return the decision of the gate about this run, or None if there is none."""
     try:
-        found: dict[str, Any] = json.loads((context.run.folder / promoting.REPORT).read_text(encoding="utf-8"))
+        decision: dict[str, Any] = json.loads((context.run.folder / promote.REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found
+    return decision
 
 
-def _took_before(context: RunContext) -> dict[str, float]:
-    """Seconds of each stage in the last night that did it to its end."""
-    took: dict[str, float] = {}
-    for report in reversed(night_page.earlier_nights(context.config.workspace, context.run.run_id)):
-        took |= {stage: seconds for stage, seconds in report["seconds"].items() if stage != report["stage"]}
-    return took
+def _seconds_last_time(context: RunContext) -> dict[str, float]:
+    """Return the duration of each stage in the last run that finished it."""
+    last: dict[str, float] = {}
+    for report in reversed(report_files.earlier_reports(context.config.workspace, context.run.run_id)):
+        last |= {stage: seconds for stage, seconds in report["seconds"].items() if stage != report["stage"]}
+    return last
 
 
-def _words(error: BaseException) -> str:
+def _outcome_of(error: BaseException) -> Outcome:
+    return "refused" if isinstance(error, RefusedError) else "failed"
+
+
+def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _sentence(summary: Summary, model: str) -> str:
-    """For a chat: what happened, in one line."""
-    outcome, run_id = summary["outcome"], summary["run_id"]
-    told = {
-        "promoted": "its release is in service",
-        "passed": "its release passed the gate, but was in service before: the champion stays",
-        "published": "its release is registered, the gate was not asked",
-    }
-    return f"{model}: night {run_id or 'without a run'} {outcome}: {told.get(outcome) or summary['error']}"
+def _text(summary: Summary, model: str) -> str:
+    """Return one line for a chat message."""
+    outcome = summary["outcome"]
+    run = f"run {summary['run_id']}" if summary["run_id"] else "run"
+    return f"{model}: {run} {outcome}: {TEXTS.get(outcome) or summary['error']}"

@@ -1,4 +1,4 @@
-"""Who is told how a night ended: a webhook, a command, or nobody. None of it can fail the night."""
+"""Notifications at the end of a run: a webhook, a command, or both. Their errors never fail the run."""
 
 from __future__ import annotations
 
@@ -14,66 +14,60 @@ from urllib.request import Request, urlopen
 from recsys.config.sections import NotifyConfig
 
 WEBHOOK = "RECSYS_WEBHOOK"
-"""Variable of the environment with the URL; it goes before the config, and a secret is better kept there."""
-
-Say = Callable[[str], None]
+"""Environment variable of the URL; it overrides the config, and keeps a secret URL out of files."""
 
 
-def notify(summary: Mapping[str, Any], config: NotifyConfig, say: Say) -> None:
-    """Tell the webhook and the command of the config, if the night ended in a way that they want to know of.
+def notify(summary: Mapping[str, Any], config: NotifyConfig, write: Callable[[str], None]) -> None:
+    """Send a summary to the webhook and to the command, if they are to be notified of its outcome.
 
     Args:
-        summary: of the night, ready for JSON, with `outcome`.
-        config: whom to tell, and of what.
-        say: takes a line where one of them could not be told. No line shows the URL, which may hold a secret.
+        summary: of the run, serializable as JSON, with `outcome`.
+        config: what to notify, and of which outcomes.
+        write: receives a line if a notification fails; the line never contains the URL, which may hold a secret.
     """
     if summary["outcome"] not in config.on:
         return
     content = json.dumps(summary).encode()
     url = os.environ.get(WEBHOOK) or config.webhook
-    if url:
-        said = _post(url, content, config.timeout_seconds)
-        if said:
-            say(f"The webhook was not told: {said}.")
-    if config.command:
-        said = _run(config.command, content, config.timeout_seconds)
-        if said:
-            say(f"The command of [notify] was not told: {said}.")
+    if url and (problem := _post(url, content, config.timeout_seconds)):
+        write(f"The webhook was not notified: {problem}.")
+    if config.command and (problem := _run(config.command, content, config.timeout_seconds)):
+        write(f"The command of [notify] failed: {problem}.")
 
 
-def _post(url: str, content: bytes, timeout: float) -> str | None:
-    """What went wrong, None where nothing did."""
-    said: str | None = f"no answer after {timeout:g} s"
+def _post(url: str, content: bytes, timeout_seconds: float) -> str | None:
+    """Post JSON to a URL; return the problem, or None."""
+    problem: str | None = f"no answer after {timeout_seconds:g} s"
 
     def post() -> None:
-        nonlocal said
+        nonlocal problem
         try:
             if not url.lower().startswith(("http://", "https://")):
-                said = "the URL must begin with http:// or https://"
+                problem = "the URL must begin with http:// or https://"
                 return
             headers = {"Content-Type": "application/json"}
-            request = Request(url, content, headers, method="POST")  # noqa: S310 - the scheme was looked at
-            with urlopen(request, timeout=timeout):  # noqa: S310
-                said = None
+            request = Request(url, content, headers, method="POST")  # noqa: S310 - the scheme is checked above
+            with urlopen(request, timeout=timeout_seconds):  # noqa: S310
+                problem = None
         except HTTPError as error:
-            said = f"it answered {error.code}"
-        except Exception as error:  # noqa: BLE001 - some messages of urllib hold the URL
-            said = type(error).__name__
+            problem = f"it answered {error.code}"
+        except Exception as error:  # noqa: BLE001 - some messages of urllib contain the URL
+            problem = type(error).__name__
 
-    # a thread, since urllib's timeout is of each byte: a server that answers slowly would hold the night
+    # a thread, because the timeout of urllib is for each read: a slow server could block the run
     thread = threading.Thread(target=post, daemon=True)
     thread.start()
-    thread.join(timeout)
-    return said
+    thread.join(timeout_seconds)
+    return problem
 
 
-def _run(command: tuple[str, ...], content: bytes, timeout: float) -> str | None:
-    """What went wrong, None where nothing did. No shell reads the arguments."""
+def _run(command: tuple[str, ...], content: bytes, timeout_seconds: float) -> str | None:
+    """Run a command, without a shell, with JSON on its standard input; return the problem, or None."""
     try:
-        # standard output is for the night's own result
-        done = subprocess.run(command, input=content, stdout=subprocess.DEVNULL, timeout=timeout, check=False)
+        # standard output is for the result of the run
+        done = subprocess.run(command, input=content, stdout=subprocess.DEVNULL, timeout=timeout_seconds, check=False)
     except subprocess.TimeoutExpired:
-        return f"{command[0]} was not done after {timeout:g} s"
+        return f"{command[0]} did not end within {timeout_seconds:g} s"
     except OSError as error:
         return f"{command[0]}: {error.strerror}"
     return f"{command[0]} ended with exit code {done.returncode}" if done.returncode else None

@@ -16,7 +16,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.beam import runner
-from pipelines.context import readers as io
+from pipelines.context.input_units import Unit
+from pipelines.context.raw_rows import RawRows
+from pipelines.context.readers import read_unit
 from pipelines.prepare import id_ranges as numbering
 from pipelines.prepare import row_account as account
 from pipelines.prepare import shuffle
@@ -39,9 +41,9 @@ class Job:
     """What the units of one prepare job share; travels to the workers."""
 
     config: Config
-    interactions: list[io.Unit]
-    items: list[io.Unit]
-    labeled: list[io.Unit]
+    interactions: list[Unit]
+    items: list[Unit]
+    labeled: list[Unit]
     work: Path
     """Folder of what the phases hand on."""
     sequences: Path
@@ -72,9 +74,9 @@ class Job:
         """A file that a unit hands on."""
         return self.work / f"{name}-{unit:05d}.arrow"
 
-    def chunks(self, units: list[io.Unit], number: int) -> Iterator[io.Raw]:
+    def chunks(self, units: list[Unit], number: int) -> Iterator[RawRows]:
         """The rows of a unit, as many at once as a unit should have."""
-        return io.read(units[number], self.config.prepare.rows_per_unit)
+        return read_unit(units[number], self.config.prepare.rows_per_unit)
 
     def bury(self, letters: pl.DataFrame, phase: str, unit: int, chunk: int = 0) -> None:
         """Keep the dead letters of a unit, or of a chunk of it."""
@@ -119,10 +121,12 @@ def check(job: Job, unit: int) -> None:
             weighed = apply_event_weights(known, factors) if factors else known
             ids = weighed["item_id"].unique().sort()
             places = weighed["item_id"].rank("dense").cast(pl.UInt32) - 1
-            handed_on.write(weighed.drop("item_id").with_columns(row=raw.numbers.gather(weighed["row"]), place=places))
+            handed_on.write(
+                weighed.drop("item_id").with_columns(row=raw.row_numbers.gather(weighed["row"]), place=places)
+            )
             ids_file.write(ids.to_frame())
             samples.append(numbering.sample(ids))
-            counted["read"] += raw.frame.height + raw.broken.height
+            counted["read"] += raw.frame.height + raw.malformed.height
             counted["later"] += checked.rows.height - known.height
             counted["unweighed"] += known.height - weighed.height
             times = weighed["timestamp"].to_numpy()
@@ -138,11 +142,11 @@ def describe(job: Job, unit: int) -> None:
         for chunk, raw in enumerate(job.chunks(job.items, unit)):
             checked = check_items(raw.frame, job.config.items, source, job.config.contracts.items)
             job.bury(account.letters_of(checked.rejects, raw, source), "describe", unit, chunk)
-            rows = checked.rows.with_columns(row=raw.numbers.gather(checked.rows["row"]))
+            rows = checked.rows.with_columns(row=raw.row_numbers.gather(checked.rows["row"]))
             rows = rows.with_columns(source=pl.lit(source)).sort("item_id")
             handed_on.write(rows)
             samples.append(numbering.sample(rows["item_id"]))
-            read += raw.frame.height + raw.broken.height
+            read += raw.frame.height + raw.malformed.height
     job.finish("describe", unit, read=read, samples=samples)
 
 
@@ -283,10 +287,12 @@ def label(job: Job, _: int) -> None:
     read, pieces = 0, [pl.DataFrame(schema={"first": pl.Int32, "second": pl.Int32, "same": pl.Boolean})]
     for unit in job.labeled:
         for chunk, raw in enumerate(job.chunks(job.labeled, unit.number)):
-            read += raw.frame.height + raw.broken.height
+            read += raw.frame.height + raw.malformed.height
             checked = check_labeled_pairs(raw.frame, unit.source)
             letters = account.letters_of(checked.rejects, raw, unit.source)
-            rows = checked.rows.with_columns(row=raw.numbers.gather(checked.rows["row"]), source=pl.lit(unit.source))
+            rows = checked.rows.with_columns(
+                row=raw.row_numbers.gather(checked.rows["row"]), source=pl.lit(unit.source)
+            )
             numbers = _numbers(job, pl.concat([rows["item_a"], rows["item_b"]]).unique())
             for column, name in (("item_a", "first"), ("item_b", "second")):
                 rows = rows.join(

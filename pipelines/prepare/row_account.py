@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.context import readers as io
+from pipelines.context.input_units import Unit
+from pipelines.context.raw_rows import RawRows
 from recsys.data.validation import as_json
 from recsys.errors import InputError, StageError
 
@@ -18,10 +19,10 @@ NAMED = 5
 """Files that a message names, of more."""
 
 
-def letters_of(rejects: pl.DataFrame, raw: io.Raw, source: str) -> pl.DataFrame:
+def letters_of(rejects: pl.DataFrame, raw: RawRows, source: str) -> pl.DataFrame:
     """Dead letters of a part of a file: rows that were rejected, and what was no row."""
-    rejected = rejects.with_columns(row=raw.numbers.gather(rejects["row"]))
-    both = [frame.with_columns(source=pl.lit(source)).select(*LETTER) for frame in (rejected, raw.broken)]
+    rejected = rejects.with_columns(row=raw.row_numbers.gather(rejects["row"]))
+    both = [frame.with_columns(source=pl.lit(source)).select(*LETTER) for frame in (rejected, raw.malformed)]
     return pl.concat(both)
 
 
@@ -31,7 +32,7 @@ def letters_for(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
 
 
 def settle(
-    units: list[io.Unit], letters: pl.LazyFrame, max_ratio: float, *, read: int, used: int, filtered: dict[str, int]
+    units: list[Unit], letters: pl.LazyFrame, max_ratio: float, *, read: int, used: int, filtered: dict[str, int]
 ) -> dict[str, Any]:
     """The account of some files: it must add up and hold rows, few enough of them dead.
 
@@ -65,7 +66,7 @@ def settle(
     return account
 
 
-def _named(units: list[io.Unit]) -> str:
+def _named(units: list[Unit]) -> str:
     """The files of a message: of many the first ones."""
     sources = sorted({unit.source for unit in units})
     named = ", ".join(sources[:NAMED])

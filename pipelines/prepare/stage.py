@@ -23,8 +23,8 @@ from typing import Any
 import polars as pl
 
 from pipelines.beam import runner
-from pipelines.context import readers as io
 from pipelines.context.input_files import InputFiles
+from pipelines.context.input_units import plan_units
 from pipelines.context.progress import Progress
 from pipelines.prepare import phases as preparing
 from pipelines.prepare import row_account as account
@@ -92,7 +92,7 @@ def plan(config: Config, inputs: InputFiles, out: Path) -> Job:
     shutil.rmtree(out / SPENT, ignore_errors=True)
     rows_per_unit = config.prepare.rows_per_unit
     interactions, items, labeled = (
-        io.plan(sources, rows_per_unit) for sources in (inputs.interactions, inputs.items, inputs.labeled_pairs)
+        plan_units(sources, rows_per_unit) for sources in (inputs.interactions, inputs.items, inputs.labeled_pairs)
     )
     for folder in (work, out / SEQUENCES, out / PAIRS):
         folder.mkdir(exist_ok=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.context import readers as io
+from pipelines.context.input_units import find_files, plan_units
+from pipelines.context.readers import read_unit
 from recsys.data.validation import as_id, as_number, require_columns
 from recsys.evaluation.calibration_fit import estimate_share
 
@@ -30,8 +31,8 @@ def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
     """
     counted = [pl.DataFrame(schema={"release_id": pl.String, "shown": pl.Int64, "clicked": pl.Int64})]
     unusable = 0
-    for unit in io.plan(io.find(pattern, "data.feedback"), rows_per_unit):
-        for raw in io.read(unit, rows_per_unit):
+    for unit in plan_units(find_files(pattern, "data.feedback"), rows_per_unit):
+        for raw in read_unit(unit, rows_per_unit):
             require_columns(raw.frame, COLUMNS, unit.source)
             typed = raw.frame.select(
                 release_id=as_id(raw.frame, "release_id", unit.source),
@@ -42,7 +43,7 @@ def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
             whole = (shown % 1 == 0) & (clicked % 1 == 0)  # neither NaN nor infinity is
             usable = typed.drop_nulls().filter(whole & (shown > 0) & clicked.is_between(0, shown))
             usable = usable.cast({"shown": pl.Int64, "clicked": pl.Int64})
-            unusable += typed.height - usable.height + raw.broken.height
+            unusable += typed.height - usable.height + raw.malformed.height
             counted.append(usable.group_by("release_id").agg(pl.all().sum()))
     releases = pl.concat(counted).group_by("release_id").agg(pl.all().sum())
     told = []

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.orchestration import run_report as night_page
+from pipelines.orchestration import report_files
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
 from recsys.config.loading import load_config
@@ -132,7 +132,7 @@ CONTENT: dict[str, Callable[[Path], object]] = {TOWER: _tower, MANIFEST: _manife
 """Files that hold what differs from night to night, and how they are read without it."""
 
 
-TIMED = {".lock", promote.REPORT, night_page.REPORT, night_page.PAGE}
+TIMED = {".lock", promote.REPORT, report_files.REPORT, report_files.PAGE}
 """Files that are of no use to compare: they tell how long things took."""
 
 

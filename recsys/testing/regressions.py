@@ -13,7 +13,7 @@ import polars as pl
 
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
-from pipelines.context.time_limit import Budget
+from pipelines.context.time_limit import TimeLimit
 from pipelines.orchestration import nightly
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
@@ -195,7 +195,7 @@ def judge(config: Config, stage: Callable[[RunContext], dict[str, Any]]) -> Verd
 def night_of(context: RunContext) -> dict[str, Any]:
     """The whole of it."""
     summary: dict[str, Any] = {}
-    nightly.nightly(context, summary, Budget())
+    nightly.run_stages(context, summary, TimeLimit())
     return summary
 
 

@@ -19,8 +19,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.context.progress import Progress
-from pipelines.orchestration import run_report as night_page
-from pipelines.orchestration.nightly import STAGES, Summary, tonight
+from pipelines.orchestration import report_files
+from pipelines.orchestration.nightly import STAGES, Summary, run_nightly
 from recsys.config.loading import load_config
 from recsys.errors import TrackingError
 from recsys.release import promotion
@@ -54,7 +54,7 @@ class Place:
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder, self.uri, self.nights = folder, uri, 0
         self.new_data()
-        assert self.tonight(Watching())["outcome"] == "promoted"
+        assert self.run(Watching())["outcome"] == "promoted"
 
     def new_data(self) -> None:
         """The next night is another run."""
@@ -63,8 +63,8 @@ class Place:
         self.config = load_config(path, [*world.QUICK, *LENIENT])
         self.nights += 1
 
-    def tonight(self, report: Progress, tell: Callable[[Summary], object] = lambda _: None) -> Summary:
-        return tonight(self.config, report, tell=tell)
+    def run(self, report: Progress, tell: Callable[[Summary], object] = lambda _: None) -> Summary:
+        return run_nightly(self.config, report, on_end=tell)
 
     @property
     def champion(self) -> str:
@@ -93,7 +93,7 @@ class Place:
         assert sorted(child.info.run_name for child in below) == sorted(STAGES)
         assert {child.info.status for child in below} == {"FINISHED"}
         tracker = Tracker(config)
-        for name in (night_page.PAGE, night_page.REPORT, "prepare/data_report.html"):
+        for name in (report_files.PAGE, report_files.REPORT, "prepare/data_report.html"):
             assert tracker.read_artifact(run.info.run_id, name) == (folder / name).read_text()
         assert not (folder / "unsent.jsonl").exists()
         told = [event.after for event in tracker.events()]
@@ -171,7 +171,7 @@ def fails(place: Place, report: Progress) -> Summary:
     """A night that MLflow stops."""
     summary: Summary = {}
     with pytest.raises(TrackingError, match=re.escape(f"MLflow at {place.uri} must answer")):
-        place.tonight(report, summary.update)
+        place.run(report, summary.update)
     assert summary["outcome"] == "failed"
     assert Path(summary["report"]).exists()
     return summary
@@ -201,7 +201,7 @@ def test_a_night_goes_on_later_from_where_mlflow_went_away(
     assert place.champion == champion
     done = place.stages(failed["run_id"])
     assert list(STAGES)[:6] == sorted(done, key=lambda name: done[name])
-    again = place.tonight(Watching())
+    again = place.run(Watching())
     assert (again["outcome"], again["run_id"]) == ("promoted", failed["run_id"])
     assert place.stages(again["run_id"]) == done
     assert place.champion == again["release_id"]
@@ -233,18 +233,18 @@ def test_a_promotion_that_is_cut_off_is_told_later(
     assert program.run("similar", "item-0-0", "--release", release, "--json").returncode == 0
     outage.end()
     assert (place.champion != champion) == moved
-    again = place.tonight(Watching())
+    again = place.run(Watching())
     assert (again["outcome"], again["run_id"]) == ("promoted", failed["run_id"])
     place.require_whole(again)
     assert [event.before for event in Tracker(place.config).events()][-1] == champion
 
 
 def test_a_night_ends_well_that_mlflow_is_not_told_of_and_told_later(place: Place, outage: Outage) -> None:
-    summary = place.tonight(Watching("promote", lambda: outage.begin("hanging")))
+    summary = place.run(Watching("promote", lambda: outage.begin("hanging")))
     assert summary["outcome"] == "promoted"
     outage.end()
     assert place.champion == summary["release_id"]
-    place.require_whole(place.tonight(Watching()))
+    place.require_whole(place.run(Watching()))
 
 
 # --- a disk that is full
@@ -288,6 +288,6 @@ def test_a_night_goes_on_later_from_where_the_disk_was_full(small: Place, disk: 
     answer = program.run("similar", "item-0-0", "--config", small.folder / "recsys.toml", "--json")
     assert json.loads(answer.stdout)["release_id"] == champion
     ballast.unlink()
-    again = small.tonight(Watching())
+    again = small.run(Watching())
     assert (again["outcome"], again["run_id"]) == ("promoted", failed["run_id"])
     small.require_whole(again)

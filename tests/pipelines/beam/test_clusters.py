@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from pipelines.context.progress import Progress
-from pipelines.orchestration.nightly import tonight
+from pipelines.orchestration.nightly import run_nightly
 from recsys.config import sections as configuration
 from recsys.testing import program, synthetic
 from tests.pipelines import outputs
@@ -88,7 +88,7 @@ def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config = request.getfixturevalue(request.param) / "recsys.toml"
     folder = tmp_path_factory.mktemp("local")
     overrides = [*SMALL_UNITS[request.param], f"data.workspace={folder / 'workspace'}"]
-    tonight(configuration.load(config, overrides), Progress(quiet=True), promotes=False)
+    run_nightly(configuration.load(config, overrides), Progress(quiet=True), promotes=False)
     (run,) = (folder / "workspace" / "runs").iterdir()
     (release,) = (folder / "workspace" / "releases").iterdir()
     export_neighbors(config, overrides, release, folder / "neighbors")

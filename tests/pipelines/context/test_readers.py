@@ -10,7 +10,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from pipelines.context import readers as io
+from pipelines.context import readers, text_files
+from pipelines.context.input_units import find_files, plan_units
+from pipelines.context.raw_rows import RawRows
+from pipelines.context.readers import read_unit
 from recsys.errors import InputError
 
 HEADER = "user_id,item_id,timestamp\n"
@@ -23,19 +26,19 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def read_whole(path: Path | str, rows: int = 1_000_000) -> io.Raw:
+def read_whole(path: Path | str, rows: int = 1_000_000) -> RawRows:
     """A file that makes one unit, its chunks together."""
-    (unit,) = io.plan([str(path)], 1_000_000)
-    return together(list(io.read(unit, rows)))
+    (unit,) = plan_units([str(path)], 1_000_000)
+    return together(list(read_unit(unit, rows)))
 
 
-def together(chunks: list[io.Raw]) -> io.Raw:
+def together(chunks: list[RawRows]) -> RawRows:
     frames, numbers, broken = zip(*chunks, strict=True)
-    return io.Raw(pl.concat(frames), pl.concat(numbers), pl.concat(broken))
+    return RawRows(pl.concat(frames), pl.concat(numbers), pl.concat(broken))
 
 
-def broken_rows(raw: io.Raw) -> list[tuple[int, str, str]]:
-    return list(raw.broken.select("row", "reason", "content").iter_rows())
+def broken_rows(raw: RawRows) -> list[tuple[int, str, str]]:
+    return list(raw.malformed.select("row", "reason", "content").iter_rows())
 
 
 # --- finding files
@@ -45,7 +48,7 @@ def test_a_glob_finds_its_files_in_the_order_of_their_names(tmp_path: Path) -> N
     for name in ("day-2.csv", "day-10.jsonl", "day-1.parquet", "other.csv"):
         write(tmp_path / name, "x")
     (tmp_path / "day-3.csv").mkdir()
-    found = io.find(str(tmp_path / "day-*"), "data.interactions")
+    found = find_files(str(tmp_path / "day-*"), "data.interactions")
     assert [Path(source).name for source in found] == ["day-1.parquet", "day-10.jsonl", "day-2.csv"]
 
 
@@ -53,20 +56,20 @@ def test_a_recursive_glob_finds_files_in_sub_folders(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     write(tmp_path / "a" / "b" / "deep.csv", "x")
     write(tmp_path / "top.csv", "x")
-    found = io.find(str(tmp_path / "**" / "*.csv"), "data.interactions")
+    found = find_files(str(tmp_path / "**" / "*.csv"), "data.interactions")
     assert [Path(source).relative_to(tmp_path).as_posix() for source in found] == ["a/b/deep.csv", "top.csv"]
 
 
 def test_a_name_with_brackets_is_also_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "log[1].csv", "x")
-    assert io.find(str(path), "data.interactions") == [str(path)]
+    assert find_files(str(path), "data.interactions") == [str(path)]
 
 
 @pytest.mark.parametrize("name", ["log-*.csv", "log.csv"])
 def test_a_pattern_without_files_is_refused_with_its_setting_and_itself(tmp_path: Path, name: str) -> None:
     pattern = str(tmp_path / name)
     with pytest.raises(InputError, match=r"data\.items must be a file, or a glob") as caught:
-        io.find(pattern, "data.items")
+        find_files(pattern, "data.items")
     assert pattern in str(caught.value)
 
 
@@ -76,7 +79,7 @@ def test_an_unknown_suffix_is_refused_with_the_known_ones(tmp_path: Path, name: 
     with pytest.raises(
         InputError, match=r"data.interactions must end in \.parquet, \.csv, \.jsonl, \.ndjson"
     ) as caught:
-        io.find(str(path), "data.interactions")
+        find_files(str(path), "data.interactions")
     assert str(path) in str(caught.value)
 
 
@@ -84,13 +87,13 @@ def test_one_unknown_suffix_among_many_files_is_named(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", "x")
     stray = write(tmp_path / "log.md", "x")
     with pytest.raises(InputError) as caught:
-        io.find(str(tmp_path / "log.*"), "data.interactions")
+        find_files(str(tmp_path / "log.*"), "data.interactions")
     assert str(stray) in str(caught.value)
 
 
 def test_suffixes_may_be_in_capitals(tmp_path: Path) -> None:
     path = write(tmp_path / "LOG.CSV", HEADER + "u,i,1\n")
-    assert read_whole(io.find(str(path), "data.interactions")[0]).frame.height == 1
+    assert read_whole(find_files(str(path), "data.interactions")[0]).frame.height == 1
 
 
 # --- planning units
@@ -100,23 +103,23 @@ def test_parquet_is_cut_by_row_groups_and_nothing_is_lost_or_repeated(tmp_path: 
     """23 rows in groups of 4: units of 2 groups, the last one shorter."""
     frame = pl.DataFrame({"user_id": [f"u{n}" for n in range(23)]})
     frame.write_parquet(tmp_path / "log.parquet", row_group_size=4)
-    units = io.plan([str(tmp_path / "log.parquet")], rows_per_unit=5)
+    units = plan_units([str(tmp_path / "log.parquet")], rows_per_unit=5)
     assert [(unit.row_groups, unit.first_row, unit.rows) for unit in units] == [
         ((0, 1), 0, 8),
         ((2, 3), 8, 8),
         ((4, 5), 16, 7),
     ]
-    raws = [raw for unit in units for raw in io.read(unit, 5)]
+    raws = [raw for unit in units for raw in read_unit(unit, 5)]
     assert [user for raw in raws for user in raw.frame["user_id"]] == frame["user_id"].to_list()
-    assert [row for raw in raws for row in raw.numbers] == list(range(23))
-    assert all(raw.numbers.dtype == pl.UInt32 for raw in raws)
+    assert [row for raw in raws for row in raw.row_numbers] == list(range(23))
+    assert all(raw.row_numbers.dtype == pl.UInt32 for raw in raws)
 
 
 def test_units_are_numbered_through_over_files_of_all_formats(tmp_path: Path) -> None:
     pl.DataFrame({"a": range(9)}).write_parquet(tmp_path / "b.parquet", row_group_size=3)
     first = write(tmp_path / "a.csv", "a\n1\n")
     last = write(tmp_path / "c.jsonl.gz", '{"a": 1}\n')
-    units = io.plan([str(first), str(tmp_path / "b.parquet"), str(last)], rows_per_unit=3)
+    units = plan_units([str(first), str(tmp_path / "b.parquet"), str(last)], rows_per_unit=3)
     assert [(unit.number, Path(unit.source).name, unit.format) for unit in units] == [
         (0, "a.csv", "csv"),
         (1, "b.parquet", "parquet"),
@@ -129,7 +132,7 @@ def test_units_are_numbered_through_over_files_of_all_formats(tmp_path: Path) ->
 def test_a_parquet_file_without_rows_is_one_empty_unit_with_its_columns(tmp_path: Path) -> None:
     pl.DataFrame(schema={"user_id": pl.String, "timestamp": pl.Int64}).write_parquet(tmp_path / "log.parquet")
     raw = read_whole(tmp_path / "log.parquet")
-    assert (raw.frame.columns, raw.frame.height, len(raw.numbers), raw.broken.height) == (
+    assert (raw.frame.columns, raw.frame.height, len(raw.row_numbers), raw.malformed.height) == (
         ["user_id", "timestamp"],
         0,
         0,
@@ -141,14 +144,14 @@ def test_a_parquet_file_without_rows_is_one_empty_unit_with_its_columns(tmp_path
 def test_a_file_of_no_bytes_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(InputError, match=r"must hold rows\. Received: an empty file") as caught:
-        io.plan([str(tmp_path / name)], 1_000)
+        plan_units([str(tmp_path / name)], 1_000)
     assert str(tmp_path / name) in str(caught.value)
 
 
 def test_text_that_is_called_parquet_is_refused_by_name(tmp_path: Path) -> None:
     path = write(tmp_path / "log.parquet", HEADER + "u,i,1\n" * 50)
     with pytest.raises(InputError, match="must be a parquet file") as caught:
-        io.plan([str(path)], 1_000)
+        plan_units([str(path)], 1_000)
     assert str(path) in str(caught.value)
 
 
@@ -180,7 +183,7 @@ def test_csv_lines_with_too_many_or_too_few_fields_come_out_beside_the_rows(tmp_
     path = write(tmp_path / "log.csv", newline.join([HEADER.strip(), *lines, ""]))
     raw = read_whole(path)
     assert raw.frame["user_id"].to_list() == ["a", "c", "f"]
-    assert raw.numbers.to_list() == [0, 2, 5]
+    assert raw.row_numbers.to_list() == [0, 2, 5]
     assert broken_rows(raw) == [
         (1, "line has 2 fields where the header has 3", "b,x"),
         (3, "line has 4 fields where the header has 3", "d,x,4,5"),
@@ -193,8 +196,8 @@ def test_row_numbers_of_broken_lines_hold_far_into_a_file(tmp_path: Path) -> Non
     places = {1, 17, 40_000, 99_998}
     lines = ["short" if row in places else f"user-{row},item-{row % 7},{row}" for row in range(99_999)]
     raw = read_whole(write(tmp_path / "log.csv", HEADER + "\n".join(lines) + "\n"))
-    assert raw.broken["row"].to_list() == sorted(places)
-    assert raw.frame["timestamp"].cast(pl.UInt32).to_list() == raw.numbers.to_list()
+    assert raw.malformed["row"].to_list() == sorted(places)
+    assert raw.frame["timestamp"].cast(pl.UInt32).to_list() == raw.row_numbers.to_list()
     assert raw.frame.height == len(lines) - len(places)
 
 
@@ -206,8 +209,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column_name(tmp_path: Path) -
 def test_quoted_newlines_and_commas_stay_in_their_field_and_count_as_one_row(tmp_path: Path) -> None:
     raw = read_whole(write(tmp_path / "log.csv", HEADER + '"u\n1","a, b",1\nshort\n"u ""2""",c,2\n'))
     assert raw.frame.rows() == [("u\n1", "a, b", "1"), ('u "2"', "c", "2")]
-    assert raw.numbers.to_list() == [0, 2]
-    assert raw.broken["row"].to_list() == [1]
+    assert raw.row_numbers.to_list() == [0, 2]
+    assert raw.malformed["row"].to_list() == [1]
 
 
 def test_a_header_without_rows_has_columns_and_no_rows(tmp_path: Path) -> None:
@@ -284,7 +287,7 @@ def test_broken_json_lines_come_out_beside_the_rows_and_blank_lines_are_none(tmp
     lines = ['{"user_id": "a"}', "", '{"user_id": ', "  ", "[1, 2]", '"text"', "null", '{"user_id": "b"}', "}"]
     raw = read_whole(write(tmp_path / "log.jsonl", "\n".join(lines)))
     assert raw.frame["user_id"].to_list() == ["a", "b"]
-    assert raw.numbers.to_list() == [0, 5]
+    assert raw.row_numbers.to_list() == [0, 5]
     assert [(row, content) for row, _, content in broken_rows(raw)] == [
         (1, '{"user_id": '),
         (2, "[1, 2]"),
@@ -292,7 +295,7 @@ def test_broken_json_lines_come_out_beside_the_rows_and_blank_lines_are_none(tmp
         (4, "null"),
         (6, "}"),
     ]
-    assert raw.broken["reason"].unique().to_list() == ["line is no JSON object"]
+    assert raw.malformed["reason"].unique().to_list() == ["line is no JSON object"]
 
 
 def test_whole_numbers_and_others_in_a_column_keep_their_own_text(tmp_path: Path) -> None:
@@ -309,7 +312,7 @@ def test_a_list_of_mixed_values_stays_a_list(tmp_path: Path) -> None:
 
 def test_rows_without_any_column_are_rows(tmp_path: Path) -> None:
     raw = read_whole(write(tmp_path / "log.jsonl", "{}\n[]\n{}\n"), rows=2)
-    assert (raw.frame.height, raw.numbers.to_list(), raw.broken["row"].to_list()) == (2, [0, 2], [1])
+    assert (raw.frame.height, raw.row_numbers.to_list(), raw.malformed["row"].to_list()) == (2, [0, 2], [1])
 
 
 def test_a_byte_order_mark_does_not_break_the_first_json_line(tmp_path: Path) -> None:
@@ -326,14 +329,14 @@ def test_a_json_line_that_no_frame_can_hold_breaks_nothing_else(tmp_path: Path, 
     """It is a broken row, or its value is kept as text; the other rows are there either way."""
     raw = read_whole(write(tmp_path / "log.jsonl", f'{{"user_id": "a"}}\n{line}\n{{"user_id": "b"}}\n'))
     assert {"a", "b"} <= set(raw.frame["user_id"])
-    assert raw.frame.height + raw.broken.height == 3
+    assert raw.frame.height + raw.malformed.height == 3
 
 
 # --- chunks
 
 
-def chunked(path: Path | str, rows: int) -> list[io.Raw]:
-    return [raw for unit in io.plan([str(path)], 1_000_000) for raw in io.read(unit, rows)]
+def chunked(path: Path | str, rows: int) -> list[RawRows]:
+    return [raw for unit in plan_units([str(path)], 1_000_000) for raw in read_unit(unit, rows)]
 
 
 def made_up(number: int) -> dict[str, str]:
@@ -353,17 +356,18 @@ def test_text_in_chunks_is_the_text_row_by_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: int
 ) -> None:
     """Against what was written: each row and each broken line in its place, over blocks of a few rows."""
-    monkeypatch.setattr(io, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1 << 10)
     broken = {0, 1, 40, 41, 42, 43, 299} | set(range(100, 180))
     lines = ["broken" if number in broken else line_of(name, number) for number in range(300)]
     header = [HEADER.strip()] if ".csv" in name else []
     chunks = chunked(write(tmp_path / name, "\n".join([*header, *lines]) + "\n"), rows)
     whole = together(chunks)
     assert whole.frame.to_dicts() == [made_up(number) for number in range(300) if number not in broken]
-    assert whole.numbers.to_list() == [number for number in range(300) if number not in broken]
+    assert whole.row_numbers.to_list() == [number for number in range(300) if number not in broken]
     assert [(row, content) for row, _, content in broken_rows(whole)] == [(n, "broken") for n in sorted(broken)]
     for chunk in chunks:
-        assert len(chunk.numbers) == chunk.frame.height
+        assert len(chunk.row_numbers) == chunk.frame.height
     if rows < 300:
         assert len(chunks) > 1
         assert max(chunk.frame.height for chunk in chunks) < rows + 60  # a block may hold some more
@@ -376,7 +380,7 @@ def test_parquet_in_chunks_is_the_file_row_by_row(tmp_path: Path) -> None:
         frame.write_parquet(tmp_path / "log.parquet", row_group_size=size)
         chunks = chunked(tmp_path / "log.parquet", rows)
         assert together(chunks).frame.equals(frame)
-        assert together(chunks).numbers.to_list() == list(range(103))
+        assert together(chunks).row_numbers.to_list() == list(range(103))
         assert {10 <= chunk.frame.height < 20 for chunk in chunks[:-1]} == {True}
 
 
@@ -395,7 +399,7 @@ def test_a_file_without_rows_is_one_chunk_with_its_columns(tmp_path: Path, conte
     (chunk,) = chunked(write(tmp_path / "log.csv", content), 10)
     assert chunk.frame.columns == ["user_id", "item_id", "timestamp"]
     assert chunk.frame.height == 0
-    assert chunk.broken.height == content.count("short")
+    assert chunk.malformed.height == content.count("short")
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.jsonl"])
@@ -403,16 +407,17 @@ def test_a_fault_far_into_a_file_is_told_when_it_is_reached(tmp_path: Path, name
     line = '{{"user_id": "{}"}}\n' if "json" in name else "{},i,1\n"
     content = ("" if "json" in name else HEADER) + "".join(line.format(number) for number in range(150_000))
     path = write(tmp_path / name, content.encode() + b"\xff")
-    (unit,) = io.plan([str(path)], 1_000_000)
+    (unit,) = plan_units([str(path)], 1_000_000)
     with pytest.raises(InputError, match=r"must be a (csv|jsonl) file") as caught:
-        list(io.read(unit, 1_000))
+        list(read_unit(unit, 1_000))
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.jsonl.gz", "log.parquet"])
 def test_a_large_file_is_never_held_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """What Arrow and Python hold at most, beside the size of all rows."""
-    monkeypatch.setattr(io, "BLOCK_BYTES", 1 << 16)  # Arrow reads some dozens of blocks ahead
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1 << 16)  # Arrow reads some dozens of blocks ahead
     count, wide = 20_000, "x" * 1_000
     rows = {"user_id": [f"{number}" for number in range(count)], "item_id": [wide] * count}
     if name.endswith("parquet"):
@@ -421,11 +426,11 @@ def test_a_large_file_is_never_held_as_a_whole(tmp_path: Path, monkeypatch: pyte
         write(tmp_path / name, "".join(f'{{"user_id": "{number}", "item_id": "{wide}"}}\n' for number in range(count)))
     else:
         write(tmp_path / name, "user_id,item_id\n" + "".join(f"{number},{wide}\n" for number in range(count)))
-    (unit,) = io.plan([str(tmp_path / name)], 1_000_000)
+    (unit,) = plan_units([str(tmp_path / name)], 1_000_000)
     del rows
     before, held, seen = pa.total_allocated_bytes(), 0, 0
     tracemalloc.start()
-    for raw in io.read(unit, 1_000):
+    for raw in read_unit(unit, 1_000):
         held = max(held, pa.total_allocated_bytes() - before)
         seen += raw.frame.height
     python = tracemalloc.get_traced_memory()[1]
@@ -446,7 +451,7 @@ def test_a_file_in_a_store_is_read_like_a_file(tmp_path: Path, bucket: Any, name
         lines = ["broken" if number % 9 == 4 else line_of(name, number) for number in range(500)]
         write(tmp_path / name, "\n".join([*header, *lines]))
     bucket.put(f"in/{name}", (tmp_path / name).read_bytes())
-    assert io.find(f"{bucket.url}/in/*", "data.interactions") == [f"{bucket.url}/in/{name}"]
+    assert find_files(f"{bucket.url}/in/*", "data.interactions") == [f"{bucket.url}/in/{name}"]
     here, there = (chunked(place, 60) for place in (tmp_path / name, f"{bucket.url}/in/{name}"))
     assert sum(raw.frame.height for raw in here) > 400
     for one, other in zip(here, there, strict=True):

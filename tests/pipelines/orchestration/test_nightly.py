@@ -19,10 +19,10 @@ import pytest
 
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
-from pipelines.context.time_limit import Budget
-from pipelines.orchestration import run_report as night_page
-from pipelines.orchestration.backfill import backfill, before
-from pipelines.orchestration.nightly import STAGES, Summary, plan, tonight
+from pipelines.context.time_limit import TimeLimit
+from pipelines.orchestration import report_files
+from pipelines.orchestration.backfill import backfill, with_as_of
+from pipelines.orchestration.nightly import STAGES, Summary, plan_run, run_nightly
 from pipelines.prepare.stage import prepare
 from pipelines.reports import plots
 from recsys.config.loading import load_config
@@ -60,7 +60,7 @@ def everything_below(folder: Path) -> dict[str, int]:
 def test_as_of_is_the_night_of_then(tmp_path: Path) -> None:
     """The same as if nothing later were in the log, but for the account, which tells what was left out."""
     moment = datetime(2020, 9, 15, 12, 30, tzinfo=UTC)
-    of_then = before(of_days(tmp_path / "one", 4), moment)
+    of_then = with_as_of(of_days(tmp_path / "one", 4), moment)
     log = pl.read_parquet(tmp_path / "one" / "interactions.parquet")
     earlier = log.filter(pl.col("timestamp") < moment.timestamp())
     assert 0 < earlier.height < log.height
@@ -84,7 +84,7 @@ def test_a_moment_is_part_of_the_run_and_its_interaction_is_later(tmp_path: Path
     last = max(times)
     runs = {RunContext.from_config(config).run.run_id}
     for moment, left_out in ((last, times.count(last)), (last + 1, 0)):
-        context = RunContext.from_config(before(config, datetime.fromtimestamp(moment, UTC)))
+        context = RunContext.from_config(with_as_of(config, datetime.fromtimestamp(moment, UTC)))
         runs.add(context.run.run_id)
         assert (
             prepare(context.config, context.run, context.inputs, context.progress)["account"]["interactions"][
@@ -96,7 +96,7 @@ def test_a_moment_is_part_of_the_run_and_its_interaction_is_later(tmp_path: Path
 
 
 def test_before_the_first_interaction_there_is_nothing_to_learn_from(tmp_path: Path) -> None:
-    context = RunContext.from_config(before(of_days(tmp_path, 3), datetime(2019, 1, 1, tzinfo=UTC)))
+    context = RunContext.from_config(with_as_of(of_days(tmp_path, 3), datetime(2019, 1, 1, tzinfo=UTC)))
     with pytest.raises(InputError, match=r"at least 2 users.*Left out were 900 rows: after --as-of"):
         prepare(context.config, context.run, context.inputs, context.progress)
 
@@ -131,7 +131,7 @@ def test_what_is_no_moment_is_refused(tmp_path: Path, program: Any) -> None:
 def test_a_dry_run_writes_nothing_and_tells_what_is_to_do(tmp_path: Path, program: Any) -> None:
     config = quick(tmp_path)
     found = everything_below(tmp_path)
-    planned = plan(config)
+    planned = plan_run(config)
     assert everything_below(tmp_path) == found
     assert planned["interactions"] == [str(tmp_path / "interactions.parquet")]
     assert planned["items"] == [str(tmp_path / "items.csv")]
@@ -140,7 +140,7 @@ def test_a_dry_run_writes_nothing_and_tells_what_is_to_do(tmp_path: Path, progra
     context = RunContext.from_config(config)
     assert planned["run_id"] == context.run.run_id
     prepare(context.config, context.run, context.inputs, context.progress)
-    assert plan(config)["stages"] == dict.fromkeys(STAGES, "to do") | {"prepare": "done"}
+    assert plan_run(config)["stages"] == dict.fromkeys(STAGES, "to do") | {"prepare": "done"}
     for_people = program("nightly", "--config", tmp_path / "recsys.toml", "--dry-run")
     assert for_people.exit_code == 0
     assert str(tmp_path / "items.csv") in for_people.out
@@ -154,12 +154,12 @@ def test_no_stage_begins_that_cannot_fit(tmp_path: Path) -> None:
     config = quick(tmp_path)
     other = tmp_path / "workspace" / "runs" / "0123456789ab"
     other.mkdir(parents=True)
-    report = {"format": night_page.FORMAT, "run_id": "0123456789ab", "when": "2026-01-01", "outcome": "promoted"}
+    report = {"format": report_files.FORMAT, "run_id": "0123456789ab", "ended_at": "2026-01-01", "outcome": "promoted"}
     known = {"stage": None, "seconds": {"prepare": 1.0, "train": 601.0}, "quality": None}
-    (other / night_page.REPORT).write_text(json.dumps(report | known))
+    (other / report_files.REPORT).write_text(json.dumps(report | known))
     summary: Summary = {}
-    with pytest.raises(StageError, match=r"stage train must fit into --max-minutes 10.*took 601 s last time"):
-        tonight(config, QUIET, budget=Budget(10), tell=summary.update)
+    with pytest.raises(StageError, match=r"stage train must finish within --max-minutes 10.*took 601 s last time"):
+        run_nightly(config, QUIET, time_limit=TimeLimit(10), on_end=summary.update)
     assert (summary["outcome"], summary["stage"]) == ("failed", "train")
     context = RunContext.from_config(config)
     assert [context.run.done(stage) for stage in ("prepare", "train")] == [True, False]
@@ -171,7 +171,7 @@ def test_a_stage_is_interrupted_when_the_time_is_over() -> None:
     ends = []
 
     def stage() -> None:
-        with Budget(0.001).enforced("train"):
+        with TimeLimit(0.001).enforce("train"):
             try:
                 while True:
                     pass
@@ -179,15 +179,15 @@ def test_a_stage_is_interrupted_when_the_time_is_over() -> None:
                 ends.append("interrupted")
                 raise
 
-    with pytest.raises(StageError, match=r"stage train must end within --max-minutes"):
+    with pytest.raises(StageError, match=r"stage train must finish within --max-minutes"):
         stage()
     assert ends == ["interrupted"]
 
 
 def test_without_a_limit_everything_fits() -> None:
-    budget = Budget()
-    budget.require("train", 1e9)
-    with budget.enforced("train"):
+    time_limit = TimeLimit()
+    time_limit.require("train", 1e9)
+    with time_limit.enforce("train"):
         pass
 
 
@@ -206,7 +206,7 @@ def test_a_night_whose_input_is_missing_is_told_of(tmp_path: Path, program: Any)
     summary = json.loads(line)
     assert (summary["outcome"], summary["run_id"]) == ("failed", None)
     assert "interactions.parquet" in summary["error"]
-    assert summary["text"].startswith("item-tower: night without a run failed: ")
+    assert summary["text"].startswith("item-tower: run failed: ")
     assert json.loads((tmp_path / "told").read_text()) == summary
 
 
@@ -221,9 +221,9 @@ def test_the_last_unfinished_night_is_gone_on_with_on_the_data_that_it_read(tmp_
     config = quick(tmp_path)
     nothing = program(*command)
     assert nothing.exit_code == 2
-    assert "error: --resume must find a night" in nothing.err
+    assert "error: --resume must find a run" in nothing.err
     with pytest.raises(StageError):
-        tonight(config, QUIET, budget=Budget(0.0001))
+        run_nightly(config, QUIET, time_limit=TimeLimit(0.0001))
     assert program(*command).exit_code == 2  # it read nothing yet
     begun = RunContext.from_config(config)
     prepare(begun.config, begun.run, begun.inputs, begun.progress)
@@ -242,7 +242,7 @@ def test_the_last_unfinished_night_is_gone_on_with_on_the_data_that_it_read(tmp_
     assert data.dataset.digest == begun.run.data_snapshot[:36]
     again = program(*command)  # it came to its end, which those before it must not undo
     assert again.exit_code == 2
-    assert "nor did a later one" in again.err
+    assert "no later run that finished" in again.err
 
 
 # --- MLflow is away
@@ -302,7 +302,7 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
     monkeypatch.setattr(Tracker, "register", gone(register))
     summary: Summary = {}
     with pytest.raises(TrackingError):
-        tonight(config, QUIET, promotes=False, tell=summary.update)
+        run_nightly(config, QUIET, promotes=False, on_end=summary.update)
     assert (summary["outcome"], summary["stage"]) == ("failed", "publish")
     context = RunContext.from_config(config)
     trained = (context.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns
@@ -315,8 +315,8 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
 
     with monkeypatch.context() as patched:
         patched.setattr(Tracker, "finish", untold)
-        assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
-    assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
+        assert run_nightly(config, QUIET, promotes=False)["outcome"] == "published"
+    assert run_nightly(config, QUIET, promotes=False)["outcome"] == "published"
     assert context.tracking.tracker.client.get_run(night_run).info.status == "FINISHED"
     assert (context.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns == trained
     metrics = context.tracking.tracker.client.get_run(context.tracking.mlflow_run).data.metrics
@@ -324,14 +324,14 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
     assert metrics["train_loss"] == curve[-1]["loss"]
     assert metrics["interactions_read"] == 900
     assert not (context.run.folder / "unsent.jsonl").exists()
-    for name in (night_page.PAGE, night_page.REPORT):
+    for name in (report_files.PAGE, report_files.REPORT):
         kept = context.tracking.tracker.read_artifact(context.tracking.mlflow_run, name)
         assert kept == (context.run.folder / name).read_text()
 
 
 def test_mlflow_tells_of_the_data_and_of_each_stage(tmp_path: Path) -> None:
     config = quick(tmp_path)
-    tonight(config, QUIET, promotes=False)
+    run_nightly(config, QUIET, promotes=False)
     context = RunContext.from_config(config)
     client, run = context.tracking.tracker.client, context.tracking.tracker.client.get_run(context.tracking.mlflow_run)
     data = {put.dataset.name: (put.dataset.digest, put.dataset.source) for put in run.inputs.dataset_inputs}
@@ -353,7 +353,7 @@ def test_mlflow_tells_of_the_data_and_of_each_stage(tmp_path: Path) -> None:
     kept = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "plots")}
     assert {f"plots/{name}.svg" for name in ("recall", "similarity", "exposure", "map")} <= kept
     assert not [name for name in run.data.metrics if name.startswith("system/")]
-    tonight(config, QUIET, promotes=False)  # nothing is done again but registering
+    run_nightly(config, QUIET, promotes=False)  # nothing is done again but registering
     again = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert len(again) == len(below)
 
@@ -362,9 +362,9 @@ def test_what_goes_wrong_with_drawings_costs_no_night(tmp_path: Path, monkeypatc
     monkeypatch.setattr(plots, "draw", Mock(side_effect=ZeroDivisionError("no width")))
     report = Progress(quiet=True)
     said: list[str] = []
-    monkeypatch.setattr(report, "say", said.append)
-    assert tonight(quick(tmp_path), report, promotes=False)["outcome"] == "published"
-    assert "  MLflow was not told of all of the night's end: ZeroDivisionError: no width" in said
+    monkeypatch.setattr(report, "write", said.append)
+    assert run_nightly(quick(tmp_path), report, promotes=False)["outcome"] == "published"
+    assert "  the end of the run could not be logged to MLflow: ZeroDivisionError: no width" in said
 
 
 @pytest.mark.slow
@@ -374,7 +374,7 @@ def test_mlflow_measures_the_machine_where_its_own_variable_says_so(
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     config = quick(tmp_path)
-    summary = tonight(config, QUIET, promotes=False)
+    summary = run_nightly(config, QUIET, promotes=False)
     measured = Tracker(config).client.get_run(summary["mlflow_run"]).data.metrics
     assert measured["system/system_memory_usage_megabytes"] > 0
     assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
@@ -385,7 +385,7 @@ def test_a_night_that_ends_before_its_release_leaves_its_data_report_in_mlflow(t
     config = quick(tmp_path, *floor)
     summary: Summary = {}
     with pytest.raises(StageError, match=r"recall"):
-        tonight(config, QUIET, tell=summary.update)
+        run_nightly(config, QUIET, on_end=summary.update)
     assert summary["stage"] == "index"
     context = RunContext.from_config(config)
     for name in ("data_report.json", "data_report.html"):
@@ -420,7 +420,7 @@ def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tm
     summary = json.loads(done.stdout)
     assert summary["outcome"] == "failed"
     assert Path(summary["report"]).exists()
-    assert tonight(config, QUIET, promotes=False)["outcome"] == "published"
+    assert run_nightly(config, QUIET, promotes=False)["outcome"] == "published"
 
 
 # --- backfill
@@ -432,11 +432,13 @@ def test_past_nights_are_run_oldest_first_and_once(tmp_path: Path, program: Any)
     first, last = date(2020, 9, 12), date(2020, 9, 16)
     with pytest.raises(StageError, match=r"2 of 5 did not: 2020-09-12 \(failed\), 2020-09-13 \(failed\)"):
         backfill(config, QUIET, first, last)  # the log begins on the 13th, at 12:26
-    runs = [RunContext.from_config(before(config, datetime(2020, 9, day, tzinfo=UTC))).run for day in (14, 15, 16)]
-    reports = [night_page.read(run.folder) for run in runs]
+    runs = [RunContext.from_config(with_as_of(config, datetime(2020, 9, day, tzinfo=UTC))).run for day in (14, 15, 16)]
+    reports = [report_files.read_report(run.folder) for run in runs]
     assert [report["outcome"] for report in reports if report] == ["published"] * 3
     assert [report["as_of"][:10] for report in reports if report] == ["2020-09-14", "2020-09-15", "2020-09-16"]
-    assert [report["when"] for report in reports if report] == sorted(report["when"] for report in reports if report)
+    assert [report["ended_at"] for report in reports if report] == sorted(
+        report["ended_at"] for report in reports if report
+    )
     tracker = Tracker(config)
     assert tracker.champion() is None
     assert all(tracker.version_of(run.run_id) for run in runs)

@@ -102,7 +102,7 @@ def test_the_command_gets_the_summary_and_its_arguments_as_they_are(
 
 
 def test_a_webhook_that_refuses_is_told_of_without_its_url(broken: Hook) -> None:
-    assert told(NotifyConfig(webhook=broken.url)) == ["The webhook was not told: it answered 503."]
+    assert told(NotifyConfig(webhook=broken.url)) == ["The webhook was not notified: it answered 503."]
 
 
 @pytest.mark.parametrize("scheme", ["http", "file", ""])
@@ -111,7 +111,7 @@ def test_a_webhook_that_is_away_is_told_of_without_its_url(scheme: str) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (line,) = told(NotifyConfig(webhook=f"{scheme}://127.0.0.1:{port}/s3cret\n"))
-    assert line.startswith("The webhook was not told: ")
+    assert line.startswith("The webhook was not notified: ")
     assert "s3cret" not in line
 
 
@@ -135,7 +135,7 @@ def test_a_webhook_that_hangs_is_left_after_its_time() -> None:
         lines = told(NotifyConfig(webhook=url, timeout_seconds=0.2))
         over.set()
         thread.join()
-    assert lines == ["The webhook was not told: no answer after 0.2 s."]
+    assert lines == ["The webhook was not notified: no answer after 0.2 s."]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_webhook_that_hangs_is_left_after_its_time() -> None:
 )
 def test_a_command_that_fails_is_told_of(code: str, said: str) -> None:
     (line,) = told(NotifyConfig(command=(sys.executable, "-c", code)))
-    assert line.startswith("The command of [notify] was not told: ")
+    assert line.startswith("The command of [notify] failed: ")
     assert said in line
 
 
@@ -152,7 +152,7 @@ def test_a_command_that_is_not_there_or_never_ends_is_told_of(tmp_path: Path) ->
     assert "No such file" in line
     forever = (sys.executable, "-c", "import threading; threading.Event().wait()")
     (line,) = told(NotifyConfig(command=forever, timeout_seconds=0.1))
-    assert "was not done after 0.1 s" in line
+    assert "did not end within 0.1 s" in line
 
 
 def test_the_config_does_not_show_the_url() -> None:

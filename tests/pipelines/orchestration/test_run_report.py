@@ -15,8 +15,10 @@ import pytest
 
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
-from pipelines.orchestration import run_report as night_page
-from pipelines.orchestration.nightly import Summary, tonight
+from pipelines.orchestration import report_files, run_report
+from pipelines.orchestration.nightly import Summary, run_nightly
+from pipelines.orchestration.report_data import evaluate_champion
+from pipelines.orchestration.run_report import RunEnd, write_report
 from pipelines.prepare import stage as prepare
 from pipelines.stages import evaluate, train
 from recsys import Release
@@ -47,12 +49,12 @@ class Told(NamedTuple):
 
     @property
     def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.context.run.folder / night_page.REPORT).read_text())
+        found: dict[str, Any] = json.loads((self.context.run.folder / report_files.REPORT).read_text())
         return found
 
     @property
     def page(self) -> Page:
-        return Page(self.context.run.folder / night_page.PAGE)
+        return Page(self.context.run.folder / report_files.PAGE)
 
     @property
     def release(self) -> Release:
@@ -64,7 +66,7 @@ def told(path: Path, overrides: list[str]) -> Told:
     summary: Summary = {}
     error = None
     try:
-        tonight(config, QUIET, tell=summary.update)
+        run_nightly(config, QUIET, on_end=summary.update)
     except RecsysError as raised:
         error = raised
     return Told(summary, RunContext.from_config(config), error)
@@ -87,7 +89,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
     evil = {"item_id": "<i>", "title": "<script>alert('&')</script>", "genre": "genre-1"}
     items = pl.concat([items.filter(pl.col("item_id") != world.NEW_ITEM), pl.DataFrame([evil])])
     items.write_csv(folder / "items.csv")
-    rows = ["release_id,shown,clicked", *(f"{first.night.run.run_id},1,{int(n % 4 == 0)}" for n in range(40))]
+    rows = ["release_id,shown,clicked", *(f"{first.context.run.run_id},1,{int(n % 4 == 0)}" for n in range(40))]
     (folder / "feedback.csv").write_text("\n".join([*rows, "other,200,3", "other,5,6", "other,x,1", "other,0,0"]))
     second = told(config, [*LENIENT, f"data.feedback={folder}/feedback.csv"])
     return Nights(first, second, told(config, WORSE))
@@ -122,7 +124,7 @@ def test_a_release_that_is_asked_again_has_the_figures_of_its_evaluation(nights:
     evaluated = context.run.manifest(evaluate.STAGE)
     for look_up in QUERY_KINDS:
         measured = evaluated["model"] if look_up == "last_item" else evaluated["history"]["model"]
-        again = night_page._asked_today(context, release, catalog, holdout, look_up)
+        again = evaluate_champion(release, catalog, holdout, look_up)
         assert again == {name: measured[name] for name in again}
 
 
@@ -193,7 +195,9 @@ def test_the_overlap_is_that_of_the_gate(nights: Nights) -> None:
 def test_settings_that_differ_are_told(nights: Nights) -> None:
     """Of what shapes a release: the gate's own limits do not."""
     assert nights.second.report["settings"] == []
-    told = {setting["name"]: (setting["champion"], setting["tonight"]) for setting in nights.refused.report["settings"]}
+    told = {
+        setting["name"]: (setting["champion"], setting["challenger"]) for setting in nights.refused.report["settings"]
+    }
     assert told == {
         "items.categorical": (["genre"], []),
         "train.learning_rate": (0.003, 1e-9),
@@ -228,8 +232,8 @@ def test_the_page_of_a_promoted_night(nights: Nights) -> None:
     told = nights.second
     page, report = told.page, told.report
     assert told.summary["outcome"] == "promoted"
-    assert told.summary["report"] == str(told.context.run.folder / night_page.PAGE)
-    assert f"in place of {nights.first.night.run.run_id}" in page.seen
+    assert told.summary["report"] == str(told.context.run.folder / report_files.PAGE)
+    assert f"in place of {nights.first.context.run.run_id}" in page.seen
     for check in report["decision"]["checks"]:
         words = check["name"].replace("_", " ").replace("ndcg at 20", "NDCG@20").replace(" at 10", "@10")
         assert f" {words} " in page.seen
@@ -237,7 +241,7 @@ def test_the_page_of_a_promoted_night(nights: Nights) -> None:
         assert f" {stage} " in page.seen
     for models in report["quality"].values():
         assert all(f" {figures['ndcg_at_20']:.4f} " in page.seen for figures in models.values())
-    assert f" {nights.first.night.run.run_id} " in page.seen
+    assert f" {nights.first.context.run.run_id} " in page.seen
 
 
 def test_the_page_needs_nothing_else_and_text_from_outside_stays_text(nights: Nights) -> None:
@@ -246,7 +250,7 @@ def test_the_page_needs_nothing_else_and_text_from_outside_stays_text(nights: Ni
         assert not {"script", "link", "img", "iframe"} & set(page.tags)
         assert {link for link in page.links if not link.startswith("#")} == {"prepare/data_report.html"}
         assert (told.context.run.folder / "prepare" / "data_report.html").exists()
-        text = (told.context.run.folder / night_page.PAGE).read_text()
+        text = (told.context.run.folder / report_files.PAGE).read_text()
         assert all(f'id="{link[1:]}"' in text for link in page.links if link.startswith("#"))
         assert not re.search(r"url\(|@import|https?://", text)
     assert "<script>alert('&')</script>" in nights.second.page.seen
@@ -260,11 +264,11 @@ def test_the_page_of_a_refused_night_begins_with_what_failed(nights: Nights) -> 
         check["name"] for check in told.report["decision"]["checks"] if check["verdict"] == "failed"
     ]
     assert "ndcg_at_20_change" in told.summary["failed_checks"]
-    text = (told.context.run.folder / night_page.PAGE).read_text()
+    text = (told.context.run.folder / report_files.PAGE).read_text()
     verdicts = re.findall(r'<td class="(failed|passed|skipped)">', text)
     assert verdicts == sorted(verdicts, key=["failed", "passed", "skipped"].index)
     assert verdicts[0] == "failed"
-    assert f"The champion {nights.second.night.run.run_id} stays in service" in told.page.seen
+    assert f"The champion {nights.second.context.run.run_id} stays in service" in told.page.seen
 
 
 def test_a_night_that_failed_is_told_as_far_as_it_came(tmp_path: Path) -> None:
@@ -294,18 +298,18 @@ def test_a_night_without_any_stage_is_told_too(tmp_path: Path) -> None:
 def test_a_report_never_stands_beside_the_page_of_another(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is killed while it writes them."""
     folder = nights.second.context.run.folder
-    before = {path.name: path.read_bytes() for path in folder.glob("night.*")}
-    monkeypatch.setattr(night_page, "render", Mock(side_effect=KeyboardInterrupt))
+    before = {path.name: path.read_bytes() for path in folder.glob("run_report.*")}
+    monkeypatch.setattr(run_report, "render", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        night_page.write(nights.second.context, night_page.End("failed", "stopped", "promote"))
-    assert {path.name: path.read_bytes() for path in folder.glob("night.*")} == before
+        write_report(nights.second.context, RunEnd("failed", "stopped", "promote"))
+    assert {path.name: path.read_bytes() for path in folder.glob("run_report.*")} == before
 
 
 def test_a_night_that_is_over_keeps_its_report(nights: Nights) -> None:
     folder = nights.second.context.run.folder
-    files = [folder / name for name in (night_page.REPORT, night_page.PAGE)]
+    files = [folder / name for name in (report_files.REPORT, report_files.PAGE)]
     before = [path.stat().st_mtime_ns for path in files]
     report = nights.second.report
-    end = night_page.End("promoted", seconds={"publish": 9.0, "promote": 9.0}, decision=report["decision"])
-    assert night_page.write(nights.second.context, end) == folder / night_page.PAGE
+    end = RunEnd("promoted", seconds={"publish": 9.0, "promote": 9.0}, decision=report["decision"])
+    assert write_report(nights.second.context, end) == folder / report_files.PAGE
     assert [path.stat().st_mtime_ns for path in files] == before

@@ -135,7 +135,7 @@ def test_too_many_broken_rows_stop_the_night_and_leave_only_its_report(planted: 
         assert f"{rows:,} {reason}" in told
     workspace = planted.config.parent / "workspace"
     (run,) = (workspace / "runs").iterdir()
-    assert {path.name for path in run.rglob("*")} == {".lock", "night.html", "night.json"}
+    assert {path.name for path in run.rglob("*")} == {".lock", "run_report.html", "run_report.json"}
     assert {path.name for path in workspace.glob("[!.]*")} <= {"runs", "mlflow.db", "mlartifacts"}
     assert not [*workspace.rglob(".tmp-*")]
     assert not MlflowClient(f"sqlite:///{workspace}/mlflow.db").search_model_versions()
