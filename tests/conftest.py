@@ -70,7 +70,7 @@ def mlflow_template(
         database.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(template, database)
 
-    monkeypatch.setattr(registry, "_create", copy)
+    monkeypatch.setattr(registry, "_create_database", copy)
 
 
 @pytest.fixture
