@@ -1,4 +1,4 @@
-"""The application: the look-up service behind FastAPI. No Keras, no Beam, no MLflow."""
+"""The FastAPI application. It imports neither Keras nor Beam nor MLflow."""
 
 from __future__ import annotations
 
@@ -8,58 +8,64 @@ from fastapi import FastAPI
 
 from recsys import Release, __version__
 from recsys.config.sections import ServeConfig
-from serving.live.live_release import Edition, Embed
-from serving.live.loaded_releases import Shelf
-from serving.live.replay import Replay
+from serving.live.live_release import Embed, LiveRelease
+from serving.live.loaded_releases import LoadedReleases
+from serving.live.response_cache import ResponseCacheMiddleware
 from serving.live.state import State
-from serving.middleware import tracing
-from serving.middleware.access import Guard
-from serving.middleware.api_keys import Keys
-from serving.middleware.metrics import Measured, Telemetry
-from serving.middleware.rate_limit import Rates
-from serving.protocol.encoded_path import EncodedPath
-from serving.protocol.problem import CONTENT
-from serving.routes import error_handlers as problems
-from serving.routes import health
-from serving.routes import items as changes
-from serving.routes import similar as routes
+from serving.middleware.access import AccessControlMiddleware
+from serving.middleware.api_keys import ApiKeys
+from serving.middleware.metrics import Metrics, MetricsMiddleware
+from serving.middleware.rate_limit import RateLimiter
+from serving.middleware.tracing import TracingMiddleware, create_tracer
+from serving.protocol.encoded_path import EncodedPathMiddleware
+from serving.protocol.problem import PROBLEM_CONTENT
+from serving.routes import error_handlers, health, items, similar
 
-REFUSALS = {
+COMMON_RESPONSES = {
     400: "The body cannot be read.",
-    401: "The server asks for an API key, and there is none that it knows.",
-    403: "The API key may not do this.",
+    401: "The service requires a valid API key.",
+    403: "The API key lacks the permission, or the service does not accept changes.",
     413: "The body is too large.",
-    429: "The API key was used too often. Retry-After says when to come back.",
-    500: "Something is wrong in the server.",
-    503: "The server is busy, or has no release yet. Come back later.",
+    429: "The API key exceeded its rate limit. Retry after the seconds in Retry-After.",
+    500: "Internal error.",
+    503: "The service is busy, or has not loaded a release yet. Retry later.",
 }
 
 
-def create(release: Release, config: ServeConfig, embed: Embed | None = None) -> FastAPI:
-    """The application over one release that stays; with `embed` it takes new items by their features."""
-    edition = Edition(release, embed, config.night_h)
-    edition.warm()
-    shelf = Shelf(config.keep_s)
-    shelf.put(edition)
-    return over(State(shelf, config, Telemetry(), embed=embed), Keys(None))
+def create_app_for_release(release: Release, config: ServeConfig, embed: Embed | None = None) -> FastAPI:
+    """Return the application for one release; with `embed` it can search by features of new items."""
+    live_release = LiveRelease(release, embed, config.night_h)
+    live_release.warm_up()
+    releases = LoadedReleases(config.keep_s)
+    releases.replace(live_release)
+    return create_app(State(releases, config, Metrics(), embed=embed), ApiKeys(None))
 
 
-def over(state: State, keys: Keys, rates: Rates | None = None) -> FastAPI:
-    """The application over a state that others may turn."""
-    app = FastAPI(title="recsys", version=__version__, summary="More like this.", redirect_slashes=False)
+def create_app(state: State, keys: ApiKeys, rate_limiter: RateLimiter | None = None) -> FastAPI:
+    """Return the application for a state, whose releases may be replaced while it runs."""
+    app = FastAPI(
+        title="recsys",
+        version=__version__,
+        summary="Search for similar items.",
+        redirect_slashes=False,
+    )
     app.state.recsys = state
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"description": told, "content": CONTENT} for status, told in REFUSALS.items()
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"description": description, "content": PROBLEM_CONTENT}
+        for status, description in COMMON_RESPONSES.items()
     }
-    app.include_router(routes.router, responses=refusals)
-    app.include_router(changes.router, responses=refusals)
+    app.include_router(similar.router, responses=responses)
+    app.include_router(items.router, responses=responses)
     app.include_router(health.router)
-    problems.register(app)
-    app.add_middleware(Replay, state=state)
-    app.add_middleware(Guard, config=state.config, keys=keys, telemetry=state.telemetry, rates=rates)
-    spans = tracing.tracer()
-    if spans is not None:
-        app.add_middleware(tracing.Traced, tracer=spans)
-    app.add_middleware(Measured, telemetry=state.telemetry)
-    app.add_middleware(EncodedPath)
+    error_handlers.register(app)
+    # the middleware that is added last runs first
+    app.add_middleware(ResponseCacheMiddleware, state=state)
+    app.add_middleware(
+        AccessControlMiddleware, config=state.config, keys=keys, metrics=state.metrics, rate_limiter=rate_limiter
+    )
+    tracer = create_tracer()
+    if tracer is not None:
+        app.add_middleware(TracingMiddleware, tracer=tracer)
+    app.add_middleware(MetricsMiddleware, metrics=state.metrics)
+    app.add_middleware(EncodedPathMiddleware)
     return app

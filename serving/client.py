@@ -1,11 +1,11 @@
-"""A client of the service, for programs that wait and for programs that do not.
+"""Clients of the service, synchronous and asynchronous. Require `recsys[client]`.
 
     with Client("http://127.0.0.1:8000", key="rk_…") as client:
         for neighbor in client.similar("50", k=5).neighbors:
             print(neighbor.item_id, neighbor.title)
 
-A question is repeated, later and later, where nobody answered or the server asked to come back. A change is repeated
-only where the server certainly did not take it. Needs `recsys[client]`.
+Searches are retried with exponential backoff if the connection fails or the service asks to retry later. Changes are
+retried only if the service certainly did not receive or accept them.
 """
 
 from __future__ import annotations
@@ -22,144 +22,150 @@ import httpx
 from pydantic import ValidationError
 
 from recsys.errors import InputError, RecsysError, UnknownItemError
-from serving.protocol.responses import AnswerBody, BatchAnswerBody, ChangedBody, ItemBody, ProblemBody, ReleaseBody
-from serving.workers.backoff import delays
+from serving.protocol.responses import (
+    BatchResponse,
+    ItemChangeResponse,
+    ItemResponse,
+    Problem,
+    ReleaseResponse,
+    SearchResponse,
+)
+from serving.workers.backoff import backoff_delays
 
 Body = TypeVar("Body")
 
-FIRST_S, LONGEST_S = 0.1, 5.0
-"""Between two tries."""
-COME_BACK = {429, 503}
-"""Statuses of a request that was not taken."""
+FIRST_DELAY_S, MAX_DELAY_S = 0.1, 5.0
+RETRY_STATUSES = {429, 503}
+"""Statuses of requests that the service did not accept."""
 
 
 class ServiceError(RecsysError):
-    """The service did not answer, or answered with a problem; `problem` is None where it did not answer."""
+    """The service did not respond, or responded with a problem; `problem` is None if it did not respond."""
 
-    def __init__(self, told: str, problem: ProblemBody | None = None) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, problem: Problem | None = None) -> None:
+        super().__init__(message)
         self.problem = problem
 
 
 class _Call(NamedTuple, Generic[Body]):
-    """One request, and what its answer is."""
+    """One request, and how to parse its response."""
 
     method: str
     path: str
-    read: Callable[[bytes], Body]
+    parse: Callable[[bytes], Body]
     options: dict[str, Any]
 
     @property
-    def asks(self) -> bool:
+    def is_read(self) -> bool:
         """Whether it changes nothing."""
         return self.method in ("GET", "POST")
 
 
-def _similar(item_id: str, options: Mapping[str, Any]) -> _Call[AnswerBody]:
-    return _Call(
-        "GET", f"/v1/items/{quote(item_id, safe='')}/similar", AnswerBody.model_validate_json, {"params": dict(options)}
-    )
+def _item_path(item_id: str) -> str:
+    return f"/v1/items/{quote(item_id, safe='')}"
 
 
-def _ask(question: Mapping[str, Any]) -> _Call[AnswerBody]:
-    return _Call("POST", "/v1/similar", AnswerBody.model_validate_json, {"json": dict(question)})
+def _similar(item_id: str, parameters: Mapping[str, Any]) -> _Call[SearchResponse]:
+    path = f"{_item_path(item_id)}/similar"
+    return _Call("GET", path, SearchResponse.model_validate_json, {"params": dict(parameters)})
 
 
-def _ask_many(questions: Sequence[Mapping[str, Any]]) -> _Call[BatchAnswerBody]:
-    return _Call(
-        "POST",
-        "/v1/similar/batch",
-        BatchAnswerBody.model_validate_json,
-        {"json": {"questions": [dict(q) for q in questions]}},
-    )
+def _search(query: Mapping[str, Any]) -> _Call[SearchResponse]:
+    return _Call("POST", "/v1/similar", SearchResponse.model_validate_json, {"json": dict(query)})
 
 
-def _item(item_id: str) -> _Call[ItemBody]:
-    return _Call("GET", f"/v1/items/{quote(item_id, safe='')}", ItemBody.model_validate_json, {})
+def _search_batch(queries: Sequence[Mapping[str, Any]]) -> _Call[BatchResponse]:
+    body = {"queries": [dict(query) for query in queries]}
+    return _Call("POST", "/v1/similar/batch", BatchResponse.model_validate_json, {"json": body})
 
 
-def _release() -> _Call[ReleaseBody]:
-    return _Call("GET", "/v1/release", ReleaseBody.model_validate_json, {})
+def _item(item_id: str) -> _Call[ItemResponse]:
+    return _Call("GET", _item_path(item_id), ItemResponse.model_validate_json, {})
 
 
-def _put(item_id: str, change: Mapping[str, Any]) -> _Call[ChangedBody]:
-    return _Call("PUT", f"/v1/items/{quote(item_id, safe='')}", ChangedBody.model_validate_json, {"json": dict(change)})
+def _release() -> _Call[ReleaseResponse]:
+    return _Call("GET", "/v1/release", ReleaseResponse.model_validate_json, {})
 
 
-def _take_down(item_id: str) -> _Call[None]:
-    return _Call("DELETE", f"/v1/items/{quote(item_id, safe='')}", lambda _: None, {})
+def _put_item(item_id: str, change: Mapping[str, Any]) -> _Call[ItemChangeResponse]:
+    return _Call("PUT", _item_path(item_id), ItemChangeResponse.model_validate_json, {"json": dict(change)})
 
 
-class _Tries:
-    """What of a call can be tried again, and when."""
+def _hide_item(item_id: str) -> _Call[None]:
+    return _Call("DELETE", _item_path(item_id), lambda _: None, {})
 
-    def __init__(self, call: _Call[Any], tries: int) -> None:
+
+class _Retries:
+    """Decides whether and when a call is retried."""
+
+    def __init__(self, call: _Call[Any], max_attempts: int) -> None:
         self._call = call
-        self._waits: Iterator[float] = islice(delays(FIRST_S, LONGEST_S), tries - 1)
+        self._delays: Iterator[float] = islice(backoff_delays(FIRST_DELAY_S, MAX_DELAY_S), max_attempts - 1)
 
     def after_error(self, error: httpx.TransportError) -> float:
-        """Seconds to wait.
+        """Return the seconds to wait before the next attempt.
 
         Raises:
-            ServiceError: it is not tried again.
+            ServiceError: the call is not retried.
         """
-        not_taken = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-        wait_s = next(self._waits, None) if self._call.asks or not_taken else None
-        if wait_s is None:
-            raise ServiceError(f"the service must answer. Received: {error!r} for {self._call.method}.") from error
-        return wait_s
+        not_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        delay_s = next(self._delays, None) if self._call.is_read or not_sent else None
+        if delay_s is None:
+            raise ServiceError(f"the service must respond. Received: {error!r} for {self._call.method}.") from error
+        return delay_s
 
-    def after_answer(self, response: httpx.Response) -> float | None:
-        """Seconds to wait; None where the answer is the last one."""
-        wait_s = next(self._waits, None) if response.status_code in COME_BACK else None
-        if wait_s is None:
+    def after_response(self, response: httpx.Response) -> float | None:
+        """Return the seconds to wait before the next attempt; None if the response is final."""
+        delay_s = next(self._delays, None) if response.status_code in RETRY_STATUSES else None
+        if delay_s is None:
             return None
-        asked = response.headers.get("retry-after", "")
-        return max(wait_s, float(asked)) if asked.isdecimal() else wait_s
+        retry_after = response.headers.get("retry-after", "")
+        return max(delay_s, float(retry_after)) if retry_after.isdecimal() else delay_s
 
 
-def _read(call: _Call[Body], response: httpx.Response) -> Body:
-    """The answer.
+def _parse(call: _Call[Body], response: httpx.Response) -> Body:
+    """Return the body of a response.
 
     Raises:
-        UnknownItemError, InputError, ServiceError: the answer is a problem, or not to be understood.
+        UnknownItemError, InputError, ServiceError: the response is a problem, or cannot be parsed.
     """
     try:
         if response.is_success:
-            return call.read(response.content)
-        problem = ProblemBody.model_validate_json(response.content)
+            return call.parse(response.content)
+        problem = Problem.model_validate_json(response.content)
     except ValidationError:
         raise ServiceError(
-            f"the service must answer as it describes. Received: another body with status {response.status_code}."
+            "the service must respond as its OpenAPI describes. "
+            f"Received: another body with status {response.status_code}."
         ) from None
     if problem.type == "urn:recsys:unknown-item":
         raise UnknownItemError(problem.detail)
-    if problem.type == "urn:recsys:invalid-question":
+    if problem.type == "urn:recsys:invalid-request":
         raise InputError(problem.detail)
     raise ServiceError(f"{problem.title}: {problem.detail}", problem)
 
 
-def _settings(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
+def _http_options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     return {"base_url": url, "headers": headers, "timeout": timeout_s}
 
 
 class Client:
-    """Asks a service, and waits for the answers. May be shared by threads.
+    """Synchronous client. Threads may share it.
 
-    Every method raises `UnknownItemError` or `InputError` where the service says so, and `ServiceError` where it says
-    anything else, or nothing.
+    Every method raises `UnknownItemError` or `InputError` if the service responds so, and `ServiceError` for any other
+    problem or no response.
 
     Args:
-        url: of the service.
+        url: URL of the service.
         key: API key.
-        timeout_s: seconds that one try may take.
-        tries: of one call.
+        timeout_s: seconds that one attempt may take.
+        max_attempts: maximum number of attempts of one call.
     """
 
-    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 5.0, tries: int = 4) -> None:
-        self._http = httpx.Client(**_settings(url, key, timeout_s))
-        self._tries = tries
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 5.0, max_attempts: int = 4) -> None:
+        self._http = httpx.Client(**_http_options(url, key, timeout_s))
+        self._max_attempts = max_attempts
 
     def __enter__(self) -> Self:
         return self
@@ -171,61 +177,61 @@ class Client:
         """Close all connections."""
         self._http.close()
 
-    def similar(self, item_id: str, **options: Any) -> AnswerBody:
-        """The items most like one item; options as `GET /v1/items/{item_id}/similar` has them."""
-        return self._send(_similar(item_id, options))
+    def similar(self, item_id: str, **parameters: Any) -> SearchResponse:
+        """Return the neighbors of an item; parameters as of `GET /v1/items/{item_id}/similar`."""
+        return self._send(_similar(item_id, parameters))
 
-    def ask(self, question: Mapping[str, Any]) -> AnswerBody:
-        """Answer a question as `POST /v1/similar` takes it."""
-        return self._send(_ask(question))
+    def search(self, query: Mapping[str, Any]) -> SearchResponse:
+        """Return the neighbors of a query, a body of `POST /v1/similar`."""
+        return self._send(_search(query))
 
-    def ask_many(self, questions: Sequence[Mapping[str, Any]]) -> BatchAnswerBody:
-        """Answer many questions, each by itself."""
-        return self._send(_ask_many(questions))
+    def search_batch(self, queries: Sequence[Mapping[str, Any]]) -> BatchResponse:
+        """Return the neighbors of several queries."""
+        return self._send(_search_batch(queries))
 
-    def item(self, item_id: str) -> ItemBody:
-        """What is known of an item."""
+    def item(self, item_id: str) -> ItemResponse:
+        """Return the details of an item."""
         return self._send(_item(item_id))
 
-    def release(self) -> ReleaseBody:
-        """The release in service."""
+    def release(self) -> ReleaseResponse:
+        """Return the champion release."""
         return self._send(_release())
 
-    def put(self, item_id: str, **change: Any) -> ChangedBody:
-        """Change an item; `change` as `PUT /v1/items/{item_id}` takes it."""
-        return self._send(_put(item_id, change))
+    def put_item(self, item_id: str, **change: Any) -> ItemChangeResponse:
+        """Add or change an item; `change` is a body of `PUT /v1/items/{item_id}`."""
+        return self._send(_put_item(item_id, change))
 
-    def take_down(self, item_id: str) -> None:
-        """Take an item down."""
-        self._send(_take_down(item_id))
+    def hide_item(self, item_id: str) -> None:
+        """Hide an item from all results."""
+        self._send(_hide_item(item_id))
 
     def _send(self, call: _Call[Body]) -> Body:
-        tries = _Tries(call, self._tries)
+        retries = _Retries(call, self._max_attempts)
         while True:
             try:
                 response = self._http.request(call.method, call.path, **call.options)
             except httpx.TransportError as error:
-                time.sleep(tries.after_error(error))
+                time.sleep(retries.after_error(error))
                 continue
-            wait_s = tries.after_answer(response)
-            if wait_s is None:
-                return _read(call, response)
-            time.sleep(wait_s)
+            delay_s = retries.after_response(response)
+            if delay_s is None:
+                return _parse(call, response)
+            time.sleep(delay_s)
 
 
 class AsyncClient:
-    """As `Client`, for programs with an event loop.
+    """Asynchronous client; otherwise like `Client`.
 
     Args:
-        url: of the service.
+        url: URL of the service.
         key: API key.
-        timeout_s: seconds that one try may take.
-        tries: of one call.
+        timeout_s: seconds that one attempt may take.
+        max_attempts: maximum number of attempts of one call.
     """
 
-    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 5.0, tries: int = 4) -> None:
-        self._http = httpx.AsyncClient(**_settings(url, key, timeout_s))
-        self._tries = tries
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 5.0, max_attempts: int = 4) -> None:
+        self._http = httpx.AsyncClient(**_http_options(url, key, timeout_s))
+        self._max_attempts = max_attempts
 
     async def __aenter__(self) -> Self:
         return self
@@ -239,43 +245,43 @@ class AsyncClient:
         """Close all connections."""
         await self._http.aclose()
 
-    async def similar(self, item_id: str, **options: Any) -> AnswerBody:
-        """The items most like one item; options as `GET /v1/items/{item_id}/similar` has them."""
-        return await self._send(_similar(item_id, options))
+    async def similar(self, item_id: str, **parameters: Any) -> SearchResponse:
+        """Return the neighbors of an item; parameters as of `GET /v1/items/{item_id}/similar`."""
+        return await self._send(_similar(item_id, parameters))
 
-    async def ask(self, question: Mapping[str, Any]) -> AnswerBody:
-        """Answer a question as `POST /v1/similar` takes it."""
-        return await self._send(_ask(question))
+    async def search(self, query: Mapping[str, Any]) -> SearchResponse:
+        """Return the neighbors of a query, a body of `POST /v1/similar`."""
+        return await self._send(_search(query))
 
-    async def ask_many(self, questions: Sequence[Mapping[str, Any]]) -> BatchAnswerBody:
-        """Answer many questions, each by itself."""
-        return await self._send(_ask_many(questions))
+    async def search_batch(self, queries: Sequence[Mapping[str, Any]]) -> BatchResponse:
+        """Return the neighbors of several queries."""
+        return await self._send(_search_batch(queries))
 
-    async def item(self, item_id: str) -> ItemBody:
-        """What is known of an item."""
+    async def item(self, item_id: str) -> ItemResponse:
+        """Return the details of an item."""
         return await self._send(_item(item_id))
 
-    async def release(self) -> ReleaseBody:
-        """The release in service."""
+    async def release(self) -> ReleaseResponse:
+        """Return the champion release."""
         return await self._send(_release())
 
-    async def put(self, item_id: str, **change: Any) -> ChangedBody:
-        """Change an item; `change` as `PUT /v1/items/{item_id}` takes it."""
-        return await self._send(_put(item_id, change))
+    async def put_item(self, item_id: str, **change: Any) -> ItemChangeResponse:
+        """Add or change an item; `change` is a body of `PUT /v1/items/{item_id}`."""
+        return await self._send(_put_item(item_id, change))
 
-    async def take_down(self, item_id: str) -> None:
-        """Take an item down."""
-        await self._send(_take_down(item_id))
+    async def hide_item(self, item_id: str) -> None:
+        """Hide an item from all results."""
+        await self._send(_hide_item(item_id))
 
     async def _send(self, call: _Call[Body]) -> Body:
-        tries = _Tries(call, self._tries)
+        retries = _Retries(call, self._max_attempts)
         while True:
             try:
                 response = await self._http.request(call.method, call.path, **call.options)
             except httpx.TransportError as error:
-                await asyncio.sleep(tries.after_error(error))
+                await asyncio.sleep(retries.after_error(error))
                 continue
-            wait_s = tries.after_answer(response)
-            if wait_s is None:
-                return _read(call, response)
-            await asyncio.sleep(wait_s)
+            delay_s = retries.after_response(response)
+            if delay_s is None:
+                return _parse(call, response)
+            await asyncio.sleep(delay_s)

@@ -1,4 +1,4 @@
-"""The description of the service as a file: `python -m serving.openapi > docs/openapi.json`."""
+"""Print the OpenAPI description of the service: `python -m serving.openapi > docs/openapi.json`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import sys
 
 from recsys.config.sections import ServeConfig
-from serving.app import over
-from serving.live.loaded_releases import Shelf
+from serving.app import create_app
+from serving.live.loaded_releases import LoadedReleases
 from serving.live.state import State
-from serving.middleware.api_keys import Keys
-from serving.middleware.metrics import Telemetry
+from serving.middleware.api_keys import ApiKeys
+from serving.middleware.metrics import Metrics
 
 
-def text() -> str:
-    """OpenAPI, as JSON that people can compare."""
-    state = State(Shelf(keep_s=0), ServeConfig(), Telemetry())
-    return json.dumps(over(state, Keys(None)).openapi(), indent=2, ensure_ascii=False) + "\n"
+def openapi_json() -> str:
+    """Return the OpenAPI description as indented JSON."""
+    state = State(LoadedReleases(keep_previous_s=0), ServeConfig(), Metrics())
+    return json.dumps(create_app(state, ApiKeys(None)).openapi(), indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(text())
+    sys.stdout.write(openapi_json())

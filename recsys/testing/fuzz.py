@@ -79,9 +79,9 @@ QUESTION = {
     "allow": ["item 10", "item 11"],
     "where": {"genre": ["drama", "crime"], "tags": "a", "year": {"min": 1990, "max": 2015}, "available": True},
     "only_available": True,
-    "diversity": {"lambda": 0.7, "at_most": {"genre": 5}},
+    "diversity": {"mmr_lambda": 0.7, "max_per_value": {"genre": 5}},
     "on_unknown": "skip",
-    "why": True,
+    "explain": True,
 }
 CHANGE = {
     "title": "Put",
@@ -90,8 +90,8 @@ CHANGE = {
     "vector": [1, 0, 0.5, 0, 0],
 }
 OPTIONS = {
-    "k": "5", "offset": "1", "min_similarity": "0.1", "min_probability": "0.1", "exclude": "item 07", "why": "true",
-    "only_available": "true", "on_unknown": "skip", "balance": "0.5", "lambda": "0.5", "release": "fuzzed",
+    "k": "5", "offset": "1", "min_similarity": "0.1", "min_probability": "0.1", "exclude": "item 07", "explain": "true",
+    "only_available": "true", "on_unknown": "skip", "mmr_lambda": "0.5", "release": "fuzzed",
     "cursor": "",
 }  # fmt: skip
 HEADERS = [
@@ -353,7 +353,7 @@ class _Fuzz:
     def _batch(self) -> Request:
         entries = b",".join(self._spoilt(QUESTION) for _ in range(self._rng.randint(1, 3)))
         headers = self._headers(("Content-Type", b"application/json"))
-        return Request("POST", b"/v1/similar/batch", headers, b'{"questions":[' + entries + b"]}")
+        return Request("POST", b"/v1/similar/batch", headers, b'{"queries":[' + entries + b"]}")
 
     def _spoilt(self, good: dict[str, Any]) -> bytes:
         """JSON of a good object in which one value, or one key, is something hostile."""
@@ -438,7 +438,7 @@ def _knowing(spec: dict[str, Any]) -> dict[str, Any]:
             for parameter in operations.get(method, {}).get("parameters", []):
                 if parameter["name"] == "item_id":
                     parameter["schema"] = ids
-    question = told["components"]["schemas"]["QuestionBody"]["properties"]
+    question = told["components"]["schemas"]["SearchRequest"]["properties"]
     for name in ("history", "exclude"):
         question[name]["items"] = ids
     for name in ("items", "negatives"):

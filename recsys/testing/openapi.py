@@ -38,7 +38,7 @@ class Description:
         kind = headers.get("content-type", "").partition(";")[0]
         if operation is None:  # no such route, or not by this method
             if status >= HTTPStatus.BAD_REQUEST and method != "HEAD":
-                self._validate({"$ref": "#/components/schemas/ProblemBody"}, json.loads(content))
+                self._validate({"$ref": "#/components/schemas/Problem"}, json.loads(content))
             return
         described = operation["responses"][str(status)]
         assert all(name in headers for name in described.get("headers", {}))

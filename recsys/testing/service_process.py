@@ -18,7 +18,7 @@ import httpx
 
 from recsys.testing import program
 from recsys.testing.openapi import Description
-from serving.middleware import api_keys as keys
+from serving.middleware import api_keys
 
 Result = TypeVar("Result")
 
@@ -29,7 +29,7 @@ class Service:
     """A service over a folder: `releases.json` beside its config names what is to be served.
 
     Args:
-        folder: of config, journal and log.
+        folder: of config, item changes and log.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +60,7 @@ class Service:
 
     def let_in(self, name: str, right: str) -> None:
         """Make an API key, in `keys.txt` beside the config; `set(keys="keys.txt")` asks for one."""
-        secret, key = keys.new(name, right)
+        secret, key = api_keys.create_key(name, right)
         self.secrets[name] = {"Authorization": f"Bearer {secret}"}
         with (self.folder / "keys.txt").open("a") as file:
             file.write(f"{key.line}\n")

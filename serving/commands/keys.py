@@ -33,7 +33,7 @@ def new(
     """
     from serving.middleware import api_keys  # noqa: PLC0415
 
-    secret, key = api_keys.new(name, "write" if write else "read")
+    secret, key = api_keys.create_key(name, "write" if write else "read")
     if file is None:
         typer.echo(f"line for the file of serve.keys, or for {api_keys.VARIABLE}: {key.line}", err=True)
     else:

@@ -31,28 +31,28 @@ def serve(
     from recsys.config.sections import ServeConfig  # noqa: PLC0415
 
     with extras("the service", "serve"):
-        from serving.workers.champion_watcher import of_place  # noqa: PLC0415
+        from serving.workers.champion_watcher import source_from_location  # noqa: PLC0415
         from serving.workers.supervisor import run  # noqa: PLC0415
     changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     embed = _import_embedder() if with_tower else None
     if release is not None and not config.exists():
-        run(of_place(release), ServeConfig().model_copy(update=changed), None, embed)
+        run(source_from_location(release), ServeConfig().model_copy(update=changed), None, embed)
         return
     loaded = load_config(config, overrides or ())
     settings = loaded.serve.model_copy(update=changed)
     folder = Path(settings.folder) if settings.folder is not None else loaded.workspace / "serving"
-    run(_champion_source(loaded) if release is None else of_place(release), settings, folder, embed)
+    run(_champion_source(loaded) if release is None else source_from_location(release), settings, folder, embed)
 
 
 def _champion_source(config: Config) -> Source:
     """Return a function that finds the champion of a config's model, and the challenger if the service uses it."""
     from recsys.errors import ReleaseError  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
-    from serving.workers.target import Wanted  # noqa: PLC0415
+    from serving.workers.target import Target  # noqa: PLC0415
 
     releases = config.workspace / "releases"
 
-    def target() -> Wanted:
+    def target() -> Target:
         tracker = Tracker(config)
         champion = tracker.champion()
         if champion is None:
@@ -61,7 +61,7 @@ def _champion_source(config: Config) -> Source:
                 "Run: recsys nightly"
             )
         challenger = tracker.challenger() if config.serve.challenger != "none" else None
-        return Wanted(
+        return Target(
             champion=str(tracker.fetch(champion, releases).resolve()),
             challenger=None if challenger is None else str(tracker.fetch(challenger, releases).resolve()),
         )

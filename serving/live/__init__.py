@@ -1,1 +1,1 @@
-"""The releases that a worker has loaded, and the changes made to items since."""
+"""What a worker answers from: loaded releases, item changes, and the response cache."""

@@ -1,8 +1,8 @@
-"""What was changed between two nights, in one SQLite file that all workers of a machine share.
+"""Item changes since a release was built, in one SQLite file that all workers of a machine share.
 
-A change is acknowledged when it is on the disk. Every worker looks at SQLite's `data_version`, some microseconds,
-before it answers, so its next answer knows of the change whoever wrote it. There is one entry an item: what was said
-last holds.
+A change is acknowledged when it is on disk. Before each result, every worker checks SQLite's `data_version`, which
+takes a few microseconds, so its next result contains the change whichever worker wrote it. The file has one change
+per item; a new one replaces it.
 """
 
 from __future__ import annotations
@@ -23,82 +23,83 @@ from numpy.typing import NDArray
 
 from recsys.errors import StageError
 
-JOURNAL = "journal.db"
-BUSY_S = 5.0
+ITEM_CHANGES_FILE = "item_changes.db"
+BUSY_TIMEOUT_S = 5.0
 """Longest wait for another process that writes."""
-TAKE_DOWN_S = 365 * 86_400.0
-"""So long a take-down is kept that no release needs any more: an older release may come back."""
+HIDDEN_RETENTION_S = 365 * 86_400.0
+"""A hidden item is remembered this long although no loaded release contains it, since an older release may return."""
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+CREATE TABLE IF NOT EXISTS changes (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     item_id TEXT NOT NULL UNIQUE,
-    at REAL NOT NULL,
+    changed_at REAL NOT NULL,
     hidden INTEGER NOT NULL,
-    changes TEXT NOT NULL,
+    columns TEXT NOT NULL,
     features TEXT,
     vector BLOB,
     release_id TEXT
 );
-CREATE TABLE IF NOT EXISTS drops (times INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS compactions (count INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS readers (pid INTEGER PRIMARY KEY, releases TEXT NOT NULL);
-INSERT INTO drops SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM drops);
+INSERT INTO compactions SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM compactions);
 """
-COLUMNS = "item_id, at, hidden, changes, features, vector, release_id"
+COLUMNS = "item_id, changed_at, hidden, columns, features, vector, release_id"
 
 
 class Position(NamedTuple):
-    """How much of a journal was read."""
+    """How far a reader has read."""
 
-    drops: int
-    """How often entries were dropped."""
-    seq: int
-    """Of the last entry."""
+    compactions: int
+    """Number of compactions at that time."""
+    sequence: int
+    """Sequence number of the last change read."""
 
 
-NOWHERE = Position(-1, 0)
+START = Position(-1, 0)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What differs of one item from what a release says."""
+class ItemChange:
+    """How one item differs from a release."""
 
     item_id: str
-    at: float
-    """When it was written, seconds since 1970."""
+    changed_at: float
+    """Time of the change, in seconds since 1970."""
     hidden: bool = False
-    """Taken down."""
-    row: Mapping[str, Any] = field(default_factory=dict)
-    """Column of the catalog, also `title` and `available` -> value."""
+    """Whether the item is hidden from all results."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Catalog column, `title` or `available` -> new value."""
     features: Mapping[str, Any] | None = None
-    """What the item's place was made of, if it was made of features."""
+    """The features that the item was embedded by, if it was."""
     vector: NDArray[np.float32] | None = None
-    """The item's place, float32 [dimension]."""
+    """The embedding of the item, float32 [dimension]."""
     release_id: str | None = None
-    """The release in whose space the vector is."""
+    """The release whose embeddings the vector is comparable with."""
 
 
 class Changes(NamedTuple):
-    """What a reader has not read yet."""
+    """The changes that a reader has not read yet."""
 
     position: Position
-    anew: bool
-    """Whether these are all there are, because entries that were read may be dropped."""
-    entries: list[Entry]
+    """The position after reading them."""
+    is_complete: bool
+    """Whether these are all changes of the file, because a compaction may have deleted changes read before."""
+    changes: list[ItemChange]
 
 
-class Journal:
-    """The entries of one file.
+class ItemChanges:
+    """The item changes of one file.
 
     Raises:
-        StageError: from every method, where the file cannot be read or written.
+        StageError: from every method, if the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._writing_lock, self._reading_lock = threading.Lock(), threading.Lock()
-        with self._told():
+        self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
+        with self._translate_errors():
             self._writer = self._connect()
             self._writer.executescript(SCHEMA)
             self._reader = self._connect()
@@ -110,83 +111,89 @@ class Journal:
             connection.close()
 
     def version(self) -> int:
-        """Another number after each change, whichever process made it. For one thread."""
-        with self._told():
-            # a connection sees what others wrote, and this one writes nothing
+        """Return a number that differs after each change by any process. Call it from one thread only."""
+        with self._translate_errors():
+            # data_version counts the writes of other connections, and this connection never writes
             return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
 
     def __len__(self) -> int:
-        with self._told(), self._reading_lock:
-            return int(self._reader.execute("SELECT count(*) FROM entries").fetchone()[0])
+        with self._translate_errors(), self._read_lock:
+            return int(self._reader.execute("SELECT count(*) FROM changes").fetchone()[0])
 
     @property
-    def size(self) -> int:
-        """Bytes on the disk."""
+    def num_bytes(self) -> int:
+        """Size on disk, in bytes."""
         files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
         return sum(file.stat().st_size for file in files if file.exists())
 
-    def write(self, entry: Entry) -> None:
-        """Say something about an item, in the place of what was said before. Returns when it is on the disk."""
-        features = None if entry.features is None else json.dumps(dict(entry.features))
-        vector = None if entry.vector is None else entry.vector.astype("<f4").tobytes()
-        row = json.dumps(dict(entry.row))
-        values = (entry.item_id, entry.at, int(entry.hidden), row, features, vector, entry.release_id)
-        with self._writing() as connection:
-            connection.execute(f"INSERT OR REPLACE INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
+    def write(self, change: ItemChange) -> None:
+        """Store the change of an item, replacing the previous one. Returns when it is on disk."""
+        features = None if change.features is None else json.dumps(dict(change.features))
+        vector = None if change.vector is None else change.vector.astype("<f4").tobytes()
+        columns = json.dumps(dict(change.columns))
+        row = (change.item_id, change.changed_at, int(change.hidden), columns, features, vector, change.release_id)
+        with self._transaction() as connection:
+            connection.execute(f"INSERT OR REPLACE INTO changes ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608
 
-    def since(self, position: Position) -> Changes:
-        """What a reader at a position has not read: the entries after it, or all where some were dropped."""
-        with self._told(), self._reading_lock:
+    def read_since(self, position: Position) -> Changes:
+        """Return the changes after a position, or all changes if there was a compaction since."""
+        with self._translate_errors(), self._read_lock:
             connection = self._reader
             connection.execute("BEGIN")
             try:
-                (drops,) = connection.execute("SELECT times FROM drops").fetchone()
-                anew = drops != position.drops
-                after = 0 if anew else position.seq
+                (compactions,) = connection.execute("SELECT count FROM compactions").fetchone()
+                is_complete = compactions != position.compactions
+                after = 0 if is_complete else position.sequence
                 rows = connection.execute(
-                    f"SELECT seq, {COLUMNS} FROM entries WHERE seq > ? ORDER BY seq",  # noqa: S608
+                    f"SELECT sequence, {COLUMNS} FROM changes WHERE sequence > ? ORDER BY sequence",  # noqa: S608
                     (after,),
                 ).fetchall()
             finally:
                 connection.execute("COMMIT")
-        return Changes(Position(drops, rows[-1][0] if rows else after), anew, [_entry(row[1:]) for row in rows])
+        last = rows[-1][0] if rows else after
+        return Changes(Position(compactions, last), is_complete, [_change_from_row(row[1:]) for row in rows])
 
-    def reading(self, releases: list[str]) -> None:
-        """Say which releases this process answers from: what they need is not dropped."""
-        with self._writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO readers VALUES (?, ?)", (os.getpid(), json.dumps(releases)))
+    def register_releases(self, release_ids: list[str]) -> None:
+        """Record which releases this process has loaded: a compaction keeps the changes that they need."""
+        with self._transaction() as connection:
+            row = (os.getpid(), json.dumps(release_ids))
+            connection.execute("INSERT OR REPLACE INTO readers VALUES (?, ?)", row)
 
-    def settle(self, releases: list[str], contained: Callable[[Entry], bool]) -> int:
-        """Drop the entries that are contained in all releases that any process answers from; how many these were.
+    def compact(self, release_ids: list[str], is_contained: Callable[[ItemChange], bool]) -> int:
+        """Delete the changes that all loaded releases contain, and return their number.
 
         Args:
-            releases: those that this process answers from. Where another process has others, nothing is dropped.
-            contained: whether all of them contain an entry.
+            release_ids: releases that this process has loaded. If another process has others, nothing is deleted.
+            is_contained: returns whether all of them contain a change.
         """
-        oldest = time.time() - TAKE_DOWN_S
-        with self._writing() as connection:
-            for pid, of_reader in connection.execute("SELECT pid, releases FROM readers").fetchall():
-                if not _alive(pid):
+        oldest = time.time() - HIDDEN_RETENTION_S
+        with self._transaction() as connection:
+            for pid, releases in connection.execute("SELECT pid, releases FROM readers").fetchall():
+                if not _is_running(pid):
                     connection.execute("DELETE FROM readers WHERE pid = ?", (pid,))
-                elif not set(json.loads(of_reader)) <= set(releases):
+                elif not set(json.loads(releases)) <= set(release_ids):
                     return 0
-            rows = connection.execute(f"SELECT seq, {COLUMNS} FROM entries").fetchall()  # noqa: S608
-            entries = [(seq, _entry(row)) for seq, *row in rows]
-            dropped = [(seq,) for seq, entry in entries if contained(entry) and (not entry.hidden or entry.at < oldest)]
-            if dropped:
-                connection.executemany("DELETE FROM entries WHERE seq = ?", dropped)
-                connection.execute("UPDATE drops SET times = times + 1")
-        return len(dropped)
+            rows = connection.execute(f"SELECT sequence, {COLUMNS} FROM changes").fetchall()  # noqa: S608
+            changes = [(sequence, _change_from_row(row)) for sequence, *row in rows]
+            contained = [
+                (sequence,)
+                for sequence, change in changes
+                if is_contained(change) and (not change.hidden or change.changed_at < oldest)
+            ]
+            if contained:
+                connection.executemany("DELETE FROM changes WHERE sequence = ?", contained)
+                connection.execute("UPDATE compactions SET count = count + 1")
+        return len(contained)
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._told(), self._writing_lock:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._translate_errors(), self._write_lock:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
@@ -197,28 +204,30 @@ class Journal:
                 raise
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise StageError(f"the journal {self._path} must be ours to write. Received: {error}.") from None
+            raise StageError(
+                f"the file of item changes {self._path} must be readable and writable. Received: {error}."
+            ) from None
 
 
-def _entry(row: Sequence[Any]) -> Entry:
-    """The entry of a row of `COLUMNS`."""
-    item_id, at, hidden, changes, features, vector, release_id = row
-    return Entry(
+def _change_from_row(row: Sequence[Any]) -> ItemChange:
+    """Return the change of a row of `COLUMNS`."""
+    item_id, changed_at, hidden, columns, features, vector, release_id = row
+    return ItemChange(
         item_id,
-        at,
+        changed_at,
         bool(hidden),
-        json.loads(changes),
+        json.loads(columns),
         None if features is None else json.loads(features),
         None if vector is None else np.frombuffer(vector, "<f4"),
         release_id,
     )
 
 
-def _alive(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""A release as it is now: with what the journal says has changed since it was built."""
+"""A loaded release together with the item changes since it was built."""
 
 from __future__ import annotations
 
@@ -15,129 +15,121 @@ from recsys.errors import RecsysError
 from recsys.retrieval.overlay import EMPTY_OVERLAY, AddedItem, Overlay
 from recsys.retrieval.query import Query
 from recsys.retrieval.results import ItemDetails, SearchResult
-from serving.live.item_changes import NOWHERE, Entry, Journal
-from serving.live.response_cache import Answers
+from serving.live.item_changes import START, ItemChange, ItemChanges
 
 logger = logging.getLogger(__name__)
 
 HOUR_S = 3_600.0
-WARM = 3
-"""Questions that are asked before the first caller's."""
+WARM_UP_QUERIES = 3
 
 Embed = Callable[[Release, Mapping[str, Any]], NDArray[np.float32]]
-"""The place of an item by its features, float32 [dimension]; see `recsys.release.bundle.new_item`."""
+"""Returns the embedding of an item by its features, float32 [dimension]; see `recsys.release.new_item`."""
 
 
-class Edition:
-    """One release and the changes that it does not contain.
+class LiveRelease:
+    """One release and the item changes that it does not contain.
 
     Args:
-        release: verified.
-        embed: gives new items their place by their features; None where the service has no tower.
-        night_h: hours after which a release stands above a change.
+        release: a verified release.
+        embed: embeds new items by their features; None if the service has no tower.
+        change_expiry_h: a release that was built this many hours after a change supersedes it.
     """
 
-    def __init__(self, release: Release, embed: Embed | None = None, night_h: float = 24.0) -> None:
+    def __init__(self, release: Release, embed: Embed | None = None, change_expiry_h: float = 24.0) -> None:
         self.release = release
         self.overlay = EMPTY_OVERLAY
-        self.answers = Answers()
-        """Those of the overlay as it is."""
+        """The item changes, as `Release.search` takes them."""
+        self.created_at = datetime.fromisoformat(release.manifest.created_at).timestamp()
+        """When the release was built, in seconds since 1970."""
         self._embed = embed
-        self._night_s = night_h * HOUR_S
-        self._created = datetime.fromisoformat(release.manifest.created_at).timestamp()
-        self._position = NOWHERE
+        self._change_expiry_s = change_expiry_h * HOUR_S
+        self._position = START
         self._hidden: set[str] = set()
         self._added: dict[str, AddedItem] = {}
         self._changed: dict[str, Mapping[str, Any]] = {}
 
     @property
     def release_id(self) -> str:
-        """Id of the release, in every answer."""
+        """Id of the release."""
         return self.release.release_id
 
-    @property
-    def created(self) -> float:
-        """When the release was built, seconds since 1970."""
-        return self._created
+    def search(self, query: Query) -> SearchResult:
+        """Return the neighbors of a query; see `recsys.retrieval.engine.Engine.search`."""
+        return self.release.engine.search(query, self.overlay)
 
-    def ask(self, question: Query) -> SearchResult:
-        """Answer a question; see `recsys.retrieval.engine.Engine.search`."""
-        return self.release.search(question, self.overlay)
-
-    def item(self, item_id: str) -> ItemDetails:
-        """What is known of one item; see `recsys.retrieval.engine.Engine.item_details`."""
+    def item_details(self, item_id: str) -> ItemDetails:
+        """Return the columns of one item; see `recsys.retrieval.engine.Engine.item_details`."""
         return self.release.engine.item_details(item_id, self.overlay)
 
-    def warm(self) -> None:
-        """Ask some questions, so that what is made on first use is there before the first caller.
+    def warm_up(self) -> None:
+        """Run some queries, so that what is created on first use exists before the first request.
 
         Raises:
-            RecsysError: the release does not answer them.
+            RecsysError: the release cannot answer them.
         """
         item_ids = self.release.catalog.item_ids
-        for number in np.linspace(0, len(item_ids) - 1, WARM).astype(int).tolist():
-            self.release.similar(item_ids[number])
+        for item_number in np.linspace(0, len(item_ids) - 1, WARM_UP_QUERIES).astype(int).tolist():
+            self.release.similar(item_ids[item_number])
 
-    def contains(self, entry: Entry) -> bool:
-        """Whether the release was made with a change, or stands above it; then the change is left out.
+    def contains(self, change: ItemChange) -> bool:
+        """Return whether the release already contains a change, or supersedes it; then the change is not applied.
 
-        A take-down is contained where the item is not: as long as a release has the item, it stays down. Any other
-        change is contained where the item is held as the change wants it, or where the release was built `night_h`
-        later.
+        A hidden item is contained if the catalog does not have the item: it stays hidden as long as it is in the
+        catalog. Any other change is contained if the catalog has the changed values, or if the release was built
+        `change_expiry_h` after the change.
         """
-        number = self.release.catalog.find_item_number(entry.item_id)
-        if entry.hidden:
-            return number is None
-        if self._created < entry.at:
+        item_number = self.release.catalog.find_item_number(change.item_id)
+        if change.hidden:
+            return item_number is None
+        if self.created_at < change.changed_at:
             return False
-        if self._created >= entry.at + self._night_s:
+        if self.created_at >= change.changed_at + self._change_expiry_s:
             return True
-        if number is None:
+        if item_number is None:
             return False
-        row = self.release.catalog.frame.row(number, named=True)
-        return all(row.get(column) == value for column, value in entry.row.items() if column in row)
+        row = self.release.catalog.frame.row(item_number, named=True)
+        return all(row.get(column) == value for column, value in change.columns.items() if column in row)
 
-    def follow(self, journal: Journal) -> None:
-        """Take what the journal holds that was not taken yet."""
-        changes = journal.since(self._position)
-        if changes.position == self._position:
+    def apply(self, item_changes: ItemChanges) -> None:
+        """Apply the changes that were written since the last call."""
+        unread = item_changes.read_since(self._position)
+        if unread.position == self._position:
             return
-        if changes.anew:
+        if unread.is_complete:
             self._hidden, self._added, self._changed = set(), {}, {}
-        for entry in changes.entries:
-            self._hidden.discard(entry.item_id)
-            self._added.pop(entry.item_id, None)
-            self._changed.pop(entry.item_id, None)
-            if not self.contains(entry):
-                self._take(entry)
-        revision = "-".join(map(str, changes.position))
-        self.answers = Answers()
+        for change in unread.changes:
+            self._hidden.discard(change.item_id)
+            self._added.pop(change.item_id, None)
+            self._changed.pop(change.item_id, None)
+            if not self.contains(change):
+                self._apply_change(change)
+        revision = "-".join(map(str, unread.position))
         if self._hidden or self._added or self._changed:
             self.overlay = Overlay(frozenset(self._hidden), dict(self._added), dict(self._changed), revision)
         else:
             self.overlay = EMPTY_OVERLAY
-        self._position = changes.position
+        self._position = unread.position
 
-    def _take(self, entry: Entry) -> None:
-        number = self.release.catalog.find_item_number(entry.item_id)
-        if entry.hidden:
-            self._hidden.add(entry.item_id)
+    def _apply_change(self, change: ItemChange) -> None:
+        if change.hidden:
+            self._hidden.add(change.item_id)
             return
-        vector = self._vector(entry, known=number is not None)
+        item_number = self.release.catalog.find_item_number(change.item_id)
+        vector = self._vector(change, in_catalog=item_number is not None)
         if vector is not None:
-            row = {} if number is None else self.release.catalog.frame.row(number, named=True)
-            self._added[entry.item_id] = AddedItem(vector, {**row, **entry.row, "item_id": entry.item_id})
-        elif number is not None:
-            self._changed[entry.item_id] = entry.row
+            row = {} if item_number is None else self.release.catalog.frame.row(item_number, named=True)
+            self._added[change.item_id] = AddedItem(vector, {**row, **change.columns, "item_id": change.item_id})
+        elif item_number is not None:
+            self._changed[change.item_id] = change.columns
 
-    def _vector(self, entry: Entry, *, known: bool) -> NDArray[np.float32] | None:
-        """The place that a change gives an item here; places of another release mean nothing in this one."""
-        if entry.vector is not None and entry.release_id == self.release_id:
-            return entry.vector
-        if known or entry.features is None or self._embed is None:
+    def _vector(self, change: ItemChange, *, in_catalog: bool) -> NDArray[np.float32] | None:
+        """Return the embedding of a change. Embeddings of another release are not comparable and are not used."""
+        if change.vector is not None and change.release_id == self.release_id:
+            return change.vector
+        if in_catalog or change.features is None or self._embed is None:
             return None
         try:
-            return self._embed(self.release, entry.features)
-        except RecsysError as error:  # another config may have other columns
-            logger.warning("a new item cannot be embedded by release %s: %s", self.release_id, error)
+            return self._embed(self.release, change.features)
+        except RecsysError as error:  # a release with another config may have other columns
+            logger.warning("release %s cannot embed a new item: %s", self.release_id, error)
             return None

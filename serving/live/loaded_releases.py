@@ -1,7 +1,7 @@
-"""The releases that are loaded: the champion, the one before it for a while, and a challenger.
+"""The loaded releases: the champion, the previous champion for a while, and a challenger.
 
-A request takes an edition once and ends on it, whatever is put on the shelf meanwhile. Nobody counts readers: a
-release is closed, its files and its memory with it, when the last answer that refers to it is done.
+A request chooses a release once and keeps it until its response, whatever is promoted meanwhile. There is no counting
+of readers: a release is freed, with its files and memory, when the last request that refers to it has finished.
 """
 
 from __future__ import annotations
@@ -12,73 +12,73 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from recsys.errors import ReleaseError
-from serving.live.live_release import Edition
+from serving.live.live_release import LiveRelease
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What stands on the shelf. Replaced as a whole, never changed."""
+class Roles:
+    """The loaded releases by their role. Replaced as a whole, never modified."""
 
-    champion: Edition | None = None
-    challenger: Edition | None = None
-    previous: Edition | None = None
+    champion: LiveRelease | None = None
+    challenger: LiveRelease | None = None
+    previous: LiveRelease | None = None
     previous_until: float = 0.0
-    """On the clock of the shelf."""
+    """When the previous champion is unloaded, on the clock of `LoadedReleases`."""
 
     @property
-    def editions(self) -> list[Edition]:
-        """All that are loaded, the champion first."""
-        return [edition for edition in (self.champion, self.challenger, self.previous) if edition is not None]
+    def releases(self) -> list[LiveRelease]:
+        """All loaded releases, the champion first."""
+        return [release for release in (self.champion, self.challenger, self.previous) if release is not None]
 
 
-class Shelf:
-    """One thread puts, any number read.
+class LoadedReleases:
+    """The loaded releases; one thread replaces them, any number of threads read.
 
     Args:
-        keep_s: seconds that the champion before the present one stays.
-        clock: seconds.
+        keep_previous_s: seconds that the previous champion stays loaded.
+        clock: returns seconds.
     """
 
-    def __init__(self, keep_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._keep_s = keep_s
+    def __init__(self, keep_previous_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._keep_previous_s = keep_previous_s
         self._clock = clock
-        self.standing = Standing()
+        self.roles = Roles()
 
     @property
-    def champion(self) -> Edition:
-        """The edition in service.
+    def champion(self) -> LiveRelease:
+        """The champion.
 
         Raises:
-            ReleaseError: nothing is loaded yet.
+            ReleaseError: no release is loaded yet.
         """
-        champion = self.standing.champion
+        champion = self.roles.champion
         if champion is None:
-            raise ReleaseError("a release must be loaded to answer. Received: none yet. /readyz says why.")
+            raise ReleaseError("the service must have loaded a release. Received: none yet. See /readyz.")
         return champion
 
-    def loaded(self, release_id: str) -> Edition | None:
-        """The edition of a release, if it is loaded."""
-        return next((edition for edition in self.standing.editions if edition.release_id == release_id), None)
+    def find(self, release_id: str) -> LiveRelease | None:
+        """Return the loaded release with this id, or None."""
+        return next((release for release in self.roles.releases if release.release_id == release_id), None)
 
-    def put(self, champion: Edition, challenger: Edition | None = None) -> None:
-        """Put a champion, and the challenger or none, into service at once. What was champion stays for a while."""
-        before = self.standing
-        if champion is before.champion:
-            previous, until = before.previous, before.previous_until
+    def replace(self, champion: LiveRelease, challenger: LiveRelease | None = None) -> None:
+        """Replace champion and challenger at once. The replaced champion stays loaded for a while."""
+        roles = self.roles
+        if champion is roles.champion:
+            previous, until = roles.previous, roles.previous_until
         else:
-            previous, until = before.champion, self._clock() + self._keep_s
+            previous, until = roles.champion, self._clock() + self._keep_previous_s
         if previous is challenger:
             previous = None
-        self._replace(Standing(champion, challenger, previous, until))
+        self._set(Roles(champion, challenger, previous, until))
 
-    def clear(self) -> None:
-        """Let go of the champion before the present one, if it stood long enough."""
-        now = self.standing
-        if now.previous is not None and self._clock() >= now.previous_until:
-            self._replace(Standing(now.champion, now.challenger))
+    def unload_expired(self) -> None:
+        """Unload the previous champion if its time is over."""
+        roles = self.roles
+        if roles.previous is not None and self._clock() >= roles.previous_until:
+            self._set(Roles(roles.champion, roles.challenger))
 
-    def _replace(self, standing: Standing) -> None:
-        gone = set(map(id, self.standing.editions)) - set(map(id, standing.editions))
-        self.standing = standing
-        if gone:
-            gc.collect()  # an error that was answered may hold its edition in a cycle
+    def _set(self, roles: Roles) -> None:
+        unloaded = set(map(id, self.roles.releases)) - set(map(id, roles.releases))
+        self.roles = roles
+        if unloaded:
+            gc.collect()  # the traceback of an error response may refer to its release in a cycle

@@ -1,68 +1,171 @@
-"""Answers that were given, ready to be sent again: the same release and request give the same bytes."""
+"""Cache of responses about items, and their ETags.
+
+A response is determined by the release, the revision of the item changes, and the request. These are its key in the
+cache and make its ETag, so a change or another release never needs to invalidate anything.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-KEPT_BYTES = 64 << 20
-"""Of one release; what was not asked for the longest goes first. An answer of ten neighbors takes about 3 kB."""
-BESIDE_BYTES = 1_900
-"""What an answer takes beside its request and its body."""
+from recsys.errors import RecsysError
+from serving.live.live_release import LiveRelease
+from serving.live.state import ReleaseNotLoadedError, State
+from serving.protocol import headers
+from serving.protocol.requests import RequestedRelease
 
-Asked = tuple[str, bytes]
-"""A request as it was sent: its encoded path and its query."""
+ITEMS_PREFIX = "/v1/items/"
+CHOSEN_RELEASE = "recsys.live_release"
+"""Key of the scope with the release that was chosen for the request."""
+CACHEABLE = "recsys.cacheable"
+"""Key of the scope that a route sets to true if its response may be cached."""
+MAX_BYTES = 64 << 20
+"""Memory of the cache; the least recently used responses are removed first. A response with ten neighbors takes about
+3 kB."""
+OVERHEAD_BYTES = 1_000
+"""Memory of a response beside its request and its body, measured by a test."""
+IF_NONE_MATCH = headers.encode(headers.IF_NONE_MATCH)
+
+Key = tuple[str, str, str, bytes]
+"""Release id, revision of the item changes, encoded path and query string."""
+RawHeaders = list[tuple[bytes, bytes]]
 
 
-class Given(NamedTuple):
-    """An answer that was given."""
+class CachedResponse(NamedTuple):
+    """A response with status 200."""
 
     route: object
-    """By which; for the figures of the service."""
-    tag: str
-    """Its ETag."""
-    whole: Response
-    unchanged: Response
-    """To whoever has it at hand."""
+    """The matched route, for metrics."""
+    headers: RawHeaders
+    body: bytes
 
 
-class Answers:
-    """The answers of one release, for as long as nothing of it is changed."""
+class LruCache:
+    """Responses up to a number of bytes, without the least recently used ones."""
 
-    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
-        self._free = kept_bytes
-        self._given: OrderedDict[Asked, Given] = OrderedDict()
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._free_bytes = max_bytes
+        self._responses: OrderedDict[Key, CachedResponse] = OrderedDict()
 
-    def get(self, asked: Asked) -> Given | None:
-        """The answer, if it was given lately."""
-        given = self._given.get(asked)
-        if given is not None:
-            self._given.move_to_end(asked)
-        return given
+    def get(self, key: Key) -> CachedResponse | None:
+        """Return the response of a key, or None."""
+        response = self._responses.get(key)
+        if response is not None:
+            self._responses.move_to_end(key)
+        return response
 
-    def keep(self, asked: Asked, given: Given) -> None:
-        """Keep an answer, in place of those that were not asked for the longest."""
-        self._forget(asked)
-        self._given[asked] = given
-        self._free -= _size(asked, given)
-        while self._free < 0:
-            self._forget(next(iter(self._given)))
+    def put(self, key: Key, response: CachedResponse) -> None:
+        """Add a response, and remove the least recently used ones if there is no room."""
+        self._remove(key)
+        self._responses[key] = response
+        self._free_bytes -= _num_bytes(key, response)
+        while self._free_bytes < 0:
+            self._remove(next(iter(self._responses)))
 
-    def _forget(self, asked: Asked) -> None:
-        given = self._given.pop(asked, None)
-        if given is not None:
-            self._free += _size(asked, given)
-
-
-def _size(asked: Asked, given: Given) -> int:
-    return len(asked[0]) + len(asked[1]) + len(given.whole.body) + BESIDE_BYTES
+    def _remove(self, key: Key) -> None:
+        response = self._responses.pop(key, None)
+        if response is not None:
+            self._free_bytes += _num_bytes(key, response)
 
 
-def is_known(tag: str, known: str | None) -> bool:
-    """Whether `If-None-Match` names the tag."""
-    if known is None:
-        return False
-    named = {one.strip().removeprefix("W/") for one in known.split(",")}
-    return tag in named or "*" in named
+class ResponseCacheMiddleware:
+    """ASGI middleware that answers repeated requests about items from a cache, and revalidations with 304.
+
+    It chooses the release of these requests and adds an ETag to their successful responses.
+
+    Args:
+        app: the application.
+        state: chooses the release.
+    """
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self.app = app
+        self._state = state
+        self._cache = LruCache()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send a cached response, or that of the application."""
+        if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(ITEMS_PREFIX):
+            await self.app(scope, receive, send)
+            return
+        try:
+            release = self._state.choose_release(RequestedRelease.from_request(Request(scope)))
+        except (RecsysError, ReleaseNotLoadedError):  # the route raises it again, inside the error handlers
+            await self.app(scope, receive, send)
+            return
+        key = release.release_id, release.overlay.revision, scope["path"], scope["query_string"]
+        received_etags = next(
+            (value.decode("latin-1") for name, value in scope["headers"] if name == IF_NONE_MATCH), None
+        )
+        cached = self._cache.get(key) if self._state.shadow is None else None  # a shadow repeats every query
+        if cached is not None:
+            scope["route"] = cached.route
+            await _send(send, cached.headers, cached.body, received_etags)
+            return
+        scope[CHOSEN_RELEASE] = release
+        await self.app(scope, receive, _Recorder(self._cache, key, scope, send, received_etags))
+
+
+class _Recorder:
+    """Receives the response of the application, caches it if allowed, and sends it with an ETag."""
+
+    def __init__(self, cache: LruCache, key: Key, scope: Scope, send: Send, received_etags: str | None) -> None:
+        self._cache = cache
+        self._key = key
+        self._scope = scope
+        self._send = send
+        self._received_etags = received_etags
+        self._headers: RawHeaders | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 200:  # noqa: PLR2004
+            cache_headers = [(b"etag", etag(self._key).encode()), (b"cache-control", b"no-cache")]
+            self._headers = [*message["headers"], *cache_headers]
+        elif self._headers is None:
+            await self._send(message)
+        else:  # routes send their body in one message
+            if self._scope.get(CACHEABLE):
+                self._cache.put(self._key, CachedResponse(self._scope["route"], self._headers, message["body"]))
+            await _send(self._send, self._headers, message["body"], self._received_etags)
+
+
+async def _send(send: Send, sent_headers: RawHeaders, body: bytes, received_etags: str | None) -> None:
+    """Send a response with status 200, or 304 without a body if the request has its ETag."""
+    if received_etags is not None and matches(_value(sent_headers, b"etag"), received_etags):
+        kept = [(name, value) for name, value in sent_headers if not name.startswith(b"content-")]
+        await send({"type": "http.response.start", "status": 304, "headers": kept})
+        await send({"type": "http.response.body", "body": b""})
+    else:
+        await send({"type": "http.response.start", "status": 200, "headers": sent_headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def etag(key: Key) -> str:
+    """Return the ETag of a response."""
+    return f'"{hashlib.sha256(repr(key).encode("utf-8", "surrogatepass")).hexdigest()[:32]}"'
+
+
+def matches(tag: str, received_etags: str) -> bool:
+    """Return whether the value of `If-None-Match` contains an ETag."""
+    tags = {received.strip().removeprefix("W/") for received in received_etags.split(",")}
+    return tag in tags or "*" in tags
+
+
+def chosen_release(request: Request, state: State) -> LiveRelease:
+    """Return the release of a request about an item, which the cache has chosen unless that failed."""
+    release: LiveRelease | None = request.scope.get(CHOSEN_RELEASE)
+    return state.choose_release(RequestedRelease.from_request(request)) if release is None else release
+
+
+def _value(pairs: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
+    return next(value.decode("latin-1") for header, value in pairs if header == name)
+
+
+def _num_bytes(key: Key, response: CachedResponse) -> int:
+    return len(key[2]) + len(key[3]) + len(response.body) + OVERHEAD_BYTES

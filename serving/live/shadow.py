@@ -1,4 +1,4 @@
-"""A challenger that is asked too: its answers are compared with the champion's, and not shown."""
+"""Shadow traffic: queries that are repeated on the challenger and compared, without showing its results."""
 
 from __future__ import annotations
 
@@ -11,54 +11,62 @@ from concurrent.futures import ThreadPoolExecutor
 from recsys.errors import RecsysError
 from recsys.retrieval.query import Query
 from recsys.retrieval.results import SearchResult
-from serving.live.live_release import Edition
-from serving.middleware.metrics import Telemetry
+from serving.live.live_release import LiveRelease
+from serving.middleware.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-PENDING = 8
-"""Questions that may wait for the challenger; it misses the others, rather than the champion waiting."""
+MAX_PENDING = 8
+"""Number of queries that may wait for the challenger. Further ones are skipped, so that the champion never waits."""
 
 
 class Shadow:
-    """Asks a share of the questions again, in a thread of its own.
+    """Repeats a share of the queries on the challenger, in its own thread.
 
     Args:
-        share: of the questions.
-        telemetry: is told overlap and latency.
+        share: share of the queries, from 0 to 1.
+        metrics: records overlap and durations.
     """
 
-    def __init__(self, share: float, telemetry: Telemetry) -> None:
+    def __init__(self, share: float, metrics: Metrics) -> None:
         self._share = share
-        self._telemetry = telemetry
-        self._thread = ThreadPoolExecutor(1, "shadow")
-        self._room = threading.Semaphore(PENDING)
+        self._metrics = metrics
+        self._executor = ThreadPoolExecutor(1, "shadow")
+        self._pending = threading.Semaphore(MAX_PENDING)
 
-    def ask(self, challenger: Edition, question: Query, answer: SearchResult, took_s: float) -> None:
-        """Ask the challenger what the champion answered, if it is this question's turn; does not wait."""
-        if random.random() < self._share and self._room.acquire(blocking=False):  # noqa: S311 - no secret
-            self._thread.submit(self._compare, challenger, question, answer, took_s)
+    def submit(self, challenger: LiveRelease, query: Query, result: SearchResult, champion_s: float) -> None:
+        """Compare a result of the champion with the challenger's, for a share of the calls; does not wait.
+
+        Args:
+            challenger: searched with the same query.
+            query: a query.
+            result: the champion's result.
+            champion_s: seconds that the champion took.
+        """
+        if random.random() < self._share and self._pending.acquire(blocking=False):  # noqa: S311 - not a secret
+            self._executor.submit(self._compare, challenger, query, result, champion_s)
 
     def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(cancel_futures=True)
+        """Stop the thread."""
+        self._executor.shutdown(cancel_futures=True)
 
-    def _compare(self, challenger: Edition, question: Query, answer: SearchResult, took_s: float) -> None:
+    def _compare(self, challenger: LiveRelease, query: Query, result: SearchResult, champion_s: float) -> None:
         try:
-            started = time.perf_counter()
-            other = challenger.ask(question)
-            self._telemetry.shadowed(overlap(answer, other), took_s, time.perf_counter() - started)
+            started_at = time.perf_counter()
+            challenger_result = challenger.search(query)
+            challenger_s = time.perf_counter() - started_at
+            self._metrics.observe_shadow(overlap(result, challenger_result), champion_s, challenger_s)
         except RecsysError:
-            self._telemetry.shadow_failed()
+            self._metrics.count_shadow_failure()
         except Exception:
-            self._telemetry.shadow_failed()
-            logger.exception("the challenger failed")
+            self._metrics.count_shadow_failure()
+            logger.exception("unexpected error of the challenger")
         finally:
-            self._room.release()
+            self._pending.release()
 
 
-def overlap(answer: SearchResult, other: SearchResult) -> float:
-    """Share of an answer's neighbors that another one has too; 1 where there are none."""
-    item_ids = {neighbor.item_id for neighbor in answer.neighbors}
-    common = sum(neighbor.item_id in item_ids for neighbor in other.neighbors)
+def overlap(first: SearchResult, second: SearchResult) -> float:
+    """Return the share of the first result's neighbors that the second one has too; 1 if the first has none."""
+    item_ids = {neighbor.item_id for neighbor in first.neighbors}
+    common = sum(neighbor.item_id in item_ids for neighbor in second.neighbors)
     return common / len(item_ids) if item_ids else 1.0

@@ -1,4 +1,4 @@
-"""What every request is answered from."""
+"""The state of a worker: its loaded releases, the item changes, and the choice of the release for a request."""
 
 from __future__ import annotations
 
@@ -6,85 +6,129 @@ import hashlib
 import time
 
 from recsys.config.sections import ServeConfig
+from recsys.errors import InputError
 from recsys.retrieval.query import Query
 from recsys.retrieval.results import SearchResult
-from serving.live.item_changes import Journal
-from serving.live.live_release import Edition, Embed
-from serving.live.loaded_releases import Shelf, Standing
+from serving.live.item_changes import ItemChanges
+from serving.live.live_release import Embed, LiveRelease
+from serving.live.loaded_releases import LoadedReleases, Roles
 from serving.live.shadow import Shadow
-from serving.middleware.metrics import Telemetry
+from serving.middleware.metrics import Metrics
+from serving.protocol.pagination import decode_cursor
+from serving.protocol.requests import RequestedRelease
+
+
+class ReleaseNotLoadedError(Exception):
+    """A request asks for a release that the service has not loaded."""
+
+
+class ReleaseExpiredError(ReleaseNotLoadedError):
+    """The release of a cursor is no longer loaded."""
 
 
 class State:
-    """The releases that are loaded, what changed since they were built, and how to serve them.
+    """What a worker answers requests from.
 
     Args:
-        shelf: the releases.
-        config: how to serve.
-        telemetry: is told what was answered.
-        journal: what changed; None where nothing may be changed.
-        embed: gives new items their place; None where the service was started without the tower.
+        releases: the loaded releases.
+        config: settings of the service.
+        metrics: counts results.
+        item_changes: None if the service does not accept changes.
+        embed: embeds new items by their features; None if the service has no tower.
     """
 
     def __init__(
         self,
-        shelf: Shelf,
+        releases: LoadedReleases,
         config: ServeConfig,
-        telemetry: Telemetry,
-        journal: Journal | None = None,
+        metrics: Metrics,
+        item_changes: ItemChanges | None = None,
         embed: Embed | None = None,
     ) -> None:
-        self.shelf = shelf
+        self.releases = releases
         self.config = config
-        self.telemetry = telemetry
-        self.journal = journal
+        self.metrics = metrics
+        self.item_changes = item_changes
         self.embed = embed
-        self.troubles: dict[str, str] = {}
-        """What keeps the service from serving what it should, by what it was doing."""
-        self.shadow = Shadow(config.challenger_share, telemetry) if config.challenger == "shadow" else None
-        self._followed: tuple[int, Standing] | None = None
+        self.errors: dict[str, str] = {}
+        """Component -> its current error."""
+        self.shadow = Shadow(config.challenger_share, metrics) if config.challenger == "shadow" else None
+        self._applied: tuple[int, Roles] | None = None
 
-    def take(self, release_id: str | None = None, sticky: str | None = None) -> Edition | None:
-        """The edition to answer from, with every change that was acknowledged so far.
+    def choose_release(self, requested: RequestedRelease) -> LiveRelease:
+        """Return the release that answers a request, with every change acknowledged so far.
 
-        Args:
-            release_id: of the release that is asked for; None for the one in service.
-            sticky: decides whether that is the canary; the same text, the same release.
-
-        Returns:
-            None where the release that is asked for is not loaded.
+        This is the release of the cursor, otherwise the requested release, otherwise the challenger for its share of
+        sticky keys, otherwise the champion.
 
         Raises:
-            ReleaseError: nothing is loaded yet.
-            StageError: the journal cannot be read.
+            InputError: the request asks for two releases, or its cursor is invalid.
+            ReleaseNotLoadedError: the requested release is not loaded.
+            ReleaseError: no release is loaded yet.
+            StageError: the item changes cannot be read.
         """
-        standing = self.shelf.standing
-        if self.journal is not None:
-            now = self.journal.version(), standing
-            if now != self._followed:
-                for edition in standing.editions:
-                    edition.follow(self.journal)
-                self._followed = now
-        if release_id is not None:
-            return self.shelf.loaded(release_id)
-        if self.config.challenger == "canary" and standing.challenger is not None and sticky is not None:
-            chosen = share(sticky) < self.config.challenger_share
-            return standing.challenger if chosen else self.shelf.champion
-        return self.shelf.champion
+        self._apply_item_changes()
+        release_id, by_header = requested.parameter, requested.header
+        if release_id is None:
+            release_id = by_header
+        elif by_header is not None and by_header != release_id:
+            raise InputError(
+                "the parameter release and the header Recsys-Release must agree. "
+                f"Received: {release_id!r} and {by_header!r}."
+            )
+        if requested.cursor is not None:
+            return self._release_of_cursor(requested.cursor, release_id)
+        roles = self.releases.roles
+        if release_id is None:
+            if self.config.challenger == "canary" and roles.challenger is not None and requested.sticky_key is not None:
+                is_canary = bucket(requested.sticky_key) < self.config.challenger_share
+                return roles.challenger if is_canary else self.releases.champion
+            return roles.champion or self.releases.champion
+        release = self.releases.find(release_id)
+        if release is None:
+            loaded = ", ".join(release.release_id for release in roles.releases)
+            raise ReleaseNotLoadedError(
+                f"release must be one of the loaded releases: {loaded}. Received: {release_id!r}."
+            )
+        return release
 
-    def ask(self, edition: Edition, question: Query) -> SearchResult:
-        """Answer a question from an edition, and tell the telemetry; the shadow is asked too."""
-        started = time.perf_counter()
-        answer = edition.ask(question)
-        took_s = time.perf_counter() - started
-        self.telemetry.answered(len(answer.unknown_item_ids), fallback=answer.fallback)
-        standing = self.shelf.standing
-        if self.shadow is not None and standing.challenger is not None and edition is standing.champion:
-            self.shadow.ask(standing.challenger, question, answer, took_s)
-        return answer
+    def search(self, release: LiveRelease, query: Query) -> SearchResult:
+        """Return the neighbors of a query, and record metrics; a share of the queries is repeated on the shadow."""
+        started_at = time.perf_counter()
+        result = release.search(query)
+        duration_s = time.perf_counter() - started_at
+        self.metrics.count_result(len(result.unknown_item_ids), fallback=result.fallback)
+        roles = self.releases.roles
+        if self.shadow is not None and roles.challenger is not None and release is roles.champion:
+            self.shadow.submit(roles.challenger, query, result, duration_s)
+        return result
+
+    def _apply_item_changes(self) -> None:
+        if self.item_changes is None:
+            return
+        current = self.item_changes.version(), self.releases.roles
+        if current != self._applied:
+            for release in self.releases.roles.releases:
+                release.apply(self.item_changes)
+            self._applied = current
+
+    def _release_of_cursor(self, cursor: str, release_id: str | None) -> LiveRelease:
+        cursor_release_id = decode_cursor(cursor, self.config.max_k).release_id
+        if release_id not in (None, cursor_release_id):
+            raise InputError(
+                f"the release of the cursor must be the requested release, {release_id!r}. "
+                f"Received: a cursor of {cursor_release_id!r}."
+            )
+        release = self.releases.find(cursor_release_id)
+        if release is None:
+            raise ReleaseExpiredError(
+                f"the release of the cursor must be loaded. Received: a cursor of {cursor_release_id!r}, "
+                "which was unloaded. Repeat the query without a cursor."
+            )
+        return release
 
 
-def share(sticky: str) -> float:
-    """Where a text stands among all texts, in [0, 1): evenly spread, and always the same."""
-    digest = hashlib.sha256(sticky.encode("utf-8", "surrogatepass")).digest()
+def bucket(sticky_key: str) -> float:
+    """Return a number in [0, 1) that is uniform over keys, and always the same for the same key."""
+    digest = hashlib.sha256(sticky_key.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,1 +1,1 @@
-"""What wraps every request: access control, rate limits, metrics, tracing, and logs."""
+"""Middleware around every request: access control, rate limits, metrics, tracing, and logs."""

@@ -1,6 +1,6 @@
-"""Who is let in, and how much of it: API keys, rates, concurrency, size and time of a request.
+"""Access control: API keys and rate limits, and limits on concurrency, body size and duration of requests.
 
-Probes and metrics are always let in: a server that is busy is alive.
+Probes and metrics are always accepted, also by a busy server.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from http import HTTPStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.config.sections import ServeConfig
-from serving.middleware.api_keys import Keys
-from serving.middleware.metrics import Telemetry
-from serving.middleware.rate_limit import Rates
-from serving.protocol.problem import problem, response
+from serving.middleware.api_keys import ApiKeys
+from serving.middleware.metrics import Metrics
+from serving.middleware.rate_limit import RateLimiter
+from serving.protocol.problem import create_problem, problem_response
 
-GUARDED = "/v1/"
-"""What begins so asks or changes; all else tells of the service, and depends on no release and no journal."""
-WRITES = {"PUT", "DELETE", "PATCH"}
+PROTECTED_PREFIX = "/v1/"
+"""Paths below this prefix search or change items. All others describe the service and are always accepted."""
+WRITE_METHODS = {"PUT", "DELETE", "PATCH"}
 BEARER = "bearer "
-BUSY_RETRY_S = 1
+RETRY_AFTER_S = 1
 
 
-class RefusedRequest(Exception):  # noqa: N818 - told as it is
-    """A request that is not let in."""
+class RejectedRequest(Exception):  # noqa: N818 - an outcome rather than an error
+    """A request that is rejected before or by a route; becomes a problem response."""
 
     def __init__(self, status: HTTPStatus, kind: str, detail: str, **headers: str) -> None:
         super().__init__(detail)
@@ -33,106 +33,114 @@ class RefusedRequest(Exception):  # noqa: N818 - told as it is
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-class Guard:
-    """ASGI middleware before the application.
+class AccessControlMiddleware:
+    """ASGI middleware that accepts or rejects requests.
 
     Args:
-        app: what is guarded.
+        app: the application.
         config: the limits.
-        keys: who is let in.
-        telemetry: counts who is not.
-        rates: how often; None without a limit.
+        keys: the valid API keys.
+        metrics: counts rejected requests.
+        rate_limiter: None for no rate limit.
     """
 
     def __init__(
-        self, app: ASGIApp, config: ServeConfig, keys: Keys, telemetry: Telemetry, rates: Rates | None
+        self, app: ASGIApp, config: ServeConfig, keys: ApiKeys, metrics: Metrics, rate_limiter: RateLimiter | None
     ) -> None:
         self.app = app
         self._config = config
         self._keys = keys
-        self._telemetry = telemetry
-        self._rates = rates
-        self._inside = 0
+        self._metrics = metrics
+        self._rate_limiter = rate_limiter
+        self._num_active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http" or not scope["path"].startswith(GUARDED):
+        """Pass the request on, or respond with a problem."""
+        if scope["type"] != "http" or not scope["path"].startswith(PROTECTED_PREFIX):
             await self.app(scope, receive, send)
             return
-        self._inside += 1
+        self._num_active += 1
         try:
-            await self._let_in(scope, receive, send)
-        except RefusedRequest as refused:
-            self._telemetry.refused(refused.kind)
-            told = problem(scope, refused.status, refused.kind, refused.detail)
-            await response(told, refused.headers)(scope, receive, send)
+            await self._handle(scope, receive, send)
+        except RejectedRequest as rejected:
+            self._metrics.count_rejected(rejected.kind)
+            problem = create_problem(scope, rejected.status, rejected.kind, rejected.detail)
+            await problem_response(problem, rejected.headers)(scope, receive, send)
         finally:
-            self._inside -= 1
+            self._num_active -= 1
 
-    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._inside > self._config.max_concurrent:
-            raise RefusedRequest(
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._num_active > self._config.max_concurrent:
+            raise RejectedRequest(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "busy",
-                f"a worker answers at most {self._config.max_concurrent} requests at a time. Come back later.",
-                Retry_After=str(BUSY_RETRY_S),
+                f"a worker accepts at most {self._config.max_concurrent} concurrent requests. Retry later.",
+                Retry_After=str(RETRY_AFTER_S),
             )
-        # answers take no turns: only here are all that came together counted, before the first of them is worked on
+        # searches do not yield to the event loop: without this, requests that arrive together would never be counted
+        # as concurrent
         await asyncio.sleep(0)
-        self._admit(scope)
-        begun = False
+        self._authorize(scope)
+        started = False
 
-        async def observed(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def send_and_note_start(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                receive = await self._whole_body(scope, receive)
-                await self.app(scope, receive, observed)
+                receive = await self._receive_body(scope, receive)
+                await self.app(scope, receive, send_and_note_start)
         except TimeoutError:
-            if begun:
+            if started:
                 raise
-            raise RefusedRequest(
+            raise RejectedRequest(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "timeout",
-                f"a request may take {self._config.timeout_s:g} seconds. It was given up.",
-                Retry_After=str(BUSY_RETRY_S),
+                f"a request may take at most {self._config.timeout_s:g} seconds. It was canceled. Retry later.",
+                Retry_After=str(RETRY_AFTER_S),
             ) from None
 
-    def _admit(self, scope: Scope) -> None:
-        """Check the key, what it may do, and how often."""
-        writes = scope["method"] in WRITES
-        if not (writes or self._keys.required):
+    def _authorize(self, scope: Scope) -> None:
+        """Check the API key of a request, its permission and its rate limit."""
+        is_write = scope["method"] in WRITE_METHODS
+        if not (is_write or self._keys.required):
             return
         if not self._keys.required:
-            raise RefusedRequest(
-                HTTPStatus.FORBIDDEN, "forbidden", "no API key is set that may write. Make one by: recsys keys new NAME"
+            raise RejectedRequest(
+                HTTPStatus.FORBIDDEN,
+                "forbidden",
+                "changes require an API key with write permission, and the service has no API keys. "
+                "Create one: recsys keys new NAME --write",
             )
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"").decode("latin-1")
-        key = self._keys.find(given[len(BEARER) :]) if given.lower().startswith(BEARER) else None
+        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"").decode("latin-1")
+        key = self._keys.find(header[len(BEARER) :]) if header.lower().startswith(BEARER) else None
         if key is None:
-            raise RefusedRequest(
+            raise RejectedRequest(
                 HTTPStatus.UNAUTHORIZED,
                 "unauthorized",
-                "a request must have the header Authorization: Bearer KEY, with a key that this server knows.",
+                "a request must have the header Authorization: Bearer KEY with a valid API key.",
                 WWW_Authenticate="Bearer",
             )
-        scope["recsys.key"] = key.name
-        if writes and key.right != "write":
-            raise RefusedRequest(HTTPStatus.FORBIDDEN, "forbidden", "this API key may ask, and not write.")
-        wait_s = 0.0 if self._rates is None else self._rates.wait_s(key.name)
+        scope["recsys.api_key"] = key.name
+        if is_write and key.permission != "write":
+            raise RejectedRequest(
+                HTTPStatus.FORBIDDEN,
+                "forbidden",
+                "this API key has read permission only. Create one that may write: recsys keys new NAME --write",
+            )
+        wait_s = 0.0 if self._rate_limiter is None else self._rate_limiter.acquire(key.name)
         if wait_s:
-            raise RefusedRequest(
+            raise RejectedRequest(
                 HTTPStatus.TOO_MANY_REQUESTS,
-                "rate",
-                f"an API key has {self._config.rate:g} requests a second. Come back later.",
+                "rate-limited",
+                f"an API key may send {self._config.rate:g} requests per second. Retry later.",
                 Retry_After=str(math.ceil(wait_s)),
             )
 
-    async def _whole_body(self, scope: Scope, receive: Receive) -> Receive:
-        """Read the body; what comes after it is as before."""
+    async def _receive_body(self, scope: Scope, receive: Receive) -> Receive:
+        """Read the whole body, and return a channel that delivers it again before all other messages."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
         if length == b"0" and b"transfer-encoding" not in headers:
@@ -142,21 +150,21 @@ class Guard:
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                return _first(message, receive)
+                return _prepend(message, receive)
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if max(len(body), int(length)) > limit:
-                raise RefusedRequest(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"a body must have at most {limit} bytes."
+                raise RejectedRequest(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"a body may have at most {limit} bytes."
                 )
-        return _first({"type": "http.request", "body": body, "more_body": False}, receive)
+        return _prepend({"type": "http.request", "body": body, "more_body": False}, receive)
 
 
-def _first(message: Message, receive: Receive) -> Receive:
-    """Receives one message, and then what there is."""
+def _prepend(message: Message, receive: Receive) -> Receive:
+    """Return a channel that delivers one message, and then those of another channel."""
     messages = [message]
 
-    async def received() -> Message:
+    async def receive_next() -> Message:
         return messages.pop() if messages else await receive()
 
-    return received
+    return receive_next

@@ -1,11 +1,12 @@
-"""API keys: who may ask, and who may write.
+"""API keys and their permissions.
 
-What is kept of a key is its SHA-256: a key is 256 random bits, which nobody finds by trying. A line is one key:
+Only the SHA-256 of a key is stored; a key has 256 random bits, so the hash cannot be inverted by guessing. Each line
+of the file of keys is one key:
 
     NAME read|write HASH
 
-A key that may write may also ask. Lines are changed while the service runs; several of one name let a caller move
-from an old key to a new one.
+The permission `write` includes `read`. The file may change while the service runs. Several keys may have the same
+name, so that a caller can move from an old key to a new one.
 """
 
 from __future__ import annotations
@@ -24,102 +25,102 @@ from recsys.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 VARIABLE = "RECSYS_KEYS"
-"""Variable with such lines, or with `;` between them."""
+"""Environment variable with the same lines, separated by newlines or `;`."""
 PREFIX = "rk_"
-LOOK_S = 1.0
-"""Seconds between two looks at the file."""
-RIGHTS = ("read", "write")
+CHECK_INTERVAL_S = 1.0
+"""Seconds between two checks whether the file changed."""
+PERMISSIONS = ("read", "write")
 
 
-class Key(NamedTuple):
-    """What is known of a key."""
+class ApiKey(NamedTuple):
+    """One line of the file of keys."""
 
     name: str
-    right: str
+    permission: str
     """`read` or `write`."""
     digest: str
     """SHA-256 of the key, in hexadecimal."""
 
     @property
     def line(self) -> str:
-        """As it is kept."""
-        return f"{self.name} {self.right} {self.digest}"
+        """The line of the file."""
+        return f"{self.name} {self.permission} {self.digest}"
 
 
-def new(name: str, right: str) -> tuple[str, Key]:
-    """A new key, to be told once, and what is kept of it.
+def create_key(name: str, permission: str) -> tuple[str, ApiKey]:
+    """Return a new secret key, and the entry to store.
 
     Raises:
-        ConfigError: a name with blanks, or no such right.
+        ConfigError: the name contains whitespace, or the permission does not exist.
     """
     secret = PREFIX + secrets.token_urlsafe(32)
-    return secret, parse(f"{name} {right} {_digest(secret)}")[0]
+    return secret, parse_keys(f"{name} {permission} {_digest(secret)}")[0]
 
 
-def parse(text: str) -> list[Key]:
-    """Lines as keys; empty ones and those that begin with `#` are none.
+def parse_keys(text: str) -> list[ApiKey]:
+    """Parse lines of keys. Empty lines and lines that begin with `#` are ignored.
 
     Raises:
-        ConfigError: a line that is something else. It is not shown, since it may hold a key.
+        ConfigError: a line is invalid. The message does not contain it, since it may be a secret key.
     """
     keys = []
-    for number, line in enumerate(text.replace(";", "\n").splitlines(), 1):
+    for line_number, line in enumerate(text.replace(";", "\n").splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if len(words) != 3 or words[1] not in RIGHTS or len(words[2]) != 64:  # noqa: PLR2004 - a SHA-256
+        if len(words) != 3 or words[1] not in PERMISSIONS or len(words[2]) != 64:  # noqa: PLR2004 - a SHA-256
             raise ConfigError(
-                f"each line of the API keys must be NAME read|write HASH, without blanks in the name. Received: "
-                f"something else in line {number}. Make one by: recsys keys new NAME"
+                "each line of the API keys must be NAME read|write HASH, without whitespace in the name. "
+                f"Received: another text in line {line_number}. Create a key: recsys keys new NAME"
             )
-        keys.append(Key(*words))
+        keys.append(ApiKey(*words))
     return keys
 
 
-class Keys:
-    """The keys that are let in at the moment.
+class ApiKeys:
+    """The valid keys, reloaded when their file changes.
 
     Args:
-        path: their file; None for those in the environment.
+        path: file of keys; None to read the environment variable.
 
     Raises:
-        ConfigError: the file cannot be read, or is not one of keys.
+        ConfigError: the file cannot be read, or has an invalid line.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._looked = time.monotonic()
-        self._state = self._now()
-        self._keys = parse(os.environ.get(VARIABLE, "") if path is None else _read(path))
+        self._checked_at = time.monotonic()
+        self._file_state = self._stat()
+        self._keys = parse_keys(os.environ.get(VARIABLE, "") if path is None else _read(path))
         self.required = path is not None or bool(self._keys)
-        """Whether asking needs a key. A file without keys lets nobody in."""
+        """Whether reading requires a key. With a file that has no keys, every request is rejected."""
 
-    def find(self, secret: str) -> Key | None:
-        """The key, if it is one that is let in. Takes as long for any other."""
-        self._look()
-        digest, found = _digest(secret), None
+    def find(self, secret: str) -> ApiKey | None:
+        """Return the entry of a secret key, or None. The time taken does not depend on which key matches."""
+        self._reload_if_changed()
+        digest, match = _digest(secret), None
         for key in self._keys:
             if hmac.compare_digest(key.digest, digest):
-                found = key
-        return found
+                match = key
+        return match
 
-    def _look(self) -> None:
-        if self._path is None or time.monotonic() - self._looked < LOOK_S:
+    def _reload_if_changed(self) -> None:
+        if self._path is None or time.monotonic() - self._checked_at < CHECK_INTERVAL_S:
             return
-        self._looked = time.monotonic()
-        now = self._now()
-        if now == self._state:
+        self._checked_at = time.monotonic()
+        file_state = self._stat()
+        if file_state == self._file_state:
             return
         try:
-            self._keys = parse(_read(self._path))
-            self._state = now
-        except ConfigError as error:  # the keys that were let in still are
-            logger.error("%s", error)  # noqa: TRY400 - its message is all there is to say
+            self._keys = parse_keys(_read(self._path))
+            self._file_state = file_state
+        except ConfigError as error:  # the previous keys stay valid
+            logger.error("%s", error)  # noqa: TRY400 - the traceback adds nothing
 
-    def _now(self) -> tuple[int, ...]:
-        """Another one where the file changed."""
+    def _stat(self) -> tuple[int, ...]:
+        """Return a value that differs if the file changed."""
         try:
-            status = os.stat(self._path or "")  # noqa: PTH116 - quicker
+            status = os.stat(self._path or "")  # noqa: PTH116 - faster
         except OSError:
             return ()
         return status.st_ino, status.st_mtime_ns, status.st_size

@@ -1,6 +1,7 @@
-"""Logs as lines of JSON: requests on standard output, the life of the server on standard error.
+"""Logs as JSON lines: requests on standard output, server events on standard error.
 
-A line has the request's id. It has no path, since ids of items stand there, no body, and no header.
+Every line has the id of the request it belongs to. The path is not logged, since it contains item ids; nor are the
+body and the headers.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 STDOUT = 1
 
 
-class Lines(logging.Formatter):
-    """One JSON object a record."""
+class JsonFormatter(logging.Formatter):
+    """Formats each record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter`."""
+        """Return the record as one line of JSON."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -35,20 +36,20 @@ class Lines(logging.Formatter):
         return json.dumps({name: value for name, value in line.items() if value is not None})
 
 
-def request(**told: str | float | None) -> None:
-    """One line of a request. Not by `logging`, which takes longer than the rest of a request's account."""
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "request_id": REQUEST_ID.get(), **told}
+def log_request(**fields: str | float | None) -> None:
+    """Write one line for a request. The `logging` module would take longer than everything else measured here."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "request_id": REQUEST_ID.get(), **fields}
     os.write(STDOUT, to_json(line) + b"\n")
 
 
-CONFIG: dict[str, Any] = {
+LOGGING_CONFIG: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"lines": {"()": Lines}},
-    "handlers": {"life": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},
+    "formatters": {"json": {"()": JsonFormatter}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}},
     "loggers": {
-        "serving": {"handlers": ["life"], "level": "INFO", "propagate": False},
-        "uvicorn": {"handlers": ["life"], "level": "WARNING", "propagate": False},
+        "serving": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
     },
 }
-"""For `logging.config.dictConfig`."""
+"""Argument of `logging.config.dictConfig`."""

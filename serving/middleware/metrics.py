@@ -1,7 +1,7 @@
-"""What the service tells Prometheus about itself, and the line it logs for each request.
+"""Prometheus metrics of the service, and the log line of each request.
 
-Names follow Prometheus's conventions: a prefix, base units, `_total` for counters. Over several workers the figures
-are added up by prometheus_client, in files that PROMETHEUS_MULTIPROC_DIR names. No item, no user and no key is a label.
+Names follow the conventions of Prometheus: a prefix, base units, `_total` for counters. With several workers,
+prometheus_client aggregates them through files in PROMETHEUS_MULTIPROC_DIR. Items, users and API keys are not labels.
 """
 
 from __future__ import annotations
@@ -18,172 +18,175 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.middleware import logs
-from serving.middleware.logs import REQUEST_ID
+from serving.middleware.logs import REQUEST_ID, log_request
 from serving.protocol import headers
-from serving.protocol.problem import problem, response
+from serving.protocol.problem import create_problem, problem_response
 
 logger = logging.getLogger(__name__)
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-SHARE_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+RATIO_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 UNMATCHED = "unmatched"
-"""Label of paths that are no route: a label a path would let strangers fill the memory."""
-NONE = "none"
-"""Label of answers that no release had a part in."""
-RELEASE_HEADER = headers.raw(headers.RELEASE)
+"""Route label of paths without a route. With the path as label, strangers could fill the memory."""
+NO_RELEASE = "none"
+"""Release label of responses that do not depend on a release."""
+RELEASE_HEADER = headers.encode(headers.RELEASE)
 REQUEST_ID_HEADER = b"x-request-id"
-REQUEST_ID_FORM = re.compile(rb"[\w.:-]{1,128}")
-"""What we take over; anything else would let strangers write into our log."""
+REQUEST_ID_PATTERN = re.compile(rb"[\w.:-]{1,128}")
+"""Request ids of callers that are adopted. Others could inject text into the log."""
 
 
-class Telemetry:
-    """The metrics of one application, in a registry of their own."""
+class Metrics:
+    """The metrics of one application, in their own registry."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
 
-        def counter(name: str, told: str, *labels: str) -> Counter:
-            return Counter(f"recsys_{name}", told, labels, registry=self._registry)
+        def counter(name: str, description: str, *labels: str) -> Counter:
+            return Counter(f"recsys_{name}", description, labels, registry=self._registry)
 
-        def gauge(name: str, told: str, *labels: str) -> Gauge:
-            return Gauge(f"recsys_{name}", told, labels, registry=self._registry, multiprocess_mode="mostrecent")
+        def gauge(name: str, description: str, *labels: str) -> Gauge:
+            return Gauge(f"recsys_{name}", description, labels, registry=self._registry, multiprocess_mode="mostrecent")
 
-        def histogram(name: str, told: str, *labels: str, buckets: Any = LATENCY_BUCKETS_S) -> Histogram:
-            return Histogram(f"recsys_{name}", told, labels, registry=self._registry, buckets=buckets)
+        def histogram(name: str, description: str, *labels: str, buckets: Any = LATENCY_BUCKETS_S) -> Histogram:
+            return Histogram(f"recsys_{name}", description, labels, registry=self._registry, buckets=buckets)
 
-        self._requests = counter("http_requests", "Requests.", "route", "status", "release")
-        self._latency = histogram(
-            "http_request_duration_seconds", "Time from a request to the last byte of its answer.", "route"
+        self._requests = counter("http_requests", "HTTP requests.", "route", "status", "release")
+        self._duration = histogram(
+            "http_request_duration_seconds", "Time from a request to the last byte of its response.", "route"
         )
-        self._refused = counter("refused", "Requests that were not let in.", "reason")
-        self._fallbacks = counter("fallback_answers", "Answers with popular items, since no item was known.")
-        self._unknown = counter("unknown_items", "Ids that the release did not hold.")
-        self._loads = counter("release_loads", "Releases that were to be loaded.", "outcome")
-        self._trouble = gauge("trouble", "1 while the service cannot serve what it should.", "doing")
-        self._items = gauge("release_items", "Items of the release.", "role")
+        self._rejected = counter("rejected_requests", "Requests rejected by access control or limits.", "reason")
+        self._fallbacks = counter("fallback_results", "Results with popular items, because no item was known.")
+        self._unknown_items = counter("unknown_items", "Item ids in queries that the release does not contain.")
+        self._loads = counter("release_loads", "Attempts to load a release.", "outcome")
+        self._errors = gauge("component_error", "1 while a component has an error, otherwise 0.", "component")
+        self._items = gauge("release_items", "Number of items of the release.", "role")
         self._age = gauge("release_age_seconds", "Time since the release was built.", "role")
-        self._changes = counter("changes", "Items that were changed or taken down between two nights.", "kind")
-        self._entries = gauge("journal_entries", "Items with an entry in the journal.")
-        self._bytes = gauge("journal_bytes", "Size of the journal on the disk.")
+        self._changes = counter("item_changes", "Item changes accepted since the start.", "kind")
+        self._stored_changes = gauge("stored_item_changes", "Number of items with a stored change.")
+        self._change_bytes = gauge("item_changes_file_bytes", "Size of the file of item changes.")
         self._overlap = histogram(
-            "shadow_overlap", "Share of the champion's neighbors that the shadow has too.", buckets=SHARE_BUCKETS
+            "shadow_overlap_ratio",
+            "Share of the champion's neighbors that the challenger returned too.",
+            buckets=RATIO_BUCKETS,
         )
-        self._shadow = histogram("shadow_duration_seconds", "Time of the same questions, without HTTP.", "role")
-        self._shadow_failed = counter("shadow_failures", "Questions that the shadow did not answer.")
+        self._shadow_duration = histogram(
+            "shadow_search_duration_seconds", "Search time of champion and challenger on the same queries.", "role"
+        )
+        self._shadow_failures = counter("shadow_failures", "Queries that the challenger failed to answer.")
 
-    def answered(self, unknown: int, *, fallback: bool) -> None:
-        """Count an answer's unknown ids, and whether it fell back."""
-        if unknown:
-            self._unknown.inc(unknown)
+    def count_result(self, num_unknown: int, *, fallback: bool) -> None:
+        """Count the unknown item ids of a query, and whether popular items were returned."""
+        if num_unknown:
+            self._unknown_items.inc(num_unknown)
         if fallback:
             self._fallbacks.inc()
 
-    def refused(self, reason: str) -> None:
-        """Count a request that was not let in."""
-        self._refused.labels(reason).inc()
+    def count_rejected(self, reason: str) -> None:
+        """Count a rejected request."""
+        self._rejected.labels(reason).inc()
 
-    def changed(self, kind: str) -> None:
-        """Count a change of an item."""
+    def count_change(self, kind: str) -> None:
+        """Count an item change: `put` or `hide`."""
         self._changes.labels(kind).inc()
 
-    def loaded(self, outcome: str) -> None:
-        """Count a release that was loaded, or was not."""
+    def count_load(self, outcome: str) -> None:
+        """Count an attempt to load a release: `success` or `failure`."""
         self._loads.labels(outcome).inc()
 
-    def troubled(self, doing: str, *, now: bool) -> None:
-        """Say whether something is wrong."""
-        self._trouble.labels(doing).set(now)
+    def set_error(self, component: str, *, active: bool) -> None:
+        """Record whether a component has an error."""
+        self._errors.labels(component).set(active)
 
-    def shadowed(self, overlap: float, champion_s: float, shadow_s: float) -> None:
-        """Tell how the shadow did beside the champion."""
+    def observe_shadow(self, overlap: float, champion_s: float, challenger_s: float) -> None:
+        """Record the comparison of one query between champion and challenger."""
         self._overlap.observe(overlap)
-        self._shadow.labels("champion").observe(champion_s)
-        self._shadow.labels("shadow").observe(shadow_s)
+        self._shadow_duration.labels("champion").observe(champion_s)
+        self._shadow_duration.labels("challenger").observe(challenger_s)
 
-    def shadow_failed(self) -> None:
-        """Count a question that the shadow did not answer."""
-        self._shadow_failed.inc()
+    def count_shadow_failure(self) -> None:
+        """Count a query that the challenger failed to answer."""
+        self._shadow_failures.inc()
 
-    def serving(self, role: str, num_items: int, created: float) -> None:
-        """Tell what a release in service is like."""
+    def set_release(self, role: str, num_items: int, created_at: float) -> None:
+        """Record size and age of a loaded release; `created_at` in seconds since 1970."""
         self._items.labels(role).set(num_items)
-        self._age.labels(role).set(time.time() - created)
+        self._age.labels(role).set(time.time() - created_at)
 
-    def journal(self, entries: int, size: int) -> None:
-        """Tell the size of the journal."""
-        self._entries.set(entries)
-        self._bytes.set(size)
+    def set_item_changes(self, count: int, num_bytes: int) -> None:
+        """Record the number of stored item changes and the size of their file."""
+        self._stored_changes.set(count)
+        self._change_bytes.set(num_bytes)
 
-    def requested(self, route: str, status: int, release: str, took_s: float) -> None:
-        """Count and time a request."""
-        self._requests.labels(route, status, release).inc()
-        self._latency.labels(route).observe(took_s)
+    def observe_request(self, route: str, status: int, release_id: str, duration_s: float) -> None:
+        """Count a request, and record its duration."""
+        self._requests.labels(route, status, release_id).inc()
+        self._duration.labels(route).observe(duration_s)
 
-    def exposition(self) -> bytes:
-        """The metrics of all workers in Prometheus's text format."""
+    def render(self) -> bytes:
+        """Return the metrics of all workers in the text format of Prometheus."""
         if MULTIPROCESS not in os.environ:
             return generate_latest(self._registry)
-        added_up = CollectorRegistry()
-        MultiProcessCollector(added_up)  # type: ignore[no-untyped-call]
-        return generate_latest(added_up)
+        aggregated = CollectorRegistry()
+        MultiProcessCollector(aggregated)  # type: ignore[no-untyped-call]
+        return generate_latest(aggregated)
 
 
-class Measured:
-    """ASGI middleware: every request has an id, is counted, timed and logged, and ends in an answer."""
+class MetricsMiddleware:
+    """ASGI middleware that gives each request an id, measures and logs it, and responds to unexpected errors."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
-        self.telemetry = telemetry
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Handle the request, then record its metrics."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = time.perf_counter()
+        started_at = time.perf_counter()
         request_id = _request_id(scope)
         REQUEST_ID.set(request_id.decode())
-        status, release, begun = 500, NONE, False
+        status, release_id, started = 500, NO_RELEASE, False
 
-        async def observed(message: Message) -> None:
-            nonlocal status, release, begun
+        async def send_with_request_id(message: Message) -> None:
+            nonlocal status, release_id, started
             if message["type"] == "http.response.start":
-                begun = True
+                started = True
                 status = message["status"]
                 sent = message["headers"]
-                release = next((value.decode() for name, value in sent if name == RELEASE_HEADER), NONE)
+                release_id = next((value.decode() for name, value in sent if name == RELEASE_HEADER), NO_RELEASE)
                 message = {**message, "headers": [*sent, (REQUEST_ID_HEADER, request_id)]}
             await send(message)
 
         try:
-            await self.app(scope, receive, observed)
+            await self.app(scope, receive, send_with_request_id)
         except Exception:
-            logger.exception("a request failed")
-            if not begun:
-                failed = HTTPStatus.INTERNAL_SERVER_ERROR
-                told = problem(scope, failed, "internal-error", failed.description)
-                await response(told)(scope, receive, observed)
+            logger.exception("unexpected error in a request")
+            if not started:
+                error = HTTPStatus.INTERNAL_SERVER_ERROR
+                problem = create_problem(scope, error, "internal-error", error.description)
+                await problem_response(problem)(scope, receive, send_with_request_id)
         finally:
-            took_s = time.perf_counter() - started
-            route = route_of(scope)
-            self.telemetry.requested(route, status, release, took_s)
-            logs.request(
+            duration_s = time.perf_counter() - started_at
+            route = route_path(scope)
+            self._metrics.observe_request(route, status, release_id, duration_s)
+            log_request(
                 method=scope["method"],
                 route=route,
                 status=status,
-                release=release,
-                ms=round(1_000 * took_s, 3),
-                key=scope.get("recsys.key"),
+                release_id=release_id,
+                duration_ms=round(1_000 * duration_s, 3),
+                api_key=scope.get("recsys.api_key"),
             )
 
 
-def route_of(scope: Scope) -> str:
-    """The path of the route that took a request, with names for what varies."""
+def route_path(scope: Scope) -> str:
+    """Return the path template of the matched route."""
     return getattr(scope.get("route"), "path", UNMATCHED)
 
 
 def _request_id(scope: Scope) -> bytes:
-    given = next((value for name, value in scope["headers"] if name == REQUEST_ID_HEADER), b"")
-    return given if REQUEST_ID_FORM.fullmatch(given) else uuid.uuid4().hex.encode()
+    received = next((value for name, value in scope["headers"] if name == REQUEST_ID_HEADER), b"")
+    return received if REQUEST_ID_PATTERN.fullmatch(received) else uuid.uuid4().hex.encode()

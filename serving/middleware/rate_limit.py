@@ -1,7 +1,7 @@
-"""How often each key may ask, counted over all workers of a machine in a small file that they map.
+"""Rate limit of each API key, shared by all workers of a machine through a small memory-mapped file.
 
-A key has one number, the time at which it will have used up what it is due (the "generic cell rate algorithm"). A
-request moves it on by the time that one request is worth, and is refused where it would run a second ahead.
+The file has one number per key, its theoretical arrival time ("generic cell rate algorithm"). Each request advances
+it by the interval of one request. A request is rejected if that would put it more than one second ahead of the clock.
 """
 
 from __future__ import annotations
@@ -14,42 +14,46 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-RATES = "rates"
+RATE_LIMIT_FILE = "rate_limit"
 SLOTS = 4_096
-"""Keys that fall into one slot share it."""
+"""Number of slots in the file. Keys whose hash gives the same slot share a limit."""
 NUMBER = struct.Struct("<d")
-AHEAD_S = 1.0
-"""What a key may use at once."""
+BURST_S = 1.0
+"""A key may send the requests of this many seconds at once."""
 
 
-class Rates:
-    """The rates of a service.
+class RateLimiter:
+    """Limits the number of requests per second of each API key.
 
     Args:
-        path: the file. Its content means nothing once the machine was started anew.
-        rate: requests a second of each key.
-        clock: seconds, the same for all processes of the machine.
+        path: the file. Its content is valid until the machine restarts.
+        rate: requests per second of each key.
+        clock: returns seconds; the same for all processes of the machine.
     """
 
     def __init__(self, path: Path, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._cost_s = 1 / rate
-        self._ahead_s = max(AHEAD_S, self._cost_s)
+        self._interval_s = 1 / rate
+        self._burst_s = max(BURST_S, self._interval_s)
         self._clock = clock
         self._file = path.open("a+b")
         self._file.truncate(SLOTS * NUMBER.size)
         self._slots = mmap.mmap(self._file.fileno(), SLOTS * NUMBER.size)
 
-    def wait_s(self, name: str) -> float:
-        """Count one request of a key: 0 where it is due, else the seconds until it will be, and it is not counted."""
-        slot = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % SLOTS * NUMBER.size
+    def acquire(self, key_name: str) -> float:
+        """Count one request of a key.
+
+        Returns:
+            0 if the request is within the limit; otherwise the seconds until it would be. Then it is not counted.
+        """
+        slot = int.from_bytes(hashlib.sha256(key_name.encode()).digest()[:4], "big") % SLOTS * NUMBER.size
         fcntl.lockf(self._file, fcntl.LOCK_EX, NUMBER.size, slot)
         try:
             now = self._clock()
-            (used,) = NUMBER.unpack_from(self._slots, slot)
-            used = min(max(used, now), now + self._ahead_s)  # the clock of another start is nonsense
-            early = used + self._cost_s - now - self._ahead_s
-            NUMBER.pack_into(self._slots, slot, used if early > 0 else used + self._cost_s)
-            return max(0.0, float(early))
+            (arrival,) = NUMBER.unpack_from(self._slots, slot)
+            arrival = min(max(arrival, now), now + self._burst_s)  # after a restart of the machine it is meaningless
+            wait_s = arrival + self._interval_s - now - self._burst_s
+            NUMBER.pack_into(self._slots, slot, arrival if wait_s > 0 else arrival + self._interval_s)
+            return max(0.0, float(wait_s))
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, NUMBER.size, slot)
 

@@ -1,7 +1,7 @@
-"""A span for each request, where OpenTelemetry is installed and told where to send it (`recsys[otel]`).
+"""OpenTelemetry spans of requests (`recsys[otel]`).
 
-All settings are OpenTelemetry's own variables: OTEL_EXPORTER_OTLP_ENDPOINT turns it on, OTEL_SERVICE_NAME names the
-service. A span has the route, the status and the release, and no id of anything else.
+Configured by the variables of OpenTelemetry: OTEL_EXPORTER_OTLP_ENDPOINT enables tracing, OTEL_SERVICE_NAME names the
+service. A span has the route, the status and the release, and no ids of items or users.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.errors import ConfigError
-from serving.middleware.metrics import RELEASE_HEADER, route_of
+from serving.middleware.metrics import RELEASE_HEADER, route_path
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
-def tracer() -> Any | None:
-    """What makes spans; None where nobody wants them.
+def create_tracer() -> Any | None:
+    """Return a tracer, or None if the environment does not enable tracing.
 
     Raises:
-        ConfigError: they are wanted, and OpenTelemetry is not installed.
+        ConfigError: tracing is enabled, and OpenTelemetry is not installed.
     """
     if not any(os.environ.get(name) for name in ENDPOINTS):
         return None
@@ -31,22 +31,22 @@ def tracer() -> Any | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{ENDPOINTS[0]} needs {error.name}, which is not installed. Install recsys[otel], or unset it."
+            f"{ENDPOINTS[0]} requires {error.name}, which is not installed. Install recsys[otel], or unset it."
         ) from None
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider.get_tracer("recsys")
 
 
-class Traced:
-    """ASGI middleware: one span a request, below the caller's where it sent one."""
+class TracingMiddleware:
+    """ASGI middleware that records one span per request, as a child of the span of the caller."""
 
     def __init__(self, app: ASGIApp, tracer: Any) -> None:
         self.app = app
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Handle the request inside a span."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -58,15 +58,15 @@ class Traced:
             scope["method"], context=extract(headers), kind=SpanKind.SERVER, record_exception=False
         ) as span:
 
-            async def observed(message: Message) -> None:
+            async def send_and_record(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     span.set_attribute("http.response.status_code", message["status"])
-                    release = dict(message["headers"]).get(RELEASE_HEADER)
-                    if release is not None:
-                        span.set_attribute("recsys.release.bundle", release.decode("latin-1"))
+                    release_id = dict(message["headers"]).get(RELEASE_HEADER)
+                    if release_id is not None:
+                        span.set_attribute("recsys.release_id", release_id.decode("latin-1"))
                 await send(message)
 
-            await self.app(scope, receive, observed)
-            route = route_of(scope)
+            await self.app(scope, receive, send_and_record)
+            route = route_path(scope)
             span.update_name(f"{scope['method']} {route}")
             span.set_attribute("http.route", route)

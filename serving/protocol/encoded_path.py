@@ -1,7 +1,7 @@
-"""Item ids in paths: any text, URL-encoded.
+"""Item ids in paths: any text, percent-encoded.
 
-Frameworks match routes against the decoded path, where an id with a slash looks like two segments. Here routes
-are matched against the path as it was sent, and each parameter is decoded by itself.
+Starlette matches routes against the decoded path, in which an id with a slash looks like two segments. With this
+middleware it matches against the encoded path, and each path parameter is decoded separately.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
-class EncodedPath:
-    """ASGI middleware: match routes against the encoded path."""
+class EncodedPathMiddleware:
+    """ASGI middleware that matches routes against the encoded path."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Replace the decoded path of an HTTP request by the encoded one."""
         if scope["type"] == "http":
             scope = {**scope, "path": scope["raw_path"].decode("ascii")}
         await self.app(scope, receive, send)
 
 
 ENCODED = "encoded"
-"""Name of the convertor, for routes: `{item_id:encoded}` is one segment of the encoded path."""
+"""Name of the path convertor: `{item_id:encoded}` matches one segment of the encoded path."""
 
 
-class _Encoded(Convertor[str]):
+class _EncodedConvertor(Convertor[str]):
     regex = "[^/]+"
 
     def convert(self, value: str) -> str:
-        """Bytes that are no UTF-8 become U+FFFD, an id that no catalog holds."""
+        """Decode a segment. Bytes that are not UTF-8 become U+FFFD, so the id is not in any catalog."""
         return unquote(value, errors="replace")
 
     def to_string(self, value: str) -> str:
-        """Routes are not built from ids here."""
+        """Not supported: the service does not build URLs from ids."""
         raise NotImplementedError(value)
 
 
-register_url_convertor(ENCODED, _Encoded())
+register_url_convertor(ENCODED, _EncodedConvertor())

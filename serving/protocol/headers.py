@@ -1,11 +1,13 @@
-"""The names of the headers that an answer depends on."""
+"""Names of the request and response headers that select a release or a cached response."""
+
+from __future__ import annotations
 
 RELEASE = "Recsys-Release"
-"""Asks one release and no other; of an answer, the release that gave it."""
-STICKY = "Recsys-Sticky-Key"
-KNOWN = "If-None-Match"
+"""In a request: the release to answer from. In a response: the release that it comes from."""
+STICKY_KEY = "Recsys-Sticky-Key"
+IF_NONE_MATCH = "If-None-Match"
 
 
-def raw(name: str) -> bytes:
-    """A name as ASGI has it."""
+def encode(name: str) -> bytes:
+    """Return a header name as ASGI represents it."""
     return name.lower().encode()

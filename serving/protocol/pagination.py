@@ -1,4 +1,4 @@
-"""Where the next page begins: opaque text, bound to a release and to a question."""
+"""Pagination cursors: opaque text that is bound to a release and a query."""
 
 from __future__ import annotations
 
@@ -12,58 +12,73 @@ from typing import NamedTuple
 from recsys.errors import InputError
 from recsys.retrieval.query import Query
 
-LONGEST = 1_024
+MAX_LENGTH = 1_024
+"""Maximum number of characters of a cursor."""
 
 
 class Cursor(NamedTuple):
-    """What a cursor says."""
+    """The start of the next page."""
 
     release_id: str
-    digest: str
-    """Of the question, whatever its page."""
+    query_digest: str
+    """Digest of the query without its page, see `query_digest`."""
     offset: int
 
 
-def digest(question: Query) -> str:
-    """The same for all pages of one question."""
-    page = replace(question, k=1, offset=0, explain=False)
+def query_digest(query: Query) -> str:
+    """Return a digest that is the same for all pages of a query."""
+    page = replace(query, k=1, offset=0, explain=False)
     return hashlib.sha256(repr(page).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def encode(cursor: Cursor) -> str:
-    """As text for a URL."""
+def encode_cursor(cursor: Cursor) -> str:
+    """Return a cursor as text for a URL."""
     return base64.urlsafe_b64encode(json.dumps(cursor).encode()).decode().rstrip("=")
 
 
-def decode(text: str, reach: int) -> Cursor:
-    """Read what `encode` wrote, of a page that begins before rank `reach`.
+def decode_cursor(text: str, max_offset: int) -> Cursor:
+    """Return the cursor that `encode_cursor` wrote.
+
+    Args:
+        text: the cursor of a request.
+        max_offset: the offset of the cursor must be below this number.
 
     Raises:
-        InputError: it is none.
+        InputError: the text is not a cursor.
     """
-    broken = InputError("cursor must be `next` of an answer, unchanged. Received: another text. Ask without it.")
-    if len(text) > LONGEST:
-        raise broken
+    invalid = InputError(
+        "cursor must be the unchanged `next_cursor` of a response. Received: another text. "
+        "Repeat the query without a cursor."
+    )
+    if len(text) > MAX_LENGTH:
+        raise invalid
     try:
         padded = text + "=" * (-len(text) % 4)
-        saved = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        decoded = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, RecursionError):
-        raise broken from None
-    match saved:
-        case [str(release_id), str(of), int(offset)] if not isinstance(offset, bool) and 0 <= offset < reach:
-            return Cursor(release_id, of, offset)
-    raise broken
+        raise invalid from None
+    match decoded:
+        case [str(release_id), str(digest), int(offset)] if not isinstance(offset, bool) and 0 <= offset < max_offset:
+            return Cursor(release_id, digest, offset)
+    raise invalid
 
 
-def turned(question: Query, cursor: Cursor) -> Query:
-    """The question at the cursor's page.
+def apply_cursor(query: Query, text: str, max_k: int) -> Query:
+    """Return a query for the page of a cursor; the page ends at rank `max_k`.
 
     Raises:
-        InputError: the cursor is of another question.
+        InputError: the text is not a cursor, or belongs to another query.
     """
-    if cursor.digest != digest(question):
+    cursor = decode_cursor(text, max_k)
+    if cursor.query_digest != query_digest(query):
         raise InputError(
-            "cursor must come with the question that it was given for; k and why may change. "
-            "Received: another question. Ask without it."
+            "cursor must be sent with the query that returned it; only k and explain may change. "
+            "Received: another query. Repeat the query without a cursor."
         )
-    return replace(question, offset=cursor.offset)
+    return replace(query, offset=cursor.offset, k=min(query.k, max_k - cursor.offset))
+
+
+def next_cursor(release_id: str, query: Query, max_k: int) -> str | None:
+    """Return the cursor of the page after a query; None if that page would begin beyond rank `max_k`."""
+    end = query.offset + query.k
+    return encode_cursor(Cursor(release_id, query_digest(query), end)) if end < max_k else None

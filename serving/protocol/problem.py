@@ -1,4 +1,4 @@
-"""A problem as it is told (RFC 9457), by the application or before it."""
+"""Error responses as problem details (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from serving.protocol.responses import ProblemBody
+from serving.protocol.responses import Problem
 
 MEDIA_TYPE = "application/problem+json"
-CONTENT: dict[str, Any] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
-"""For the OpenAPI; one route at least has to name the model, so that it is among the schemas."""
+PROBLEM_CONTENT: dict[str, Any] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+"""OpenAPI content of an error response. At least one route must name the model, so that its schema is included."""
 
 
-def problem(scope: Scope, status: int, kind: str, detail: str) -> ProblemBody:
-    """What went wrong with the request of a scope."""
-    return ProblemBody(
+def create_problem(scope: Scope, status: int, kind: str, detail: str) -> Problem:
+    """Return the problem details of a request."""
+    return Problem(
         type=f"urn:recsys:{kind}",
         title=HTTPStatus(status).phrase,
         status=status,
@@ -27,6 +27,6 @@ def problem(scope: Scope, status: int, kind: str, detail: str) -> ProblemBody:
     )
 
 
-def response(told: ProblemBody, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """A problem as an answer of its status."""
-    return JSONResponse(told.model_dump(), told.status, headers, media_type=MEDIA_TYPE)
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the response for a problem."""
+    return JSONResponse(problem.model_dump(), problem.status, headers, media_type=MEDIA_TYPE)

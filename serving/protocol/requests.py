@@ -1,66 +1,127 @@
-"""Questions as they come over HTTP, strictly typed, and what the library is asked instead."""
+"""Request parameters and bodies, and their conversion to queries of the library."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from starlette.requests import Request
 
 from recsys.config.sections import ServeConfig
 from recsys.errors import InputError
 from recsys.retrieval.query import Condition, Diversity, OnUnknown, Query, WeightedItem
+from serving.protocol import headers
 
-DEFAULT_K = 10
-RANGE = {"min", "max"}
+RANGE_KEYS = {"min", "max"}
 
-K = Annotated[int, Field(ge=1, description="How many neighbors; with `offset` at most `serve.max_k`.")]
-Offset = Annotated[int, Field(ge=0, description="So many nearest are skipped. Or take `cursor`.")]
-Cursor = Annotated[
+K = Annotated[int, Field(ge=1, description="Maximum number of neighbors; `k` + `offset` is at most `serve.max_k`.")]
+Offset = Annotated[int, Field(ge=0, description="Number of nearest neighbors to skip. Exclusive with `cursor`.")]
+CursorText = Annotated[
     str | None,
-    Field(description="`next` of the answer before, to go on from there with the same question on the same release."),
+    Field(description="`next_cursor` of the previous response: continues the same query on the same release."),
 ]
-MinSimilarity = Annotated[float | None, Field(allow_inf_nan=False, description="Less similar ones are no neighbors.")]
-MinProbability = Annotated[float | None, Field(ge=0, le=1, description="Less probable ones are no neighbors.")]
-Exclude = Annotated[list[str], Field(description="Ids that may not be in the answer.")]
+MinSimilarity = Annotated[float | None, Field(allow_inf_nan=False, description="Smallest similarity of a neighbor.")]
+MinProbability = Annotated[float | None, Field(ge=0, le=1, description="Smallest probability of a neighbor.")]
+Exclude = Annotated[list[str], Field(description="Item ids that must not be returned.")]
 OnlyAvailable = Annotated[bool, Field(description="Leave out items that are not available.")]
-Unknown = Annotated[
+UnknownItems = Annotated[
     OnUnknown,
-    Field(description="`error`: 404. `skip`: go on without them. `fallback`: popular items where no item is known."),
+    Field(
+        description="Handling of unknown item ids. `error`: respond with 404. `skip`: ignore them. "
+        "`fallback`: return popular items if no item of the query is known."
+    ),
 ]
-WithWhy = Annotated[bool, Field(description="Tell what each neighbor has in common with the items.")]
-Lambda = Annotated[
+Explain = Annotated[bool, Field(description="Return what each neighbor has in common with the items of the query.")]
+MmrLambda = Annotated[
     float,
-    Field(ge=0, le=1, alias="lambda", description="Maximal marginal relevance: 1 is by similarity alone."),
+    Field(
+        ge=0,
+        le=1,
+        description="Lambda of maximal marginal relevance: 1 ranks by similarity alone, 0 by difference from the "
+        "neighbors before.",
+    ),
 ]
 
 
-class SimilarQuery(BaseModel):
-    """Options of a question about one item."""
+class SimilarParameters(BaseModel):
+    """Query parameters of `GET /v1/items/{item_id}/similar`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    k: K = DEFAULT_K
+    k: K = 10
     offset: Offset = 0
-    cursor: Cursor = None
+    cursor: CursorText = None
     min_similarity: MinSimilarity = None
     min_probability: MinProbability = None
     exclude: Exclude = Field(default_factory=list)
     only_available: OnlyAvailable = False
-    on_unknown: Unknown = "error"
-    why: WithWhy = False
-    balance: Lambda = 1.0
-    release: str | None = Field(None, description="Ask this release and no other.")
+    on_unknown: UnknownItems = "error"
+    explain: Explain = False
+    mmr_lambda: MmrLambda = 1.0
+    release: str | None = Field(None, description="Id of the release to answer from.")
+
+    @classmethod
+    def from_request(cls, request: Request) -> Self:
+        """Parse the query string.
+
+        Raises:
+            ValidationError: a parameter is unknown or has an invalid value.
+        """
+        values: dict[str, Any] = dict(request.query_params)
+        if "exclude" in values:
+            values["exclude"] = request.query_params.getlist("exclude")
+        return cls.model_validate(values)
+
+    def to_query(self, item_id: str, limits: ServeConfig) -> Query:
+        """Return the query for the neighbors of an item.
+
+        Raises:
+            InputError: the query exceeds a limit, or contradicts itself.
+        """
+        _validate_sizes(limits, self.k, self.offset, self.cursor, exclude=self.exclude)
+        return Query(
+            items=(WeightedItem(item_id),),
+            k=self.k,
+            offset=self.offset,
+            min_similarity=self.min_similarity,
+            min_probability=self.min_probability,
+            exclude=tuple(self.exclude),
+            only_available=self.only_available,
+            diversity=Diversity(self.mmr_lambda),
+            on_unknown=self.on_unknown,
+            explain=self.explain,
+        )
 
 
-def _named(value: Any) -> Any:
+class RequestedRelease(NamedTuple):
+    """The release that a request asks for; None where it leaves the choice to the service."""
+
+    parameter: str | None = None
+    """Value of the query parameter `release`."""
+    header: str | None = None
+    """Value of the header `Recsys-Release`."""
+    sticky_key: str | None = None
+    """Value of the header `Recsys-Sticky-Key`."""
+    cursor: str | None = None
+
+    @classmethod
+    def from_request(cls, request: Request) -> Self:
+        """Read the query parameters and headers of a request without a body."""
+        parameters, sent = request.query_params, request.headers
+        return cls(
+            parameters.get("release"), sent.get(headers.RELEASE), sent.get(headers.STICKY_KEY), parameters.get("cursor")
+        )
+
+
+def _item_from_string(value: Any) -> Any:
     return {"item_id": value} if isinstance(value, str) else value
 
 
 class WeightedItemBody(BaseModel):
-    """An item, and how much it counts beside the others."""
+    """An item id and its weight relative to the other items."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -68,29 +129,29 @@ class WeightedItemBody(BaseModel):
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
-WEIGHTED = {"anyOf": [{"type": "string"}, WeightedItemBody.model_json_schema()]}
-Items = list[Annotated[WeightedItemBody, BeforeValidator(_named), WithJsonSchema(WEIGHTED)]]
+ITEM_SCHEMA = {"anyOf": [{"type": "string"}, WeightedItemBody.model_json_schema()]}
+Items = list[Annotated[WeightedItemBody, BeforeValidator(_item_from_string), WithJsonSchema(ITEM_SCHEMA)]]
 
 
 class DiversityBody(BaseModel):
-    """How unlike each other the neighbors have to be."""
+    """How different from each other the neighbors must be."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    balance: Lambda = 1.0
-    at_most: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict, description="Column -> so many neighbors with the same value."
+    mmr_lambda: MmrLambda = 1.0
+    max_per_value: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="Catalog column -> maximum number of neighbors with the same value."
     )
 
 
-VALUE = {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]}
-WHERE = {
+VALUE_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]}
+WHERE_SCHEMA = {
     "type": "object",
-    "description": "Column -> a value, a list of values of which it has one, or a range with `min`, `max` or both.",
+    "description": "Catalog column -> a value, a list of accepted values, or a range with `min`, `max` or both.",
     "additionalProperties": {
         "anyOf": [
-            *VALUE["anyOf"],
-            {"type": "array", "items": VALUE, "minItems": 1},
+            *VALUE_SCHEMA["anyOf"],
+            {"type": "array", "items": VALUE_SCHEMA, "minItems": 1},
             {
                 "type": "object",
                 "properties": {"min": {"type": "number"}, "max": {"type": "number"}},
@@ -102,8 +163,8 @@ WHERE = {
 }
 
 
-class QuestionBody(BaseModel):
-    """A rich question: `items`, `history`, `vector` or `features`, or several of them, and conditions."""
+class SearchRequest(BaseModel):
+    """A query by `items`, `history`, `vector` or `features`, or several of them, and conditions on the neighbors."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -113,129 +174,110 @@ class QuestionBody(BaseModel):
         },
     )
 
-    items: Items = Field(default_factory=list, description="Ids, or ids with weights.")
-    negatives: Items = Field(default_factory=list, description="What the neighbors should rather not be like.")
-    history: list[str] = Field(default_factory=list, description="What a user touched, newest last.")
-    vector: list[float] | None = Field(None, description="A place of its own; it weighs 1 beside items.")
+    items: Items = Field(default_factory=list, description="Item ids, or item ids with weights.")
+    negatives: Items = Field(default_factory=list, description="Items that the neighbors should not resemble.")
+    history: list[str] = Field(default_factory=list, description="Item ids that a user interacted with, newest last.")
+    vector: list[float] | None = Field(None, description="An embedding to search from; its weight beside items is 1.")
     features: dict[str, Any] | None = Field(
-        None, description="Columns of an item that the release does not know; embedded by the tower of the server."
+        None, description="Features of a new item, embedded by the tower. Requires a service with `--with-tower`."
     )
-    k: K = DEFAULT_K
+    k: K = 10
     offset: Offset = 0
-    cursor: Cursor = None
+    cursor: CursorText = None
     min_similarity: MinSimilarity = None
     min_probability: MinProbability = None
     exclude: Exclude = Field(default_factory=list)
-    allow: list[str] | None = Field(None, description="Only these may be in the answer.")
-    where: Annotated[dict[str, Any], WithJsonSchema(WHERE)] = Field(default_factory=dict)
+    allow: list[str] | None = Field(None, description="If set, only these item ids are returned.")
+    where: Annotated[dict[str, Any], WithJsonSchema(WHERE_SCHEMA)] = Field(default_factory=dict)
     only_available: OnlyAvailable = False
     diversity: DiversityBody = Field(default_factory=DiversityBody)
-    on_unknown: Unknown = "error"
-    why: WithWhy = False
+    on_unknown: UnknownItems = "error"
+    explain: Explain = False
+
+    def to_query(self, limits: ServeConfig, embed: Embedder | None) -> Query:
+        """Return the query; its vector is that of the body, or the embedding of its features.
+
+        Raises:
+            InputError: the query exceeds a limit, contradicts itself, or has features and there is no tower.
+        """
+        lists_by_column = {
+            f"where.{column}": values for column, values in self.where.items() if isinstance(values, list)
+        }
+        _validate_sizes(
+            limits,
+            self.k,
+            self.offset,
+            self.cursor,
+            items=self.items,
+            negatives=self.negatives,
+            history=self.history,
+            exclude=self.exclude,
+            allow=self.allow or (),
+            where=self.where,
+            **lists_by_column,
+            **{"diversity.max_per_value": self.diversity.max_per_value},
+        )
+        return Query(
+            items=tuple(WeightedItem(item.item_id, item.weight) for item in self.items),
+            negatives=tuple(WeightedItem(item.item_id, item.weight) for item in self.negatives),
+            history=tuple(self.history),
+            vector=_vector(self, embed),
+            k=self.k,
+            offset=self.offset,
+            min_similarity=self.min_similarity,
+            min_probability=self.min_probability,
+            exclude=tuple(self.exclude),
+            allow=None if self.allow is None else tuple(self.allow),
+            where=tuple(_condition(column, condition) for column, condition in self.where.items()),
+            only_available=self.only_available,
+            diversity=Diversity(self.diversity.mmr_lambda, self.diversity.max_per_value),
+            on_unknown=self.on_unknown,
+            explain=self.explain,
+        )
 
 
-REFERENCE = {"$ref": "#/components/schemas/QuestionBody"}
+QUERY_SCHEMA = {"$ref": "#/components/schemas/SearchRequest"}
 
 
-class BatchBody(BaseModel):
-    """Many questions, each answered, or refused, by itself."""
+class BatchRequest(BaseModel):
+    """Several queries; each is validated and answered independently."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    questions: Annotated[list[Any], WithJsonSchema({"type": "array", "items": REFERENCE, "minItems": 1})] = Field(
+    queries: Annotated[list[Any], WithJsonSchema({"type": "array", "items": QUERY_SCHEMA, "minItems": 1})] = Field(
         min_length=1
     )
 
 
 class Embedder(Protocol):
-    """Finds the place of an item by its features."""
+    """A function that embeds an item by its features."""
 
     def __call__(self, features: Mapping[str, Any]) -> NDArray[np.float32]:
-        """float32 [dimension]."""
+        """Return the embedding, float32 [dimension]."""
 
 
-def of_query(item_id: str, query: SimilarQuery, limits: ServeConfig) -> Query:
-    """The question about one item.
-
-    Raises:
-        InputError: it is larger than the server allows, or contradicts itself.
-    """
-    _require_sizes(limits, query.k, query.offset, query.cursor, exclude=query.exclude)
-    return Query(
-        items=(WeightedItem(item_id),),
-        k=query.k,
-        offset=query.offset,
-        min_similarity=query.min_similarity,
-        min_probability=query.min_probability,
-        exclude=tuple(query.exclude),
-        only_available=query.only_available,
-        diversity=Diversity(query.balance),
-        on_unknown=query.on_unknown,
-        explain=query.why,
-    )
-
-
-def of_body(body: QuestionBody, limits: ServeConfig, embed: Embedder | None) -> Query:
-    """The question of a body; a vector and features together are their sum.
-
-    Raises:
-        InputError: it is larger than the server allows, contradicts itself, or has features that nobody embeds.
-    """
-    _require_sizes(
-        limits,
-        body.k,
-        body.offset,
-        body.cursor,
-        items=body.items,
-        negatives=body.negatives,
-        history=body.history,
-        exclude=body.exclude,
-        allow=body.allow or (),
-        where=body.where,
-        **{f"where.{column}": values for column, values in body.where.items() if isinstance(values, list)},
-        **{"diversity.at_most": body.diversity.at_most},
-    )
-    return Query(
-        items=tuple(WeightedItem(item.item_id, item.weight) for item in body.items),
-        negatives=tuple(WeightedItem(item.item_id, item.weight) for item in body.negatives),
-        history=tuple(body.history),
-        vector=_vector(body, embed),
-        k=body.k,
-        offset=body.offset,
-        min_similarity=body.min_similarity,
-        min_probability=body.min_probability,
-        exclude=tuple(body.exclude),
-        allow=None if body.allow is None else tuple(body.allow),
-        where=tuple(_condition(column, wanted) for column, wanted in body.where.items()),
-        only_available=body.only_available,
-        diversity=Diversity(body.diversity.balance, body.diversity.at_most),
-        on_unknown=body.on_unknown,
-        explain=body.why,
-    )
-
-
-def _vector(body: QuestionBody, embed: Embedder | None) -> tuple[float, ...] | None:
+def _vector(body: SearchRequest, embed: Embedder | None) -> tuple[float, ...] | None:
     if body.features is None:
         return None if body.vector is None else tuple(body.vector)
     if body.vector is not None:
-        raise InputError("a question must have a vector or features. Received: both.")
+        raise InputError("a query must have a vector or features. Received: both.")
     if embed is None:
         raise InputError(
-            "features must be asked of a server with the tower. Received: features, by a server without. "
-            "Start it by recsys serve --with-tower, or send the item's vector."
+            "a query with features requires a service with the tower. Received: features, on a service without it. "
+            "Start the service with recsys serve --with-tower, or send the vector of the item."
         )
     return tuple(embed(body.features).tolist())
 
 
-def _condition(column: str, wanted: Any) -> Condition:
-    if isinstance(wanted, dict):
-        wrong = sorted(set(wanted) - RANGE) or [name for name, b in wanted.items() if not _is_number(b)]
-        if wrong or not wanted:
-            raise InputError(f"where.{column} must be a range with min, max or both, numbers. Received: {wanted!r}.")
-        return Condition(column, minimum=wanted.get("min"), maximum=wanted.get("max"))
-    values = wanted if isinstance(wanted, list) else [wanted]
-    if not all(isinstance(value, str | bool) or _is_number(value) for value in values):
-        raise InputError(f"where.{column} must be a value, a list of values or a range. Received: {wanted!r}.")
+def _condition(column: str, value: Any) -> Condition:
+    if isinstance(value, dict):
+        invalid = sorted(set(value) - RANGE_KEYS) or [key for key, bound in value.items() if not _is_number(bound)]
+        if invalid or not value:
+            raise InputError(f"where.{column} must be a range with numbers for min, max or both. Received: {value!r}.")
+        return Condition(column, minimum=value.get("min"), maximum=value.get("max"))
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str | bool) or _is_number(one) for one in values):
+        raise InputError(f"where.{column} must be a value, a list of values or a range. Received: {value!r}.")
     return Condition(column, any_of=tuple(values))
 
 
@@ -243,14 +285,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _require_sizes(
+def _validate_sizes(
     limits: ServeConfig, k: int, offset: int, cursor: str | None, **lists: Sequence[Any] | Mapping[str, Any]
 ) -> None:
     if cursor is not None and offset:
-        raise InputError(f"a question must have a cursor or an offset. Received: both, offset {offset}.")
+        raise InputError(f"a query must have a cursor or an offset. Received: both, offset {offset}.")
     if k + offset > limits.max_k:
-        together = f"k and offset together must be at most {limits.max_k}. Received: {k} and {offset}."
-        raise InputError(together if offset else f"k must be at most {limits.max_k}. Received: {k}.")
+        if offset:
+            raise InputError(f"k + offset must be at most {limits.max_k}. Received: k {k} and offset {offset}.")
+        raise InputError(f"k must be at most {limits.max_k}. Received: {k}.")
     for name, values in lists.items():
         if len(values) > limits.max_items:
-            raise InputError(f"{name} must hold at most {limits.max_items}. Received: {len(values)}.")
+            raise InputError(f"{name} must have at most {limits.max_items} elements. Received: {len(values)}.")

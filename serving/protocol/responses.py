@@ -1,117 +1,148 @@
-"""The shapes of answers over HTTP."""
+"""Response bodies.
+
+To add a field to search results, add it to the type in `recsys.retrieval.results`, set it in
+`recsys.retrieval.engine`, and describe it here.
+"""
 
 from __future__ import annotations
 
+from typing import Literal, Self
+
 from pydantic import BaseModel, Field
 
-from recsys.retrieval.results import IncompleteReason
+from recsys.retrieval.results import IncompleteReason, ItemDetails, SearchResult
+
+EmbeddingSource = Literal["release", "vector", "features"]
 
 
-class ExplanationBody(BaseModel):
-    """What a neighbor has in common with the items that were asked about."""
+class ExplanationResponse(BaseModel):
+    """What a neighbor has in common with the items of the query."""
 
     shared_users: int | None = Field(
-        ge=0, description="How many touched it and one of them; null where the release does not know."
+        ge=0,
+        description="Number of users who interacted with the neighbor and with an item of the query. "
+        "Null if the release has no user data.",
     )
     shared_values: dict[str, list[str | bool | float]] = Field(
-        description="Column -> values that it shares with one of them."
+        description="Catalog column -> values that the neighbor shares with an item of the query."
     )
 
 
-class NeighborBody(BaseModel):
-    """An item near what was asked about."""
+class NeighborResponse(BaseModel):
+    """One item of a search result."""
 
     item_id: str
     title: str | None
     similarity: float | None = Field(
-        ge=-1, le=1, description="A cosine, or 1 / (1 + distance); larger is closer. Null of a popular item."
+        ge=-1,
+        le=1,
+        description="Cosine similarity, or 1 / (1 + distance); larger is closer. Null for popular items.",
     )
-    rank: int = Field(ge=1, description="1 is the nearest.")
+    rank: int = Field(ge=1, description="Position in the whole ranking; 1 is the nearest item.")
     probability: float | None = Field(
-        ge=0, le=1, description="That both belong together; null where the release is not calibrated."
+        ge=0,
+        le=1,
+        description="Calibrated probability that the neighbor and the query belong together. "
+        "Null if the release is not calibrated.",
     )
-    explanation: ExplanationBody | None = Field(description="Null where it was not asked for.")
+    explanation: ExplanationResponse | None = Field(description="Null unless the request sets `explain`.")
 
 
-class AnswerBody(BaseModel):
-    """Neighbors, nearest first, and the release that gave them."""
+class SearchResponse(BaseModel):
+    """The neighbors of a query, nearest first."""
 
-    release_id: str
-    item_id: str | None = Field(description="The item, where the question was about one alone.")
-    title: str | None
-    neighbors: list[NeighborBody]
-    unknown_item_ids: list[str] = Field(description="Ids of the question that the release does not hold.")
-    fallback: bool = Field(description="Whether these are popular items, because no item of the question is known.")
-    has_more: bool = Field(description="Whether others would follow.")
+    release_id: str = Field(description="The release that the result comes from.")
+    item_id: str | None = Field(description="The item of the query, if it has exactly one.")
+    title: str | None = Field(description="The title of that item.")
+    neighbors: list[NeighborResponse]
+    unknown_item_ids: list[str] = Field(description="Item ids of the query that the release does not contain.")
+    fallback: bool = Field(
+        description="Whether the neighbors are popular items, because no item of the query is known."
+    )
+    has_more: bool = Field(description="Whether the ranking continues after these neighbors.")
     incomplete_reason: IncompleteReason | None = Field(
-        description="Why there are fewer than asked for, the first that holds."
+        description="Why there are fewer than `k` neighbors; the first reason that applies."
     )
-    next: str | None = Field(description="The cursor of the next page; null where there is none, or it is too far.")
+    next_cursor: str | None = Field(
+        description="Cursor of the next page. Null if there is none, or if it exceeds `serve.max_k`."
+    )
+
+    @classmethod
+    def from_result(cls, result: SearchResult, next_cursor: str | None) -> Self:
+        """Return the response for a result of the library."""
+        return cls.model_validate({**result._asdict(), "next_cursor": next_cursor}, from_attributes=True)
 
 
-class ItemBody(BaseModel):
-    """What the release holds of an item."""
+class ItemResponse(BaseModel):
+    """What a release contains about one item."""
 
     release_id: str
     item_id: str
     title: str | None
     available: bool
-    interactions: int = Field(ge=0, description="How many training saw.")
-    features: dict[str, str | float | list[str] | None] = Field(description="Column of the catalog -> value.")
+    interactions: int = Field(ge=0, description="Number of interactions in the training data.")
+    features: dict[str, str | bool | int | float | list[str] | None] = Field(description="Catalog column -> value.")
+
+    @classmethod
+    def from_details(cls, details: ItemDetails) -> Self:
+        """Return the response for the item details of the library."""
+        return cls.model_validate(details._asdict())
 
 
-class ReleaseBody(BaseModel):
-    """The release in service."""
+class ReleaseResponse(BaseModel):
+    """The champion release."""
 
     release_id: str
     created_at: str
     format_version: int
     num_items: int
     dimension: int
-    index_recall: float = Field(ge=0, le=1, description="Share of the exact nearest that the index returns.")
+    index_recall: float = Field(ge=0, le=1, description="Share of the exact nearest neighbors that the index returns.")
     data_snapshot: str
     code_version: str
     parent_release: str | None
 
 
-class StatusBody(BaseModel):
-    """Whether the service lives, or is ready."""
+class StatusResponse(BaseModel):
+    """Liveness or readiness of the service."""
 
-    status: str
-    release_id: str | None = None
-    loaded: list[str] = Field([], description="All releases that can be pinned.")
-    troubles: dict[str, str] = Field({}, description="What keeps the service from serving what it should.")
-
-
-class ChangedBody(BaseModel):
-    """What was changed, and is on the disk."""
-
-    item_id: str
-    release_id: str = Field(description="The release that it was checked against.")
-    place: str = Field(
-        description="`release`: the item is where the release has it. `vector`, `features`: where those say."
+    status: Literal["alive", "ready", "starting"]
+    release_id: str | None = Field(None, description="The champion release.")
+    loaded: list[str] = Field([], description="Ids of all loaded releases; a request can select any of them.")
+    errors: dict[str, str] = Field(
+        {}, description="Component -> its current error. The service keeps answering from the releases it has loaded."
     )
 
 
-class ProblemBody(BaseModel):
-    """What went wrong: RFC 9457, served as `application/problem+json`."""
+class ItemChangeResponse(BaseModel):
+    """A change of an item that was written to disk."""
 
-    type: str = Field(description="A name of the kind of problem that does not change.")
-    title: str
-    status: int
-    detail: str
-    instance: str = Field(description="The path that was asked for.")
-
-
-class EntryBody(BaseModel):
-    """What became of one question of a batch: an answer, or a problem."""
-
-    status: int = Field(description="As if it had been asked alone.")
-    answer: AnswerBody | None
-    problem: ProblemBody | None
+    item_id: str
+    release_id: str = Field(description="The release that the change was validated against.")
+    embedding_source: EmbeddingSource = Field(
+        description="Where the embedding of the item comes from: the release, or the vector or features of the change."
+    )
 
 
-class BatchAnswerBody(BaseModel):
-    """What became of each question, in their order."""
+class Problem(BaseModel):
+    """Problem details of an error (RFC 9457), served as `application/problem+json`."""
 
-    answers: list[EntryBody]
+    type: str = Field(description="URN of the kind of problem, for example `urn:recsys:unknown-item`.")
+    title: str = Field(description="Phrase of the HTTP status.")
+    status: int = Field(description="HTTP status.")
+    detail: str = Field(description="What was wrong with this request.")
+    instance: str = Field(description="Path of the request.")
+
+
+class BatchEntry(BaseModel):
+    """The outcome of one query of a batch: a result or a problem."""
+
+    status: int = Field(description="HTTP status that the query would have alone.")
+    result: SearchResponse | None
+    problem: Problem | None
+
+
+class BatchResponse(BaseModel):
+    """The outcome of each query of a batch, in the order of the request."""
+
+    results: list[BatchEntry]

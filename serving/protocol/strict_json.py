@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON that can be answered in JSON."""
+"""Request bodies as strict JSON."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
 
-class _Strict(Request):
+class _StrictRequest(Request):
     async def json(self) -> Any:
-        """The body. Python's own JSON takes halves of characters, which no answer could repeat, and any depth."""
+        """Parse the body.
+
+        Python's `json` accepts unpaired surrogates, which no response could contain, and any nesting depth.
+        """
         try:
             return from_json(await self.body())
         except ValueError as error:
             raise JSONDecodeError(str(error), "", 0) from None
 
 
-class BodyRoute(APIRoute):
-    """A route whose body is UTF-8, and whole characters where it is escaped too."""
+class StrictJSONRoute(APIRoute):
+    """A route whose request body must be valid UTF-8 without unpaired surrogates."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """See FastAPI."""
-        handle = super().get_route_handler()
+        """Return the handler of FastAPI, called with a request that parses strictly."""
+        handler = super().get_route_handler()
         if self.body_field is None:
-            return handle
+            return handler
 
-        async def handled(request: Request) -> Response:
-            return await handle(_Strict(request.scope, request.receive))
+        async def handle(request: Request) -> Response:
+            return await handler(_StrictRequest(request.scope, request.receive))
 
-        return handled
+        return handle

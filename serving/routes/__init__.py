@@ -1,1 +1,1 @@
-"""The endpoints of the service."""
+"""Routes of the service and their error handlers."""

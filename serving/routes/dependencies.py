@@ -1,59 +1,56 @@
-"""What routes take: the state of the service, an item, a release, and what the caller has at hand."""
+"""Parameters that several routes share, and the OpenAPI description of models as parameters."""
 
-from typing import Annotated, Any, NamedTuple, cast, get_args
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Path, Query, Request
+from pydantic import BaseModel
 
 from serving.live.state import State
 from serving.protocol import headers
-from serving.protocol.requests import SimilarQuery
+from serving.protocol.requests import RequestedRelease
+
+ITEM_ID = "Any item id, percent-encoded."
+RELEASE = "Id of the release to answer from."
+RELEASE_HEADER = "Same as the parameter `release`."
+STICKY_KEY = "Identifies the caller's user: while a challenger is tested, the same key gets the same release."
+IF_NONE_MATCH = "ETag of a response that the caller has; if it is still valid, the response is 304."
 
 
-async def state(request: Request) -> State:  # a plain function would be run in a thread
-    """What the application answers from."""
+async def state(request: Request) -> State:  # FastAPI would run a plain function in a thread
+    """Return the state of the worker."""
     return cast("State", request.app.state.recsys)
 
 
-Serving = Annotated[State, Depends(state)]
-ItemId = Annotated[str, Path(description="Any item id, URL-encoded.")]
-Pinned = Annotated[str | None, Query(alias="release", description="Ask this release and no other.")]
-PinnedByHeader = Annotated[str | None, Header(alias=headers.RELEASE, description="As `release`.")]
-Sticky = Annotated[
-    str | None,
-    Header(alias=headers.STICKY, description="Whatever names the caller's user: the same one, the same release."),
-]
-Known = Annotated[str | None, Header(alias=headers.KNOWN, description="The ETag of an answer that is at hand.")]
+async def requested_release(
+    release: Annotated[str | None, Query(description=RELEASE)] = None,
+    header: Annotated[str | None, Header(alias=headers.RELEASE, description=RELEASE_HEADER)] = None,
+    sticky_key: Annotated[str | None, Header(alias=headers.STICKY_KEY, description=STICKY_KEY)] = None,
+) -> RequestedRelease:
+    """Return the release that a request asks for."""
+    return RequestedRelease(release, header, sticky_key)
 
 
-class Wish(NamedTuple):
-    """Which release is to answer, if that matters to who asks."""
-
-    by_query: str | None
-    by_header: str | None
-    sticky: str | None
+WorkerState = Annotated[State, Depends(state)]
+Requested = Annotated[RequestedRelease, Depends(requested_release)]
+ItemId = Annotated[str, Path(description=ITEM_ID)]
+IfNoneMatch = Annotated[str | None, Header(alias=headers.IF_NONE_MATCH, description=IF_NONE_MATCH)]
 
 
-async def _wish(release: Pinned = None, pinned: PinnedByHeader = None, sticky: Sticky = None) -> Wish:
-    return Wish(release, pinned, sticky)
+def openapi_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """Describe the parameters of a route about an item that parses its query string with a model."""
+    text = {"type": "string"}
+    return [
+        _parameter("item_id", "path", text, ITEM_ID),
+        *(
+            _parameter(name, "query", schema, schema.get("description", ""))
+            for name, schema in model.model_json_schema()["properties"].items()
+        ),
+        _parameter(headers.RELEASE, "header", text, RELEASE_HEADER),
+        _parameter(headers.STICKY_KEY, "header", text, STICKY_KEY),
+        _parameter(headers.IF_NONE_MATCH, "header", text, IF_NONE_MATCH),
+    ]
 
 
-Wished = Annotated[Wish, Depends(_wish)]
-
-
-def _parameter(name: str, place: str, schema: dict[str, Any]) -> dict[str, Any]:
-    told = schema.get("description", "")
-    return {"name": name, "in": place, "required": place == "path", "description": told, "schema": schema}
-
-
-def _text(name: str, place: str, kind: Any) -> dict[str, Any]:
-    return _parameter(name, place, {"type": "string", "description": get_args(kind)[1].description})
-
-
-OF_SIMILAR = [
-    _text("item_id", "path", ItemId),
-    *(_parameter(name, "query", told) for name, told in SimilarQuery.model_json_schema()["properties"].items()),
-    _text(headers.RELEASE, "header", PinnedByHeader),
-    _text(headers.STICKY, "header", Sticky),
-    _text(headers.KNOWN, "header", Known),
-]
-"""Described as FastAPI would, for the route that reads them by itself."""
+def _parameter(name: str, location: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    required = location == "path"
+    return {"name": name, "in": location, "required": required, "description": description, "schema": schema}

@@ -1,4 +1,4 @@
-"""Errors -> problem+json (RFC 9457): one table from the library's exceptions to HTTP, and no traceback."""
+"""Errors as problem details (RFC 9457): one table from the exceptions of the library to HTTP."""
 
 from __future__ import annotations
 
@@ -12,80 +12,81 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from recsys import errors
-from serving.protocol.problem import problem, response
-from serving.protocol.responses import ProblemBody
+from serving.live.state import ReleaseExpiredError, ReleaseNotLoadedError
+from serving.protocol.problem import create_problem, problem_response
+from serving.protocol.responses import Problem
 
 TABLE: dict[type[errors.RecsysError], tuple[HTTPStatus, str]] = {
     errors.UnknownItemError: (HTTPStatus.NOT_FOUND, "unknown-item"),
-    errors.InputError: (HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question"),
+    errors.InputError: (HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request"),
     errors.ConfigError: (HTTPStatus.INTERNAL_SERVER_ERROR, "misconfigured"),
     errors.StageError: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error"),
     errors.ReleaseError: (HTTPStatus.SERVICE_UNAVAILABLE, "release-unusable"),
     errors.TrackingError: (HTTPStatus.SERVICE_UNAVAILABLE, "registry-unreachable"),
-    errors.RefusedError: (HTTPStatus.CONFLICT, "refused"),
+    errors.RefusedError: (HTTPStatus.CONFLICT, "gate-failed"),
     errors.RecsysError: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error"),
 }
-"""A test holds it against the exception tree."""
+"""A test checks that it contains every exception of the library."""
 
-SHOWN = 200
-"""Characters of a wrong value that are told back."""
-
-
-class NotLoadedError(Exception):
-    """A release was named that this server does not hold."""
-
-    def __init__(self, status: HTTPStatus, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
+MAX_SHOWN = 200
+"""Maximum number of characters of an invalid value in a message."""
 
 
-def body(request: Request, error: errors.RecsysError | ValidationError | NotLoadedError) -> ProblemBody:
-    """What is told of an error."""
-    if isinstance(error, NotLoadedError):
-        return problem(request.scope, error.status, "release-not-loaded", str(error))
+def problem_of(request: Request, error: errors.RecsysError | ValidationError | ReleaseNotLoadedError) -> Problem:
+    """Return the problem details of an error."""
+    scope = request.scope
+    if isinstance(error, ReleaseNotLoadedError):
+        status = HTTPStatus.GONE if isinstance(error, ReleaseExpiredError) else HTTPStatus.NOT_FOUND
+        return create_problem(scope, status, "release-not-loaded", str(error))
     if isinstance(error, ValidationError):
-        rules = "; ".join(_explain(dict(wrong), wrong["loc"]) for wrong in error.errors())
-        return problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question", rules)
+        return _invalid(request, [(dict(one), one["loc"]) for one in error.errors()])
     status, kind = next(TABLE[parent] for parent in type(error).__mro__ if parent in TABLE)
     detail = str(error) if status < HTTPStatus.INTERNAL_SERVER_ERROR else status.description
-    return problem(request.scope, status, kind, detail)
+    return create_problem(scope, status, kind, detail)
 
 
 def register(app: FastAPI) -> None:
-    """Answer every error that is foreseen with a problem; `serving.middleware.metrics.Measured` answers the others."""
+    """Register handlers for all expected errors; `MetricsMiddleware` responds to unexpected ones."""
 
     @app.exception_handler(errors.RecsysError)
-    @app.exception_handler(NotLoadedError)
-    async def ours(request: Request, error: errors.RecsysError | NotLoadedError) -> JSONResponse:
-        return response(body(request, error))
+    @app.exception_handler(ReleaseNotLoadedError)
+    async def handle_library_error(request: Request, error: errors.RecsysError | ReleaseNotLoadedError) -> JSONResponse:
+        return problem_response(problem_of(request, error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # what comes first says only where it was: in the body, the query or the path
-        rules = "; ".join(_explain(wrong, wrong["loc"][1:]) for wrong in error.errors())
-        return response(problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-question", rules))
+    async def handle_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+        # the first element of a location is "body", "query" or "path"
+        return problem_response(_invalid(request, [(one, one["loc"][1:]) for one in error.errors()]))
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def handle_http_error(request: Request, error: HTTPException) -> JSONResponse:
         kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
-        return response(problem(request.scope, error.status_code, kind, str(error.detail)), error.headers)
+        return problem_response(
+            create_problem(request.scope, error.status_code, kind, str(error.detail)), error.headers
+        )
 
 
-def _explain(wrong: dict[str, Any], place: tuple[int | str, ...]) -> str:
-    if wrong["type"] == "json_invalid":
-        return f"the body must be JSON: {wrong['ctx']['error']}. Received: another text"
-    name = ".".join(map(str, place)) or "the body"
-    if wrong["type"] == "extra_forbidden":
-        return f"{name} is not known. Received: {_shown(wrong['input'])}. /docs lists what is"
-    if wrong["type"] in ("model_type", "model_attributes_type"):
-        if isinstance(wrong["input"], bytes):
-            return "the body must be JSON, by its header Content-Type: application/json. Received: another type"
-        return f"{name} must be an object. Received: {_shown(wrong['input'])}"
-    if wrong["type"] == "missing":
-        return f"{name} must be there"
-    return f"{name}: {wrong['msg']}. Received: {_shown(wrong['input'])}"
+def _invalid(request: Request, located: list[tuple[dict[str, Any], tuple[int | str, ...]]]) -> Problem:
+    detail = "; ".join(_message(error, location) for error, location in located)
+    return create_problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", detail)
 
 
-def _shown(value: Any) -> str:
+def _message(error: dict[str, Any], location: tuple[int | str, ...]) -> str:
+    """Return the message for one error of pydantic."""
+    if error["type"] == "json_invalid":
+        return f"the body must be JSON: {error['ctx']['error']}. Received: another text"
+    name = ".".join(map(str, location)) or "the body"
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not a known field. Received: {_shorten(error['input'])}. See /docs for the known fields"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        if isinstance(error["input"], bytes):
+            return "the body must have the header Content-Type: application/json. Received: another type"
+        return f"{name} must be an object. Received: {_shorten(error['input'])}"
+    if error["type"] == "missing":
+        return f"{name} is required. Received: nothing"
+    return f"{name}: {error['msg']}. Received: {_shorten(error['input'])}"
+
+
+def _shorten(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -1,8 +1,8 @@
-"""Whether the service lives, whether it is ready, and its figures.
+"""Probes and metrics.
 
-GET /livez     for whoever restarts this process
-GET /readyz    for whoever routes to it
-GET /metrics   Prometheus
+GET /livez     liveness, for whatever restarts the process
+GET /readyz    readiness, for whatever routes requests to it
+GET /metrics   metrics for Prometheus
 """
 
 from http import HTTPStatus
@@ -10,36 +10,41 @@ from http import HTTPStatus
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from serving.protocol.responses import StatusBody
-from serving.routes.dependencies import Serving
+from serving.protocol.responses import StatusResponse
+from serving.routes.dependencies import WorkerState
 
-router = APIRouter()
-
-
-@router.get("/livez")
-async def live() -> StatusBody:
-    """The process answers."""
-    return StatusBody(status="alive")
+router = APIRouter(tags=["health"])
 
 
-@router.get("/readyz", responses={503: {"description": "No release is loaded.", "model": StatusBody}})
-async def ready(serving: Serving, response: Response) -> StatusBody:
-    """A verified release is loaded. What is wrong nevertheless is told: an old release is better than none."""
-    champion = serving.shelf.standing.champion
-    if champion is None:
+@router.get("/livez", summary="Liveness")
+async def live() -> StatusResponse:
+    """Respond with 200 if the process runs."""
+    return StatusResponse(status="alive")
+
+
+@router.get(
+    "/readyz", summary="Readiness", responses={503: {"description": "No release is loaded.", "model": StatusResponse}}
+)
+async def ready(state: WorkerState, response: Response) -> StatusResponse:
+    """Respond with 200 if a verified release is loaded.
+
+    `errors` does not affect the status: answers from an older release are better than none.
+    """
+    roles = state.releases.roles
+    if roles.champion is None:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-        return StatusBody(status="starting", troubles=serving.troubles)
-    loaded = [edition.release_id for edition in serving.shelf.standing.editions]
-    return StatusBody(status="ready", release_id=champion.release_id, loaded=loaded, troubles=serving.troubles)
+        return StatusResponse(status="starting", errors=state.errors)
+    loaded = [release.release_id for release in roles.releases]
+    return StatusResponse(status="ready", release_id=roles.champion.release_id, loaded=loaded, errors=state.errors)
 
 
-@router.get("/metrics", response_class=Response)
-async def metrics(serving: Serving) -> Response:
-    """Prometheus's text format, over all workers."""
-    standing, telemetry = serving.shelf.standing, serving.telemetry
-    for role, edition in (("champion", standing.champion), ("challenger", standing.challenger)):
-        if edition is not None:
-            telemetry.serving(role, len(edition.release.catalog), edition.created)
-    if serving.journal is not None:
-        telemetry.journal(len(serving.journal), serving.journal.size)
-    return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+@router.get("/metrics", summary="Metrics", response_class=Response)
+async def metrics(state: WorkerState) -> Response:
+    """Return the metrics of all workers in the text format of Prometheus."""
+    roles = state.releases.roles
+    for role, release in (("champion", roles.champion), ("challenger", roles.challenger)):
+        if release is not None:
+            state.metrics.set_release(role, len(release.release.catalog), release.created_at)
+    if state.item_changes is not None:
+        state.metrics.set_item_changes(len(state.item_changes), state.item_changes.num_bytes)
+    return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,14 +1,14 @@
-"""What may be changed between two nights.
+"""Routes that change items between two runs of the pipeline.
 
-PUT    /v1/items/{item_id}   a new item, or another place, title, availability or features of one
-DELETE /v1/items/{item_id}   take an item down
+PUT    /v1/items/{item_id}   add an item, or change the embedding, title, availability or features of one
+DELETE /v1/items/{item_id}   hide an item
 """
 
 from __future__ import annotations
 
 import time
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -21,126 +21,141 @@ from recsys.errors import InputError
 from recsys.retrieval.filters import AVAILABLE
 from recsys.retrieval.query import is_finite
 from recsys.retrieval.search import validate_vector
-from serving.live.item_changes import Entry, Journal
-from serving.live.live_release import Edition
+from serving.live.item_changes import ItemChange, ItemChanges
+from serving.live.live_release import LiveRelease
 from serving.live.state import State
-from serving.middleware.access import RefusedRequest
+from serving.middleware.access import RejectedRequest
 from serving.protocol.encoded_path import ENCODED
-from serving.protocol.problem import CONTENT
-from serving.protocol.responses import ChangedBody, ProblemBody
-from serving.protocol.strict_json import BodyRoute
-from serving.routes.dependencies import ItemId, Serving
+from serving.protocol.problem import PROBLEM_CONTENT
+from serving.protocol.requests import RequestedRelease
+from serving.protocol.responses import EmbeddingSource, ItemChangeResponse, Problem
+from serving.protocol.strict_json import StrictJSONRoute
+from serving.routes.dependencies import ItemId, WorkerState
 
-LONGEST_ID = 1_024
-"""Characters of the id of a new item."""
+MAX_ID_LENGTH = 1_024
+"""Maximum number of characters of the id of a new item."""
 
-router = APIRouter(route_class=BodyRoute)
+router = APIRouter(route_class=StrictJSONRoute, tags=["items"])
 
 
-class ItemChange(BaseModel):
-    """All that differs of an item from what the release says; what an earlier change said holds no more."""
+class ItemChangeRequest(BaseModel):
+    """All differences of an item from the release; it replaces an earlier change of the item."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    title: str | None = Field(None, description="Shown to people. Left out: as the release has it.")
-    available: bool | None = Field(None, description="Whether it can be had. Left out: as the release has it.")
+    title: str | None = Field(None, description="Title. If omitted, the title of the release.")
+    available: bool | None = Field(None, description="Availability. If omitted, that of the release.")
     features: dict[str, Any] = Field(
         default_factory=dict,
-        description="Column -> value. They are filtered by, and give a new item without a vector its place.",
+        description="Catalog column -> value. Used by filters, and to embed a new item that has no vector.",
     )
     vector: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
-        None, description="The place of the item among the embeddings of the release; of no other release."
+        None, description="Embedding of the item, comparable with the embeddings of the champion release."
     )
 
 
 @router.put(
     f"/v1/items/{{item_id:{ENCODED}}}",
-    responses={422: {"description": "The change is not valid.", "model": ProblemBody, "content": CONTENT}},
+    responses={422: {"description": "The change is not valid.", "model": Problem, "content": PROBLEM_CONTENT}},
+    summary="Add or change an item",
 )
-async def put(serving: Serving, item_id: ItemId, change: ItemChange) -> ChangedBody:
-    """Say what differs of an item until a release contains it. The next answer of every worker knows it."""
-    journal = _journal(serving)
-    edition = serving.take() or serving.shelf.champion
-    _require_short(item_id)
-    row = _row(edition, change)
-    vector, place = _place(serving, edition, item_id, change)
-    entry = Entry(
+async def put_item(state: WorkerState, item_id: ItemId, change: ItemChangeRequest) -> ItemChangeResponse:
+    """Store a change until a release contains it. The next result of every worker reflects it."""
+    item_changes = _require_item_changes(state)
+    release = state.choose_release(RequestedRelease())
+    _validate_length(item_id)
+    columns = _columns(release, change)
+    vector, source = _embedding(state, release, item_id, change)
+    stored = ItemChange(
         item_id,
         time.time(),
-        row=row,
-        features=change.features if place == "features" else None,
+        columns=columns,
+        features=change.features if source == "features" else None,
         vector=vector,
-        release_id=None if vector is None else edition.release_id,
+        release_id=None if vector is None else release.release_id,
     )
-    await run_in_threadpool(journal.write, entry)
-    serving.telemetry.changed("put")
-    return ChangedBody(item_id=item_id, release_id=edition.release_id, place=place)
+    await run_in_threadpool(item_changes.write, stored)
+    state.metrics.count_change("put")
+    return ItemChangeResponse(item_id=item_id, release_id=release.release_id, embedding_source=source)
 
 
-@router.delete(f"/v1/items/{{item_id:{ENCODED}}}", status_code=HTTPStatus.NO_CONTENT, response_class=Response)
-async def take_down(serving: Serving, item_id: ItemId) -> None:
-    """Take an item down, known or not, until it is put back. The next answer of every worker knows it."""
-    if serving.shelf.champion.release.catalog.find_item_number(item_id) is None:
-        _require_short(item_id)
-    await run_in_threadpool(_journal(serving).write, Entry(item_id, time.time(), hidden=True))
-    serving.telemetry.changed("take_down")
+@router.delete(
+    f"/v1/items/{{item_id:{ENCODED}}}",
+    status_code=HTTPStatus.NO_CONTENT,
+    response_class=Response,
+    summary="Hide an item",
+)
+async def hide_item(state: WorkerState, item_id: ItemId) -> None:
+    """Hide an item, known or unknown, until it is put again. The next result of every worker reflects it."""
+    if state.releases.champion.release.catalog.find_item_number(item_id) is None:
+        _validate_length(item_id)
+    await run_in_threadpool(_require_item_changes(state).write, ItemChange(item_id, time.time(), hidden=True))
+    state.metrics.count_change("hide")
 
 
-def _require_short(item_id: str) -> None:
-    if len(item_id) > LONGEST_ID:
-        raise InputError(f"item_id must have at most {LONGEST_ID} characters. Received: {len(item_id)}.")
+def _validate_length(item_id: str) -> None:
+    if len(item_id) > MAX_ID_LENGTH:
+        raise InputError(f"item_id must have at most {MAX_ID_LENGTH} characters. Received: {len(item_id)}.")
 
 
-def _journal(serving: State) -> Journal:
-    if serving.journal is None:
-        raise RefusedRequest(
-            HTTPStatus.FORBIDDEN, "forbidden", "changes need a folder to be kept in. Start the service with a config."
+def _require_item_changes(state: State) -> ItemChanges:
+    if state.item_changes is None:
+        raise RejectedRequest(
+            HTTPStatus.FORBIDDEN,
+            "forbidden",
+            "changes require a folder to store them in. Start the service with a config file.",
         )
-    return serving.journal
+    return state.item_changes
 
 
-def _row(edition: Edition, change: ItemChange) -> dict[str, Any]:
-    """The columns of a change.
+def _columns(release: LiveRelease, change: ItemChangeRequest) -> dict[str, Any]:
+    """Return the catalog columns of a change.
 
     Raises:
-        InputError: a column that the catalog does not have, or a value of another type.
+        InputError: the catalog does not have a column, or has another type for it.
     """
-    schema = edition.release.catalog.frame.schema
-    columns = edition.release.engine.features
-    row = {column: _value(column, value, schema, columns) for column, value in change.features.items()}
-    given = {"title": change.title, AVAILABLE: change.available}
-    return row | {column: value for column, value in given.items() if column in change.model_fields_set}
+    schema = release.release.catalog.frame.schema
+    feature_columns = release.release.engine.features
+    columns = {
+        column: _validate_value(column, value, schema, feature_columns) for column, value in change.features.items()
+    }
+    fields = {"title": change.title, AVAILABLE: change.available}
+    return columns | {column: value for column, value in fields.items() if column in change.model_fields_set}
 
 
-def _value(column: str, value: Any, schema: pl.Schema, columns: list[str]) -> Any:
-    if column not in columns:
-        raise InputError(f"features must be of the columns {', '.join(columns) or 'none'}. Received: {column!r}.")
-    kind = schema[column]
+def _validate_value(column: str, value: Any, schema: pl.Schema, feature_columns: list[str]) -> Any:
+    if column not in feature_columns:
+        raise InputError(
+            f"features must be of the columns {', '.join(feature_columns) or 'none'}. Received: {column!r}."
+        )
+    dtype = schema[column]
     if value is None:
         return None
-    if kind.is_numeric():
-        sound, rule = isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value), "a number"
-    elif isinstance(kind, pl.List):
-        sound, rule = isinstance(value, list) and all(isinstance(term, str) for term in value), "a list of texts"
+    if dtype.is_numeric():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_valid, rule = is_number and is_finite(value), "a number"
+    elif isinstance(dtype, pl.List):
+        is_valid, rule = isinstance(value, list) and all(isinstance(one, str) for one in value), "a list of strings"
     else:
-        sound, rule = isinstance(value, str), "a text"
-    if not sound:
+        is_valid, rule = isinstance(value, str), "a string"
+    if not is_valid:
         raise InputError(f"features.{column} must be {rule}. Received: {str(value)[:200]!r}.")
     return value
 
 
-def _place(
-    serving: State, edition: Edition, item_id: str, change: ItemChange
-) -> tuple[NDArray[np.float32] | None, Literal["release", "vector", "features"]]:
-    release = edition.release
+def _embedding(
+    state: State, release: LiveRelease, item_id: str, change: ItemChangeRequest
+) -> tuple[NDArray[np.float32] | None, EmbeddingSource]:
+    """Return the embedding of a changed item, None for that of the release, and where it comes from."""
     if change.vector is not None:
-        given = np.array(change.vector, np.float64)
-        return validate_vector("vector", given, release.vectors.shape[1], release.distance).astype(np.float32), "vector"
-    if release.catalog.find_item_number(item_id) is not None:
+        dimension, distance = release.release.vectors.shape[1], release.release.distance
+        vector = validate_vector("vector", np.array(change.vector, np.float64), dimension, distance)
+        return vector.astype(np.float32), "vector"
+    if release.release.catalog.find_item_number(item_id) is not None:
         return None, "release"
-    if serving.embed is None:
+    if state.embed is None:
         raise InputError(
-            f"a new item must have a vector, unless the server has the tower. Received: {item_id!r} without, by a "
-            "server without. Start it by recsys serve --with-tower, or send the item's vector."
+            f"a new item must have a vector, unless the service has the tower. Received: {item_id!r} without a vector. "
+            "Start the service with recsys serve --with-tower, or send the vector of the item."
         )
-    return serving.embed(release, change.features), "features"
+    return state.embed(release.release, change.features), "features"

@@ -1,16 +1,14 @@
-"""What can be asked over HTTP.
+"""Routes that search and read.
 
-GET  /v1/items/{item_id}/similar     the neighbors of an item
-GET  /v1/items/{item_id}             what the release holds of it
-POST /v1/similar                     the neighbors of whatever a rich question is about
-POST /v1/similar/batch               many of those, each by itself
-GET  /v1/release                     the release in service
+GET  /v1/items/{item_id}/similar     neighbors of an item
+GET  /v1/items/{item_id}             details of an item
+POST /v1/similar                     neighbors of a query
+POST /v1/similar/batch               neighbors of several queries
+GET  /v1/release                     the champion release
 """
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -18,203 +16,156 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic import BaseModel, ValidationError
 
 from recsys.errors import InputError, RecsysError
 from recsys.retrieval.query import Query
-from recsys.retrieval.results import SearchResult
-from serving.live.live_release import Edition
-from serving.live.response_cache import Given, is_known
-from serving.live.state import State
+from serving.live.live_release import LiveRelease
+from serving.live.response_cache import CACHEABLE, chosen_release
+from serving.live.state import ReleaseNotLoadedError, State
 from serving.protocol import headers
-from serving.protocol import pagination as cursors
 from serving.protocol.encoded_path import ENCODED
-from serving.protocol.pagination import Cursor
-from serving.protocol.problem import CONTENT
-from serving.protocol.requests import BatchBody, QuestionBody, SimilarQuery, of_body, of_query
-from serving.protocol.responses import AnswerBody, BatchAnswerBody, ItemBody, ReleaseBody
-from serving.protocol.strict_json import BodyRoute
-from serving.routes import dependencies as parameters
-from serving.routes import error_handlers as problems
-from serving.routes.dependencies import ItemId, Known, Serving, Wish, Wished
-from serving.routes.error_handlers import NotLoadedError
+from serving.protocol.pagination import apply_cursor, next_cursor
+from serving.protocol.problem import PROBLEM_CONTENT
+from serving.protocol.requests import BatchRequest, RequestedRelease, SearchRequest, SimilarParameters
+from serving.protocol.responses import BatchEntry, BatchResponse, ItemResponse, ReleaseResponse, SearchResponse
+from serving.protocol.strict_json import StrictJSONRoute
+from serving.routes.dependencies import IfNoneMatch, ItemId, Requested, WorkerState, openapi_parameters
+from serving.routes.error_handlers import problem_of
 
-ALWAYS_ASK = "no-cache"
-"""What is cached is asked for again, which a 304 answers."""
+router = APIRouter(route_class=StrictJSONRoute, tags=["search"])
 
-router = APIRouter(route_class=BodyRoute)
-
-TAGGED = {
-    "ETag": {"description": "Of release and question.", "schema": {"type": "string"}},
-    headers.RELEASE: {"description": "The release that answered.", "schema": {"type": "string"}},
-}
 Responses = dict[int | str, dict[str, Any]]
-NOT_FOUND: Responses = {
-    404: {"description": "The release does not hold the item, or is not loaded.", "content": CONTENT}
+RELEASE_HEADER = {headers.RELEASE: {"description": "The release of the response.", "schema": {"type": "string"}}}
+ETAG_HEADERS = {
+    "ETag": {"description": "Changes if the response does.", "schema": {"type": "string"}},
+    **RELEASE_HEADER,
 }
-INVALID: Responses = {422: {"description": "The question is not valid.", "content": CONTENT}}
-GONE: Responses = {410: {"description": "The release of the cursor is not loaded any more.", "content": CONTENT}}
-UNCHANGED: Responses = {304: {"description": "The answer at hand is still right.", "headers": TAGGED}}
-GOOD: Responses = {200: {"description": "The answer.", "headers": TAGGED}}
+OK: Responses = {200: {"description": "The result.", "headers": RELEASE_HEADER}}
+OK_WITH_ETAG: Responses = {200: {"description": "The result.", "headers": ETAG_HEADERS}}
+NOT_MODIFIED: Responses = {304: {"description": "Not modified.", "headers": ETAG_HEADERS}}
+NOT_FOUND: Responses = {
+    404: {"description": "The item is unknown, or the release is not loaded.", "content": PROBLEM_CONTENT}
+}
+GONE: Responses = {410: {"description": "The release of the cursor is no longer loaded.", "content": PROBLEM_CONTENT}}
+INVALID: Responses = {422: {"description": "The request is not valid.", "content": PROBLEM_CONTENT}}
+
+
+class _DirectRoute(APIRoute):
+    """A route that FastAPI describes but does not parse: its parsing costs ten times that of the model."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the endpoint itself."""
+        return self.endpoint
 
 
 async def similar(request: Request) -> Response:
-    """The items most like one item, nearest first; fewer than `k` only where there are no more."""
-    serving, sent, query = await parameters.state(request), request.headers, _query(request)
-    release = _release(serving, Wish(query.release, sent.get(headers.RELEASE), sent.get(headers.STICKY)), query.cursor)
-    question = _at(of_query(request.path_params["item_id"], query, serving.config), query.cursor, serving)
-    tag = _tag(release, question)
-    unchanged = _unchanged(release, tag)
-    if is_known(tag, sent.get(headers.KNOWN)):
-        return unchanged
-    answer = _answer(serving, release, question)
-    whole = _answered(release, answer, tag)
-    if not answer["unknown_item_ids"] and not answer["fallback"]:  # which are counted each time
-        asked = request.scope["path"], request.scope["query_string"]
-        release.answers.keep(asked, Given(request.scope["route"], tag, whole, unchanged))
-    return whole
-
-
-class _Bare(APIRoute):
-    """A route that FastAPI describes, and has no other part in: it would look for what it could read all the same."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """See FastAPI."""
-        return self.endpoint
+    """Return the items most similar to an item, nearest first; fewer than `k` only if there are no more."""
+    state: State = request.app.state.recsys
+    try:
+        parameters = SimilarParameters.from_request(request)
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("query", *one["loc"])} for one in error.errors()]) from None
+    release = chosen_release(request, state)
+    query = _at_cursor(parameters.to_query(request.path_params["item_id"], state.config), parameters.cursor, state)
+    response = _search(state, release, query)
+    request.scope[CACHEABLE] = not (response.unknown_item_ids or response.fallback)  # these are counted every time
+    return _json(response, release)
 
 
 router.add_api_route(
     f"/v1/items/{{item_id:{ENCODED}}}/similar",
     similar,
-    response_model=AnswerBody,
-    responses={**GOOD, **UNCHANGED, **NOT_FOUND, **GONE, **INVALID},
-    openapi_extra={"parameters": parameters.OF_SIMILAR},
-    route_class_override=_Bare,
+    response_model=SearchResponse,
+    responses={**OK_WITH_ETAG, **NOT_MODIFIED, **NOT_FOUND, **GONE, **INVALID},
+    openapi_extra={"parameters": openapi_parameters(SimilarParameters)},
+    route_class_override=_DirectRoute,
+    summary="Similar items",
 )
-
-
-def _query(request: Request) -> SimilarQuery:
-    """The options in the query, as FastAPI would read them, in a tenth of its time."""
-    given: dict[str, Any] = dict(request.query_params)
-    if "exclude" in given:
-        given["exclude"] = request.query_params.getlist("exclude")
-    try:
-        return SimilarQuery.model_validate(given)
-    except ValidationError as error:
-        raise RequestValidationError([{**wrong, "loc": ("query", *wrong["loc"])} for wrong in error.errors()]) from None
-
-
-@router.post("/v1/similar", response_model=AnswerBody, responses={**GOOD, **NOT_FOUND, **GONE, **INVALID})
-async def ask(serving: Serving, body: QuestionBody, wish: Wished) -> Response:
-    """The items nearest to whatever the question is about; fewer than `k` only where there are no more."""
-    asked = _release(serving, wish, body.cursor)
-    question = _question(serving, body, asked)
-    return _answered(asked, _answer(serving, asked, question), _tag(asked, question))
-
-
-@router.post("/v1/similar/batch", response_model=BatchAnswerBody, responses={**NOT_FOUND, **INVALID})
-async def ask_many(request: Request, serving: Serving, body: BatchBody, wish: Wished) -> Response:
-    """Many questions, answered as they would be alone; one that fails fails only itself."""
-    if len(body.questions) > serving.config.max_batch:
-        raise InputError(
-            f"questions must hold at most {serving.config.max_batch}. Received: {len(body.questions)}. Send several."
-        )
-    standing = _release(serving, wish)  # for all of them, whatever is put into service meanwhile
-    entries = []
-    for entry in body.questions:
-        await asyncio.sleep(0)  # others are answered in between, and the time of the request can run out
-        try:
-            one = QuestionBody.model_validate(entry)
-            asked = standing if one.cursor is None else _release(serving, wish, one.cursor)
-            answer = _answer(serving, asked, _question(serving, one, asked))
-            entries.append({"status": HTTPStatus.OK, "answer": answer, "problem": None})
-        except (RecsysError, ValidationError, NotLoadedError) as error:
-            problem = problems.body(request, error)
-            entries.append({"status": problem.status, "answer": None, "problem": problem})
-    return Response(to_json({"answers": entries}), media_type="application/json")
 
 
 @router.get(
-    f"/v1/items/{{item_id:{ENCODED}}}", response_model=ItemBody, responses={**GOOD, **UNCHANGED, **NOT_FOUND, **INVALID}
+    f"/v1/items/{{item_id:{ENCODED}}}",
+    response_model=ItemResponse,
+    responses={**OK_WITH_ETAG, **NOT_MODIFIED, **NOT_FOUND, **GONE, **INVALID},
+    summary="Item details",
 )
-async def item(serving: Serving, item_id: ItemId, wish: Wished, known: Known = None) -> Response:
-    """What the release holds of an item."""
-    asked = _release(serving, wish)
-    held = asked.item(item_id)
-    tag = _tag(asked, item_id)
-    return _unchanged(asked, tag) if is_known(tag, known) else _answered(asked, held._asdict(), tag)
+async def item(request: Request, state: WorkerState, item_id: ItemId, _: Requested, __: IfNoneMatch = None) -> Response:
+    """Return the catalog columns of an item."""
+    release = chosen_release(request, state)
+    return _json(ItemResponse.from_details(release.item_details(item_id)), release)
 
 
-@router.get("/v1/release")
-async def release(serving: Serving) -> ReleaseBody:
-    """The release in service."""
-    return ReleaseBody(**serving.shelf.champion.release.manifest.model_dump(include=set(ReleaseBody.model_fields)))
+@router.post(
+    "/v1/similar",
+    response_model=SearchResponse,
+    responses={**OK, **NOT_FOUND, **GONE, **INVALID},
+    summary="Search by a query",
+)
+async def search(state: WorkerState, body: SearchRequest, requested: Requested) -> Response:
+    """Return the nearest items of a query; fewer than `k` only if there are no more."""
+    release = state.choose_release(requested._replace(cursor=body.cursor))
+    return _json(_search(state, release, _query(state, body, release)), release)
 
 
-def _question(serving: State, body: QuestionBody, release: Edition) -> Query:
-    embed = None if serving.embed is None else partial(serving.embed, release.release)
-    return _at(of_body(body, serving.config, embed), body.cursor, serving)
-
-
-def _release(serving: State, wish: Wish, cursor: str | None = None) -> Edition:
-    """The release that is asked: the one of the cursor, the pinned one, or the one in service."""
-    by_query, by_header, sticky = wish
-    if by_query is not None and by_header is not None and by_query != by_header:
-        raise InputError(f"a question must pin one release. Received: {by_query!r} and, by header, {by_header!r}.")
-    pinned = by_header if by_query is None else by_query
-    if cursor is not None:
-        of_cursor = cursors.decode(cursor, serving.config.max_k).release_id
-        if pinned not in (None, of_cursor):
-            raise InputError(f"cursor must be of the pinned release. Received: one of {of_cursor!r}, not {pinned!r}.")
-        found = serving.take(of_cursor)
-        if found is None:
-            raise NotLoadedError(
-                HTTPStatus.GONE, f"cursor is of release {of_cursor!r}, which is gone. Ask again from the first page."
-            )
-        return found
-    found = serving.take(pinned, sticky)
-    if found is None:
-        loaded = ", ".join(edition.release_id for edition in serving.shelf.standing.editions)
-        raise NotLoadedError(
-            HTTPStatus.NOT_FOUND,
-            f"release must be one that is loaded: {loaded}. Received: {pinned!r}.",
+@router.post(
+    "/v1/similar/batch",
+    response_model=BatchResponse,
+    responses={**NOT_FOUND, **INVALID},
+    summary="Search by several queries",
+)
+async def search_batch(request: Request, state: WorkerState, body: BatchRequest, requested: Requested) -> Response:
+    """Return the result of each query as if it were sent alone; an invalid query does not affect the others."""
+    if len(body.queries) > state.config.max_batch:
+        raise InputError(
+            f"queries must have at most {state.config.max_batch} elements. Received: {len(body.queries)}. "
+            "Send several requests."
         )
-    return found
+    release = state.choose_release(requested)  # the same for all queries, whatever is promoted meanwhile
+    results = []
+    for query in body.queries:
+        await asyncio.sleep(0)  # let other requests run, and the time limit of this one apply
+        results.append(_batch_entry(request, state, query, release, requested))
+    return Response(BatchResponse(results=results).model_dump_json(), media_type="application/json")
 
 
-def _at(question: Query, cursor: str | None, serving: State) -> Query:
-    """The question at its cursor's page, which ends where no question may reach farther."""
-    if cursor is None:
-        return question
-    reach = serving.config.max_k
-    turned = cursors.turned(question, cursors.decode(cursor, reach))
-    return replace(turned, k=min(turned.k, reach - turned.offset))
+@router.get("/v1/release", summary="The champion release")
+async def champion(state: WorkerState) -> ReleaseResponse:
+    """Return the champion release."""
+    manifest = state.releases.champion.release.manifest
+    return ReleaseResponse(**manifest.model_dump(include=set(ReleaseResponse.model_fields)))
 
 
-def _answer(serving: State, release: Edition, question: Query) -> dict[str, Any]:
-    answer: SearchResult = serving.ask(release, question)
-    reached = question.offset + question.k
-    following = None
-    if answer.has_more and reached < serving.config.max_k:
-        following = cursors.encode(Cursor(release.release_id, cursors.digest(question), reached))
-    return {**answer.to_dict(), "next": following}
+def _batch_entry(
+    request: Request, state: State, query: Any, release: LiveRelease, requested: RequestedRelease
+) -> BatchEntry:
+    try:
+        body = SearchRequest.model_validate(query)
+        if body.cursor is not None:
+            release = state.choose_release(requested._replace(cursor=body.cursor))
+        result = _search(state, release, _query(state, body, release))
+    except (RecsysError, ValidationError, ReleaseNotLoadedError) as error:
+        problem = problem_of(request, error)
+        return BatchEntry(status=problem.status, result=None, problem=problem)
+    return BatchEntry(status=HTTPStatus.OK, result=result, problem=None)
 
 
-def _answered(release: Edition, answer: dict[str, Any], tag: str) -> Response:
-    return Response(to_json(answer), media_type="application/json", headers=_headers(release, tag))
+def _query(state: State, body: SearchRequest, release: LiveRelease) -> Query:
+    embed = None if state.embed is None else partial(state.embed, release.release)
+    return _at_cursor(body.to_query(state.config, embed), body.cursor, state)
 
 
-def _unchanged(release: Edition, tag: str) -> Response:
-    return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(release, tag))
+def _at_cursor(query: Query, cursor: str | None, state: State) -> Query:
+    return query if cursor is None else apply_cursor(query, cursor, state.config.max_k)
 
 
-def _headers(release: Edition, tag: str) -> dict[str, str]:
-    return {"ETag": tag, "Cache-Control": ALWAYS_ASK, headers.RELEASE: release.release_id}
+def _search(state: State, release: LiveRelease, query: Query) -> SearchResponse:
+    result = state.search(release, query)
+    cursor = next_cursor(release.release_id, query, state.config.max_k) if result.has_more else None
+    return SearchResponse.from_result(result, cursor)
 
 
-def _tag(release: Edition, asked: object) -> str:
-    digest = hashlib.sha256(
-        f"{release.release_id} {release.overlay.revision} {asked!r}".encode("utf-8", "surrogatepass")
-    ).hexdigest()
-    return f'"{digest[:32]}"'
+def _json(body: BaseModel, release: LiveRelease) -> Response:
+    return Response(
+        body.model_dump_json(), media_type="application/json", headers={headers.RELEASE: release.release_id}
+    )

@@ -1,1 +1,1 @@
-"""Worker processes, and how they follow the champion."""
+"""Worker processes, and how they load the champion."""

@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again."""
+"""Exponential backoff. A separate module, since the client does not need the packages of the server."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator
 
 
-def delays(first_s: float, longest_s: float) -> Iterator[float]:
-    """Seconds: each about twice the one before, up to the longest, and partly random so that not all come at once."""
+def backoff_delays(first_s: float, max_s: float) -> Iterator[float]:
+    """Yield seconds to wait between attempts: doubling up to a maximum, with jitter."""
     delay = first_s
     while True:
-        yield delay * random.uniform(0.5, 1)  # noqa: S311 - no secret
-        delay = min(2 * delay, longest_s)
+        yield delay * random.uniform(0.5, 1)  # noqa: S311 - not a secret
+        delay = min(2 * delay, max_s)

@@ -1,7 +1,7 @@
-"""Finds out which releases are to be served, and tells the workers by a file.
+"""Polls which releases to serve, and writes them to the target file of the workers.
 
-It runs once for all workers, outside of them: what knows MLflow or an object store stays out of the processes that
-answer. Whoever cannot be asked is asked again, later and later; until then what was told last holds.
+It runs once, outside the workers: MLflow and object stores stay out of the processes that answer requests. If the
+source fails, it is polled again with increasing delays, and the last target stays in effect.
 """
 
 from __future__ import annotations
@@ -17,126 +17,126 @@ from recsys.data.storage import RemoteLocation
 from recsys.errors import RecsysError, ReleaseError
 from recsys.release import remote
 from recsys.release.formats import MANIFEST
-from serving.workers import target as wanted
-from serving.workers.backoff import delays
-from serving.workers.target import WANTED, Wanted
+from serving.workers.backoff import backoff_delays
+from serving.workers.target import TARGET_FILE, Target, read_target, write_target
 
 logger = logging.getLogger(__name__)
 
-LONGEST_S = 300.0
-"""Between two questions to somebody who does not answer."""
+MAX_DELAY_S = 300.0
+"""Maximum seconds between two attempts after a failure."""
 
-Source = Callable[[], Wanted]
-"""Tells the releases, by folders of this machine. Raises RecsysError where it cannot."""
+Source = Callable[[], Target]
+"""Returns the releases to serve as folders of this machine. Raises RecsysError if it cannot."""
 
 
-def of_place(place: str) -> Source:
-    """What a place says is to be served.
+def source_from_location(location: str) -> Source:
+    """Return the source for a location.
 
     Args:
-        place: a release's folder or URL; a folder or a URL of releases, of which the newest is taken; or a file
-            that names releases, as `serving.workers.target` reads it.
+        location: the folder or URL of a release; the folder or URL of several releases, of which the newest is
+            served; or a file that names releases, see `serving.workers.target`.
     """
 
-    def told() -> Wanted:
-        if Path(place).is_file():
-            named = wanted.read(Path(place))
-            folder = Path(place).parent
-            challenger = None if named.challenger is None else _local(named.challenger, folder)
-            return Wanted(champion=_local(named.champion, folder), challenger=challenger)
-        return Wanted(champion=_local(_newest(place), Path()))
+    def target() -> Target:
+        if Path(location).is_file():
+            named = read_target(Path(location))
+            folder = Path(location).parent
+            challenger = None if named.challenger is None else _local_folder(named.challenger, folder)
+            return Target(champion=_local_folder(named.champion, folder), challenger=challenger)
+        return Target(champion=_local_folder(_newest_release(location), Path()))
 
-    return told
-
-
-def _local(place: str, folder: Path) -> str:
-    """The folder of a release on this machine; a link is followed, so that another target is another release."""
-    named = place if isinstance(storage.locate(place), RemoteLocation) else str(folder / place)
-    return str(remote.fetch(named).resolve())
+    return target
 
 
-def _newest(place: str) -> str:
-    """The place itself if it is a release, else the newest below it."""
-    root = storage.locate(place)
+def _local_folder(location: str, folder: Path) -> str:
+    """Return the folder of a release on this machine. Links are resolved: another link target is another release."""
+    absolute = location if isinstance(storage.locate(location), RemoteLocation) else str(folder / location)
+    return str(remote.fetch(absolute).resolve())
+
+
+def _newest_release(location: str) -> str:
+    """Return the location itself if it is a release, otherwise the newest release below it."""
+    root = storage.locate(location)
     if (root / MANIFEST).exists():
-        return place
-    found = []
+        return location
+    releases = []
     for name in root.list_names():
         manifest = root / name / MANIFEST
         if not name.startswith(".") and manifest.exists():
             with manifest.open() as file:
-                found.append((json.load(file).get("created_at", ""), (root / name).name))
-    if not found:
+                releases.append((json.load(file).get("created_at", ""), (root / name).name))
+    if not releases:
         raise ReleaseError(
-            f"release must be a folder with a {MANIFEST}, or hold such ones. Received: {root.display_name}."
+            f"release must be a folder with a {MANIFEST}, or a folder of such folders. Received: {root.display_name}."
         )
-    return max(found)[1]
+    return max(releases)[1]
 
 
-class Watch:
-    """Asks a source from time to time.
+class ChampionWatcher:
+    """Polls a source and writes its target.
 
     Args:
-        source: knows what is to be served.
-        folder: of the service.
-        poll_s: seconds between two questions.
+        source: returns the releases to serve.
+        folder: folder of the service.
+        poll_interval_s: seconds between two polls.
     """
 
-    def __init__(self, source: Source, folder: Path, poll_s: float) -> None:
+    def __init__(self, source: Source, folder: Path, poll_interval_s: float) -> None:
         self._source = source
-        self._path = folder / WANTED
-        self._poll_s = poll_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._path = folder / TARGET_FILE
+        self._poll_interval_s = poll_interval_s
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="champion_watcher", daemon=True)
 
     def start(self) -> None:
-        """Ask, and go on asking in a thread.
+        """Poll once, then continue in a thread.
 
         Raises:
-            RecsysError: the source does not tell, and nothing that was told before is on this machine.
+            RecsysError: the source fails, and there is no earlier target whose release is on this machine.
         """
         try:
-            self._tell(self._source())
-        except Exception as error:  # whatever it is, what was told before is better than nothing
-            if not self._known():
+            self._write(self._source())
+        except Exception as error:  # whatever it is, an earlier target is better than none
+            if not self._has_target():
                 raise
-            self._tell_trouble(error)
+            self._write_error(error)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; a question that waits for an answer is left to itself."""
-        self._stop.set()
+        """Stop the thread without waiting for a poll in progress."""
+        self._stopped.set()
 
     def _run(self) -> None:
-        waits = delays(self._poll_s, LONGEST_S)
-        wait_s = self._poll_s
-        while not self._stop.wait(wait_s):
+        delays = backoff_delays(self._poll_interval_s, MAX_DELAY_S)
+        delay_s = self._poll_interval_s
+        while not self._stopped.wait(delay_s):
             try:
-                self._tell(self._source())
-                waits, wait_s = delays(self._poll_s, LONGEST_S), self._poll_s
+                self._write(self._source())
+                delays, delay_s = backoff_delays(self._poll_interval_s, MAX_DELAY_S), self._poll_interval_s
             except Exception as error:  # noqa: BLE001 - as above
-                wait_s = next(waits)
-                self._tell_trouble(error)
+                delay_s = next(delays)
+                self._write_error(error)
 
-    def _known(self) -> bool:
+    def _has_target(self) -> bool:
         try:
-            return (Path(wanted.read(self._path).champion) / MANIFEST).exists()
+            return (Path(read_target(self._path).champion) / MANIFEST).exists()
         except ReleaseError:
             return False
 
-    def _tell(self, told: Wanted) -> None:
+    def _write(self, target: Target) -> None:
         try:
-            if wanted.read(self._path) == told:
+            if read_target(self._path) == target:
                 return
         except ReleaseError:
             pass
-        wanted.write(self._path, told)
+        write_target(self._path, target)
 
-    def _tell_trouble(self, error: Exception) -> None:
+    def _write_error(self, error: Exception) -> None:
         if not isinstance(error, RecsysError):
-            logger.error("nobody foresaw this", exc_info=error)
-        told = str(error) if isinstance(error, RecsysError) else type(error).__name__  # its text may hold anything
+            logger.error("unexpected error while polling the champion", exc_info=error)
+        # the text of an unexpected error may contain secrets
+        message = str(error) if isinstance(error, RecsysError) else type(error).__name__
         try:
-            self._tell(wanted.read(self._path).model_copy(update={"trouble": told}))
+            self._write(read_target(self._path).model_copy(update={"error": message}))
         except (ReleaseError, OSError) as second:
-            logger.error("%s", second)  # noqa: TRY400 - its message is all there is to say
+            logger.error("%s", second)  # noqa: TRY400 - the traceback adds nothing

@@ -1,8 +1,8 @@
-"""Keeps a worker's shelf as the file of what is wanted says.
+"""Loads the releases of the target file into a worker.
 
-What is wanted is loaded beside what is served: every file is verified, index and exact search are asked known
-questions, and some questions are asked through the whole look-up. Then one reference is replaced. Where any of that
-fails, the worker goes on with what it has, says so, and tries again later and later.
+A new release is loaded while the current one is served: every file is verified, index and exact search are compared
+on some queries, and some queries run through the whole search. Then one reference is replaced. If anything fails, the
+worker keeps serving the current release, reports the error, and retries with increasing delays.
 """
 
 from __future__ import annotations
@@ -15,164 +15,164 @@ from pathlib import Path
 
 from recsys import Release
 from recsys.errors import RecsysError, ReleaseError, StageError
-from serving.live.live_release import Edition
+from serving.live.live_release import LiveRelease
 from serving.live.state import State
-from serving.workers import target as wanted
-from serving.workers.backoff import delays
-from serving.workers.target import SERVED, WANTED, Wanted
+from serving.workers.backoff import backoff_delays
+from serving.workers.target import LAST_SERVED_FILE, TARGET_FILE, Target, read_target, write_target
 
 logger = logging.getLogger(__name__)
 
-LONGEST_S = 60.0
-"""Between two tries to load the same release."""
+MAX_DELAY_S = 60.0
+"""Maximum seconds between two attempts to load the same release."""
 
 
-class Follower:
-    """Follows one folder.
+class ReleaseLoader:
+    """Keeps the releases of a worker in line with a target file.
 
     Args:
-        state: whose shelf.
-        folder: where `wanted.json` lies.
-        look_s: seconds between two looks at it.
+        state: the state of the worker.
+        folder: folder of the service, with the target file.
+        check_interval_s: seconds between two checks of the file.
     """
 
-    def __init__(self, state: State, folder: Path, look_s: float) -> None:
+    def __init__(self, state: State, folder: Path, check_interval_s: float) -> None:
         self._state = state
         self._folder = folder
-        self._look_s = look_s
-        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._check_interval_s = check_interval_s
+        self._thread = threading.Thread(target=self._run, name="release_loader", daemon=True)
         self._failures: dict[str, tuple[float, Iterator[float]]] = {}
-        """Place of a release -> when to try it again, and how long to wait after that."""
+        """Location of a release -> time of the next attempt, and the delays after that."""
 
     def start(self) -> None:
-        """Load what is wanted, or what was served last, and follow in a thread until the process ends."""
-        self.look()
-        if self._state.shelf.standing.champion is None:
-            self._serve_last()
+        """Load the target, or the releases served last, then continue in a thread until the process ends."""
+        self.update()
+        if self._state.releases.roles.champion is None:
+            self._load_last_served()
         self._thread.start()
 
-    def look(self) -> None:
-        """Load what is wanted and not loaded, and let go of what is not wanted any more."""
+    def update(self) -> None:
+        """Load the releases of the target that are not loaded, and unload those that are no longer needed."""
         state = self._state
-        before = state.shelf.standing
+        before = state.releases.roles
         try:
-            asked = wanted.read(self._folder / WANTED)
+            target = read_target(self._folder / TARGET_FILE)
         except ReleaseError as error:
-            self._trouble("watch", str(error))
+            self._set_error("champion_watcher", str(error))
             return
-        self._trouble("watch", asked.trouble)
-        places = (asked.champion, asked.challenger)
-        self._failures = {place: failure for place, failure in self._failures.items() if place in places}
-        champion = self._edition(asked.champion, "champion")
+        self._set_error("champion_watcher", target.error)
+        locations = (target.champion, target.challenger)
+        self._failures = {location: failure for location, failure in self._failures.items() if location in locations}
+        champion = self._find_or_load(target.champion, "champion")
         challenger = None
-        if asked.challenger is not None and state.config.challenger != "none" and asked.challenger != asked.champion:
-            challenger = self._edition(asked.challenger, "challenger")
+        uses_challenger = state.config.challenger != "none" and target.challenger != target.champion
+        if target.challenger is not None and uses_challenger:
+            challenger = self._find_or_load(target.challenger, "challenger")
         else:
-            self._trouble("challenger", None)
+            self._set_error("challenger", None)
         champion = champion or before.champion
         if champion is not None and (champion is not before.champion or challenger is not before.challenger):
-            self._swap(champion, challenger)
-        state.shelf.clear()
-        if state.shelf.standing is not before:
-            self._settle()
+            self._replace(champion, challenger)
+        state.releases.unload_expired()
+        if state.releases.roles is not before:
+            self._compact_item_changes()
 
     def _run(self) -> None:
         while True:
-            time.sleep(self._look_s)
+            time.sleep(self._check_interval_s)
             try:
-                self.look()
-            except Exception:  # whatever it is, what is served goes on
-                logger.exception("following failed")
+                self.update()
+            except Exception:  # whatever it is, the loaded releases are still served
+                logger.exception("unexpected error while loading releases")
 
-    def _edition(self, place: str, role: str) -> Edition | None:
-        """What is loaded from a place, or is loaded now; None while that fails."""
-        found = next((e for e in self._state.shelf.standing.editions if str(e.release.path) == place), None)
-        if found is not None:
-            self._trouble(role, None)
-            return found
-        due, waits = self._failures.get(place, (0.0, None))
-        if time.monotonic() < due:
+    def _find_or_load(self, location: str, role: str) -> LiveRelease | None:
+        """Return the release of a location, loaded now if necessary; None while that fails."""
+        releases = self._state.releases.roles.releases
+        loaded = next((release for release in releases if str(release.release.path) == location), None)
+        if loaded is not None:
+            self._set_error(role, None)
+            return loaded
+        next_attempt, delays = self._failures.get(location, (0.0, None))
+        if time.monotonic() < next_attempt:
             return None
         try:
-            edition = self._load(place)
+            release = self._load(location)
         except (RecsysError, OSError, MemoryError) as error:
-            waits = waits or delays(self._look_s, LONGEST_S)
-            self._failures[place] = time.monotonic() + next(waits), waits
-            self._trouble(role, f"{place} cannot be served: {error}")
-            self._state.telemetry.loaded("failed")
+            delays = delays or backoff_delays(self._check_interval_s, MAX_DELAY_S)
+            self._failures[location] = time.monotonic() + next(delays), delays
+            self._set_error(role, f"{location} cannot be loaded: {error}")
+            self._state.metrics.count_load("failure")
             return None
-        self._failures.pop(place, None)
-        self._trouble(role, None)
-        self._state.telemetry.loaded("done")
-        return edition
+        self._failures.pop(location, None)
+        self._set_error(role, None)
+        self._state.metrics.count_load("success")
+        return release
 
-    def _load(self, place: str) -> Edition:
-        edition = Edition(Release.load(place), self._state.embed, self._state.config.night_h)
-        edition.warm()
-        if self._state.journal is not None:
-            edition.follow(self._state.journal)
-        return edition
+    def _load(self, location: str) -> LiveRelease:
+        release = LiveRelease(Release.load(location), self._state.embed, self._state.config.night_h)
+        release.warm_up()
+        if self._state.item_changes is not None:
+            release.apply(self._state.item_changes)
+        return release
 
-    def _swap(self, champion: Edition, challenger: Edition | None) -> None:
-        shelf = self._state.shelf
-        new = champion is not shelf.standing.champion
-        editions = [*shelf.standing.editions, champion, *([challenger] if challenger else [])]
-        self._reading(editions)
-        shelf.put(champion, challenger)
-        if new:
+    def _replace(self, champion: LiveRelease, challenger: LiveRelease | None) -> None:
+        releases = self._state.releases
+        is_new = champion is not releases.roles.champion
+        self._register([*releases.roles.releases, champion, *([challenger] if challenger else [])])
+        releases.replace(champion, challenger)
+        if is_new:
             logger.info("release %s is the champion", champion.release_id)
             self._remember(champion)
 
-    def _serve_last(self) -> None:
-        """What is wanted cannot be loaded, and there is nothing yet: go on with what was served before."""
+    def _load_last_served(self) -> None:
+        """Serve the last release again, if the target cannot be loaded and nothing else is."""
         try:
-            champion = self._load(wanted.read(self._folder / SERVED).champion)
+            champion = self._load(read_target(self._folder / LAST_SERVED_FILE).champion)
         except (RecsysError, OSError) as error:
-            logger.error("nothing can be served yet: %s", error)  # noqa: TRY400 - its message is all there is to say
+            logger.error("no release can be loaded yet: %s", error)  # noqa: TRY400 - the traceback adds nothing
             return
-        self._swap(champion, None)
+        self._replace(champion, None)
 
-    def _remember(self, champion: Edition) -> None:
+    def _remember(self, champion: LiveRelease) -> None:
         try:
-            wanted.write(self._folder / SERVED, Wanted(champion=str(champion.release.path)))
+            write_target(self._folder / LAST_SERVED_FILE, Target(champion=str(champion.release.path)))
         except OSError as error:
-            logger.warning("what is served cannot be remembered: %s", error)
+            logger.warning("the served release cannot be recorded: %s", error)
 
-    def _reading(self, editions: list[Edition]) -> None:
-        """Say which changes are still needed."""
-        if self._state.journal is None:
+    def _register(self, releases: list[LiveRelease]) -> None:
+        """Record which item changes this process needs."""
+        if self._state.item_changes is None:
             return
         try:
-            self._state.journal.reading(sorted({edition.release_id for edition in editions}))
+            self._state.item_changes.register_releases(sorted({release.release_id for release in releases}))
         except StageError as error:
             logger.warning("%s", error)
 
-    def _settle(self) -> None:
-        """Drop changes that all releases contain that anybody still serves."""
-        journal, editions = self._state.journal, self._state.shelf.standing.editions
-        if journal is None or not editions:
+    def _compact_item_changes(self) -> None:
+        """Delete the item changes that all loaded releases of all workers contain."""
+        item_changes, releases = self._state.item_changes, self._state.releases.roles.releases
+        if item_changes is None or not releases:
             return
-        self._reading(editions)
+        self._register(releases)
         try:
-            dropped = journal.settle(
-                [edition.release_id for edition in editions],
-                lambda entry: all(edition.contains(entry) for edition in editions),
+            num_deleted = item_changes.compact(
+                [release.release_id for release in releases],
+                lambda change: all(release.contains(change) for release in releases),
             )
         except StageError as error:
             logger.warning("%s", error)
             return
-        if dropped:
-            logger.info("%d changes are in the releases now", dropped)
+        if num_deleted:
+            logger.info("deleted %d item changes that all loaded releases contain", num_deleted)
 
-    def _trouble(self, doing: str, what: str | None) -> None:
-        """Say what is wrong, in the log when it begins and when it ends."""
-        troubles = self._state.troubles
-        self._state.telemetry.troubled(doing, now=what is not None)
-        if what == troubles.get(doing):
+    def _set_error(self, component: str, message: str | None) -> None:
+        """Record the error of a component, None for no error; log when it begins and ends."""
+        errors = self._state.errors
+        self._state.metrics.set_error(component, active=message is not None)
+        if message == errors.get(component):
             return
-        if what is None:
-            logger.info("%s is well again", doing)
-            self._state.troubles = {name: told for name, told in troubles.items() if name != doing}
+        if message is None:
+            logger.info("%s has recovered", component)
+            self._state.errors = {name: error for name, error in errors.items() if name != component}
         else:
-            logger.warning("%s: %s", doing, what)
-            self._state.troubles = {**troubles, doing: what}
+            logger.warning("%s: %s", component, message)
+            self._state.errors = {**errors, component: message}

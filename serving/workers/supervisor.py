@@ -1,7 +1,7 @@
-"""The processes of the service: one that watches and answers nothing, and the workers that answer.
+"""The processes of the service: a supervisor, which also polls the champion, and workers, which answer requests.
 
-Workers are started anew, not forked: they share the socket, and the files of index and embeddings by mapping them.
-One that ends is replaced; all end with the first process, however that one ends.
+Workers are spawned, not forked. They share the listening socket, and by memory mapping the files of index and
+embeddings. A worker that ends is replaced; all workers end with the supervisor, however it ends.
 """
 
 from __future__ import annotations
@@ -28,97 +28,97 @@ import uvicorn
 from recsys import Release
 from recsys.config.sections import ServeConfig
 from recsys.errors import ConfigError
-from serving.app import over
-from serving.live.item_changes import JOURNAL, Journal
+from serving.app import create_app
+from serving.live.item_changes import ITEM_CHANGES_FILE, ItemChanges
 from serving.live.live_release import Embed
-from serving.live.loaded_releases import Shelf
+from serving.live.loaded_releases import LoadedReleases
 from serving.live.state import State
-from serving.middleware import logs, tracing
-from serving.middleware.api_keys import Keys
-from serving.middleware.metrics import MULTIPROCESS, Telemetry
-from serving.middleware.rate_limit import RATES, Rates
-from serving.workers import target as wanted
-from serving.workers.backoff import delays
-from serving.workers.champion_watcher import Source, Watch
-from serving.workers.release_loader import Follower
-from serving.workers.target import SERVED, WANTED
+from serving.middleware.api_keys import ApiKeys
+from serving.middleware.logs import LOGGING_CONFIG
+from serving.middleware.metrics import MULTIPROCESS, Metrics
+from serving.middleware.rate_limit import RATE_LIMIT_FILE, RateLimiter
+from serving.middleware.tracing import create_tracer
+from serving.workers.backoff import backoff_delays
+from serving.workers.champion_watcher import ChampionWatcher, Source
+from serving.workers.release_loader import ReleaseLoader
+from serving.workers.target import LAST_SERVED_FILE, TARGET_FILE, read_target
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2_048
-LOOK_S = 1.0
-"""Seconds between two looks of a worker at what is wanted, at most."""
-GRACE_S = 30
-"""For requests that were begun when the service is told to stop."""
-SOON_S = 10.0
-"""A worker that ends sooner is started again later and later."""
+MAX_CHECK_INTERVAL_S = 1.0
+"""Maximum seconds between two checks of the target file by a worker."""
+SHUTDOWN_TIMEOUT_S = 30
+"""Time for running requests when the service stops."""
+STABLE_AFTER_S = 10.0
+"""A worker that ends sooner is restarted with increasing delays."""
+FIRST_DELAY_S = 0.1
 
 
 @dataclass(frozen=True)
-class Service:
-    """What a worker has to know."""
+class WorkerSettings:
+    """What a worker process receives."""
 
     config: ServeConfig
     folder: Path
-    durable: bool
-    """Whether the folder stays; changes are refused where it does not."""
+    is_persistent: bool
+    """Whether the folder outlives the service; otherwise item changes are rejected."""
     embed: Embed | None
 
 
 def run(source: Source, config: ServeConfig, folder: Path | None, embed: Embed | None = None) -> None:
-    """Serve until a signal says stop; requests that were begun are finished.
+    """Serve until SIGTERM or SIGINT; running requests are completed.
 
     Args:
-        source: tells which releases.
-        config: how.
-        folder: where journal and memory of the service lie; without one, nothing may be changed.
-        embed: gives new items their place.
+        source: returns the releases to serve.
+        config: settings of the service.
+        folder: folder for item changes and the served releases; if None, item changes are rejected.
+        embed: embeds new items by their features.
 
     Raises:
-        RecsysError: there is no release, or a setting is wrong.
+        RecsysError: there is no release, or a setting is invalid.
     """
-    logging.config.dictConfig(logs.CONFIG)
+    logging.config.dictConfig(LOGGING_CONFIG)
     with tempfile.TemporaryDirectory(prefix="recsys-") as temporary:
-        service = Service(config, folder or Path(temporary), folder is not None, embed)
-        service.folder.mkdir(parents=True, exist_ok=True)
-        Keys(_keys(config)), tracing.tracer()  # a mistake in them is told now, rather than by each worker
-        figures = Path(temporary) / "metrics"
-        figures.mkdir()
-        os.environ[MULTIPROCESS] = str(figures)
-        if service.durable:
-            Journal(service.folder / JOURNAL).close()  # made once, before several workers open it
+        settings = WorkerSettings(config, folder or Path(temporary), folder is not None, embed)
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        ApiKeys(_keys_path(config)), create_tracer()  # an invalid setting fails here, not in each worker
+        metrics_folder = Path(temporary) / "metrics"
+        metrics_folder.mkdir()
+        os.environ[MULTIPROCESS] = str(metrics_folder)
+        if settings.is_persistent:
+            ItemChanges(settings.folder / ITEM_CHANGES_FILE).close()  # created before several workers open it
         with _listening(config.host, config.port) as listener:
-            watch = Watch(source, service.folder, config.poll_s)
-            watch.start()
-            if not (service.folder / SERVED).exists():
-                Release.load(wanted.read(service.folder / WANTED).champion)  # a first start fails plainly
+            watcher = ChampionWatcher(source, settings.folder, config.poll_s)
+            watcher.start()
+            if not (settings.folder / LAST_SERVED_FILE).exists():
+                Release.load(read_target(settings.folder / TARGET_FILE).champion)  # a first start fails with the error
             host, port = listener.getsockname()[:2]
             logger.info("running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-            _supervise(lambda: _start(service, listener), config.workers)
-            watch.stop()
+            _supervise(lambda: _start(settings, listener), config.workers)
+            watcher.stop()
 
 
-def work(service: Service, listener: socket.socket) -> None:
-    """One worker, until a signal says stop."""
-    logging.config.dictConfig(logs.CONFIG)
+def work(settings: WorkerSettings, listener: socket.socket) -> None:
+    """Run one worker until SIGTERM or SIGINT."""
+    logging.config.dictConfig(LOGGING_CONFIG)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    config = service.config
-    journal = Journal(service.folder / JOURNAL) if service.durable else None
-    rates = None if config.rate is None else Rates(service.folder / RATES, config.rate)
-    state = State(Shelf(config.keep_s), config, Telemetry(), journal, service.embed)
-    follower = Follower(state, service.folder, min(LOOK_S, config.poll_s))
-    follower.start()
-    app = over(state, Keys(_keys(config)), rates)
-    settings: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "backlog": BACKLOG}
-    uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=GRACE_S, **settings)).run([listener])
+    config = settings.config
+    item_changes = ItemChanges(settings.folder / ITEM_CHANGES_FILE) if settings.is_persistent else None
+    rate_limiter = None if config.rate is None else RateLimiter(settings.folder / RATE_LIMIT_FILE, config.rate)
+    state = State(LoadedReleases(config.keep_s), config, Metrics(), item_changes, settings.embed)
+    ReleaseLoader(state, settings.folder, min(MAX_CHECK_INTERVAL_S, config.poll_s)).start()
+    app = create_app(state, ApiKeys(_keys_path(config)), rate_limiter)
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "backlog": BACKLOG}
+    uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S, **options)).run([listener])
 
 
-def _keys(config: ServeConfig) -> Path | None:
+def _keys_path(config: ServeConfig) -> Path | None:
     return None if config.keys is None else Path(config.keys)
 
 
 def _end_with_parent() -> None:
-    """Nobody would replace, or stop, a worker whose parent was killed."""
+    """Stop this worker when its parent ends: nothing would replace or stop it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -127,7 +127,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that takes connections before there is a worker: callers wait, rather than fail."""
+    """Listen before there is a worker, so that callers wait instead of failing."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -135,44 +135,44 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             listener.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                f"serve.host and serve.port must be free to listen on. Received: {host}:{port}: {error}."
+                f"serve.host and serve.port must be a free address. Received: {host}:{port}: {error}."
             ) from None
         listener.listen(BACKLOG)
         yield listener
 
 
-def _start(service: Service, listener: socket.socket) -> SpawnProcess:
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(service, listener))
+def _start(settings: WorkerSettings, listener: socket.socket) -> SpawnProcess:
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(settings, listener))
     process.start()
     return process
 
 
 def _supervise(start: Callable[[], SpawnProcess], count: int) -> None:
-    """Keep so many processes running until a signal says stop, then end them."""
-    woken, waker = socket.socketpair()
-    waker.setblocking(False)
+    """Keep this number of processes running until SIGTERM or SIGINT, then stop them."""
+    wake_receiver, wake_sender = socket.socketpair()
+    wake_sender.setblocking(False)
     stopped = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stopped.set())
-    signal.set_wakeup_fd(waker.fileno())
-    started = {process: time.monotonic() for process in (start() for _ in range(count))}
-    waits = delays(0.1, SOON_S)
+    signal.set_wakeup_fd(wake_sender.fileno())
+    started_at = {process: time.monotonic() for process in (start() for _ in range(count))}
+    delays = backoff_delays(FIRST_DELAY_S, STABLE_AFTER_S)
     while not stopped.is_set():
-        wait([woken, *(process.sentinel for process in started)])
+        wait([wake_receiver, *(process.sentinel for process in started_at)])
         if stopped.is_set():
             break
-        for process in [process for process in started if process.exitcode is not None]:
-            logger.error("a worker ended with exit code %s, and is replaced", process.exitcode)
-            if time.monotonic() - started.pop(process) > SOON_S:
-                waits = delays(0.1, SOON_S)
-            stopped.wait(next(waits))
+        for process in [process for process in started_at if process.exitcode is not None]:
+            logger.error("a worker ended with exit code %s and is replaced", process.exitcode)
+            if time.monotonic() - started_at.pop(process) > STABLE_AFTER_S:
+                delays = backoff_delays(FIRST_DELAY_S, STABLE_AFTER_S)
+            stopped.wait(next(delays))
             if not stopped.is_set():
-                started[start()] = time.monotonic()
-    for process in started:
+                started_at[start()] = time.monotonic()
+    for process in started_at:
         process.terminate()
-    for process in started:
-        process.join(GRACE_S + 5)
+    for process in started_at:
+        process.join(SHUTDOWN_TIMEOUT_S + 5)
         process.kill()
     signal.set_wakeup_fd(-1)
-    woken.close()
-    waker.close()
+    wake_receiver.close()
+    wake_sender.close()

@@ -1,7 +1,6 @@
-"""What is to be served: a small file in the service's folder that its workers follow.
+"""The releases to serve: a small file in the folder of the service, written by one process and read by all workers.
 
-One process finds out which release is the champion and fetches it; the workers read where it lies on this machine.
-The file stays, so a service that starts while nobody can tell the champion starts with the last one it was told.
+The file persists: if the champion cannot be determined when the service starts, it starts with the last one.
 """
 
 from __future__ import annotations
@@ -13,31 +12,31 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recsys.errors import ReleaseError
 
-WANTED = "wanted.json"
-"""What the workers shall serve."""
-SERVED = "served.json"
-"""What a worker did serve, and so loads: where what is wanted does not."""
+TARGET_FILE = "target.json"
+"""The releases that the workers should serve."""
+LAST_SERVED_FILE = "last_served.json"
+"""The releases that a worker last served; used if those of the target cannot be loaded at the start."""
 
 
-class Wanted(BaseModel):
-    """Releases by their folder or URL."""
+class Target(BaseModel):
+    """Releases to serve, each by its folder or URL."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     champion: str
     challenger: str | None = None
-    trouble: str | None = None
-    """Why nobody can tell at the moment whether this still holds."""
+    error: str | None = None
+    """Why the last attempt to determine the releases failed."""
 
 
-def read(path: Path) -> Wanted:
-    """Read what `write` wrote, or what a person did.
+def read_target(path: Path) -> Target:
+    """Read a target, written by `write_target` or by hand.
 
     Raises:
-        ReleaseError: there is none, or it is something else.
+        ReleaseError: the file is missing or invalid.
     """
     try:
-        return Wanted.model_validate_json(path.read_bytes())
+        return Target.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise ReleaseError(f"{path} must name the release to serve. Received: no such file.") from None
     except (OSError, ValidationError) as error:
@@ -46,11 +45,11 @@ def read(path: Path) -> Wanted:
         ) from None
 
 
-def write(path: Path, wanted: Wanted) -> None:
-    """Replace the file in one step. Each process by a draft of its own: all workers say what they serve at once."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(wanted.model_dump_json(indent=2) + "\n")
+def write_target(path: Path, target: Target) -> None:
+    """Replace the file atomically. Each process uses its own temporary file, since all workers write at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(target.model_dump_json(indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)
+    temporary.replace(path)

@@ -17,8 +17,8 @@ from recsys.config.loading import load_config
 from recsys.testing import program
 from recsys.testing.releases import WriteRelease
 from recsys.testing.service_process import Service
-from serving.middleware import api_keys as keys
-from serving.workers.supervisor import GRACE_S
+from serving.middleware import api_keys
+from serving.workers.supervisor import SHUTDOWN_TIMEOUT_S
 from tests import ROOT
 
 (UNIT,) = (ROOT / "examples").rglob("recsys-serve.service")
@@ -45,7 +45,7 @@ def test_a_pod_starts_listens_and_is_probed_as_the_service_does(tmp_path: Path, 
     pod = objects["StatefulSet/recsys"]["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     write_release(["a", "b", "c"], release_id="first")
-    _, key = keys.new("any", "read")
+    _, key = api_keys.create_key("any", "read")
     (tmp_path / "keys.txt").write_text(key.line)
     places = {"/data": str(tmp_path), "/keys": str(tmp_path), "/config": str(tmp_path)}
     places["s3://BUCKET/releases"] = str(tmp_path / "releases")
@@ -77,7 +77,7 @@ def test_a_pod_starts_listens_and_is_probed_as_the_service_does(tmp_path: Path, 
     (port,) = container["ports"]
     assert port == {"name": "http", "containerPort": set_here.serve.port}
     assert instructions("EXPOSE") == [str(set_here.serve.port)]
-    assert pod["spec"]["terminationGracePeriodSeconds"] > GRACE_S + 5
+    assert pod["spec"]["terminationGracePeriodSeconds"] > SHUTDOWN_TIMEOUT_S + 5
     assert pod["spec"]["securityContext"]["runAsNonRoot"]
     assert instructions("USER")[-1].isdecimal(), "Kubernetes cannot tell of a name that it is not root"
 
@@ -105,7 +105,7 @@ def test_the_unit_starts_what_there_is_and_waits_for_its_end() -> None:
     done = program.run(*arguments)
     assert done.returncode == 2
     assert "/etc/recsys/recsys.toml" in done.stderr, "all is known but for the config"
-    assert int(settings["TimeoutStopSec"]) > GRACE_S + 5
+    assert int(settings["TimeoutStopSec"]) > SHUTDOWN_TIMEOUT_S + 5
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:

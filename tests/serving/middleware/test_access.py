@@ -21,7 +21,7 @@ from recsys.testing.program import run
 from recsys.testing.releases import WriteRelease, release_writer
 from recsys.testing.service_process import Service, until
 from serving.client import AsyncClient, Client, ServiceError
-from serving.middleware import api_keys as keys
+from serving.middleware import api_keys
 
 ITEMS = [f"item {number:02}" for number in range(40)]
 SIMILAR = "/v1/items/item%2000/similar"
@@ -91,7 +91,7 @@ def test_keys_are_changed_while_it_runs(service: Service) -> None:
     """A new one is let in, then the old one is not; a file with an error changes nothing."""
     file = service.folder / "keys.txt"
     kept = file.read_text()
-    secret, key = keys.new("another", "read")
+    secret, key = api_keys.create_key("another", "read")
     another = {"Authorization": f"Bearer {secret}"}
     assert service.get(SIMILAR, headers=another).status_code == 401
     file.write_text(f"# rotated\n\n{kept}{key.line}\n")
@@ -110,7 +110,7 @@ def test_without_any_key_everybody_asks_and_nobody_writes(tmp_path: Path, write_
     assert service.get(SIMILAR).status_code == 200
     refused = httpx.delete(f"{service.url}/v1/items/x", timeout=60)
     assert refused.status_code == 403
-    assert "recsys keys new" in refused.json()["detail"]
+    assert "recsys keys new NAME --write" in refused.json()["detail"]
     service.close()
 
 
@@ -185,8 +185,8 @@ def test_hostile_ids_are_ids(service: Service, item_id: str) -> None:
         assert client.put(f"/v1/items/{where}", json={"vector": [1.0] * 5}).status_code in (200, 422)
         assert client.delete(f"/v1/items/{where}").status_code in (204, 422)
         assert client.get(f"/v1/items/{where}").status_code == 404
-        answer = client.post("/v1/similar/batch", json={"questions": [{"items": [{"item_id": item_id[:1_000]}]}]})
-        assert answer.json()["answers"][0]["status"] == 404
+        answer = client.post("/v1/similar/batch", json={"queries": [{"items": [{"item_id": item_id[:1_000]}]}]})
+        assert answer.json()["results"][0]["status"] == 404
 
 
 def test_the_client_gives_typed_answers_and_the_librarys_errors(service: Service) -> None:
@@ -196,16 +196,18 @@ def test_the_client_gives_typed_answers_and_the_librarys_errors(service: Service
     with Client(service.url, key=secret, timeout_s=60) as client:
         answer = client.similar("item 00", k=3)
         assert [neighbor.rank for neighbor in answer.neighbors] == [1, 2, 3]
-        assert client.ask({"items": [{"item_id": "item 00"}], "k": 3}).neighbors == answer.neighbors
-        entries = client.ask_many([{"items": [{"item_id": name}], "k": 3} for name in ("item 00", "absent")]).answers
+        assert client.search({"items": [{"item_id": "item 00"}], "k": 3}).neighbors == answer.neighbors
+        entries = client.search_batch(
+            [{"items": [{"item_id": name}], "k": 3} for name in ("item 00", "absent")]
+        ).results
         assert [entry.status for entry in entries] == [200, 404]
         with pytest.raises(UnknownItemError, match="'absent'"):
             client.similar("absent")
         with pytest.raises(InputError, match="k must be at most"):
             client.similar("item 00", k=100_000)
-        assert client.put("a/new one", vector=[1.0, 0, 0, 0, 0], title="New").place == "vector"
+        assert client.put_item("a/new one", vector=[1.0, 0, 0, 0, 0], title="New").embedding_source == "vector"
         assert client.item("a/new one").title == "New"
-        client.take_down("a/new one")
+        client.hide_item("a/new one")
         assert client.release().num_items == 40
     with Client(service.url, key="wrong", timeout_s=60) as client, pytest.raises(ServiceError) as caught:
         client.release()
@@ -214,7 +216,7 @@ def test_the_client_gives_typed_answers_and_the_librarys_errors(service: Service
 
     async def ask() -> Any:
         async with AsyncClient(service.url, key=secret, timeout_s=60) as client:
-            return await client.similar("item 00", k=3), await client.take_down("a/new one")
+            return await client.similar("item 00", k=3), await client.hide_item("a/new one")
 
     assert asyncio.run(ask()) == (answer, None)
 
@@ -231,8 +233,8 @@ def test_the_log_tells_of_requests_and_not_of_ids_or_keys(service: Service) -> N
     lines = [json.loads(line) for line in log.splitlines()]
     told = next(line for line in lines if line["request_id"] == "to-be-found")
     assert told["route"] == "/v1/items/{item_id:encoded}/similar"
-    assert (told["method"], told["status"], told["key"]) == ("GET", 404, "writer")
-    assert told["ms"] > 0
+    assert (told["method"], told["status"], told["api_key"]) == ("GET", 404, "writer")
+    assert told["duration_ms"] > 0
     assert "private" not in log
     assert secret.removeprefix("Bearer ") not in log
 
@@ -279,7 +281,10 @@ def test_the_client_gives_up_where_nobody_answers() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with Client(f"http://127.0.0.1:{port}", tries=2) as client, pytest.raises(ServiceError, match="must answer"):
+    with (
+        Client(f"http://127.0.0.1:{port}", max_attempts=2) as client,
+        pytest.raises(ServiceError, match="must respond"),
+    ):
         client.release()
 
 

@@ -10,11 +10,11 @@ import pytest
 from recsys import errors
 from recsys.config.sections import ServeConfig
 from recsys.testing.openapi import PROBLEM
-from serving.app import over
-from serving.live.loaded_releases import Shelf
+from serving.app import create_app
+from serving.live.loaded_releases import LoadedReleases
 from serving.live.state import State
-from serving.middleware.api_keys import Keys
-from serving.middleware.metrics import Telemetry
+from serving.middleware.api_keys import ApiKeys
+from serving.middleware.metrics import Metrics
 from serving.routes.error_handlers import TABLE
 from tests.serving.inside import inside
 
@@ -35,15 +35,15 @@ def test_the_drawn_tree_names_every_exception() -> None:
 
 def test_an_error_that_nobody_foresaw_is_a_problem_that_tells_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is counted as every answer, and has an id that the log has too."""
-    state = State(Shelf(1), ServeConfig(), Telemetry())
+    state = State(LoadedReleases(1), ServeConfig(), Metrics())
 
     def fail(*_: object) -> None:
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr(state, "take", fail)
+    monkeypatch.setattr(state, "choose_release", fail)
 
     async def ask() -> list[httpx.Response]:
-        async with inside(over(state, Keys(None))) as client:
+        async with inside(create_app(state, ApiKeys(None))) as client:
             return [await client.get("/v1/items/x"), await client.get("/metrics")]
 
     answer, figures = asyncio.run(ask())

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from recsys import Release
 from recsys.testing.releases import WriteRelease
 from recsys.testing.service_process import Service, until
-from serving.live.item_changes import NOWHERE, Entry, Journal
-from serving.live.live_release import Edition
-from serving.middleware import api_keys as keys
+from serving.live.item_changes import START, ItemChange, ItemChanges
+from serving.live.live_release import LiveRelease
+from serving.middleware import api_keys
 from tests.serving.inside import inside
 
 ITEMS = [f"item {number:02}" for number in range(40)]
@@ -98,7 +98,7 @@ def test_a_new_item_is_found_where_its_vector_says(service: Service) -> None:
     at = release.vectors[7].tolist()
     assert caller.ask("new").status_code == 404
     written = caller.put("new", vector=at, title="Just in", features={"color": "blue"})
-    assert written.json() == {"item_id": "new", "release_id": "first", "place": "vector"}
+    assert written.json() == {"item_id": "new", "release_id": "first", "embedding_source": "vector"}
     assert caller.neighbors(ITEMS[7])[0] == "new"
     assert caller.neighbors("new")[0] == ITEMS[7]
     told = caller.item("new").json()
@@ -126,8 +126,8 @@ def test_changed_columns_are_told_and_filtered_by(service: Service) -> None:
         ({"vector": [1.0]}, "vector must be of 5 finite numbers"),
         ({"vector": [0.0] * 5}, "not all of them 0"),
         ({"features": {"color": "red"}}, "features must be of the columns color. Received: 'color'"),
-        ({"features": {"color": 3}}, "features.color must be a text"),
-        ({"titel": "x"}, "titel is not known"),
+        ({"features": {"color": 3}}, "features.color must be a string"),
+        ({"titel": "x"}, "titel is not a known field"),
         ({"available": "yes"}, "available"),
     ],
 )
@@ -136,18 +136,18 @@ def test_a_change_that_cannot_be_is_told(tmp_path: Path, write_release: WriteRel
     import asyncio
 
     from recsys.config.sections import ServeConfig
-    from serving.app import over
-    from serving.live.loaded_releases import Shelf
+    from serving.app import create_app
+    from serving.live.loaded_releases import LoadedReleases
     from serving.live.state import State
-    from serving.middleware.api_keys import Keys
-    from serving.middleware.metrics import Telemetry
+    from serving.middleware.api_keys import ApiKeys
+    from serving.middleware.metrics import Metrics
 
-    secret, key = keys.new("writer", "write")
+    secret, key = api_keys.create_key("writer", "write")
     (tmp_path / "keys.txt").write_text(key.line)
-    shelf = Shelf(1)
-    shelf.put(Edition(Release.load(write_release(ITEMS, color=_series(COLORS)))))
-    journal = Journal(tmp_path / "journal.db")
-    app = over(State(shelf, ServeConfig(), Telemetry(), journal), Keys(tmp_path / "keys.txt"))
+    releases = LoadedReleases(1)
+    releases.replace(LiveRelease(Release.load(write_release(ITEMS, color=_series(COLORS)))))
+    journal = ItemChanges(tmp_path / "item_changes.db")
+    app = create_app(State(releases, ServeConfig(), Metrics(), journal), ApiKeys(tmp_path / "keys.txt"))
 
     async def put() -> httpx.Response:
         async with inside(app) as client:
@@ -183,10 +183,10 @@ def test_a_release_that_contains_changes_takes_their_place(service: Service, wri
     assert caller.put("new", vector=release.vectors[7].tolist(), features={"color": "red"}).status_code == 200
     assert caller.put(ITEMS[2], title="Changed").status_code == 200
     assert caller.take_down(ITEMS[1]).status_code == 204
-    assert service.metric("recsys_journal_entries") == 3
+    assert service.metric("recsys_stored_item_changes") == 3
     second = write_release([*ITEMS, "new"], release_id="second", created_at=LATE, color=_series([*COLORS, "red"]))
     service.want(second)
-    until(lambda: service.metric("recsys_journal_entries") == 1)
+    until(lambda: service.metric("recsys_stored_item_changes") == 1)
     until(lambda: caller.answering() == {"second"})
     assert caller.item(ITEMS[2]).json()["title"] == f"Title of {ITEMS[2]}", "a later release stands above a change"
     assert set(caller.neighbors(ITEMS[0], k=100)) == {*ITEMS[2:], "new"}
@@ -214,14 +214,14 @@ def test_a_vector_means_nothing_in_another_release(service: Service, write_relea
 def test_a_server_without_a_folder_keeps_no_changes(tmp_path: Path, write_release: WriteRelease) -> None:
     service = Service(tmp_path)
     service.config = tmp_path / "no such config"
-    secret, key = keys.new("writer", "write")
+    secret, key = api_keys.create_key("writer", "write")
     service.source = ("--release", write_release(ITEMS))
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv(keys.VARIABLE, key.line)
+        environment.setenv(api_keys.VARIABLE, key.line)
         service.start()
     refused = httpx.delete(f"{service.url}/v1/items/x", headers={"Authorization": f"Bearer {secret}"}, timeout=60)
     assert refused.status_code == 403
-    assert "changes need a folder" in refused.json()["detail"]
+    assert "changes require a folder" in refused.json()["detail"]
     service.close()
 
 
@@ -229,43 +229,43 @@ def test_a_server_without_a_folder_keeps_no_changes(tmp_path: Path, write_releas
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8)
 entries = st.builds(
-    Entry,
+    ItemChange,
     item_id=st.sampled_from(["a", "b", "c/ä", "d\x00e"]) | texts,
-    at=st.floats(0, 2e9),
+    changed_at=st.floats(0, 2e9),
     hidden=st.booleans(),
-    row=st.dictionaries(texts, texts | st.none() | st.booleans() | st.lists(texts), max_size=2),
+    columns=st.dictionaries(texts, texts | st.none() | st.booleans() | st.lists(texts), max_size=2),
     features=st.none() | st.dictionaries(texts, texts, max_size=2),
     vector=st.none() | st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=2).map(lambda v: np.array(v, "<f4")),
     release_id=st.none() | texts,
 )
 
 
-def plain(entry: Entry) -> tuple[Any, ...]:
+def plain(entry: ItemChange) -> tuple[Any, ...]:
     vector = None if entry.vector is None else entry.vector.tolist()
     features = None if entry.features is None else dict(entry.features)
-    return entry.item_id, entry.at, entry.hidden, dict(entry.row), features, vector, entry.release_id
+    return entry.item_id, entry.changed_at, entry.hidden, dict(entry.columns), features, vector, entry.release_id
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(entries, max_size=12), st.integers(0, 12))
 def test_a_reader_that_goes_on_knows_what_one_that_begins_does(
-    tmp_path_factory: pytest.TempPathFactory, written: list[Entry], begun: int
+    tmp_path_factory: pytest.TempPathFactory, written: list[ItemChange], begun: int
 ) -> None:
     """One entry an item, the last one; from any position, and from another process's view of the file."""
     folder = tmp_path_factory.mktemp("journal")
-    writer, reader = Journal(folder / "journal.db"), Journal(folder / "journal.db")
-    position, known = NOWHERE, {}
+    writer, reader = ItemChanges(folder / "item_changes.db"), ItemChanges(folder / "item_changes.db")
+    position, known = START, {}
     for number, entry in enumerate(written):
         before = reader.version()
         writer.write(entry)
         assert reader.version() != before
         if number == begun:
-            position, _, found = reader.since(position)
+            position, _, found = reader.read_since(position)
             known |= {one.item_id: plain(one) for one in found}
-    _, _, found = reader.since(position)
+    _, _, found = reader.read_since(position)
     known |= {one.item_id: plain(one) for one in found}
     assert known == {entry.item_id: plain(entry) for entry in written}
-    assert known == {one.item_id: plain(one) for one in reader.since(NOWHERE).entries}
+    assert known == {one.item_id: plain(one) for one in reader.read_since(START).changes}
     assert len(reader) == len(known)
     writer.close()
     reader.close()
@@ -273,18 +273,18 @@ def test_a_reader_that_goes_on_knows_what_one_that_begins_does(
 
 def test_nothing_is_dropped_that_another_process_needs(tmp_path: Path) -> None:
     """Nor take-downs, while an older release may come back; a process that is gone needs nothing."""
-    journal = Journal(tmp_path / "journal.db")
-    journal.write(Entry("changed", SOON_AFTER))
-    journal.write(Entry("down", SOON_AFTER, hidden=True))
-    journal.write(Entry("down long ago", 0.0, hidden=True))
-    journal.write(Entry("needed", SOON_AFTER))
-    journal.reading(["old", "new"])
-    assert journal.settle(["new"], lambda _: True) == 0
-    journal.reading(["new"])
+    journal = ItemChanges(tmp_path / "item_changes.db")
+    journal.write(ItemChange("changed", SOON_AFTER))
+    journal.write(ItemChange("down", SOON_AFTER, hidden=True))
+    journal.write(ItemChange("down long ago", 0.0, hidden=True))
+    journal.write(ItemChange("needed", SOON_AFTER))
+    journal.register_releases(["old", "new"])
+    assert journal.compact(["new"], lambda _: True) == 0
+    journal.register_releases(["new"])
     journal._writer.execute("INSERT INTO readers VALUES (?, ?)", (2**22 + 1, '["old"]'))  # beyond the largest id
-    before = journal.since(NOWHERE).position
-    assert journal.settle(["new"], lambda entry: entry.item_id != "needed") == 2
-    changes = journal.since(before)
-    assert changes.anew
-    assert [entry.item_id for entry in changes.entries] == ["down", "needed"]
+    before = journal.read_since(START).position
+    assert journal.compact(["new"], lambda entry: entry.item_id != "needed") == 2
+    changes = journal.read_since(before)
+    assert changes.is_complete
+    assert [entry.item_id for entry in changes.changes] == ["down", "needed"]
     journal.close()

@@ -23,7 +23,7 @@ from recsys.errors import UnknownItemError
 from recsys.testing.releases import WriteRelease
 from recsys.testing.service_process import Service, until
 from serving.client import Client, ServiceError
-from serving.live.item_changes import NOWHERE, Entry, Journal
+from serving.live.item_changes import START, ItemChange, ItemChanges
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
 
 def client(service: Service) -> Client:
     """Of the key that may write; what is not answered is not asked again."""
-    return Client(service.url, key=service.key("writer"), timeout_s=60, tries=1)
+    return Client(service.url, key=service.key("writer"), timeout_s=60, max_attempts=1)
 
 
 class Writer(threading.Thread):
@@ -76,9 +76,9 @@ class Writer(threading.Thread):
                 self.open = {item_id: title}
                 try:
                     if title is None:
-                        opened.take_down(item_id)
+                        opened.hide_item(item_id)
                     else:
-                        opened.put(item_id, title=title, vector=[rng.uniform(-1, 1) for _ in range(DIMENSION)])
+                        opened.put_item(item_id, title=title, vector=[rng.uniform(-1, 1) for _ in range(DIMENSION)])
                 except ServiceError:
                     return
                 self.said[item_id] = title
@@ -136,7 +136,7 @@ def test_killed_while_it_loads_it_starts_again(service: Service, write_release: 
     service.start()
     with client(service) as caller:
         assert caller.similar(ITEMS[0]).release_id == "first"
-        caller.take_down(ITEMS[5])
+        caller.hide_item(ITEMS[5])
     second = write_release([*ITEMS, *(f"other {number}" for number in range(60_000))], release_id="second")
     service.want(second)
     until(lambda: str(second) in opened(service))
@@ -158,13 +158,13 @@ def test_killed_while_it_loads_it_starts_again(service: Service, write_release: 
 FORKS = """
 import itertools, os, sys
 from pathlib import Path
-from serving.live.item_changes import Entry, Journal
+from serving.live.item_changes import ItemChange, ItemChanges
 
 def write(name):
-    journal = Journal(Path(name))
+    journal = ItemChanges(Path(name))
     for number in itertools.count():
         item_id = f"{os.getpid()}-{number}"
-        journal.write(Entry(item_id, 1.0, hidden=True))
+        journal.write(ItemChange(item_id, 1.0, hidden=True))
         os.write(1, f"said {item_id}\\n".encode())
 
 for line in sys.stdin:
@@ -183,10 +183,10 @@ for line in sys.stdin:
 before the workers start."""
 
 
-def sound(path: Path) -> dict[str, Entry]:
+def sound(path: Path) -> dict[str, ItemChange]:
     """The entries of a journal, which is whole."""
-    journal = Journal(path)
-    entries = {entry.item_id: entry for entry in journal.since(NOWHERE).entries}
+    journal = ItemChanges(path)
+    entries = {entry.item_id: entry for entry in journal.read_since(START).changes}
     journal.close()
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -234,10 +234,10 @@ def killed(heard: IO[str], after: int) -> set[str]:
 ONE_MORE = """
 import os, sys
 from pathlib import Path
-from serving.live.item_changes import Entry, Journal
+from serving.live.item_changes import ItemChange, ItemChanges
 
-journal = Journal(Path(sys.argv[1]))
-journal.write(Entry("second", 1.0, hidden=True))
+journal = ItemChanges(Path(sys.argv[1]))
+journal.write(ItemChange("second", 1.0, hidden=True))
 os.write(1, b"said")
 os._exit(0)
 """
@@ -257,9 +257,9 @@ def test_killed_at_any_call_of_a_commit_the_journal_is_whole(tmp_path: Path) -> 
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     outcomes = []
     for number in itertools.count(1):
-        path = tmp_path / str(number) / "journal.db"
-        journal = Journal(path)
-        journal.write(Entry("first", 1.0, hidden=True))
+        path = tmp_path / str(number) / "item_changes.db"
+        journal = ItemChanges(path)
+        journal.write(ItemChange("first", 1.0, hidden=True))
         journal.close()
         kill = f"inject={DISK}:signal=KILL:when={number}"
         done = traced("-e", f"trace={DISK}", "-e", kill, sys.executable, "-c", ONE_MORE, path, env=environment)

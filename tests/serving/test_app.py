@@ -86,7 +86,7 @@ def test_bytes_that_are_no_text_are_an_unknown_id(client: httpx.Client) -> None:
     ],
 )
 def test_a_k_that_cannot_be_is_told(client: httpx.Client, k: str, told: str) -> None:
-    detail = problem(client.get("/v1/items/item-0-0/similar", params={"k": k}), 422, "invalid-question")
+    detail = problem(client.get("/v1/items/item-0-0/similar", params={"k": k}), 422, "invalid-request")
     assert told in detail
     assert k in detail
 
@@ -127,7 +127,7 @@ def test_service_imports_neither_training_nor_jobs() -> None:
     """Loading a release and making the application pulls in none of them."""
     code = (
         "import json, sys; from recsys import Release; from recsys.config.sections import ServeConfig; "
-        "from serving.app import create; create(Release.load(sys.argv[1]), ServeConfig()); "
+        "from serving.app import create_app_for_release; create(Release.load(sys.argv[1]), ServeConfig()); "
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run([sys.executable, "-c", code, GOLDEN], capture_output=True, text=True, check=True)

@@ -44,7 +44,7 @@ def test_a_swap_is_followed_by_every_worker(service: Service, write_release: Wri
     assert page["release_id"] == "first"
     service.want(write_release(ITEMS, release_id="second"))
     until(lambda: {answered_by(service) for _ in range(20)} == {"second"})
-    following = until(lambda: service.get(SIMILAR, params={"k": 3, "cursor": page["next"]}))
+    following = until(lambda: service.get(SIMILAR, params={"k": 3, "cursor": page["next_cursor"]}))
     assert following.json()["release_id"] == "first"
     assert service.get(SIMILAR, params={"release": "first"}).json()["release_id"] == "first"
     assert service.get("/readyz").json()["loaded"] == ["second", "first"]
@@ -58,7 +58,7 @@ def test_the_release_before_goes_after_its_time(service: Service, write_release:
     page = service.get(SIMILAR, params={"k": 3}).json()
     service.want(write_release(ITEMS, release_id="second"))
     until(lambda: service.get("/readyz").json()["loaded"] == ["second"])
-    assert service.get(SIMILAR, params={"k": 3, "cursor": page["next"]}).status_code == 410
+    assert service.get(SIMILAR, params={"k": 3, "cursor": page["next_cursor"]}).status_code == 410
     assert service.get(SIMILAR, params={"release": "first"}).status_code == 404
     assert str(first) not in mapped(service)
     assert "second" in mapped(service)
@@ -76,26 +76,26 @@ def test_a_damaged_release_is_refused_told_and_tried_again(service: Service, wri
     embeddings = (second / "embeddings.npy").read_bytes()
     (second / "embeddings.npy").write_bytes(embeddings[:-1] + b"\x00")
     service.want(second)
-    told = until(lambda: service.get("/readyz").json()["troubles"])
+    told = until(lambda: service.get("/readyz").json()["errors"])
     assert "SHA-256 of embeddings.npy must be" in told["champion"]
     assert service.get("/readyz").status_code == 200
     assert answered_by(service) == "first"
-    assert service.metric("recsys_trouble", 'doing="champion"') == 1
-    assert service.metric("recsys_release_loads_total", 'outcome="failed"') >= 1
+    assert service.metric("recsys_component_error", 'component="champion"') == 1
+    assert service.metric("recsys_release_loads_total", 'outcome="failure"') >= 1
     (second / "embeddings.npy").write_bytes(embeddings)
     until(lambda: answered_by(service) == "second")
-    assert until(lambda: service.get("/readyz").json()["troubles"] == {})
-    assert service.metric("recsys_trouble", 'doing="champion"') == 0
+    assert until(lambda: service.get("/readyz").json()["errors"] == {})
+    assert service.metric("recsys_component_error", 'component="champion"') == 0
 
 
 def test_a_source_that_is_gone_is_told_and_changes_nothing(service: Service, write_release: WriteRelease) -> None:
     service.start()
     service.wanted.unlink()
-    assert "release must be a folder" in until(lambda: service.get("/readyz").json()["troubles"])["watch"]
+    assert "release must be a folder" in until(lambda: service.get("/readyz").json()["errors"])["champion_watcher"]
     assert answered_by(service) == "first"
     service.want(write_release(ITEMS, release_id="second"))
     until(lambda: answered_by(service) == "second")
-    until(lambda: service.get("/readyz").json()["troubles"] == {})
+    until(lambda: service.get("/readyz").json()["errors"] == {})
 
 
 def test_a_start_without_its_source_goes_on_with_what_was_served(service: Service) -> None:
@@ -105,7 +105,7 @@ def test_a_start_without_its_source_goes_on_with_what_was_served(service: Servic
     service.wanted.unlink()
     service.start()
     assert answered_by(service) == "first"
-    assert "watch" in service.get("/readyz").json()["troubles"]
+    assert "champion_watcher" in service.get("/readyz").json()["errors"]
 
 
 def test_a_start_on_a_damaged_release_goes_on_with_the_one_before(
@@ -119,7 +119,7 @@ def test_a_start_on_a_damaged_release_goes_on_with_the_one_before(
     service.want(second)
     service.start()
     assert answered_by(service) == "first"
-    assert "bytes of catalog.parquet" in service.get("/readyz").json()["troubles"]["champion"]
+    assert "bytes of catalog.parquet" in service.get("/readyz").json()["errors"]["champion"]
 
 
 def test_a_first_start_on_a_damaged_release_fails(service: Service) -> None:
@@ -135,7 +135,7 @@ def test_a_rollback_takes_what_is_loaded(service: Service, write_release: WriteR
     until(lambda: answered_by(service) == "second")
     service.want(first)
     until(lambda: answered_by(service) == "first")
-    assert service.metric("recsys_release_loads_total", 'outcome="done"') == 2
+    assert service.metric("recsys_release_loads_total", 'outcome="success"') == 2
     assert service.get("/readyz").json()["loaded"] == ["first", "second"]
 
 
@@ -167,7 +167,7 @@ def test_the_champion_of_mlflow_is_followed_and_remembered(service: Service, wri
     (service.folder / "workspace" / "mlflow.db").write_bytes(b"this is no database")
     service.start()
     assert answered_by(service) == "two"
-    assert "watch" in service.get("/readyz").json()["troubles"]
+    assert "champion_watcher" in service.get("/readyz").json()["errors"]
 
 
 def test_workers_end_with_the_first_process_however_it_ends(service: Service) -> None:
@@ -214,8 +214,8 @@ def test_a_challenger_in_the_shadow_is_compared_and_not_shown(service: Service, 
     asked = 5
     for _ in range(asked):
         assert answered_by(service) == "first"
-    until(lambda: service.metric("recsys_shadow_overlap_count") == asked)
-    overlap = service.metric("recsys_shadow_overlap_sum") / asked
+    until(lambda: service.metric("recsys_shadow_overlap_ratio_count") == asked)
+    overlap = service.metric("recsys_shadow_overlap_ratio_sum") / asked
     answers = [service.get(SIMILAR, params={"release": release}).json() for release in ("first", "second")]
     first, second = ({neighbor["item_id"] for neighbor in answer["neighbors"]} for answer in answers)
     assert overlap == pytest.approx(len(first & second) / len(first))
@@ -239,5 +239,5 @@ def test_what_is_remembered_is_a_plain_file(service: Service) -> None:
     """A person can read what is served, and write what is to be."""
     service.start()
     assert answered_by(service) == "first"
-    served = json.loads((service.folder / "workspace" / "serving" / "served.json").read_text())
+    served = json.loads((service.folder / "workspace" / "serving" / "last_served.json").read_text())
     assert served["champion"] == str(service.folder / "releases" / "first")

@@ -1,0 +1,11 @@
+"""The OpenAPI description in the documentation is that of the application."""
+
+from __future__ import annotations
+
+from serving import openapi
+from tests import ROOT
+
+
+def test_documented_openapi_is_current() -> None:
+    """If this fails, run `make openapi`."""
+    assert (ROOT / "docs" / "openapi.json").read_text(encoding="utf-8") == openapi.openapi_json()
