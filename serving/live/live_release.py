@@ -37,6 +37,7 @@ class LiveRelease:
 
     def __init__(self, release: Release, embed: Embed | None = None, change_expiry_h: float = 24.0) -> None:
         self.release = release
+        self.release_id = release.release_id
         self.overlay = EMPTY_OVERLAY
         """The item changes, as `Release.search` takes them."""
         self.created_at = datetime.fromisoformat(release.manifest.created_at).timestamp()
@@ -47,11 +48,6 @@ class LiveRelease:
         self._hidden: set[str] = set()
         self._added: dict[str, AddedItem] = {}
         self._changed: dict[str, Mapping[str, Any]] = {}
-
-    @property
-    def release_id(self) -> str:
-        """Id of the release."""
-        return self.release.release_id
 
     def search(self, query: Query) -> SearchResult:
         """Return the neighbors of a query; see `recsys.retrieval.engine.Engine.search`."""
