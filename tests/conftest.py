@@ -60,7 +60,7 @@ def mlflow_template(
     shared = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
         shared = shared.parent  # of all workers
-    template, create = shared / "mlflow-template.db", registry._create
+    template, create = shared / "mlflow-template.db", registry._create_database
 
     def copy(database: Path) -> None:
         if database.exists():
