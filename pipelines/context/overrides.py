@@ -1,4 +1,4 @@
-"""Settings by name, `train.temperature`: applied to a config, and written as TOML."""
+"""Settings by name, such as `train.temperature`: applied to a config, and written as TOML."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from recsys.config.sections import Config
 
 
 def with_settings(config: Config, settings: Mapping[str, Any], source: str = "config") -> Config:
-    """The config with some settings replaced, checked as if the file had them.
+    """Return the config with some settings replaced, validated like a config file.
 
     Args:
-        config: stays as it is.
-        settings: `table.key` -> value; may be empty.
-        source: what errors call the place that the settings are from.
+        config: not modified.
+        settings: value by name, `table.key`; may be empty.
+        source: origin of the settings, for messages.
 
     Raises:
-        ConfigError: an unknown key, or a value that the config does not take.
+        ConfigError: a key is unknown, or a value is not valid.
     """
     tables = config.model_dump()
     for table, values in by_table(settings).items():
@@ -28,7 +28,7 @@ def with_settings(config: Config, settings: Mapping[str, Any], source: str = "co
 
 
 def by_table(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings as the tables of a config file."""
+    """Group settings by the tables of a config file."""
     tables: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         table, _, key = name.partition(".")
@@ -37,9 +37,9 @@ def by_table(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def as_toml(settings: Mapping[str, Any]) -> str:
-    """Text, booleans and numbers as TOML, a table after the other; empty without settings."""
+    """Format settings as TOML; the values are text, booleans or numbers. Return "" if there are none."""
     tables = by_table(dict(sorted(settings.items())))
-    # JSON writes these values as TOML does
+    # JSON and TOML write these values in the same way
     blocks = [
         "\n".join([f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())])
         for table, values in tables.items()
