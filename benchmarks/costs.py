@@ -56,7 +56,7 @@ DIMENSION = TowerConfig().dimension
 
 CPU_HOUR = 0.05
 """Assumed price of a core for an hour with its memory, in dollars."""
-PHASES = ("check", "cut", "number", "place", "sequence", "merge", "label")
+PHASES = ("interactions", "ranges", "catalog", "numbered", "sequences", "pairs", "labeled")
 MILLION, GB = 1e6, 1e9
 
 
@@ -81,7 +81,7 @@ def of_prepare(folder: Path) -> dict[str, float]:
     found["rest, CPU s"] = (whole - sum(phase.seconds for phase in phases.values())) / millions
     found["files"] = sum(phase.files for phase in phases.values()) / millions
     for name in (prepare.SEQUENCES, prepare.PAIRS):
-        found[f"{name}, bytes"] = size_of(context.run.path(prepare.STAGE, name))[0] / millions
+        found[f"output {name}, bytes"] = size_of(context.run.path(prepare.STAGE, name))[0] / millions
     found["pairs"] = context.run.manifest(prepare.STAGE)["num_pairs"] / millions
     return {f"prepare: {name}, per million interactions": value for name, value in found.items()}
 

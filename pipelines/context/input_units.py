@@ -64,7 +64,7 @@ def plan_units(sources: list[str], rows_per_unit: int) -> list[Unit]:
     for source in sources:
         size = storage.locate(source).size()
         if size == 0:
-            raise InputError(f"{display_name(source)} must hold rows. Received: an empty file.")
+            raise InputError(f"{display_name(source)} must contain rows. Received: an empty file.")
         file_format = _file_format(source, "input")
         if file_format == "parquet":
             units.extend(_plan_parquet(source, rows_per_unit, len(units)))

@@ -1,7 +1,7 @@
-"""Item ids -> item numbers, without one process ever holding all ids.
+"""Ranges of item ids, so that item numbers can be assigned without holding all ids in one process.
 
-A number is the rank of an id among all ids of the catalog. So ids are cut into ranges of about equal size,
-by a sample; each range is ranked by itself, and its numbers begin where those of the range before end.
+The item number is the rank of the id among all ids of the catalog. Samples of the ids divide them into ranges of
+about equal size. Each range is ranked alone; its item numbers start after those of the previous range.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-_text = methodcaller("as_py")
+_as_text = methodcaller("as_py")
 
-SAMPLE = 256
-"""Ids that stand for a chunk where ranges are chosen."""
+SAMPLE_SIZE = 256
+"""Number of ids that represent a chunk when the ranges are chosen."""
 
 
-def sample(ids: pl.Series) -> tuple[list[str], float]:
-    """At most `SAMPLE` of sorted ids, evenly, and how many ids each of them stands for."""
-    step = max(1, -(-len(ids) // SAMPLE))
-    chosen = ids.gather_every(step).to_list()
-    return chosen, len(ids) / max(len(chosen), 1)
+def sample_ids(ids: pl.Series) -> tuple[list[str], float]:
+    """Return at most `SAMPLE_SIZE` of sorted ids, evenly spaced, and the number of ids that each represents."""
+    step = max(1, -(-len(ids) // SAMPLE_SIZE))
+    sample = ids.gather_every(step).to_list()
+    return sample, len(ids) / max(len(sample), 1)
 
 
 @dataclass(frozen=True)
-class Ranges:
-    """Ranges of sorted ids: range r holds `starts[r - 1] <= id < starts[r]`, the outermost are open."""
+class IdRanges:
+    """Consecutive ranges of sorted ids: range r is `starts[r - 1] <= id < starts[r]`; the first and last are open."""
 
     starts: tuple[str, ...]
-    """Of all ranges but the first."""
+    """First id of each range but the first."""
 
     @classmethod
-    def of(cls, samples: Sequence[tuple[list[str], float]], count: int) -> Ranges:
-        """So many ranges, each of about the same number of the ids that the samples stand for."""
-        ids = np.array([text for chosen, _ in samples for text in chosen], object)
-        weights = np.array([weight for chosen, weight in samples for _ in chosen])
+    def from_samples(cls, samples: Sequence[tuple[list[str], float]], count: int) -> IdRanges:
+        """Choose `count` ranges that contain about equally many of the ids that the samples represent."""
+        ids = np.array([item_id for sample, _ in samples for item_id in sample], object)
+        weights = np.array([weight for sample, weight in samples for _ in sample])
         if not len(ids):
             return cls(("",) * (count - 1))
         order = np.argsort(ids, kind="stable")
-        reached = np.cumsum(weights[order])
-        at = np.searchsorted(reached, reached[-1] * np.arange(1, count) / count)
-        return cls(tuple(ids[order][at].tolist()))
+        cumulative = np.cumsum(weights[order])
+        position = np.searchsorted(cumulative, cumulative[-1] * np.arange(1, count) / count)
+        return cls(tuple(ids[order][position].tolist()))
 
-    def within(self, ids: pa.Array, number: int) -> slice:
-        """Where in sorted ids those of one range stand; ids are looked at one by one, few of them."""
-        start = bisect_left(ids, self.starts[number - 1], key=_text) if number else 0
-        end = bisect_left(ids, self.starts[number], key=_text) if number < len(self.starts) else len(ids)
+    def rows_within(self, ids: pa.Array, number: int) -> slice:
+        """Return the rows of sorted ids that belong to a range, by bisection."""
+        start = bisect_left(ids, self.starts[number - 1], key=_as_text) if number else 0
+        end = bisect_left(ids, self.starts[number], key=_as_text) if number < len(self.starts) else len(ids)
         return slice(start, end)
 
     def save(self, path: Path) -> None:
-        """Write JSON."""
+        """Write a JSON file."""
         path.write_text(json.dumps(self.starts), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> Ranges:
-        """Read what `save` wrote."""
+    def load(cls, path: Path) -> IdRanges:
+        """Read a file written by `save`."""
         return cls(tuple(json.loads(path.read_text(encoding="utf-8"))))

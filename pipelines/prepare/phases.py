@@ -1,280 +1,226 @@
-"""The phases of prepare, and what their units share. `pipelines.prepare.stage` says what each is for, and runs them."""
+"""The phases of prepare: functions of a job and the number of a unit. `pipelines.prepare.stage` lists and runs them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines.beam import runner
-from pipelines.context.input_units import Unit
-from pipelines.context.raw_rows import RawRows
-from pipelines.context.readers import read_unit
-from pipelines.prepare import id_ranges as numbering
-from pipelines.prepare import row_account as account
-from pipelines.prepare import shuffle
-from pipelines.prepare.id_ranges import Ranges
-from pipelines.prepare.row_account import LETTER
-from recsys.config.sections import Config
+from pipelines.prepare import row_account, shuffle
+from pipelines.prepare.id_ranges import IdRanges, sample_ids
+from pipelines.prepare.job import Job
 from recsys.data import cooccurrence, pairs
 from recsys.data.labeled_pairs import SCHEMA as LABELED_SCHEMA
 from recsys.data.labeled_pairs import check_labeled_pairs
 from recsys.data.sequences import Sequences, group_by_user, sort_interactions
 from recsys.data.splits import Split, time_cut
-from recsys.data.storage import atomic_write
-from recsys.data.validation import EARLIEST, SCHEMA, SEEN_BEFORE, apply_event_weights, check_interactions, check_items
+from recsys.data.validation import (
+    DUPLICATE_ITEM,
+    EARLIEST,
+    SCHEMA,
+    apply_event_weights,
+    check_interactions,
+    check_items,
+)
 
 UNKNOWN_ITEM = "item_id is not in the catalog"
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the units of one prepare job share; travels to the workers."""
+def read_interactions(job: Job, unit: int) -> None:
+    """Phase 1: check a unit of the interactions; write its usable rows and its distinct item ids.
 
-    config: Config
-    interactions: list[Unit]
-    items: list[Unit]
-    labeled: list[Unit]
-    work: Path
-    """Folder of what the phases hand on."""
-    sequences: Path
-    pairs: Path
-    labeled_pairs: Path
-    """Where the results go: two folders and a file."""
-    shards: int
-    """Of users, and as many ranges of items."""
-
-    def entry(self, phase: str, unit: int) -> Path:
-        """The file that says that a unit is finished, and what it counted."""
-        return self.work / f"{phase}-{unit:05d}.json"
-
-    def phase(self, name: str, units: list[int], work: Callable[[Job, int], None]) -> runner.Phase:
-        """A phase of this job."""
-        return runner.Phase(name, units, partial(work, self), partial(self.entry, name))
-
-    def entries(self, phase: str) -> list[dict[str, Any]]:
-        """What the units of a phase counted, in order."""
-        return [json.loads(path.read_text()) for path in sorted(self.work.glob(f"{phase}-*.json"))]
-
-    def finish(self, phase: str, unit: int, **counted: Any) -> None:
-        """Write a unit's entry, after all its other files."""
-        with atomic_write(self.entry(phase, unit)) as draft:
-            draft.write_text(json.dumps(counted))
-
-    def file(self, name: str, unit: int) -> Path:
-        """A file that a unit hands on."""
-        return self.work / f"{name}-{unit:05d}.arrow"
-
-    def chunks(self, units: list[Unit], number: int) -> Iterator[RawRows]:
-        """The rows of a unit, as many at once as a unit should have."""
-        return read_unit(units[number], self.config.prepare.rows_per_unit)
-
-    def bury(self, letters: pl.DataFrame, phase: str, unit: int, chunk: int = 0) -> None:
-        """Keep the dead letters of a unit, or of a chunk of it."""
-        letters.write_parquet(self.work / f"dead-{phase}-{unit:05d}-{chunk:05d}.parquet")
-
-    def letters(self, *phases: str) -> pl.LazyFrame:
-        """Dead letters of some phases, in the order of their units."""
-        paths = [path for phase in phases for path in sorted(self.work.glob(f"dead-{phase}-*.parquet"))]
-        return pl.scan_parquet(paths) if paths else pl.LazyFrame(schema=LETTER)
-
-    @property
-    def ranges(self) -> Path:
-        """The ranges of item ids; known after the phase `cut`."""
-        return self.work / "ranges.json"
-
-    @property
-    def bases(self) -> list[int]:
-        """First item number of each range, and the number of items; known after the phase `number`."""
-        return list(accumulate((entry["used"] for entry in self.entries("number")), initial=0))
-
-    @property
-    def newest(self) -> float:
-        """Time of the newest interaction, in seconds; known after the phase `check`."""
-        return float(max(entry["newest"] for entry in self.entries("check")))
-
-
-def check(job: Job, unit: int) -> None:
-    """Phase 1: read a unit of the interactions; hand on its usable rows with the place of their id among its ids."""
+    In the rows, the item id is replaced by `id_position`, its position among the sorted ids of the chunk.
+    """
     source = job.interactions[unit].source
-    factors, promised = job.config.prepare.event_weights, job.config.contracts.interactions
+    event_weights, column_rules = job.config.prepare.event_weights, job.config.contracts.interactions
     as_of = job.config.prepare.as_of
-    counted = {"read": 0, "later": 0, "unweighed": 0, "newest": EARLIEST, "oldest": np.inf}
+    counts = {"read": 0, "after_as_of": 0, "without_event_weight": 0, "newest": EARLIEST, "oldest": np.inf}
     samples = []
     with (
-        closing(shuffle.Writer(job.file("checked", unit))) as handed_on,
-        closing(shuffle.Writer(job.file("ids", unit))) as ids_file,
+        closing(shuffle.Writer(job.exchange_file("interactions", unit))) as rows_file,
+        closing(shuffle.Writer(job.exchange_file("ids", unit))) as ids_file,
     ):
         for chunk, raw in enumerate(job.chunks(job.interactions, unit)):
-            checked = check_interactions(raw.frame, source, events=bool(factors), contracts=promised)
-            job.bury(account.letters_of(checked.rejects, raw, source), "check", unit, chunk)
-            known = checked.rows.filter(pl.col("timestamp") < as_of.timestamp()) if as_of else checked.rows
-            weighed = apply_event_weights(known, factors) if factors else known
-            ids = weighed["item_id"].unique().sort()
-            places = weighed["item_id"].rank("dense").cast(pl.UInt32) - 1
-            handed_on.write(
-                weighed.drop("item_id").with_columns(row=raw.row_numbers.gather(weighed["row"]), place=places)
-            )
+            checked = check_interactions(raw.frame, source, events=bool(event_weights), contracts=column_rules)
+            letters = row_account.dead_letters_of_chunk(checked.rejects, raw, source)
+            job.write_dead_letters(letters, "interactions", unit, chunk)
+            rows = checked.rows
+            before_as_of = rows.filter(pl.col("timestamp") < as_of.timestamp()) if as_of else rows
+            used = apply_event_weights(before_as_of, event_weights) if event_weights else before_as_of
+            ids = used["item_id"].unique().sort()
+            id_position = used["item_id"].rank("dense").cast(pl.UInt32) - 1
+            row = raw.row_numbers.gather(used["row"])
+            rows_file.write(used.drop("item_id").with_columns(row=row, id_position=id_position))
             ids_file.write(ids.to_frame())
-            samples.append(numbering.sample(ids))
-            counted["read"] += raw.frame.height + raw.malformed.height
-            counted["later"] += checked.rows.height - known.height
-            counted["unweighed"] += known.height - weighed.height
-            times = weighed["timestamp"].to_numpy()
-            counted["newest"] = times.max(initial=counted["newest"])
-            counted["oldest"] = times.min(initial=counted["oldest"])
-    job.finish("check", unit, **counted, samples=samples)
+            samples.append(sample_ids(ids))
+            counts["read"] += raw.frame.height + raw.malformed.height
+            counts["after_as_of"] += rows.height - before_as_of.height
+            counts["without_event_weight"] += before_as_of.height - used.height
+            times = used["timestamp"].to_numpy()
+            counts["newest"] = times.max(initial=counts["newest"])
+            counts["oldest"] = times.min(initial=counts["oldest"])
+    job.finish("interactions", unit, **counts, samples=samples)
 
 
-def describe(job: Job, unit: int) -> None:
-    """Phase 2: read a unit of the items; hand on its usable rows, sorted by id."""
+def read_items(job: Job, unit: int) -> None:
+    """Phase 2: check a unit of the items; write its usable rows, sorted by id."""
     source, read, samples = job.items[unit].source, 0, []
-    with closing(shuffle.Writer(job.file("described", unit))) as handed_on:
+    with closing(shuffle.Writer(job.exchange_file("items", unit))) as rows_file:
         for chunk, raw in enumerate(job.chunks(job.items, unit)):
             checked = check_items(raw.frame, job.config.items, source, job.config.contracts.items)
-            job.bury(account.letters_of(checked.rejects, raw, source), "describe", unit, chunk)
+            letters = row_account.dead_letters_of_chunk(checked.rejects, raw, source)
+            job.write_dead_letters(letters, "items", unit, chunk)
             rows = checked.rows.with_columns(row=raw.row_numbers.gather(checked.rows["row"]))
             rows = rows.with_columns(source=pl.lit(source)).sort("item_id")
-            handed_on.write(rows)
-            samples.append(numbering.sample(rows["item_id"]))
+            rows_file.write(rows)
+            samples.append(sample_ids(rows["item_id"]))
             read += raw.frame.height + raw.malformed.height
-    job.finish("describe", unit, read=read, samples=samples)
+    job.finish("items", unit, read=read, samples=samples)
 
 
-def cut_ids(job: Job, _: int) -> None:
-    """Phase 3: ranges of ids: of the items, or without them of what was touched."""
-    entries = job.entries("describe" if job.items else "check")
-    Ranges.of([tuple(each) for entry in entries for each in entry["samples"]], job.shards).save(job.ranges)
-    job.finish("cut", 0)
+def choose_ranges(job: Job, _: int) -> None:
+    """Phase 3: choose ranges of the item ids; of the ids in the interactions if there is no item table."""
+    entries = job.entries("items" if job.items else "interactions")
+    samples = [tuple(sample) for entry in entries for sample in entry["samples"]]
+    IdRanges.from_samples(samples, job.shards).save(job.ranges)
+    job.finish("ranges", 0)
 
 
-def number(job: Job, part: int) -> None:
-    """Phase 4: the items of one range of ids, and their numbers within the range for each unit."""
-    ranges = Ranges.load(job.ranges)
-    touched = [[*_within(job.file("ids", unit.number), ranges, part)] for unit in job.interactions]
+def build_catalog(job: Job, part: int) -> None:
+    """Phase 4: collect the items of one range of ids; write, for each chunk of the interactions, their ranks.
+
+    A rank is the item number within the range.
+    """
+    ranges = IdRanges.load(job.ranges)
+    id_chunks = [
+        ids for unit in job.interactions for ids in _rows_within(job.exchange_file("ids", unit.number), ranges, part)
+    ]
     if job.items:
-        described = [rows for unit in job.items for rows in _within(job.file("described", unit.number), ranges, part)]
-        everything = pl.concat(described)
-        first = everything["item_id"].is_first_distinct()  # within a chunk it was seen already
-        rows = everything.filter(first).drop("row", "source")
-        job.bury(account.letters_for(everything.filter(~first), SEEN_BEFORE), "number", part)
+        files = [job.exchange_file("items", unit.number) for unit in job.items]
+        rows = pl.concat([rows for path in files for rows in _rows_within(path, ranges, part)])
+        is_first = rows["item_id"].is_first_distinct()  # `check_items` saw duplicates within a chunk only
+        duplicates = row_account.dead_letters_of_rows(rows.filter(~is_first), DUPLICATE_ITEM)
+        job.write_dead_letters(duplicates, "catalog", part)
+        items = rows.filter(is_first).drop("row", "source")
     else:
-        rows = pl.concat([ids for unit in touched for ids in unit]).unique()
-        rows = rows.with_columns(title=pl.lit(None, pl.String))
-    rows = rows.sort("item_id")
-    rows.write_parquet(job.work / f"catalog-{part:05d}.parquet")
-    numbers = rows.select("item_id").with_row_index("number")
-    with closing(shuffle.Writer(job.file("numbers", part))) as handed_on:
-        for ids in (ids for unit in touched for ids in unit):
-            handed_on.write(ids.join(numbers, on="item_id", how="left", maintain_order="left").select("number"))
-    job.finish("number", part, used=rows.height)
+        items = pl.concat(id_chunks).unique().with_columns(title=pl.lit(None, pl.String))
+    items = items.sort("item_id")
+    items.write_parquet(job.work / f"catalog-{part:05d}.parquet")
+    ranks = items.select("item_id").with_row_index("rank")
+    with closing(shuffle.Writer(job.exchange_file("ranks", part))) as ranks_file:
+        for ids in id_chunks:
+            ranks_file.write(ids.join(ranks, on="item_id", how="left", maintain_order="left").select("rank"))
+    job.finish("catalog", part, used=items.height)
 
 
-def _within(path: Path, ranges: Ranges, part: int) -> Iterator[pl.DataFrame]:
-    """Of each batch of a file, sorted by `item_id`, the rows of one range of ids."""
-    file = shuffle.batches(path)
+def _rows_within(path: Path, ranges: IdRanges, part: int) -> Iterator[pl.DataFrame]:
+    """Yield, for each batch of a file sorted by `item_id`, the rows of one range of ids."""
+    file = shuffle.open_batches(path)
     for chunk in range(file.num_record_batches):
         batch = file.get_batch(chunk)
-        rows = ranges.within(batch.column("item_id"), part)
-        yield shuffle.as_frame(batch.slice(rows.start, rows.stop - rows.start))
+        rows = ranges.rows_within(batch.column("item_id"), part)
+        yield shuffle.to_frame(batch.slice(rows.start, rows.stop - rows.start))
 
 
-def place(job: Job, unit: int) -> None:
-    """Phase 5: give the rows of one unit item numbers, and put them into the shard of their user."""
-    source, unknown = job.interactions[unit].source, 0
-    before = sum(len(entry["samples"]) for entry in job.entries("check")[:unit])
-    checked, ids = shuffle.batches(job.file("checked", unit)), shuffle.batches(job.file("ids", unit))
-    numbers = [shuffle.batches(job.file("numbers", part)) for part in range(job.shards)]
-    with closing(shuffle.Writer(job.file("placed", unit))) as handed_on:
-        for chunk in range(checked.num_record_batches):
-            rows = shuffle.as_frame(checked.get_batch(chunk))
-            named = shuffle.as_frame(ids.get_batch(chunk))
-            ranked = [
-                shuffle.as_frame(file.get_batch(before + chunk))["number"].cast(pl.Int64) + base
-                for file, base in zip(numbers, job.bases, strict=False)
+def assign_item_numbers(job: Job, unit: int) -> None:
+    """Phase 5: add item numbers to the rows of a unit of the interactions, and spread them over the shards of users."""
+    source, num_unknown = job.interactions[unit].source, 0
+    earlier_chunks = sum(len(entry["samples"]) for entry in job.entries("interactions")[:unit])
+    rows_file = shuffle.open_batches(job.exchange_file("interactions", unit))
+    ids_file = shuffle.open_batches(job.exchange_file("ids", unit))
+    rank_files = [shuffle.open_batches(job.exchange_file("ranks", part)) for part in range(job.shards)]
+    first_item_numbers = job.first_item_numbers
+    with closing(shuffle.Writer(job.exchange_file("numbered", unit))) as numbered_file:
+        for chunk in range(rows_file.num_record_batches):
+            rows = shuffle.to_frame(rows_file.get_batch(chunk))
+            ids = shuffle.to_frame(ids_file.get_batch(chunk))
+            item_numbers = [
+                shuffle.to_frame(file.get_batch(earlier_chunks + chunk))["rank"].cast(pl.Int64) + first
+                for file, first in zip(rank_files, first_item_numbers, strict=False)
             ]
-            found = named.with_columns(item_number=pl.concat(ranked).cast(pl.Int32))[rows["place"]]
-            rows = rows.drop("place").hstack(found)
-            lost = rows.filter(pl.col("item_number").is_null()).select("row", *SCHEMA, source=pl.lit(source))
-            job.bury(account.letters_for(lost, UNKNOWN_ITEM), "place", unit, chunk)
-            unknown += lost.height
-            known = rows.drop("item_id", "row").filter(pl.col("item_number").is_not_null())
-            users = (known["user_id"].hash(0) % job.shards).to_numpy()
-            handed_on.spread(known, users, job.shards)
-    job.finish("place", unit, unknown=unknown)
+            numbered_ids = ids.with_columns(item_number=pl.concat(item_numbers).cast(pl.Int32))
+            rows = rows.drop("id_position").hstack(numbered_ids[rows["id_position"]])
+            unknown = rows.filter(pl.col("item_number").is_null()).select("row", *SCHEMA, source=pl.lit(source))
+            job.write_dead_letters(row_account.dead_letters_of_rows(unknown, UNKNOWN_ITEM), "numbered", unit, chunk)
+            num_unknown += unknown.height
+            usable = rows.drop("item_id", "row").filter(pl.col("item_number").is_not_null())
+            shard = (usable["user_id"].hash(0) % job.shards).to_numpy()
+            numbered_file.spread(usable, shard, job.shards)
+    job.finish("numbered", unit, unknown=num_unknown)
 
 
-def sequence(job: Job, shard: int) -> None:
-    """Phase 6: order one shard of users by time, write their sequences, and count their pairs."""
-    files = [job.file("placed", unit.number) for unit in job.interactions]
-    known = pl.concat([rows for path in files for rows in shuffle.read(path, shard, job.shards)])
-    kept = sort_interactions(known)
-    users = group_by_user(kept)
+def build_sequences(job: Job, shard: int) -> None:
+    """Phase 6: sort one shard of users by time, write their sequences, and count their pairs by range of anchors."""
+    files = [job.exchange_file("numbered", unit.number) for unit in job.interactions]
+    rows = pl.concat([rows for path in files for rows in shuffle.read(path, shard, job.shards)])
+    interactions = sort_interactions(rows)
+    users = group_by_user(interactions)
     users.write_parquet(job.sequences / f"part-{shard:05d}.parquet")
-    bases, newest = job.bases, job.newest
+    first_item_numbers, newest, config = job.first_item_numbers, job.newest, job.config.prepare
     split = Split(Sequences.from_frame(users), time_cut(newest, job.config.evaluate))
 
-    items, times = np.unique(split.sequences.items[split.known_before("test")], return_counts=True)
-    with closing(shuffle.Writer(job.file("touched", shard))) as handed_on:
-        handed_on.spread(pl.DataFrame({"item_number": items, "times": times}), _part(items, bases), job.shards)
-    both = cooccurrence.count_pairs(split, kept["weight"].to_numpy(), bases[-1], job.config.prepare, newest)
-    if not job.config.prepare.directed:
-        both = cooccurrence.mirror(both)
-    with closing(shuffle.Writer(job.file("counted", shard))) as handed_on:
-        handed_on.spread(both, _part(both["anchor"].to_numpy(), bases), job.shards)
-    over = split.sequences.lengths - job.config.prepare.max_user_interactions
+    item_numbers, counts = np.unique(split.sequences.items[split.known_before("test")], return_counts=True)
+    with closing(shuffle.Writer(job.exchange_file("item-counts", shard))) as counts_file:
+        frame = pl.DataFrame({"item_number": item_numbers, "interactions": counts})
+        counts_file.spread(frame, _range_of(item_numbers, first_item_numbers), job.shards)
+    pair_counts = cooccurrence.count_pairs(
+        split, interactions["weight"].to_numpy(), first_item_numbers[-1], config, newest
+    )
+    if not config.directed:
+        pair_counts = cooccurrence.mirror(pair_counts)
+    with closing(shuffle.Writer(job.exchange_file("pair-counts", shard))) as pairs_file:
+        anchor_range = _range_of(pair_counts["anchor"].to_numpy(), first_item_numbers)
+        pairs_file.spread(pair_counts, anchor_range, job.shards)
+    over = split.sequences.lengths - config.max_user_interactions
     job.finish(
-        "sequence",
+        "sequences",
         shard,
         users_over=int((over > 0).sum()),
         rows_over=int(over[over > 0].sum()),
-        repeats=known.height - kept.height,
-        copies=_copies(known),
-        used=kept.height,
+        repeats=rows.height - interactions.height,
+        copies=_copies_by_day(rows),
+        used=interactions.height,
         users=users.height,
         before_validation=int(split.known_before("validation").sum()),
     )
 
 
-def _copies(rows: pl.DataFrame) -> dict[str, list[int]]:
-    """Day -> its rows, and those of them that repeat user, item and time of another: what was delivered twice."""
-    distinct = pl.struct("user_id", "item_number", "timestamp").n_unique()
+def _copies_by_day(rows: pl.DataFrame) -> dict[str, list[int]]:
+    """Return, by day, the number of rows, and of those that repeat user, item and time of another row."""
+    num_distinct = pl.struct("user_id", "item_number", "timestamp").n_unique()
     by_day = rows.group_by(day=pl.from_epoch(pl.col("timestamp").cast(pl.Int64)).dt.date()).agg(
-        rows=pl.len(), copies=pl.len() - distinct
+        rows=pl.len(), copies=pl.len() - num_distinct
     )
     return {day.isoformat(): [count, copies] for day, count, copies in by_day.sort("day").iter_rows()}
 
 
-def _part(items: NDArray[np.int32], bases: list[int]) -> NDArray[np.intp]:
-    """The range of each item number."""
-    return np.searchsorted(bases, items, side="right") - 1
+def _range_of(item_numbers: NDArray[np.int32], first_item_numbers: list[int]) -> NDArray[np.intp]:
+    """Return the range of each item number."""
+    return np.searchsorted(first_item_numbers, item_numbers, side="right") - 1
 
 
-def merge(job: Job, part: int) -> None:
-    """Phase 7: sum pairs and touches of one range of items over all users."""
+def merge_pairs(job: Job, part: int) -> None:
+    """Phase 7: sum the pairs and the interactions of one range of items over all shards of users."""
     shards = range(job.shards)
-    counted = [rows for shard in shards for rows in shuffle.read(job.file("counted", shard), part, job.shards)]
-    merged = cooccurrence.group_by_anchor(pl.concat(counted), job.config.prepare.max_item_pairs)
+    pair_files = [job.exchange_file("pair-counts", shard) for shard in shards]
+    pair_counts = pl.concat([rows for path in pair_files for rows in shuffle.read(path, part, job.shards)])
+    merged = cooccurrence.group_by_anchor(pair_counts, job.config.prepare.max_item_pairs)
     pairs.write(merged, job.pairs / f"part-{part:05d}.parquet")
 
-    touched = [rows for shard in shards for rows in shuffle.read(job.file("touched", shard), part, job.shards)]
     catalog = pl.read_parquet(job.work / f"catalog-{part:05d}.parquet")
     interactions = np.zeros(catalog.height, np.int64)
-    for rows in touched:
-        interactions[rows["item_number"].to_numpy() - job.bases[part]] += rows["times"].to_numpy()
-    catalog.with_columns(interactions=interactions).write_parquet(job.work / f"touched-{part:05d}.parquet")
+    first = job.first_item_numbers[part]
+    for path in [job.exchange_file("item-counts", shard) for shard in shards]:
+        for rows in shuffle.read(path, part, job.shards):
+            interactions[rows["item_number"].to_numpy() - first] += rows["interactions"].to_numpy()
+    catalog.with_columns(interactions=interactions).write_parquet(job.work / f"counted-{part:05d}.parquet")
     left_out = merged["left_out"]
     job.finish(
-        "merge",
+        "pairs",
         part,
         pairs=int(merged["size"].sum()),
         items_over=int((left_out > 0).sum()),
@@ -282,33 +228,31 @@ def merge(job: Job, part: int) -> None:
     )
 
 
-def label(job: Job, _: int) -> None:
-    """Phase 8: pairs that people judged, with item numbers."""
-    read, pieces = 0, [pl.DataFrame(schema={"first": pl.Int32, "second": pl.Int32, "same": pl.Boolean})]
+def read_labeled_pairs(job: Job, _: int) -> None:
+    """Phase 8: check the labeled pairs, and write them with item numbers."""
+    read, parts = 0, [pl.DataFrame(schema={"first": pl.Int32, "second": pl.Int32, "same": pl.Boolean})]
     for unit in job.labeled:
         for chunk, raw in enumerate(job.chunks(job.labeled, unit.number)):
             read += raw.frame.height + raw.malformed.height
             checked = check_labeled_pairs(raw.frame, unit.source)
-            letters = account.letters_of(checked.rejects, raw, unit.source)
-            rows = checked.rows.with_columns(
-                row=raw.row_numbers.gather(checked.rows["row"]), source=pl.lit(unit.source)
-            )
-            numbers = _numbers(job, pl.concat([rows["item_a"], rows["item_b"]]).unique())
-            for column, name in (("item_a", "first"), ("item_b", "second")):
-                rows = rows.join(
-                    numbers.rename({"item_id": column, "number": name}), on=column, how="left", maintain_order="left"
-                )
-            known = pl.col("first").is_not_null() & pl.col("second").is_not_null()
-            lost = account.letters_for(rows.filter(~known).select("source", "row", *LABELED_SCHEMA), UNKNOWN_ITEM)
-            job.bury(pl.concat([letters, lost]), "label", unit.number, chunk)
-            pieces.append(rows.filter(known).select(pl.col("first", "second").cast(pl.Int32), "same"))
-    labeled = pl.concat(pieces)
+            rejected = row_account.dead_letters_of_chunk(checked.rejects, raw, unit.source)
+            rows = checked.rows.with_columns(row=raw.row_numbers.gather(checked.rows["row"]), source=pl.lit(unit.source))
+            item_numbers = _find_item_numbers(job, pl.concat([rows["item_a"], rows["item_b"]]).unique())
+            for id_column, column in (("item_a", "first"), ("item_b", "second")):
+                renamed = item_numbers.rename({"item_id": id_column, "item_number": column})
+                rows = rows.join(renamed, on=id_column, how="left", maintain_order="left")
+            in_catalog = pl.col("first").is_not_null() & pl.col("second").is_not_null()
+            unknown = rows.filter(~in_catalog).select("source", "row", *LABELED_SCHEMA)
+            letters = pl.concat([rejected, row_account.dead_letters_of_rows(unknown, UNKNOWN_ITEM)])
+            job.write_dead_letters(letters, "labeled", unit.number, chunk)
+            parts.append(rows.filter(in_catalog).select(pl.col("first", "second").cast(pl.Int32), "same"))
+    labeled = pl.concat(parts)
     labeled.write_parquet(job.labeled_pairs)
-    job.finish("label", 0, read=read, used=labeled.height)
+    job.finish("labeled", 0, read=read, used=labeled.height)
 
 
-def _numbers(job: Job, ids: pl.Series) -> pl.DataFrame:
-    """Those of some ids that the catalog holds, with their number; the catalog passes by in pieces."""
+def _find_item_numbers(job: Job, item_ids: pl.Series) -> pl.DataFrame:
+    """Return `item_id` and `item_number` of the given ids that are in the catalog, which is read in a stream."""
     catalog = pl.scan_parquet(sorted(job.work.glob("catalog-*.parquet"))).select("item_id")
-    wanted = ids.alias("item_id").to_frame().lazy()
-    return catalog.with_row_index("number").join(wanted, on="item_id", how="semi").collect(engine="streaming")
+    ids = item_ids.alias("item_id").to_frame().lazy()
+    return catalog.with_row_index("item_number").join(ids, on="item_id", how="semi").collect(engine="streaming")

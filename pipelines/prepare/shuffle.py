@@ -1,7 +1,8 @@
-"""Rows that the units of one phase hand to those of the next, through files: one file a unit.
+"""The shuffle: units of one phase pass rows to the units of a later phase through files, one file per writing unit.
 
-A file holds its rows in batches, one for each reader. A reader maps the file and touches its own batches alone,
-so memory follows a batch, and the number of files follows the units and not units times readers.
+A file contains its rows in batches, one for each reading unit. A reader maps the file and accesses only its own
+batches, so memory is bounded by the size of a batch, and the number of files grows with the number of units and not
+with writers times readers.
 """
 
 from __future__ import annotations
@@ -16,26 +17,26 @@ from numpy.typing import NDArray
 
 
 class Writer:
-    """A file of batches that all have the columns of the first; whole when it is closed."""
+    """Writes a file of batches with the columns of the first batch. The file is complete after `close`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: pa.ipc.RecordBatchFileWriter | None = None
 
     def write(self, rows: pl.DataFrame) -> None:
-        """One batch; of no rows is one too."""
-        self._write(_as_batch(rows))
+        """Write one batch, which may be empty."""
+        self._write(_to_batch(rows))
 
-    def spread(self, rows: pl.DataFrame, reader: NDArray[np.integer], readers: int) -> None:
-        """A batch for each of `readers`, in the order of the rows; `reader` is each row's, [rows]."""
+    def spread(self, rows: pl.DataFrame, reader: NDArray[np.integer], num_readers: int) -> None:
+        """Write one batch for each reader; `reader` is the reader of each row, [rows]. The order of rows is kept."""
         order = np.argsort(reader, kind="stable")
-        batch = _as_batch(rows[order])
-        ends = np.searchsorted(reader[order], np.arange(readers), side="right").tolist()
+        batch = _to_batch(rows[order])
+        ends = np.searchsorted(reader[order], np.arange(num_readers), side="right").tolist()
         for start, end in zip([0, *ends], ends, strict=False):
             self._write(batch.slice(start, end - start))
 
     def close(self) -> None:
-        """End the file."""
+        """Finish the file."""
         if self._file is not None:
             self._file.close()
 
@@ -45,24 +46,24 @@ class Writer:
         self._file.write_batch(batch)
 
 
-def batches(path: Path) -> Any:
-    """The batches of a file, mapped: `num_record_batches` of them, and `get_batch(number)`."""
+def open_batches(path: Path) -> Any:
+    """Map a file; the result has `num_record_batches` and `get_batch(number)`."""
     return pa.ipc.open_file(pa.memory_map(str(path)))
 
 
-def read(path: Path, reader: int, readers: int) -> list[pl.DataFrame]:
-    """What `spread` wrote for one of the readers, in the order in which it was written."""
-    file = batches(path)
-    return [as_frame(file.get_batch(number)) for number in range(reader, file.num_record_batches, readers)]
+def read(path: Path, reader: int, num_readers: int) -> list[pl.DataFrame]:
+    """Return the batches that `spread` wrote for one reader, in the order of writing."""
+    file = open_batches(path)
+    return [to_frame(file.get_batch(number)) for number in range(reader, file.num_record_batches, num_readers)]
 
 
-def as_frame(batch: pa.RecordBatch) -> pl.DataFrame:
-    """A batch, or a part of it, as Polars has it."""
+def to_frame(batch: pa.RecordBatch) -> pl.DataFrame:
+    """Convert a batch or a slice of it to Polars."""
     return cast("pl.DataFrame", pl.from_arrow(batch))
 
 
-def _as_batch(rows: pl.DataFrame) -> pa.RecordBatch:
-    # of the newest kind of strings, a slice would be written with the text of all rows
+def _to_batch(rows: pl.DataFrame) -> pa.RecordBatch:
+    # slices of the newer string type would be written with the text of all rows
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
-    found = table.to_batches()
-    return found[0] if found else pa.RecordBatch.from_pylist([], schema=table.schema)
+    batches = table.to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)

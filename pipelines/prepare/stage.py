@@ -1,17 +1,17 @@
 """prepare: interactions and items -> catalog, sequences, pairs, dead letters and the row account.
 
-Phases over files, so that memory follows the size of a unit, and neither the log nor the catalog:
+The phases exchange data through files, so memory is bounded by the size of a unit, and not by the log or the catalog:
 
-1. check      a unit of the interactions -> its usable rows, its item ids; its dead letters
-2. describe   a unit of the items        -> its usable rows; its dead letters
-3. cut        samples of the ids         -> ranges of ids (`pipelines.prepare.stage.id_ranges`)
-4. number     a range of ids             -> a part of the catalog; the numbers of the ids of each unit
-5. place      a unit of the interactions -> its rows with item numbers, by shard of users
-6. sequence   a shard of users           -> their items oldest first; pair weights, by range of anchors
-7. merge      a range of anchors         -> one row an anchor; how often each item was touched
-8. label      pairs that people judged, if there are any -> the same with item numbers
+1. interactions   a unit of the interactions -> its usable rows and item ids; its dead letters
+2. items          a unit of the items        -> its usable rows; its dead letters
+3. ranges         samples of the ids         -> ranges of item ids (`pipelines.prepare.id_ranges`)
+4. catalog        a range of ids             -> a part of the catalog; the ranks of the ids of each unit
+5. numbered       a unit of the interactions -> its rows with item numbers, by shard of users
+6. sequences      a shard of users           -> their items, oldest first; pair counts, by range of anchors
+7. pairs          a range of anchors         -> one row per anchor; the number of interactions of each item
+8. labeled        the labeled pairs, if any  -> the same with item numbers
 
-Every row read is used, filtered by a rule, or a dead letter with its reason; the account must add up.
+Every row that is read is used, filtered by a rule, or a dead letter with a reason; the row account must add up.
 """
 
 from __future__ import annotations
@@ -26,37 +26,38 @@ from pipelines.beam import runner
 from pipelines.context.input_files import InputFiles
 from pipelines.context.input_units import plan_units
 from pipelines.context.progress import Progress
-from pipelines.prepare import phases as preparing
-from pipelines.prepare import row_account as account
-from pipelines.prepare.phases import Job
+from pipelines.prepare import phases, row_account
+from pipelines.prepare.job import Job
 from pipelines.reports import data_report as data_page
 from recsys.config.sections import Config
 from recsys.data import item_users
 from recsys.data.catalog import fingerprint
 from recsys.data.splits import DAY_S, time_cut
-from recsys.data.validation import LATER, UNWEIGHED
+from recsys.data.validation import AFTER_AS_OF, WITHOUT_EVENT_WEIGHT
 from recsys.errors import InputError
 from recsys.release.formats import CATALOG, ITEM_USERS
 from recsys.release.runs import Run
 
 STAGE = "prepare"
-SEQUENCES, PAIRS, LABELED, DEAD_LETTERS = "sequences", "pairs", "labeled.parquet", "dead_letters.parquet"
+SEQUENCES, PAIRS = "sequences", "pairs"
+LABELED_PAIRS, DEAD_LETTERS = "labeled_pairs.parquet", "dead_letters.parquet"
+"""Outputs in the folder of the stage: two folders and two files."""
 
-WORK, SPENT = ".work", ".spent"
-"""Folder of what the phases hand on, and its name while it is being removed."""
+WORK, REMOVED_WORK = ".work", ".removed-work"
+"""Folder of the files that the phases exchange, and its name while it is being removed."""
 
 MIN_ITEMS = MIN_USERS = 2
-"""Below, nothing can be like another thing, and nobody can have touched both."""
+"""Smallest log that can be learned from."""
 
-REPEAT = "repeats the user's previous item"
+REPEATED_ITEM = "repeats the user's previous item"
 
 
 def prepare(config: Config, run: Run, inputs: InputFiles, progress: Progress) -> dict[str, Any]:
-    """Do the stage if it is not done, and return its manifest.
+    """Run the stage unless it is done, and return its manifest.
 
     Raises:
-        InputError: a file cannot be used, or holds too little to learn from.
-        StageError: more dead letters than the config allows, or an account that does not add up.
+        InputError: a file cannot be used, or the data are too few to learn from.
+        StageError: too many dead letters, or a row account that does not add up.
     """
     if run.done(STAGE):
         return run.manifest(STAGE)
@@ -65,124 +66,131 @@ def prepare(config: Config, run: Run, inputs: InputFiles, progress: Progress) ->
         run.stage(STAGE, str(config.prepare.rows_per_unit)) as (folder, manifest),
     ):
         job = plan(config, inputs, folder)
-        logs, shards = [unit.number for unit in job.interactions], list(range(job.shards))
-        phases = [
-            job.phase("check", logs, preparing.check),
-            job.phase("describe", [unit.number for unit in job.items], preparing.describe),
-            job.phase("cut", [0], preparing.cut_ids),
-            job.phase("number", shards, preparing.number),
-            job.phase("place", logs, preparing.place),
-            job.phase("sequence", shards, preparing.sequence),
-            job.phase("merge", shards, preparing.merge),
-            job.phase("label", [0], preparing.label),
+        interactions, shards = [unit.number for unit in job.interactions], list(range(job.shards))
+        steps = [
+            job.phase("interactions", interactions, phases.read_interactions),
+            job.phase("items", [unit.number for unit in job.items], phases.read_items),
+            job.phase("ranges", [0], phases.choose_ranges),
+            job.phase("catalog", shards, phases.build_catalog),
+            job.phase("numbered", interactions, phases.assign_item_numbers),
+            job.phase("sequences", shards, phases.build_sequences),
+            job.phase("pairs", shards, phases.merge_pairs),
+            job.phase("labeled", [0], phases.read_labeled_pairs),
         ]
-        runner.run([phase for phase in phases if phase.units], config.beam, advance)
+        runner.run([step for step in steps if step.units], config.beam, advance)
         manifest.update(commit(job, folder))
         data_page.write(config, run, folder, manifest, SEQUENCES)
-        counted = manifest["account"]["interactions"]
-        advance(
-            1, 1, f"{counted['read']:,} interactions, {manifest['num_items']:,} items, {manifest['num_pairs']:,} pairs"
-        )
+        num_rows = manifest["account"]["interactions"]["read"]
+        advance(1, 1, f"{num_rows:,} interactions, {manifest['num_items']:,} items, {manifest['num_pairs']:,} pairs")
     return run.manifest(STAGE)
 
 
 def plan(config: Config, inputs: InputFiles, out: Path) -> Job:
-    """Cut the input into units and choose the number of shards."""
+    """Divide the input into units, choose the number of shards, and create the folders."""
     work = out / WORK
-    shutil.rmtree(out / SPENT, ignore_errors=True)
+    shutil.rmtree(out / REMOVED_WORK, ignore_errors=True)
     rows_per_unit = config.prepare.rows_per_unit
     interactions, items, labeled = (
         plan_units(sources, rows_per_unit) for sources in (inputs.interactions, inputs.items, inputs.labeled_pairs)
     )
     for folder in (work, out / SEQUENCES, out / PAIRS):
         folder.mkdir(exist_ok=True)
-    most = max(sum(unit.rows for unit in units) for units in (interactions, items))
-    results = out / SEQUENCES, out / PAIRS, out / LABELED
-    return Job(config, interactions, items, labeled, work, *results, max(1, round(most / rows_per_unit)))
+    max_rows = max(sum(unit.rows for unit in units) for units in (interactions, items))
+    outputs = out / SEQUENCES, out / PAIRS, out / LABELED_PAIRS
+    return Job(config, interactions, items, labeled, work, *outputs, max(1, round(max_rows / rows_per_unit)))
 
 
 def commit(job: Job, out: Path) -> dict[str, Any]:
-    """Check the account, write catalog and dead letters, drop the work files; the stage's manifest."""
-    checks, sequenced, merged = job.entries("check"), job.entries("sequence"), job.entries("merge")
-    settled = _settle(job)
-    num_users, num_items = sum(entry["users"] for entry in sequenced), job.bases[-1]
-    filtered = {rule: rows for rule, rows in settled["interactions"]["filtered"].items() if rule != REPEAT}
-    left_out = "".join(f" Left out were {rows:,} rows: {rule}." for rule, rows in filtered.items())
+    """Check the row account, write catalog and dead letters, remove the exchanged files; return the manifest."""
+    accounts = _close_accounts(job)
+    sequences, merged_pairs = job.entries("sequences"), job.entries("pairs")
+    num_users, num_items = sum(entry["users"] for entry in sequences), job.first_item_numbers[-1]
+    filtered = {rule: rows for rule, rows in accounts["interactions"]["filtered"].items() if rule != REPEATED_ITEM}
+    remark = "".join(f" Filtered out: {rows:,} rows: {rule}." for rule, rows in filtered.items())
     if num_items < MIN_ITEMS:
-        raise InputError(f"the catalog must hold at least {MIN_ITEMS} items. Received: {num_items}.{left_out}")
+        raise InputError(f"the catalog must contain at least {MIN_ITEMS} items. Received: {num_items}.{remark}")
     if num_users < MIN_USERS:
-        raise InputError(f"interactions must be of at least {MIN_USERS} users. Received: {num_users}.{left_out}")
-    instants = time_cut(job.newest, job.config.evaluate)
-    if instants is not None and not sum(entry["before_validation"] for entry in sequenced):
-        days = (job.newest - min(entry["oldest"] for entry in checks)) / DAY_S
+        raise InputError(f"interactions must have at least {MIN_USERS} users. Received: {num_users}.{remark}")
+    times = time_cut(job.newest, job.config.evaluate)
+    if times is not None and not sum(entry["before_validation"] for entry in sequences):
+        days = (job.newest - min(entry["oldest"] for entry in job.entries("interactions"))) / DAY_S
         raise InputError(
             "evaluate.validation_days and evaluate.test_days must leave interactions to train on. Received: "
-            f"{job.config.evaluate.validation_days:g} and {job.config.evaluate.test_days:g} days, held out of a log "
-            f"of {days:.1f} days."
+            f"{job.config.evaluate.validation_days:g} and {job.config.evaluate.test_days:g} days of a log of "
+            f"{days:.1f} days."
         )
-    parts = sorted(job.work.glob("touched-*.parquet"))
+    parts = sorted(job.work.glob("counted-*.parquet"))
     pl.scan_parquet(parts).sink_parquet(out / CATALOG)
-    ids = (item_id for part in parts for item_id in pl.read_parquet(part, columns=["item_id"])["item_id"])
-    identity = fingerprint(ids)
-    job.letters("describe", "number", "check", "place", "label").sink_parquet(out / DEAD_LETTERS)
+    item_ids = (item_id for part in parts for item_id in pl.read_parquet(part, columns=["item_id"])["item_id"])
+    catalog_fingerprint = fingerprint(item_ids)
+    job.dead_letters("items", "catalog", "interactions", "numbered", "labeled").sink_parquet(out / DEAD_LETTERS)
     item_users.build(sorted(job.sequences.iterdir()), num_items, out / ITEM_USERS)
-    job.work.rename(out / SPENT)  # at once: of some of these files a killed job could not be gone on with
-    shutil.rmtree(out / SPENT)
+    job.work.rename(out / REMOVED_WORK)  # atomic: a job that is killed here must not resume from some of the files
+    shutil.rmtree(out / REMOVED_WORK)
     return {
         "num_users": num_users,
         "num_items": num_items,
-        "num_pairs": sum(entry["pairs"] for entry in merged),
+        "num_pairs": sum(entry["pairs"] for entry in merged_pairs),
         "over_max_user_interactions": {
-            "users": sum(entry["users_over"] for entry in sequenced),
-            "interactions": sum(entry["rows_over"] for entry in sequenced),
+            "users": sum(entry["users_over"] for entry in sequences),
+            "interactions": sum(entry["rows_over"] for entry in sequences),
         },
         "over_max_item_pairs": {
-            "items": sum(entry["items_over"] for entry in merged),
-            "pairs": sum(entry["pairs_over"] for entry in merged),
+            "items": sum(entry["items_over"] for entry in merged_pairs),
+            "pairs": sum(entry["pairs_over"] for entry in merged_pairs),
         },
-        "copied_days": _copied_days(sequenced),
-        "cut": instants,
-        "catalog_fingerprint": identity,
-        "account": settled,
+        "copies_by_day": _copies_by_day(sequences),
+        "time_cut": times,
+        "catalog_fingerprint": catalog_fingerprint,
+        "account": accounts,
         "sequences": sorted(path.name for path in job.sequences.iterdir()),
         "pairs": sorted(path.name for path in job.pairs.iterdir()),
     }
 
 
-def _settle(job: Job) -> dict[str, Any]:
-    """The accounts of all input."""
-    checks, sequenced = job.entries("check"), job.entries("sequence")
-    limit = job.config.prepare.max_dead_letter_ratio
-    settled = {}
+def _close_accounts(job: Job) -> dict[str, Any]:
+    """Return the row accounts of all tables."""
+    interactions, sequences = job.entries("interactions"), job.entries("sequences")
+    max_ratio = job.config.prepare.max_dead_letter_ratio
+    accounts = {}
     if job.items:
-        read = sum(entry["read"] for entry in job.entries("describe"))
-        settled["items"] = account.settle(
-            job.items, job.letters("describe", "number"), limit, read=read, used=job.bases[-1], filtered={}
+        accounts["items"] = row_account.close_account(
+            job.items,
+            job.dead_letters("items", "catalog"),
+            max_ratio,
+            read=sum(entry["read"] for entry in job.entries("items")),
+            used=job.first_item_numbers[-1],
+            filtered={},
         )
-    settled["interactions"] = account.settle(
+    accounts["interactions"] = row_account.close_account(
         job.interactions,
-        job.letters("check", "place"),
-        limit,
-        read=sum(entry["read"] for entry in checks),
-        used=sum(entry["used"] for entry in sequenced),
+        job.dead_letters("interactions", "numbered"),
+        max_ratio,
+        read=sum(entry["read"] for entry in interactions),
+        used=sum(entry["used"] for entry in sequences),
         filtered={
-            LATER: sum(entry["later"] for entry in checks),
-            UNWEIGHED: sum(entry["unweighed"] for entry in checks),
-            REPEAT: sum(entry["repeats"] for entry in sequenced),
+            AFTER_AS_OF: sum(entry["after_as_of"] for entry in interactions),
+            WITHOUT_EVENT_WEIGHT: sum(entry["without_event_weight"] for entry in interactions),
+            REPEATED_ITEM: sum(entry["repeats"] for entry in sequences),
         },
     )
     if job.labeled:
-        labeled = job.entries("label")[0]
-        settled["labeled_pairs"] = account.settle(
-            job.labeled, job.letters("label"), limit, read=labeled["read"], used=labeled["used"], filtered={}
+        (labeled,) = job.entries("labeled")
+        accounts["labeled_pairs"] = row_account.close_account(
+            job.labeled,
+            job.dead_letters("labeled"),
+            max_ratio,
+            read=labeled["read"],
+            used=labeled["used"],
+            filtered={},
         )
-    return settled
+    return accounts
 
 
-def _copied_days(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Days with copies among their rows, over all shards."""
+def _copies_by_day(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return rows and copies of each day that has copies, over all shards."""
     days: dict[str, list[int]] = {}
     for entry in entries:
-        for day, counted in entry["copies"].items():
-            days[day] = [before + more for before, more in zip(days.get(day, [0, 0]), counted, strict=True)]
-    return {day: {"rows": rows, "copies": copies} for day, (rows, copies) in sorted(days.items()) if copies}
+        for day, counts in entry["copies"].items():
+            days[day] = [total + count for total, count in zip(days.get(day, [0, 0]), counts, strict=True)]
+    return {day: {"rows": rows, "copies": n} for day, (rows, n) in sorted(days.items()) if n}

@@ -199,7 +199,7 @@ def load_split(run: Run) -> Split:
     prepared = run.manifest(prepare.STAGE)
     folder = run.path(prepare.STAGE, prepare.SEQUENCES)
     sequences = Sequences.load(folder / name for name in prepared["sequences"])
-    return Split(sequences, TimeCut(*prepared["cut"]) if prepared["cut"] else None)
+    return Split(sequences, TimeCut(*prepared["time_cut"]) if prepared["time_cut"] else None)
 
 
 def load_pairs(run: Run, weight: Weight, num_items: int) -> Pairs:
@@ -210,5 +210,5 @@ def load_pairs(run: Run, weight: Weight, num_items: int) -> Pairs:
 
 def load_labeled(run: Run, seed: int) -> tuple[LabeledPairs, LabeledPairs]:
     """Load the labeled pairs: the part for training, and the part for calibration."""
-    path = run.path(prepare.STAGE, prepare.LABELED)
+    path = run.path(prepare.STAGE, prepare.LABELED_PAIRS)
     return LabeledPairs.load(path).split(seed)

@@ -1,7 +1,8 @@
-"""The interaction table and the item table, and the checks that every row has to pass.
+"""Validation of the interaction table and the item table, row by row.
 
-Takes a chunk of raw rows (any column types), hands on the usable rows in our types and the others with a
-reason each. No row is changed to make it fit, and none is lost: usable + rejected = received.
+The checks take a chunk of raw rows with any column types. They return the usable rows, converted to fixed types, and
+the rejected rows with a reason each. No row is altered to make it valid, and none is lost: usable + rejected =
+received.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from recsys.errors import InputError
 REQUIRED = ("user_id", "item_id", "timestamp")
 
 NOT_IN_JSON = ("Binary", "Object")
-"""Types, also inside lists and structs, that have no JSON."""
+"""Types without a JSON representation, also inside lists and structs."""
 
 EARLIEST, LATEST = 0.0, 4_102_444_800.0  # 1970-01-01 to 2100-01-01, in seconds
 ISO_FORMATS = (
@@ -31,27 +32,27 @@ ISO_FORMATS = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d",
 )
-"""Tried in this order; what has no zone is UTC."""
+"""Tried in this order; a time without a zone is UTC."""
 
 FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-"""Text -> whether it says that an item is available."""
+"""Text -> boolean, for the column `available`."""
 
 REASON = "reason"
-SEEN_BEFORE = "item_id was seen before"
+DUPLICATE_ITEM = "item_id is a duplicate"
 SCHEMA = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Float64, "weight": pl.Float32}
-WEIGHTS = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-"""The smallest and the largest weight of an interaction."""
-UNWEIGHED = "event has no weight in prepare.event_weights"
-LATER = "after --as-of"
+WEIGHT_RANGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+"""Smallest and largest weight of an interaction."""
+WITHOUT_EVENT_WEIGHT = "event has no weight in prepare.event_weights"
+AFTER_AS_OF = "after --as-of"
 
 NO_CONTRACTS: Mapping[str, Contract] = {}
 
 
 class CheckedRows(NamedTuple):
-    """Rows in two heaps."""
+    """The result of a check."""
 
     rows: pl.DataFrame
-    """Usable rows, in our types, with `row`, the position in the chunk (uint32)."""
+    """Usable rows in fixed types, with `row`, the position in the chunk (uint32)."""
     rejects: pl.DataFrame
     """`row` (uint32), `reason` (text) and `content` (the raw row as JSON)."""
 
@@ -66,53 +67,53 @@ def check_interactions(
             datetime; one without a zone is UTC), optional `weight` (> 0, 1 where empty); other columns are
             ignored.
         origin: the file, for messages.
-        events: whether the rows are to have `event` (text, may be null) too.
-        contracts: what the columns have to keep besides, by column.
+        events: whether to return `event` (text, may be null) too.
+        contracts: further rules by column.
 
     Raises:
-        InputError: a column is missing, or of a type that can never fit.
+        InputError: a column is missing, or its type cannot be converted.
     """
-    require_columns(raw, (*REQUIRED, *_expected(contracts)), origin)
+    require_columns(raw, (*REQUIRED, *_required_by(contracts)), origin)
     if events and "event" not in raw.columns:
         raise InputError(
-            f"{origin}: column 'event' must be there where prepare.event_weights is set. "
+            f"{origin}: column 'event' must exist if prepare.event_weights is set. "
             f"Received columns: {', '.join(raw.columns)}."
         )
-    weighted, eventful = "weight" in raw.columns, "event" in raw.columns and (events or "event" in contracts)
+    has_weight, has_event = "weight" in raw.columns, "event" in raw.columns and (events or "event" in contracts)
     typed = raw.select(
         user_id=as_id(raw, "user_id", origin),
         item_id=as_id(raw, "item_id", origin),
         timestamp=_seconds(raw, origin),
-        timestamp_given=~_is_blank(raw, "timestamp"),
-        weight=as_number(raw, "weight", origin).cast(pl.Float32) if weighted else pl.lit(None, pl.Float32),
-        weight_given=~_is_blank(raw, "weight") if weighted else pl.lit(False),
-        event=_text(raw, "event", origin) if eventful else pl.lit(None, pl.String),
+        has_timestamp=~_is_blank(raw, "timestamp"),
+        weight=as_number(raw, "weight", origin).cast(pl.Float32) if has_weight else pl.lit(None, pl.Float32),
+        has_weight_value=~_is_blank(raw, "weight") if has_weight else pl.lit(False),
+        event=_text(raw, "event", origin) if has_event else pl.lit(None, pl.String),
     )
-    seconds, weight, weight_given = pl.col("timestamp"), pl.col("weight"), pl.col("weight_given")
+    seconds, weight, has_weight_value = pl.col("timestamp"), pl.col("weight"), pl.col("has_weight_value")
     reason = first_reason(
         {
             "user_id is missing": pl.col("user_id").fill_null("") == "",
             "item_id is missing": pl.col("item_id").fill_null("") == "",
-            "timestamp is missing": ~pl.col("timestamp_given"),
+            "timestamp is missing": ~pl.col("has_timestamp"),
             "timestamp is neither a number of seconds nor ISO 8601": seconds.is_null(),
             "timestamp is not a finite number": ~seconds.is_finite(),
             "timestamp is outside 1970 to 2100 (seconds are expected, not milliseconds)": ~seconds.is_between(
                 EARLIEST, LATEST
             ),
-            "weight is not a number": weight_given & weight.is_null(),
-            "weight is not finite and above 0": weight_given & ~(weight.is_finite() & (weight > 0)),
+            "weight is not a number": has_weight_value & weight.is_null(),
+            "weight is not finite and above 0": has_weight_value & ~(weight.is_finite() & (weight > 0)),
             **violations(typed, contracts, "interactions"),
         }
     )
-    judged = typed.with_columns(reason=reason, weight=weight.fill_null(1.0))
-    return split_rows(raw, judged, [*SCHEMA, "event"] if events else [*SCHEMA])
+    checked = typed.with_columns(reason=reason, weight=weight.fill_null(1.0))
+    return split_rows(raw, checked, [*SCHEMA, "event"] if events else [*SCHEMA])
 
 
 def apply_event_weights(rows: pl.DataFrame, factors: Mapping[str, float]) -> pl.DataFrame:
-    """Usable rows with `event`: their weight times the event's factor; those of other events are left out."""
+    """Multiply the weight of each row by the factor of its `event`; drop rows of events without a factor."""
     factor = pl.col("event").replace_strict(dict(factors), default=None, return_dtype=pl.Float64)
-    # a product of two usable factors may be none: neither infinite nor 0 is a weight
-    weight = (pl.col("weight").cast(pl.Float64) * factor).clip(*WEIGHTS).cast(pl.Float32)
+    # the product of two valid factors may overflow or underflow, and 0 and infinity are not valid weights
+    weight = (pl.col("weight").cast(pl.Float64) * factor).clip(*WEIGHT_RANGE).cast(pl.Float32)
     return rows.with_columns(weight=weight).drop("event").filter(pl.col("weight").is_not_null())
 
 
@@ -122,13 +123,18 @@ def check_items(
     """Split items into usable rows and rejects.
 
     Usable rows have `item_id`, `title` (text, may be null) and the feature columns: categorical as text,
-    multi-categorical as lists of text without repeats, numeric as float64, text as text, also where it is the
-    title, `available` as a boolean; each may be null. Of several usable rows with one id the first is used, the
+    multi-categorical as lists of unique text, numeric as float64, text as text (also if it is the title), and
+    `available` as a boolean; each may be null. Of several usable rows with the same id, the first is used and the
     others are rejects.
-    `contracts`: what the columns of the file have to keep besides, by column.
+
+    Args:
+        raw: columns of any type; the config says which are used.
+        items: the roles of the columns.
+        origin: the file, for messages.
+        contracts: further rules by column of the file.
 
     Raises:
-        InputError: a column that the config names is missing, or of a type that can never fit.
+        InputError: a column that the config names is missing, or its type cannot be converted.
     """
     named = [column for column in (items.title, items.available, *items.categorical, *items.text) if column is not None]
     require_columns(
@@ -141,51 +147,51 @@ def check_items(
     columns |= {column: as_number(raw, column, origin) for column in items.numeric}
     if items.available is not None:
         columns["available"] = _flag(raw, items.available, origin)
-    # `select` keeps the raw columns out, `alias` any name that a column may have
+    # `alias` accepts any column name, keyword arguments do not
     titled = {items.title: columns["title"]} if items.title is not None and items.title in contracts else {}
     typed = raw.select(expression.alias(column) for column, expression in (titled | columns).items())
-    blanks = [*items.numeric, *filter(None, [items.available])]
-    given = raw.select((~_is_blank(raw, column)).alias(column) for column in blanks)
+    nullable = [*items.numeric, *filter(None, [items.available])]
+    has_value = raw.select((~_is_blank(raw, column)).alias(column) for column in nullable)
 
     reasons = {"item_id is missing": pl.col("item_id").fill_null("") == ""}
     for column in items.numeric:
-        reasons[f"{column} is not a number"] = pl.col(column).is_null() & pl.lit(given[column])
+        reasons[f"{column} is not a number"] = pl.col(column).is_null() & pl.lit(has_value[column])
         reasons[f"{column} is not a finite number"] = ~pl.col(column).is_finite()
     if items.available is not None:
         reasons[f"{items.available} is neither true nor false"] = pl.col("available").is_null() & pl.lit(
-            given[items.available]
+            has_value[items.available]
         )
     reasons |= violations(typed, contracts, "items")
-    judged = typed.with_columns(first_reason(reasons).alias(REASON))
-    seen_before = ~pl.struct("item_id", pl.col(REASON).is_null()).is_first_distinct()
-    again = pl.when(seen_before).then(pl.lit(SEEN_BEFORE))
-    return split_rows(raw, judged.with_columns(pl.coalesce(REASON, again).alias(REASON)), [*columns])
+    checked = typed.with_columns(first_reason(reasons).alias(REASON))
+    is_duplicate = ~pl.struct("item_id", pl.col(REASON).is_null()).is_first_distinct()
+    duplicate = pl.when(is_duplicate).then(pl.lit(DUPLICATE_ITEM))
+    return split_rows(raw, checked.with_columns(pl.coalesce(REASON, duplicate).alias(REASON)), [*columns])
 
 
-def _expected(contracts: Mapping[str, Contract]) -> tuple[str, ...]:
-    """Columns that may not be missing."""
+def _required_by(contracts: Mapping[str, Contract]) -> tuple[str, ...]:
+    """Return the columns that must exist because of their rules."""
     return tuple(column for column, contract in contracts.items() if not contract.missing)
 
 
 def require_columns(raw: pl.DataFrame, columns: tuple[str, ...], origin: str) -> None:
-    """Columns that must be there.
+    """Check that columns exist.
 
     Raises:
-        InputError: one is not.
+        InputError: a column is missing.
     """
     missing = [column for column in columns if column not in raw.columns]
     if missing:
         raise InputError(
-            f"{origin}: column {', '.join(map(repr, missing))} must be there. "
+            f"{origin}: column {', '.join(map(repr, missing))} must exist. "
             f"Received columns: {', '.join(raw.columns) or 'none'}."
         )
 
 
 def as_id(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
-    """A column of ids as text.
+    """Convert a column of ids to text.
 
     Raises:
-        InputError: it is neither text nor integers.
+        InputError: the column is neither text nor integers.
     """
     dtype = raw.schema[column]
     if not (dtype.is_integer() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum | pl.Null)):
@@ -194,10 +200,10 @@ def as_id(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
 
 
 def as_number(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
-    """A column of numbers as float64, null where it is none.
+    """Convert a column to float64; null where a value is not a number.
 
     Raises:
-        InputError: it can hold none.
+        InputError: the column is neither numeric nor text.
     """
     dtype = raw.schema[column]
     if not (dtype.is_numeric() or isinstance(dtype, pl.String | pl.Null)):
@@ -227,12 +233,12 @@ def _seconds(raw: pl.DataFrame, origin: str) -> pl.Expr:
 def _text(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
     dtype = raw.schema[column]
     if dtype.is_nested() or isinstance(dtype, pl.Binary | pl.Object):
-        raise InputError(f"{origin}: {column} must be one value a row. Received: {dtype}.")
+        raise InputError(f"{origin}: {column} must have one value per row. Received: {dtype}.")
     return pl.col(column).cast(pl.String)
 
 
 def _flag(raw: pl.DataFrame, column: str, origin: str) -> pl.Expr:
-    """A column of true and false, null where it is neither."""
+    """Convert a column to booleans; null where a value is neither true nor false."""
     words = _text(raw, column, origin).str.strip_chars().str.to_lowercase()
     return words.replace_strict(FLAGS, default=None, return_dtype=pl.Boolean)
 
@@ -254,22 +260,22 @@ def _is_blank(raw: pl.DataFrame, column: str) -> pl.Expr:
 
 
 def first_reason(reasons: dict[str, pl.Expr]) -> pl.Expr:
-    """The first rule that a row breaks, null where it breaks none."""
-    return pl.coalesce(*(pl.when(broken.fill_null(False)).then(pl.lit(reason)) for reason, broken in reasons.items()))
+    """Return the reason of the first rule that a row violates; null if it violates none."""
+    return pl.coalesce(*(pl.when(mask.fill_null(False)).then(pl.lit(reason)) for reason, mask in reasons.items()))
 
 
-def as_json(rows: pl.DataFrame) -> pl.Series:
-    """Each row as JSON, for people to look at: numbers with a fraction as text, since JSON has no NaN."""
-    showable = [name for name, dtype in rows.schema.items() if not any(kind in str(dtype) for kind in NOT_IN_JSON)]
-    shown = rows.select(showable).with_columns(pl.selectors.float().cast(pl.String))
-    return shown.select(pl.struct(pl.all()).struct.json_encode().alias("content"))["content"]
+def rows_as_json(rows: pl.DataFrame) -> pl.Series:
+    """Convert each row to JSON for dead letters; floats are written as text, because JSON has no NaN."""
+    columns = [name for name, dtype in rows.schema.items() if not any(kind in str(dtype) for kind in NOT_IN_JSON)]
+    printable = rows.select(columns).with_columns(pl.selectors.float().cast(pl.String))
+    return printable.select(pl.struct(pl.all()).struct.json_encode().alias("content"))["content"]
 
 
-def split_rows(raw: pl.DataFrame, judged: pl.DataFrame, columns: list[str]) -> CheckedRows:
-    """Rows without a reason, in our columns; rows with one, as they came."""
-    rejected = judged[REASON].is_not_null()
-    place = pl.Series("row", np.arange(raw.height, dtype=np.uint32))
+def split_rows(raw: pl.DataFrame, checked: pl.DataFrame, columns: list[str]) -> CheckedRows:
+    """Return the rows without a reason, with the given columns, and those with a reason, as raw JSON."""
+    rejected = checked[REASON].is_not_null()
+    position = pl.Series("row", np.arange(raw.height, dtype=np.uint32))
     return CheckedRows(
-        judged.filter(~rejected).select(columns).insert_column(0, place.filter(~rejected)),
-        pl.DataFrame([place.filter(rejected), judged[REASON].filter(rejected), as_json(raw.filter(rejected))]),
+        checked.filter(~rejected).select(columns).insert_column(0, position.filter(~rejected)),
+        pl.DataFrame([position.filter(rejected), checked[REASON].filter(rejected), rows_as_json(raw.filter(rejected))]),
     )

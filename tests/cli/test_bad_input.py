@@ -86,32 +86,32 @@ def test_a_config_without_interactions(folder: Path, program: Any) -> None:
 def test_an_empty_file(folder: Path, program: Any) -> None:
     (folder / "items.csv").write_text("")
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, folder / "items.csv", "must hold rows", "an empty file")
+    assert_refused(outcome, 2, folder, folder / "items.csv", "must contain rows", "an empty file")
 
 
 def test_a_file_with_a_header_and_no_rows(folder: Path, program: Any) -> None:
     write(folder / "log.csv", HEADER)
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, folder / "log.csv", "must hold rows", "none")
+    assert_refused(outcome, 2, folder, folder / "log.csv", "must contain rows", "none")
 
 
 def test_items_with_a_header_and_no_rows(folder: Path, program: Any) -> None:
     write(folder / "items.csv", "item_id")
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, folder / "items.csv", "must hold rows")
+    assert_refused(outcome, 2, folder, folder / "items.csv", "must contain rows")
 
 
 def test_a_missing_column(folder: Path, program: Any) -> None:
     write(folder / "log.csv", "user_id,film,timestamp", *ROWS)
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    columns = "column 'item_id' must be there. Received columns: user_id, film, timestamp"
+    columns = "column 'item_id' must exist. Received columns: user_id, film, timestamp"
     assert_refused(outcome, 2, folder, folder / "log.csv", columns)
 
 
 def test_a_missing_feature_column(folder: Path, program: Any) -> None:
     setting = 'items.numeric=["year"]'
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", setting)
-    assert_refused(outcome, 2, folder, folder / "items.csv", "column 'year' must be there", "item_id")
+    assert_refused(outcome, 2, folder, folder / "items.csv", "column 'year' must exist", "item_id")
 
 
 # --- the config
@@ -183,7 +183,7 @@ def test_numbers_that_are_infinite(folder: Path, program: Any) -> None:
 def test_duplicate_items(folder: Path, program: Any) -> None:
     write(folder / "items.csv", *ITEMS, "i3", "i5")
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    reason = "2 of 10 (2 item_id was seen before)"
+    reason = "2 of 10 (2 item_id is a duplicate)"
     assert_refused(outcome, 1, folder, folder / "items.csv", "at most 1.00% of the rows", reason)
 
 
@@ -212,20 +212,20 @@ def test_one_item_only(folder: Path, program: Any) -> None:
 
 def test_event_weights_without_a_column_of_events(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 1 }")
-    told = "column 'event' must be there where prepare.event_weights is set. Received columns: user_id, item_id"
+    told = "column 'event' must exist if prepare.event_weights is set. Received columns: user_id, item_id"
     assert_refused(outcome, 2, folder, folder / "log.csv", told)
 
 
 def test_events_that_are_no_single_values(folder: Path, program: Any) -> None:
     write_log(folder, log(event=[["view"]] * len(ROWS)))
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 1 }")
-    assert_refused(outcome, 2, folder, folder / "log.parquet", "event must be one value a row", "List(String)")
+    assert_refused(outcome, 2, folder, folder / "log.parquet", "event must be one value per row", "List(String)")
 
 
 def test_events_of_which_none_has_a_weight(folder: Path, program: Any) -> None:
     write_log(folder, log(event=["view"] * len(ROWS)))
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ View = 1 }")
-    told = "Received: 0. Left out were 20 rows: event has no weight in prepare.event_weights"
+    told = "Received: 0. Filtered out: 20 rows: event has no weight in prepare.event_weights"
     assert_refused(outcome, 2, folder, "the catalog must hold at least 2 items", told)
 
 
@@ -258,12 +258,12 @@ def test_judged_pairs_that_are_missing(folder: Path, program: Any) -> None:
 
 def test_judged_pairs_without_rows(folder: Path, program: Any, judged: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", *judged())
-    assert_refused(outcome, 2, folder, folder / "labeled.csv", "must hold rows")
+    assert_refused(outcome, 2, folder, folder / "labeled.csv", "must contain rows")
 
 
 def test_judged_pairs_without_a_column(folder: Path, program: Any, judged: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", *judged("i1,i2,1", header="a,item_b,same"))
-    assert_refused(outcome, 2, folder, folder / "labeled.csv", "column 'item_a' must be there", "a, item_b, same")
+    assert_refused(outcome, 2, folder, folder / "labeled.csv", "column 'item_a' must exist", "a, item_b, same")
 
 
 def test_judged_pairs_of_unknown_items_only(folder: Path, program: Any, judged: Any) -> None:

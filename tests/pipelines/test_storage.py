@@ -77,7 +77,7 @@ def test_what_is_prepared_from_a_store_is_what_is_prepared_from_files(data, buck
     run_id, manifest, here = prepared(data, tmp_path / "here")
     assert prepared(f"{bucket.url}/in", tmp_path / "there", profile)[:2] == (run_id, manifest)
     there = tmp_path / "there" / "runs" / run_id / "prepare"
-    tables = ["catalog.parquet", "labeled.parquet", *(f"sequences/{name}" for name in manifest["sequences"])]
+    tables = ["catalog.parquet", "labeled_pairs.parquet", *(f"sequences/{name}" for name in manifest["sequences"])]
     for name in [*tables, *(f"pairs/{name}" for name in manifest["pairs"])]:
         assert pl.read_parquet(there / name).equals(pl.read_parquet(here / name)), name
     letters = [pl.read_parquet(folder / "dead_letters.parquet") for folder in (here, there)]

@@ -143,7 +143,7 @@ def test_a_parquet_file_without_rows_is_one_empty_unit_with_its_columns(tmp_path
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl", "log.parquet"])
 def test_a_file_of_no_bytes_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"must hold rows\. Received: an empty file") as caught:
+    with pytest.raises(InputError, match=r"must contain rows\. Received: an empty file") as caught:
         plan_units([str(tmp_path / name)], 1_000)
     assert str(tmp_path / name) in str(caught.value)
 

@@ -97,7 +97,7 @@ def test_a_moment_is_part_of_the_run_and_its_interaction_is_later(tmp_path: Path
 
 def test_before_the_first_interaction_there_is_nothing_to_learn_from(tmp_path: Path) -> None:
     context = RunContext.from_config(with_as_of(of_days(tmp_path, 3), datetime(2019, 1, 1, tzinfo=UTC)))
-    with pytest.raises(InputError, match=r"at least 2 users.*Left out were 900 rows: after --as-of"):
+    with pytest.raises(InputError, match=r"at least 2 users.*Filtered out: 900 rows: after --as-of"):
         prepare(context.config, context.run, context.inputs, context.progress)
 
 

@@ -290,7 +290,7 @@ def test_a_night_without_any_stage_is_told_too(tmp_path: Path) -> None:
     (tmp_path / "interactions.parquet").write_bytes(b"PAR1 no more")
     (tmp_path / "feedback.csv").write_text("release,shown,clicked\na,1,1\n")
     told_of = told(config, [f"data.feedback={tmp_path}/feedback.csv"])
-    assert "column 'release_id' must be there" in told_of.page.seen
+    assert "column 'release_id' must exist" in told_of.page.seen
     assert told_of.summary["stage"] == "prepare"
     assert "ended in prepare" in told_of.page.seen
 

@@ -94,8 +94,8 @@ def test_what_was_finished_is_not_done_again(tmp_path: Path) -> None:
     assert kill_after(config, 5)
     folder = begun(tmp_path / "workspace")
     assert folder is not None
-    entry = min((folder / ".work").glob("check-*.json"))
-    entry.write_text(entry.read_text().replace('"unweighed": 0', '"unweighed": 1'))
+    entry = min((folder / ".work").glob("interactions-*.json"))
+    entry.write_text(entry.read_text().replace('"without_event_weight": 0', '"without_event_weight": 1'))
     with pytest.raises(Exception, match="must be accounted for"):
         STAGES["prepare"](RunContext.from_config(load_config(config)))
     assert begun(tmp_path / "workspace") is None, "an error leaves nothing behind"

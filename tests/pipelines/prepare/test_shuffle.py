@@ -1,4 +1,4 @@
-"""Rows through files: every reader gets its own, once, in order, whatever they hold."""
+"""The shuffle through files: every reader gets its rows, once and in order."""
 
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +18,7 @@ QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], de
 
 @QUIET
 @given(chunks=st.lists(ROWS, min_size=1, max_size=3))
-def test_each_reader_gets_its_rows_chunk_by_chunk(tmp_path: Path, chunks: list[list[Any]]) -> None:
+def test_each_reader_gets_its_rows_in_order(tmp_path: Path, chunks: list[list[Any]]) -> None:
     path = tmp_path / "rows.arrow"
     with closing(shuffle.Writer(path)) as writer:
         for rows in chunks:
@@ -29,18 +29,18 @@ def test_each_reader_gets_its_rows_chunk_by_chunk(tmp_path: Path, chunks: list[l
         assert read == [[row for row in rows if row[0] == reader] for rows in chunks]
 
 
-def test_a_batch_is_what_was_written(tmp_path: Path) -> None:
+def test_batches_equal_the_written_frames(tmp_path: Path) -> None:
     frames = [pl.DataFrame({"item_id": ["b", None], "n": [1.5, 2.5]}), pl.DataFrame({"item_id": ["ü"], "n": [0.0]})]
     with closing(shuffle.Writer(tmp_path / "rows.arrow")) as writer:
         for frame in frames:
             writer.write(frame)
-    file = shuffle.batches(tmp_path / "rows.arrow")
-    read = [shuffle.as_frame(file.get_batch(number)) for number in range(file.num_record_batches)]
+    file = shuffle.open_batches(tmp_path / "rows.arrow")
+    read = [shuffle.to_frame(file.get_batch(number)) for number in range(file.num_record_batches)]
     assert [frame.equals(other) for frame, other in zip(frames, read, strict=True)] == [True, True]
 
 
-def test_the_file_holds_each_text_once(tmp_path: Path) -> None:
-    """Slices of the newer kind of strings would be written with the text of all rows, each."""
+def test_spread_writes_each_text_once(tmp_path: Path) -> None:
+    """Each slice of the newer string type would be written with the text of all rows."""
     texts = [f"{number:01000d}" for number in range(200)]
     with closing(shuffle.Writer(tmp_path / "rows.arrow")) as writer:
         writer.spread(pl.DataFrame({"text": texts}), np.arange(200) % 50, 50)

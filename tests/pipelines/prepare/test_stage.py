@@ -87,7 +87,7 @@ def prepared(job: RunContext) -> Result:
                 row["positives"], row["weight"], row["weight_before_validation"], strict=True
             )
         },
-        [(ids[a], ids[b], same) for a, b, same in pl.read_parquet(folder / "labeled.parquet").iter_rows()],
+        [(ids[a], ids[b], same) for a, b, same in pl.read_parquet(folder / "labeled_pairs.parquet").iter_rows()],
         pl.read_parquet(folder / "dead_letters.parquet"),
     )
 
@@ -208,7 +208,7 @@ def test_rows_that_came_twice_are_counted_by_day(tmp_path: Path, rows_per_unit: 
     }
     assert expected["1970-01-03"]["copies"] >= len(day_2)
     result = prepared(context(tmp_path, prepare={"rows_per_unit": rows_per_unit}))
-    assert result.manifest["copied_days"] == expected
+    assert result.manifest["copies_by_day"] == expected
 
 
 @pytest.mark.parametrize(("window", "decay"), [(1, 1.0), (4, 0.7), (100, 0.0)])
@@ -294,7 +294,7 @@ def test_with_a_cut_through_time_pairs_know_nothing_after_it(
     result = prepared(context(tmp_path, prepare={"rows_per_unit": rows_per_unit, **settings}, evaluate=split))
     newest = max(row["timestamp"] for row in log)
     cut = (newest - 20, newest - 10)
-    assert result.manifest["cut"] == [pytest.approx(instant, abs=1e-5) for instant in cut]
+    assert result.manifest["time_cut"] == [pytest.approx(instant, abs=1e-5) for instant in cut]
     counts = {row["item_id"]: 0 for row in log}
     for rows in naive_sequences(log, set(counts)).values():
         for row in rows:
@@ -562,7 +562,7 @@ def planted_items() -> dict[str, list[Planted]]:
         "items-1.csv": [
             *(Planted({"item_id": f"i{n}", "year": 1_990 + n}) for n in range(3)),
             Planted({"item_id": "", "year": "bad-0"}, "item_id is missing"),
-            Planted({"item_id": "i0", "year": "  77  "}, "item_id was seen before"),
+            Planted({"item_id": "i0", "year": "  77  "}, "item_id is a duplicate"),
             Planted({"item_id": "bad-1", "year": "soon"}, "year is not a number"),
             Planted("bad-2", "line has 1 fields where the header has 2"),
             Planted({"item_id": "i3", "year": ""}),
@@ -570,7 +570,7 @@ def planted_items() -> dict[str, list[Planted]]:
         "items-2.jsonl": [
             Planted({"item_id": "i4", "year": 1_994}),
             Planted("{bad-3", "line is no JSON object"),
-            Planted({"item_id": "i2", "year": 77}, "item_id was seen before"),
+            Planted({"item_id": "i2", "year": 77}, "item_id is a duplicate"),
             Planted({"item_id": "bad-4", "year": float("nan")}, "year is not a finite number"),
             Planted({"item_id": "i6"}),
             Planted({"item_id": "i5", "year": 1_995}),
@@ -732,7 +732,7 @@ def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
         "data_report.html",
         "data_report.json",
         "dead_letters.parquet",
-        "labeled.parquet",
+        "labeled_pairs.parquet",
         *(f"sequences/{name}" for name in result.manifest["sequences"]),
         *(f"pairs/{name}" for name in result.manifest["pairs"]),
     }
@@ -752,7 +752,7 @@ def test_what_a_killed_job_left_behind_is_cleared_away(tmp_path: Path, log: list
     job = context(tmp_path)
     stale = job.run.folder / ".tmp-prepare-dead" / ".work"
     stale.mkdir(parents=True)
-    (stale / "check-00000.json").write_text('{"read": 5, "dead": {}}')
+    (stale / "interactions-00000.json").write_text('{"read": 5, "dead": {}}')
     assert prepare.prepare(job.config, job.run, job.inputs, job.progress)["account"]["interactions"]["read"] == len(log)
     assert [path.name for path in job.run.folder.iterdir()] == ["prepare"]
 

@@ -33,5 +33,5 @@ def test_what_cannot_be_counted_is_left_out(tmp_path: Path, row: str) -> None:
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "feedback.csv").write_text("release_id,shown\na,4\n")
-    with pytest.raises(InputError, match="column 'clicked' must be there"):
+    with pytest.raises(InputError, match="column 'clicked' must exist"):
         by_release(str(tmp_path / "feedback.csv"), 100)

@@ -143,7 +143,7 @@ def test_a_row_that_breaks_a_contract_does_not_take_its_id():
     raw = goods(item_id=["a", "a", "a"], price=[-1.0, 1.0, 2.0])
     checked = check_items(raw, ROLES, "items.csv", {"price": Contract(min=0)})
     assert checked.rows["price"].to_list() == [1.0]
-    assert reasons(checked, 3) == [told("price", "below 0", "min"), None, "item_id was seen before"]
+    assert reasons(checked, 3) == [told("price", "below 0", "min"), None, "item_id is a duplicate"]
 
 
 def test_a_contract_changes_no_column_of_what_is_used():
@@ -160,7 +160,7 @@ def test_an_optional_column_may_be_absent_where_its_values_may_be_missing():
     for column in ("weight", "event"):
         rule = {"min": 3} if column == "weight" else {"allowed": ("a",)}
         assert check_interactions(raw, "log.csv", contracts={column: Contract(**rule)}).rows.height == 2
-        with pytest.raises(InputError, match=rf"log\.csv: column '{column}' must be there"):
+        with pytest.raises(InputError, match=rf"log\.csv: column '{column}' must exist"):
             check_interactions(raw, "log.csv", contracts={column: Contract(missing=False, **rule)})
 
 
