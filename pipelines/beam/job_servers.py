@@ -1,7 +1,7 @@
-"""The processes that some profiles need beside ours: Beam's job server, and a pool of workers.
+"""Servers that some profiles need: Beam's job server, and a pool of workers.
 
-They take free ports and end with the run, however it ends. Those of Python listen on loopback; Beam's Java job
-server listens to every interface, and cannot be told otherwise.
+They listen on free ports, and end when this process ends, even if it is killed. The Python servers bind to loopback
+only; Beam's Java job server binds to every interface and cannot be configured otherwise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Self
 from pipelines.beam.loopback import HOST
 from recsys.errors import StageError
 
-START_S = 120
+START_TIMEOUT_S = 120
 POLL_S = 0.05
 LAST_LINES = 5
 
@@ -30,46 +30,46 @@ JOB_SERVER = [sys.executable, "-m", "pipelines.beam.loopback", "apache_beam.runn
 
 
 @contextmanager
-def beside(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Start what the options leave open: a job server without `job_endpoint`, workers without `environment_type`.
+def started(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Start a job server unless `job_endpoint` is set, and a worker pool unless `environment_type` is set.
 
     Args:
-        options: of a portable runner, checked by `profiles.options`.
+        options: of a portable runner, from `pipelines.beam.options.pipeline_options`.
 
     Yields:
-        The same options, with the addresses of what was started.
+        The same options, with the addresses of the started servers.
 
     Raises:
         StageError: a server does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="recsys-beam-", ignore_cleanup_errors=True) as name, ExitStack() as started:
-        folder, waited_for, found = Path(name), [], {}
+    with tempfile.TemporaryDirectory(prefix="recsys-beam-", ignore_cleanup_errors=True) as name, ExitStack() as stack:
+        folder, servers, addresses = Path(name), [], {}
         if "job_endpoint" not in options:
             port = free_port()
-            found["job_endpoint"] = f"{HOST}:{port}"
+            addresses["job_endpoint"] = f"{HOST}:{port}"
             command = _job_server(options, port, folder)
-            waited_for.append(started.enter_context(Server("job server", command, port, folder)))
+            servers.append(stack.enter_context(Server("job server", command, port, folder)))
         if "environment_type" not in options:
             port = free_port()
-            found |= {"environment_type": "EXTERNAL", "environment_config": f"{HOST}:{port}"}
+            addresses |= {"environment_type": "EXTERNAL", "environment_config": f"{HOST}:{port}"}
             command = [*WORKER_POOL, str(port)]
-            waited_for.append(started.enter_context(Server("worker pool", command, port, folder)))
-        for server in waited_for:
+            servers.append(stack.enter_context(Server("worker pool", command, port, folder)))
+        for server in servers:
             server.wait()
-        yield options | found
+        yield options | addresses
 
 
 def _job_server(options: dict[str, Any], port: int, folder: Path) -> list[str]:
-    """Command of the job server: a Java one if a jar is named, else the one that is written in Python."""
+    """Return the command of the job server: Java if a jar is set, otherwise the one written in Python."""
     for runner, master in (("flink", "flink_master"), ("spark", "spark_master_url")):
         jar = options.get(f"{runner}_job_server_jar")
         if jar is not None and master in options:
             launcher = options.get("job_server_java_launcher", "java")
             java = shutil.which(launcher)
             if java is None:
-                raise StageError(f"{runner} must find Java 17. Received: no {launcher} on the PATH. Install it.")
+                raise StageError(f"{runner} needs Java 17. Received: no {launcher} on the PATH. Install it.")
             embedded = options[master].startswith(("local", "[local]"))
-            properties, flags = _bound(runner, folder) if embedded else ([], [])
+            properties, flags = _loopback_flags(runner, folder) if embedded else ([], [])
             return [
                 *(java, f"-Djava.io.tmpdir={folder}", *properties, *options.get("job_server_jvm_properties", [])),
                 *("-jar", jar, f"--{master.replace('_', '-')}={options[master]}", f"--job-host={HOST}", *flags),
@@ -79,8 +79,8 @@ def _job_server(options: dict[str, Any], port: int, folder: Path) -> list[str]:
     return [*JOB_SERVER, f"--port={port}", f"--staging_dir={folder}"]
 
 
-def _bound(runner: str, folder: Path) -> tuple[list[str], list[str]]:
-    """Properties of Java and flags of the job server that keep the runner inside it to this machine."""
+def _loopback_flags(runner: str, folder: Path) -> tuple[list[str], list[str]]:
+    """Return Java properties and job server flags that bind an embedded runner to loopback."""
     if runner == "spark":
         return [f"-Dspark.driver.host={HOST}", f"-Dspark.driver.bindAddress={HOST}", "-Dspark.ui.enabled=false"], []
     names = ("jobmanager.bind-host", "taskmanager.bind-host", "taskmanager.host", "rest.address", "rest.bind-address")
@@ -89,7 +89,7 @@ def _bound(runner: str, folder: Path) -> tuple[list[str], list[str]]:
 
 
 class Server:
-    """A guarded process that listens on a port."""
+    """A process that listens on a port, run by `pipelines.beam.process_guard`."""
 
     def __init__(self, name: str, command: list[str], port: int, folder: Path) -> None:
         self.name, self.command, self.port, self.folder = name, command, port, folder
@@ -97,7 +97,7 @@ class Server:
 
     def __enter__(self) -> Self:
         environment = os.environ | {
-            # a pool starts its workers as `python`, and they have to find what we import
+            # the pool starts its workers as `python`, and they import from the same paths
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "TMPDIR": str(self.folder),
@@ -109,7 +109,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is ours to handle
+                start_new_session=True,  # Ctrl-C is handled by this process
             )
         return self
 
@@ -118,22 +118,24 @@ class Server:
             process.stdin.close()  # type: ignore[union-attr]  # a pipe
 
     def wait(self) -> None:
-        """Until it listens.
+        """Wait until the server listens.
 
         Raises:
-            StageError: it ended, or took too long.
+            StageError: the process ended, or did not listen in time.
         """
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while self.process.poll() is None and time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex((HOST, self.port)) == 0:
                     return
             time.sleep(POLL_S)
-        said = "\n".join(self.log.read_text(errors="replace").splitlines()[-LAST_LINES:])
-        raise StageError(f"Beam's {self.name} must start within {START_S} s. Received from it: {said or 'nothing'}.")
+        output = "\n".join(self.log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        raise StageError(
+            f"Beam's {self.name} must start within {START_TIMEOUT_S} s. Its last output: {output or 'none'}."
+        )
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """Return a free port on loopback."""
     with socket.create_server((HOST, 0)) as probe:
         return int(probe.getsockname()[1])

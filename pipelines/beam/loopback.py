@@ -1,7 +1,7 @@
-"""Beam's servers, on loopback alone.
+"""Bind Beam's gRPC servers to loopback only.
 
-Beam binds the servers between a job and its workers to every interface, without a password, and whoever
-reaches a worker pool can have it run code.
+Beam binds the servers between a job and its workers to every interface, without authentication, and any client of a
+worker pool can run code.
 
     python -m pipelines.beam.loopback MODULE ARGUMENTS…
 """
@@ -18,30 +18,30 @@ HOST = "127.0.0.1"
 
 
 @contextmanager
-def confined() -> Iterator[None]:
-    """What this process serves by gRPC is served to this machine alone."""
+def bind_loopback_only() -> Iterator[None]:
+    """Bind all gRPC servers that this process creates in the block to loopback."""
     import grpc  # noqa: PLC0415 - heavy, as Beam is
     from apache_beam.runners.portability.fn_api_runner import worker_handlers  # noqa: PLC0415
 
     handler: Any = worker_handlers.ExternalWorkerHandler
-    everywhere, by_name = grpc.server, handler.host_from_worker
+    original_server, original_host = grpc.server, handler.host_from_worker
 
     def server(*args: Any, **kwargs: Any) -> Any:
-        made = everywhere(*args, **kwargs)
-        bind = made.add_insecure_port
-        made.add_insecure_port = lambda address: bind(f"{HOST}:{address.rpartition(':')[2]}")
-        return made
+        created = original_server(*args, **kwargs)
+        bind = created.add_insecure_port
+        created.add_insecure_port = lambda address: bind(f"{HOST}:{address.rpartition(':')[2]}")
+        return created
 
     grpc.server = server
-    handler.host_from_worker = lambda _: HOST  # instead of the machine's name
+    handler.host_from_worker = lambda _: HOST  # instead of the host name
     try:
         yield
     finally:
-        grpc.server = everywhere
-        handler.host_from_worker = by_name
+        grpc.server = original_server
+        handler.host_from_worker = original_host
 
 
 if __name__ == "__main__":
     del sys.argv[0]
-    with confined():
+    with bind_loopback_only():
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,6 +1,6 @@
-"""What `beam.profile` means in Beam's own options, and the check that Beam leaves out.
+"""Beam pipeline options from the settings `beam.profile` and `beam.options`, with validation.
 
-Beam drops an option that it does not know without a word, so a misspelt one would change nothing.
+Beam itself silently ignores unknown options, so a misspelled option would have no effect.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from recsys.config.sections import BeamConfig
 from recsys.errors import ConfigError
 
-NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {
+REQUIRED: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "flink": (("flink_job_server_jar", "job_endpoint"),),
     "spark": (("spark_job_server_jar", "job_endpoint"),),
     "dataflow": (
@@ -24,49 +24,49 @@ NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("sdk_container_image", "setup_file", "extra_packages"),
     ),
 }
-"""Options that a profile cannot do without; of several in one bracket, one."""
+"""Required options by profile; at least one of each group."""
 
 JARS = ("flink_job_server_jar", "spark_job_server_jar")
 ADDRESSES = ("flink_master", "spark_master_url", "job_endpoint")
 
-HERE = re.compile(r"\[local\]|local(\[.*\])?|(\w+://)?(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
-"""Addresses that are on this machine."""
+LOCAL_ADDRESS = re.compile(r"\[local\]|local(\[.*\])?|(\w+://)?(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+"""Addresses on this machine."""
 
 JAVA_17 = ("java.lang", "java.lang.invoke", "java.util", "java.util.concurrent", "java.nio", "java.net")
-"""Packages that Flink looks into, and that Java 17 closes."""
+"""Java packages that Flink accesses by reflection, which Java 17 does not allow by default."""
 
 
-def options(config: BeamConfig) -> dict[str, Any]:
-    """Beam's options by name: those of the profile, and over them those of the config.
+def pipeline_options(config: BeamConfig) -> dict[str, Any]:
+    """Return Beam's options by name: those of the profile, overridden by those of the config.
 
     Raises:
-        ConfigError: an option that Beam does not know or whose value it does not take, or one that is missing.
+        ConfigError: an unknown or missing option, or an invalid value.
     """
     if "runner" in config.options:
-        raise ConfigError("beam.options must not hold runner: beam.profile chooses it.")
-    for choice in NEEDED.get(config.profile, ()):
-        if not any(config.options.get(name) for name in choice):
+        raise ConfigError("beam.options must not contain runner: beam.profile selects it.")
+    for group in REQUIRED.get(config.profile, ()):
+        if not any(config.options.get(name) for name in group):
             raise ConfigError(
-                f"beam.options must hold {' or '.join(choice)} with the profile {config.profile}. Received: "
+                f"beam.options must contain {' or '.join(group)} with the profile {config.profile}. Received: "
                 f"{', '.join(config.options) or 'no options'}. docs/how-to/runners.md has examples."
             )
-    chosen = _taken(_preset(config) | config.options)
+    options = _validated(_preset(config) | config.options)
     for name in JARS:
-        if name in chosen and not Path(chosen[name]).is_file():
-            raise ConfigError(f"beam.options.{name} must be a file. Received: {chosen[name]}.")
-    elsewhere = [name for name in ADDRESSES if not HERE.fullmatch(chosen.get(name, "local"))]
-    if elsewhere and "environment_type" not in chosen:
+        if name in options and not Path(options[name]).is_file():
+            raise ConfigError(f"beam.options.{name} must be a file. Received: {options[name]}.")
+    remote = [name for name in ADDRESSES if not LOCAL_ADDRESS.fullmatch(options.get(name, "local"))]
+    if remote and "environment_type" not in options:
         raise ConfigError(
-            f"beam.options must hold environment_type where {elsewhere[0]} is not on this machine: the workers that "
-            "we would start are. Received: none. docs/how-to/runners.md has examples."
+            f"beam.options must contain environment_type if {remote[0]} is not on this machine, because workers would "
+            "be started on this machine only. Received: none. docs/how-to/runners.md has examples."
         )
-    return chosen
+    return options
 
 
 def _preset(config: BeamConfig) -> dict[str, Any]:
     match config.profile:
         case "local":
-            # named, since Beam otherwise tries to download a runner
+            # explicit, because Beam otherwise tries to download a runner
             return {"runner": "FnApiRunner", "direct_running_mode": "in_memory", "direct_num_workers": 1}
         case "local-threads":
             threads = {"direct_running_mode": "multi_threading", "direct_num_workers": config.workers}
@@ -94,28 +94,28 @@ def _preset(config: BeamConfig) -> dict[str, Any]:
             return {"runner": "DataflowRunner", "max_num_workers": config.workers, "save_main_session": False}
 
 
-def _taken(chosen: dict[str, Any]) -> dict[str, Any]:
-    """The options as Beam reads them. By itself it would drop an unknown one, and end the program for a bad value."""
+def _validated(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options as Beam parses them; Beam itself ignores unknown options and exits on invalid values."""
     from apache_beam.options.pipeline_options import PipelineOptions  # noqa: PLC0415
 
-    def refuse(problem: str) -> NoReturn:
-        raise ConfigError(f"beam.options must hold values that Beam takes. Received: {problem}.")
+    def raise_error(problem: str) -> NoReturn:
+        raise ConfigError(f"beam.options must have values that Beam accepts. Received: {problem}.")
 
     def make_strict(parser: Any) -> None:
-        parser.error = refuse
+        parser.error = raise_error
 
-    read: Any = PipelineOptions.from_dictionary  # untyped
-    taken = read(chosen).get_all_options(add_extra_args_fn=make_strict)
-    for name, value in chosen.items():
-        if name not in taken:
-            close = difflib.get_close_matches(name, taken, n=1)
+    from_dictionary: Any = PipelineOptions.from_dictionary  # untyped
+    parsed = from_dictionary(options).get_all_options(add_extra_args_fn=make_strict)
+    for name, value in options.items():
+        if name not in parsed:
+            close = difflib.get_close_matches(name, parsed, n=1)
             raise ConfigError(
-                f"beam.options must hold options of Beam. Received: {name}. "
-                + (f"Did you mean {close[0]}?" if close else "Beam lists its own as PipelineOptions.")
+                f"beam.options must be options of Beam. Received: {name}. "
+                + (f"Did you mean {close[0]}?" if close else "Beam documents them as PipelineOptions.")
             )
-        if str(taken[name]) != str(value):  # not told: it may be a secret
+        if str(parsed[name]) != str(value):  # the value may be a secret
             raise ConfigError(
-                f"beam.options.{name} must be a value that Beam takes. Received: a {type(value).__name__}, "
-                f"of which Beam makes a {type(taken[name]).__name__}."
+                f"beam.options.{name} must be a value that Beam accepts. Received: a {type(value).__name__}, "
+                f"which Beam converts to a {type(parsed[name]).__name__}."
             )
-    return {name: taken[name] for name in chosen}
+    return {name: parsed[name] for name in options}

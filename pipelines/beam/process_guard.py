@@ -1,9 +1,9 @@
-"""Ends a server with whoever started it, however that ends: a killed night leaves no server behind.
+"""Run a server that ends when the process that started it ends, even if that is killed.
 
     python -m pipelines.beam.process_guard COMMAND…
 
-The server runs until standard input is closed, which the starter's death does too. Then its whole process
-group, with the workers that it started, is asked to end, and soon after made to.
+The server runs until standard input is closed, which also happens when the parent process dies. Then its process
+group, including the workers that it started, receives SIGTERM, and SIGKILL after a grace period.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ GRACE_S = 5
 
 
 def main() -> None:
-    """Run the command until standard input ends, or the command does; nothing of it is left."""
+    """Run the command until it ends or standard input is closed, then kill its process group."""
     with subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True) as server:
-        threading.Thread(target=_end_with_starter, args=[server], daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=[server], daemon=True).start()
         server.wait()
     _signal(server, signal.SIGKILL)
 
 
-def _end_with_starter(server: subprocess.Popen[bytes]) -> None:
-    os.read(sys.stdin.fileno(), 1)  # nobody writes: it returns at the end
+def _end_with_parent(server: subprocess.Popen[bytes]) -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing is written to it: returns when it is closed
     _signal(server, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         server.wait(GRACE_S)

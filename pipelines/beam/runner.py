@@ -1,8 +1,8 @@
-"""Fan units of work out over Beam.
+"""Run the phases of a job on Beam, the units of each phase in parallel.
 
-The jobs use only what behaves alike on every runner: Impulse, Map, FlatMap and GroupByKey with small integer
-keys and tiny values. Data goes through files; what travels through Beam are numbers of units. A phase starts
-when the one before it is complete.
+The jobs use only transforms that behave the same on every runner: Impulse, Map, FlatMap and GroupByKey with small
+integer keys and values. The elements of the pipeline are numbers of units; the data are exchanged through files. A
+phase starts when the previous one is complete.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.beam import job_servers as servers
-from pipelines.beam import loopback
-from pipelines.beam import options as profiles
+from pipelines.beam import job_servers, loopback
+from pipelines.beam.options import pipeline_options
 from pipelines.context.progress import Advance
 from recsys import errors
 from recsys.config.sections import BeamConfig
@@ -29,99 +28,102 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 POLL_S = 0.1
-FAILURE = ".error"
-"""Ending of the file that a unit leaves which could not do its work."""
+ERROR_SUFFIX = ".error"
+"""Suffix of the file that a failed unit writes."""
 
 
 class Phase(NamedTuple):
-    """`work(unit)` for every unit; writes the file `done(unit)` last and skips the work if it is there."""
+    """One step of a job: `work(unit)` for every unit.
+
+    The work of a unit writes the file `done_file(unit)` last; a unit whose file exists is skipped.
+    """
 
     name: str
     units: list[int]
     work: Callable[[int], object]
-    done: Callable[[int], Path]
+    done_file: Callable[[int], Path]
 
 
-class _Once(NamedTuple):
-    """Work on a unit and hand it on under the one key of the next barrier. Picklable, for workers elsewhere."""
+class _UnitWork(NamedTuple):
+    """Does the work of a unit, and emits it under the single key of the next barrier. Picklable, for remote workers."""
 
     phase: Phase
 
-    def __call__(self, spread: tuple[int, Iterable[int]]) -> tuple[int, int]:
-        unit = spread[0]
-        done = self.phase.done(unit)
-        if done.exists() or not done.parent.is_dir() or any(done.parent.glob(f"*{FAILURE}")):
-            return 0, unit  # without its file: `run` tells a folder that is not shared from work that is done
+    def __call__(self, grouped: tuple[int, Iterable[int]]) -> tuple[int, int]:
+        unit = grouped[0]
+        done = self.phase.done_file(unit)
+        if done.exists() or not done.parent.is_dir() or any(done.parent.glob(f"*{ERROR_SUFFIX}")):
+            return 0, unit  # if the folder is not shared, `run` notices the missing file
         try:
             self.phase.work(unit)
         except RecsysError as error:
-            # runners change type and text of an exception, print its traceback, or try again
-            told = {"type": type(error).__name__, "message": str(error)}
-            done.with_suffix(FAILURE).write_text(json.dumps(told))
+            # runners wrap exceptions, print tracebacks, or retry
+            content = {"type": type(error).__name__, "message": str(error)}
+            done.with_suffix(ERROR_SUFFIX).write_text(json.dumps(content))
         return 0, unit
 
 
 def run(phases: list[Phase], config: BeamConfig, advance: Advance) -> None:
-    """Run the phases one after the other, the units of each side by side.
+    """Run the phases in order, the units of each in parallel.
 
     Raises:
-        RecsysError: the first that a unit raised; no unit is begun after it.
-        ConfigError: options that the profile does not take.
-        StageError: a server of the profile does not start, or workers do not share the folder of the run.
+        RecsysError: the first error of a unit; no unit is started after it.
+        ConfigError: invalid Beam options.
+        StageError: a server does not start, or the workers do not share the folder of the run.
     """
-    failures = [phase.done(unit).with_suffix(FAILURE) for phase in phases for unit in phase.units]
-    for path in failures:  # of an earlier try
+    error_files = [phase.done_file(unit).with_suffix(ERROR_SUFFIX) for phase in phases for unit in phase.units]
+    for path in error_files:  # of an earlier attempt
         path.unlink(missing_ok=True)
-    _beam()  # before anything else imports it, and less quietly
-    options = profiles.options(config)
+    _import_beam()  # first, since this import is the quiet one
+    options = pipeline_options(config)
     if config.profile == "dataflow" and find_spec("apitools") is None:
-        raise ConfigError('the profile dataflow must find Google\'s libraries. Run: pip install "apache-beam[gcp]"')
-    with servers.beside(options) if options["runner"] == "PortableRunner" else nullcontext(options) as options:
+        raise ConfigError('the profile dataflow needs Google\'s libraries. Run: pip install "apache-beam[gcp]"')
+    with job_servers.started(options) if options["runner"] == "PortableRunner" else nullcontext(options) as options:
         pipeline = _pipeline(options)
-        build(pipeline, phases)
-        with loopback.confined(), _Watch(phases, advance):
+        build_pipeline(pipeline, phases)
+        with loopback.bind_loopback_only(), _ProgressWatcher(phases, advance):
             pipeline.run().wait_until_finish()
-    for path in failures:
+    for path in error_files:
         if path.exists():
-            told = json.loads(path.read_text())
-            raise getattr(errors, told["type"])(told["message"])
+            content = json.loads(path.read_text())
+            raise getattr(errors, content["type"])(content["message"])
     for phase in phases:
-        for path in map(phase.done, phase.units):
+        for path in map(phase.done_file, phase.units):
             if not path.exists():
                 raise StageError(
-                    f"every worker must reach the folder of the run, {path.parent}, under this path. "
-                    f"Received: a finished job, and no {path.name}. Put data.workspace where all workers share it."
+                    f"every worker must have access to the folder of the run, {path.parent}, under this path. "
+                    f"Received: a finished job without {path.name}. Set data.workspace to a shared folder."
                 )
 
 
 def _pipeline(options: dict[str, Any]) -> Any:
-    beam = _beam()
+    beam = _import_beam()
     try:
         return beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions.from_dictionary(options))
     except ValueError as error:
         raise ConfigError(f"beam.options must pass Beam's own checks. Received: {error}") from None
 
 
-def build(pipeline: beam.Pipeline, phases: list[Phase]) -> None:
-    """The graph: the units of a phase spread by their keys, and a barrier of one key before the next phase.
+def build_pipeline(pipeline: beam.Pipeline, phases: list[Phase]) -> None:
+    """Add the phases: for each, a shuffle that distributes its units, and a single-key barrier before the next phase.
 
-    As few steps as that takes: each costs some hundredths of a second to plan, as much as many a unit of work.
+    The number of transforms is minimal, because planning one takes some hundredths of a second.
     """
-    beam = _beam()
-    passed = pipeline | "start" >> beam.Impulse()
+    beam = _import_beam()
+    collection = pipeline | "start" >> beam.Impulse()
     for number, phase in enumerate(phases):
         if number:
-            passed = passed | f"{phase.name}: barrier" >> beam.GroupByKey()
-        passed = (
-            passed
-            | f"{phase.name}: units" >> beam.FlatMap(_Fan(phase.units)).with_output_types(tuple[int, int])
+            collection = collection | f"{phase.name}: barrier" >> beam.GroupByKey()
+        collection = (
+            collection
+            | f"{phase.name}: units" >> beam.FlatMap(_Units(phase.units)).with_output_types(tuple[int, int])
             | f"{phase.name}: spread" >> beam.GroupByKey()
-            | f"{phase.name}: work" >> beam.Map(_Once(phase)).with_output_types(tuple[int, int])
+            | f"{phase.name}: work" >> beam.Map(_UnitWork(phase)).with_output_types(tuple[int, int])
         )
 
 
-def _beam() -> ModuleType:
-    """Beam, imported late, since that takes seconds, and without its warnings about Google's libraries."""
+def _import_beam() -> ModuleType:
+    """Import Beam on first use, which takes seconds, without its warnings about Google's libraries."""
     logging.disable(logging.WARNING)
     try:
         import apache_beam  # noqa: PLC0415
@@ -130,29 +132,29 @@ def _beam() -> ModuleType:
     return apache_beam
 
 
-class _Fan(NamedTuple):
+class _Units(NamedTuple):
     units: list[int]
 
     def __call__(self, _: object) -> list[tuple[int, int]]:
         return [(unit, 0) for unit in self.units]
 
 
-class _Watch:
-    """Counts finished units by their files: the same on every runner, and Beam's own counters come too late."""
+class _ProgressWatcher:
+    """Counts finished units by their files: works on every runner, and Beam's counters arrive too late."""
 
     def __init__(self, phases: list[Phase], advance: Advance) -> None:
-        self.files = [phase.done(unit) for phase in phases for unit in phase.units]
+        self.files = [phase.done_file(unit) for phase in phases for unit in phase.units]
         self.advance = advance
-        self.over = threading.Event()
+        self.finished = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> None:
         self.thread.start()
 
     def __exit__(self, *_: object) -> None:
-        self.over.set()
+        self.finished.set()
         self.thread.join()
 
     def _watch(self) -> None:
-        while not self.over.wait(POLL_S):
+        while not self.finished.wait(POLL_S):
             self.advance(sum(path.exists() for path in self.files), len(self.files))

@@ -1,4 +1,4 @@
-"""A pool that starts a worker process for whoever runs a job on this machine; it listens to this machine alone.
+"""Beam's worker pool, bound to loopback: starts a worker process for each worker of a job on this machine.
 
 `python -m pipelines.beam.worker_pool PORT`
 """
@@ -12,21 +12,21 @@ from typing import Any
 from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
 
-from pipelines.beam.loopback import confined
+from pipelines.beam.loopback import bind_loopback_only
 
 
 class Pool(BeamFnExternalWorkerPoolServicer):
-    """Beam's pool, but nobody stops a worker by its name: it ends with the connection to its job.
+    """Beam's pool without stopping workers by name: a worker ends with the connection to its job.
 
-    Two task managers of one machine give their workers the same names, and stopped each other's.
+    Two task managers on one machine give their workers the same names, and would stop each other's.
     """
 
     def StopWorker(self, *_: Any) -> Any:  # noqa: N802 - Beam's name
-        """Agree."""
+        """Report success without stopping the worker."""
         return beam_fn_api_pb2.StopWorkerResponse()
 
 
 if __name__ == "__main__":
-    with confined():
+    with bind_loopback_only():
         Pool.start(use_process=True, port=int(sys.argv[1]))
         threading.Event().wait()

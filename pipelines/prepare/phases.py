@@ -236,7 +236,9 @@ def read_labeled_pairs(job: Job, _: int) -> None:
             read += raw.frame.height + raw.malformed.height
             checked = check_labeled_pairs(raw.frame, unit.source)
             rejected = row_account.dead_letters_of_chunk(checked.rejects, raw, unit.source)
-            rows = checked.rows.with_columns(row=raw.row_numbers.gather(checked.rows["row"]), source=pl.lit(unit.source))
+            rows = checked.rows.with_columns(
+                row=raw.row_numbers.gather(checked.rows["row"]), source=pl.lit(unit.source)
+            )
             item_numbers = _find_item_numbers(job, pl.concat([rows["item_a"], rows["item_b"]]).unique())
             for id_column, column in (("item_a", "first"), ("item_b", "second")):
                 renamed = item_numbers.rename({"item_id": id_column, "item_number": column})

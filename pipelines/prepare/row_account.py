@@ -22,7 +22,9 @@ MAX_NAMED_FILES = 5
 def dead_letters_of_chunk(rejects: pl.DataFrame, raw: RawRows, source: str) -> pl.DataFrame:
     """Return the dead letters of a chunk of a file: the rejected rows, and what could not be parsed as a row."""
     rejected = rejects.with_columns(row=raw.row_numbers.gather(rejects["row"]))
-    both = [frame.with_columns(source=pl.lit(source)).select(*DEAD_LETTER_SCHEMA) for frame in (rejected, raw.malformed)]
+    both = [
+        frame.with_columns(source=pl.lit(source)).select(*DEAD_LETTER_SCHEMA) for frame in (rejected, raw.malformed)
+    ]
     return pl.concat(both)
 
 

@@ -88,7 +88,7 @@ def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config = request.getfixturevalue(request.param) / "recsys.toml"
     folder = tmp_path_factory.mktemp("local")
     overrides = [*SMALL_UNITS[request.param], f"data.workspace={folder / 'workspace'}"]
-    run_nightly(configuration.load(config, overrides), Progress(quiet=True), promotes=False)
+    run_nightly(load_config(config, overrides), Progress(quiet=True), promotes=False)
     (run,) = (folder / "workspace" / "runs").iterdir()
     (release,) = (folder / "workspace" / "releases").iterdir()
     export_neighbors(config, overrides, release, folder / "neighbors")

@@ -1,4 +1,4 @@
-"""Profiles: what Beam is asked for, what is refused, and that servers of ours end and stay on this machine."""
+"""Beam options of each profile, their validation, and the servers that a profile starts."""
 
 import json
 import os
@@ -18,9 +18,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.beam import job_servers as servers
-from pipelines.beam import loopback, runner
-from pipelines.beam import options as profiles
+from pipelines.beam import job_servers, loopback, runner
+from pipelines.beam.options import pipeline_options
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.export.job import export_neighbors
@@ -55,44 +54,44 @@ def jar(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("profile", "wanted"),
+    ("profile", "expected"),
     [
         ("local", {"runner": "FnApiRunner", "direct_running_mode": "in_memory", "direct_num_workers": 1}),
         ("local-threads", {"runner": "FnApiRunner", "direct_running_mode": "multi_threading", "direct_num_workers": 3}),
         ("portable", {"runner": "PortableRunner"}),
     ],
 )
-def test_a_profile_on_this_machine_needs_no_options(profile: str, wanted: dict[str, Any]) -> None:
-    assert profiles.options(beam(profile)) == wanted
+def test_local_profiles_need_no_options(profile: str, expected: dict[str, Any]) -> None:
+    assert pipeline_options(beam(profile)) == expected
 
 
 @pytest.mark.parametrize(("profile", "master"), [("flink", "flink_master"), ("spark", "spark_master_url")])
-def test_a_java_runner_is_embedded_unless_a_cluster_is_named(profile: str, master: str, jar: str) -> None:
+def test_java_runner_is_embedded_unless_a_cluster_is_set(profile: str, master: str, jar: str) -> None:
     given = {f"{profile}_job_server_jar": jar}
-    embedded = profiles.options(beam(profile, **given))
+    embedded = pipeline_options(beam(profile, **given))
     assert "local" in embedded[master]
     assert embedded["sdk_worker_parallelism"] == "3"
     cluster = {master: "cluster:8081", "environment_type": "EXTERNAL", "environment_config": "localhost:50000"}
-    assert profiles.options(beam(profile, **given, **cluster)).items() >= {**given, **cluster}.items()
+    assert pipeline_options(beam(profile, **given, **cluster)).items() >= {**given, **cluster}.items()
 
 
-def test_dataflow_gets_what_the_config_says() -> None:
-    chosen = profiles.options(beam("dataflow", **DATAFLOW, experiments=["one", "two"]))
+def test_dataflow_options() -> None:
+    chosen = pipeline_options(beam("dataflow", **DATAFLOW, experiments=["one", "two"]))
     assert chosen.items() >= DATAFLOW.items()
     assert (chosen["runner"], chosen["max_num_workers"], chosen["experiments"]) == ("DataflowRunner", 3, ["one", "two"])
     assert chosen["save_main_session"] is False
 
 
-def test_what_the_config_says_goes_over_the_preset() -> None:
-    assert profiles.options(beam("dataflow", **DATAFLOW, max_num_workers=50))["max_num_workers"] == 50
+def test_config_overrides_the_profile() -> None:
+    assert pipeline_options(beam("dataflow", **DATAFLOW, max_num_workers=50))["max_num_workers"] == 50
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("flink_mastre", "Did you mean flink_master?"), ("zzzzzz", "PipelineOptions")]
+    ("name", "message"), [("flink_mastre", "Did you mean flink_master?"), ("zzzzzz", "PipelineOptions")]
 )
-def test_an_unknown_option_is_refused(name: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=rf"Received: {name}\..*{told}"):
-        profiles.options(beam("portable", **{name: "secret"}))
+def test_rejects_unknown_option(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Received: {name}\..*{message}"):
+        pipeline_options(beam("portable", **{name: "secret"}))
 
 
 @pytest.mark.parametrize(
@@ -108,61 +107,61 @@ def test_an_unknown_option_is_refused(name: str, told: str) -> None:
         ("experiments", "one, two"),
     ],
 )
-def test_a_value_that_beam_does_not_take_is_refused(name: str, value: object) -> None:
+def test_rejects_value_that_beam_does_not_accept(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):
-        profiles.options(beam("portable", **{name: value}))
+        pipeline_options(beam("portable", **{name: value}))
 
 
-def test_a_refused_value_is_not_told_since_it_may_be_a_secret() -> None:
+def test_rejected_value_is_not_shown_because_it_may_be_a_secret() -> None:
     with pytest.raises(ConfigError, match="s3_secret_access_key") as caught:
-        profiles.options(beam("portable", s3_secret_access_key=["hush", "hush"]))
+        pipeline_options(beam("portable", s3_secret_access_key=["hush", "hush"]))
     assert "hush" not in str(caught.value)
 
 
-def test_the_runner_is_the_profiles_to_choose() -> None:
-    with pytest.raises(ConfigError, match=r"must not hold runner: beam\.profile"):
-        profiles.options(beam("local", runner="PrismRunner"))
+def test_rejects_runner_option() -> None:
+    with pytest.raises(ConfigError, match=r"must not contain runner: beam\.profile"):
+        pipeline_options(beam("local", runner="PrismRunner"))
 
 
 @pytest.mark.parametrize("missing", ["project", "region", "temp_location", "sdk_container_image"])
-def test_dataflow_says_what_it_misses(missing: str) -> None:
+def test_dataflow_names_the_missing_option(missing: str) -> None:
     given = {name: value for name, value in DATAFLOW.items() if name != missing}
-    with pytest.raises(ConfigError, match=rf"must hold {missing}.*with the profile dataflow"):
-        profiles.options(beam("dataflow", **given))
+    with pytest.raises(ConfigError, match=rf"must contain {missing}.*with the profile dataflow"):
+        pipeline_options(beam("dataflow", **given))
 
 
 @pytest.mark.parametrize("profile", ["flink", "spark"])
-def test_a_java_runner_needs_its_job_server(profile: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"must hold {profile}_job_server_jar or job_endpoint"):
-        profiles.options(beam(profile))
+def test_java_runner_needs_its_job_server(profile: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"must contain {profile}_job_server_jar or job_endpoint"):
+        pipeline_options(beam(profile))
     with pytest.raises(ConfigError, match=rf"{profile}_job_server_jar must be a file\. Received: .*gone\.jar"):
-        profiles.options(beam(profile, **{f"{profile}_job_server_jar": str(tmp_path / "gone.jar")}))
+        pipeline_options(beam(profile, **{f"{profile}_job_server_jar": str(tmp_path / "gone.jar")}))
 
 
 @pytest.mark.parametrize("address", ["cluster:8081", "http://10.0.0.1:8081", "localhost.evil:1", "[auto]"])
-def test_a_cluster_elsewhere_does_not_get_the_workers_that_we_start(address: str, jar: str) -> None:
-    with pytest.raises(ConfigError, match="environment_type where flink_master is not on this machine"):
-        profiles.options(beam("flink", flink_job_server_jar=jar, flink_master=address))
-    with pytest.raises(ConfigError, match="environment_type where job_endpoint is not on this machine"):
-        profiles.options(beam("portable", job_endpoint=address))
+def test_remote_cluster_needs_environment_type(address: str, jar: str) -> None:
+    with pytest.raises(ConfigError, match="environment_type if flink_master is not on this machine"):
+        pipeline_options(beam("flink", flink_job_server_jar=jar, flink_master=address))
+    with pytest.raises(ConfigError, match="environment_type if job_endpoint is not on this machine"):
+        pipeline_options(beam("portable", job_endpoint=address))
 
 
 @pytest.mark.parametrize("address", ["localhost:8081", "http://127.0.0.1:8081", "[::1]:8081"])
-def test_a_cluster_on_this_machine_does(address: str, jar: str) -> None:
-    assert "environment_type" not in profiles.options(beam("flink", flink_job_server_jar=jar, flink_master=address))
+def test_cluster_on_this_machine_needs_no_environment_type(address: str, jar: str) -> None:
+    assert "environment_type" not in pipeline_options(beam("flink", flink_job_server_jar=jar, flink_master=address))
 
 
 def silent(*_: object, **__: object) -> None:
-    """Progress that nobody sees."""
+    """Ignore progress."""
 
 
 @pytest.mark.skipif(find_spec("apitools") is not None, reason="Google's libraries are installed")
-def test_dataflow_without_googles_libraries_says_what_to_install() -> None:
+def test_dataflow_without_google_libraries_names_the_package() -> None:
     with pytest.raises(ConfigError, match=r"pip install \"apache-beam\[gcp\]\""):
         runner.run([], beam("dataflow", **DATAFLOW), silent)
 
 
-def test_what_beam_finds_wrong_with_its_options_is_told() -> None:
+def test_errors_of_beams_own_validation_are_reported() -> None:
     with pytest.raises(ConfigError, match=r"(?s)must pass Beam's own checks.*process_command"):
         runner.run([], beam("local", environment_type="PROCESS", environment_options=["zzz=1"]), silent)
 
@@ -175,31 +174,31 @@ def listening(address: str, host: str = "127.0.0.1") -> bool:
         return probe.connect_ex((host, int(address.rpartition(":")[2]))) == 0
 
 
-def gone(addresses: list[str]) -> bool:
-    """Whether nobody listens any more, after a while."""
+def wait_until_closed(addresses: list[str]) -> bool:
+    """Return whether the ports are closed before the deadline."""
     deadline = time.monotonic() + DEADLINE_S
     while any(map(listening, addresses)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not any(map(listening, addresses))
 
 
-def both(options: dict[str, Any]) -> list[str]:
+def addresses_of(options: dict[str, Any]) -> list[str]:
     return [options["job_endpoint"], options["environment_config"]]
 
 
-def test_servers_listen_to_this_machine_alone_and_end_with_the_run() -> None:
-    with servers.beside({"runner": "PortableRunner"}) as options:
-        addresses = both(options)
+def test_servers_bind_to_loopback_and_end_with_the_run() -> None:
+    with job_servers.started({"runner": "PortableRunner"}) as options:
+        addresses = addresses_of(options)
         assert all(map(listening, addresses))
-        # what is bound to every interface also answers at the other addresses of loopback
+        # a server bound to every interface also listens on the other loopback addresses
         assert not any(listening(address, "127.0.0.2") for address in addresses)
-    assert gone(addresses)
+    assert wait_until_closed(addresses)
 
 
 STARTER = """
 import json, sys
-from pipelines.beam import job_servers as servers
-with servers.beside({}) as options:
+from pipelines.beam import job_servers
+with job_servers.started({}) as options:
     print(json.dumps(options), flush=True)
     sys.stdin.read()
 """
@@ -207,40 +206,40 @@ with servers.beside({}) as options:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 @pytest.mark.slow
-def test_servers_end_with_who_started_them_however_that_ends(number: signal.Signals) -> None:
+def test_servers_end_when_the_parent_process_is_killed(number: signal.Signals) -> None:
     command = [sys.executable, "-c", STARTER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as starter:
         assert starter.stdout is not None
-        addresses = both(json.loads(starter.stdout.readline()))
+        addresses = addresses_of(json.loads(starter.stdout.readline()))
         assert all(map(listening, addresses))
         os.kill(starter.pid, number)
-    assert gone(addresses)
+    assert wait_until_closed(addresses)
 
 
-def test_what_is_named_is_not_started() -> None:
+def test_servers_that_are_configured_are_not_started() -> None:
     named = {"job_endpoint": "127.0.0.1:1", "environment_type": "DOCKER"}
-    with servers.beside(named) as options:
+    with job_servers.started(named) as options:
         assert options == named
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
-def test_a_server_that_does_not_start_is_told_with_its_own_words(jar: str) -> None:
-    options = profiles.options(beam("flink", flink_job_server_jar=jar))
-    with pytest.raises(StageError, match=r"(?s)job server must start.*server\.jar"), servers.beside(options):
+def test_server_that_does_not_start_is_reported_with_its_output(jar: str) -> None:
+    options = pipeline_options(beam("flink", flink_job_server_jar=jar))
+    with pytest.raises(StageError, match=r"(?s)job server must start.*server\.jar"), job_servers.started(options):
         pass
 
 
-def test_java_that_is_missing_is_named(jar: str) -> None:
-    options = profiles.options(beam("flink", flink_job_server_jar=jar, job_server_java_launcher="no-such-java"))
-    with pytest.raises(StageError, match=r"must find Java 17\. Received: no no-such-java"), servers.beside(options):
+def test_missing_java_is_reported(jar: str) -> None:
+    options = pipeline_options(beam("flink", flink_job_server_jar=jar, job_server_java_launcher="no-such-java"))
+    with pytest.raises(StageError, match=r"needs Java 17\. Received: no no-such-java"), job_servers.started(options):
         pass
 
 
-def test_servers_of_this_process_are_kept_to_this_machine_too() -> None:
+def test_grpc_servers_of_this_process_bind_to_loopback() -> None:
     import grpc
 
-    unconfined = grpc.server
-    with loopback.confined():
+    original = grpc.server
+    with loopback.bind_loopback_only():
         server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("[::]:0")
     server.start()
@@ -249,10 +248,10 @@ def test_servers_of_this_process_are_kept_to_this_machine_too() -> None:
         assert not listening(f":{port}", "127.0.0.2")
     finally:
         server.stop(0)
-    assert grpc.server is unconfined
+    assert grpc.server is original
 
 
-# --- the same rows
+# --- equal rows in other processes
 
 
 def config_of(path: Path, *settings: str) -> Config:
@@ -260,7 +259,7 @@ def config_of(path: Path, *settings: str) -> Config:
 
 
 def write_tower(folder: Path, context: RunContext) -> None:
-    """A tower that learned nothing, where the stage `train` would leave one."""
+    """Write an untrained tower as the output of the stage `train`."""
     from recsys.model import tower
 
     folder.mkdir()
@@ -272,7 +271,7 @@ def write_tower(folder: Path, context: RunContext) -> None:
 
 
 @pytest.mark.slow
-def test_prepare_and_embed_write_the_same_rows_out_of_process(tmp_path: Path) -> None:
+def test_prepare_and_embed_write_the_same_rows_in_other_processes(tmp_path: Path) -> None:
     path = world.write(tmp_path / "world")
     small = ["prepare.rows_per_unit=200", "embed.items_per_unit=20"]
     written = {}
@@ -292,7 +291,7 @@ def test_prepare_and_embed_write_the_same_rows_out_of_process(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_neighbors_are_the_same_rows_out_of_process(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+def test_neighbors_are_the_same_rows_in_other_processes(tmp_path: Path, write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release([f"item-{number}" for number in range(40)]))
     path = world.write(tmp_path / "world")
     written = {}
@@ -306,17 +305,17 @@ def test_neighbors_are_the_same_rows_out_of_process(tmp_path: Path, write_releas
     assert written["portable"] == written["local"]
 
 
-# --- workers elsewhere
+# --- remote workers
 
 
 def nothing(unit: int) -> None:
-    """Work that no worker without the folder begins."""
+    """Work that must not start without the folder."""
     raise AssertionError(unit)
 
 
 @pytest.mark.slow
-def test_workers_that_do_not_reach_the_folder_of_the_run_are_told(tmp_path: Path) -> None:
+def test_workers_without_access_to_the_run_folder_are_reported(tmp_path: Path) -> None:
     folder = tmp_path / "not shared"
     phase = runner.Phase("first", [0, 1], nothing, lambda unit: folder / f"{unit}.json")
-    with pytest.raises(StageError, match=r"must reach the folder of the run, .*not shared.*no 0\.json"):
+    with pytest.raises(StageError, match=r"must have access to the folder of the run, .*not shared.*without 0\.json"):
         runner.run([phase], BeamConfig(), silent)

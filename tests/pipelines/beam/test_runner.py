@@ -1,4 +1,4 @@
-"""Fanning out: the graph stays within what behaves alike on every runner, and errors come back as they were."""
+"""The Beam runner: portable transforms only, resumable phases, and errors with their original type."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ from recsys.errors import InputError, ReleaseError, StageError, UnknownItemError
 from recsys.release.bundle import Release
 from tests import GOLDEN_RELEASES
 
-beam = runner._beam()
+beam = runner._import_beam()
 from apache_beam.pipeline import PipelineVisitor  # noqa: E402 - after the import that keeps Beam quiet
 from apache_beam.transforms.core import CallableWrapperDoFn  # noqa: E402
 
@@ -35,45 +35,45 @@ PROFILES: tuple[Profile, ...] = ("local", "local-threads", "portable")
 
 
 def silent(*_: object, **__: object) -> None:
-    """Progress that nobody sees."""
+    """Ignore progress."""
 
 
 # --- the portable subset
 
 
 class Portable(PipelineVisitor):
-    """Walks a graph and collects what does not behave alike on every runner.
+    """Visits a pipeline and collects transforms that do not behave the same on every runner.
 
-    Map and FlatMap are a ParDo around a plain function; Create is seen together with the Impulse and the two
-    functions that it is made of, and with a MaybeReshuffle that is empty where no reshuffle was asked for.
+    Map and FlatMap are a ParDo around a plain function. Create consists of an Impulse, two functions, and a
+    MaybeReshuffle that is empty without a reshuffle.
     """
 
     PRIMITIVES = (beam.transforms.core.Impulse, beam.GroupByKey)
     COMPOSITES = ("Create", "MaybeReshuffle")
 
     def __init__(self) -> None:
-        self.refused: list[str] = []
-        self.seen: list[str] = []
+        self.rejected: list[str] = []
+        self.visited: list[str] = []
 
     def enter_composite_transform(self, transform_node: Any) -> None:
         # the root of the graph is the one composite without a transform
         transform = transform_node.transform
         if transform is not None and type(transform).__name__ not in self.COMPOSITES:
-            self._refuse(transform_node)
+            self._reject(transform_node)
 
     def visit_transform(self, transform_node: Any) -> None:
         transform = transform_node.transform
-        self.seen.append(type(transform).__name__)
+        self.visited.append(type(transform).__name__)
         plain_function = type(transform) is beam.ParDo and type(transform.fn) is CallableWrapperDoFn
         one_way = not transform_node.side_inputs and list(transform_node.outputs) == [None]
         if not (one_way and (plain_function or type(transform) in self.PRIMITIVES)):
-            self._refuse(transform_node)
+            self._reject(transform_node)
 
-    def _refuse(self, node: Any) -> None:
-        self.refused.append(f"{node.full_label}: {type(node.transform).__name__}")
+    def _reject(self, node: Any) -> None:
+        self.rejected.append(f"{node.full_label}: {type(node.transform).__name__}")
 
 
-def walked(pipeline: Any) -> Portable:
+def visit(pipeline: Any) -> Portable:
     visitor = Portable()
     pipeline.visit(visitor)
     return visitor
@@ -83,8 +83,8 @@ def empty_pipeline() -> Any:
     return beam.Pipeline(runner="FnApiRunner")
 
 
-class Captured(Exception):  # noqa: N818 - no error, but the way out of a job
-    """The phases that a job wants to have run."""
+class Captured(Exception):  # noqa: N818 - not an error, but the way out of a job
+    """The phases of a job, instead of running them."""
 
     def __init__(self, phases: list[runner.Phase]) -> None:
         super().__init__()
@@ -131,24 +131,24 @@ def phases(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     return caught.value.phases
 
 
-def test_the_jobs_stay_within_the_portable_subset(phases: list[runner.Phase]) -> None:
+def test_jobs_use_portable_transforms_only(phases: list[runner.Phase]) -> None:
     pipeline = empty_pipeline()
-    runner.build(pipeline, phases)
-    visitor = walked(pipeline)
-    assert visitor.refused == []
-    assert visitor.seen.count("Impulse") == 1
-    assert visitor.seen.count("GroupByKey") == 2 * len(phases) - 1  # one to spread each, one between them
+    runner.build_pipeline(pipeline, phases)
+    visitor = visit(pipeline)
+    assert visitor.rejected == []
+    assert visitor.visited.count("Impulse") == 1
+    assert visitor.visited.count("GroupByKey") == 2 * len(phases) - 1  # one per phase, one between two phases
 
 
-def test_the_units_of_the_jobs_can_travel_to_other_processes(phases: list[runner.Phase]) -> None:
+def test_phases_can_be_pickled(phases: list[runner.Phase]) -> None:
     for phase in phases:
         copy = pickle.loads(pickle.dumps(phase))  # noqa: S301 - our own bytes
         assert (copy.name, copy.units) == (phase.name, phase.units)
-        assert [copy.done(unit) for unit in copy.units] == [phase.done(unit) for unit in phase.units]
+        assert [copy.done_file(unit) for unit in copy.units] == [phase.done_file(unit) for unit in phase.units]
 
 
 class _Bundled(beam.DoFn):
-    """Speaks at the end of a bundle."""
+    """Has a `finish_bundle` method."""
 
     def process(self, element: Any) -> Any:
         yield element
@@ -170,25 +170,25 @@ NOT_PORTABLE: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("step", NOT_PORTABLE.values(), ids=NOT_PORTABLE.keys())
-def test_the_walk_refuses_what_is_outside_the_subset(step: Callable[[Any], object]) -> None:
+def test_visitor_rejects_other_transforms(step: Callable[[Any], object]) -> None:
     pipeline = empty_pipeline()
     pairs = pipeline | beam.Create([(1, 2)], reshuffle=False) | beam.Map(lambda pair: pair)
-    assert walked(pipeline).refused == []
+    assert visit(pipeline).rejected == []
     step(pairs)
-    assert walked(pipeline).refused != []
+    assert visit(pipeline).rejected != []
 
 
-def test_only_the_runner_and_its_servers_import_beam() -> None:
-    """So that no job builds a graph of its own."""
+def test_only_the_beam_package_imports_beam() -> None:
+    """No job builds a pipeline of its own."""
     (folder,) = pipelines.__path__
     importing = {
-        path.name
-        for path in Path(folder).glob("*.py")
+        path.relative_to(folder).as_posix()
+        for path in Path(folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if (isinstance(node, ast.Import) and any(name.name.startswith("apache_beam") for name in node.names))
         or (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("apache_beam"))
     }
-    assert importing == {"loopback.py", "profiles.py", "runner.py", "workers.py"}
+    assert importing == {f"beam/{name}.py" for name in ("loopback", "options", "runner", "worker_pool")}
 
 
 # --- running phases
@@ -199,7 +199,7 @@ def done(folder: Path, phase: str, unit: int) -> Path:
 
 
 def count(folder: Path, phase: str, unit: int) -> None:
-    """Write down what was finished of every phase when this unit began, and how often it was worked on."""
+    """Log which units were done when this unit started; one line per execution."""
     before = sorted(path.stem for path in folder.glob("*.done"))
     with (folder / f"{phase}-{unit}.log").open("a") as log:
         log.write(json.dumps(before) + "\n")
@@ -216,16 +216,16 @@ def phase(folder: Path, name: str, units: int, work: Callable[..., object] = cou
     return runner.Phase(name, list(range(units)), partial(work, folder, *given, name), partial(done, folder, name))
 
 
-def begun(folder: Path) -> dict[str, list[list[str]]]:
-    """For every unit, one list a time that it was worked on: what was finished before."""
+def executions(folder: Path) -> dict[str, list[list[str]]]:
+    """Return, for every unit and execution, the units that were done before."""
     return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.log")}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_unit_is_worked_on_once_and_a_phase_begins_after_the_one_before(tmp_path: Path, profile: Profile) -> None:
+def test_units_run_once_and_phases_run_in_order(tmp_path: Path, profile: Profile) -> None:
     sizes = {"first": 5, "second": 1, "third": 3}
     runner.run([phase(tmp_path, *size) for size in sizes.items()], BeamConfig(profile=profile, workers=3), silent)
-    log = begun(tmp_path)
+    log = executions(tmp_path)
     assert sorted(log) == sorted(f"{name}-{unit}" for name, size in sizes.items() for unit in range(size))
     earlier: set[str] = set()
     for name, size in sizes.items():
@@ -237,51 +237,51 @@ def test_every_unit_is_worked_on_once_and_a_phase_begins_after_the_one_before(tm
 
 
 def meet(folder: Path, phase: str, unit: int) -> None:
-    """Finish only beside another unit of the phase."""
-    (folder / f"{phase}-{unit}.begun").touch()
+    """Finish only while another unit of the phase is running."""
+    (folder / f"{phase}-{unit}.started").touch()
     deadline = time.monotonic() + 30
-    while len(list(folder.glob(f"{phase}-*.begun"))) < 2:
+    while len(list(folder.glob(f"{phase}-*.started"))) < 2:
         if time.monotonic() > deadline:
-            raise StageError("nobody came")
+            raise StageError("no other unit started")
         time.sleep(0.01)
     done(folder, phase, unit).touch()
 
 
-def test_threads_work_on_the_units_of_every_phase_side_by_side(tmp_path: Path) -> None:
+def test_threads_run_units_of_a_phase_in_parallel(tmp_path: Path) -> None:
     phases = [phase(tmp_path, name, 8, meet) for name in ("first", "second")]
     runner.run(phases, BeamConfig(profile="local-threads", workers=2), silent)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_units_that_are_done_are_skipped(tmp_path: Path, profile: Profile) -> None:
+def test_done_units_are_skipped(tmp_path: Path, profile: Profile) -> None:
     done(tmp_path, "first", 1).touch()
     done(tmp_path, "first", 3).touch()
     done(tmp_path, "second", 0).touch()
     phases = [phase(tmp_path, "first", 4), phase(tmp_path, "second", 2)]
     runner.run(phases, BeamConfig(profile=profile, workers=2), silent)
-    assert sorted(begun(tmp_path)) == ["first-0", "first-2", "second-1"]
+    assert sorted(executions(tmp_path)) == ["first-0", "first-2", "second-1"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("error", [InputError("log.csv: «ü»\nsecond line"), StageError("too few"), ReleaseError("")])
-def test_an_error_of_a_unit_comes_back_with_its_own_type_and_message(
+def test_error_of_a_unit_keeps_its_type_and_message(
     tmp_path: Path, profile: Profile, error: errors.RecsysError
 ) -> None:
     phases = [phase(tmp_path, "first", 3, fail, error, 2), phase(tmp_path, "second", 2)]
     with pytest.raises(errors.RecsysError) as caught:
         runner.run(phases, BeamConfig(profile=profile, workers=2), silent)
     assert (type(caught.value), str(caught.value)) == (type(error), str(error))
-    assert not any(unit.startswith("second") for unit in begun(tmp_path))
+    assert not any(unit.startswith("second") for unit in executions(tmp_path))
 
 
-def test_an_unknown_item_in_a_unit_comes_back_with_its_own_message(tmp_path: Path) -> None:
+def test_unknown_item_error_of_a_unit_keeps_its_message(tmp_path: Path) -> None:
     phases = [phase(tmp_path, "first", 2, fail, UnknownItemError("i7"), 1)]
     with pytest.raises(UnknownItemError) as caught:
         runner.run(phases, BeamConfig(), silent)
     assert str(caught.value) == str(UnknownItemError("i7"))
 
 
-def test_an_error_that_is_none_of_ours_is_not_taken_for_one(tmp_path: Path) -> None:
+def test_other_exceptions_are_not_converted(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="division of nothing") as caught:
         runner.run(
             [phase(tmp_path, "first", 2, fail, ZeroDivisionError("division of nothing"), 0)], BeamConfig(), silent
@@ -289,12 +289,12 @@ def test_an_error_that_is_none_of_ours_is_not_taken_for_one(tmp_path: Path) -> N
     assert not isinstance(caught.value, errors.RecsysError)
 
 
-def test_after_an_error_the_same_phases_go_on_with_what_is_missing(tmp_path: Path) -> None:
+def test_phases_resume_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(StageError):
         runner.run([phase(tmp_path, "first", 3, fail, StageError("not yet"), 1)], BeamConfig(), silent)
-    before = set(begun(tmp_path))
+    before = set(executions(tmp_path))
     runner.run([phase(tmp_path, "first", 3)], BeamConfig(), silent)
-    log = begun(tmp_path)
+    log = executions(tmp_path)
     assert set(log) == {"first-0", "first-1", "first-2"}
     assert {unit: len(times) for unit, times in log.items()} == dict.fromkeys(log, 1)
     assert "first-1" not in before
