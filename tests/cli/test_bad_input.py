@@ -197,14 +197,14 @@ def test_interactions_with_unknown_items(folder: Path, program: Any) -> None:
 def test_one_user_only(folder: Path, program: Any) -> None:
     write(folder / "log.csv", HEADER, *(row for row in ROWS if row.startswith("u2,")))
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, "interactions must be of at least 2 users", "Received: 1")
+    assert_refused(outcome, 2, folder, "interactions must have at least 2 users", "Received: 1")
 
 
 def test_one_item_only(folder: Path, program: Any) -> None:
     write(folder / "items.csv", "item_id", "i4")
     write(folder / "log.csv", HEADER, *(row for row in ROWS if ",i4," in row))
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, "the catalog must hold at least 2 items", "Received: 1")
+    assert_refused(outcome, 2, folder, "the catalog must contain at least 2 items", "Received: 1")
 
 
 # --- events, time and judged pairs
@@ -219,14 +219,14 @@ def test_event_weights_without_a_column_of_events(folder: Path, program: Any) ->
 def test_events_that_are_no_single_values(folder: Path, program: Any) -> None:
     write_log(folder, log(event=[["view"]] * len(ROWS)))
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 1 }")
-    assert_refused(outcome, 2, folder, folder / "log.parquet", "event must be one value per row", "List(String)")
+    assert_refused(outcome, 2, folder, folder / "log.parquet", "event must have one value per row", "List(String)")
 
 
 def test_events_of_which_none_has_a_weight(folder: Path, program: Any) -> None:
     write_log(folder, log(event=["view"] * len(ROWS)))
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ View = 1 }")
     told = "Received: 0. Filtered out: 20 rows: event has no weight in prepare.event_weights"
-    assert_refused(outcome, 2, folder, "the catalog must hold at least 2 items", told)
+    assert_refused(outcome, 2, folder, "the catalog must contain at least 2 items", told)
 
 
 def test_an_event_weight_of_nothing(folder: Path, program: Any) -> None:
@@ -237,7 +237,7 @@ def test_an_event_weight_of_nothing(folder: Path, program: Any) -> None:
 def test_a_test_window_that_leaves_nothing_to_train_on(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "evaluate.split=global_time")
     told = "evaluate.validation_days and evaluate.test_days must leave interactions to train on"
-    assert_refused(outcome, 2, folder, told, "1 and 1 days, held out of a log of 0.0 days")
+    assert_refused(outcome, 2, folder, told, "1 and 1 days of a log of 0.0 days")
 
 
 @pytest.fixture

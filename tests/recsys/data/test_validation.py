@@ -274,7 +274,7 @@ def test_a_table_without_events_is_refused_only_where_they_are_asked_for():
 
 
 def test_a_list_of_events_is_refused():
-    with pytest.raises(InputError, match=r"log\.csv: event must be one value per row"):
+    with pytest.raises(InputError, match=r"log\.csv: event must have one value per row"):
         check_interactions(log(event=[["view"]]), "log.csv", events=True)
 
 
@@ -372,7 +372,7 @@ def test_text_must_be_there_and_be_one_value_a_row():
     roles = ItemsConfig(text=("blurb",))
     with pytest.raises(InputError, match=r"items\.csv.*'blurb'"):
         check_items(pl.DataFrame({"item_id": ["a"]}), roles, "items.csv")
-    with pytest.raises(InputError, match=r"items\.csv: blurb must be one value per row"):
+    with pytest.raises(InputError, match=r"items\.csv: blurb must have one value per row"):
         check_items(pl.DataFrame({"item_id": ["a"], "blurb": [["x", "y"]]}), roles, "items.csv")
 
 
