@@ -16,7 +16,7 @@ import polars as pl
 
 from pipelines.reports import html as page
 from recsys.config.sections import Config
-from recsys.data import profile as data_report
+from recsys.data import profile
 from recsys.data.snapshot import Snapshot
 from recsys.release.formats import CATALOG
 from recsys.release.runs import MANIFEST, Run
@@ -39,15 +39,17 @@ def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], s
     items = config.items
 
     def counted(folder: Path, manifest: Mapping[str, Any]) -> Snapshot:
-        return Snapshot.count(folder / CATALOG, [folder / sequences / part for part in manifest["sequences"]], items)
+        return Snapshot.from_files(
+            folder / CATALOG, [folder / sequences / part for part in manifest["sequences"]], items
+        )
 
     now = counted(folder, manifest)
     report = {
-        "format": data_report.FORMAT,
+        "format": profile.FORMAT,
         "run_id": run.run_id,
         "data_snapshot": run.data_snapshot,
         "account": manifest["account"],
-        **data_report.describe(now),
+        **profile.describe(now),
         "previous": None,
         "unreadable": [],
     }
@@ -60,7 +62,7 @@ def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], s
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError):
             report["unreadable"].append(earlier.parent.name)  # it must not cost the night
             continue
-        compared = data_report.compare(before, now)
+        compared = profile.compare(before, now)
         report["previous"] = {"run_id": earlier.parent.name, "account": known["account"], **compared}
         break
     (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

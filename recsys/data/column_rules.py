@@ -1,6 +1,6 @@
-"""What the team promises of its columns, as masks over rows in our types.
+"""Rules for the columns of the input (`Contract` in the config), as masks over validated rows.
 
-A contract judges what is there; only its rule `missing` judges what is not.
+A rule applies to the values that exist; only the rule `missing` applies to missing values.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from recsys.config.sections import Contract
 
 
 def violations(rows: pl.DataFrame, contracts: Mapping[str, Contract], table: str) -> dict[str, pl.Expr]:
-    """Reason -> the rows that break a contract for it, true or false (or null, where there is no value).
+    """Return reason -> mask of the rows that violate a rule; the mask is null where there is no value.
 
     Args:
-        rows: the columns under contract: text, float64 or float32, lists of text; timestamps in seconds.
-        contracts: by column.
+        rows: the columns with rules: text, float64, float32 or lists of text; timestamps in seconds.
+        contracts: the rules by column.
         table: `interactions` or `items`, for the reasons.
     """
     return {
-        f"{column} is {reason} (contracts.{table}.{column}.{rule})": broken
+        f"{column} is {reason} (contracts.{table}.{column}.{rule})": mask
         for column, contract in contracts.items()
-        for rule, reason, broken in _rules(column, rows.schema[column], contract)
+        for rule, reason, mask in _rules(column, rows.schema[column], contract)
     }
 
 
 def _rules(column: str, dtype: pl.DataType, contract: Contract) -> Iterator[tuple[str, str, pl.Expr]]:
-    """Name of each rule, what a value is that breaks it, and the mask."""
+    """Yield the name of each rule, the description of an invalid value, and the mask of violations."""
     values = pl.col(column)
-    there = _is_there(values, dtype)
+    has_value = _has_value(values, dtype)
     if not contract.missing:
-        yield "missing", "missing", ~there
+        yield "missing", "missing", ~has_value
     if contract.of_numbers and isinstance(dtype, pl.String):
         numbers = values.str.strip_chars().cast(pl.Float64, strict=False)
         values, dtype = pl.when(numbers.is_finite()).then(numbers), pl.Float64()
-        yield "type", "not a number", there & values.is_null()
+        yield "type", "not a number", has_value & values.is_null()
     if contract.type == "integer":
         yield "type", "not an integer", values != values.floor()
-    # in the precision of the column: as float32, 0.1 is above 0.1
+    # in the precision of the column: 0.1 as float32 is greater than 0.1 as float64
     if contract.min is not None:
         yield "min", f"below {contract.min:.15g}", values < pl.lit(contract.min, dtype)
     if contract.max is not None:
@@ -49,14 +49,14 @@ def _rules(column: str, dtype: pl.DataType, contract: Contract) -> Iterator[tupl
     if contract.latest is not None:
         yield "latest", f"after {contract.latest.isoformat()}", values > contract.latest.timestamp()
     if contract.allowed is not None and isinstance(dtype, pl.List):
-        unknown = values.list.set_difference(pl.lit(pl.Series([list(contract.allowed)])))
-        yield "allowed", "not of the allowed values", unknown.list.len() > 0
+        other_values = values.list.set_difference(pl.lit(pl.Series([list(contract.allowed)])))
+        yield "allowed", "not of the allowed values", other_values.list.len() > 0
     elif contract.allowed is not None:
         allowed = pl.Series(contract.allowed, dtype=dtype)
-        yield "allowed", "not of the allowed values", there & ~values.is_in(allowed.implode())
+        yield "allowed", "not of the allowed values", has_value & ~values.is_in(allowed.implode())
 
 
-def _is_there(values: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+def _has_value(values: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.String):
         return values.str.strip_chars().fill_null("") != ""
     if isinstance(dtype, pl.List):

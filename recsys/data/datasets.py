@@ -1,4 +1,4 @@
-"""Public data in our own format: interactions and items as Parquet, and a config that fits them."""
+"""Converters of public data sets to interactions and items as Parquet, with a matching config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from recsys.errors import InputError
 
 RECBOLE = "recbole==1.2.1"
-"""A wheel on the package index that carries MovieLens 100k (Harper and Konstan, 2015). Only read, never run."""
+"""A wheel on PyPI that contains MovieLens 100k (Harper and Konstan, 2015). It is read but not installed."""
 RECBOLE_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 MOVIELENS_FOLDER = "recbole/dataset_example/ml-100k"
 MOVIELENS_SHA256 = {
@@ -29,15 +29,15 @@ INTERACTIONS, ITEMS, CONFIG = "interactions.parquet", "items.parquet", "recsys.t
 
 
 def movielens_100k(output: Path) -> Path:
-    """Fetch MovieLens 100k with pip, and write interactions, items and a config below `output`.
+    """Download MovieLens 100k with pip, and write interactions, items and a config to `output`.
 
-    A rating counts as a touch, whatever its stars: that is the protocol of the published tables.
+    Every rating counts as an interaction, regardless of its value, as in the protocol of published results.
 
     Returns:
         Path of the config.
 
     Raises:
-        InputError: it cannot be fetched or written, or is not what it was.
+        InputError: the data cannot be downloaded or written, or their checksum differs.
     """
     files = _movielens_files()
     table = {"separator": "\t", "quote_char": None, "infer_schema": False}
@@ -59,10 +59,10 @@ def movielens_100k(output: Path) -> Path:
 
 
 def sequences(file: Path, attributes: Path | None, output: Path) -> Path:
-    """Convert a file of sequences, and write interactions, items and a config below `output`.
+    """Convert a file of sequences, and write interactions, items and a config to `output`.
 
     Args:
-        file: one user a line, `user item item item …`, oldest first. The position becomes the timestamp.
+        file: one user per line, `user item item item …`, oldest first. The position becomes the timestamp.
         attributes: JSON, item id to a list of attribute ids.
         output: folder to write to.
 
@@ -70,7 +70,7 @@ def sequences(file: Path, attributes: Path | None, output: Path) -> Path:
         Path of the config.
 
     Raises:
-        InputError: a file is missing, empty or of another form.
+        InputError: a file is missing, empty or has another format.
     """
     lines = pl.DataFrame({"line": _text(file, "sequences").splitlines()}, schema={"line": pl.String})
     words = lines.select(pl.col("line").str.extract_all(r"\S+")).filter(pl.col("line").list.len() > 1)
@@ -84,8 +84,8 @@ def sequences(file: Path, attributes: Path | None, output: Path) -> Path:
     items = interactions.select(pl.col("item_id").unique().sort())
     roles = ""
     if attributes is not None:
-        known = _attributes(attributes)
-        items = items.join(known, on="item_id", how="full", coalesce=True).sort("item_id")
+        item_attributes = _attributes(attributes)
+        items = items.join(item_attributes, on="item_id", how="full", coalesce=True).sort("item_id")
         roles = '[items]\nmulti_categorical = ["attributes"]\n'
     return _write(output, interactions, items, roles)
 
@@ -98,7 +98,7 @@ def _write(output: Path, interactions: pl.DataFrame, items: pl.DataFrame, roles:
         items.write_parquet(output / ITEMS)
         (output / CONFIG).write_text(f"{paths}\n{roles}".strip() + "\n", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"output must be a folder that we may write to. Received {output}: {error}.") from None
+        raise InputError(f"output must be a writable folder. Received {output}: {error}.") from None
     return output / CONFIG
 
 
@@ -114,7 +114,7 @@ def _movielens_files() -> dict[str, bytes]:
             raise InputError(f"{RECBOLE} must be downloadable with pip. Received: {error.stderr.strip()}") from None
         except subprocess.TimeoutExpired:
             raise InputError(
-                f"{RECBOLE} must be downloadable with pip. Received: no answer in {DOWNLOAD_TIMEOUT_S} s."
+                f"{RECBOLE} must be downloadable with pip. Received: no response in {DOWNLOAD_TIMEOUT_S} s."
             ) from None
         wheel = next(Path(folder).glob("*.whl")).read_bytes()
     _verify("wheel of " + RECBOLE, wheel, RECBOLE_SHA256)
@@ -140,12 +140,12 @@ def _text(path: Path, name: str) -> str:
 
 def _attributes(path: Path) -> pl.DataFrame:
     try:
-        known = TypeAdapter(dict[str, list[str | int]]).validate_json(_text(path, "attributes"))
+        attributes = TypeAdapter(dict[str, list[str | int]]).validate_json(_text(path, "attributes"))
     except ValidationError as error:
-        wrong = error.errors()[0]
+        first = error.errors()[0]
         raise InputError(
             f"attributes must be JSON like {{item: [attribute, …]}}. Received {path}: "
-            f"{wrong['msg']} at {'.'.join(str(part) for part in wrong['loc']) or 'the top'}."
+            f"{first['msg']} at {'.'.join(str(part) for part in first['loc']) or 'the top'}."
         ) from None
-    columns = {"item_id": list(known), "attributes": [[str(v) for v in values] for values in known.values()]}
+    columns = {"item_id": list(attributes), "attributes": [[str(v) for v in values] for values in attributes.values()]}
     return pl.DataFrame(columns, schema={"item_id": pl.String, "attributes": pl.List(pl.String)})

@@ -1,13 +1,14 @@
-"""Item columns -> tower inputs. Vocabularies are fitted once and saved beside the tower.
+"""Encoding of item columns as tower inputs, with vocabularies that are fitted once and saved with the tower.
 
-Every input is a dense array with one row an item, so a batch is a slice:
+Every input is a dense array with one row per item, so a batch is a slice:
 
-- `id`: int32 [n]. 0 is "unknown": items that training did not see. Then the ids that have an index of their own,
-  then the buckets that rarer ids share.
+- `id`: int32 [n], the row of the item in the tower's id table. 0 is "unknown": items without training data. Then
+  come the ids with a row of their own, then the hash buckets that rare ids share. This row is not the item number
+  (see `recsys.data.catalog`); `Features.id_rows` converts ids to rows.
 - one per categorical column: int32 [n]. 0 is "missing or unknown".
-- one per multi-categorical column: int32 [n, length]. 0 pads, 1 is "none known".
-- one per text column: a bag of n-grams, which looks like a multi-categorical column; or for the encoders that
-  read in order the words, int32 [n, MAX_WORDS]. 0 pads at the end, 1 is "unknown word" or "no word".
+- one per multi-categorical column: int32 [n, length]. 0 pads, 1 is "no known token".
+- one per text column: a bag of n-grams, encoded like a multi-categorical column; or, for encoders that read words in
+  order, int32 [n, MAX_WORDS]. 0 pads at the end, 1 is "unknown word" or "no word".
 - `numeric`: float32 [n, 2 c] for c numeric columns: standardized values (0 where missing), then 1 where missing.
 """
 
@@ -26,30 +27,30 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.config.sections import ItemsConfig, TowerConfig
-from recsys.features import tokenization as text
+from recsys.features import tokenization
 
 Inputs = dict[str, NDArray[np.int32] | NDArray[np.float32]]
 
-PADDING, NONE_KNOWN = 0, 1
+PADDING, NO_KNOWN_TOKEN = 0, 1
 MAX_TOKENS = 64
-"""Tokens of a bag that an item can have; the rest is left out, of a text its shortest n-grams first."""
+"""Maximum number of tokens of an item in a bag; of a text, the shortest n-grams are dropped first."""
 TEXT_CHUNK = 50_000
-"""Texts whose n-grams are held at a time: memory."""
+"""Number of texts whose n-grams are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class TokenFeature:
-    """A column of tokens and its vocabulary; the index of a token is its position plus the reserved ones."""
+    """A column of tokens and its vocabulary. The index of a token is its position plus the reserved indices."""
 
     column: str
     kind: Literal["categorical", "multi_categorical", "text"]
     vocabulary: list[str]
     text_encoder: Literal["bag", "convolutional", "recurrent"] | None = None
-    """What reads it, if it is a text."""
+    """The encoder of a text column."""
 
     @property
     def shape(self) -> Literal["value", "bag", "sequence"]:
-        """One index an item, several without an order, or several in their order."""
+        """One index per item, several unordered indices, or several ordered indices."""
         if self.kind == "categorical":
             return "value"
         return "sequence" if self.text_encoder in ("convolutional", "recurrent") else "bag"
@@ -67,7 +68,7 @@ class TokenFeature:
 
 @dataclass(frozen=True)
 class NumericFeature:
-    """A column of numbers and its scale."""
+    """A numeric column and its scale."""
 
     column: str
     mean: float
@@ -76,28 +77,28 @@ class NumericFeature:
 
 @dataclass(frozen=True)
 class Features:
-    """All that turns a catalog's columns into the inputs of one tower."""
+    """Vocabularies and scales that convert the columns of a catalog to the inputs of one tower."""
 
     item_ids: list[str]
-    """Ids with an index of their own: their position plus 1."""
+    """Item ids with a row of their own in the id table: their position plus 1."""
     tokens: list[TokenFeature]
     numeric: list[NumericFeature]
     rare_ids: list[str] = field(default_factory=list)
-    """Ids that training saw too seldom for an index of their own."""
+    """Item ids with too few pairs for a row of their own."""
     hash_buckets: int = 0
-    """Indices that the rare ids share, after those of `item_ids`."""
+    """Number of rows that the rare ids share, after those of `item_ids`."""
 
     @classmethod
     def fit(
         cls, frame: pl.DataFrame, items: ItemsConfig, tower: TowerConfig, pair_counts: NDArray[np.int64]
     ) -> Features:
-        """Collect vocabularies and scales.
+        """Fit vocabularies and scales.
 
         Args:
-            frame: the catalog's columns, one row an item.
-            items: which column is what.
-            tower: how texts are read, and from which count on an id has an index of its own.
-            pair_counts: pairs that each item has to train on, int64 [num_items].
+            frame: the catalog's columns, one row per item.
+            items: the roles of the columns.
+            tower: the text encoder, and the number of pairs from which an id has a row of its own.
+            pair_counts: training pairs of each item, int64 [num_items].
         """
         tokens = []
         for column in items.categorical:
@@ -107,13 +108,15 @@ class Features:
             vocabulary = frame[column].explode(empty_as_null=False).drop_nulls().unique().sort().to_list()
             tokens.append(TokenFeature(column, "multi_categorical", vocabulary))
         for column in items.text:
-            fit_text = text.fit_bag if tower.text_encoder == "bag" else text.fit_sequence
+            fit_text = tokenization.fit_bag if tower.text_encoder == "bag" else tokenization.fit_sequence
             tokens.append(TokenFeature(column, "text", fit_text(frame[column]), tower.text_encoder))
         numeric = []
         for column in items.numeric:
             values = frame[column].drop_nulls().to_numpy()
             mean = float(values.mean()) if len(values) else 0.0
-            varies = len(values) > 0 and values.min() < values.max()  # equal values may deviate by a rounding error
+            varies = (
+                len(values) > 0 and values.min() < values.max()
+            )  # the deviation of equal values may be a rounding error
             numeric.append(NumericFeature(column, mean, float(values.std()) if varies else 1.0))
         own, rare = pair_counts >= tower.min_count, (pair_counts > 0) & (pair_counts < tower.min_count)
         return cls(
@@ -126,7 +129,7 @@ class Features:
 
     @property
     def num_id_rows(self) -> int:
-        """Rows of the id's embedding table."""
+        """Number of rows of the id table."""
         return 1 + len(self.item_ids) + self.hash_buckets
 
     @property
@@ -136,7 +139,7 @@ class Features:
         return [*names, "numeric"] if self.numeric else names
 
     def transform(self, frame: pl.DataFrame) -> Inputs:
-        """Tower inputs of a catalog's columns; ids and tokens that `fit` did not see are unknown."""
+        """Convert the columns of a catalog to tower inputs; ids and tokens that `fit` did not see are unknown."""
         inputs: Inputs = {"id": self.id_rows(frame["item_id"])}
         for position, feature in enumerate(self.tokens):
             inputs[token_input(position)] = _token_input(frame[feature.column], feature)
@@ -150,35 +153,35 @@ class Features:
         return inputs
 
     def id_rows(self, item_ids: pl.Series) -> NDArray[np.int32]:
-        """Index of each id, int32 [n]."""
-        place = self._known_ids["token"].search_sorted(item_ids).to_numpy()
-        inside = np.flatnonzero(place < self._known_ids.height)
-        nearest = self._known_ids[place[inside]]
-        same = nearest["token"].eq_missing(item_ids.gather(inside)).to_numpy()  # a new item may have no id
-        index = np.zeros(len(item_ids), np.int32)
-        index[inside[same]] = nearest["index"].to_numpy()[same]
+        """Return the row of each item id in the id table, int32 [n]."""
+        position = self._sorted_ids["token"].search_sorted(item_ids).to_numpy()
+        inside = np.flatnonzero(position < self._sorted_ids.height)
+        candidates = self._sorted_ids[position[inside]]
+        equal = candidates["token"].eq_missing(item_ids.gather(inside)).to_numpy()  # the id of a new item may be null
+        id_rows = np.zeros(len(item_ids), np.int32)
+        id_rows[inside[equal]] = candidates["index"].to_numpy()[equal]
         if self.rare_ids:
             rare = np.flatnonzero(item_ids.is_in(pl.Series(self.rare_ids, dtype=pl.String).implode()).to_numpy())
-            index[rare] = [self.hash_bucket_row(item_id) for item_id in item_ids.gather(rare)]
-        return index
+            id_rows[rare] = [self.hash_bucket_row(item_id) for item_id in item_ids.gather(rare)]
+        return id_rows
 
     @cached_property
-    def _known_ids(self) -> pl.DataFrame:
-        """Sorted, so that a unit of a catalog costs by its own ids and not by all."""
-        return _known(self.item_ids, reserved=1).sort("token")
+    def _sorted_ids(self) -> pl.DataFrame:
+        """Sorted, so that the cost of a lookup grows with the ids to convert and not with all ids."""
+        return _vocabulary_frame(self.item_ids, reserved=1).sort("token")
 
     def hash_bucket_row(self, item_id: str) -> int:
-        """The index that a rare id shares. SHA-256: the same everywhere, and in all versions."""
+        """Return the row of a rare id in the id table, by SHA-256: stable across platforms and versions."""
         digest = hashlib.sha256(item_id.encode("utf-8", "surrogatepass")).digest()
         return 1 + len(self.item_ids) + int.from_bytes(digest[:8], "big") % self.hash_buckets
 
     def save(self, path: Path) -> None:
-        """Write JSON."""
+        """Write a JSON file."""
         path.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Features:
-        """Read what `save` wrote, or wrote before there were texts and buckets."""
+        """Read a file written by `save`, also by versions without text columns and hash buckets."""
         saved = json.loads(path.read_text(encoding="utf-8"))
         return cls(
             **saved
@@ -190,7 +193,7 @@ class Features:
 
 
 def token_input(position: int) -> str:
-    """Name of the tower's input for a token feature: columns may have names that Keras does not take."""
+    """Return the name of the tower input of a token feature; Keras does not accept every column name."""
     return f"tokens_{position}"
 
 
@@ -202,69 +205,69 @@ def _token_input(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
     return _text_bags(column, feature) if feature.shape == "bag" else _sequences(column, feature)
 
 
-def _known(vocabulary: Sequence[str], reserved: int) -> pl.DataFrame:
-    """Index of each token of a vocabulary."""
+def _vocabulary_frame(vocabulary: Sequence[str], reserved: int) -> pl.DataFrame:
+    """Return `index` and `token` of a vocabulary."""
     return pl.DataFrame({"token": vocabulary}, schema={"token": pl.String}).with_row_index("index", reserved)
 
 
 def token_indices(column: pl.Series, vocabulary: Sequence[str], reserved: int, missing: int) -> NDArray[np.int32]:
-    """Index of each value in the vocabulary, int32 [n]."""
-    known = _known(vocabulary, reserved)
-    joined = pl.DataFrame({"token": column}).join(known, on="token", how="left", maintain_order="left")
+    """Return the index of each value in the vocabulary, int32 [n]; `missing` for other values."""
+    known_tokens = _vocabulary_frame(vocabulary, reserved)
+    joined = pl.DataFrame({"token": column}).join(known_tokens, on="token", how="left", maintain_order="left")
     return joined["index"].cast(pl.Int32).fill_null(missing).to_numpy()
 
 
 def _bags(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
-    """Padded indices of each list, int32 [n, longest]."""
+    """Return the padded indices of each list, int32 [n, longest]."""
     lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
     tokens = column.explode(empty_as_null=False, keep_nulls=False)
-    index = token_indices(tokens, feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
+    index = token_indices(tokens, feature.vocabulary, feature.reserved, missing=NO_KNOWN_TOKEN)
     row = np.repeat(np.arange(len(column)), lengths)
-    known = index != NONE_KNOWN  # an unknown token says nothing beside a known one
-    return _trimmed(_padded([(row[known], index[known])], len(column), MAX_TOKENS))
+    is_known = index != NO_KNOWN_TOKEN  # unknown tokens are dropped if there is a known one
+    return _trimmed(_padded([(row[is_known], index[is_known])], len(column), MAX_TOKENS))
 
 
 def _text_bags(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
-    """Padded indices of each text's known n-grams, int32 [n, longest]."""
-    known = _known(feature.vocabulary, feature.reserved)
+    """Return the padded indices of the known n-grams of each text, int32 [n, longest]."""
+    known_tokens = _vocabulary_frame(feature.vocabulary, feature.reserved)
     bags = [np.empty((0, MAX_TOKENS), np.int32)]
     for start in range(0, len(column), TEXT_CHUNK):
         texts = column.slice(start, TEXT_CHUNK)
-        parts = ((part["row"].to_numpy(), part["index"].to_numpy()) for part in text.bags(texts, known))
+        parts = ((part["row"].to_numpy(), part["index"].to_numpy()) for part in tokenization.bags(texts, known_tokens))
         bags.append(_padded(parts, len(texts), MAX_TOKENS))
     return _trimmed(np.concatenate(bags))
 
 
 def _sequences(column: pl.Series, feature: TokenFeature) -> NDArray[np.int32]:
-    """Padded indices of each text's words, int32 [n, MAX_WORDS]."""
-    read = text.words(column)
-    index = token_indices(read["token"], feature.vocabulary, feature.reserved, missing=NONE_KNOWN)
-    return _padded([(read["row"].to_numpy(), index)], len(column), text.MAX_WORDS)
+    """Return the padded indices of the words of each text, int32 [n, MAX_WORDS]."""
+    words = tokenization.words(column)
+    index = token_indices(words["token"], feature.vocabulary, feature.reserved, missing=NO_KNOWN_TOKEN)
+    return _padded([(words["row"].to_numpy(), index)], len(column), tokenization.MAX_WORDS)
 
 
 def _padded(
     parts: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]], num_rows: int, width: int
 ) -> NDArray[np.int32]:
-    """Tokens put side by side, int32 [num_rows, width]; a row without any has `NONE_KNOWN`.
+    """Return the tokens of each row, padded, int32 [num_rows, width]; a row without tokens has `NO_KNOWN_TOKEN`.
 
     Args:
-        parts: rows (ascending) and indices, each [tokens]; a later part goes behind the earlier ones.
-        num_rows: rows of the result.
-        width: tokens that a row takes; the rest is left out.
+        parts: rows (ascending) and indices, each [tokens]; later parts are appended to earlier ones.
+        num_rows: number of rows of the result.
+        width: maximum number of tokens of a row; further tokens are dropped.
     """
     padded = np.full((num_rows, width), PADDING, np.int32)
     filled = np.zeros(num_rows, np.int64)
     for row, index in parts:
         counts = np.bincount(row, minlength=num_rows)
         slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts - filled, counts)
-        kept = slot < width
-        padded[row[kept], slot[kept]] = index[kept]
+        fits = slot < width
+        padded[row[fits], slot[fits]] = index[fits]
         filled += counts
-    padded[filled == 0, 0] = NONE_KNOWN
+    padded[filled == 0, 0] = NO_KNOWN_TOKEN
     return padded
 
 
 def _trimmed(padded: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Without the columns that only pad, but at least one."""
+    """Remove the columns that contain only padding, except the first."""
     used = int((padded != PADDING).sum(axis=1).max(initial=1))
     return np.ascontiguousarray(padded[:, :used])

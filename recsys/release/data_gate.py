@@ -16,7 +16,7 @@ import polars as pl
 
 from recsys.config.sections import DataSensitivity, ItemsConfig
 from recsys.data.catalog import Catalog
-from recsys.data.profile import by_tenth, population_stability
+from recsys.data.profile import decile_histograms, population_stability_index
 from recsys.release.check import Check, at_most, skipped
 
 DataReport = Mapping[str, Any]
@@ -239,7 +239,7 @@ def _popularity_shift(catalog: Catalog, champion_catalog: Catalog, limits: DataL
     champion_counts, counts = by_id["champion"].to_numpy(), by_id["run"].to_numpy()
     if not champion_counts.sum() or not counts.sum():
         return skipped(name, "no interactions with items of both catalogs")
-    return at_most(name, _stability_index(*by_tenth(champion_counts, counts)), limits.shift)
+    return at_most(name, _stability_index(*decile_histograms(champion_counts, counts)), limits.shift)
 
 
 def _grown_day(report: DataReport, champion_report: DataReport, limits: DataLimits) -> Check:
@@ -272,7 +272,7 @@ def _histogram(counts: Any) -> Any:
 def _stability_index(champion_counts: Any, counts: Any) -> float:
     """Return the population stability index, without buckets that are empty in both histograms."""
     not_empty = (champion_counts + counts) > 0
-    return population_stability(champion_counts[not_empty], counts[not_empty])
+    return population_stability_index(champion_counts[not_empty], counts[not_empty])
 
 
 def _categorical(catalog: Catalog, items: ItemsConfig) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.context.progress import Progress
 from pipelines.orchestration.nightly import run_nightly
-from recsys.config import sections as configuration
+from recsys.config.loading import load_config
 from recsys.testing import program, synthetic
 from tests.pipelines import outputs
 from tests.pipelines.beam import flink_cluster

@@ -152,7 +152,7 @@ def test_missing_attributes_are_refused_by_name(tmp_path: Path, source: Path) ->
 
 
 def test_an_output_that_cannot_be_a_folder_is_refused_by_name(source: Path) -> None:
-    with pytest.raises(InputError, match="output must be a folder that we may write to") as caught:
+    with pytest.raises(InputError, match="output must be a writable folder") as caught:
         datasets.sequences(source, None, source / "out")
     assert str(source / "out") in str(caught.value)
 
@@ -269,7 +269,7 @@ def test_a_tampered_file_inside_the_wheel_is_refused_with_both_checksums(
     ("error", "told"),
     [
         (subprocess.CalledProcessError(1, "pip", stderr="ERROR: no matching distribution\n"), "no matching distribut"),
-        (subprocess.TimeoutExpired("pip", 300), "no answer in 300 s"),
+        (subprocess.TimeoutExpired("pip", 300), "no response in 300 s"),
     ],
     ids=["fails", "hangs"],
 )

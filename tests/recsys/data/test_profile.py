@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config.sections import ItemsConfig
-from recsys.data.profile import compare, describe, population_stability, verdict
+from recsys.data.profile import compare, describe, population_stability_index, shift_level
 from recsys.data.snapshot import Snapshot
 
 ROLES = ItemsConfig(title="title", categorical=("brand",))
@@ -39,7 +39,7 @@ def snapshot(tmp_path):
         )
         users = frame.group_by("user_id", maintain_order=True).agg("items", "times")
         users.write_parquet(folder / "part.parquet")
-        return Snapshot.count(folder / "catalog.parquet", [folder / "part.parquet"], ROLES)
+        return Snapshot.from_files(folder / "catalog.parquet", [folder / "part.parquet"], ROLES)
 
     return count
 
@@ -119,7 +119,7 @@ def test_what_came_and_what_went(snapshot):
 
 def shift(moved, name):
     found = next(shift for shift in moved["shift"] if shift["name"] == name)
-    assert found["verdict"] == verdict(found["psi"])
+    assert found["verdict"] == shift_level(found["psi"])
     return found
 
 
@@ -230,7 +230,7 @@ def test_categories_are_compared_by_the_most_frequent_before_the_others_and_none
 def test_a_column_that_was_not_there_before_is_not_compared(snapshot, tmp_path):
     now = snapshot(ROWS, BRANDS)
     pl.read_parquet(now.catalog).drop("brand").write_parquet(tmp_path / "older.parquet")
-    before = Snapshot.count(tmp_path / "older.parquet", [now.catalog.parent / "part.parquet"], ROLES)
+    before = Snapshot.from_files(tmp_path / "older.parquet", [now.catalog.parent / "part.parquet"], ROLES)
     assert "items by brand" not in {shift["name"] for shift in compare(before, now)["shift"]}
 
 
@@ -241,9 +241,9 @@ def test_a_column_that_was_not_there_before_is_not_compared(snapshot, tmp_path):
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=1, max_size=12))
 def test_the_index_is_never_negative_and_the_same_both_ways(pairs):
     before, after = np.array(pairs).T
-    index = population_stability(before, after)
+    index = population_stability_index(before, after)
     assert index >= -1e-12
-    assert index == pytest.approx(population_stability(after, before))
+    assert index == pytest.approx(population_stability_index(after, before))
     assert math.isfinite(index)
 
 
@@ -251,7 +251,7 @@ def test_the_index_is_never_negative_and_the_same_both_ways(pairs):
     ("index", "word"), [(0.0, "stable"), (0.0999, "stable"), (0.1, "moderate shift"), (0.25, "large shift")]
 )
 def test_the_index_in_words(index, word):
-    assert verdict(index) == word
+    assert shift_level(index) == word
 
 
 def test_figures_are_the_same_twice_and_json(snapshot):

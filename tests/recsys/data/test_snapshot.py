@@ -46,7 +46,7 @@ def world(tmp_path, request):
         schema = {"user_id": pl.String, "items": pl.List(pl.Int32), "times": pl.List(pl.Float64)}
         parts.append(tmp_path / f"part-{part}.parquet")
         pl.DataFrame([(u, list(i), list(t)) for u, i, t in own], schema=schema, orient="row").write_parquet(parts[-1])
-    return World(Snapshot.count(tmp_path / "catalog.parquet", parts, ROLES), rows)
+    return World(Snapshot.from_files(tmp_path / "catalog.parquet", parts, ROLES), rows)
 
 
 def test_interactions_are_counted_by_item_and_by_user(world):
@@ -77,5 +77,5 @@ def test_categories_are_counted_the_most_frequent_first(world):
 
 def test_columns_that_the_catalog_does_not_have_are_left_out(world):
     other = ItemsConfig(categorical=("brand", "color"), numeric=("weight",))
-    snapshot = Snapshot.count(world.snapshot.catalog, [], other)
+    snapshot = Snapshot.from_files(world.snapshot.catalog, [], other)
     assert (list(snapshot.missing), list(snapshot.categories)) == (["brand"], ["brand"])

@@ -54,7 +54,7 @@ def told(tmp_path):
         frame.select(user_id=pl.col("user").cast(pl.String), items="items", times="times").write_parquet(
             tmp_path / "part.parquet"
         )
-        snapshot = Snapshot.count(tmp_path / "catalog.parquet", [tmp_path / "part.parquet"], ITEMS)
+        snapshot = Snapshot.from_files(tmp_path / "catalog.parquet", [tmp_path / "part.parquet"], ITEMS)
         used = {"read": rows.height, "used": rows.height, "filtered": {}, "dead_letters": {}}
         return {"account": {"interactions": used}, **describe(snapshot)}
 
