@@ -139,7 +139,7 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
             "items": sum(entry["items_over"] for entry in merged_pairs),
             "pairs": sum(entry["pairs_over"] for entry in merged_pairs),
         },
-        "copies_by_day": _copies_by_day(sequences),
+        "copied_days": _copied_days(sequences),
         "time_cut": times,
         "catalog_fingerprint": catalog_fingerprint,
         "account": accounts,
@@ -187,7 +187,7 @@ def _close_accounts(job: Job) -> dict[str, Any]:
     return accounts
 
 
-def _copies_by_day(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _copied_days(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Return rows and copies of each day that has copies, over all shards."""
     days: dict[str, list[int]] = {}
     for entry in entries:

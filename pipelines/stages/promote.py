@@ -136,7 +136,7 @@ def _collect_evidence(
         catalog=catalog,
         data_report=json.loads(run.path(prepare.STAGE, DATA_REPORT).read_text(encoding="utf-8")),
         champion_data_report=_data_report_of(run, tracking, champion),
-        copied_days=run.manifest(prepare.STAGE)["copies_by_day"],
+        copied_days=run.manifest(prepare.STAGE)["copied_days"],
         sample=sample,
         encoded_sample=_encode(config, challenger, sample),
         queries=_held_out_queries(config, run, catalog),

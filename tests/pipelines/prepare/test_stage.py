@@ -208,7 +208,7 @@ def test_rows_that_came_twice_are_counted_by_day(tmp_path: Path, rows_per_unit: 
     }
     assert expected["1970-01-03"]["copies"] >= len(day_2)
     result = prepared(context(tmp_path, prepare={"rows_per_unit": rows_per_unit}))
-    assert result.manifest["copies_by_day"] == expected
+    assert result.manifest["copied_days"] == expected
 
 
 @pytest.mark.parametrize(("window", "decay"), [(1, 1.0), (4, 0.7), (100, 0.0)])
