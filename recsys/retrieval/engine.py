@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recsys.data.catalog import Catalog
 from recsys.data.item_users import ItemUsers
@@ -20,33 +19,17 @@ from recsys.retrieval.filters import AVAILABLE, CatalogColumns, Mask
 from recsys.retrieval.overlay import EMPTY_OVERLAY, OverlaidCatalog, Overlay
 from recsys.retrieval.query import Query
 from recsys.retrieval.rerank import limit_per_value, maximal_marginal_relevance
+from recsys.retrieval.resolve import ResolvedQuery, query_point, resolve
 from recsys.retrieval.results import Explanation, IncompleteReason, ItemDetails, Neighbor, SearchResult
 from recsys.retrieval.search import (
     AllowedItems,
-    QueryPoint,
     ScoredItem,
     Searcher,
     exact_similarities,
     merge_rankings,
-    normalize,
     sort_key,
     take_while_similar,
-    validate_vector,
 )
-
-
-class _ResolvedQuery(NamedTuple):
-    """The item numbers of a query's item ids."""
-
-    positives: list[tuple[int, float]]
-    """Known items of `items` and `history`, with their weights."""
-    negatives: list[tuple[int, float]]
-    excluded: set[int]
-    """Items of the query and of `exclude`."""
-    allowed: list[int] | None
-    unknown_ids: list[str]
-    unknown_query_ids: list[str]
-    """Those of `items`, `history` and `negatives` only."""
 
 
 class Engine:
@@ -96,7 +79,7 @@ class Engine:
             InputError: a condition or a vector does not fit the release.
         """
         catalog = self.overlaid(overlay)
-        resolved = self._resolve(query, catalog)
+        resolved = resolve(query, catalog, self._recency)
         if resolved.unknown_query_ids and query.on_unknown == "error":
             raise UnknownItemError(_unknown_message(resolved.unknown_query_ids))
         reasons: set[IncompleteReason] = set()
@@ -159,36 +142,7 @@ class Engine:
     def _overlay(self, overlay: Overlay) -> OverlaidCatalog:
         return OverlaidCatalog(self._catalog, self.searcher.vectors, self._columns, self.searcher.distance, overlay)
 
-    def _resolve(self, query: Query, catalog: OverlaidCatalog) -> _ResolvedQuery:
-        unknown_ids: dict[str, None] = {}  # an ordered set
-
-        def resolve(items: Iterable[tuple[str, float]]) -> list[tuple[int, float]]:
-            resolved = []
-            for item_id, weight in items:
-                item_number = catalog.item_number(item_id)
-                if item_number is not None:
-                    resolved.append((item_number, weight))
-                else:
-                    unknown_ids[item_id] = None
-            return resolved
-
-        def item_numbers(item_ids: Iterable[str]) -> list[int]:
-            return [item_number for item_number, _ in resolve((item_id, 1.0) for item_id in item_ids)]
-
-        positives = resolve(query.items)
-        if query.history:
-            steps_back = range(len(query.history) - 1, -1, -1)
-            weights = [self._recency**step for step in steps_back]
-            positives += resolve(zip(query.history, weights, strict=True))
-        negatives = resolve(query.negatives)
-        unknown_query_ids = list(unknown_ids)
-        excluded = {item_number for item_number, _ in positives}
-        excluded.update(item_number for item_number, _ in negatives)
-        excluded.update(item_numbers(query.exclude))
-        allowed = None if query.allow is None else item_numbers(query.allow)
-        return _ResolvedQuery(positives, negatives, excluded, allowed, list(unknown_ids), unknown_query_ids)
-
-    def _mask(self, query: Query, resolved: _ResolvedQuery, catalog: OverlaidCatalog) -> Mask | None:
+    def _mask(self, query: Query, resolved: ResolvedQuery, catalog: OverlaidCatalog) -> Mask | None:
         """Return which items satisfy the filters, bool [len(catalog)]; None without filters."""
         mask = catalog.mask(query.where, only_available=query.only_available)
         if resolved.allowed is None:
@@ -200,13 +154,13 @@ class Engine:
     def _ranking(
         self,
         query: Query,
-        resolved: _ResolvedQuery,
+        resolved: ResolvedQuery,
         catalog: OverlaidCatalog,
         mask: Mask | None,
         reasons: set[IncompleteReason],
     ) -> Iterator[ScoredItem]:
         """Return the items that satisfy the query, in the order of the result."""
-        point = self._query_point(query, resolved, catalog)
+        point = query_point(query, resolved, catalog, self.searcher.distance)
         distance, num_catalog_items = self.searcher.distance, catalog.num_catalog_items
         catalog_mask = None if mask is None else mask[:num_catalog_items]
         allowed = AllowedItems(catalog_mask, num_catalog_items, resolved.excluded, catalog.removed)
@@ -231,39 +185,7 @@ class Engine:
             ranking = maximal_marginal_relevance(ranking, catalog.vectors, distance, query.diversity.mmr_lambda)
         return ranking
 
-    def _query_point(self, query: Query, resolved: _ResolvedQuery, catalog: OverlaidCatalog) -> QueryPoint:
-        """Return the query item if it is one item of the catalog, otherwise the vector of the query."""
-        if query.single_item_id is not None and resolved.positives[0][0] < catalog.num_catalog_items:
-            return resolved.positives[0][0]
-        return self._query_vector(query, resolved, catalog)
-
-    def _query_vector(self, query: Query, resolved: _ResolvedQuery, catalog: OverlaidCatalog) -> NDArray[np.float64]:
-        """Return the weighted mean of the positives minus half that of the negatives, float64 [dimension].
-
-        With a factor of one half, an item that is less similar to the negatives than another never loses rank to it.
-        """
-        distance = self.searcher.distance
-        vectors = catalog.vectors([item_number for item_number, _ in resolved.positives]).astype(np.float64)
-        weights = [weight for _, weight in resolved.positives]
-        if query.vector is not None:
-            vector = validate_vector("vector", np.array(query.vector, np.float64), vectors.shape[1], distance)
-            vectors = np.vstack([vectors, vector])
-            weights.append(1.0)
-        mean = _weighted_mean(vectors, weights)
-        if resolved.negatives:
-            if distance.metric == "manhattan":
-                raise InputError(
-                    "negatives require a release with cosine or Euclidean distance. "
-                    f"Received: a release with {distance.name} distance. Use exclude instead."
-                )
-            negatives = catalog.vectors([item_number for item_number, _ in resolved.negatives]).astype(np.float64)
-            negative_mean = _weighted_mean(negatives, [weight for _, weight in resolved.negatives])
-            mean = 2 * normalize(mean, distance) - negative_mean
-        vector = normalize(mean, distance)
-        # rounded, so that equal queries with scaled weights give equal results
-        return vector.astype(np.float32).astype(np.float64)
-
-    def _popular(self, resolved: _ResolvedQuery, catalog: OverlaidCatalog, mask: Mask | None) -> Iterator[ScoredItem]:
+    def _popular(self, resolved: ResolvedQuery, catalog: OverlaidCatalog, mask: Mask | None) -> Iterator[ScoredItem]:
         """Yield the allowed items by popularity, without a similarity."""
         allowed = AllowedItems(mask, len(catalog), resolved.excluded, catalog.removed)
         item_numbers = map(int, catalog.by_popularity)
@@ -280,7 +202,7 @@ class Engine:
     def _neighbors(
         self,
         query: Query,
-        resolved: _ResolvedQuery,
+        resolved: ResolvedQuery,
         catalog: OverlaidCatalog,
         page: list[ScoredItem],
         *,
@@ -327,11 +249,6 @@ class Engine:
                 Explanation(shared_users, {column: values for column, values in shared.items() if values})
             )
         return explanations
-
-
-def _weighted_mean(vectors: NDArray[np.float64], weights: list[float]) -> NDArray[np.float64]:
-    shares = np.array(weights) / max(weights)  # the sum cannot overflow
-    return np.asarray(shares @ vectors / shares.sum(), np.float64)
 
 
 def _incomplete_reason(query: Query, reasons: set[IncompleteReason]) -> IncompleteReason:

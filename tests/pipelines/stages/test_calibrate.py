@@ -34,7 +34,7 @@ def embedded(folder: Path, *overrides: str) -> RunContext:
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean", "manhattan"])
-def test_items_of_one_block_are_told_from_others(tmp_path: Path, distance: str) -> None:
+def test_separates_items_of_one_block_from_others(tmp_path: Path, distance: str) -> None:
     context = embedded(tmp_path, f"tower.distance={distance}")
     manifest = calibrate(context.config, context.run, context.progress)
     users = world.BLOCKS * world.USERS_A_BLOCK
@@ -63,7 +63,7 @@ def people(folder: Path, pairs: int) -> list[str]:
     return [f"data.labeled_pairs={folder / 'labeled.csv'}"]
 
 
-def test_where_people_judged_their_held_out_pairs_are_taken(tmp_path: Path) -> None:
+def test_uses_the_held_out_labeled_pairs(tmp_path: Path) -> None:
     """And none of those that training saw."""
     context = embedded(tmp_path, *people(tmp_path, 4_000))
     judged = calibration_pairs(context.config, context.run)
@@ -77,7 +77,7 @@ def test_where_people_judged_their_held_out_pairs_are_taken(tmp_path: Path) -> N
     assert manifest["auc"] > 0.9
 
 
-def test_of_calibration_pairs_at_most_so_many_of_each_kind_are_taken(tmp_path: Path) -> None:
+def test_limits_the_pairs_of_each_class(tmp_path: Path) -> None:
     context = embedded(tmp_path, *people(tmp_path, 4_000), "calibrate.pairs=30")
     judged = calibration_pairs(context.config, context.run)
     assert (judged.same.sum(), (~judged.same).sum()) == (30, 30)
@@ -85,12 +85,13 @@ def test_of_calibration_pairs_at_most_so_many_of_each_kind_are_taken(tmp_path: P
     assert (judged.first == again.first).all()
 
 
-def test_too_few_held_out_judgments_stop_no_night(tmp_path: Path) -> None:
-    manifest = calibrate(embedded(tmp_path, *people(tmp_path, 20)))
+def test_too_few_labeled_pairs_are_not_an_error(tmp_path: Path) -> None:
+    context = embedded(tmp_path, *people(tmp_path, 20))
+    manifest = calibrate(context.config, context.run, context.progress)
     assert "needs 20 held-out pairs that belong together, and as many that do not" in manifest["reason"]
 
 
-def test_too_few_held_out_pairs_stop_no_night(tmp_path: Path) -> None:
+def test_too_few_held_out_pairs_are_not_an_error(tmp_path: Path) -> None:
     context = embedded(tmp_path, "calibrate.pairs=19")
     manifest = calibrate(context.config, context.run, context.progress)
     assert (
@@ -101,7 +102,7 @@ def test_too_few_held_out_pairs_stop_no_night(tmp_path: Path) -> None:
     assert manifest["reason"] in context.run.path(STAGE, CALIBRATION).read_text()
 
 
-def test_without_embeddings_the_stage_to_run_is_named(tmp_path: Path) -> None:
+def test_requires_the_embed_stage(tmp_path: Path) -> None:
     context = RunContext.from_config(load_config(world.write(tmp_path)))
     with pytest.raises(StageError, match="Run: recsys embed"):
         calibrate(context.config, context.run, context.progress)

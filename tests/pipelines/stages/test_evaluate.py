@@ -84,7 +84,7 @@ def figures(context: RunContext) -> dict[str, Any]:
     return evaluate.evaluate(context.config, context.run, context.progress)
 
 
-def test_every_baseline_is_measured_on_both_look_ups(context: RunContext, figures: dict[str, Any]) -> None:
+def test_evaluates_every_baseline_with_both_query_kinds(context: RunContext, figures: dict[str, Any]) -> None:
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert (figures["target"], figures["split"]) == ("test", "leave_one_out")
     assert figures["queries"] == world.BLOCKS * world.USERS_A_BLOCK
@@ -99,9 +99,7 @@ def test_every_baseline_is_measured_on_both_look_ups(context: RunContext, figure
     assert evaluate.evaluate(context.config, context.run, context.progress) == figures
 
 
-def test_the_model_is_asked_through_its_index_with_the_recency_of_training(
-    context: RunContext, figures: dict[str, Any]
-) -> None:
+def test_evaluates_the_index_with_the_trained_recency(context: RunContext, figures: dict[str, Any]) -> None:
     """Few items, so that the index finds what exact search finds."""
     model = ExactIndex(np.load(context.run.path(embed.STAGE, EMBEDDINGS)))
     test = train.load_split(context.run).holdout("test", 1_000)
@@ -117,7 +115,7 @@ def test_the_model_is_asked_through_its_index_with_the_recency_of_training(
     assert figures["validation"]["last_item"] == {"ndcg_at_20": 0.25}
 
 
-def test_popularity_equals_a_plain_loop_over_the_log(context: RunContext, figures: dict[str, Any]) -> None:
+def test_popularity_agrees_with_a_naive_loop(context: RunContext, figures: dict[str, Any]) -> None:
     """Counted before the test targets, asked for them, from the last item and from all before."""
     users = rows_of(Path(context.config.data.interactions).parent)
     ids = sorted(pl.read_csv(context.config.data.items or "")["item_id"])
@@ -135,7 +133,7 @@ def test_popularity_equals_a_plain_loop_over_the_log(context: RunContext, figure
 
 
 @pytest.mark.parametrize("split", [[], GLOBAL_TIME], ids=["leave one out", "global time"])
-def test_settings_are_chosen_without_the_test_targets(tmp_path: Path, split: list[str]) -> None:
+def test_chooses_settings_without_the_test_targets(tmp_path: Path, split: list[str]) -> None:
     """The same world with other test targets: other figures, the same choices, and the same figures of choosing."""
     world.write(tmp_path / "one")
     folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 1))
@@ -150,7 +148,7 @@ def test_settings_are_chosen_without_the_test_targets(tmp_path: Path, split: lis
         assert figures[0] != figures[1]
 
 
-def test_settings_are_chosen_by_the_validation_targets(tmp_path: Path) -> None:
+def test_chooses_settings_by_the_validation_targets(tmp_path: Path) -> None:
     """Else nothing would be chosen at all."""
     world.write(tmp_path / "one")
     folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 2))
@@ -165,9 +163,7 @@ def tried(context: RunContext) -> set[tuple[float, float]]:
     return {(variant.settings["window"], variant.settings["decay"]) for variant in found["windowed_item_knn"]}
 
 
-def test_windows_are_those_of_the_protocol_and_of_prepare_but_for_large_logs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tries_the_windows_of_the_protocol_on_small_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world.write(tmp_path)
     prepared = ["prepare.window=4", "prepare.decay=2.0"]
     interactions = world.BLOCKS * world.USERS_A_BLOCK * world.TOUCHED
@@ -181,9 +177,7 @@ def test_windows_are_those_of_the_protocol_and_of_prepare_but_for_large_logs(
 
 
 @pytest.mark.parametrize("target", ["validation", "test"])
-def test_windows_that_are_counted_anew_equal_those_of_prepare(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any
-) -> None:
+def test_counted_windows_agree_with_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any) -> None:
     """Where every interaction weighs 1: the same window as prepare's and as one that is tried, the same answers."""
     world.write(tmp_path)
     monkeypatch.setattr(evaluate, "PROTOCOL", PROTOCOL._replace(windows=((3, 1.0),)))
@@ -198,7 +192,7 @@ def test_windows_that_are_counted_anew_equal_those_of_prepare(
     np.testing.assert_array_equal(*answers)
 
 
-def test_nobody_to_ask_is_told_and_stops_no_night(tmp_path: Path) -> None:
+def test_no_users_to_evaluate_is_not_an_error(tmp_path: Path) -> None:
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
     rows.filter(pl.col("timestamp") < 1_600_000_000 + 120).write_parquet(tmp_path / "interactions.parquet")
@@ -209,9 +203,7 @@ def test_nobody_to_ask_is_told_and_stops_no_night(tmp_path: Path) -> None:
     assert set(figures["history"]["baselines"]) == BASELINES
 
 
-def test_a_test_without_a_validation_takes_the_middle_recency_for_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_validation_all_use_the_default_recency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through time: everybody pauses on the day of validation."""
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
@@ -224,6 +216,6 @@ def test_a_test_without_a_validation_takes_the_middle_recency_for_all(
     assert figures["history"]["model"] != figures["model"]
 
 
-def test_without_index_the_stage_to_run_is_named(tmp_path: Path) -> None:
+def test_requires_the_index_stage(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="Run: recsys embed"):
         STAGES["evaluate"](RunContext.from_config(load_config(world.write(tmp_path))))

@@ -58,7 +58,7 @@ def test_each_shard_is_a_file_of_its_own_items(tmp_path: Path, shard_items: int,
         assert context.run.path(indexing.STAGE, shard.file).read_bytes() == alone.read_bytes()
 
 
-def test_the_recall_is_that_of_the_merged_answers(tmp_path: Path) -> None:
+def test_the_recall_is_measured_on_merged_results(tmp_path: Path) -> None:
     settings = ("index.shard_items=90", "index.recall_target=0.9", "index.recall_floor=0.8", "index.n_trees=3")
     context = embedded(tmp_path, 1_000, *settings)
     manifest = indexing.index(context.config, context.run, context.progress)
@@ -90,9 +90,7 @@ def finished(workspace: Path) -> list[Path]:
     return sorted(workspace.glob("runs/*/.tmp-index-*/index-*.ann"))
 
 
-def test_after_a_kill_only_the_shards_that_are_missing_are_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_kill_builds_only_the_missing_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("index.shard_items=500", "index.sample=50")
     context = embedded(tmp_path, 20_000, *settings)
     command = [program.RECSYS, "index", "--config", tmp_path / "recsys.toml"]
@@ -125,7 +123,7 @@ def test_after_a_kill_only_the_shards_that_are_missing_are_built(
 # --- a whole night
 
 
-def test_a_night_with_many_shards_answers_like_any_other(tmp_path: Path) -> None:
+def test_a_run_with_many_shards_returns_the_same_neighbors(tmp_path: Path) -> None:
     """Look-up and export agree, and find the block of an item, in whatever shards its items lie."""
     config = world.write(tmp_path)
     flags = ("--config", config, "--set", "index.shard_items=10")

@@ -135,7 +135,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("k", [1, 4, 9], ids="k={}".format)
-def test_finds_the_largest_sums_of_weighted_scores(name, k):
+def test_returns_the_largest_weighted_sums(name, k):
     """Each place in an answer has the score that it should have: independent of the choice among equals."""
     model, scores = MODELS[name]()
     rows = [*histories(NUM_ITEMS), *([(number, 1.0)] for number in range(NUM_ITEMS))]
@@ -230,7 +230,7 @@ def test_ranks_agree_with_a_count(monkeypatch, kind, k, cells):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_ranks_of_no_questions_and_of_empty_ones(name):
+def test_ranks_of_no_queries_and_of_empty_ones(name):
     """What asks about nothing, or about items without weight, has no answer."""
     model, _ = MODELS[name]()
     assert model.ranks(asked([]), np.empty(0, np.int32), 3).shape == (0,)
@@ -239,7 +239,7 @@ def test_ranks_of_no_questions_and_of_empty_ones(name):
 
 
 @pytest.mark.parametrize("excluded", [[], [2], [4, 2, 4, 1]], ids=str)
-def test_the_last_of_an_answer_is_not_shut_out(excluded):
+def test_the_last_item_of_a_result_is_ranked(excluded):
     """Items 1 to 6 are named in this order."""
     scores = np.zeros((7, 7))
     scores[0] = np.arange(7)[::-1] + 1
@@ -252,7 +252,7 @@ def test_the_last_of_an_answer_is_not_shut_out(excluded):
         assert model.ranks(queries, np.arange(7, dtype=np.int32), k).tolist() == expected
 
 
-def test_a_target_is_not_shut_out_by_a_tie():
+def test_a_tie_does_not_change_the_rank_of_the_target():
     """One item gives 3 more than both give 2, but not in float32: equal, and 2 comes first."""
     scores = np.zeros((5, 5))
     scores[0, 2], scores[1, 2], scores[0, 3] = 0.1, 0.2, 0.3 + 1e-10
@@ -296,7 +296,7 @@ class TestScored(NeighborsContract):
         return request.param()
 
 
-def test_popularity_names_the_most_touched_others_ties_by_number():
+def test_popularity_returns_the_most_popular_items_ties_by_number():
     model = Popularity(np.array([3, 0, 7, 7, 1]))
     assert model.top_k(Queries.from_items(np.array([0, 2, 3, 1], np.int32)), 3).tolist() == [
         [2, 3, 4],
@@ -306,7 +306,7 @@ def test_popularity_names_the_most_touched_others_ties_by_number():
     ]
 
 
-def test_popularity_always_fills():
+def test_popularity_always_fills_the_result():
     """Also with what nobody touched, and after many exclusions."""
     model = Popularity(np.array([3, 0, 7, 7, 1]))
     queries = asked([[(1, 1.0)], [(4, 1.0)]], [[2, 3, 0], []])
@@ -314,7 +314,7 @@ def test_popularity_always_fills():
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.float32])
-def test_counts_may_be_of_any_type(dtype):
+def test_counts_can_have_any_type(dtype):
     """Minus an unsigned 0 is still the smallest."""
     counts = np.array([0, 2, 1], dtype)
     query = asked([[(0, 1.0)]], [[]])
@@ -322,12 +322,12 @@ def test_counts_may_be_of_any_type(dtype):
     assert Content(sparse.csr_array(np.ones((3, 1))), counts).top_k(query, 3).tolist() == [[1, 2, 0]]
 
 
-def test_users_of_both_counts_users():
+def test_shared_users_counts_users():
     dense = touched()
     np.testing.assert_array_equal(shared(dense).toarray(), naive_counts(dense))
 
 
-def test_equal_scores_go_by_number():
+def test_ties_go_by_item_number():
     """Item 0 shares one user with each of the others."""
     dense = np.array([[1, 1, 1, 1, 1]], np.float32)
     query = Queries.from_items(np.array([2], np.int32))
@@ -335,14 +335,14 @@ def test_equal_scores_go_by_number():
         assert model.top_k(query, 3).tolist() == [[0, 1, 3]]
 
 
-def test_items_that_no_user_shares_are_no_neighbors():
+def test_items_without_shared_users_are_not_returned():
     dense = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0]], np.float32)
     queries = Queries.from_items(np.arange(4, dtype=np.int32))
     for model in (CoOccurrence(shared(dense)), ItemKNN(shared(dense)), Ease(shared(dense), 1.0)):
         assert model.top_k(queries, 2).tolist() == [[1, -1], [0, -1], [-1, -1], [-1, -1]]
 
 
-def test_shrinkage_prefers_what_many_users_share():
+def test_shrinkage_prefers_items_with_many_shared_users():
     """Items 0 and 1 share the only user of 1; items 0 and 2 share three users of ten."""
     dense = np.array([[1, 1, 1], [1, 0, 1], [1, 0, 1]] + [[0, 0, 1]] * 7, np.float32)
     query = Queries.from_items(np.array([0], np.int32))
@@ -350,7 +350,7 @@ def test_shrinkage_prefers_what_many_users_share():
     assert ItemKNN(shared(dense), 50.0).top_k(query, 1).item() == 2
 
 
-def test_directed_pairs_lead_one_way():
+def test_directed_pairs_score_in_one_direction():
     """After 0 comes 1; nothing is known of what comes after 1."""
     model = WindowedItemKNN(sparse.csr_array(np.array([[0, 2], [0, 0]], np.float32)))
     assert model.top_k(Queries.from_items(np.array([0, 1], np.int32)), 1).tolist() == [[1], [-1]]
@@ -364,7 +364,7 @@ def test_ease_solves_the_least_squares_problem(penalty):
     assert (np.diagonal(model.matrix) == 0).all()
 
 
-def test_ease_does_not_name_what_speaks_against_the_query():
+def test_ease_does_not_return_negative_scores():
     """All have item 2; who has 0 never has 1, and the other way round."""
     dense = np.array([[1, 0, 1], [1, 0, 1], [0, 1, 1], [0, 1, 1]], np.float32)
     model = Ease(shared(dense), 0.1)
@@ -372,7 +372,7 @@ def test_ease_does_not_name_what_speaks_against_the_query():
     assert model.top_k(Queries.from_items(np.array([0], np.int32)), 3).tolist() == [[2, -1, -1]]
 
 
-def test_content_knows_nothing_of_interactions_unless_told():
+def test_content_ignores_interactions_by_default():
     """Items 1, 2 and 3 have the attribute of 0, and 2 is the most touched of them; 4 has another one."""
     bags = sparse.csr_array(np.array([[1, 0], [1, 0], [1, 0], [1, 0], [0, 1]], np.float64))
     query = Queries.from_items(np.array([0], np.int32))
@@ -381,7 +381,7 @@ def test_content_knows_nothing_of_interactions_unless_told():
     assert Content(bags, np.array([9, 4, 8, 4, 9])).top_k(query, 1).tolist() == [[2]]
 
 
-def test_popularity_only_settles_ties():
+def test_popularity_only_breaks_ties():
     """Item 1 has both attributes of 0; item 2, the most touched, one of them."""
     bags = sparse.csr_array(np.array([[1, 1], [1, 1], [1, 0]], np.float64))
     query = Queries.from_items(np.array([0], np.int32))
@@ -390,7 +390,7 @@ def test_popularity_only_settles_ties():
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("cells", [1, 4 * NUM_ITEMS + 1], ids=["one row", "four rows"])
-def test_more_queries_than_a_block_are_answered_alike(monkeypatch, name, cells):
+def test_query_blocks_do_not_change_the_result(monkeypatch, name, cells):
     model, _ = MODELS[name]()
     queries = asked([*histories(NUM_ITEMS), *histories(NUM_ITEMS)])
     together = model.top_k(queries, 4)
@@ -405,7 +405,7 @@ def test_more_queries_than_a_block_are_answered_alike(monkeypatch, name, cells):
         ("validation", [[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]),
     ],
 )
-def test_touched_before_is_what_comes_before_the_target(target, expected):
+def test_the_interaction_matrix_ends_before_the_target(target, expected):
     """An item touched twice is touched; users with two interactions keep them."""
     log = [[0, 1, 0, 2, 4], [1, 2], [2, 2, 2, 2], []]
     items = np.array([item for own in log for item in own], np.int32)

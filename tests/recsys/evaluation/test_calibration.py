@@ -57,7 +57,7 @@ def pooled(half):
 
 @pytest.mark.parametrize("digits", [None, 1], ids=["all different", "with ties"])
 @pytest.mark.parametrize("seed", range(5))
-def test_curve_is_that_of_pooling_adjacent_violators(seed, digits):
+def test_the_curve_agrees_with_pooling_adjacent_violators(seed, digits):
     chosen = half(60, seed, digits)
     knots, probabilities = calibration_fit.isotonic_curve(chosen)
     expected = pooled(chosen)
@@ -66,7 +66,7 @@ def test_curve_is_that_of_pooling_adjacent_violators(seed, digits):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_larger_similarity_never_has_a_smaller_probability(seed):
+def test_probability_never_decreases_with_similarity(seed):
     fitted = calibration_fit.fit_calibration(*pairs(200, seed), CONFIG, seed)
     probabilities = fitted.to_probabilities(np.linspace(-2, 2, 5_000))
     assert (np.diff(probabilities) >= 0).all()
@@ -75,7 +75,7 @@ def test_a_larger_similarity_never_has_a_smaller_probability(seed):
     assert fitted.probability(0.3) == fitted.to_probabilities([0.3])[0]
 
 
-def test_similarities_that_differ_in_the_last_digits_are_told_apart():
+def test_separates_similarities_that_differ_in_the_last_digits():
     """Trained towers put most similarities above 0.99."""
     similarities, same = pairs(500)
     fitted = calibration_fit.fit_calibration(similarities, same, CONFIG, 0)
@@ -112,12 +112,12 @@ def test_thresholds_are_the_smallest_that_reach_their_target(seed, digits):
         assert calibration_fit.false_positive_threshold(chosen, wanted) == (min(rare) if rare else None)
 
 
-def test_the_nearest_pair_alone_is_no_precision():
+def test_precision_thresholds_need_enough_pairs():
     chosen = Half(np.array([1.0] + [0.0] * 19), np.linspace(0.0, 0.5, 20))
     assert calibration_fit.precision_threshold(chosen, 0.9) is None
 
 
-def test_a_target_that_cannot_be_reached_is_null_and_says_so():
+def test_an_unreachable_target_is_null_and_an_error():
     """All pairs are equally similar: whatever the threshold, all are called the same, or none."""
     fitted = calibration_fit.fit_calibration(np.full(100, 0.99), np.repeat([True, False], 50), CONFIG, 0)
     assert {threshold.similarity for threshold in fitted.thresholds} == {None}
@@ -129,7 +129,7 @@ def test_a_target_that_cannot_be_reached_is_null_and_says_so():
         fitted.threshold()
 
 
-def test_without_a_target_the_threshold_is_an_even_chance():
+def test_the_default_threshold_has_probability_one_half():
     fitted = calibration_fit.fit_calibration(*pairs(500), CONFIG, 0)
     threshold = fitted.threshold()
     assert (threshold.name, threshold.target) == ("probability 0.5", 0.5)
@@ -137,7 +137,7 @@ def test_without_a_target_the_threshold_is_an_even_chance():
     assert fitted.probability(threshold.similarity - 1e-6) < 0.5
 
 
-def test_targets_are_found_by_their_value():
+def test_selects_a_threshold_by_its_target():
     fitted = calibration_fit.fit_calibration(*pairs(500), CONFIG, 0)
     assert (fitted.threshold(precision=0.9).rule, fitted.threshold(precision=0.9).target) == ("precision", 0.9)
     assert fitted.threshold(false_positive_rate=0.05).name == "false-positive rate 0.05"
@@ -152,7 +152,7 @@ def test_targets_are_found_by_their_value():
 # --- what is measured
 
 
-def test_pairs_that_choose_do_not_measure():
+def test_measures_on_other_pairs_than_it_fits():
     """Without any signal a threshold looks precise on the pairs that chose it, and on others it is not."""
     measured = []
     for seed in range(30):
@@ -180,14 +180,14 @@ def test_a_threshold_is_measured_by_counting():
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("digits", [None, 1], ids=["all different", "with ties"])
-def test_auc_is_the_share_of_pairs_in_order(seed, digits):
+def test_auc_agrees_with_counting_pairs(seed, digits):
     chosen = half(40, seed, digits)
     wins = sum((a > b) + (a == b) / 2 for a in chosen.same.tolist() for b in chosen.different.tolist())
     assert calibration_fit.auc(chosen) == pytest.approx(wins / 1_600)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_calibration_error_is_that_of_ten_bins(seed):
+def test_calibration_error_agrees_with_ten_bins(seed):
     rng = np.random.default_rng(seed)
     probabilities = np.append(rng.random(300), [0.0, 0.1, 0.2, 0.3, 0.6, 0.7, 0.9, 1.0])
     same = rng.random(308) < probabilities**2
@@ -205,7 +205,7 @@ def test_calibration_error_is_that_of_ten_bins(seed):
 
 
 @pytest.mark.parametrize(("share", "total"), [(0.5, 40), (0.9, 40), (0.02, 50), (0.99, 300)])
-def test_intervals_of_shares_hold_the_true_share_19_times_of_20(share, total):
+def test_share_intervals_have_95_percent_coverage(share, total):
     hits = np.random.default_rng(0).binomial(total, share, 1_000)
     inside = [
         calibration_fit.estimate_share(int(h), total).low <= share <= calibration_fit.estimate_share(int(h), total).high
@@ -214,7 +214,7 @@ def test_intervals_of_shares_hold_the_true_share_19_times_of_20(share, total):
     assert 0.91 <= np.mean(inside) <= 0.99
 
 
-def test_nothing_of_fifty_is_not_surely_nothing():
+def test_a_share_of_zero_has_an_interval():
     """Wilson's interval of 0 of n ends at z² / (n + z²)."""
     assert calibration_fit.estimate_share(0, 50).low == 0
     assert calibration_fit.estimate_share(0, 50).high == pytest.approx(1.96**2 / (50 + 1.96**2), rel=1e-3)
@@ -222,7 +222,7 @@ def test_nothing_of_fifty_is_not_surely_nothing():
 
 
 @pytest.mark.parametrize("bent", [False, True], ids=["calibrated", "overconfident"])
-def test_interval_of_the_calibration_error_holds_the_true_one(bent):
+def test_calibration_error_interval_covers_the_true_error(bent):
     """Probabilities p that come true with p, or halfway between p and 1/2, at 0.05, 0.15, … 0.95."""
     levels = np.arange(0.05, 1, 0.1)
     true = (levels + 0.5) / 2 if bent else levels
@@ -239,7 +239,7 @@ def test_interval_of_the_calibration_error_holds_the_true_one(bent):
     assert np.mean(inside) >= 0.88
 
 
-def test_a_good_curve_has_a_small_error_and_says_how_sure_it_is():
+def test_a_good_curve_has_a_small_error_with_an_interval():
     error = calibration_fit.fit_calibration(*pairs(5_000), CONFIG, 0).expected_calibration_error
     assert error.low <= error.value <= error.high
     assert error.value < 0.03
@@ -248,14 +248,14 @@ def test_a_good_curve_has_a_small_error_and_says_how_sure_it_is():
 # --- which pairs
 
 
-def test_fewer_than_twenty_pairs_are_no_calibration():
+def test_fewer_than_twenty_pairs_give_no_calibration():
     similarities, same = pairs(19)
     assert calibration_fit.fit_calibration(similarities, same, CONFIG, 0) is None
     assert calibration_fit.fit_calibration(np.append(similarities, 0.5), np.append(same, True), CONFIG, 0) is None
     assert calibration_fit.fit_calibration(*pairs(20), CONFIG, 0).fitted_pairs == 20
 
 
-def test_of_the_larger_heap_as_much_is_left_out():
+def test_balances_the_classes():
     """Labeled pairs may be of any proportion; a probability always means the same."""
     rng = np.random.default_rng(0)
     similarities, same = (
@@ -277,7 +277,7 @@ def test_the_same_seed_gives_the_same_calibration():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_other_pairs_are_of_other_users_and_of_none(seed):
+def test_different_pairs_belong_together_for_no_user(seed):
     rng = np.random.default_rng(seed)
     queries, targets = rng.integers(0, 30, (2, 200))
     judged = calibration_fit.sample_pairs(holdout(queries, targets), seed)
@@ -293,7 +293,7 @@ def test_other_pairs_are_of_other_users_and_of_none(seed):
     assert [array.dtype for array in judged] == [np.int32, np.int32, np.bool_]
 
 
-def test_both_heaps_are_of_the_same_popularity():
+def test_both_classes_have_the_same_popularity():
     """Touched by popularity alone, some items a hundred times as often as others."""
     rng = np.random.default_rng(0)
     weights = 1 / np.sqrt(np.arange(1, 10_001))
@@ -304,7 +304,7 @@ def test_both_heaps_are_of_the_same_popularity():
 
 
 @pytest.mark.parametrize("users", [0, 1, 5])
-def test_where_everything_belongs_together_there_are_no_others(users):
+def test_there_can_be_no_different_pairs(users):
     judged = calibration_fit.sample_pairs(holdout(np.zeros(users), np.ones(users)), 0)
     assert judged.same.all()
     assert len(judged.same) == users
@@ -312,7 +312,7 @@ def test_where_everything_belongs_together_there_are_no_others(users):
 
 
 @pytest.mark.parametrize("name", sorted(DISTANCES))
-def test_similarity_of_pairs_is_that_of_the_distance(name):
+def test_similarities_of_pairs_agree_with_the_distance(name):
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(2, 50, 7)).astype(np.float32)
     first /= np.linalg.norm(first, axis=1, keepdims=True)
@@ -334,7 +334,7 @@ def test_similarity_of_pairs_is_that_of_the_distance(name):
 # --- the file
 
 
-def test_file_keeps_every_digit(tmp_path):
+def test_the_file_keeps_every_digit(tmp_path):
     fitted = calibration_fit.fit_calibration(*pairs(300), CONFIG, 0)
     calibration.save(fitted, tmp_path / "calibration.json")
     loaded = calibration.load(tmp_path / "calibration.json")
@@ -343,7 +343,7 @@ def test_file_keeps_every_digit(tmp_path):
     assert loaded.threshold(precision=0.8).similarity == fitted.threshold(precision=0.8).similarity
 
 
-def test_no_calibration_is_kept_with_its_reason(tmp_path):
+def test_saves_the_reason_for_no_calibration(tmp_path):
     calibration.save(None, tmp_path / "calibration.json", "too few pairs")
     assert "too few pairs" in (tmp_path / "calibration.json").read_text()
     assert calibration.load(tmp_path / "calibration.json") is None
@@ -386,7 +386,7 @@ UNMEASURED = {"rule": "precision", "target": 0.9, "similarity": 0.5, "measured":
         (without("expected_calibration_error"), "expected_calibration_error: Field required"),
     ],
 )
-def test_damaged_file_is_refused(tmp_path, content, told):
+def test_rejects_a_damaged_file(tmp_path, content, told):
     (tmp_path / "calibration.json").write_text(content)
     with pytest.raises(InputError, match=rf"calibration must be .*calibration\.json: .*{told}"):
         calibration.load(tmp_path / "calibration.json")

@@ -14,13 +14,13 @@ def directions(seed: int, items: int = 60, dimension: int = 7) -> NDArray[np.flo
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_a_space_that_was_only_turned_did_not_move() -> None:
+def test_a_rotation_is_no_drift() -> None:
     before = directions(1)
     turned = before @ ortho_group.rvs(7, random_state=2).astype(np.float32)
     assert aligned_cosines(before, turned) == pytest.approx(np.ones(60), abs=1e-6)
 
 
-def test_it_is_the_cosine_after_the_best_rotation() -> None:
+def test_agrees_with_orthogonal_procrustes() -> None:
     before, now = directions(1), directions(2)
     rotation, _ = orthogonal_procrustes(before, now)
     turned = before @ rotation
@@ -29,7 +29,7 @@ def test_it_is_the_cosine_after_the_best_rotation() -> None:
     )
 
 
-def test_the_one_item_that_moved_is_found() -> None:
+def test_detects_the_item_that_moved() -> None:
     before = directions(1)
     now = before @ ortho_group.rvs(7, random_state=3).astype(np.float32)
     now[17] = -now[17]
@@ -39,7 +39,7 @@ def test_the_one_item_that_moved_is_found() -> None:
     assert np.delete(found, 17).min() > 0.9
 
 
-def test_lengths_do_not_count_and_a_dimension_may_be_added() -> None:
+def test_ignores_lengths_and_allows_another_dimension() -> None:
     before = directions(1)
     longer = np.pad(before, ((0, 0), (0, 2))) * np.float32(3)
     assert aligned_cosines(before, longer) == pytest.approx(np.ones(60), abs=1e-6)

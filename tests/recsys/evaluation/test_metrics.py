@@ -73,14 +73,14 @@ def shuffled(num_items, seed=3):
     }
 
 
-def test_ranks_are_the_places_of_the_targets():
+def test_ranks_are_the_positions_of_the_targets():
     model = Canned({4: [7, 1, 2], 9: [1, 0, 7], 2: []})
     rank = target_ranks(model, *questions((9, 7), (4, 7), (4, 2), (2, 1), (9, 5)), k=3)
     assert rank.tolist() == [2, 0, 2, 3, 3]
     assert rank.dtype == np.int64
 
 
-def test_each_item_is_asked_about_once():
+def test_searches_equal_single_item_queries_once():
     model = Canned({4: [7], 9: [1]})
     target_ranks(model, *questions((9, 7), (4, 7), (9, 1), (9, 7)), k=3)
     assert model.asked == [([[4], [9]], 3)]
@@ -96,7 +96,7 @@ def test_each_item_is_asked_about_once():
     ],
     ids=["other exclusion", "more excluded", "no weight", "several items"],
 )
-def test_questions_that_differ_in_more_than_the_item_are_asked_as_they_are(queries):
+def test_searches_other_queries_unchanged(queries):
     model = Canned({4: [7], 9: [1, 7]})
     assert target_ranks(model, queries, np.array([7, 7, 1], np.int32), k=3).tolist() == [1, 0, 0]
     assert model.asked == [(queries.items.tolist(), 3)]
@@ -116,13 +116,13 @@ def test_questions_that_differ_in_more_than_the_item_are_asked_as_they_are(queri
     ],
     ids=lambda value: f"rank {value}" if isinstance(value, int) else "",
 )
-def test_metrics_of_one_question(rank, expected):
+def test_metrics_of_one_query(rank, expected):
     figures = ranking_metrics(np.array([rank]))
     assert [figures[name] for name in NAMES] == pytest.approx(list(expected))
     assert len(figures) == len(NAMES)
 
 
-def test_metrics_are_means_over_the_questions():
+def test_metrics_are_means_over_the_queries():
     answers = shuffled(40)
     drawn = np.random.default_rng(5).integers(0, 40, (61, 2)).tolist()
     pairs = [(query, target) for query, target in drawn if query != target]
@@ -131,13 +131,13 @@ def test_metrics_are_means_over_the_questions():
     assert evaluate_last_item(Canned(answers), holdout(*pairs)) == pytest.approx(naive(places))
 
 
-def test_evaluate_asks_from_the_last_item_before_the_target():
+def test_evaluates_the_last_item_before_the_target():
     model = Canned({4: [7], 9: [1]})
     assert evaluate_last_item(model, holdout((9, 4, 7), (4, 9, 4, 1), (4, 9, 1)))["hr_at_5"] == pytest.approx(2 / 3)
     assert model.asked == [([[4], [9]], 20)]
 
 
-def test_evaluate_asks_exact_search_like_anything_else():
+def test_evaluates_exact_search_by_its_ranks():
     """On a circle: the neighbors are the nearest by angle."""
     angles = np.radians([0, 30, 70, 120])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -145,16 +145,16 @@ def test_evaluate_asks_exact_search_like_anything_else():
     assert figures == pytest.approx(naive([1, 3, 2]))
 
 
-def test_padding_is_no_hit():
+def test_padding_is_not_a_hit():
     assert evaluate_last_item(Canned({1: []}), holdout((1, 0)))["hr_at_20"] == 0
 
 
-def test_without_questions_there_are_no_figures():
+def test_no_queries_have_no_metrics():
     assert evaluate_last_item(Canned({}), holdout()) == {}
     assert bootstrap_intervals(np.empty(0, np.int64), 10) == {}
 
 
-def test_intervals_are_those_of_drawing_questions_again():
+def test_intervals_agree_with_resampling_queries():
     """Percentiles of 4,000 resamples, ours and naive ones.
 
     Both estimate the same quantile q = 0.025 from n draws of a nearly normal mean of deviation s: the standard
@@ -174,7 +174,7 @@ def test_intervals_are_those_of_drawing_questions_again():
         )
 
 
-def test_intervals_hold_the_figure_and_shrink_with_the_questions():
+def test_intervals_contain_the_figure_and_shrink_with_more_queries():
     rank = np.random.default_rng(0).integers(0, 21, 50)
     few, many = bootstrap_intervals(rank, 500), bootstrap_intervals(np.tile(rank, 100), 500)
     for name, value in ranking_metrics(rank).items():
@@ -191,7 +191,7 @@ def test_intervals_repeat_with_the_seed():
     assert bootstrap_intervals(rank, 100, seed=4) != bootstrap_intervals(rank, 100, seed=5)
 
 
-def test_intervals_of_what_does_not_vary_are_points():
+def test_constant_ranks_have_intervals_of_width_zero():
     for low, high in bootstrap_intervals(np.zeros(7, np.int64), 50).values():
         assert (low, high) == pytest.approx((1, 1))
 
@@ -216,7 +216,7 @@ def test_strata_are_thirds_of_the_interactions(popularity, expected):
     assert stratum.dtype == np.int8
 
 
-def test_strata_as_one_would_count_them_by_hand():
+def test_strata_agree_with_a_naive_computation():
     popularity = np.random.default_rng(7).geometric(0.05, 97) - 1
     total, before, expected = int(popularity.sum()), 0, {}
     for number in sorted(range(97), key=lambda item: (-popularity[item], item)):
@@ -227,7 +227,7 @@ def test_strata_as_one_would_count_them_by_hand():
 
 
 @pytest.mark.parametrize(("shown", "expected"), [([0, 0], 0), ([3, 0, 1, 0, 0], 0.4), ([1, 9], 1), ([], 0)], ids=str)
-def test_coverage_is_the_share_that_is_shown(shown, expected):
+def test_coverage_is_the_share_of_recommended_items(shown, expected):
     assert coverage(np.array(shown, np.int64)) == pytest.approx(expected)
 
 
@@ -243,7 +243,7 @@ def naive_gini(shown):
     [([5, 5, 5], 0), ([0, 9, 0, 0], 1), ([1, 3], 0.5), ([0, 0, 0], 0), ([4], 0), ([], 0)],
     ids=str,
 )
-def test_gini_runs_from_all_alike_to_one_alone(shown, expected):
+def test_gini_ranges_from_equal_exposure_to_one_item(shown, expected):
     assert gini(np.array(shown, np.int64)) == pytest.approx(expected)
 
 
@@ -260,7 +260,7 @@ def naive_exposure(answers, queries, num_items):
     return shown
 
 
-def test_report_asks_once_and_gives_all():
+def test_the_report_searches_once_and_has_all_figures():
     num_items = 27
     answers = {number: others[: number + 3] for number, others in shuffled(num_items).items()}
     pairs = [(query, target) for query, target in np.random.default_rng(6).integers(0, num_items, (53, 2)).tolist()]
@@ -288,12 +288,12 @@ def test_report_asks_once_and_gives_all():
     assert set(figures) == {*NAMES, "coverage_at_10", "gini_at_10", "intervals", "strata"}
 
 
-def test_a_report_is_ready_for_json():
+def test_a_report_is_json_compatible():
     figures = evaluation_report(Canned(shuffled(30)), *questions((1, 2), (3, 4)), np.arange(30), 20)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 
-def test_a_report_of_no_questions_counts_them():
+def test_a_report_without_queries_has_only_counts():
     figures = evaluation_report(Canned({}), *questions(), np.arange(5), 20)
     assert figures == {
         "intervals": {},
@@ -317,7 +317,7 @@ class ByWeight:
 
 
 @pytest.mark.parametrize(("best", "chosen"), [(0.5, 0.5), (0.2, 0.3), (0.6, 0.5)], ids=str)
-def test_the_recency_with_the_best_ndcg_is_chosen_the_first_of_equals(best, chosen):
+def test_chooses_the_first_recency_with_the_best_ndcg(best, chosen):
     """At 0.6, the recencies 0.5 and 0.7 are equally far."""
     model = ByWeight(best)
     recency, figures = choose_recency(model, holdout((1, 2, 3, 5), (4, 2, 5)), (0.9, 0.5, 0.3, 0.7), 2)
@@ -326,5 +326,5 @@ def test_the_recency_with_the_best_ndcg_is_chosen_the_first_of_equals(best, chos
     assert model.widths == {2}
 
 
-def test_without_questions_the_first_recency_is_chosen():
+def test_chooses_the_first_recency_without_queries():
     assert choose_recency(Canned({}), holdout(), (0.3, 0.5), 4) == (0.3, {})

@@ -94,7 +94,7 @@ class TestIndexWithATinySearch(NeighborsContract):
     # a search that is cut short may find for many what it did not find for few
     test_fewer_neighbors_are_the_first_of_more = None
 
-    def test_is_full_as_long_as_there_are_items(self, model, queries, num_items):
+    def test_fills_the_result_with_a_tiny_search_k(self, model, queries, num_items):
         for k in (1, 7, num_items - 1):
             assert (model.top_k(queries, k) >= 0).all()
 
@@ -137,7 +137,7 @@ def histories(num_items, seed=5):
 
 
 @every_distance
-def test_a_thorough_search_is_exact(tmp_path, distance):
+def test_a_complete_search_is_exact(tmp_path, distance):
     vectors, numbers = vectors_for(distance, 60), np.array([3, 59, 0, 3], np.int32)
     built, exact = build(tmp_path, vectors, distance=distance), ExactIndex(vectors, distance)
     built.search_k = 60 * 4
@@ -146,7 +146,7 @@ def test_a_thorough_search_is_exact(tmp_path, distance):
 
 
 @every_distance
-def test_nearest_gives_the_similarities_largest_first(tmp_path, distance):
+def test_nearest_returns_descending_similarities(tmp_path, distance):
     vectors = vectors_for(distance, 30)
     numbers, similarities = build(tmp_path, vectors, distance=distance).nearest(11, 6)
     expected = distance.similarities(vectors[11:12], vectors[numbers])[0]
@@ -156,7 +156,7 @@ def test_nearest_gives_the_similarities_largest_first(tmp_path, distance):
 
 
 @every_distance
-def test_nearest_to_the_place_of_an_item_is_that_item_and_then_its_neighbors(tmp_path, distance):
+def test_nearest_to_the_vector_of_an_item_starts_with_the_item(tmp_path, distance):
     vectors = vectors_for(distance, 30)
     built = build(tmp_path, vectors, distance=distance)
     numbers, similarities = built.nearest(11, 6)
@@ -167,7 +167,7 @@ def test_nearest_to_the_place_of_an_item_is_that_item_and_then_its_neighbors(tmp
 
 
 @every_distance
-def test_nearest_to_leaves_out_what_it_is_told_to(tmp_path, distance):
+def test_nearest_to_vector_excludes_items(tmp_path, distance):
     vectors = vectors_for(distance, 30)
     built, place = build(tmp_path, vectors, distance=distance), np.array([0.3, -0.2, 0.5, 0.1, 0], np.float32)
     everything, similarities = built.nearest_to_vector(place, 30)
@@ -179,12 +179,12 @@ def test_nearest_to_leaves_out_what_it_is_told_to(tmp_path, distance):
 
 
 @pytest.mark.parametrize(("k", "excluded"), [(0, ()), (3, range(30))], ids=["none wanted", "all left out"])
-def test_nearest_to_may_find_nothing(tmp_path, k, excluded):
+def test_nearest_to_vector_can_be_empty(tmp_path, k, excluded):
     vectors = unit_vectors(30)
     assert build(tmp_path, vectors).nearest_to_vector(vectors[0], k, excluded) == ([], [])
 
 
-def test_nearest_to_is_full_however_small_the_search(tmp_path):
+def test_nearest_to_vector_fills_the_result_with_a_tiny_search_k(tmp_path):
     vectors = unit_vectors(300)
     built = build(tmp_path, vectors, n_trees=1)
     built.search_k = 1
@@ -193,7 +193,7 @@ def test_nearest_to_is_full_however_small_the_search(tmp_path):
     assert all(number % 2 for number in found)
 
 
-def test_for_cosine_the_length_of_a_place_does_not_count(tmp_path):
+def test_cosine_ignores_the_length_of_the_query_vector(tmp_path):
     vectors = unit_vectors(30)
     built = build(tmp_path, vectors)
     for length in (0.01, 20):
@@ -209,19 +209,19 @@ def test_for_cosine_the_length_of_a_place_does_not_count(tmp_path):
     [(np.zeros(4), r"shape \[4\]"), (np.zeros((1, 5)), r"\[1, 5\]"), (np.full(5, np.nan), "0 finite numbers")],
     ids=["short", "two axes", "NaN"],
 )
-def test_a_place_that_is_none_is_refused(tmp_path, place, received):
+def test_rejects_invalid_query_vectors(tmp_path, place, received):
     with pytest.raises(InputError, match=rf"finite and of shape \[5\].*{received}"):
         build(tmp_path, unit_vectors(9)).nearest_to_vector(place, 3)
 
 
-def test_histories_beyond_a_block_are_answered_alike(tmp_path, monkeypatch):
+def test_query_blocks_do_not_change_the_result(tmp_path, monkeypatch):
     built = build(tmp_path, unit_vectors(50))
     together = built.top_k(histories(50), 5)
     monkeypatch.setattr(annoy_index, "QUERY_BLOCK", 3)
     np.testing.assert_array_equal(built.top_k(histories(50), 5), together)
 
 
-def test_nearest_knows_opposite_and_orthogonal_vectors(tmp_path):
+def test_nearest_handles_opposite_and_orthogonal_vectors(tmp_path):
     vectors = np.array([[1, 0, 0], [0, 1, 0], [-1, 0, 0], [0.6, 0.8, 0]], np.float32)
     numbers, similarities = build(tmp_path, vectors).nearest(0, 9)
     assert numbers == [3, 1, 2]
@@ -235,12 +235,12 @@ def test_length_is_the_number_of_items(tmp_path):
 # --- shards
 
 
-def test_a_catalog_of_the_size_of_a_shard_is_one_file():
+def test_a_small_catalog_has_one_shard():
     assert plan_shards(7, 7) == plan_shards(7, 1_000) == [Shard(file="index.ann", start=0, stop=7)]
 
 
 @pytest.mark.parametrize(("num_items", "shard_items"), [(8, 7), (17, 6), (100, 33), (5, 1)])
-def test_shards_hold_every_item_once_and_are_of_about_one_size(num_items, shard_items):
+def test_shards_cover_all_items_and_are_balanced(num_items, shard_items):
     shards = plan_shards(num_items, shard_items)
     assert [number for shard in shards for number in range(shard.start, shard.stop)] == list(range(num_items))
     assert len(shards) == math.ceil(num_items / shard_items)
@@ -251,7 +251,7 @@ def test_shards_hold_every_item_once_and_are_of_about_one_size(num_items, shard_
 
 @every_distance
 @pytest.mark.parametrize("shard_items", [31, 20, 4], ids=["two", "three", "many"])
-def test_a_thorough_search_of_shards_is_that_of_one_file(tmp_path, distance, shard_items):
+def test_a_complete_search_of_shards_agrees_with_one_file(tmp_path, distance, shard_items):
     vectors, numbers = vectors_for(distance, 60), np.array([3, 59, 0, 3], np.int32)
     built = build(tmp_path, vectors, distance=distance)
     sharded, exact = build_shards(tmp_path, vectors, shard_items, distance=distance), ExactIndex(vectors, distance)
@@ -265,7 +265,7 @@ def test_a_thorough_search_of_shards_is_that_of_one_file(tmp_path, distance, sha
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "manhattan"])
-def test_of_equally_near_items_the_first_come_first_whatever_the_shards(tmp_path, distance):
+def test_ties_go_by_item_number_across_shards(tmp_path, distance):
     """Whole numbers, so that every distance is exact."""
     vectors = np.random.default_rng(2).integers(0, 3, (50, 3)).astype(np.float32)
     for shard_items in (50, 17, 3):
@@ -278,7 +278,7 @@ def test_of_equally_near_items_the_first_come_first_whatever_the_shards(tmp_path
 
 
 @every_distance
-def test_recall_of_shards_is_tuned_over_the_merged_answer(tmp_path, distance):
+def test_tunes_the_recall_of_the_merged_result(tmp_path, distance):
     vectors = vectors_for(distance, 600, 12)
     config = {"n_trees": 3, "recall_k": 9, "recall_target": 0.9, "recall_floor": 0.8, "sample": 600}
     built = build_shards(tmp_path, vectors, 170, distance=distance, **config)
@@ -288,7 +288,7 @@ def test_recall_of_shards_is_tuned_over_the_merged_answer(tmp_path, distance):
     assert naive_recall(built, vectors, everyone, 9) == pytest.approx(tuned.recall, abs=1e-3)
 
 
-def test_every_shard_is_compared_with_its_vectors(tmp_path):
+def test_compares_every_shard_with_its_vectors(tmp_path):
     vectors = unit_vectors(40)
     build_shards(tmp_path, vectors, 10)
     shards = plan_shards(40, 10)
@@ -299,7 +299,7 @@ def test_every_shard_is_compared_with_its_vectors(tmp_path):
             annoy_index.load(tmp_path, shards, other, search_k=10)
 
 
-def test_swapped_shards_are_refused(tmp_path):
+def test_rejects_swapped_shards(tmp_path):
     vectors = unit_vectors(40)
     build_shards(tmp_path, vectors, 20)
     one, two = plan_shards(40, 20)
@@ -321,7 +321,7 @@ def test_swapped_shards_are_refused(tmp_path):
     ],
     ids=["one missing", "none", "one more", "a gap", "an overlap", "not in order", "an empty one"],
 )
-def test_shards_that_do_not_hold_every_item_once_are_refused(tmp_path, ranges, told):
+def test_rejects_shards_with_gaps_or_overlaps(tmp_path, ranges, told):
     shards = [Shard(file=f"index-{n}.ann", start=start, stop=stop) for n, (start, stop) in enumerate(ranges)]
     with pytest.raises(InputError, match=told):
         annoy_index.load(tmp_path, shards, unit_vectors(40), search_k=10)
@@ -347,7 +347,7 @@ def test_another_seed_gives_another_index(tmp_path):
     assert (tmp_path / "one" / "index.ann").read_bytes() != (tmp_path / "two" / "index.ann").read_bytes()
 
 
-def test_all_vectors_arrive_whatever_the_block(tmp_path, monkeypatch):
+def test_build_blocks_do_not_change_the_index(tmp_path, monkeypatch):
     monkeypatch.setattr(annoy_index, "BLOCK", 4)
     vectors = unit_vectors(11)
     build(tmp_path, vectors)
@@ -362,7 +362,7 @@ def test_all_vectors_arrive_whatever_the_block(tmp_path, monkeypatch):
 # --- load
 
 
-def test_a_loaded_index_answers_like_the_built_one(tmp_path):
+def test_a_loaded_index_agrees_with_the_built_one(tmp_path):
     vectors, numbers = unit_vectors(80), np.arange(0, 80, 7, dtype=np.int32)
     built = build(tmp_path, vectors)
     loaded = load(tmp_path, vectors, search_k=built.search_k)
@@ -371,14 +371,14 @@ def test_a_loaded_index_answers_like_the_built_one(tmp_path):
 
 
 @pytest.mark.parametrize("dimension", [DIMENSION - 1, DIMENSION + 1, 2 * DIMENSION], ids="dimension {}".format)
-def test_an_index_of_another_dimension_is_refused(tmp_path, dimension):
+def test_rejects_an_index_of_another_dimension(tmp_path, dimension):
     build(tmp_path, unit_vectors(20))
     with pytest.raises(InputError, match=r"index\.ann"):
         load(tmp_path, unit_vectors(20, dimension), search_k=10)
 
 
 @pytest.mark.parametrize("num_items", [19, 21], ids="{} items".format)
-def test_an_index_of_another_number_of_items_is_refused(tmp_path, num_items):
+def test_rejects_an_index_of_another_number_of_items(tmp_path, num_items):
     build(tmp_path, unit_vectors(20))
     with pytest.raises(InputError, match=f"must hold {num_items} items"):
         load(tmp_path, unit_vectors(num_items), search_k=10)
@@ -394,14 +394,14 @@ def test_a_loaded_index_has_the_distance_it_was_loaded_with(tmp_path, distance):
 
 
 @pytest.mark.parametrize(("saved", "asked"), [("cosine", "euclidean"), ("manhattan", "cosine")], ids=str)
-def test_an_index_of_another_distance_is_refused_where_its_layout_differs(tmp_path, saved, asked):
+def test_rejects_an_index_of_another_layout(tmp_path, saved, asked):
     vectors = unit_vectors(20)
     build(tmp_path, vectors, distance=DISTANCES[saved])
     with pytest.raises(InputError, match=r"index\.ann"):
         load(tmp_path, vectors, search_k=10, distance=DISTANCES[asked])
 
 
-def test_an_index_of_other_vectors_is_refused(tmp_path):
+def test_rejects_an_index_of_other_vectors(tmp_path):
     vectors = unit_vectors(20)
     build(tmp_path, vectors)
     with pytest.raises(InputError, match="another vector"):
@@ -409,7 +409,7 @@ def test_an_index_of_other_vectors_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9], ids="{} of the bytes".format)
-def test_a_truncated_file_is_refused(tmp_path, share):
+def test_rejects_a_truncated_file(tmp_path, share):
     vectors, path = unit_vectors(40), tmp_path / "index.ann"
     build(tmp_path, vectors)
     content = path.read_bytes()
@@ -438,7 +438,7 @@ def naive_recall(built, vectors, sample, k):
 
 @every_distance
 @pytest.mark.parametrize("search_k", [1, 30, 10_000], ids="search_k {}".format)
-def test_recall_is_the_share_of_the_exact_nearest_that_are_found(tmp_path, search_k, distance):
+def test_recall_agrees_with_a_naive_computation(tmp_path, search_k, distance):
     vectors, sample = vectors_for(distance, 300), np.arange(0, 300, 11, dtype=np.int32)
     built = build(tmp_path, vectors, n_trees=2, distance=distance)
     built.search_k = search_k
@@ -447,20 +447,20 @@ def test_recall_is_the_share_of_the_exact_nearest_that_are_found(tmp_path, searc
 
 @every_distance
 @pytest.mark.parametrize("scale", [1, 1_000, 0.001], ids="scale {}".format)
-def test_among_equally_near_items_any_counts_as_found(tmp_path, distance, scale):
+def test_recall_counts_ties(tmp_path, distance, scale):
     """Ten items at one place: which three of the nine others come is free."""
     vectors = np.repeat(vectors_for(distance, 4), 10, axis=0) * np.float32(1 if distance.unit_norm else scale)
     built = build(tmp_path, vectors, distance=distance)
     assert index_recall(built, vectors, np.arange(40, dtype=np.int32), 3) == 1.0
 
 
-def test_recall_of_a_catalog_smaller_than_k_counts_what_there_is(tmp_path):
+def test_recall_of_a_catalog_smaller_than_k(tmp_path):
     vectors = unit_vectors(6)
     assert index_recall(build(tmp_path, vectors), vectors, np.arange(6, dtype=np.int32), 20) == 1.0
 
 
 @every_distance
-def test_tuning_reaches_the_target_with_about_the_smallest_search(tmp_path, distance):
+def test_tuning_chooses_about_the_smallest_search_k(tmp_path, distance):
     vectors = vectors_for(distance, 600, 12)
     config = IndexConfig(n_trees=3, recall_k=9, recall_target=0.9, recall_floor=0.8, sample=120)
     built = annoy_index.build(vectors, config, tmp_path / "index.ann", distance=distance)
@@ -482,7 +482,7 @@ def test_tuning_repeats(tmp_path):
     assert tune_search_k(built, vectors, config) == tune_search_k(built, vectors, config)
 
 
-def test_tuning_fails_where_the_allowed_search_stays_below_the_floor(tmp_path):
+def test_tuning_fails_below_the_floor(tmp_path):
     vectors = unit_vectors(600, 24)
     config = IndexConfig(n_trees=1, recall_k=10, max_search_k=3, sample=60)
     built = annoy_index.build(vectors, config, tmp_path / "index.ann")
@@ -490,7 +490,7 @@ def test_tuning_fails_where_the_allowed_search_stays_below_the_floor(tmp_path):
         tune_search_k(built, vectors, config)
 
 
-def test_tuning_takes_the_largest_search_between_floor_and_target(tmp_path):
+def test_tuning_uses_max_search_k_between_floor_and_target(tmp_path):
     vectors = unit_vectors(600, 24)
     config = IndexConfig(n_trees=1, recall_k=10, recall_floor=0.05, recall_target=1.0, max_search_k=40, sample=60)
     built = annoy_index.build(vectors, config, tmp_path / "index.ann")
@@ -500,7 +500,7 @@ def test_tuning_takes_the_largest_search_between_floor_and_target(tmp_path):
 
 
 @pytest.mark.parametrize("num_items", [1, 2, 6], ids="{} items".format)
-def test_tuning_copes_with_fewer_items_than_neighbors(tmp_path, num_items):
+def test_tuning_supports_tiny_catalogs(tmp_path, num_items):
     vectors = unit_vectors(num_items)
     config = IndexConfig(n_trees=2)
     built = annoy_index.build(vectors, config, tmp_path / "index.ann")

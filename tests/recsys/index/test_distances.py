@@ -59,7 +59,7 @@ def test_similarity_of_an_unbounded_distance(distance, apart, expected):
 
 @every_distance
 @given(distances=st.lists(st.floats(0, 2), min_size=2, max_size=20))
-def test_what_is_farther_is_not_more_similar(distance, distances):
+def test_similarity_decreases_with_distance(distance, distances):
     ascending = np.sort(np.array(distances))
     similarities = distance.similarity(ascending)
     assert (np.diff(similarities) <= 0).all()
@@ -73,13 +73,13 @@ def test_distance_is_the_inverse_of_similarity(distance):
 
 
 @every_distance
-def test_a_similarity_just_above_one_is_no_distance(distance):
+def test_a_similarity_above_one_has_distance_zero(distance):
     """Rounding must not turn into NaN."""
     assert distance.distance(np.float32(1.0000001)) == 0.0
 
 
 @every_distance
-def test_between_is_the_distance_that_annoy_reports(distance):
+def test_between_agrees_with_annoy(distance):
     vectors = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
     annoy = AnnoyIndex(3, distance.metric)
     for number, vector in enumerate(vectors):
@@ -92,7 +92,7 @@ def test_between_is_the_distance_that_annoy_reports(distance):
 
 
 @every_distance
-def test_similarities_are_those_of_the_distances_that_annoy_reports(distance):
+def test_similarities_agree_with_annoy(distance):
     vectors = random_vectors(distance, 9, 4)
     annoy = AnnoyIndex(4, distance.metric)
     for number, vector in enumerate(vectors):
@@ -104,7 +104,7 @@ def test_similarities_are_those_of_the_distances_that_annoy_reports(distance):
 
 @every_distance
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 5), (3, 4), (5, 11)], ids=str)
-def test_similarities_are_those_of_each_two_whatever_the_blocks(distance, rows, columns, monkeypatch):
+def test_blocks_do_not_change_similarities(distance, rows, columns, monkeypatch):
     monkeypatch.setattr(similarity, "ROWS", 3)
     monkeypatch.setattr(similarity, "COLUMNS", 4)
     queries, vectors = random_vectors(distance, rows, 6), random_vectors(distance, columns, 6, seed=1)
@@ -122,27 +122,27 @@ def test_no_queries_have_no_similarities(distance):
 
 
 @every_distance
-def test_what_is_equal_has_similarity_one(distance):
+def test_equal_vectors_have_similarity_one(distance):
     """Also far from the origin, where squares are large and cancel."""
     vectors = random_vectors(distance, 5, 64) * (1 if distance.unit_norm else 1_000)
     np.testing.assert_allclose(np.diag(distance.similarities(vectors, vectors)), 1, atol=1e-5)
 
 
-def test_euclidean_tells_near_vectors_apart_far_from_the_origin():
+def test_euclidean_separates_close_vectors_far_from_the_origin():
     """The second is 0.001 away and the third 0.002, at a length of 100."""
     vectors = np.array([[100, 0], [100, 0.001], [100, 0.002]], np.float32)
     found = EUCLIDEAN.similarities(vectors[:1], vectors)
     np.testing.assert_allclose(found, [[1, 1 / 1.001, 1 / 1.002]], atol=1e-6)
 
 
-def test_for_cosine_the_length_of_a_query_does_not_count():
+def test_cosine_ignores_the_length_of_a_query():
     vectors = random_vectors(COSINE, 4, 3)
     np.testing.assert_allclose(
         COSINE.similarities(vectors * 0.01, vectors), COSINE.similarities(vectors, vectors), atol=1e-6
     )
 
 
-def test_a_query_without_direction_is_at_a_right_angle_to_everything():
+def test_a_zero_query_is_orthogonal_to_all_vectors():
     """As for Annoy, which reports the square root of 2."""
     nothing, vectors = np.zeros((1, 3), np.float32), random_vectors(COSINE, 4, 3)
     assert COSINE.similarities(nothing, vectors).tolist() == [[0, 0, 0, 0]]

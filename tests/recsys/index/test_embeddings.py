@@ -11,7 +11,7 @@ def unit_vectors(rows, dimension):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_unit_vectors_pass():
+def test_accepts_unit_vectors():
     embeddings.validate(unit_vectors(5, 3), 5)
 
 
@@ -25,7 +25,7 @@ def test_unit_vectors_pass():
     ],
     ids=["other number of items", "float64", "one vector", "three axes"],
 )
-def test_another_type_or_shape_is_refused(vectors, received):
+def test_rejects_another_type_or_shape(vectors, received):
     with pytest.raises(InputError, match=rf"release 7 must be float32 \[5, dimension\].*{received}"):
         embeddings.validate(vectors, 5, "release 7")
 
@@ -35,7 +35,7 @@ def test_another_type_or_shape_is_refused(vectors, received):
     [[0, 0, 0], [0.9, 0, 0], [1.1, 0, 0], [np.nan, 0, 1], [np.inf, 0, 0]],
     ids=["zero", "short", "long", "NaN", "inf"],
 )
-def test_a_vector_that_is_not_of_unit_length_is_named(wrong):
+def test_reports_a_vector_that_is_not_of_unit_length(wrong):
     vectors = unit_vectors(5, 3)
     vectors[3] = wrong
     with pytest.raises(InputError, match="item number 3 "):
@@ -43,21 +43,21 @@ def test_a_vector_that_is_not_of_unit_length_is_named(wrong):
 
 
 @pytest.mark.parametrize("name", ["euclidean", "manhattan"])
-def test_where_the_length_counts_any_will_do(name):
+def test_accepts_any_length_for_other_distances(name):
     vectors = unit_vectors(5, 3) * np.array([[0], [0.1], [1], [7], [1e6]], np.float32)
     embeddings.validate(vectors, 5, distance=DISTANCES[name])
 
 
 @pytest.mark.parametrize("name", list(DISTANCES))
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf], ids=str)
-def test_what_is_not_finite_is_refused_for_any_distance(name, wrong):
+def test_rejects_vectors_that_are_not_finite(name, wrong):
     vectors = unit_vectors(5, 3)
     vectors[3, 1] = wrong
     with pytest.raises(InputError, match=r"must be finite.*item number 3 "):
         embeddings.validate(vectors, 5, distance=DISTANCES[name])
 
 
-def test_a_wrong_vector_is_found_in_any_block(monkeypatch):
+def test_validates_every_block(monkeypatch):
     monkeypatch.setattr(embeddings, "BLOCK", 4)
     vectors = unit_vectors(11, 3)
     vectors[9] *= 2
@@ -82,13 +82,13 @@ def test_the_mean_of_one_item_is_its_vector(weight):
     np.testing.assert_array_equal(means, vectors[[4, 0]])
 
 
-def test_padding_weighs_nothing():
+def test_padding_has_no_weight():
     vectors = unit_vectors(5, 3)
     means = embeddings.weighted_means(vectors, np.array([[2, -1], [-1, -1]], np.int32), np.ones((2, 2), np.float32))
     np.testing.assert_array_equal(means, [vectors[2], [0, 0, 0]])
 
 
-def test_the_mean_of_nothing_is_at_the_origin():
+def test_the_mean_of_no_items_is_zero():
     assert embeddings.weighted_means(
         unit_vectors(5, 3), np.empty((2, 0), np.int32), np.empty((2, 0), np.float32)
     ).tolist() == [
@@ -100,7 +100,7 @@ def test_the_mean_of_nothing_is_at_the_origin():
 # --- files
 
 
-def test_survives_being_saved_and_is_mapped(tmp_path):
+def test_saved_embeddings_are_memory_mapped(tmp_path):
     vectors = unit_vectors(5, 3)
     embeddings.save(vectors, tmp_path / "embeddings.npy")
     loaded = embeddings.load(tmp_path / "embeddings.npy")
@@ -110,7 +110,7 @@ def test_survives_being_saved_and_is_mapped(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01"], ids=["empty", "text", "cut off"])
-def test_a_file_that_is_no_array_is_refused(tmp_path, content):
+def test_rejects_a_file_that_is_not_an_array(tmp_path, content):
     (tmp_path / "embeddings.npy").write_bytes(content)
     with pytest.raises(InputError, match=r"embeddings\.npy"):
         embeddings.load(tmp_path / "embeddings.npy")
@@ -121,13 +121,13 @@ def test_a_missing_file_is_refused(tmp_path):
         embeddings.load(tmp_path / "absent.npy")
 
 
-def test_an_array_of_python_objects_is_refused(tmp_path):
+def test_rejects_an_array_of_objects(tmp_path):
     np.save(tmp_path / "embeddings.npy", np.array([{}, None], object), allow_pickle=True)
     with pytest.raises(InputError, match=r"embeddings\.npy"):
         embeddings.load(tmp_path / "embeddings.npy")
 
 
-def test_an_archive_of_arrays_is_refused(tmp_path):
+def test_rejects_an_archive_of_arrays(tmp_path):
     np.savez(tmp_path / "arrays.npz", vectors=unit_vectors(5, 3))
     with pytest.raises(InputError, match=r"arrays\.npz"):
         embeddings.load(tmp_path / "arrays.npz")

@@ -50,7 +50,7 @@ class TestExactIndexOfOneItem(NeighborsContract):
 
 
 @every_distance
-def test_what_is_no_answer_is_asked_all_the_same_and_never_found(distance):
+def test_masked_items_can_be_queried_but_are_not_returned(distance):
     vectors = vectors_for(distance, NUM_ITEMS)
     among = np.ones(NUM_ITEMS, bool)
     among[[2, 4, 9]] = False
@@ -63,7 +63,7 @@ def test_what_is_no_answer_is_asked_all_the_same_and_never_found(distance):
 
 
 @every_distance
-def test_finds_the_nearest(distance):
+def test_returns_the_nearest_items(distance):
     vectors = vectors_for(distance, NUM_ITEMS)
     answers = ExactIndex(vectors, distance).neighbors(np.array([4, 12, 0, 4], np.int32), 5)
     expected = [naive(vectors, vectors[number], 5, distance=distance, excluded=[number]) for number in (4, 12, 0, 4)]
@@ -71,7 +71,7 @@ def test_finds_the_nearest(distance):
 
 
 @every_distance
-def test_several_items_are_looked_up_by_their_weighted_mean(distance):
+def test_several_items_are_searched_by_their_weighted_mean(distance):
     vectors = vectors_for(distance, NUM_ITEMS)
     items, weights = [[3, 7, 1], [5, 5, -1]], [[1.0, 0.5, 0.25], [1.0, 0.5, 0.0]]
     excluded = [[3, 7, 1, 12], [-1, 2, -1, -1]]
@@ -85,7 +85,7 @@ def test_several_items_are_looked_up_by_their_weighted_mean(distance):
 
 
 @every_distance
-def test_more_queries_than_a_block_are_answered_alike(distance):
+def test_query_blocks_do_not_change_the_result(distance):
     vectors = vectors_for(distance, 40)
     queries = np.resize(np.arange(40, dtype=np.int32), BLOCK + 17)
     answers = ExactIndex(vectors, distance).neighbors(queries, 3)
@@ -93,7 +93,7 @@ def test_more_queries_than_a_block_are_answered_alike(distance):
     assert answers.tolist() == [expected[number] for number in queries]
 
 
-def test_histories_of_more_than_a_block_are_answered_alike(monkeypatch):
+def test_history_blocks_do_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(6)
     items = rng.integers(0, 30, (11, 4)).astype(np.int32)
     queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
@@ -104,7 +104,7 @@ def test_histories_of_more_than_a_block_are_answered_alike(monkeypatch):
 
 
 @pytest.mark.parametrize("cells", [1, 90, 10_000])
-def test_answers_and_ranks_do_not_depend_on_how_much_is_compared_at_a_time(monkeypatch, cells):
+def test_the_block_size_changes_nothing(monkeypatch, cells):
     rng = np.random.default_rng(6)
     items, targets = rng.integers(0, 30, (11, 4)).astype(np.int32), rng.integers(0, 30, 11).astype(np.int32)
     queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
@@ -120,7 +120,7 @@ def test_length_is_the_number_of_items():
 
 
 @pytest.mark.parametrize("k", [1, 2, 6, 7], ids="k={}".format)
-def test_top_gives_the_columns_of_the_largest_scores_in_order(k):
+def test_top_columns_returns_the_largest_scores_in_order(k):
     scores = np.random.default_rng(1).permutation(28).reshape(4, 7).astype(np.float32)
     expected = [sorted(range(7), key=lambda column: -row[column])[:k] for row in scores]
     found = top_columns(scores, k)
@@ -128,18 +128,18 @@ def test_top_gives_the_columns_of_the_largest_scores_in_order(k):
     assert found.dtype == np.int32
 
 
-def test_top_orders_equal_scores_by_column():
+def test_top_columns_orders_ties_by_column():
     assert top_columns(np.array([[1.0, 3.0, 1.0, 3.0]], np.float32), 4).tolist() == [[1, 3, 0, 2]]
 
 
-def test_top_keeps_the_first_of_equal_scores_at_the_cut():
+def test_top_columns_keeps_the_first_of_ties_at_the_cut():
     scores = np.random.default_rng(0).integers(0, 3, (20, 30)).astype(np.float32)
     expected = [sorted(range(30), key=lambda column: -row[column])[:4] for row in scores]
     assert top_columns(scores, 4).tolist() == expected
 
 
 @every_distance
-def test_ranks_are_the_places_in_the_answer(distance):
+def test_ranks_agree_with_top_k(distance):
     """Also among equals, for targets that are excluded, and for those beyond the cut."""
     rng = np.random.default_rng(8)
     vectors = np.repeat(vectors_for(distance, 20), 3, axis=0)  # equals

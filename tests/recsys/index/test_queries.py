@@ -14,7 +14,7 @@ def holdout():
     return Holdout(items, ends - [len(own) for own in LOG], ends - 1)
 
 
-def test_a_look_up_from_one_item_leaves_out_the_item():
+def test_a_single_item_query_excludes_the_item():
     queries = Queries.from_items(np.array([3, 8, 3], np.int32))
     assert len(queries) == 3
     assert queries.items.tolist() == queries.excluded.tolist() == [[3], [8], [3]]
@@ -23,7 +23,7 @@ def test_a_look_up_from_one_item_leaves_out_the_item():
 
 @pytest.mark.parametrize("recency", [0.3, 1.0], ids="recency {}".format)
 @pytest.mark.parametrize("length", [1, 3, 50], ids="length {}".format)
-def test_histories_are_newest_first_and_fade(recency, length):
+def test_histories_are_newest_first_with_decreasing_weights(recency, length):
     queries = Queries.from_histories(holdout(), recency, length)
     for row, own in enumerate(LOG):
         history = own[:-1][::-1]
@@ -35,7 +35,7 @@ def test_histories_are_newest_first_and_fade(recency, length):
         assert [number for number in queries.excluded[row].tolist() if number != -1] == history
 
 
-def test_of_a_very_long_history_the_newest_items_are_left_out():
+def test_excludes_the_newest_items_of_a_long_history():
     longest = MAX_EXCLUDED + 500
     bot = Holdout(np.arange(longest + 1, dtype=np.int32), np.array([0, 0]), np.array([longest, 2]))
     queries = Queries.from_histories(bot, 0.5, 3)
@@ -45,7 +45,7 @@ def test_of_a_very_long_history_the_newest_items_are_left_out():
     assert queries.excluded[1].tolist() == [1, 0] + [-1] * (MAX_EXCLUDED - 2)
 
 
-def test_what_counts_is_left_out_however_much_it_is():
+def test_excludes_all_items_with_a_weight():
     bot = Holdout(np.arange(2_001, dtype=np.int32), np.array([0]), np.array([2_000]))
     queries = Queries.from_histories(bot, 1.0, MAX_EXCLUDED + 200)
     assert queries.items.shape == queries.excluded.shape == (1, MAX_EXCLUDED + 200)
@@ -59,11 +59,11 @@ def test_types_and_shapes():
 
 
 @pytest.mark.parametrize(("recencies", "expected"), [((0.3,), 0.3), ((0.9, 0.2, 0.5), 0.5), ((0.1, 0.4), 0.4)])
-def test_the_middle_recency(recencies, expected):
+def test_the_default_recency_is_the_median(recencies, expected):
     assert default_recency(recencies) == expected
 
 
-def test_a_slice_is_some_of_the_look_ups():
+def test_slicing_selects_queries():
     queries = Queries.from_histories(holdout(), 0.5, 3)
     some = queries[1:]
     assert len(some) == 2
@@ -71,7 +71,7 @@ def test_a_slice_is_some_of_the_look_ups():
         np.testing.assert_array_equal(getattr(some, part), getattr(queries, part)[1:])
 
 
-def test_nobody_asks_nothing():
+def test_no_users_give_no_queries():
     nobody = Holdout(np.array([1, 2], np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
     assert len(Queries.from_histories(nobody, 0.5, 3)) == 0
     assert len(Queries.from_items(nobody.queries)) == 0

@@ -62,7 +62,7 @@ def by_item(rows: pl.DataFrame) -> dict[str, list[tuple[Any, ...]]]:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("k", [1, 7, 1_000])
-def test_every_item_has_the_answer_of_the_release(version: str, k: int) -> None:
+def test_returns_what_the_release_returns(version: str, k: int) -> None:
     """To the last digit. Format 1 has no calibration."""
     release = Release.load(GOLDEN / version)
     numbers, searcher = range(len(release.catalog)), release.engine.searcher
@@ -73,17 +73,17 @@ def test_every_item_has_the_answer_of_the_release(version: str, k: int) -> None:
         assert found == [(n.rank, n.item_id, n.similarity, n.probability) for n in answer]
 
 
-def test_items_are_answered_in_the_order_of_the_question(catalog: Catalog, searcher: Searcher) -> None:
+def test_keeps_the_order_of_the_items(catalog: Catalog, searcher: Searcher) -> None:
     rows = by_item(nearest(catalog, searcher, [40, 3, 17], 2))
     assert list(rows) == ["item 40", "item 03", "item 17"]
     assert {len(found) for found in rows.values()} == {2}
 
 
-def test_no_item_is_a_table_without_rows(catalog: Catalog, searcher: Searcher) -> None:
+def test_no_items_give_an_empty_table(catalog: Catalog, searcher: Searcher) -> None:
     assert by_item(nearest(catalog, searcher, [], 3)) == {}
 
 
-def test_one_item_alone_has_no_neighbor(write_release: Callable[..., Path]) -> None:
+def test_a_single_item_has_no_neighbors(write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release(["only"]))
     assert (
         by_item(nearest(release.catalog, release.engine.searcher, range(1), 3, calibration=release.calibration)) == {}
@@ -104,9 +104,7 @@ FILTERS: dict[str, tuple[NeighborFilter, Callable[[int], bool]]] = {
 
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("k", [3, 40])
-def test_a_filter_leaves_the_order_and_fills_up_from_behind(
-    catalog: Catalog, searcher: Searcher, name: str, k: int
-) -> None:
+def test_filters_the_ranking_and_still_fills_k(catalog: Catalog, searcher: Searcher, name: str, k: int) -> None:
     """Against the whole ranking, filtered here. Items that are no neighbors are asked about all the same."""
     wanted, passes = FILTERS[name]
     allowed = wanted.mask(catalog)
@@ -121,7 +119,7 @@ def test_a_filter_leaves_the_order_and_fills_up_from_behind(
         assert [row[0] for row in found] == list(range(1, len(expected) + 1))
 
 
-def test_the_reach_bounds_how_far_a_filter_looks(catalog: Catalog, searcher: Searcher) -> None:
+def test_the_reach_limits_the_filtered_search(catalog: Catalog, searcher: Searcher) -> None:
     wanted = NeighborFilter(min_interactions=6, reach=12)
     allowed = wanted.mask(catalog)
     rows = by_item(nearest(catalog, searcher, range(NUM_ITEMS), 4, neighbor_filter=wanted, mask=allowed))
@@ -132,7 +130,7 @@ def test_the_reach_bounds_how_far_a_filter_looks(catalog: Catalog, searcher: Sea
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_the_smallest_similarity_cuts_the_end_off(catalog: Catalog, searcher: Searcher, filtered: bool) -> None:
+def test_applies_the_minimum_similarity(catalog: Catalog, searcher: Searcher, filtered: bool) -> None:
     whole = nearest(catalog, searcher, range(NUM_ITEMS), NUM_ITEMS)
     if filtered:
         whole = whole.filter(pl.col("neighbor_id").str.slice(5).cast(int) % 7 >= 3)
@@ -153,10 +151,10 @@ def test_the_smallest_similarity_cuts_the_end_off(catalog: Catalog, searcher: Se
         ({"tags": [1]}, r"where.tags must list strings, .* Received: 1"),
     ],
 )
-def test_a_filter_that_does_not_fit_the_catalog_is_refused(catalog: Catalog, where: dict[str, Any], told: str) -> None:
+def test_rejects_a_filter_that_does_not_fit_the_catalog(catalog: Catalog, where: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         NeighborFilter(where=where).mask(catalog)
 
 
-def test_without_a_filter_all_may_be_neighbors(catalog: Catalog) -> None:
+def test_without_filters_there_is_no_mask(catalog: Catalog) -> None:
     assert NeighborFilter(min_similarity=0.5).mask(catalog) is None

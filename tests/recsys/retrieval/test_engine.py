@@ -52,7 +52,7 @@ def calibration():
     )
 
 
-def test_names_the_nearest_items_first(similar):
+def test_returns_the_nearest_items_first(similar):
     answer = similar("north", 2)
     assert (answer.release_id, answer.item_id, answer.title) == ("r1", "north", "NORTH")
     assert [(other.rank, other.item_id, other.title) for other in answer.neighbors] == [
@@ -63,14 +63,14 @@ def test_names_the_nearest_items_first(similar):
     assert answer.neighbors[1].similarity == pytest.approx(0, abs=1e-6)
 
 
-def test_gives_all_others_where_more_are_asked_for(similar):
+def test_a_large_k_returns_all_other_items(similar):
     answer = similar("north-east", 50)
     assert [other.item_id for other in answer.neighbors] == ["north", "east", "west", "south"]
     assert [other.rank for other in answer.neighbors] == [1, 2, 3, 4]
     assert answer.neighbors[-1].title is None
 
 
-def test_no_similarity_leaves_the_range_of_a_cosine(catalog, tmp_path, vectors):
+def test_clips_cosines_to_their_range(catalog, tmp_path, vectors):
     """Unit vectors are a little longer or shorter in float32."""
     vectors[1] = -vectors[0]
     longer = vectors * np.float32(1.0005)
@@ -79,18 +79,18 @@ def test_no_similarity_leaves_the_range_of_a_cosine(catalog, tmp_path, vectors):
     assert answer.neighbors[-1].similarity == -1.0
 
 
-def test_an_unknown_item_is_an_error(similar):
+def test_rejects_an_unknown_item(similar):
     with pytest.raises(UnknownItemError, match="'up'"):
         similar("up", 2)
 
 
 @pytest.mark.parametrize("k", [0, -3])
-def test_asking_for_no_neighbors_is_an_error(similar, k):
+def test_rejects_a_k_below_one(similar, k):
     with pytest.raises(InputError, match=f"Received: {k}"):
         similar("north", k)
 
 
-def test_every_neighbor_has_its_probability_where_there_is_a_calibration(similar, calibration):
+def test_returns_probabilities_with_a_calibration(similar, calibration):
     neighbors = similar("north", 4, calibration=calibration).neighbors
     line = [0.25 + 0.5 * min(max(other.similarity, 0), 0.8) / 0.8 for other in neighbors]
     assert [other.probability for other in neighbors] == pytest.approx(line)
@@ -100,7 +100,7 @@ def test_every_neighbor_has_its_probability_where_there_is_a_calibration(similar
 @pytest.mark.parametrize(
     ("similarity", "same", "probability"), [(0.4, True, 0.5), (0.39, False, 0.49375), (-1, False, 0.25)]
 )
-def test_two_items_are_the_same_from_the_threshold_on(catalog, calibration, similarity, same, probability):
+def test_items_are_the_same_at_and_above_the_threshold(catalog, calibration, similarity, same, probability):
     asked = {"similarity": similarity, "calibration": calibration, "threshold": calibration.threshold()}
     result = VerificationResult.from_similarity(catalog, "r1", ("north", "south"), **asked)
     assert result.same is same

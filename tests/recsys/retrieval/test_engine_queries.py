@@ -152,7 +152,7 @@ sizes = st.sampled_from([SMALL, LARGE])
 
 @hypothesised
 @given(question=questions(diverse=False))
-def test_a_small_release_answers_as_the_naive_loop_does(releases, question):
+def test_a_small_release_agrees_with_a_naive_loop(releases, question):
     release = releases[SMALL]
     answer = release.search(question)
     expected = naive(release, question)
@@ -166,7 +166,7 @@ def test_a_small_release_answers_as_the_naive_loop_does(releases, question):
 
 @hypothesised
 @given(question=questions(), size=sizes)
-def test_nothing_is_in_an_answer_that_may_not_be(releases, question, size):
+def test_returns_only_allowed_items(releases, question, size):
     release = releases[size]
     rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
     found = ids(release.search(question))
@@ -190,7 +190,7 @@ def test_a_larger_k_keeps_the_prefix(releases, question, size, more):
 
 @hypothesised
 @given(question=questions(), size=sizes, page=st.integers(1, 40))
-def test_one_big_page_is_its_small_pages(releases, question, size, page):
+def test_small_pages_make_up_a_large_one(releases, question, size, page):
     big = releases[size].search(dataclasses.replace(question, k=4 * page, offset=0))
     small = [releases[size].search(dataclasses.replace(question, k=page, offset=n * page)) for n in range(4)]
     assert [neighbor for answer in small for neighbor in answer.neighbors] == big.neighbors
@@ -198,7 +198,7 @@ def test_one_big_page_is_its_small_pages(releases, question, size, page):
 
 @hypothesised
 @given(question=questions(diverse=False), size=sizes)
-def test_similarities_fall(releases, question, size):
+def test_similarities_descend(releases, question, size):
     found = similarities(releases[size].search(question))
     assert found == sorted(found, reverse=True)
     assert all(-1 <= similarity <= 1 for similarity in found)
@@ -206,7 +206,7 @@ def test_similarities_fall(releases, question, size):
 
 @hypothesised
 @given(question=questions(), size=sizes, factor=st.floats(0.01, 100))
-def test_a_weight_times_a_constant_changes_nothing(releases, question, size, factor):
+def test_scaling_all_weights_changes_nothing(releases, question, size, factor):
     negatives = tuple(negative for negative in question.negatives if negative.item_id != item(0))
     items = question.items or (WeightedItem(item(0)),)
     question = dataclasses.replace(question, history=(), vector=None, items=items, negatives=negatives)
@@ -222,7 +222,7 @@ def test_a_weight_times_a_constant_changes_nothing(releases, question, size, fac
 
 @hypothesised
 @given(asked=st.lists(numbers, min_size=2, max_size=4, unique=True), weight=st.floats(0.01, 100))
-def test_a_negative_never_lifts_its_own_neighbors(releases, asked, weight):
+def test_a_negative_never_raises_its_own_neighbors(releases, asked, weight):
     """Past no item that is less like the negative one."""
     release = releases[SMALL]
     *liked, negative = asked
@@ -240,7 +240,7 @@ def test_a_negative_never_lifts_its_own_neighbors(releases, asked, weight):
 
 @hypothesised
 @given(question=questions(), size=sizes)
-def test_the_same_question_has_the_same_answer(releases, question, size):
+def test_the_same_query_has_the_same_result(releases, question, size):
     """Also of a release that was loaded again."""
     again = Release.load(releases[size].path) if size == SMALL else releases[size]
     assert repr(again.search(question)) == repr(releases[size].search(question))
@@ -248,7 +248,7 @@ def test_the_same_question_has_the_same_answer(releases, question, size):
 
 @hypothesised
 @given(question=questions())
-def test_at_most_so_many_neighbors_share_a_value(releases, question):
+def test_limits_the_neighbors_per_value(releases, question):
     frame = releases[SMALL].catalog.frame
     found = ids(releases[SMALL].search(dataclasses.replace(question, offset=0)))
     for column, most in question.diversity.max_per_value.items():
@@ -257,7 +257,7 @@ def test_at_most_so_many_neighbors_share_a_value(releases, question):
         assert all(count <= most for count in counts.values())
 
 
-def test_mmr_is_the_greedy_choice_of_the_paper(releases):
+def test_mmr_agrees_with_the_greedy_algorithm_of_the_paper(releases):
     release = releases[SMALL]
     vectors = dict(zip(release.catalog.item_ids, np.asarray(release.vectors, np.float64), strict=True))
     question = Query(items=(WeightedItem(item(3)),), k=20, diversity=Diversity(0.6))
@@ -273,7 +273,7 @@ def test_mmr_is_the_greedy_choice_of_the_paper(releases):
     assert ids(release.search(dataclasses.replace(question, diversity=Diversity(1.0)))) != chosen
 
 
-def test_what_is_very_far_is_in_the_order_of_similarity_again(releases):
+def test_items_beyond_the_reranked_ones_keep_their_order(releases):
     question = Query(items=(WeightedItem(item(3)),), k=LARGE)
     plain = ids(releases[LARGE].search(question))
     spread = ids(releases[LARGE].search(dataclasses.replace(question, diversity=Diversity(0.5))))
@@ -283,7 +283,7 @@ def test_what_is_very_far_is_in_the_order_of_similarity_again(releases):
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.05, 0.001])
-def test_a_large_release_finds_what_the_naive_loop_finds(releases, share):
+def test_a_large_release_agrees_with_a_naive_loop(releases, share):
     """In one answer at least the recall that a release promises, and never fewer than there are."""
     release = releases[LARGE]
     rng = np.random.default_rng(3)
@@ -300,7 +300,7 @@ def test_a_large_release_finds_what_the_naive_loop_finds(releases, share):
     assert np.mean(recalls) >= 0.95
 
 
-def test_an_item_far_from_all_that_is_allowed_gets_them_all(releases):
+def test_returns_all_allowed_items_however_far(releases):
     """The index finds none of them: exact search does."""
     release = releases[LARGE]
     order = [item_id for item_id, _ in naive(release, Query.from_item(item(0)))]
@@ -309,21 +309,21 @@ def test_an_item_far_from_all_that_is_allowed_gets_them_all(releases):
     assert ids(answer) == list(far[:100])
 
 
-def test_all_items_can_be_asked_for(releases):
+def test_can_return_all_items(releases):
     assert len(releases[SMALL].similar(item(5), 10_000).neighbors) == SMALL - 1
 
 
 # --- unknown items
 
 
-def test_unknown_items_are_an_error_that_names_them_all(releases):
+def test_the_error_lists_all_unknown_items(releases):
     question = Query(items=(WeightedItem("x"), WeightedItem(item(1))), history=("y",), negatives=(WeightedItem("z"),))
     with pytest.raises(UnknownItemError, match="'x', 'y', 'z'"):
         releases[SMALL].search(question)
 
 
 @pytest.mark.parametrize("on_unknown", ["skip", "fallback"])
-def test_without_the_unknown_the_others_are_asked(releases, on_unknown):
+def test_skips_unknown_items(releases, on_unknown):
     question = Query(items=(WeightedItem("x", 5), WeightedItem(item(1))), exclude=("u",), on_unknown=on_unknown)
     answer = releases[SMALL].search(question)
     assert answer.unknown_item_ids == ["x", "u"]
@@ -331,7 +331,7 @@ def test_without_the_unknown_the_others_are_asked(releases, on_unknown):
     assert ids(answer) == ids(releases[SMALL].similar(item(1)))
 
 
-def test_where_no_item_is_known_skipping_leaves_nothing(releases):
+def test_skipping_all_items_returns_nothing(releases):
     answer = releases[SMALL].search(Query(items=(WeightedItem("x"),), on_unknown="skip"))
     assert (answer.neighbors, answer.incomplete_reason, answer.unknown_item_ids, answer.fallback) == (
         [],
@@ -341,7 +341,7 @@ def test_where_no_item_is_known_skipping_leaves_nothing(releases):
     )
 
 
-def test_the_fallback_is_popular_items_under_the_same_conditions(releases):
+def test_the_fallback_applies_the_filters(releases):
     release = releases[SMALL]
     where = (Condition("genre", any_of=("drama",)),)
     question = Query(
@@ -359,7 +359,7 @@ def test_the_fallback_is_popular_items_under_the_same_conditions(releases):
     assert {(n.similarity, n.probability) for n in answer.neighbors} == {(None, None)}
 
 
-def test_the_fallback_is_diverse_and_told_of_as_any_answer(releases):
+def test_the_fallback_applies_diversity_and_explains(releases):
     release = releases[SMALL]
     question = Query(
         items=(WeightedItem("x"),),
@@ -378,7 +378,7 @@ def test_the_fallback_is_diverse_and_told_of_as_any_answer(releases):
 # --- why
 
 
-def test_why_names_the_values_that_are_shared(releases):
+def test_explains_by_shared_values(releases):
     release = releases[SMALL]
     rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
     asked = (item(1), item(9))
@@ -410,13 +410,13 @@ def test_why_names_the_values_that_are_shared(releases):
         ({"k": 5}, None),
     ],
 )
-def test_fewer_than_asked_for_say_why(releases, changes, reason):
+def test_gives_the_reason_of_an_incomplete_result(releases, changes, reason):
     answer = releases[SMALL].search(dataclasses.replace(Query.from_item(item(2)), **changes))
     assert answer.incomplete_reason == reason
     assert not (answer.has_more and reason)
 
 
-def test_a_least_probability_is_that_of_the_calibration(releases):
+def test_applies_the_minimum_probability(releases):
     everything = releases[SMALL].similar(item(2), SMALL).neighbors
     answer = releases[SMALL].search(Query(items=(WeightedItem(item(2)),), k=SMALL, min_probability=0.5))
     assert answer.neighbors == [n for n in everything if n.probability >= 0.5]
@@ -439,7 +439,7 @@ def test_a_least_probability_is_that_of_the_calibration(releases):
         ({"vector": (math.nan,) * 5}, "finite"),
     ],
 )
-def test_what_does_not_go_with_the_release_is_an_error(releases, changes, told):
+def test_rejects_queries_that_do_not_fit_the_release(releases, changes, told):
     with pytest.raises(InputError, match=told):
         releases[SMALL].search(dataclasses.replace(Query.from_item(item(2)), **changes))
 
@@ -470,18 +470,18 @@ def test_what_does_not_go_with_the_release_is_an_error(releases, changes, told):
         (lambda: Condition("year", any_of=(10**400,)), "finite"),
     ],
 )
-def test_what_makes_no_sense_is_no_question(make, told):
+def test_rejects_contradictory_queries(make, told):
     with pytest.raises(InputError, match=told):
         make()
 
 
-def test_items_that_cancel_each_other_out_have_no_neighbors(releases):
+def test_rejects_items_that_cancel_out(releases):
     vector = tuple((-np.asarray(releases[SMALL].vectors[4], np.float64)).tolist())
     with pytest.raises(InputError, match="cancel out"):
         releases[SMALL].search(Query(items=(WeightedItem(item(4)),), vector=vector))
 
 
-def test_without_a_calibration_no_probability_can_be_asked_for(write_release):
+def test_min_probability_requires_a_calibration(write_release):
     release = Release.load(write_release(["a", "b", "c"], calibrated=False))
     with pytest.raises(InputError, match="Use min_similarity"):
         release.search(Query(items=(WeightedItem("a"),), min_probability=0.5))
@@ -537,7 +537,7 @@ def built():
 
 @hypothesised
 @given(question=questions(diverse=False), overlay=overlays())
-def test_changes_are_as_if_the_release_had_been_built_with_them(releases, built, question, overlay):
+def test_an_overlay_agrees_with_a_rebuilt_release(releases, built, question, overlay):
     changed = built(releases[SMALL], overlay)
     question = dataclasses.replace(question, on_unknown="skip")
 
@@ -563,7 +563,7 @@ def test_changes_are_as_if_the_release_had_been_built_with_them(releases, built,
 
 @hypothesised
 @given(question=questions(), overlay=overlays(), size=sizes, on_unknown=st.sampled_from(["skip", "fallback"]))
-def test_what_was_taken_down_is_in_no_answer(releases, question, overlay, size, on_unknown):
+def test_never_returns_hidden_items(releases, question, overlay, size, on_unknown):
     answer = releases[size].search(dataclasses.replace(question, on_unknown=on_unknown), overlay)
     assert not overlay.hidden & set(ids(answer))
     assert set(answer.unknown_item_ids) >= overlay.hidden & {i for i, _ in question.items}
@@ -571,7 +571,7 @@ def test_what_was_taken_down_is_in_no_answer(releases, question, overlay, size, 
 
 @hypothesised
 @given(question=questions(), overlay=overlays())
-def test_at_most_so_many_are_those_that_come_first_by_what_they_are_now(releases, question, overlay):
+def test_limits_per_value_use_the_changed_values(releases, question, overlay):
     release = releases[SMALL]
     question = dataclasses.replace(question, offset=0, on_unknown="skip")
     limits = {"genre": 2, "tags": 3}
@@ -589,7 +589,7 @@ def test_at_most_so_many_are_those_that_come_first_by_what_they_are_now(releases
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_a_new_item_is_found_and_asked_about_at_once(releases, size):
+def test_an_added_item_can_be_returned_and_queried(releases, size):
     release = releases[size]
     place = np.asarray(release.vectors[7], np.float32) * 3
     overlay = Overlay(added={"new": AddedItem(place, {"title": "Just out", "genre": "drama", "available": False})})
@@ -603,7 +603,7 @@ def test_a_new_item_is_found_and_asked_about_at_once(releases, size):
     assert answer.title == "Just out"
 
 
-def test_an_item_that_moved_is_where_it_is_now(releases):
+def test_an_added_vector_replaces_the_embedding(releases):
     release = releases[SMALL]
     overlay = Overlay(added={item(5): AddedItem(np.asarray(release.vectors[7]), {"title": "Moved"})})
     assert ids(release.search(Query.from_item(item(7)), overlay))[0] == item(5)
@@ -611,7 +611,7 @@ def test_an_item_that_moved_is_where_it_is_now(releases):
     assert ids(release.search(Query.from_item(item(7), SMALL), overlay)).count(item(5)) == 1
 
 
-def test_an_item_tells_what_is_known_of_it(releases):
+def test_returns_the_details_of_an_item(releases):
     release = releases[SMALL]
     row = release.catalog.frame.row(1, named=True)
     held = release.engine.item_details(item(1))
@@ -624,6 +624,6 @@ def test_an_item_tells_what_is_known_of_it(releases):
         release.engine.item_details(item(1), Overlay(hidden=frozenset([item(1)])))
 
 
-def test_an_added_vector_that_is_none_is_refused(releases):
+def test_rejects_an_added_vector_of_another_dimension(releases):
     with pytest.raises(InputError, match="vector of 'new' must be of 5 finite numbers"):
         releases[SMALL].search(Query.from_item(item(1)), Overlay(added={"new": AddedItem(np.ones(3, np.float32))}))
