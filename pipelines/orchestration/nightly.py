@@ -20,7 +20,7 @@ from pipelines.orchestration.stage_table import STAGES, Stage
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report, plots
 from pipelines.stages import promote
-from pipelines.stages.publish import keep_data_report
+from pipelines.stages.publish import log_data_report
 from recsys.config.sections import Config
 from recsys.errors import InputError, RefusedError, TrackingError
 from recsys.release.runs import Inputs, Run
@@ -118,7 +118,7 @@ def run_stages(context: RunContext, summary: Summary, time_limit: TimeLimit, *, 
                     tracking.metrics.log(_numbers({**manifest, **usage}), stage=name)
                 if name == prepare.STAGE and not tracking.metrics.queued:
                     with suppress(TrackingError):  # publish tries again
-                        keep_data_report(context.run, tracking)
+                        log_data_report(context.run, tracking)
     except BaseException as error:
         end = RunEnd(_outcome_of(error), _message(error), name, seconds, _gate_decision(context))
         _finish(context, end, summary, mlflow_run)

@@ -65,9 +65,9 @@ def render(report: Mapping[str, Any]) -> str:
     """Render a report as one HTML page, without scripts or external resources."""
     checks = (report["decision"] or {}).get("checks", [])
     return page.render(
-        "night_page.html",
+        "run_report.html",
         report=report,
         checks=sorted(checks, key=lambda check: VERDICTS.index(check["verdict"])),
         counts={verdict: sum(check["verdict"] == verdict for check in checks) for verdict in VERDICTS},
-        plots=plots.places(report),
+        plots=plots.coordinates(report),
     )

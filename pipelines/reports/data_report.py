@@ -1,7 +1,7 @@
-"""The data report of a night: figures as JSON, and the same as a page that needs nothing but itself.
+"""Data report of a run, as JSON and as a self-contained HTML page.
 
-`prepare` writes both into its folder. The figures are those of `recsys.data.profile`, beside the row account, and
-compared with the last snapshot of other data that the workspace holds.
+`prepare` writes both into its folder. The report contains the statistics of `recsys.data.profile`, the row account, and
+a comparison with the newest run of the workspace that has other data.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from recsys.release.runs import MANIFEST, Run
 
 REPORT, PAGE = "data_report.json", "data_report.html"
 MAX_BARS = 120
-"""Bars that a chart may have before days are put together."""
+"""Largest number of bars of a chart; with more days, several days share a bar."""
 
 
 def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], sequences: str) -> None:
-    """Write report and page into the folder of a prepare stage that is about to be finished.
+    """Write the report and its page into the folder of a prepare stage.
 
     Args:
-        config: of the run.
-        run: whose data it is.
-        folder: with the catalog, and the parts of the sequences in its folder `sequences`.
-        manifest: of the stage.
-        sequences: name of that folder.
+        config: settings of the run.
+        run: the run.
+        folder: folder of the stage, with the catalog and the sequences.
+        manifest: manifest of the stage.
+        sequences: name of the folder with the sequences.
     """
     items = config.items
 
@@ -60,7 +60,7 @@ def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], s
             known = json.loads((earlier / MANIFEST).read_text(encoding="utf-8"))
             before = counted(earlier, known)
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError):
-            report["unreadable"].append(earlier.parent.name)  # it must not cost the night
+            report["unreadable"].append(earlier.parent.name)  # an unreadable report must not fail the run
             continue
         compared = profile.compare(before, now)
         report["previous"] = {"run_id": earlier.parent.name, "account": known["account"], **compared}
@@ -70,20 +70,20 @@ def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], s
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """A data report as one HTML page: no scripts, nothing that is loaded."""
+    """Render a data report as a self-contained HTML page."""
     days, width = _bars(report["interactions_a_day"])
-    return page.render("data_page.html", report=report, days=days, days_a_bar=width)
+    return page.render("data_report.html", report=report, days=days, days_a_bar=width)
 
 
 def finished(workspace: Path) -> list[Path]:
-    """Folders of finished stages that left a report, the newest first."""
+    """Return the folders of finished stages with a data report, newest first."""
     reports = [path for path in (workspace / "runs").glob(f"*/*/{REPORT}") if not path.parent.name.startswith(".")]
     newest_first = sorted(reports, key=lambda path: (path.stat().st_mtime_ns, path), reverse=True)
     return [path.parent for path in newest_first]
 
 
 def _bars(days: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Interactions from the first day to the last, as many days a bar as keep the bars few; and how many these are."""
+    """Return first day -> interactions of each bar, and the number of days per bar."""
     first, last = date.fromisoformat(min(days)), date.fromisoformat(max(days))
     width = (last - first).days // MAX_BARS + 1
     bars = {(first + timedelta(day)).isoformat(): 0 for day in range(0, (last - first).days + 1, width)}

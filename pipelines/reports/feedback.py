@@ -1,4 +1,4 @@
-"""Feedback: how often what each release showed was clicked, as told by whoever shows it."""
+"""Feedback: click-through rate of each release, from files written by the client of the service."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ COLUMNS = ("release_id", "shown", "clicked")
 
 
 def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
-    """Click-through of each release, with 95% intervals; the ones that were shown most first.
+    """Return the click-through rate of each release with its 95% interval, most shown releases first.
 
     Args:
-        pattern: files with `release_id` (text), `shown` and `clicked` (whole numbers, or 0 and 1 a row), as many rows
-            a release as there are. An answer of the service names its release.
-        rows_per_unit: rows to hold at once.
+        pattern: files with `release_id` (string), `shown` and `clicked` (integers), any number of rows
+            per release. Every response of the service contains the release id.
+        rows_per_unit: rows to read at a time.
 
     Returns:
-        `releases`, and how many rows were `unusable`: no whole number, none shown, or less shown than clicked.
+        `releases`, and the number of `unusable` rows: not an integer, nothing shown, or more clicked than shown.
 
     Raises:
         InputError: files or columns are missing.
-        ConfigError: a URL that cannot be used.
+        ConfigError: the URL is invalid.
     """
     counted = [pl.DataFrame(schema={"release_id": pl.String, "shown": pl.Int64, "clicked": pl.Int64})]
     unusable = 0
@@ -46,9 +46,9 @@ def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
             unusable += typed.height - usable.height + raw.malformed.height
             counted.append(usable.group_by("release_id").agg(pl.all().sum()))
     releases = pl.concat(counted).group_by("release_id").agg(pl.all().sum())
-    told = []
+    rates = []
     for release_id, shown, clicked in releases.sort("shown", "release_id", descending=[True, False]).iter_rows():
         rate = estimate_share(clicked, shown)
         figures = {"click_through": rate.value, "low": rate.low, "high": rate.high}
-        told.append({"release_id": release_id, "shown": shown, "clicked": clicked, **figures})
-    return {"releases": told, "unusable": unusable}
+        rates.append({"release_id": release_id, "shown": shown, "clicked": clicked, **figures})
+    return {"releases": rates, "unusable": unusable}

@@ -1,4 +1,4 @@
-"""A page that needs nothing but itself: no scripts, nothing that is loaded, in light and in dark."""
+"""Render self-contained HTML pages: no scripts and no external resources, with a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template that lies beside this file."""
+    """Render a template of the folder `templates`."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # titles and categories come from outside
+        autoescape=True,  # titles and categories are untrusted input
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -26,10 +26,10 @@ def _number(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    """With a second digit where the first would say that there is nothing."""
+    """Format a share, with a second decimal if the first one would round to 0."""
     return f"{share:.1%}" if round(share, 3) else f"{share:.2%}" if share else "0%"
 
 
 def _change(now: float, before: float) -> str:
-    """How much more than before."""
+    """Format the relative change."""
     return f"{now / before - 1:+.1%}" if before else "new"

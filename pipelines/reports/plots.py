@@ -1,7 +1,4 @@
-"""The drawings of a night: where everything stands on its page, and each as a picture of its own.
-
-MLflow shows the pictures beside the figures of the run.
-"""
+"""Plots of a run: coordinates for the run report, and SVG images for MLflow."""
 
 from __future__ import annotations
 
@@ -15,13 +12,13 @@ from pipelines.reports import html as page
 from recsys.evaluation.metrics import STRATA, TARGET_METRIC
 
 HEIGHT, SQUARE = 240, 640
-"""Of a drawing and of the map, in units of which a drawing is 640 wide."""
+"""Height of a plot, and of the square map. Plots are 640 units wide."""
 CURVES = {"loss": "Training loss", f"validation_{TARGET_METRIC}": "NDCG@20 on the validation target"}
-"""Figures of each pass that are drawn, and how they are called."""
+"""Plotted metrics of each pass, and their titles."""
 
 
-def places(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page draws: places in percent of a drawing."""
+def coordinates(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the coordinates of every plot, in percent of its size."""
     training, indexed, quality = report["training"], report["index"], report["quality"]
     plots: dict[str, Any] = {}
     for name in CURVES:
@@ -38,8 +35,8 @@ def places(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:
-    """SVG by name, of as much as the report of a night tells."""
-    placed = places(report)
+    """Return name -> SVG of the plots that the run report has data for."""
+    placed = coordinates(report)
     drawn = {}
     for name, title in CURVES.items():
         if curve := placed[name]:
@@ -52,10 +49,10 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         edges = similarity["edges"]
         names = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
         drawn["similarity"] = _bars(
-            "How similar items are",
+            "Similarity of items",
             names,
             {"before": similarity["any"], "now": similarity["nearest"]},
-            {"before": "to any other item", "now": "to the ten nearest"},
+            {"before": "random pairs of items", "now": "ten nearest neighbors"},
             [(0, f"{edges[0]:g}"), (100, f"{edges[-1]:g}")],
         )
     if exposure := report["exposure"]:
@@ -64,12 +61,12 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
             "Popularity against exposure",
             names,
             {of: list(exposure[told].values()) for of, told in (("before", "interactions"), ("now", "neighbors"))},
-            {"before": "of the interactions", "now": "of the ten nearest"},
+            {"before": "share of interactions", "now": "share of ten nearest neighbors"},
             [(100 * (number + 0.5) / len(names), name) for number, name in enumerate(names)],
         )
-    if found := report["map"]:
-        dots = [(item["stratum"], item["x"], 100 - item["y"], item["title"]) for item in found["items"]]
-        title = f"A map of {len(dots)} items: the two main axes of their embeddings"
+    if item_map := report["map"]:
+        dots = [(item["stratum"], item["x"], 100 - item["y"], item["title"]) for item in item_map["items"]]
+        title = f"{len(dots)} items by the first two principal components of their embeddings"
         drawn["map"] = _svg(title, dots=dots, key={name: name for name in STRATA}, height=SQUARE)
     return drawn
 
@@ -93,7 +90,7 @@ def _bars(
     key: Mapping[str, str],
     across: Sequence[tuple[float, str]],
 ) -> str:
-    """Shares, the bars of each name side by side."""
+    """Draw grouped bars of shares, one group for each name."""
     tallest = max(max(shares) for shares in series.values()) or 1.0
     step = 100 / len(names)
     wide = 0.8 * step / len(series)
@@ -131,7 +128,7 @@ def _line(points: Sequence[tuple[float, float]], shown: list[str] | None = None,
 
 
 def _ranges(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """NDCG@20 of each model with its interval, as places on a common scale from 0."""
+    """Return NDCG@20 of each model with its interval, on a common scale from 0."""
     widest = max(figures["intervals"][TARGET_METRIC][1] for figures in models.values()) or 1.0
     return [
         {

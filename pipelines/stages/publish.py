@@ -94,7 +94,7 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
 
 
 def _log(run: Run, tracking: RunTracking, release: Release) -> None:
-    """Figures, accounts and what is needed to find the release again."""
+    """Log metrics and row accounts, and tag the MLflow run with the release id."""
     measured = release.evaluation
     figures: dict[str, float] = {}
     for prefix, look_up in (("", measured), ("history_", measured["history"])):
@@ -111,10 +111,10 @@ def _log(run: Run, tracking: RunTracking, release: Release) -> None:
     tracking.metrics.send_queued()
     tracking.metrics.log(figures)
     tracking.tracker.log_tags(tracking.mlflow_run, {"recsys.release_id": release.release_id})
-    keep_data_report(run, tracking)
+    log_data_report(run, tracking)
 
 
-def keep_data_report(run: Run, tracking: RunTracking) -> None:
+def log_data_report(run: Run, tracking: RunTracking) -> None:
     """Keep what `prepare` found with the MLflow run, once: also that of a night which does not come to publish.
 
     Raises:
@@ -127,5 +127,5 @@ def keep_data_report(run: Run, tracking: RunTracking) -> None:
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float]:
-    """What can be logged of an evaluation: not its intervals and strata."""
+    """Return the metrics of an evaluation, without intervals and strata."""
     return {name: value for name, value in values.items() if isinstance(value, float)}

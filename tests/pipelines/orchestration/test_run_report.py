@@ -268,7 +268,7 @@ def test_the_page_of_a_refused_night_begins_with_what_failed(nights: Nights) -> 
     verdicts = re.findall(r'<td class="(failed|passed|skipped)">', text)
     assert verdicts == sorted(verdicts, key=["failed", "passed", "skipped"].index)
     assert verdicts[0] == "failed"
-    assert f"The champion {nights.second.context.run.run_id} stays in service" in told.page.seen
+    assert f"The champion {nights.second.context.run.run_id} has not changed" in told.page.seen
 
 
 def test_a_night_that_failed_is_told_as_far_as_it_came(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_night_that_failed_is_told_as_far_as_it_came(tmp_path: Path) -> None:
     assert (told_of.summary["outcome"], told_of.summary["stage"]) == ("failed", "index")
     page, report = told_of.page, told_of.report
     assert str(told_of.error) in page.seen
-    assert "ended in index" in page.seen
+    assert "failed in stage index" in page.seen
     assert (report["quality"], report["neighbors"], report["decision"]) == (None, None, None)
     assert report["training"]["passes"]["pairs"] == 1
     assert report["data"]["interactions"] > 0
@@ -292,7 +292,7 @@ def test_a_night_without_any_stage_is_told_too(tmp_path: Path) -> None:
     told_of = told(config, [f"data.feedback={tmp_path}/feedback.csv"])
     assert "column 'release_id' must exist" in told_of.page.seen
     assert told_of.summary["stage"] == "prepare"
-    assert "ended in prepare" in told_of.page.seen
+    assert "failed in stage prepare" in told_of.page.seen
 
 
 def test_a_report_never_stands_beside_the_page_of_another(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:

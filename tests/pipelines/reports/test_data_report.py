@@ -87,7 +87,7 @@ def test_the_first_night_has_nothing_to_compare_with(tmp_path: Path) -> None:
     assert report["interactions"] == manifest["account"]["interactions"]["used"]
     assert (report["users"], report["items"]) == (13, 10)
     assert sum(report["interactions_a_day"].values()) == sum(report["interactions_by_hour"]) == report["interactions"]
-    assert "there is none before it" in page_of(context).seen
+    assert "This is the first snapshot" in page_of(context).seen
 
 
 def test_the_next_night_is_compared_with_the_one_before(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_snapshot_that_cannot_be_read_costs_no_night(tmp_path: Path) -> None:
     context, report = prepared(tmp_path, made_up(3, 60), goods(9))
     assert report["unreadable"] == [second.run.run_id]
     assert report["previous"]["run_id"] == first.run.run_id
-    assert f"cannot be read: run {second.run.run_id}" in page_of(context).seen
+    assert f"cannot be read: {second.run.run_id}" in page_of(context).seen
 
 
 # --- the same input, the same bytes
@@ -192,7 +192,7 @@ def test_many_days_share_bars(tmp_path: Path) -> None:
     """365 days are more than the bars that a chart may have."""
     log = [(f"u{day % 7}", f"i{day % 9}", 10**9 + day * 86_400) for day in range(365)]
     context, _ = prepared(tmp_path, log, goods(9))
-    assert "4 days a bar" in page_of(context).seen
+    assert "4 days per bar" in page_of(context).seen
     assert data_page._bars({"2024-02-28": 2, "2024-03-01": 5}) == (
         {"2024-02-28": 2, "2024-02-29": 0, "2024-03-01": 5},
         1,
