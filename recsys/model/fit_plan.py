@@ -67,6 +67,8 @@ class NewItemPhase:
 
     anchor_power: float
     """Exponent of an anchor's weight in the loss; below 1, because new items do not resemble popular items most."""
+    feature_rate: float = 1.0
+    """Factor of the learning rate of features; 1, because there are no ids that learn beside them."""
     passes_per_pair_pass: int = 2
     """Passes for each pass over pairs that was kept."""
 

@@ -144,7 +144,7 @@ class TowerFit:
 
     def _train_on_pairs(self, phase: PairPhase) -> None:
         model = Siamese(self.tower, self.inputs, self.config, anchor_power=phase.anchor_power)
-        adam = self._adam(self.tower, self.config.train.learning_rate)
+        adam = self._adam(self.tower, self.config.train.learning_rate, self.feature_rate)
         trainer = self._trainer(phase, model, adam, self.batches, self._validation(phase))
         result = trainer.fit(phase.passes)
         self.passes = Passes(result.best_pass, 0)
@@ -158,7 +158,7 @@ class TowerFit:
         learning_rate = keras.optimizers.schedules.PolynomialDecay(
             self.config.train.learning_rate / phase.rate_divisor, phase.passes * len(batches), end_learning_rate=0.0
         )
-        adam = self._adam(self.tower, learning_rate)
+        adam = self._adam(self.tower, learning_rate, self.feature_rate)
         adam.thaw()
         model = Siamese(self.tower, self.inputs, self.config)
         trainer = self._trainer(phase, model, adam, batches, self._validation(phase))
@@ -174,7 +174,7 @@ class TowerFit:
         model = NewItemSiamese(
             new, self.inputs, self.config, anchor_power=phase.anchor_power, embeddings=self.embeddings
         )
-        adam = self._adam(new, self.config.train.learning_rate)
+        adam = self._adam(new, self.config.train.learning_rate, phase.feature_rate)
         adam.thaw()
         trainer = self._trainer(phase, model, adam, self.batches, validation=None)
         result = trainer.fit(phase.passes_per_pair_pass * self.passes.pairs)
@@ -199,8 +199,8 @@ class TowerFit:
             on_pass=lambda number, figures: self.on_pass(phase.name, earlier_passes + number, figures),
         )
 
-    def _adam(self, trained: keras.Model, learning_rate: LearningRate) -> EncoderAdam:
-        return build_optimizer(self.config.train, trained, self.features, learning_rate, feature_rate=self.feature_rate)
+    def _adam(self, trained: keras.Model, learning_rate: LearningRate, feature_rate: float) -> EncoderAdam:
+        return build_optimizer(self.config.train, trained, self.features, learning_rate, feature_rate=feature_rate)
 
     def _validation(self, phase: PairPhase | HistoryPhase) -> Validation | None:
         """Validation of a phase; None also if no interaction is held out."""

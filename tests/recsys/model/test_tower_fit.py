@@ -63,6 +63,12 @@ def test_learning_rate_of_the_history_phase_decays_from_a_third_to_0(fit, optimi
     assert int(optimizers[1].iterations) == 4 * 4
 
 
+def test_features_lead_in_the_phases_with_ids_only(fit, optimizers):
+    """Ten users with three interactions each: the mean is below two, so the lead of 150 gives the largest factor."""
+    fit((PAIRS, HistoryPhase(1, validate=False, recency=0.4), NewItemPhase(anchor_power=0.5)), **BY_BRAND)
+    assert [set(optimizer.factors.values()) for optimizer in optimizers] == [{1.0, 10.0}, {1.0, 10.0}, {1.0}]
+
+
 def test_passes_are_numbered_from_the_start_of_the_fit(fit):
     reported = []
     phases = (PAIRS, HistoryPhase(1, validate=False, recency=0.4), NewItemPhase(anchor_power=0.5))
