@@ -122,7 +122,7 @@ def _print_summary(summary: dict[str, Any], config_file: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     evaluation = summary["evaluation"]
     if evaluation["queries"]:
-        table = Table(title=f"Last-item queries of {evaluation['questions']:,} users, test target")
+        table = Table(title=f"Last-item queries of {evaluation['queries']:,} users, test target")
         table.add_column("")
         for column in COLUMNS:
             table.add_column(column.upper().replace("_AT_", "@"), justify="right")
