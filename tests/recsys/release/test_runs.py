@@ -253,7 +253,7 @@ def test_another_process_that_holds_the_lock_is_respected_until_it_ends(run):
     command = [sys.executable, "-c", program, str(run.folder / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(StageError, match="another one"), run.locked():
+        with pytest.raises(StageError, match="Another process is already working on run"), run.locked():
             pass
         other.kill()
     with run.locked():
