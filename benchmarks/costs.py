@@ -29,11 +29,9 @@ from pipelines.stages import embed
 from recsys.config.loading import parse_config
 from recsys.config.sections import (
     BeamConfig,
-    EmbedConfig,
     IndexConfig,
     ItemsConfig,
-    NeighborsConfig,
-    PrepareConfig,
+    ResourcesConfig,
     TowerConfig,
     TrainConfig,
 )
@@ -176,7 +174,7 @@ def of_items(folder: Path) -> dict[str, float]:
     }
     with tempfile.TemporaryDirectory(dir=folder) as name:
         out = Path(name)
-        job = embed.Job(EmbedConfig(), catalog, saved, vocabularies, out, out / "embeddings.npy")
+        job = embed.Job(catalog, saved, vocabularies, out, out / "embeddings.npy", ResourcesConfig().embedded_items)
         seconds = cpu(lambda: embed.embed_items(job, EMBEDDED, DIMENSION, BeamConfig(), lambda *_: None))
         found |= {"embed, CPU s": seconds / EMBEDDED, "embeddings, bytes": job.out.stat().st_size / EMBEDDED}
     vectors, path = synthetic.vectors(INDEXED, DIMENSION), folder / "index.ann"
@@ -199,7 +197,7 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
     In proportion to interactions and items, but for two: a step of training grows with the items, and so does
     their number; the trees of the index grow deeper by the logarithm.
     """
-    units = max(1, round(interactions / PrepareConfig().rows_per_unit))
+    units = max(1, round(interactions / ResourcesConfig().rows_per_unit))
     steps = PASSES * items / TrainConfig().batch_size
     step = costs["train: CPU s, per step"] + costs["train: CPU s, per step and million items"] * items / MILLION
     deeper = math.log2(max(items, 2)) / math.log2(INDEXED)
@@ -226,7 +224,7 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
             "CPU h": each("embed, CPU s") / 3600,
             "disk, GB": each("embeddings, bytes") / GB,
             "memory, GB": each("tower, bytes") / GB,
-            "units": math.ceil(items / EmbedConfig().items_per_unit),
+            "units": math.ceil(items / ResourcesConfig().embedded_items),
         },
         "index": {
             "CPU h": each("index, CPU s") * deeper / 3600,
@@ -236,7 +234,7 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
         "neighbors": {
             "CPU h": each("neighbors, CPU s") * deeper / 3600,
             "memory, GB": each("index, bytes") / GB,
-            "units": math.ceil(items / NeighborsConfig().items_per_unit),
+            "units": math.ceil(items / ResourcesConfig().exported_items),
         },
         "catalog": {"disk, GB": (each("catalog, bytes") + each("vocabularies, bytes")) / GB},
     }

@@ -40,10 +40,11 @@ from pipelines.context.run_context import RunContext
 from pipelines.export import job as export_job
 from pipelines.prepare import stage as prepare
 from recsys.config.loading import parse_config
-from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, NeighborsConfig, PrepareConfig
+from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, PrepareConfig, ResourcesConfig
 from recsys.data import item_users
 from recsys.data.catalog import Catalog
 from recsys.index import annoy_index, embeddings
+from recsys.index.annoy_index import N_JOBS, RECALL_K, SEED
 from recsys.index.recall import tune_search_k
 from recsys.index.shards import INDEX_FILE, plan_shards
 from recsys.release import formats, writer
@@ -58,7 +59,7 @@ USER_ROWS, ITEM_ROWS = 20, 50
 ITEMS, ROUNDS = 1_000_000, 3
 DIMENSION, K = 64, 50
 ASKED_UNITS = 4
-INDEX = IndexConfig(n_trees=10, n_jobs=-1, sample=200, recall_target=0.9, recall_floor=0.5)
+INDEX = IndexConfig(n_trees=10, recall_target=0.9, recall_floor=0.5)
 
 
 def prepare_at_size(table: Table, folder: Path, rows: int) -> None:
@@ -106,7 +107,7 @@ def _alone(side: str, log: str) -> None:
 def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
     """The job's units over Beam beside a pool of threads, each of which asks Annoy about the same range of items."""
     loaded = write_release(items, folder)
-    unit, beam = NeighborsConfig().items_per_unit, BeamConfig(profile="local-threads")
+    unit, beam = ResourcesConfig().exported_items, BeamConfig(profile="local-threads")
     asked = min(items, ASKED_UNITS * unit)
     ranges = [range(start, min(start + unit, asked)) for start in range(0, asked, unit)]
     bare = AnnoyIndex(DIMENSION, "angular")
@@ -152,11 +153,11 @@ def write_release(items: int, folder: Path) -> Release:
         "metric": "angular",
         "distance": "cosine",
         "n_trees": INDEX.n_trees,
-        "seed": INDEX.seed,
-        "n_jobs": INDEX.n_jobs,
+        "seed": SEED,
+        "n_jobs": N_JOBS,
         "index": plan_shards(items, items),
         "search_k": tuned.search_k,
-        "recall_k": INDEX.recall_k,
+        "recall_k": RECALL_K,
         "index_recall": tuned.recall,
         "recency": None,
         "catalog_fingerprint": catalog.fingerprint,

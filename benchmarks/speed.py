@@ -23,7 +23,7 @@ from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed
 from recsys.config.loading import parse_config
-from recsys.config.sections import BeamConfig, EmbedConfig, IndexConfig, ItemsConfig, PrepareConfig, TowerConfig
+from recsys.config.sections import BeamConfig, IndexConfig, ItemsConfig, PrepareConfig, ResourcesConfig, TowerConfig
 from recsys.data.catalog import Catalog
 from recsys.features.encoding import Features
 from recsys.index import annoy_index
@@ -103,12 +103,11 @@ def embed_against_loop(
     frame.write_parquet(folder / "catalog.parquet")
     features.save(folder / "features.json")
     model.save(folder / "tower.keras")
-    settings = EmbedConfig()
 
     def job(out: Path) -> embed.Job:
         names = ("catalog.parquet", "tower.keras", "features.json")
         catalog, saved, vocabularies = (folder / name for name in names)
-        return embed.Job(settings, catalog, saved, vocabularies, out, out / "embeddings.npy")
+        return embed.Job(catalog, saved, vocabularies, out, out / "embeddings.npy", ResourcesConfig().embedded_items)
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
@@ -125,7 +124,7 @@ def embed_against_loop(
     def plain_from_files() -> float:
         def work() -> None:
             vocabularies = Features.load(folder / "features.json")
-            fresh = tower.make_encoder(tower.load(folder / "tower.keras"), settings.batch_size)
+            fresh = tower.make_encoder(tower.load(folder / "tower.keras"), embed.BATCH_SIZE)
             np.save(folder / "plain.npy", fresh(vocabularies.transform(read())))
 
         return timed(work)
@@ -133,7 +132,7 @@ def embed_against_loop(
     def read() -> pl.DataFrame:
         return pl.read_parquet(folder / "catalog.parquet")
 
-    encode = tower.make_encoder(model, settings.batch_size)
+    encode = tower.make_encoder(model, embed.BATCH_SIZE)
     table.compare(f"embed, {items:,} items, files to file", limit, ours_from_files, plain_from_files, rounds)
     table.compare(f"embed, {items:,} items, tower already loaded", None, ours, plain, rounds)
 
@@ -149,7 +148,7 @@ def look_up_against_annoy(table: Table, folder: Path) -> None:
             bare.set_seed(settings.seed)
             for number, vector in enumerate(vectors):
                 bare.add_item(number, vector)
-            bare.build(settings.n_trees, settings.n_jobs)
+            bare.build(settings.n_trees, annoy_index.N_JOBS)
             bare.save(str(folder / "bare.ann"))
 
         return timed(work)

@@ -31,7 +31,7 @@ from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.prepare.stage import prepare
 from pipelines.stages import train
-from recsys.config.sections import Config, DataConfig, ItemsConfig
+from recsys.config.sections import Config, DataConfig, ItemsConfig, ResourcesConfig
 from recsys.data import pairs
 from recsys.evaluation.metrics import TARGET_METRIC, VALIDATION_SCORE, evaluate_last_item
 from recsys.index.exact import ExactIndex
@@ -137,7 +137,7 @@ def one_pass(part: str) -> float:
     config = Config(data=DataConfig(interactions="none"))
     frame = synthetic.catalog(PAIRS_ITEMS)
     streamed = pairs.Pairs([Path(part)], PAIRS_ITEMS, "weight")
-    small = config.model_copy(update={"train": config.train.model_copy(update={"shuffle_pairs": PAIRS_ITEMS * 200})})
+    small = config.model_copy(update={"resources": ResourcesConfig(memory_mb=PAIRS_ITEMS * 200 / 1_000)})
     features = Features.fit(frame, ItemsConfig(), config.tower, streamed.counts)
     model = tower.build(features, config.tower, seed=1)
     inputs = features.transform(frame)

@@ -29,11 +29,11 @@ def export(
             envvar="RECSYS_EXPORT_TO",
             metavar="LOCATION",
             help="A folder for Parquet or a file.jsonl, both also s3://…; sqlite:///FILE, postgresql://… or redis://…; "
-            "the same as neighbors.to. The environment variable keeps a password out of files and process lists.",
+            "the same as export.to. The environment variable keeps a password out of files and process lists.",
         ),
     ] = None,
     k: Annotated[
-        int | None, typer.Option("--k", min=1, help="Number of neighbors of each item; the same as neighbors.k.")
+        int | None, typer.Option("--k", min=1, help="Number of neighbors of each item; the same as export.k.")
     ] = None,
     config: ConfigFile = CONFIG_DEFAULT,
     overrides: Overrides = None,
@@ -48,8 +48,8 @@ def export(
 
     settings = [
         *(overrides or ()),
-        *([] if to is None else [f"neighbors.to={json.dumps(to, ensure_ascii=False)}"]),
-        *([] if k is None else [f"neighbors.k={k}"]),
+        *([] if to is None else [f"export.to={json.dumps(to, ensure_ascii=False)}"]),
+        *([] if k is None else [f"export.k={k}"]),
     ]
     loaded = load_config(config, settings)
     with extras("the export", "jobs", "export", "tracking"):

@@ -25,7 +25,7 @@ from pipelines.context.libraries import quiet_libraries
 from pipelines.context.progress import Advance, Progress
 from pipelines.export.sinks.base import Export, deliver
 from pipelines.export.sinks.registry import open_sink
-from recsys.config.sections import Config, NeighborsConfig
+from recsys.config.sections import Config, ExportConfig
 from recsys.config.urls import Address
 from recsys.data.storage import atomic_write, sha256
 from recsys.errors import StageError
@@ -50,10 +50,10 @@ class Job:
     folder: Path
 
     @classmethod
-    def from_config(cls, release: Release, config: NeighborsConfig, run: Run) -> Job:
+    def from_config(cls, release: Release, config: ExportConfig, items_per_unit: int, run: Run) -> Job:
         """Return the job that exports a release."""
-        neighbor_filter = NeighborFilter(config.min_similarity, config.min_interactions, config.where, config.reach)
-        return cls(release.path.resolve(), config.k, neighbor_filter, config.items_per_unit, run.folder / run.run_id)
+        neighbor_filter = NeighborFilter(config.min_similarity, config.min_interactions, config.where)
+        return cls(release.path.resolve(), config.k, neighbor_filter, items_per_unit, run.folder / run.run_id)
 
     def part(self, unit: int) -> Path:
         """Return the file with the rows of a unit, of `recsys.retrieval.bulk.SCHEMA`."""
@@ -69,7 +69,7 @@ def export_neighbors(release: Release, config: Config, progress: Progress) -> di
 
     Args:
         release: a verified release.
-        config: the table `neighbors` determines the rows and the sink, the other tables how the job runs.
+        config: the table `export` determines the rows and the sink, the other tables how the job runs.
         progress: where progress is shown.
 
     Returns:
@@ -82,11 +82,11 @@ def export_neighbors(release: Release, config: Config, progress: Progress) -> di
         StageError: no neighbor passes the filter, the sink is not reachable, or another process is exporting.
     """
     quiet_libraries()
-    to = config.neighbors.to
+    to = config.export.to
     run = _export_run(release, config)
     with closing(open_sink(to)) as sink:  # fails before the search, not after it
         is_current = sink.current_export_id() == run.run_id
-    job = Job.from_config(release, config.neighbors, run)
+    job = Job.from_config(release, config.export, config.resources.exported_items, run)
     with run.locked():
         if not run.done(run.run_id):
             with progress.stage("search") as advance:
@@ -111,7 +111,7 @@ def _export_run(release: Release, config: Config) -> Run:
     folder = config.workspace / NAME
     folder.mkdir(parents=True, exist_ok=True)
     code = code_version()
-    settings = config.neighbors.model_dump(mode="json", exclude={"to"})
+    settings = config.export.model_dump(mode="json", exclude={"to"})
     identity = [sha256(release.path / RELEASE_MANIFEST), json.dumps(settings, sort_keys=True), code]
     export_id = f"{release.release_id}-{hashlib.sha256(' '.join(identity).encode()).hexdigest()[:8]}"
     return Run(export_id, folder, release.manifest.data_snapshot, code)
@@ -129,7 +129,7 @@ def _search_all(job: Job, release: Release, config: Config, advance: Advance) ->
     if rows == 0:
         raise StageError(
             f"at least one item must have a neighbor. Received: {items_without:,} items, none with a neighbor that "
-            "passes neighbors.min_similarity, neighbors.min_interactions and neighbors.where. Relax these settings."
+            "passes export.min_similarity, export.min_interactions and export.where. Relax these settings."
         )
     manifest = {
         "export_id": job.folder.name,

@@ -15,6 +15,8 @@ from recsys.config.sections import NotifyConfig
 
 WEBHOOK = "RECSYS_WEBHOOK"
 """Environment variable of the URL; it overrides the config, and keeps a secret URL out of files."""
+TIMEOUT_SECONDS = 10.0
+"""Time that a webhook or a command may take: the end of a run does not wait longer."""
 
 
 def notify(summary: Mapping[str, Any], config: NotifyConfig, write: Callable[[str], None]) -> None:
@@ -29,9 +31,9 @@ def notify(summary: Mapping[str, Any], config: NotifyConfig, write: Callable[[st
         return
     content = json.dumps(summary).encode()
     url = os.environ.get(WEBHOOK) or config.webhook
-    if url and (problem := _post(url, content, config.timeout_seconds)):
+    if url and (problem := _post(url, content, TIMEOUT_SECONDS)):
         write(f"The webhook was not notified: {problem}.")
-    if config.command and (problem := _run(config.command, content, config.timeout_seconds)):
+    if config.command and (problem := _run(config.command, content, TIMEOUT_SECONDS)):
         write(f"The command of [notify] failed: {problem}.")
 
 

@@ -30,7 +30,9 @@ from recsys.evaluation.metrics import (
     target_ranks,
 )
 from recsys.evaluation.protocol import PROTOCOL
+from recsys.index.annoy_index import RECALL_K
 from recsys.index.queries import Queries
+from recsys.index.recall import SAMPLE_SIZE
 from recsys.release.bundle import Release
 from recsys.release.formats import CATALOG
 
@@ -64,7 +66,7 @@ def collect(context: RunContext, *, compared_with: str | None, gate_decided: boo
     data = None
     if prepare.STAGE in manifests:
         data = json.loads(run.path(prepare.STAGE, data_report.REPORT).read_text(encoding="utf-8"))
-    target = {"target": config.index.recall_target, "k": config.index.recall_k}
+    target = {"target": config.index.recall_target, "k": RECALL_K}
     return {
         "run_id": run.run_id,
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -78,10 +80,10 @@ def collect(context: RunContext, *, compared_with: str | None, gate_decided: boo
         "index": {**indexed, **target} if indexed else None,
         "queries": evaluated["queries"] if evaluated else None,
         "quality": _quality(context, evaluated, champion) if evaluated and evaluated["queries"] else None,
-        "similarity": _similarity_histograms(challenger, config.index.sample) if challenger else None,
-        "exposure": _exposure(challenger, config.index.sample) if challenger else None,
+        "similarity": _similarity_histograms(challenger, SAMPLE_SIZE) if challenger else None,
+        "exposure": _exposure(challenger, SAMPLE_SIZE) if challenger else None,
         "map": _map(challenger) if challenger else None,
-        **compare_releases(challenger, champion, config.index.sample),
+        **compare_releases(challenger, champion, SAMPLE_SIZE),
         "online": _click_through(context),
         "settings": compare_settings(champion.manifest.config, config.shaping()) if champion else None,
         "earlier_runs": [
@@ -110,7 +112,7 @@ def _click_through(context: RunContext) -> dict[str, Any] | None:
     if pattern is None:
         return None
     try:
-        return feedback.by_release(pattern, context.config.prepare.rows_per_unit)
+        return feedback.by_release(pattern, context.config.resources.rows_per_unit)
     except RecsysError as error:
         return {"releases": [], "unusable": 0, "error": str(error)}
 

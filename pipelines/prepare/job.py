@@ -63,7 +63,7 @@ class Job:
 
     def chunks(self, units: list[Unit], number: int) -> Iterator[RawRows]:
         """Read the rows of a unit, in chunks of at most `rows_per_unit` rows."""
-        return read_unit(units[number], self.config.prepare.rows_per_unit)
+        return read_unit(units[number], self.config.resources.rows_per_unit)
 
     def write_dead_letters(self, letters: pl.DataFrame, phase: str, unit: int, chunk: int = 0) -> None:
         """Write the dead letters of a unit, or of one of its chunks."""

@@ -28,6 +28,9 @@ from recsys.data.validation import (
 )
 
 UNKNOWN_ITEM = "item_id is not in the catalog"
+MAX_ITEM_PAIRS = 10_000
+"""Number of positives of an item that are kept, the heaviest ones: an item in every history would be paired with
+the whole catalog. The manifest counts what is left out."""
 
 
 def read_interactions(job: Job, unit: int) -> None:
@@ -208,7 +211,7 @@ def merge_pairs(job: Job, part: int) -> None:
     shards = range(job.shards)
     pair_files = [job.exchange_file("pair-counts", shard) for shard in shards]
     pair_counts = pl.concat([rows for path in pair_files for rows in shuffle.read(path, part, job.shards)])
-    merged = cooccurrence.group_by_anchor(pair_counts, job.config.prepare.max_item_pairs)
+    merged = cooccurrence.group_by_anchor(pair_counts, MAX_ITEM_PAIRS)
     pairs.write(merged, job.pairs / f"part-{part:05d}.parquet")
 
     catalog = pl.read_parquet(job.work / f"catalog-{part:05d}.parquet")

@@ -63,7 +63,7 @@ def prepare(config: Config, run: Run, inputs: InputFiles, progress: Progress) ->
         return run.manifest(STAGE)
     with (
         progress.stage(STAGE) as advance,
-        run.stage(STAGE, str(config.prepare.rows_per_unit)) as (folder, manifest),
+        run.stage(STAGE, str(config.resources.rows_per_unit)) as (folder, manifest),
     ):
         job = plan(config, inputs, folder)
         interactions, shards = [unit.number for unit in job.interactions], list(range(job.shards))
@@ -89,7 +89,7 @@ def plan(config: Config, inputs: InputFiles, out: Path) -> Job:
     """Divide the input into units, choose the number of shards, and create the folders."""
     work = out / WORK
     shutil.rmtree(out / REMOVED_WORK, ignore_errors=True)
-    rows_per_unit = config.prepare.rows_per_unit
+    rows_per_unit = config.resources.rows_per_unit
     interactions, items, labeled = (
         plan_units(sources, rows_per_unit) for sources in (inputs.interactions, inputs.items, inputs.labeled_pairs)
     )

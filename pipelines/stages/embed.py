@@ -22,7 +22,7 @@ from pipelines.beam import runner
 from pipelines.context.progress import Advance, Progress
 from pipelines.prepare import stage as prepare
 from pipelines.stages import train
-from recsys.config.sections import BeamConfig, Config, EmbedConfig
+from recsys.config.sections import BeamConfig, Config
 from recsys.features.encoding import Features, Inputs
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
@@ -31,18 +31,20 @@ from recsys.release.formats import CATALOG, EMBEDDINGS, FEATURES, TOWER
 from recsys.release.runs import Run
 
 STAGE = "embed"
+BATCH_SIZE = 4_096
+"""Items per call of the tower: larger batches are no faster, smaller ones pay for the call."""
 
 
 @dataclass(frozen=True)
 class Job:
     """What all units of the stage need; sent to the workers."""
 
-    config: EmbedConfig
     catalog: Path
     tower: Path
     features: Path
     work: Path
     out: Path
+    items_per_unit: int
 
     def finished(self, unit: int) -> Path:
         """Return the file that marks a unit as complete."""
@@ -63,11 +65,11 @@ def embed(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     tower, features = run.path(train.STAGE, TOWER), run.path(train.STAGE, FEATURES)
     with (
         progress.stage(STAGE) as advance,
-        run.stage(STAGE, str(config.embed.items_per_unit)) as (folder, manifest),
+        run.stage(STAGE, str(config.resources.embedded_items)) as (folder, manifest),
     ):
         work = folder / ".work"
         work.mkdir(exist_ok=True)
-        job = Job(config.embed, catalog, tower, features, work, folder / EMBEDDINGS)
+        job = Job(catalog, tower, features, work, folder / EMBEDDINGS, config.resources.embedded_items)
         embed_items(job, num_items, config.tower.dimension, config.beam, advance)
         shutil.rmtree(work)
         embeddings.validate(embeddings.load(job.out), num_items, distance=DISTANCES[config.tower.distance])
@@ -85,15 +87,15 @@ def embed_items(job: Job, num_items: int, dimension: int, config: BeamConfig, ad
     """Embed all items, unit by unit, over Beam."""
     if not any(job.work.iterdir()):  # no unit is complete
         np.lib.format.open_memmap(job.out, mode="w+", dtype=np.float32, shape=(num_items, dimension))
-    units = list(range(math.ceil(num_items / job.config.items_per_unit)))
+    units = list(range(math.ceil(num_items / job.items_per_unit)))
     runner.run([runner.Phase(STAGE, units, partial(embed_unit, job), job.finished)], config, advance)
 
 
 def embed_unit(job: Job, unit: int) -> None:
     """Embed one range of items."""
-    start, length = unit * job.config.items_per_unit, job.config.items_per_unit
+    start, length = unit * job.items_per_unit, job.items_per_unit
     with _loading:
-        features, encode = _encoder(job.tower, job.features, job.config.batch_size)
+        features, encode = _encoder(job.tower, job.features)
     frame = pl.scan_parquet(job.catalog).slice(start, length).collect()
     vectors = encode(features.transform(frame))
     mapped = np.load(job.out, mmap_mode="r")
@@ -108,8 +110,8 @@ _loading = threading.Lock()
 
 
 @lru_cache(maxsize=1)
-def _encoder(tower: Path, features: Path, batch_size: int) -> tuple[Features, Callable[[Inputs], Vectors]]:
+def _encoder(tower: Path, features: Path) -> tuple[Features, Callable[[Inputs], Vectors]]:
     """Return the encoder of this process: loading and tracing take longer than a unit, and the file never changes."""
     from recsys.model.tower import load, make_encoder  # noqa: PLC0415 - TensorFlow takes seconds
 
-    return Features.load(features), make_encoder(load(tower), batch_size)
+    return Features.load(features), make_encoder(load(tower), BATCH_SIZE)

@@ -17,6 +17,7 @@ from pipelines.stages import embed
 from recsys.config.sections import Config, IndexConfig
 from recsys.data.storage import atomic_write
 from recsys.index import annoy_index, embeddings
+from recsys.index.annoy_index import RECALL_K
 from recsys.index.distances import DISTANCES
 from recsys.index.recall import tune_search_k
 from recsys.index.shards import Shard, plan_shards
@@ -57,7 +58,7 @@ def index(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
         job = Job(config.index, distance, origin, shards, folder)
         units = list(range(len(shards)))
         runner.run([runner.Phase(STAGE, units, partial(build_shard, job), job.file)], config.beam, advance)
-        built = annoy_index.load(folder, shards, vectors, config.index.recall_k, distance=DISTANCES[distance])
+        built = annoy_index.load(folder, shards, vectors, RECALL_K, distance=DISTANCES[distance])
         tries = 0
 
         def on_try(search_k: int, recall: float) -> None:
@@ -68,13 +69,13 @@ def index(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
         tuned = tune_search_k(built, vectors, config.index, on_try)
         manifest |= {"shards": len(shards), "search_k": tuned.search_k, "recall": tuned.recall, "curve": tuned.curve}
         files = "" if len(shards) == 1 else f" in each of {len(shards)} files"
-        advance(1, 1, f"recall@{config.index.recall_k} {tuned.recall:.4f} at search_k {tuned.search_k}{files}")
+        advance(1, 1, f"recall@{RECALL_K} {tuned.recall:.4f} at search_k {tuned.search_k}{files}")
     return run.manifest(STAGE)
 
 
 def index_shards(config: Config, run: Run) -> list[Shard]:
     """Return the shards of the index."""
-    return plan_shards(run.manifest(prepare.STAGE)["num_items"], config.index.shard_items)
+    return plan_shards(run.manifest(prepare.STAGE)["num_items"], config.resources.shard_items)
 
 
 def build_shard(job: Job, unit: int) -> None:

@@ -18,7 +18,7 @@ from pipelines.context.progress import Progress
 from pipelines.context.run_tracking import RunTracking
 from pipelines.prepare import stage as prepare
 from pipelines.reports.data_report import REPORT as DATA_REPORT
-from pipelines.stages import evaluate
+from pipelines.stages import embed, evaluate
 from pipelines.stages.train import load_split
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
@@ -26,7 +26,9 @@ from recsys.data.storage import atomic_write
 from recsys.errors import RefusedError, ReleaseError
 from recsys.evaluation.metrics import TARGET_METRIC, popularity_strata
 from recsys.features.encoding import Features
+from recsys.index.annoy_index import SEED
 from recsys.index.embeddings import Vectors
+from recsys.index.recall import SAMPLE_SIZE
 from recsys.release import gate, promotion
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, skipped
@@ -124,9 +126,9 @@ def _collect_evidence(
 ) -> gate.Evidence:
     catalog = Catalog.load(run.path(prepare.STAGE, CATALOG))
     champion, champion_loads = _load_champion(config, tracking, champion_version)
-    rng = np.random.default_rng([config.index.seed, 1])  # other items than those that search_k was tuned on
+    rng = np.random.default_rng([SEED, 1])  # other items than those that search_k was tuned on
     num_items = len(challenger.catalog)
-    sample = np.sort(rng.choice(num_items, min(config.index.sample, num_items), False)).astype(np.int32)
+    sample = np.sort(rng.choice(num_items, min(SAMPLE_SIZE, num_items), False)).astype(np.int32)
     return gate.Evidence(
         config=config,
         now=datetime.now(UTC),
@@ -138,7 +140,7 @@ def _collect_evidence(
         champion_data_report=_data_report_of(run, tracking, champion),
         copied_days=run.manifest(prepare.STAGE)["copied_days"],
         sample=sample,
-        encoded_sample=_encode(config, challenger, sample),
+        encoded_sample=_encode(challenger, sample),
         queries=_held_out_queries(config, run, catalog),
         quality_floor=_quality_floor(config, run),
     )
@@ -187,10 +189,10 @@ def _quality_floor(config: Config, run: Run) -> float | None:
     return floor
 
 
-def _encode(config: Config, release: Release, sample: NDArray[np.int32]) -> Vectors:
+def _encode(release: Release, sample: NDArray[np.int32]) -> Vectors:
     """Return the embeddings that the release's tower computes for some items, float32 [n, dimension]."""
     from recsys.model import tower  # noqa: PLC0415 - TensorFlow takes seconds
 
     features = Features.load(release.path / FEATURES)
-    encode = tower.make_encoder(tower.load(release.path / TOWER), config.embed.batch_size)
+    encode = tower.make_encoder(tower.load(release.path / TOWER), embed.BATCH_SIZE)
     return encode(features.transform(release.catalog.frame[sample]))

@@ -13,6 +13,7 @@ from pipelines.reports import data_report as data_page
 from pipelines.stages import calibrate, embed, evaluate, train
 from pipelines.stages import index as indexing
 from recsys.config.sections import Config
+from recsys.index.annoy_index import N_JOBS, RECALL_K, SEED
 from recsys.index.distances import DISTANCES
 from recsys.release import formats, remote
 from recsys.release.bundle import Release
@@ -76,11 +77,11 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
         "metric": DISTANCES[config.tower.distance].metric,
         "distance": config.tower.distance,
         "n_trees": config.index.n_trees,
-        "seed": config.index.seed,
-        "n_jobs": config.index.n_jobs,
+        "seed": SEED,
+        "n_jobs": N_JOBS,
         "index": shards,
         "search_k": index["search_k"],
-        "recall_k": config.index.recall_k,
+        "recall_k": RECALL_K,
         "index_recall": index["recall"],
         "recency": run.manifest(train.STAGE).get("recency"),
         "catalog_fingerprint": run.manifest(prepare.STAGE)["catalog_fingerprint"],

@@ -18,8 +18,6 @@ TUNABLE_TABLES = ("prepare", "tower", "candidates", "train")
 
 NOT_TUNABLE = {
     "prepare.max_dead_letter_ratio": "it is a limit for bad input",
-    "prepare.rows_per_unit": "it only affects memory",
-    "train.shuffle_pairs": "it only affects memory",
     "train.validation_users": "all trials must use the same validation queries",
     "train.seed": "the best seed is only the luckiest one",
 }

@@ -55,10 +55,10 @@ def parse_config(tables: dict[str, Any], source: str = "config") -> Config:
 PATHS = {
     "data": ("interactions", "items", "labeled_pairs", "feedback", "warm_start", "workspace", "releases"),
     "serve": ("folder", "keys"),
-    "neighbors": ("to",),
+    "export": ("to",),
 }
 """Table -> its keys that hold a path, or a URL."""
-SECRET = {"neighbors.to", "notify.webhook", "tracking.uri"}
+SECRET = {"export.to", "notify.webhook", "tracking.uri"}
 """Settings that may hold a password: no error shows them."""
 SQLITE = "sqlite:///"
 
@@ -78,7 +78,7 @@ def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
 
 def _anchored(table: str, name: str, folder: Path) -> str:
     """A path is relative to the folder, also that of an SQLite file to export to; a URL is not."""
-    if table == "neighbors" and name.startswith(SQLITE):
+    if table == "export" and name.startswith(SQLITE):
         return f"{SQLITE}{folder / name.removeprefix(SQLITE)}"
     return name if Address(name).scheme else str(folder / name)
 

@@ -234,17 +234,12 @@ class PrepareConfig(Table):
     max_user_interactions: Annotated[int, Field(ge=2)] = 10_000
     """Only so many of a user's newest interactions make pairs: a bot must not outweigh the others. The manifest
     counts those that are over it."""
-    max_item_pairs: Count = 10_000
-    """Only so many of the items that go with an item, those of most weight, are kept: one that everybody has would
-    go with all. The manifest counts what is left out."""
     user_power: Share = 0.0
     """A user's pairs are divided by their summed weight to this power. 1 lets all users count alike."""
     event_weights: dict[str, Positive] = {}
     """Factor of an interaction by its `event`. Events that are not named are filtered out; {} keeps all alike."""
     max_dead_letter_ratio: Share = 0.01
     """The job stops when a larger share of the rows is bad."""
-    rows_per_unit: Count = 500_000
-    """Rows that one unit of work reads or holds: memory against number of files."""
 
 
 class TowerConfig(Table):
@@ -340,21 +335,10 @@ class TrainConfig(Table):
     as over pairs. Nothing changes for the others. Without them a new item is what known items' features make of it."""
     anchor_power: Share = 1.0
     """An anchor counts with its summed pair weight to this power. 0 counts all anchors alike."""
-    shuffle_pairs: Count = 4_000_000
-    """Pairs held at a time while they are streamed in random order: memory."""
     validation_users: Count = 10_000
     """Users whose validation target is looked up after each pass."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     """Seed of initial weights, order of anchors, dropout and samples."""
-
-
-class EmbedConfig(Table):
-    """Catalog -> embeddings."""
-
-    batch_size: Count = 4_096
-    """Items a call of the tower. Speed and memory; embeddings differ by rounding at most."""
-    items_per_unit: Count = 131_072
-    """Items a unit of work. Speed and memory; embeddings differ by rounding at most."""
 
 
 class IndexConfig(Table):
@@ -362,23 +346,10 @@ class IndexConfig(Table):
 
     n_trees: Count = 50
     """Annoy's number of trees: more is a larger file and a better recall at the same search_k."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
-    """Annoy's seed."""
-    n_jobs: Annotated[int, Field(ge=-1)] = 1
-    """Annoy's build threads, -1 for all cores. Builds repeat byte for byte only with 1."""
-    shard_items: Count = 1_000_000
-    """Most items in one file; a larger catalog has several, and a look-up asks all of them. Bounds the memory of
-    the build: 2 GB for 1,000,000 items of 128 dimensions."""
-    recall_k: Count = 20
-    """Recall is the share of the exact nearest so many that the index returns."""
     recall_target: Share = 0.98
     """search_k is tuned to the smallest value that reaches this recall."""
     recall_floor: Share = 0.95
     """Below this recall the build fails."""
-    max_search_k: Count = 100_000
-    """Largest search_k that tuning may choose: the price in look-up time that is still bearable."""
-    sample: Count = 1_000
-    """Items whose neighbors are compared with exact search."""
 
     @model_validator(mode="after")
     def _floor_below_target(self) -> IndexConfig:
@@ -423,18 +394,7 @@ class EvaluateConfig(Table):
     longer."""
 
 
-class CalibrateConfig(Table):
-    """Similarity -> probability that two items belong together, from held-out pairs."""
-
-    pairs: Count = 20_000
-    """Held-out pairs to fit and measure with at most, and as many that do not belong together."""
-    precision: Annotated[tuple[Annotated[float, Field(gt=0.5, lt=1)], ...], Field(strict=False)] = (0.8, 0.9, 0.95)
-    """Precisions to give a threshold for."""
-    false_positive_rate: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False)] = (0.01, 0.05)
-    """False-positive rates to give a threshold for."""
-
-
-class NeighborsConfig(Table):
+class ExportConfig(Table):
     """Release -> the nearest of every item, exported for readers that do not ask the service."""
 
     to: Annotated[str, Field(repr=False)] = "neighbors.parquet"
@@ -449,10 +409,6 @@ class NeighborsConfig(Table):
     """Items with fewer interactions are nobody's neighbors."""
     where: dict[str, Annotated[list[int | float | str], Field(min_length=1)]] = {}
     """Column of the catalog -> values: items with none of them there are nobody's neighbors."""
-    reach: Count = 1_000
-    """With `min_interactions` or `where`, neighbors are searched among this many nearest: bounds the time."""
-    items_per_unit: Count = 5_000
-    """Items a unit of work, and a file of Parquet."""
 
 
 class TuneConfig(Table):
@@ -515,8 +471,6 @@ class NotifyConfig(Table):
         "failed",
     )
     """Ends of a night that they are told of."""
-    timeout_seconds: Positive = 10.0
-    """Time for each; a night does not fail by them."""
 
 
 class TrackingConfig(Table):
@@ -540,6 +494,42 @@ class BeamConfig(Table):
     """Threads of `local-threads`; on a cluster, units that are worked on at a time."""
     options: Annotated[dict[str, JsonValue], Field(repr=False)] = {}
     """Options of Beam itself, by its names, over those of the profile. One that Beam does not know is an error."""
+
+
+class ResourcesConfig(Table):
+    """The memory of a run. It decides how the work is divided."""
+
+    memory_mb: Positive = 4_000.0
+    """Memory in megabytes that one process of a run may use for data. Lower it on a small machine; the work is then
+    divided into more, smaller units and takes longer. With several workers on one machine, each may use as much."""
+
+    @property
+    def rows_per_unit(self) -> int:
+        """Rows of interactions or items in one unit of `prepare`: sorting and counting pairs take up to 8 kB a row."""
+        return self._amount(125)
+
+    @property
+    def shuffled_pairs(self) -> int:
+        """Pairs that `train` shuffles in memory at a time: a quarter of the memory, which Keras and the tower share."""
+        return self._amount(1_000)
+
+    @property
+    def embedded_items(self) -> int:
+        """Items in one unit of `embed`."""
+        return self._amount(32.768)
+
+    @property
+    def shard_items(self) -> int:
+        """Items in one file of the index: Annoy builds in memory, 2 kB an item of 128 dimensions with 50 trees."""
+        return self._amount(250)
+
+    @property
+    def exported_items(self) -> int:
+        """Items in one unit of `export`, and in one Parquet file."""
+        return self._amount(1.25)
+
+    def _amount(self, per_mb: float) -> int:
+        return max(1, round(self.memory_mb * per_mb))
 
 
 class ServeConfig(Table):
@@ -585,7 +575,17 @@ class ServeConfig(Table):
     """Requests at a time of each worker. More are told to come back, rather than queued."""
 
 
-SHAPING = {"items", "contracts", "prepare", "tower", "candidates", "train", "index", "evaluate", "calibrate"}
+SHAPING = {
+    "items",
+    "contracts",
+    "prepare",
+    "tower",
+    "candidates",
+    "train",
+    "index",
+    "evaluate",
+    "resources",
+}
 """Tables that can change a release."""
 
 
@@ -599,16 +599,15 @@ class Config(Table):
     tower: TowerConfig = TowerConfig()
     candidates: CandidatesConfig = CandidatesConfig()
     train: TrainConfig = TrainConfig()
-    embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    calibrate: CalibrateConfig = CalibrateConfig()
-    neighbors: NeighborsConfig = NeighborsConfig()
+    export: ExportConfig = ExportConfig()
     promote: PromoteConfig = PromoteConfig()
     notify: NotifyConfig = NotifyConfig()
     tune: TuneConfig = TuneConfig()
     tracking: TrackingConfig = TrackingConfig()
     beam: BeamConfig = BeamConfig()
+    resources: ResourcesConfig = ResourcesConfig()
     serve: ServeConfig = ServeConfig()
 
     @field_validator("contracts")

@@ -6,6 +6,7 @@ the pairs that it was chosen on, a threshold would look better than it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.stats import rankdata
 
-from recsys.config.sections import CalibrateConfig
 from recsys.data.splits import Holdout
 from recsys.evaluation.calibration import EVEN_ODDS, Calibration, Estimate, Rule, Threshold, ThresholdMetrics
 
@@ -29,6 +29,12 @@ Z = 1.959963984540054
 """Two-sided 95% quantile of the normal distribution."""
 
 Similarities = NDArray[np.float64]
+
+
+PRECISIONS = (0.8, 0.9, 0.95)
+"""Precisions that a release has a threshold for: `recsys verify --precision`."""
+FALSE_POSITIVE_RATES = (0.01, 0.05)
+"""False-positive rates that a release has a threshold for: `recsys verify --false-positive-rate`."""
 
 
 class CalibrationPairs(NamedTuple):
@@ -87,7 +93,12 @@ def sample_pairs(holdout: Holdout, seed: int) -> CalibrationPairs:
 
 
 def fit_calibration(
-    similarities: Similarities, same: NDArray[np.bool_], config: CalibrateConfig, seed: int
+    similarities: Similarities,
+    same: NDArray[np.bool_],
+    seed: int,
+    *,
+    precisions: Sequence[float] = PRECISIONS,
+    false_positive_rates: Sequence[float] = FALSE_POSITIVE_RATES,
 ) -> Calibration | None:
     """Fit curve and thresholds on one half of the pairs, and measure them on the other half.
 
@@ -95,8 +106,9 @@ def fit_calibration(
         similarities: of the pairs, float64 [n], not rounded: many can differ only in their last digits.
         same: whether each pair belongs together, bool [n]. A random part of the larger class is left out, so
             that both classes are equally large.
-        config: targets of the thresholds.
         seed: of the split and of the bootstrap.
+        precisions: precisions to choose thresholds for.
+        false_positive_rates: false-positive rates to choose thresholds for.
 
     Returns:
         The calibration, or None if a class has fewer than `MIN_PAIRS` pairs.
@@ -112,10 +124,9 @@ def fit_calibration(
     thresholds: list[tuple[Rule, float, float | None]] = [
         ("probability", EVEN_ODDS, even_odds_threshold(knots, probabilities))
     ]
-    thresholds += [("precision", target, precision_threshold(fitting, target)) for target in config.precision]
+    thresholds += [("precision", target, precision_threshold(fitting, target)) for target in precisions]
     thresholds += [
-        ("false_positive_rate", target, false_positive_threshold(fitting, target))
-        for target in config.false_positive_rate
+        ("false_positive_rate", target, false_positive_threshold(fitting, target)) for target in false_positive_rates
     ]
     return Calibration(
         similarities=tuple(knots.tolist()),

@@ -26,6 +26,12 @@ from recsys.index.embeddings import Vectors, weighted_means
 from recsys.index.queries import PADDING, Queries
 from recsys.index.shards import Shard, validate_shards
 
+SEED = 1
+"""Annoy's seed: builds are repeatable."""
+N_JOBS = 1
+"""Annoy's build threads: only with one are two builds equal byte for byte."""
+RECALL_K = 20
+"""Recall is the share of this many exact nearest neighbors that the index returns."""
 BLOCK = 10_000
 """Vectors converted at a time to Python lists, the fastest input of Annoy."""
 
@@ -202,20 +208,22 @@ def _single_items(queries: Queries) -> NDArray[np.int32]:
     return np.where((has_weight.sum(axis=1) == 1) & excludes_item_only, item[:, 0], -1).astype(np.int32)
 
 
-def build(vectors: Vectors, config: IndexConfig, path: Path, *, distance: Distance = COSINE) -> Index:
+def build(
+    vectors: Vectors, config: IndexConfig, path: Path, *, distance: Distance = COSINE, n_jobs: int = N_JOBS
+) -> Index:
     """Build an index, or one shard, of vectors, float32 [num_items, dimension], and write it to `path`.
 
-    Equal vectors, `seed` and `n_jobs` = 1 give the same bytes.
+    Equal vectors give the same bytes if `n_jobs` is 1.
     """
     num_items, dimension = vectors.shape
     annoy = AnnoyIndex(dimension, distance.metric)
-    annoy.set_seed(config.seed)
+    annoy.set_seed(SEED)
     for start in range(0, num_items, BLOCK):
         for shard_position, vector in enumerate(vectors[start : start + BLOCK].tolist(), start):
             annoy.add_item(shard_position, vector)
-    annoy.build(config.n_trees, config.n_jobs)
+    annoy.build(config.n_trees, n_jobs)
     annoy.save(os.fspath(path))
-    return Index([annoy], config.n_trees * config.recall_k, distance=distance)
+    return Index([annoy], config.n_trees * RECALL_K, distance=distance)
 
 
 def load(

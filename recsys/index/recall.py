@@ -10,13 +10,19 @@ from numpy.typing import NDArray
 
 from recsys.config.sections import IndexConfig
 from recsys.errors import StageError
-from recsys.index.annoy_index import Index
+from recsys.index.annoy_index import RECALL_K, SEED, Index
 from recsys.index.embeddings import Vectors
 from recsys.index.exact import ExactIndex
 
 TOLERANCE = 1e-6
 """Tolerance for equal similarities, absolute for cosine, otherwise relative: float32 rounding must not separate
 them."""
+
+
+SAMPLE_SIZE = 1_000
+"""Items whose neighbors are compared with exact search: the standard error of a recall of .98 is then .001."""
+MAX_SEARCH_K = 100_000
+"""Largest `search_k` that tuning chooses: beyond it, exact search is faster."""
 
 
 class TunedSearch(NamedTuple):
@@ -39,16 +45,32 @@ def index_recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], k: i
 
 
 def tune_search_k(
-    index: Index, vectors: Vectors, config: IndexConfig, on_try: Callable[[int, float], None] = lambda *_: None
+    index: Index,
+    vectors: Vectors,
+    config: IndexConfig,
+    on_try: Callable[[int, float], None] = lambda *_: None,
+    *,
+    k: int = RECALL_K,
+    sample_size: int = SAMPLE_SIZE,
+    max_search_k: int = MAX_SEARCH_K,
 ) -> TunedSearch:
     """Set the index's `search_k` to the smallest value, within 10%, that reaches `recall_target`.
+
+    Args:
+        index: the index, or several shards as one.
+        vectors: float32 [num_items, dimension].
+        config: target and floor of the recall.
+        on_try: called with each `search_k` and its recall.
+        k: number of exact nearest neighbors that count.
+        sample_size: number of items whose neighbors are compared.
+        max_search_k: largest `search_k` to try.
 
     Raises:
         StageError: the recall at `max_search_k` is below `recall_floor`.
     """
-    rng = np.random.default_rng(config.seed)
-    sample = np.sort(rng.choice(len(index), min(config.sample, len(index)), replace=False)).astype(np.int32)
-    exact = ExactIndex(vectors, index.distance).neighbors(sample, config.recall_k)
+    rng = np.random.default_rng(SEED)
+    sample = np.sort(rng.choice(len(index), min(sample_size, len(index)), replace=False)).astype(np.int32)
+    exact = ExactIndex(vectors, index.distance).neighbors(sample, k)
     recalls: dict[int, float] = {}
 
     def reaches_target(search_k: int) -> bool:
@@ -57,16 +79,16 @@ def tune_search_k(
         on_try(search_k, recalls[search_k])
         return recalls[search_k] >= config.recall_target
 
-    low, high = 0, min(config.recall_k, config.max_search_k)
-    while not reaches_target(high) and high < config.max_search_k:
-        low, high = high, min(2 * high, config.max_search_k)
+    low, high = 0, min(k, max_search_k)
+    while not reaches_target(high) and high < max_search_k:
+        low, high = high, min(2 * high, max_search_k)
     while high - low > max(1, high // 10) and recalls[high] >= config.recall_target:
         middle = (low + high) // 2
         low, high = (low, middle) if reaches_target(middle) else (middle, high)
     if recalls[high] < config.recall_floor:
         raise StageError(
             f"index recall must be at least {config.recall_floor}. Received: {recalls[high]:.4f} at "
-            f"search_k {high}. Raise index.n_trees or index.max_search_k."
+            f"search_k {high}. Raise index.n_trees."
         )
     index.search_k = high
     return TunedSearch(high, recalls[high], sorted(recalls.items()))

@@ -80,7 +80,7 @@ class PairBatches(Batches):
         waiting: list[Block] = []
         num_waiting = 0
         filler: Block | None = None
-        for block in self.pairs.shuffled(self.rng, self.config.train.shuffle_pairs):
+        for block in self.pairs.shuffled(self.rng, self.config.resources.shuffled_pairs):
             filler = filler or block.take(np.arange(min(self.batch_size, len(block.anchors))))
             waiting.append(block)
             num_waiting += len(block.anchors)

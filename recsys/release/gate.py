@@ -17,6 +17,7 @@ from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.embeddings import Vectors
+from recsys.index.recall import SAMPLE_SIZE
 from recsys.release import data_gate, model_gate, quality_gate, smoke_test
 from recsys.release.bundle import Release
 from recsys.release.check import Check
@@ -84,7 +85,7 @@ CHECKS: tuple[Callable[[Evidence], list[Check]], ...] = (
         config=e.config.promote,
         resamples=PROTOCOL.resamples,
     ),
-    lambda e: [quality_gate.overlap_check(e.challenger, e.champion, e.config.promote, sample=e.config.index.sample)],
+    lambda e: [quality_gate.overlap_check(e.challenger, e.champion, e.config.promote, sample=SAMPLE_SIZE)],
     lambda e: [quality_gate.latency_check(e.challenger, e.champion, e.config.promote)],
 )
 """All checks, in the order of the report."""

@@ -148,7 +148,7 @@ def _has_any_value(catalog: pl.DataFrame, column: str, values: Sequence[int | fl
     """Return the expression for a catalog column having any of the values."""
     if column not in catalog.columns:
         raise InputError(
-            f"neighbors.where must name columns of the release's catalog: {', '.join(catalog.columns)}. "
+            f"export.where must name columns of the release's catalog: {', '.join(catalog.columns)}. "
             f"Received: {column!r}."
         )
     dtype = catalog.schema[column]
@@ -157,7 +157,7 @@ def _has_any_value(catalog: pl.DataFrame, column: str, values: Sequence[int | fl
     invalid = [value for value in values if isinstance(value, str) == numeric]
     if invalid:
         raise InputError(
-            f"neighbors.where.{column} must list {'numbers' if numeric else 'strings'}, the type of that catalog "
+            f"export.where.{column} must list {'numbers' if numeric else 'strings'}, the type of that catalog "
             f"column. Received: {invalid[0]!r}."
         )
     if is_list:

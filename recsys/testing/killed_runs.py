@@ -32,7 +32,6 @@ SETTINGS = """
 interactions = "interactions.parquet"
 [prepare]
 window = 3
-rows_per_unit = {rows_per_unit}
 [tower]
 dimension = 16
 [candidates]
@@ -44,18 +43,14 @@ passes = 2
 history_passes = 0
 batch_size = 1024
 validation_users = 500
-[embed]
-items_per_unit = 2048
+[resources]
+memory_mb = {memory_mb}
 [index]
 n_trees = 10
-sample = 200
 recall_target = 0.8
 recall_floor = 0.5
 [evaluate]
-recency = [0.5]
 users = 500
-[calibrate]
-pairs = 1000
 [promote]
 quality_floor = 0.0
 """
@@ -91,7 +86,7 @@ def world(folder: Path, rows: int) -> Path:
     """Made-up interactions and a config; the path of the config."""
     synthetic.interactions(folder / "interactions.parquet", rows, rows // USER_ROWS, rows // ITEM_ROWS)
     config = folder / "recsys.toml"
-    config.write_text(SETTINGS.format(rows_per_unit=max(1, rows // UNITS)))
+    config.write_text(SETTINGS.format(memory_mb=max(1, rows // UNITS) / 125))
     return config
 
 

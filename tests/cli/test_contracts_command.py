@@ -7,6 +7,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests import memory_mb
+
 CONFIG = """
 [data]
 interactions = "log.csv"
@@ -76,7 +78,7 @@ def folder(tmp_path: Path) -> Path:
 def test_each_broken_rule_is_a_dead_letter_and_the_account_adds_up(
     folder: Path, program: Any, rows_per_unit: int
 ) -> None:
-    cut = f"prepare.rows_per_unit={rows_per_unit}"
+    cut = f"resources.memory_mb={memory_mb(rows=rows_per_unit)}"
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", cut, "--json")
     assert outcome.exit_code == 0, outcome.err
     account = json.loads(outcome.out)["account"]

@@ -50,7 +50,7 @@ def test_a_program_gets_one_line_and_the_same_one_again(program: Any, config: Pa
 def test_what_is_asked_for_on_the_command_line_lies_in_the_current_folder(
     program: Any, config: Path, monkeypatch: pytest.MonkeyPatch, *, how: str, to: str, name: str
 ) -> None:
-    asked = {"option": ("--to", name), "setting": ("--set", f"neighbors.to={name}"), "variable": ()}[how]
+    asked = {"option": ("--to", name), "setting": ("--set", f"export.to={name}"), "variable": ()}[how]
     if how == "variable":
         monkeypatch.setenv("RECSYS_EXPORT_TO", name)
     outcome = program("export", "--config", config, "--release", GOLDEN, "--k", 3, *asked)
@@ -59,7 +59,7 @@ def test_what_is_asked_for_on_the_command_line_lies_in_the_current_folder(
 
 
 def test_what_the_config_names_lies_beside_it(program: Any, config: Path) -> None:
-    config.write_text(f'{config.read_text()}[neighbors]\nto = "sqlite:///all.db"\nk = 4\n')
+    config.write_text(f'{config.read_text()}[export]\nto = "sqlite:///all.db"\nk = 4\n')
     assert program("export", "--config", config, "--release", GOLDEN).exit_code == 0
     with closing(sqlite3.connect(config.parent / "all.db")) as connection:
         rows = connection.execute("SELECT count(*) FROM recsys_neighbors").fetchone()
@@ -69,14 +69,14 @@ def test_what_the_config_names_lies_beside_it(program: Any, config: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--to", "out.csv"], 2, "neighbors.to must be a folder"),
+        (["--to", "out.csv"], 2, "export.to must be a folder"),
         (["--to", "mysql://me:secret@host/db"], 2, "Received: mysql://…@host/db."),
         (["--to", "file/out.jsonl"], 2, "must lie in a folder that we may write to"),
         (["--to", "redis://:secret@127.0.0.1:1"], 1, "Redis at redis://…@127.0.0.1:1 must take the neighbors"),
         (["--to", "postgresql://me:secret@127.0.0.1:1/x"], 1, "PostgreSQL at postgresql://…@127.0.0.1:1/x must"),
-        (["--set", 'neighbors.to=["redis://:secret@h"]'], 2, "neighbors.to: should be a valid string"),
-        (["--set", "neighbors.where={color = ['red']}"], 2, "Received: 'color'"),
-        (["--set", "neighbors.min_similarity=0.99999"], 1, "at least one item must have a neighbor"),
+        (["--set", 'export.to=["redis://:secret@h"]'], 2, "export.to: should be a valid string"),
+        (["--set", "export.where={color = ['red']}"], 2, "Received: 'color'"),
+        (["--set", "export.min_similarity=0.99999"], 1, "at least one item must have a neighbor"),
         (["--release", "nowhere"], 1, "release must be a folder with a manifest.json. Received: nowhere"),
         (["--config", "nowhere.toml"], 2, "config file must exist"),
     ],

@@ -14,7 +14,7 @@ from recsys import Release
 from recsys.config.loading import parse_config
 from recsys.errors import InputError
 from recsys.release import remote
-from tests import GOLDEN_RELEASES
+from tests import GOLDEN_RELEASES, memory_mb
 from tests.pipelines.servers import refusing
 
 GOLDEN = GOLDEN_RELEASES / "v2"
@@ -57,7 +57,8 @@ def prepared(place, workspace, profile="local"):
                     "workspace": str(workspace),
                 },
                 "items": {"title": "title", "multi_categorical": ["genres"]},
-                "prepare": {"rows_per_unit": 64, "max_dead_letter_ratio": 0.2},
+                "prepare": {"max_dead_letter_ratio": 0.2},
+                "resources": {"memory_mb": memory_mb(rows=64)},
                 "beam": {"profile": profile, "workers": 3},
             }
         )

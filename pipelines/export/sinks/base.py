@@ -97,4 +97,4 @@ def require_writable(folder: Path, name: str) -> None:
     """
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(f"neighbors.to must be in a folder with write permission. Received: {name}.")
+        raise InputError(f"export.to must be in a folder with write permission. Received: {name}.")

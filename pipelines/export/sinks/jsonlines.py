@@ -31,7 +31,7 @@ class JsonLinesSink:
             return str(json.loads(first)["export_id"])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(
-                "neighbors.to must be a new file, or a file of exported neighbors. "
+                "export.to must be a new file, or a file of exported neighbors. "
                 f"Received: {self.location.display_name}, which has other content. Name another file."
             ) from None
 

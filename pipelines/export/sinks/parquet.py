@@ -27,7 +27,7 @@ class ParquetSink:
         foreign = [name for name in folder.list_names() if not name.startswith((PREFIX, MANIFEST))]
         if foreign:
             raise InputError(
-                "neighbors.to must be a folder that holds only exported neighbors. "
+                "export.to must be a folder that holds only exported neighbors. "
                 f"Received: {folder.display_name}, which holds {foreign[0]}. Name another folder."
             )
 
@@ -43,7 +43,7 @@ class ParquetSink:
         except (ValueError, KeyError, TypeError):
             raise InputError(
                 f"{location.display_name} must be the manifest of exported neighbors. Received: another file. "
-                "Name another folder in neighbors.to."
+                "Name another folder in export.to."
             ) from None
 
     def write(self, export: Export, part: Path) -> None:

@@ -104,5 +104,5 @@ class PostgresqlSink:
             text = self.address.without_secret(str(error))
             raise StageError(
                 f"neighbors cannot be written to PostgreSQL at {self.address.shown}. Received: {text}. "
-                "Check neighbors.to, or start the server."
+                "Check export.to, or start the server."
             ) from None  # the original message can contain the password

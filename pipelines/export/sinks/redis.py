@@ -103,5 +103,5 @@ class RedisSink:
             text = self.address.without_secret(str(error)).rstrip(".")
             raise StageError(
                 f"neighbors cannot be written to Redis at {self.address.shown}. Received: {text}. "
-                "Check neighbors.to, or start the server."
+                "Check export.to, or start the server."
             ) from None  # the original message can contain the password

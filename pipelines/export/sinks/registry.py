@@ -51,12 +51,12 @@ def open_sink(to: str) -> Sink:
             sink: Callable[[Address], Sink] = getattr(import_module(module), name)
         except ImportError as error:
             raise ConfigError(
-                f"neighbors.to with {address.scheme}:// needs a library that cannot be imported: {error}. "
+                f"export.to with {address.scheme}:// needs a library that cannot be imported: {error}. "
                 "Install recsys[export]."
             ) from None
         return sink(address)
     raise ConfigError(
-        "neighbors.to must be a folder (without a file extension, or .parquet) or a .jsonl file, both "
+        "export.to must be a folder (without a file extension, or .parquet) or a .jsonl file, both "
         f"also in an object store ({_schemes(storage.EXTRAS)}), or a database ({_schemes(SERVERS)}). "
         f"Received: {address.shown}."
     )

@@ -41,7 +41,7 @@ class SqliteSink:
     def __init__(self, address: Address) -> None:
         name = address.url.removeprefix(SQLITE)
         if not address.url.startswith(SQLITE) or not name:
-            raise ConfigError(f"neighbors.to must name a file, {SQLITE}FILE. Received: {address.shown}.")
+            raise ConfigError(f"export.to must name a file, {SQLITE}FILE. Received: {address.shown}.")
         self.path = Path(name)
         require_writable(self.path.parent, str(self.path))
 
@@ -117,5 +117,5 @@ class SqliteSink:
             yield
         except sqlite3.Error as error:
             raise StageError(
-                f"neighbors cannot be written to the SQLite file {self.path}. Received: {error}. Check neighbors.to."
+                f"neighbors cannot be written to the SQLite file {self.path}. Received: {error}. Check export.to."
             ) from None

@@ -36,7 +36,6 @@ interactions = "interactions.parquet"
 
 [prepare]
 window = 2
-rows_per_unit = 100000
 
 [tower]
 dimension = 16
@@ -46,21 +45,20 @@ passes = 1
 history_passes = 0
 validation_users = 500
 
-[embed]
-items_per_unit = 4000
+[resources]
+memory_mb = 800
 
 [evaluate]
 users = 500
 
 [index]
 n_trees = 10
-sample = 200
 recall_target = 0.9
 recall_floor = 0.1
 """
 """Random interactions, so nothing to learn beyond popularity: the gate would rightly refuse the release."""
 
-SMALL_UNITS = {"movielens": ["prepare.rows_per_unit=20000", "embed.items_per_unit=500"], "million": []}
+SMALL_UNITS = {"movielens": ["resources.memory_mb=160"], "million": []}
 """Overrides that split a data set into several units."""
 
 
@@ -126,7 +124,7 @@ def recsys(command: str, config: Path, overrides: list[str], *arguments: object)
 
 
 def export_neighbors(config: Path, overrides: list[str], release: Path, to: Path) -> float:
-    overrides = [*overrides, "neighbors.items_per_unit=1000"]
+    overrides = [*overrides, "resources.memory_mb=800"]
     return recsys("export", config, overrides, "--release", release, "--to", to)
 
 

@@ -273,7 +273,7 @@ def write_tower(folder: Path, context: RunContext) -> None:
 @pytest.mark.slow
 def test_prepare_and_embed_write_the_same_rows_in_other_processes(tmp_path: Path) -> None:
     path = world.write(tmp_path / "world")
-    small = ["prepare.rows_per_unit=200", "embed.items_per_unit=20"]
+    small = ["resources.memory_mb=1.6"]
     written = {}
     for profile in ("local", "portable"):
         workspace = tmp_path / profile
@@ -297,8 +297,8 @@ def test_neighbors_are_the_same_rows_in_other_processes(tmp_path: Path, write_re
     written = {}
     for profile in ("local", "portable"):
         to = tmp_path / f"{profile}-neighbors"
-        settings = [f"data.workspace={tmp_path / profile}", f"beam.profile={profile}", f"neighbors.to={to}"]
-        config = config_of(path, *settings, "neighbors.items_per_unit=15", "neighbors.k=5")
+        settings = [f"data.workspace={tmp_path / profile}", f"beam.profile={profile}", f"export.to={to}"]
+        config = config_of(path, *settings, "resources.memory_mb=12", "export.k=5")
         export_neighbors(release, config, Progress(quiet=True))
         written[profile] = outputs.rows(to)
     assert len([name for name in written["local"] if name.endswith(".parquet")]) > 1

@@ -118,8 +118,8 @@ def phases(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     frame = pl.DataFrame({"user_id": ["u", "v"] * 50, "item_id": ["i"] * 100, "timestamp": range(100)})
     frame.write_parquet(tmp_path / "log.parquet", row_group_size=30)
     data = {"interactions": str(tmp_path / "log.parquet"), "workspace": str(tmp_path / "work")}
-    exported = {"items_per_unit": 10, "to": str(tmp_path / "neighbors.parquet")}
-    small = {"prepare": {"rows_per_unit": 30}, "embed": {"items_per_unit": 64}, "neighbors": exported}
+    exported = {"to": str(tmp_path / "neighbors.parquet")}
+    small = {"resources": {"memory_mb": 0.24}, "export": exported}
 
     def capture(phases: list[runner.Phase], *_: object) -> None:
         raise Captured(phases)

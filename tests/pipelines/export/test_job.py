@@ -18,7 +18,7 @@ from recsys.config.loading import parse_config
 from recsys.config.sections import Config
 from recsys.data import storage
 from recsys.errors import ConfigError, InputError, StageError
-from tests import GOLDEN_RELEASES
+from tests import GOLDEN_RELEASES, memory_mb
 
 GOLDEN = GOLDEN_RELEASES / "v2"
 ITEMS_PER_UNIT = 10
@@ -37,9 +37,16 @@ class Exporter:
         self.units: list[int] = []
 
     def config(self, beam: dict[str, Any] | None = None, **settings: Any) -> Config:
-        defaults = {"items_per_unit": ITEMS_PER_UNIT, "k": 6, "to": str(self.folder / "out")}
+        defaults = {"k": 6, "to": str(self.folder / "out")}
         data = {"interactions": "none.csv", "workspace": str(self.folder / "workspace")}
-        return parse_config({"data": data, "beam": beam or {}, "neighbors": {**defaults, **settings}})
+        return parse_config(
+            {
+                "data": data,
+                "beam": beam or {},
+                "export": {**defaults, **settings},
+                "resources": {"memory_mb": memory_mb(exported=ITEMS_PER_UNIT)},
+            }
+        )
 
     def __call__(self, **settings: Any) -> dict[str, Any]:
         self.units.clear()

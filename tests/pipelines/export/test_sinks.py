@@ -352,7 +352,7 @@ def test_chooses_the_sink_by_name_without_connecting(to, name, tmp_path, monkeyp
     "to", ["out.csv", "mysql://me:secret@host/db", "s3://bucket/out.csv", "ftp://host/out", "sqlite://", "sqlite:///"]
 )
 def test_rejects_unknown_sinks(to):
-    with pytest.raises(ConfigError, match=r"^neighbors.to must") as caught:
+    with pytest.raises(ConfigError, match=r"^export.to must") as caught:
         open_sink(to)
     assert "secret" not in str(caught.value)
 

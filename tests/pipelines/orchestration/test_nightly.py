@@ -381,7 +381,7 @@ def test_mlflow_measures_the_machine_where_its_own_variable_says_so(
 
 
 def test_a_night_that_ends_before_its_release_leaves_its_data_report_in_mlflow(tmp_path: Path) -> None:
-    floor = ["index.n_trees=1", "index.recall_target=1.0", "index.recall_floor=1.0", "index.max_search_k=20"]
+    floor = ["index.n_trees=1", "index.recall_target=1.0", "index.recall_floor=1.0"]
     config = quick(tmp_path, *floor)
     summary: Summary = {}
     with pytest.raises(StageError, match=r"recall"):

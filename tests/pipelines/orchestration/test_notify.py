@@ -132,7 +132,7 @@ def test_a_webhook_that_hangs_is_left_after_its_time() -> None:
         thread = threading.Thread(target=drip)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/s3cret"
-        lines = told(NotifyConfig(webhook=url, timeout_seconds=0.2))
+        lines = told(NotifyConfig(webhook=url))
         over.set()
         thread.join()
     assert lines == ["The webhook was not notified: no answer after 0.2 s."]
@@ -147,11 +147,12 @@ def test_a_command_that_fails_is_told_of(code: str, said: str) -> None:
     assert said in line
 
 
-def test_a_command_that_is_not_there_or_never_ends_is_told_of(tmp_path: Path) -> None:
+def test_a_command_that_is_not_there_or_never_ends_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.orchestration.notify.TIMEOUT_SECONDS", 0.1)
     (line,) = told(NotifyConfig(command=(str(tmp_path / "none"),)))
     assert "No such file" in line
     forever = (sys.executable, "-c", "import threading; threading.Event().wait()")
-    (line,) = told(NotifyConfig(command=forever, timeout_seconds=0.1))
+    (line,) = told(NotifyConfig(command=forever))
     assert "did not end within 0.1 s" in line
 
 

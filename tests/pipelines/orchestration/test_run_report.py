@@ -273,7 +273,7 @@ def test_the_page_of_a_refused_night_begins_with_what_failed(nights: Nights) -> 
 
 def test_a_night_that_failed_is_told_as_far_as_it_came(tmp_path: Path) -> None:
     config = world.write(tmp_path)
-    told_of = told(config, ["index.max_search_k=1", "index.n_trees=1", "index.recall_floor=0.9", "train.passes=1"])
+    told_of = told(config, ["index.n_trees=1", "index.recall_target=1.0", "index.recall_floor=1.0", "train.passes=1"])
     assert isinstance(told_of.error, StageError)
     assert (told_of.summary["outcome"], told_of.summary["stage"]) == ("failed", "index")
     page, report = told_of.page, told_of.report

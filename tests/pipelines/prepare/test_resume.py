@@ -14,6 +14,7 @@ from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from recsys.config.loading import load_config
 from recsys.testing import program, world
+from tests import memory_mb
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def of_many_units(folder: Path, seed: int = 3) -> Path:
     log = folder / "interactions.parquet"
     rows = pl.read_parquet(log)
     rows.write_parquet(log, row_group_size=rows.height // UNITS)
-    config.write_text(f"{config.read_text()}\n[prepare]\nrows_per_unit = {rows.height // UNITS}\n")
+    config.write_text(f"{config.read_text()}\n[resources]\nmemory_mb = {memory_mb(rows=rows.height // UNITS)}\n")
     return config
 
 

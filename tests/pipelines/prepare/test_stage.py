@@ -14,9 +14,11 @@ from polars.testing import assert_frame_equal
 
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
+from pipelines.prepare import phases
 from pipelines.prepare import stage as prepare
 from recsys.config.loading import parse_config
 from recsys.errors import InputError, RecsysError, StageError
+from tests import memory_mb
 
 Row = dict[str, Any]
 
@@ -57,14 +59,21 @@ def write(path: Path, rows: Iterable[Row | str], row_group_size: int = 5) -> Pat
 
 
 def context(
-    folder: Path, items_file: str | None = None, workspace: str = "work", labeled: str | None = None, **tables: Any
+    folder: Path,
+    items_file: str | None = None,
+    workspace: str = "work",
+    labeled: str | None = None,
+    rows: int = 500_000,
+    **tables: Any,
 ) -> RunContext:
     data = {"interactions": str(folder / "log*"), "workspace": str(folder / workspace)}
     if items_file:
         data["items"] = str(folder / items_file)
     if labeled:
         data["labeled_pairs"] = str(folder / labeled)
-    return RunContext.from_config(parse_config({"data": data, **tables}))
+    return RunContext.from_config(
+        parse_config({"data": data, "resources": {"memory_mb": memory_mb(rows=rows)}, **tables})
+    )
 
 
 def prepared(job: RunContext) -> Result:
@@ -207,7 +216,7 @@ def test_rows_that_came_twice_are_counted_by_day(tmp_path: Path, rows_per_unit: 
         if len(found) > len(set(found))
     }
     assert expected["1970-01-03"]["copies"] >= len(day_2)
-    result = prepared(context(tmp_path, prepare={"rows_per_unit": rows_per_unit}))
+    result = prepared(context(tmp_path, rows=rows_per_unit))
     assert result.manifest["copied_days"] == expected
 
 
@@ -225,7 +234,7 @@ def test_what_a_bot_touched_beyond_the_cap_is_counted_and_makes_no_pair(tmp_path
     people = [{"user_id": f"u{n % 9}", "item_id": f"i{n % 5}", "timestamp": n} for n in range(90)]
     bot = [{"user_id": "bot", "item_id": f"b{n % 700}", "timestamp": n} for n in range(5_000)]
     write(tmp_path / "log.csv", people + bot)
-    found = prepared(context(tmp_path, prepare={"max_user_interactions": 40, "rows_per_unit": 100}))
+    found = prepared(context(tmp_path, prepare={"max_user_interactions": 40}, rows=100))
     assert found.manifest["over_max_user_interactions"] == {"users": 1, "interactions": 5_000 - 40}
     assert found.manifest["account"]["interactions"]["used"] == 5_090
     for which, newest in enumerate((1, 2)):  # held out before the test, and before validation
@@ -233,14 +242,17 @@ def test_what_a_bot_touched_beyond_the_cap_is_counted_and_makes_no_pair(tmp_path
         assert of_the_bot == {f"b{n % 700}" for n in range(5_000 - newest - 40, 5_000 - newest)}
 
 
-def test_an_item_that_everybody_has_goes_with_no_more_items_than_the_cap(tmp_path: Path) -> None:
+def test_an_item_that_everybody_has_goes_with_no_more_items_than_the_cap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The heaviest are kept, and the other way round each item keeps the one that everybody has."""
     log = []
     for n in range(60):  # item n is beside "all" n // 10 + 1 times
         pairs_of_n = [(f"u{n}-{time}", name) for time in range(n // 10 + 1) for name in ("all", f"i{n:02d}")]
         log += [{"user_id": user, "item_id": item, "timestamp": place} for place, (user, item) in enumerate(pairs_of_n)]
     write(tmp_path / "log.csv", log)
-    found = prepared(context(tmp_path, prepare={"max_item_pairs": 20, "rows_per_unit": 50}))
+    monkeypatch.setattr(phases, "MAX_ITEM_PAIRS", 20)
+    found = prepared(context(tmp_path, rows=50))
     assert {other for item, other in found.pairs if item == "all"} == {f"i{n}" for n in range(40, 60)}
     assert {item for item, other in found.pairs if other == "all"} == {f"i{n:02d}" for n in range(60)}
     assert found.manifest["over_max_item_pairs"] == {"items": 1, "pairs": 40}
@@ -276,7 +288,7 @@ def test_pairs_by_every_setting_equal_a_plain_double_loop(
     tmp_path: Path, log: list[Row], settings: dict[str, Any], rows_per_unit: int
 ) -> None:
     """The newest interaction is one of the whole log, whatever shard a user is in."""
-    result = prepared(context(tmp_path, prepare={"window": 3, "rows_per_unit": rows_per_unit, **settings}))
+    result = prepared(context(tmp_path, prepare={"window": 3, **settings}, rows=rows_per_unit))
     users = naive_sequences(log, {row["item_id"] for row in log})
     expected = naive_pairs(users, 3, 1.0, **settings)
     assert result.pairs == {key: pytest.approx(weights, rel=1e-4) for key, weights in expected.items()}
@@ -291,7 +303,7 @@ def test_with_a_cut_through_time_pairs_know_nothing_after_it(
     """The log is of 40 seconds: the last 10 are held out for the test, the 10 before for validation."""
     seconds = 1 / 86_400
     split = {"split": "global_time", "test_days": 10 * seconds, "validation_days": 10 * seconds}
-    result = prepared(context(tmp_path, prepare={"rows_per_unit": rows_per_unit, **settings}, evaluate=split))
+    result = prepared(context(tmp_path, prepare=settings, evaluate=split, rows=rows_per_unit))
     newest = max(row["timestamp"] for row in log)
     cut = (newest - 20, newest - 10)
     assert result.manifest["time_cut"] == [pytest.approx(instant, abs=1e-5) for instant in cut]
@@ -332,7 +344,7 @@ def test_events_weigh_what_the_config_says_and_the_others_are_filtered(tmp_path:
     rng = random.Random(4)  # noqa: S311 - made-up data
     log = [{**row, "event": rng.choice(["view", "buy", "scroll", ""])} for row in made_up_log(seed=4)]
     spread(tmp_path, log)
-    result = prepared(context(tmp_path, prepare={"event_weights": factors, "rows_per_unit": rows_per_unit}))
+    result = prepared(context(tmp_path, prepare={"event_weights": factors}, rows=rows_per_unit))
     left = [{**row, "weight": row["weight"] * factors[row["event"]]} for row in log if row["event"] in factors]
     users = naive_sequences(left, {row["item_id"] for row in left})
     kept = sum(map(len, users.values()))
@@ -399,8 +411,8 @@ def test_bad_judged_pairs_are_dead_letters_and_the_account_adds_up(tmp_path: Pat
         ],
     }
     plant(tmp_path, files)
-    limits = {"max_dead_letter_ratio": 1.0, "rows_per_unit": rows_per_unit}
-    result = prepared(context(tmp_path, labeled="judged-*", prepare=limits))
+    limits = {"max_dead_letter_ratio": 1.0}
+    result = prepared(context(tmp_path, labeled="judged-*", prepare=limits, rows=rows_per_unit))
     assert result.manifest["account"]["labeled_pairs"] == tally(files)
     assert result.labeled == [("i1", "i2", True), ("i3", "i2", False), ("i0", "i1", True)]
     expected = {
@@ -600,8 +612,8 @@ def tally(files: dict[str, list[Planted]]) -> dict[str, Any]:
 def test_the_account_adds_up_with_bad_rows_of_every_kind(tmp_path: Path, rows_per_unit: int) -> None:
     log, items = planted_log(), planted_items()
     plant(tmp_path, log | items)
-    limits = {"max_dead_letter_ratio": 1.0, "rows_per_unit": rows_per_unit}
-    result = prepared(context(tmp_path, "items-*", prepare=limits, items={"numeric": ["year"]}))
+    limits = {"max_dead_letter_ratio": 1.0}
+    result = prepared(context(tmp_path, "items-*", prepare=limits, rows=rows_per_unit, items={"numeric": ["year"]}))
     assert result.manifest["account"] == {"interactions": tally(log), "items": tally(items)}
     assert result.catalog["item_id"].to_list() == [f"i{n}" for n in range(7)]
     assert result.catalog["year"].to_list() == [1_990, 1_991, 1_992, None, 1_994, 1_995, None]
@@ -611,8 +623,10 @@ def test_the_account_adds_up_with_bad_rows_of_every_kind(tmp_path: Path, rows_pe
 def test_each_dead_letter_says_where_it_comes_from_and_why(tmp_path: Path, rows_per_unit: int) -> None:
     files = planted_log() | planted_items()
     plant(tmp_path, files)
-    limits = {"max_dead_letter_ratio": 1.0, "rows_per_unit": rows_per_unit}
-    letters = prepared(context(tmp_path, "items-*", prepare=limits, items={"numeric": ["year"]})).letters
+    limits = {"max_dead_letter_ratio": 1.0}
+    letters = prepared(
+        context(tmp_path, "items-*", prepare=limits, rows=rows_per_unit, items={"numeric": ["year"]})
+    ).letters
     expected = {
         (str(tmp_path / name), number): planted
         for name, rows in files.items()
@@ -672,9 +686,9 @@ def test_the_ratio_itself_is_still_allowed(tmp_path: Path, where: str, limit: fl
 
 
 VARIANTS = {
-    "many shards": {"prepare": {"rows_per_unit": 20}},
+    "many shards": {"rows": 20},
     "threads": {"beam": {"profile": "local-threads", "workers": 3}},
-    "many shards, threads": {"prepare": {"rows_per_unit": 20}, "beam": {"profile": "local-threads", "workers": 2}},
+    "many shards, threads": {"rows": 20, "beam": {"profile": "local-threads", "workers": 2}},
 }
 
 
@@ -685,7 +699,7 @@ def test_results_do_not_depend_on_how_the_work_is_cut_and_run(tmp_path: Path, va
     log[17]["item_id"] = "i99"
     write(tmp_path / "log-9.csv", [{"user_id": "", "item_id": "i1", "timestamp": 1}, "one", log[3]])
     common = {"window": 2, "max_dead_letter_ratio": 1.0}
-    one = prepared(context(tmp_path, prepare={**common, "rows_per_unit": 500_000}))
+    one = prepared(context(tmp_path, prepare=common, rows=500_000))
     other_tables = {**variant, "prepare": {**common, **variant.get("prepare", {})}}
     other = prepared(context(tmp_path, workspace="other", **other_tables))
 
@@ -708,7 +722,7 @@ def test_results_do_not_depend_on_how_the_work_is_cut_and_run(tmp_path: Path, va
 
 @pytest.mark.usefixtures("log")
 def test_an_anchor_is_in_one_part_only_and_its_positives_are_sorted(tmp_path: Path) -> None:
-    result = prepared(context(tmp_path, prepare={"rows_per_unit": 20}))
+    result = prepared(context(tmp_path, rows=20))
     parts = [pl.read_parquet(result.folder / "pairs" / name) for name in result.manifest["pairs"]]
     anchors = [anchor for part in parts for anchor in part["anchor"]]
     assert sum(part.height > 0 for part in parts) > 1
@@ -722,7 +736,7 @@ def test_an_anchor_is_in_one_part_only_and_its_positives_are_sorted(tmp_path: Pa
 
 @pytest.mark.usefixtures("log")
 def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
-    job = context(tmp_path, prepare={"rows_per_unit": 50})
+    job = context(tmp_path, rows=50)
     result = prepared(job)
     files = {path.relative_to(result.folder).as_posix() for path in result.folder.rglob("*") if path.is_file()}
     assert files == {

@@ -14,6 +14,7 @@ from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report as data_page
 from recsys.config.loading import parse_config
+from tests import memory_mb
 
 Row = tuple[str, str, int]
 
@@ -135,7 +136,9 @@ def test_a_snapshot_that_cannot_be_read_costs_no_night(tmp_path: Path) -> None:
 # --- the same input, the same bytes
 
 
-@pytest.mark.parametrize("variant", [{}, {"prepare": {"rows_per_unit": 20}}, {"beam": {"profile": "local-threads"}}])
+@pytest.mark.parametrize(
+    "variant", [{}, {"resources": {"memory_mb": memory_mb(rows=20)}}, {"beam": {"profile": "local-threads"}}]
+)
 def test_the_same_nights_give_the_same_report(tmp_path: Path, variant: dict[str, Any]) -> None:
     """However the work is cut; only the run's id tells of the settings."""
     texts = []

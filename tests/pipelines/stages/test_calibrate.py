@@ -77,8 +77,9 @@ def test_uses_the_held_out_labeled_pairs(tmp_path: Path) -> None:
     assert manifest["auc"] > 0.9
 
 
-def test_limits_the_pairs_of_each_class(tmp_path: Path) -> None:
-    context = embedded(tmp_path, *people(tmp_path, 4_000), "calibrate.pairs=30")
+def test_limits_the_pairs_of_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.stages.calibrate.MAX_PAIRS", 30)
+    context = embedded(tmp_path, *people(tmp_path, 4_000))
     judged = calibration_pairs(context.config, context.run)
     assert (judged.same.sum(), (~judged.same).sum()) == (30, 30)
     again = calibration_pairs(context.config, context.run)
@@ -91,8 +92,9 @@ def test_too_few_labeled_pairs_are_not_an_error(tmp_path: Path) -> None:
     assert "needs 20 held-out pairs that belong together, and as many that do not" in manifest["reason"]
 
 
-def test_too_few_held_out_pairs_are_not_an_error(tmp_path: Path) -> None:
-    context = embedded(tmp_path, "calibrate.pairs=19")
+def test_too_few_held_out_pairs_are_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.stages.calibrate.MAX_PAIRS", 19)
+    context = embedded(tmp_path)
     manifest = calibrate(context.config, context.run, context.progress)
     assert (
         "needs 20 held-out pairs that belong together, and as many that do not. Received: 19 and 19."

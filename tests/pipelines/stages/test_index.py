@@ -18,10 +18,12 @@ from pipelines.stages import index as indexing
 from recsys import Release
 from recsys.config.loading import load_config
 from recsys.index import annoy_index
+from recsys.index.annoy_index import RECALL_K
 from recsys.index.exact import ExactIndex
 from recsys.index.shards import plan_shards
 from recsys.release.formats import EMBEDDINGS
 from recsys.testing import program, world
+from tests import memory_mb
 
 DIMENSION = 8
 
@@ -46,7 +48,7 @@ def files_of(context: RunContext) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("shard_items", "count"), [(300, 1), (299, 2), (70, 5)])
 def test_each_shard_is_a_file_of_its_own_items(tmp_path: Path, shard_items: int, count: int) -> None:
-    context = embedded(tmp_path, 300, f"index.shard_items={shard_items}")
+    context = embedded(tmp_path, 300, f"resources.memory_mb={memory_mb(shard=shard_items)}")
     manifest = indexing.index(context.config, context.run, context.progress)
     shards = plan_shards(300, shard_items)
     assert set(files_of(context)) == {"_MANIFEST.json", *(shard.file for shard in shards)}
@@ -65,7 +67,7 @@ def test_the_recall_is_measured_on_merged_results(tmp_path: Path) -> None:
     vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS))
     shards = plan_shards(1_000, 90)
     built = annoy_index.load(context.run.path(indexing.STAGE), shards, vectors, manifest["search_k"])
-    everyone, k = np.arange(1_000, dtype=np.int32), context.config.index.recall_k
+    everyone, k = np.arange(1_000, dtype=np.int32), RECALL_K
     found, exact = built.neighbors(everyone, k), ExactIndex(vectors).neighbors(everyone, k)
     share = np.mean([len({*row} & {*other}) / k for row, other in zip(found.tolist(), exact.tolist(), strict=True)])
     assert manifest["recall"] == pytest.approx(share, abs=1e-3)
@@ -74,8 +76,8 @@ def test_the_recall_is_measured_on_merged_results(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["local-threads", "portable"])
 def test_every_runner_builds_the_same_files(tmp_path: Path, profile: str) -> None:
-    expected = embedded(tmp_path / "local", 200, "index.shard_items=30")
-    context = embedded(tmp_path / profile, 200, "index.shard_items=30", f"beam.profile={profile}")
+    expected = embedded(tmp_path / "local", 200, "resources.memory_mb=0.12")
+    context = embedded(tmp_path / profile, 200, "resources.memory_mb=0.12", f"beam.profile={profile}")
     assert indexing.index(context.config, context.run, context.progress) == indexing.index(
         expected.config, expected.run, expected.progress
     )
@@ -126,7 +128,7 @@ def test_after_a_kill_builds_only_the_missing_shards(tmp_path: Path, monkeypatch
 def test_a_run_with_many_shards_returns_the_same_neighbors(tmp_path: Path) -> None:
     """Look-up and export agree, and find the block of an item, in whatever shards its items lie."""
     config = world.write(tmp_path)
-    flags = ("--config", config, "--set", "index.shard_items=10")
+    flags = ("--config", config, "--set", "resources.memory_mb=0.04")
     done = program.run("nightly", *flags, "--json")
     assert done.returncode == 0, done.stderr
     assert "in each of 5 files" in done.stderr

@@ -512,7 +512,7 @@ def test_only_so_many_prepared_folders_lie_on_the_disk(config: Config, training:
         *[
             ({name: [1]}, f"change the validation score. Received: {name}")
             for name in ("data.items", "tracking.model", "beam.workers", "serve.port", "tune.trials", "index.n_trees",
-                         "evaluate.users", "embed.batch_size", "items.title", "calibrate.pairs")
+                         "evaluate.users", "resources.memory_mb", "items.title", "export.k")
         ],
         ({"train.seed": [1, 2]}, "train.seed cannot be tuned: the best seed is only the luckiest one"),
         ({"train.validation_users": [10]}, "all trials must use the same validation queries"),

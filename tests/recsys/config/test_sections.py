@@ -9,20 +9,19 @@ from hypothesis import strategies as st
 from recsys.config.loading import PATHS, load_config, parse_config
 from recsys.config.sections import (
     BeamConfig,
-    CalibrateConfig,
     CandidatesConfig,
     Config,
     Contract,
     ContractsConfig,
     DataConfig,
-    EmbedConfig,
     EvaluateConfig,
+    ExportConfig,
     IndexConfig,
     ItemsConfig,
-    NeighborsConfig,
     NotifyConfig,
     PrepareConfig,
     PromoteConfig,
+    ResourcesConfig,
     ServeConfig,
     Span,
     TowerConfig,
@@ -106,9 +105,9 @@ def test_a_folder_is_no_config_file(tmp_path):
             "train.window",
             "prepare.window",
         ),
-        ({"index": {"max_searchk": 3}}, "index.max_searchk", "index.max_search_k"),
+        ({"index": {"recall_targt": 0.9}}, "index.recall_targt", "index.recall_target"),
         ({"train": {"negatives": 3}}, "train.negatives", "candidates.negatives"),
-        ({"calibrate": {"precisions": [0.9]}}, "calibrate.precisions", "calibrate.precision"),
+        ({"evaluate": {"user": 9}}, "evaluate.user", "evaluate.users"),
         ({"data": {"warmstart": "x"}}, "data.warmstart", "data.warm_start"),
         (
             {"contracts": {"interactions": {"weight": {"minimum": 1}}}},
@@ -159,13 +158,10 @@ def test_a_service_may_have_a_config_without_data():
         ("items", "numeric", ["year", 3]),
         ("beam", "profile", "cloud"),
         ("serve", "port", 65536),
-        ("index", "n_jobs", -2),
-        ("index", "shard_items", 0),
         ("items", "text", ["blurb", 3]),
         ("prepare", "session_gap_minutes", 0),
         ("prepare", "half_life_days", -1.0),
         ("prepare", "max_user_interactions", 1),
-        ("prepare", "max_item_pairs", 0),
         ("prepare", "user_power", 1.5),
         ("prepare", "directed", 1),
         ("prepare", "event_weights", 3),
@@ -184,13 +180,9 @@ def test_a_service_may_have_a_config_without_data():
         ("train", "history_passes", -1),
         ("train", "thaw_after", -1),
         ("train", "weight_decay", -0.1),
-        ("train", "shuffle_pairs", 0),
         ("evaluate", "split", "random"),
         ("evaluate", "test_days", 0),
         ("evaluate", "validation_days", -1.0),
-        ("calibrate", "pairs", 0),
-        ("calibrate", "precision", [0.9, 0.5]),
-        ("calibrate", "false_positive_rate", [0.0]),
         ("tune", "minutes", 0),
         ("tune", "trials", 0),
     ],
@@ -501,7 +493,7 @@ def test_a_set_is_checked_like_the_file(tmp_path, override, named):
         {"index": {"n_trees": 7}},
         {"evaluate": {"users": 5}},
         {"candidates": {"negatives": 5}},
-        {"calibrate": {"pairs": 5}},
+        {"resources": {"memory_mb": 5}},
         {"contracts": {"interactions": {"weight": {"min": 1}}}},
     ],
     ids=lambda tables: next(iter(tables)),
@@ -515,12 +507,12 @@ def test_the_fingerprint_changes_with_what_shapes_a_release(tables):
     [
         {"data": {"interactions": "elsewhere.csv", "workspace": "other", "warm_start": "x", "labeled_pairs": "y"}},
         {"data": {**DATA, "releases": "s3://bucket/releases"}},
-        {"embed": {"batch_size": 3}},
+        {"beam": {"workers": 3}},
         {"tracking": {"experiment": "other"}},
         {"beam": {"profile": "local-threads", "options": {"parallelism": 3}}},
         {"serve": {"port": 1}},
         {"promote": {"tolerance": 0.5}},
-        {"neighbors": {"k": 5, "to": "redis://:secret@host"}},
+        {"export": {"k": 5, "to": "redis://:secret@host"}},
         {"tune": {"trials": 5}},
         {"train": {"seed": 1}},
     ],
@@ -602,11 +594,9 @@ def configs(draw):
                 session_gap_minutes=st.none() | positive,
                 half_life_days=st.none() | positive,
                 max_user_interactions=st.integers(2, 10**6),
-                max_item_pairs=st.integers(1, 10**6),
                 user_power=shares,
                 event_weights=st.dictionaries(names, positive, max_size=3),
                 max_dead_letter_ratio=shares,
-                rows_per_unit=counts,
             )
         ),
         tower=TowerConfig(
@@ -653,21 +643,13 @@ def configs(draw):
                 weight_decay=not_negative,
                 new_items=st.booleans(),
                 anchor_power=shares,
-                shuffle_pairs=counts,
                 validation_users=counts,
                 seed=seeds,
             )
         ),
-        embed=EmbedConfig(**filled(batch_size=counts, items_per_unit=counts)),
         index=IndexConfig(
             **filled(
                 n_trees=counts,
-                seed=seeds,
-                n_jobs=st.integers(-1, 8),
-                shard_items=counts,
-                recall_k=counts,
-                max_search_k=counts,
-                sample=counts,
             ),
             recall_floor=floor,
             recall_target=target,
@@ -680,22 +662,13 @@ def configs(draw):
                 users=counts,
             )
         ),
-        calibrate=CalibrateConfig(
-            **filled(
-                pairs=counts,
-                precision=st.lists(above_one_half, max_size=3),
-                false_positive_rate=st.lists(inside, max_size=3),
-            )
-        ),
-        neighbors=NeighborsConfig(
+        export=ExportConfig(
             **filled(
                 to=names,
                 k=counts,
                 min_similarity=st.none() | shares,
                 min_interactions=st.integers(0, 10**6),
                 where=st.dictionaries(names, st.lists(names | counts, min_size=1, max_size=3), max_size=3),
-                reach=counts,
-                items_per_unit=counts,
             )
         ),
         tune=TuneConfig(
@@ -720,7 +693,6 @@ def configs(draw):
                 webhook=st.none() | names,
                 command=st.lists(names, max_size=3),
                 on=st.lists(st.sampled_from(["promoted", "passed", "published", "refused", "failed"]), max_size=5),
-                timeout_seconds=positive,
             )
         ),
         tracking=TrackingConfig(
@@ -735,6 +707,7 @@ def configs(draw):
                 options=st.dictionaries(names, names | counts | st.booleans() | st.lists(names), max_size=3),
             )
         ),
+        resources=ResourcesConfig(**filled(memory_mb=positive)),
         serve=ServeConfig(
             **filled(
                 host=names,

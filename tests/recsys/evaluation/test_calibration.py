@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from recsys.config.sections import CalibrateConfig
 from recsys.data.splits import Holdout
 from recsys.errors import InputError
 from recsys.evaluation import calibration, calibration_fit
@@ -14,7 +13,10 @@ from recsys.evaluation.calibration import Calibration
 from recsys.evaluation.calibration_fit import Half
 from recsys.index.distances import DISTANCES
 
-CONFIG = CalibrateConfig(precision=(0.8, 0.9), false_positive_rate=(0.05, 0.2))
+
+def fit(similarities, same, seed, precisions=(0.8, 0.9), false_positive_rates=(0.05, 0.2)):
+    targets = {"precisions": precisions, "false_positive_rates": false_positive_rates}
+    return calibration_fit.fit_calibration(similarities, same, seed, **targets)
 
 
 def pairs(n, seed=0, digits=None):
@@ -67,7 +69,7 @@ def test_the_curve_agrees_with_pooling_adjacent_violators(seed, digits):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_probability_never_decreases_with_similarity(seed):
-    fitted = calibration_fit.fit_calibration(*pairs(200, seed), CONFIG, seed)
+    fitted = fit(*pairs(200, seed), seed)
     probabilities = fitted.to_probabilities(np.linspace(-2, 2, 5_000))
     assert (np.diff(probabilities) >= 0).all()
     assert probabilities.min() >= 0
@@ -78,8 +80,8 @@ def test_probability_never_decreases_with_similarity(seed):
 def test_separates_similarities_that_differ_in_the_last_digits():
     """Trained towers put most similarities above 0.99."""
     similarities, same = pairs(500)
-    fitted = calibration_fit.fit_calibration(similarities, same, CONFIG, 0)
-    saturated = calibration_fit.fit_calibration(1 - (1 - similarities) * 1e-9, same, CONFIG, 0)
+    fitted = fit(similarities, same, 0)
+    saturated = fit(1 - (1 - similarities) * 1e-9, same, 0)
     assert saturated.auc == fitted.auc
     assert len(saturated.similarities) == len(fitted.similarities)
     for one, other in zip(saturated.thresholds, fitted.thresholds, strict=True):
@@ -119,7 +121,7 @@ def test_precision_thresholds_need_enough_pairs():
 
 def test_an_unreachable_target_is_null_and_an_error():
     """All pairs are equally similar: whatever the threshold, all are called the same, or none."""
-    fitted = calibration_fit.fit_calibration(np.full(100, 0.99), np.repeat([True, False], 50), CONFIG, 0)
+    fitted = fit(np.full(100, 0.99), np.repeat([True, False], 50), 0)
     assert {threshold.similarity for threshold in fitted.thresholds} == {None}
     assert {threshold.measured for threshold in fitted.thresholds} == {None}
     assert (fitted.probability(0.5), fitted.auc) == (0.5, 0.5)
@@ -130,7 +132,7 @@ def test_an_unreachable_target_is_null_and_an_error():
 
 
 def test_the_default_threshold_has_probability_one_half():
-    fitted = calibration_fit.fit_calibration(*pairs(500), CONFIG, 0)
+    fitted = fit(*pairs(500), 0)
     threshold = fitted.threshold()
     assert (threshold.name, threshold.target) == ("probability 0.5", 0.5)
     assert fitted.probability(threshold.similarity) == pytest.approx(0.5, abs=1e-9)
@@ -138,7 +140,7 @@ def test_the_default_threshold_has_probability_one_half():
 
 
 def test_selects_a_threshold_by_its_target():
-    fitted = calibration_fit.fit_calibration(*pairs(500), CONFIG, 0)
+    fitted = fit(*pairs(500), 0)
     assert (fitted.threshold(precision=0.9).rule, fitted.threshold(precision=0.9).target) == ("precision", 0.9)
     assert fitted.threshold(false_positive_rate=0.05).name == "false-positive rate 0.05"
     with pytest.raises(InputError, match=r"precision must be .* calibrated for: 0\.8, 0\.9\. Received: 0\.85\."):
@@ -157,9 +159,7 @@ def test_measures_on_other_pairs_than_it_fits():
     measured = []
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        fitted = calibration_fit.fit_calibration(
-            rng.random(200), np.repeat([True, False], 100), CalibrateConfig(precision=(0.65,)), seed
-        )
+        fitted = fit(rng.random(200), np.repeat([True, False], 100), seed, (0.65,))
         assert (fitted.fitted_pairs, fitted.measured_pairs) == (100, 100)
         (threshold,) = [each for each in fitted.thresholds if each.rule == "precision"]
         if threshold.measured and threshold.measured.precision:
@@ -240,7 +240,7 @@ def test_calibration_error_interval_covers_the_true_error(bent):
 
 
 def test_a_good_curve_has_a_small_error_with_an_interval():
-    error = calibration_fit.fit_calibration(*pairs(5_000), CONFIG, 0).expected_calibration_error
+    error = fit(*pairs(5_000), 0).expected_calibration_error
     assert error.low <= error.value <= error.high
     assert error.value < 0.03
 
@@ -250,9 +250,9 @@ def test_a_good_curve_has_a_small_error_with_an_interval():
 
 def test_fewer_than_twenty_pairs_give_no_calibration():
     similarities, same = pairs(19)
-    assert calibration_fit.fit_calibration(similarities, same, CONFIG, 0) is None
-    assert calibration_fit.fit_calibration(np.append(similarities, 0.5), np.append(same, True), CONFIG, 0) is None
-    assert calibration_fit.fit_calibration(*pairs(20), CONFIG, 0).fitted_pairs == 20
+    assert fit(similarities, same, 0) is None
+    assert fit(np.append(similarities, 0.5), np.append(same, True), 0) is None
+    assert fit(*pairs(20), 0).fitted_pairs == 20
 
 
 def test_balances_the_classes():
@@ -262,18 +262,14 @@ def test_balances_the_classes():
         np.append(rng.normal(0.3, 0.2, 900), rng.normal(0, 0.2, 100)),
         np.repeat([True, False], [900, 100]),
     )
-    fitted = calibration_fit.fit_calibration(similarities, same, CONFIG, 0)
+    fitted = fit(similarities, same, 0)
     assert (fitted.fitted_pairs, fitted.measured_pairs) == (100, 100)
     assert 0 < fitted.threshold().similarity < 0.3
 
 
 def test_the_same_seed_gives_the_same_calibration():
-    assert calibration_fit.fit_calibration(*pairs(300), CONFIG, 7) == calibration_fit.fit_calibration(
-        *pairs(300), CONFIG, 7
-    )
-    assert calibration_fit.fit_calibration(*pairs(300), CONFIG, 7) != calibration_fit.fit_calibration(
-        *pairs(300), CONFIG, 8
-    )
+    assert fit(*pairs(300), 7) == fit(*pairs(300), 7)
+    assert fit(*pairs(300), 7) != fit(*pairs(300), 8)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -308,7 +304,7 @@ def test_there_can_be_no_different_pairs(users):
     judged = calibration_fit.sample_pairs(holdout(np.zeros(users), np.ones(users)), 0)
     assert judged.same.all()
     assert len(judged.same) == users
-    assert calibration_fit.fit_calibration(np.ones(users), judged.same, CONFIG, 0) is None
+    assert fit(np.ones(users), judged.same, 0) is None
 
 
 @pytest.mark.parametrize("name", sorted(DISTANCES))
@@ -335,7 +331,7 @@ def test_similarities_of_pairs_agree_with_the_distance(name):
 
 
 def test_the_file_keeps_every_digit(tmp_path):
-    fitted = calibration_fit.fit_calibration(*pairs(300), CONFIG, 0)
+    fitted = fit(*pairs(300), 0)
     calibration.save(fitted, tmp_path / "calibration.json")
     loaded = calibration.load(tmp_path / "calibration.json")
     assert loaded == fitted
@@ -350,7 +346,7 @@ def test_saves_the_reason_for_no_calibration(tmp_path):
 
 
 def damaged(**changed):
-    content = calibration_fit.fit_calibration(*pairs(300), CONFIG, 0).model_dump(mode="json")
+    content = fit(*pairs(300), 0).model_dump(mode="json")
     return json.dumps({"calibration": {**content, **changed}})
 
 
@@ -398,4 +394,4 @@ def test_missing_file_is_refused(tmp_path):
 
 
 def test_a_calibration_is_what_serving_reads():
-    assert isinstance(calibration_fit.fit_calibration(*pairs(300), CONFIG, 0), Calibration)
+    assert isinstance(fit(*pairs(300), 0), Calibration)

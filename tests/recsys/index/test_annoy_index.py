@@ -6,6 +6,7 @@ import pytest
 from recsys.config.sections import IndexConfig
 from recsys.errors import InputError, StageError
 from recsys.index import annoy_index
+from recsys.index.annoy_index import RECALL_K
 from recsys.index.distances import COSINE, DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
@@ -37,7 +38,7 @@ def build_shards(folder, vectors, shard_items, *, distance=COSINE, **options):
     shards = plan_shards(len(vectors), shard_items)
     for shard in shards:
         annoy_index.build(vectors[shard.start : shard.stop], config, folder / shard.file, distance=distance)
-    return annoy_index.load(folder, shards, vectors, config.n_trees * config.recall_k, distance=distance)
+    return annoy_index.load(folder, shards, vectors, config.n_trees * RECALL_K, distance=distance)
 
 
 def load(folder, vectors, search_k, *, distance=COSINE, file=INDEX_FILE):
@@ -280,9 +281,9 @@ def test_ties_go_by_item_number_across_shards(tmp_path, distance):
 @every_distance
 def test_tunes_the_recall_of_the_merged_result(tmp_path, distance):
     vectors = vectors_for(distance, 600, 12)
-    config = {"n_trees": 3, "recall_k": 9, "recall_target": 0.9, "recall_floor": 0.8, "sample": 600}
+    config = {"n_trees": 3, "recall_target": 0.9, "recall_floor": 0.8}
     built = build_shards(tmp_path, vectors, 170, distance=distance, **config)
-    tuned = tune_search_k(built, vectors, IndexConfig(**config))
+    tuned = tune_search_k(built, vectors, IndexConfig(**config), k=9, sample_size=600)
     assert 0.9 <= tuned.recall < 1
     everyone = np.arange(600, dtype=np.int32)
     assert naive_recall(built, vectors, everyone, 9) == pytest.approx(tuned.recall, abs=1e-3)
@@ -334,16 +335,17 @@ def test_building_twice_gives_the_same_bytes(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     vectors = unit_vectors(200)
-    build(tmp_path / "one", vectors, seed=3)
-    build(tmp_path / "two", vectors, seed=3)
+    build(tmp_path / "one", vectors)
+    build(tmp_path / "two", vectors)
     assert (tmp_path / "one" / "index.ann").read_bytes() == (tmp_path / "two" / "index.ann").read_bytes()
 
 
-def test_another_seed_gives_another_index(tmp_path):
+def test_the_seed_decides_the_index(tmp_path, monkeypatch):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    build(tmp_path / "one", unit_vectors(200), seed=3)
-    build(tmp_path / "two", unit_vectors(200), seed=4)
+    build(tmp_path / "one", unit_vectors(200))
+    monkeypatch.setattr(annoy_index, "SEED", 4)
+    build(tmp_path / "two", unit_vectors(200))
     assert (tmp_path / "one" / "index.ann").read_bytes() != (tmp_path / "two" / "index.ann").read_bytes()
 
 
@@ -462,10 +464,10 @@ def test_recall_of_a_catalog_smaller_than_k(tmp_path):
 @every_distance
 def test_tuning_chooses_about_the_smallest_search_k(tmp_path, distance):
     vectors = vectors_for(distance, 600, 12)
-    config = IndexConfig(n_trees=3, recall_k=9, recall_target=0.9, recall_floor=0.8, sample=120)
+    config = IndexConfig(n_trees=3, recall_target=0.9, recall_floor=0.8)
     built = annoy_index.build(vectors, config, tmp_path / "index.ann", distance=distance)
     seen = []
-    tuned = tune_search_k(built, vectors, config, on_try=lambda *tried: seen.append(tried))
+    tuned = tune_search_k(built, vectors, config, on_try=lambda *tried: seen.append(tried), k=9, sample_size=120)
     everyone = np.arange(600, dtype=np.int32)
     assert built.search_k == tuned.search_k
     assert tuned.recall >= 0.9
@@ -477,24 +479,25 @@ def test_tuning_chooses_about_the_smallest_search_k(tmp_path, distance):
 
 def test_tuning_repeats(tmp_path):
     vectors = unit_vectors(200, 12)
-    config = IndexConfig(n_trees=2, recall_k=5, recall_target=0.9, recall_floor=0.8, sample=50)
+    config = IndexConfig(n_trees=2, recall_target=0.9, recall_floor=0.8)
     built = annoy_index.build(vectors, config, tmp_path / "index.ann")
-    assert tune_search_k(built, vectors, config) == tune_search_k(built, vectors, config)
+    first, second = (tune_search_k(built, vectors, config, k=5, sample_size=50) for _ in range(2))
+    assert first == second
 
 
 def test_tuning_fails_below_the_floor(tmp_path):
     vectors = unit_vectors(600, 24)
-    config = IndexConfig(n_trees=1, recall_k=10, max_search_k=3, sample=60)
+    config = IndexConfig(n_trees=1)
     built = annoy_index.build(vectors, config, tmp_path / "index.ann")
     with pytest.raises(StageError, match=r"at least 0\.95.*search_k 3\b"):
-        tune_search_k(built, vectors, config)
+        tune_search_k(built, vectors, config, k=10, sample_size=60, max_search_k=3)
 
 
 def test_tuning_uses_max_search_k_between_floor_and_target(tmp_path):
     vectors = unit_vectors(600, 24)
-    config = IndexConfig(n_trees=1, recall_k=10, recall_floor=0.05, recall_target=1.0, max_search_k=40, sample=60)
+    config = IndexConfig(n_trees=1, recall_floor=0.05, recall_target=1.0)
     built = annoy_index.build(vectors, config, tmp_path / "index.ann")
-    tuned = tune_search_k(built, vectors, config)
+    tuned = tune_search_k(built, vectors, config, k=10, sample_size=60, max_search_k=40)
     assert tuned.search_k == built.search_k == 40
     assert 0.05 <= tuned.recall < 1
 

@@ -50,8 +50,9 @@ def pair_batches(store, monkeypatch):
     """Slices of about 20 pairs, so that a buffer may be smaller than a batch."""
     monkeypatch.setattr(pairs, "ROW_GROUP_PAIRS", 20)
 
-    def make(dense=DENSE, **train):
-        return PairBatches(store(dense), config_of(train={"batch_size": 8} | train))
+    def make(dense=DENSE, *, shuffled=10_000, **train):
+        resources = {"memory_mb": shuffled / 1_000}
+        return PairBatches(store(dense), config_of(train={"batch_size": 8} | train, resources=resources))
 
     return make
 
@@ -60,7 +61,7 @@ def pair_batches(store, monkeypatch):
 @pytest.mark.parametrize("batch_size", [1, 8, 12, 35, 100], ids="size {}".format)
 def test_a_pass_asks_every_anchor_and_fills_the_last_batch(pair_batches, batch_size, at_once):
     assert len(ANCHORS) == 35
-    drawn = pair_batches(batch_size=batch_size, shuffle_pairs=at_once)
+    drawn = pair_batches(batch_size=batch_size, shuffled=at_once)
     size = min(batch_size, 35)
     for _ in range(2):
         batches = list(drawn.one_pass())
@@ -81,7 +82,7 @@ def test_the_last_batch_is_filled_with_others_where_there_are_enough(pair_batche
 def test_the_targets_are_the_weights_of_the_pairs_and_what_is_nobodys_positive_takes_no_part(pair_batches, at_once):
     touched = np.flatnonzero(DENSE.sum(axis=0)).tolist()
     assert len(touched) < NUM_ITEMS
-    for batch in pair_batches(shuffle_pairs=at_once).one_pass():
+    for batch in pair_batches(shuffled=at_once).one_pass():
         for row, anchor in enumerate(anchors_of(batch)):
             assert as_dictionary(batch, row) == {n: DENSE[anchor, n] for n in touched if n != anchor}
         assert (batch.shares == 1).all()
@@ -101,10 +102,10 @@ def test_passes_have_different_orders_and_a_seed_repeats_them(pair_batches, at_o
     def orders(drawn):
         return [[anchors_of(batch) for batch in drawn.one_pass()] for _ in range(2)]
 
-    first, second = orders(pair_batches(seed=5, shuffle_pairs=at_once))
+    first, second = orders(pair_batches(seed=5, shuffled=at_once))
     assert first != second
-    assert orders(pair_batches(seed=5, shuffle_pairs=at_once)) == [first, second]
-    assert orders(pair_batches(seed=6, shuffle_pairs=at_once))[0] != first
+    assert orders(pair_batches(seed=5, shuffled=at_once)) == [first, second]
+    assert orders(pair_batches(seed=6, shuffled=at_once))[0] != first
 
 
 def test_no_more_than_a_buffer_and_a_batch_is_held(pair_batches, monkeypatch):
@@ -118,7 +119,7 @@ def test_no_more_than_a_buffer_and_a_batch_is_held(pair_batches, monkeypatch):
         read += len(block.anchors)
         return block
 
-    drawn = pair_batches(batch_size=5, shuffle_pairs=30)
+    drawn = pair_batches(batch_size=5, shuffled=30)
     longest = max(piece.rows for piece in drawn.pairs.slices)
     most = int(drawn.pairs.counts[ANCHORS].min())
     monkeypatch.setattr(pairs.Pairs, "read_slice", watched)
