@@ -61,7 +61,7 @@ def test_each_shard_is_a_file_of_its_own_items(tmp_path: Path, shard_items: int,
 
 
 def test_the_recall_is_measured_on_merged_results(tmp_path: Path) -> None:
-    settings = ("index.shard_items=90", "index.recall_target=0.9", "index.recall_floor=0.8", "index.n_trees=3")
+    settings = ("resources.memory_mb=0.36", "index.recall_target=0.9", "index.recall_floor=0.8", "index.n_trees=3")
     context = embedded(tmp_path, 1_000, *settings)
     manifest = indexing.index(context.config, context.run, context.progress)
     vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS))
@@ -93,7 +93,7 @@ def finished(workspace: Path) -> list[Path]:
 
 
 def test_after_a_kill_builds_only_the_missing_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ("index.shard_items=500", "index.sample=50")
+    settings = ("resources.memory_mb=2.0",)
     context = embedded(tmp_path, 20_000, *settings)
     command = [program.RECSYS, "index", "--config", tmp_path / "recsys.toml"]
     command += [part for setting in settings for part in ("--set", setting)]
