@@ -125,7 +125,7 @@ def test_changed_columns_are_told_and_filtered_by(service: Service) -> None:
     [
         ({"vector": [1.0]}, "vector must be of 5 finite numbers"),
         ({"vector": [0.0] * 5}, "not all of them 0"),
-        ({"features": {"color": "red"}}, "features must be of the columns color. Received: 'color'"),
+        ({"features": {"shade": "red"}}, "features must be of the columns color. Received: 'shade'"),
         ({"features": {"color": 3}}, "features.color must be a string"),
         ({"titel": "x"}, "titel is not a known field"),
         ({"available": "yes"}, "available"),
