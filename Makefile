@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 export RECSYS_DATASETS ?= $(abspath $(wildcard ../shared/data))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all flink spark bench openapi serve docs dist clean check locks
+.PHONY: help demo test test-all flink spark bench openapi settings serve docs dist clean check locks
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -47,6 +47,9 @@ build/%/.fetched: runners/%.xml
 
 bench: $(VENV)/.installed ## speed and memory against plain code, as ratios of one run
 	$(BIN)/python -m benchmarks
+
+settings: $(VENV)/.installed ## write the example config and the settings page of the documentation
+	$(BIN)/python -m recsys.config.reference
 
 openapi: $(VENV)/.installed ## write the description of the service into docs/openapi.json
 	$(BIN)/python -m serving.openapi > docs/openapi.json

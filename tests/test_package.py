@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import recsys
-from recsys.config.loading import parse_config
-from recsys.config.sections import Config
 from tests import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "v1"
@@ -61,26 +56,6 @@ def test_a_wheel_installs_and_serves_without_training_parts(tmp_path: Path) -> N
 def test_the_changelog_tells_of_this_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"## {recsys.__version__}" in changelog or "## Unreleased" in changelog
-
-
-def test_the_example_config_shows_every_default() -> None:
-    """Uncommented, it is the config that an empty one stands for; nothing is left out."""
-    text = (ROOT / "examples" / "nightly.toml").read_text()
-    uncommented = tomllib.loads(re.sub(r'(?m)^#(?=[\w."]+ = )', "", text))
-    data: dict[str, Any] = uncommented["data"]
-    defaults = parse_config({"data": data}).model_dump(mode="json", exclude_none=True)
-    assert uncommented == defaults
-
-
-def test_the_example_config_tells_what_each_setting_is() -> None:
-    """In the words of the code, so that both say the same."""
-    text = (ROOT / "examples" / "nightly.toml").read_text()
-    told = " ".join(re.sub(r"(?m)^# ?", "", text).split())
-    tables = {name: field.annotation for name, field in Config.model_fields.items()}
-    for name, table in tables.items():
-        assert f"[{name}] {' '.join((table.__doc__ or '').split())}" in told
-        for key, setting in table.model_fields.items():  # type: ignore[union-attr]
-            assert " ".join((setting.description or "").split()) in told, f"{name}.{key}"
 
 
 def test_no_file_of_the_tree_names_a_package_index_or_a_machine() -> None:

@@ -42,26 +42,27 @@ class Table(BaseModel):
 
 
 class DataConfig(Table):
-    """Where the input lies and where the work goes."""
+    """Where the input is, and where results are written."""
 
     interactions: str | None = None
-    """Interactions: a path, a URL (`s3://bucket/log/*.parquet`) or a glob; Parquet, CSV (also .gz) or JSON lines (also
-    .gz). `docs/how-to/storage.md` says more of URLs.
-    Every stage of a night needs them; the service reads none."""
+    """Interactions: a path, a glob or a URL (`s3://bucket/log/*.parquet`) of Parquet, CSV or JSON Lines files; text may
+    be gzipped. Required by every stage of a run, not by the service. See `docs/how-to/storage.md`."""
     items: str | None = None
-    """Items, in the same formats. Without it the catalog is the items that somebody touched."""
+    """Items, in the same formats. By default, the catalog consists of the items that have interactions."""
     labeled_pairs: str | None = None
-    """Pairs of items that people judged, in the same formats: `item_a`, `item_b`, `same` (0 or 1). With them the
-    tower is trained on those alone; interactions still say when to stop, and measure."""
+    """Pairs of items labeled by people, in the same formats, with columns `item_a`, `item_b` and `same` (0 or 1). If
+    set, the tower is trained on these pairs only; interactions still decide when to stop."""
     feedback: str | None = None
-    """How often what a release showed was clicked, in the same formats: `release_id`, `shown` and `clicked`. The
-    night's report turns it into click-through by release; nothing is trained on it."""
+    """Impressions and clicks per release, in the same formats, with columns `release_id`, `shown` and `clicked`. The
+    run report shows the click-through rate of each release; nothing is trained on it."""
     warm_start: str | None = None
-    """Folder or URL of a release whose tower training goes on from. New items start from their features."""
+    """Folder or URL of a release whose tower is the start of training. Set it to keep embeddings stable from run to
+    run; new items start from their features."""
     workspace: str = "workspace"
-    """Folder of this machine for runs, releases and, by default, the MLflow database."""
+    """Local folder for runs, releases and, by default, the MLflow database."""
     releases: str | None = None
-    """Folder or URL that finished releases are copied to, for services elsewhere. A release there is never replaced."""
+    """Folder or URL to which finished releases are copied, for services on other machines. A release is never replaced
+    there."""
 
     @field_validator("workspace")
     @classmethod
@@ -72,23 +73,23 @@ class DataConfig(Table):
 
 
 class ItemsConfig(Table):
-    """Which column of the items is what. `item_id` is always the id."""
+    """The role of each column of the items. `item_id` is always the id."""
 
     title: str | None = None
-    """Column shown to people."""
+    """Column with the title that people see."""
     categorical: Columns = ()
-    """Columns with one value of a set each (brand, language)."""
+    """Columns with one category per item, such as brand or language."""
     multi_categorical: Columns = ()
-    """Columns with several values each (genres, tags): lists, or text cut at `separator`."""
+    """Columns with several categories per item, such as genres or tags: lists, or text divided by `separator`."""
     separator: str = "|"
-    """Cuts the text of multi-categorical columns. Only text: lists are taken as they are."""
+    """Separator of categories in text columns."""
     numeric: Columns = ()
-    """Columns with a number each (year, price). Missing values are allowed."""
+    """Columns with a number per item, such as year or price. Missing values are allowed."""
     text: Columns = ()
-    """Columns of free text (title, description). The title may be one."""
+    """Columns with free text, such as title or description. The title column may be one of them."""
     available: str | None = None
-    """Column that says whether an item can be had: true or false, or 1 or 0, also as text. Empty is true. Questions
-    may ask for available items only."""
+    """Column that tells whether an item is available: true or false, 1 or 0, also as text; empty means true. Queries
+    can be restricted to available items."""
 
     @model_validator(mode="after")
     def _one_role_a_column(self) -> ItemsConfig:
@@ -130,22 +131,22 @@ def _instant(of_day: time) -> BeforeValidator:
 
 
 class Contract(Table):
-    """What the values of one column have to be. A rule that is left out allows everything."""
+    """Rules for the values of one column. A rule that is not set allows everything."""
 
     type: Literal["integer", "number"] | None = None
-    """What text has to be, or a number: `integer` has no fraction. `number` is implied where numbers are asked for."""
+    """`integer`: numbers without a fraction; `number`: any number. Implied where another rule needs numbers."""
     min: float | None = None
     """Smallest number."""
     max: float | None = None
     """Largest number."""
     allowed: Annotated[tuple[str | float, ...], Field(strict=False, min_length=1)] | None = None
-    """All values that there may be: texts or numbers."""
+    """All allowed values: strings or numbers."""
     earliest: Annotated[datetime, _instant(time.min)] | None = None
-    """First moment of a timestamp. A date begins at midnight UTC."""
+    """Earliest timestamp. A date means midnight UTC."""
     latest: Annotated[datetime, _instant(time.max)] | None = None
-    """Last moment of a timestamp. A date ends before midnight UTC."""
+    """Latest timestamp. A date means the end of that day, UTC."""
     missing: bool = True
-    """Whether a value may be missing: empty, blank or not there."""
+    """Whether values may be missing: null, empty or blank."""
 
     @property
     def of_numbers(self) -> bool:
@@ -191,12 +192,12 @@ INTERACTION_KINDS = {
 
 
 class ContractsConfig(Table):
-    """What the team promises of its data. A row that breaks it is a dead letter."""
+    """Rules for the columns of the input. A row that breaks a rule becomes a dead letter."""
 
     interactions: dict[str, Contract] = {}
-    """Column -> its contract: `user_id`, `item_id`, `timestamp`, `weight` or `event`."""
+    """Rules by column: `user_id`, `item_id`, `timestamp`, `weight` or `event`."""
     items: dict[str, Contract] = {}
-    """Column -> its contract: `item_id`, or a column that [items] names."""
+    """Rules by column: `item_id`, or a column named in [items]."""
 
 
 def _require_sense(table: str, contracts: dict[str, Contract], kinds: dict[str, str]) -> None:
@@ -216,80 +217,90 @@ def _require_sense(table: str, contracts: dict[str, Contract], kinds: dict[str, 
 
 
 class PrepareConfig(Table):
-    """Interactions -> catalog, sequences and pairs."""
+    """Interactions and items -> catalog, sequences and pairs."""
 
     as_of: Annotated[datetime, _instant(time.min)] | None = None
-    """Only interactions before this moment are used, as if the night were of then. A date is its midnight UTC. Items
-    have no time: all of them are used."""
+    """Use only interactions before this time, as if the run took place then. A date means midnight UTC. Items have no
+    time; all of them are used."""
     window: Count = 10
-    """Two items of one user make a pair if at most this many positions apart. More is slower."""
+    """Largest distance, in positions of a user's sequence, between two items of a pair. Larger windows find more
+    distant relations and take longer."""
     decay: Annotated[float, Field(ge=0)] = 1.0
-    """A pair `gap` positions apart weighs gap ** -decay. 0 weighs all alike."""
+    """A pair of items `gap` positions apart has the weight gap ** -decay. 0 weighs all pairs in the window equally."""
     directed: bool = False
-    """Only what came later is a positive of what came before. Otherwise each is one of the other."""
+    """If true, only the later item of a pair is a positive of the earlier one. Set it if the order of items matters,
+    such as in episodes."""
     session_gap_minutes: Positive | None = None
-    """A longer pause of a user ends a session: no pair reaches across it."""
+    """A pause longer than this ends a session; pairs do not cross sessions. By default, the whole sequence is one
+    session."""
     half_life_days: Positive | None = None
-    """A pair weighs half for each so many days before the newest interaction of the log."""
+    """Age at which a pair counts half, relative to the newest interaction. Set it if tastes change quickly. By default,
+    age does not count."""
     max_user_interactions: Annotated[int, Field(ge=2)] = 10_000
-    """Only so many of a user's newest interactions make pairs: a bot must not outweigh the others. The manifest
-    counts those that are over it."""
+    """Maximum number of recent interactions per user used to form pairs; limits the influence of bots."""
     user_power: Share = 0.0
-    """A user's pairs are divided by their summed weight to this power. 1 lets all users count alike."""
+    """The pairs of a user are divided by their total weight to this power. 1 gives all users the same influence, 0
+    gives active users more."""
     event_weights: dict[str, Positive] = {}
-    """Factor of an interaction by its `event`. Events that are not named are filtered out; {} keeps all alike."""
+    """Weight of an interaction by its `event`, such as { view = 1, purchase = 5 }. Events that are not listed are
+    filtered out. By default, all events count alike."""
     max_dead_letter_ratio: Share = 0.01
-    """The job stops when a larger share of the rows is bad."""
+    """Largest share of invalid rows; above it the run stops."""
 
 
 class TowerConfig(Table):
-    """The encoder that both sides of a pair share."""
+    """The encoder that both items of a pair share."""
 
     dimension: Annotated[int, Field(ge=2)] = 128
-    """Length of an embedding. More is slower everywhere and rarely better above 128."""
+    """Length of an embedding. More costs time everywhere and rarely helps above 128."""
     distance: Literal["cosine", "euclidean", "manhattan"] = "cosine"
-    """What "near" means: in training, in the index and in the similarity of an answer."""
+    """Distance between embeddings in training, in the index and in results. See `docs/explanation/losses.md`."""
     fusion: Literal["sum", "concatenation", "gating"] = "sum"
-    """How the encoded features become one vector. Gating weighs them item by item."""
+    """How the encoded features are combined. `gating` weighs them for each item."""
     text_encoder: Literal["bag", "convolutional", "recurrent"] = "bag"
-    """Text: a bag of word and character n-grams, or words in their order. A bag is fastest."""
+    """How text is read: as a bag of word and character n-grams (fastest), or word by word by a convolutional or
+    recurrent network."""
     min_count: Count = 1
-    """Items with fewer pairs share hashed id buckets instead of an id of their own."""
+    """Items with fewer pairs share hashed id embeddings. Raise it to save memory in catalogs with many rare items."""
     hash_buckets: Count = 1_024
-    """Buckets of those items."""
+    """Number of id embeddings that those items share."""
     hidden: Annotated[tuple[Count, ...], Field(strict=False)] = ()
-    """Sizes of the hidden layers between the summed features and the embedding."""
+    """Sizes of hidden layers between the combined features and the embedding. Useful with many features."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout after each hidden layer."""
+    """Dropout rate after each hidden layer."""
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of items whose id is hidden at each step. `train.new_items` serves new items better."""
+    """Share of items whose id is hidden at each training step. Regularizes; `train.new_items` serves new items better.
+"""
 
 
 class CandidatesConfig(Table):
-    """What an anchor's positives are told apart from."""
+    """The items from which the positives of an anchor are distinguished."""
 
     kind: Literal["auto", "catalog", "sampled", "in_batch", "mixed"] = "auto"
-    """`catalog`: all items. `sampled`: the batch's positives and drawn negatives. `in_batch`: one drawn positive
-    an anchor, each the others' negative. `mixed`: the same and drawn negatives. `auto`: the catalog while small."""
+    """`catalog`: all items. `sampled`: the positives of the batch and sampled negatives. `in_batch`: one positive per
+    anchor, which is a negative of the other anchors. `mixed`: both. `auto`: the catalog if it is small, otherwise
+    sampled."""
     whole_catalog_up_to: Count = 5_000
-    """`auto` takes the whole catalog up to this many items, and samples above."""
+    """Number of items up to which `auto` uses the whole catalog."""
     max_positives: Count = 4_096
-    """`sampled`: at most so many positives of the batch."""
+    """`sampled`: maximum number of positives in a batch."""
     negatives: Count = 1_024
-    """`sampled` and `mixed`: negatives drawn a step."""
+    """`sampled` and `mixed`: number of sampled negatives in a batch. More take longer and rarely help above 1,024."""
     popularity_power: Annotated[float, Field(ge=-1, le=1)] = 0.0
-    """Negatives are drawn in proportion to popularity to this power. 0 draws all alike, 1 popular ones more."""
+    """Negatives are sampled in proportion to popularity to this power. 0 samples uniformly, 1 prefers popular items."""
     popularity_correction: Share = 0.0
-    """0 learns what is touched together; 1 what is so beyond popularity. More is a longer tail, and worse for items
-    that nobody touched yet."""
+    """0 learns which items are used together; 1 learns what goes beyond popularity. Raise it for a longer tail; new
+    items then get worse."""
     hard_negatives: Annotated[int, Field(ge=0)] = 0
-    """Near items that are no positives, added for each anchor. Not with `catalog`, which has them."""
+    """Number of hard negatives per anchor: near items that are not positives. Not with `catalog`, which contains them.
+"""
     hard_ranks: Annotated[tuple[Count, Count], Field(strict=False)] = (100, 500)
-    """Hard negatives are drawn from these ranks (first, last) of an anchor's neighbors."""
+    """First and last rank among an anchor's neighbors from which hard negatives are drawn."""
     hard_margin: Share = 0.05
-    """A hard negative must be less similar than this share below the least similar positive: false ones are near."""
+    """A hard negative must be less similar than the least similar positive by this share, because nearer ones are often
+    unobserved positives."""
     hard_after: Count = 1
-    """Passes before the first hard negatives: neighbors must mean something first."""
+    """Number of passes before hard negatives are used."""
 
     @model_validator(mode="after")
     def _ranks_in_order(self) -> CandidatesConfig:
@@ -302,41 +313,45 @@ class TrainConfig(Table):
     """Pairs -> tower."""
 
     loss: Literal["cross_entropy", "contrastive", "triplet"] = "cross_entropy"
-    """`docs/explanation/losses.md` says when to use which. Cross-entropy is the one for interactions."""
+    """Loss function. `cross_entropy` for interactions, `contrastive` for labeled pairs; see
+    `docs/explanation/losses.md`."""
     temperature: Positive = 0.1
-    """Cross-entropy: divides the similarity before the softmax. Smaller looks harder at the nearest candidates."""
+    """Cross-entropy: divisor of the similarity before the softmax. Smaller values concentrate on the nearest
+    candidates."""
     margin: Positive = 0.5
-    """Contrastive and triplet: how far negatives have to stay."""
+    """Contrastive and triplet: distance that negatives must keep."""
     mining: Literal["semi_hard", "hard", "soft_margin"] = "semi_hard"
-    """Triplet: the negative for each positive. `soft_margin` takes the hardest, and log(1 + exp) for the margin."""
+    """Triplet: which negative is used for each positive. `soft_margin` uses the hardest, and log(1 + exp) instead of a
+    margin."""
     passes: Count = 20
-    """Passes over the anchors at most; early stopping usually ends before."""
+    """Maximum number of passes over the anchors; early stopping usually ends training before."""
     patience: Count = 4
-    """Passes without a better validation NDCG@20 before training stops."""
+    """Number of passes without a better validation score after which training stops."""
     history_passes: Annotated[int, Field(ge=0)] = 1
-    """Passes over users' histories after those over the pairs, dropped where they are worse: better look-ups from
-    several items. One costs several passes over pairs."""
+    """Number of passes over users' histories after those over pairs. They improve queries with several items, and are
+    dropped if they make the score worse. 0 saves time if only single items are queried."""
     batch_size: Count = 256
-    """Anchors a step."""
+    """Number of anchors in a training step."""
     learning_rate: Positive = 0.003
-    """Adam's learning rate."""
+    """Learning rate of Adam."""
     feature_lead: Annotated[float, Field(ge=0)] = 150.0
-    """Features, but text that is read word by word, learn so many times faster than ids, divided by the mean number of
-    an item's interactions, and 1 to 10 times: the less is known of items one by one, the more of what they share. 0
-    lets ids learn as fast."""
+    """Features learn this many times faster than ids, divided by the mean number of interactions per item, between 1
+    and 10 times. 0 gives both the same rate."""
     learning_rates: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Factor of the learning rate by encoder, instead: "id", "numeric", or a column. 0 freezes it."""
+    """Factor of the learning rate by encoder ("id", "numeric", or a column), instead of the automatic one. 0 freezes
+    the encoder."""
     thaw_after: Annotated[int, Field(ge=0)] = 0
-    """Passes after which frozen encoders learn too. 0: never."""
+    """Number of passes after which frozen encoders are trained too. 0: never."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's weight decay of everything but biases."""
+    """Weight decay of AdamW for everything but biases."""
     new_items: bool = True
-    """At the end, train encoders of their own for items without interactions, by their features: twice as many passes
-    as over pairs. Nothing changes for the others. Without them a new item is what known items' features make of it."""
+    """Whether items without interactions get encoders of their own, trained at the end. Turn it off to save time if the
+    catalog has no new items."""
     anchor_power: Share = 1.0
-    """An anchor counts with its summed pair weight to this power. 0 counts all anchors alike."""
+    """An anchor counts in the loss with its total pair weight to this power. 0 weighs all anchors equally."""
     validation_users: Count = 10_000
-    """Users whose validation target is looked up after each pass."""
+    """Maximum number of users whose validation queries are evaluated after each pass. More are less noisy and take
+    longer."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     """Seed of initial weights, order of anchors, dropout and samples."""
 
@@ -345,11 +360,12 @@ class IndexConfig(Table):
     """Embeddings -> Annoy index."""
 
     n_trees: Count = 50
-    """Annoy's number of trees: more is a larger file and a better recall at the same search_k."""
+    """Number of Annoy trees. More make a larger file and faster queries at the same recall."""
     recall_target: Share = 0.98
-    """search_k is tuned to the smallest value that reaches this recall."""
+    """Share of the exact 20 nearest neighbors that the index must return; the search is tuned to it. Higher means
+    slower queries."""
     recall_floor: Share = 0.95
-    """Below this recall the build fails."""
+    """The run fails if the tuned recall is below this."""
 
     @model_validator(mode="after")
     def _floor_below_target(self) -> IndexConfig:
@@ -395,29 +411,28 @@ class EvaluateConfig(Table):
 
 
 class ExportConfig(Table):
-    """Release -> the nearest of every item, exported for readers that do not ask the service."""
+    """Release -> the nearest neighbors of all items, for readers that do not query the service."""
 
     to: Annotated[str, Field(repr=False)] = "neighbors.parquet"
-    """Where to: a folder of Parquet files or a file that ends in `.jsonl`, either also by a URL (`s3://`, `gs://`), or
-    a server: `sqlite:///FILE`, `postgresql://`, `redis://` or `rediss://`. `docs/how-to/export.md` says what
-    readers find there, and where a password goes."""
+    """Target of the export: a folder of Parquet files or a file ending in `.jsonl`, by path or URL, or a database:
+    `sqlite:///FILE`, `postgresql://`, `redis://` or `rediss://`. See `docs/how-to/export.md`, also for passwords."""
     k: Count = 20
-    """Neighbors of an item; fewer where the catalog, or what is let through, holds no more."""
+    """Number of neighbors per item; fewer if the catalog or the filters allow no more."""
     min_similarity: float | None = None
-    """Less similar items are no neighbors."""
+    """Smallest similarity of a neighbor."""
     min_interactions: Annotated[int, Field(ge=0)] = 0
-    """Items with fewer interactions are nobody's neighbors."""
+    """Smallest number of interactions of a neighbor."""
     where: dict[str, Annotated[list[int | float | str], Field(min_length=1)]] = {}
-    """Column of the catalog -> values: items with none of them there are nobody's neighbors."""
+    """Catalog column -> values: a neighbor must have one of them."""
 
 
 class TuneConfig(Table):
     """Search for better settings on the validation target."""
 
     minutes: Positive = 30.0
-    """Time for all trials together; a tuning that is resumed counts on."""
+    """Time for all trials together; a resumed search continues counting."""
     trials: Count = 200
-    """Trials at most."""
+    """Maximum number of trials."""
     ranges: dict[str, Range] = {
         "train.temperature": Span(low=0.05, high=0.25, log=True),
         "train.learning_rate": Span(low=0.001, high=0.006, log=True),
@@ -429,7 +444,7 @@ class TuneConfig(Table):
         "prepare.user_power": Span(low=0.0, high=1.0),
         "train.history_passes": [1, 2],
     }
-    """Setting -> its values: a list to choose from, or {low, high, log}."""
+    """Setting -> values to try: a list, or { low, high, log }."""
 
 
 DataSensitivity = Literal["low", "normal", "high"]
@@ -457,12 +472,12 @@ class PromoteConfig(Table):
 
 
 class NotifyConfig(Table):
-    """Who is told how a night ended. `docs/how-to/schedule.md` says what they are told."""
+    """Notifications at the end of a nightly run. See `docs/how-to/schedule.md`."""
 
     webhook: Annotated[str | None, Field(repr=False)] = None
-    """URL that gets the summary of the night as JSON. RECSYS_WEBHOOK in the environment goes before it."""
+    """URL that receives the summary of the run as JSON. The environment variable RECSYS_WEBHOOK takes precedence."""
     command: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Program and arguments that get the same on standard input; no shell reads them."""
+    """Program and arguments that receive the summary on standard input; no shell is involved."""
     on: Annotated[tuple[Literal["promoted", "passed", "published", "refused", "failed"], ...], Field(strict=False)] = (
         "promoted",
         "passed",
@@ -470,14 +485,14 @@ class NotifyConfig(Table):
         "refused",
         "failed",
     )
-    """Ends of a night that they are told of."""
+    """Outcomes that trigger a notification."""
 
 
 class TrackingConfig(Table):
     """MLflow."""
 
     uri: str | None = None
-    """Tracking URI. Without it: an SQLite file in the workspace."""
+    """Tracking URI. By default, an SQLite file in the workspace."""
     experiment: str = "recsys"
     """Name of the experiment."""
     model: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "item-tower"
@@ -485,15 +500,15 @@ class TrackingConfig(Table):
 
 
 class BeamConfig(Table):
-    """How the Beam jobs run. Releases do not depend on it."""
+    """How the Beam jobs run. Results do not depend on it."""
 
     profile: Literal["local", "local-threads", "portable", "flink", "spark", "dataflow"] = "local"
-    """`local`: one worker in this process. `local-threads`: `workers` threads. `portable`: a job server and a worker
-    of their own. `flink`, `spark`, `dataflow`: a cluster; `docs/how-to/runners.md` says what each needs."""
+    """`local`: one worker in this process. `local-threads`: threads. `portable`: a separate job server and worker pool.
+    `flink`, `spark`, `dataflow`: a cluster; see `docs/how-to/runners.md`."""
     workers: Count = 2
-    """Threads of `local-threads`; on a cluster, units that are worked on at a time."""
+    """Number of threads of `local-threads`, or of units processed at a time on a cluster."""
     options: Annotated[dict[str, JsonValue], Field(repr=False)] = {}
-    """Options of Beam itself, by its names, over those of the profile. One that Beam does not know is an error."""
+    """Beam options by their own names; they override those of the profile. Unknown options are errors."""
 
 
 class ResourcesConfig(Table):
@@ -533,46 +548,46 @@ class ResourcesConfig(Table):
 
 
 class ServeConfig(Table):
-    """The look-up service."""
+    """The query service."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Loopback unless you say otherwise."""
+    """Address to listen on. The default accepts connections from this machine only."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """Port; 0 takes a free one."""
+    """Port to listen on; 0 selects a free one."""
     max_k: Count = 1_000
-    """Most neighbors that one question may ask for, with those that its offset skips."""
+    """Maximum number of neighbors in a query, including those skipped by its offset."""
     max_items: Count = 1_000
-    """Most ids, or values, that one list of a question may hold."""
+    """Maximum number of ids or values in a list of a query."""
     max_batch: Count = 100
-    """Most questions that one request may hold."""
+    """Maximum number of queries in a batch request."""
     workers: Count = 1
-    """Processes that answer. They share the memory of index and embeddings."""
+    """Number of worker processes. They share the memory of index and embeddings."""
     folder: str | None = None
-    """Folder of this machine for the journal of changes and for what was served last. Without it: `serving` in the
-    workspace."""
+    """Local folder for item changes and for the releases served last. By default, `serving` in the workspace."""
     poll_s: Positive = 10.0
-    """Seconds between two looks at which release is the champion."""
+    """Seconds between checks for a new champion."""
     keep_s: Positive = 600.0
-    """Seconds that a replaced release stays loaded, for pages that were begun on it."""
+    """Seconds for which a replaced release stays loaded, so that pagination can continue."""
     challenger: Literal["none", "shadow", "canary"] = "none"
-    """`shadow`: the challenger is asked too, compared and not shown. `canary`: it answers a share of the traffic."""
+    """`shadow`: the challenger receives queries too, and its results are compared but not returned. `canary`: it
+    answers a share of the queries."""
     challenger_share: Share = 0.1
-    """Share of the questions that the challenger is asked; a canary's goes by the key in `Recsys-Sticky-Key`."""
+    """Share of the queries that the challenger receives. A canary is chosen by the value of the header
+    `Recsys-Sticky-Key`."""
     night_h: Positive = 24.0
-    """Hours that a night may take: a release built so much later than a change of an item stands above that change. A
-    take-down holds until the item is put back."""
+    """Maximum duration of a nightly run, in hours: a release built this long after a change of an item already contains
+    it. Removed items stay removed until they are put back."""
     keys: str | None = None
-    """File of API keys, as `recsys keys new` makes them. Without it: those in the environment variable RECSYS_KEYS, and
-    where there are none, everybody may ask and nobody may write."""
+    """File of API keys, as `recsys keys new` creates them. By default, the keys in the environment variable
+    RECSYS_KEYS; without keys, everybody may read and nobody may write."""
     rate: Positive | None = None
-    """Requests a second of each API key, over all workers; a second's worth may come at once. Without it: as many as
-    come."""
+    """Maximum number of requests per second for each API key, over all workers. By default, unlimited."""
     max_body_bytes: Count = 1_048_576
-    """Largest body of a request."""
+    """Maximum size of a request body, in bytes."""
     timeout_s: Positive = 10.0
-    """Seconds after which a request that waits, for its body or for the disk, is given up."""
+    """Maximum duration of a request, in seconds."""
     max_concurrent: Count = 256
-    """Requests at a time of each worker. More are told to come back, rather than queued."""
+    """Maximum number of concurrent requests per worker; further requests are rejected with status 503."""
 
 
 SHAPING = {
