@@ -294,19 +294,6 @@ class CandidatesConfig(Table):
     hard_negatives: Annotated[int, Field(ge=0)] = 0
     """Number of hard negatives per anchor: near items that are not positives. Not with `catalog`, which contains them.
 """
-    hard_ranks: Annotated[tuple[Count, Count], Field(strict=False)] = (100, 500)
-    """First and last rank among an anchor's neighbors from which hard negatives are drawn."""
-    hard_margin: Share = 0.05
-    """A hard negative must be less similar than the least similar positive by this share, because nearer ones are often
-    unobserved positives."""
-    hard_after: Count = 1
-    """Number of passes before hard negatives are used."""
-
-    @model_validator(mode="after")
-    def _ranks_in_order(self) -> CandidatesConfig:
-        if self.hard_ranks[0] > self.hard_ranks[1]:
-            raise ValueError("hard_ranks must be a first rank and a last one that is not before it")
-        return self
 
 
 class TrainConfig(Table):
@@ -334,9 +321,6 @@ class TrainConfig(Table):
     """Number of anchors in a training step."""
     learning_rate: Positive = 0.003
     """Learning rate of Adam."""
-    feature_lead: Annotated[float, Field(ge=0)] = 150.0
-    """Features learn this many times faster than ids, divided by the mean number of interactions per item, between 1
-    and 10 times. 0 gives both the same rate."""
     learning_rates: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Factor of the learning rate by encoder ("id", "numeric", or a column), instead of the automatic one. 0 freezes
     the encoder."""
@@ -436,7 +420,6 @@ class TuneConfig(Table):
     ranges: dict[str, Range] = {
         "train.temperature": Span(low=0.05, high=0.25, log=True),
         "train.learning_rate": Span(low=0.001, high=0.006, log=True),
-        "train.feature_lead": Span(low=30.0, high=500.0, log=True),
         "train.anchor_power": Span(low=0.5, high=1.0),
         "candidates.popularity_correction": Span(low=0.0, high=0.7),
         "prepare.window": [3, 5, 10, 20],
@@ -564,9 +547,9 @@ class ServeConfig(Table):
     """Number of worker processes. They share the memory of index and embeddings."""
     folder: str | None = None
     """Local folder for item changes and for the releases served last. By default, `serving` in the workspace."""
-    poll_s: Positive = 10.0
+    poll_seconds: Positive = 10.0
     """Seconds between checks for a new champion."""
-    keep_s: Positive = 600.0
+    keep_seconds: Positive = 600.0
     """Seconds for which a replaced release stays loaded, so that pagination can continue."""
     challenger: Literal["none", "shadow", "canary"] = "none"
     """`shadow`: the challenger receives queries too, and its results are compared but not returned. `canary`: it
@@ -574,7 +557,7 @@ class ServeConfig(Table):
     challenger_share: Share = 0.1
     """Share of the queries that the challenger receives. A canary is chosen by the value of the header
     `Recsys-Sticky-Key`."""
-    night_h: Positive = 24.0
+    nightly_run_hours: Positive = 24.0
     """Maximum duration of a nightly run, in hours: a release built this long after a change of an item already contains
     it. Removed items stay removed until they are put back."""
     keys: str | None = None
@@ -584,7 +567,7 @@ class ServeConfig(Table):
     """Maximum number of requests per second for each API key, over all workers. By default, unlimited."""
     max_body_bytes: Count = 1_048_576
     """Maximum size of a request body, in bytes."""
-    timeout_s: Positive = 10.0
+    timeout_seconds: Positive = 10.0
     """Maximum duration of a request, in seconds."""
     max_concurrent: Count = 256
     """Maximum number of concurrent requests per worker; further requests are rejected with status 503."""

@@ -24,6 +24,9 @@ from recsys.index.embeddings import Vectors
 from recsys.model.hard_negatives import mine
 from recsys.model.negatives import IGNORE, Anchors, Batch, Sampler
 
+FIRST_MINED_PASS = 1
+"""Passes before hard negatives are mined: the neighbors of an untrained tower mean nothing."""
+
 
 class Batches(ABC):
     """Passes over the same anchors, in random order."""
@@ -111,12 +114,12 @@ class PairBatches(Batches):
     def mines_after(self, pass_number: int) -> bool:
         """Return whether hard negatives are used in the pass after this one."""
         candidates = self.config.candidates
-        return candidates.hard_negatives > 0 and pass_number >= candidates.hard_after
+        return candidates.hard_negatives > 0 and pass_number >= FIRST_MINED_PASS
 
     def mine_hard_negatives(self, embeddings: Vectors) -> dict[str, int]:
         """Replace the hard negatives by those of the embeddings, float32 [num_items, d]."""
         distance = DISTANCES[self.config.tower.distance]
-        mined = mine(embeddings, self.pairs, distance, self.config.candidates, self.rng)
+        mined = mine(embeddings, self.pairs, distance, self.rng)
         self.hard_negatives = mined.negatives
         return mined.report
 

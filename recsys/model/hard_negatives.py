@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config.sections import CandidatesConfig
 from recsys.data.pairs import Block, Pairs
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
@@ -21,6 +20,12 @@ from recsys.index.exact import top_columns
 MAX_NEGATIVES = 64
 """Maximum number of hard negatives per anchor, from which each step draws; limits memory."""
 ANCHORS_PER_BLOCK = 512
+
+
+RANKS = (100, 500)
+"""First and last rank among an anchor's neighbors: nearer ones are often positives that were not observed."""
+MARGIN = 0.05
+"""A hard negative must be less similar than the least similar positive by this share, for the same reason."""
 
 
 class Mined(NamedTuple):
@@ -32,16 +37,13 @@ class Mined(NamedTuple):
     """Number of neighbors in the rank window: `considered`, `known_positive`, `too_similar`, `kept`."""
 
 
-def mine(
-    embeddings: Vectors, pairs: Pairs, distance: Distance, config: CandidatesConfig, rng: np.random.Generator
-) -> Mined:
+def mine(embeddings: Vectors, pairs: Pairs, distance: Distance, rng: np.random.Generator) -> Mined:
     """Mine hard negatives for every anchor.
 
     Args:
         embeddings: of the catalog, float32 [num_items, d].
         pairs: known positives.
         distance: ranks the neighbors.
-        config: `hard_ranks` and `hard_margin`.
         rng: selects `MAX_NEGATIVES` if an anchor has more.
     """
     negatives = np.full((pairs.num_items, MAX_NEGATIVES), -1, np.int32)
@@ -49,21 +51,19 @@ def mine(
     for block in pairs:
         for start in range(0, len(block.anchors), ANCHORS_PER_BLOCK):
             part = block.take(np.arange(start, min(start + ANCHORS_PER_BLOCK, len(block.anchors))))
-            mined = _mine_block(part, embeddings, distance, config, rng)
+            mined = _mine_block(part, embeddings, distance, rng)
             negatives[part.anchors] = mined.negatives
             for name, count in mined.report.items():
                 report[name] += count
     return Mined(negatives, report)
 
 
-def _mine_block(
-    block: Block, embeddings: Vectors, distance: Distance, config: CandidatesConfig, rng: np.random.Generator
-) -> Mined:
+def _mine_block(block: Block, embeddings: Vectors, distance: Distance, rng: np.random.Generator) -> Mined:
     """Mine hard negatives for some anchors, int32 [n, MAX_NEGATIVES]."""
     anchors, rows = block
     similarities = distance.similarities(embeddings[anchors], embeddings)  # [n, num_items]
     similarities[np.arange(len(anchors)), anchors] = -np.inf
-    first, last = config.hard_ranks
+    first, last = RANKS
     neighbors = top_columns(similarities, min(last, len(embeddings) - 1))[:, first - 1 :]  # [n, width]
     neighbor_similarity = np.take_along_axis(similarities, neighbors, axis=1)
 
@@ -74,7 +74,7 @@ def _mine_block(
     least_similar = np.full(len(anchors), np.inf)
     np.minimum.at(least_similar, row, similarities[row, rows.indices])
     # the absolute value keeps the limit below a negative similarity
-    limit = least_similar - config.hard_margin * np.abs(least_similar)
+    limit = least_similar - MARGIN * np.abs(least_similar)
     too_similar = ~known_positive & (neighbor_similarity >= limit[:, None])
     kept = ~known_positive & ~too_similar
 

@@ -25,7 +25,7 @@ from recsys.model import tower
 from recsys.model.batches import Batches, HistoryBatches, LabeledBatches, PairBatches
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.fit_plan import FitPlan, HistoryPhase, NewItemPhase, PairPhase, Passes, Phase, PhaseName
-from recsys.model.optimizer import EncoderAdam, LearningRate, build_optimizer, feature_rate_factor
+from recsys.model.optimizer import FEATURE_LEAD, EncoderAdam, LearningRate, build_optimizer, feature_rate_factor
 from recsys.model.siamese import NewItemSiamese, Siamese
 from recsys.model.trainer import Trainer
 from recsys.model.validation import Validation
@@ -217,7 +217,7 @@ class TowerFit:
     def _feature_rate(self) -> float:
         known_items = self.data.split.sequences.items[self.data.split.known_before(self.plan.target)]
         interactions_per_item = max(len(known_items), 1) / max(len(np.unique(known_items)), 1)
-        return feature_rate_factor(self.config.train.feature_lead, interactions_per_item)
+        return feature_rate_factor(FEATURE_LEAD, interactions_per_item)
 
     @property
     def _is_known(self) -> NDArray[np.bool_]:

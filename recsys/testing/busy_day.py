@@ -41,7 +41,7 @@ def day(folder: Path, requests: int, swaps: int, items: int = ITEMS) -> Day:
     """Questions, swaps, take-downs and puts, all at once, against two workers."""
     service, item_ids = service_over(folder, items)
     service.let_in("day", "write")
-    service.set(workers=WORKERS, keys="keys.txt", keep_s=0.2)
+    service.set(workers=WORKERS, keys="keys.txt", keep_seconds=0.2)
     service.start()
     try:
         return _Day(service, item_ids, requests, swaps).run()

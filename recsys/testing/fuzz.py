@@ -178,7 +178,7 @@ def _service(folder: Path) -> Service:
     )
     service = Service(folder)
     service.let_in("fuzz", "write")
-    service.set(workers=WORKERS, keys="keys.txt", timeout_s=TIMEOUT_S)
+    service.set(workers=WORKERS, keys="keys.txt", timeout_seconds=TIMEOUT_S)
     service.want(release)
     return service
 

@@ -55,7 +55,7 @@ class Service:
 
     def set(self, **settings: object) -> None:
         """Settings of the table `serve`, for the next start."""
-        lines = [f"{name} = {json.dumps(value)}" for name, value in {"poll_s": 0.05, **settings}.items()]
+        lines = [f"{name} = {json.dumps(value)}" for name, value in {"poll_seconds": 0.05, **settings}.items()]
         self.config.write_text("\n".join(["[serve]", *lines, ""]))
 
     def let_in(self, name: str, right: str) -> None:

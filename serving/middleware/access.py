@@ -89,7 +89,7 @@ class AccessControlMiddleware:
             await send(message)
 
         try:
-            async with asyncio.timeout(self._config.timeout_s):
+            async with asyncio.timeout(self._config.timeout_seconds):
                 receive = await self._receive_body(scope, receive)
                 await self.app(scope, receive, send_and_note_start)
         except TimeoutError:
@@ -98,7 +98,7 @@ class AccessControlMiddleware:
             raise RejectedRequest(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "timeout",
-                f"a request may take at most {self._config.timeout_s:g} seconds. It was canceled. Retry later.",
+                f"a request may take at most {self._config.timeout_seconds:g} seconds. It was canceled. Retry later.",
                 Retry_After=str(RETRY_AFTER_S),
             ) from None
 

@@ -89,7 +89,7 @@ def run(source: Source, config: ServeConfig, folder: Path | None, embed: Embed |
         if settings.is_persistent:
             ItemChanges(settings.folder / ITEM_CHANGES_FILE).close()  # created before several workers open it
         with _listening(config.host, config.port) as listener:
-            watcher = ChampionWatcher(source, settings.folder, config.poll_s)
+            watcher = ChampionWatcher(source, settings.folder, config.poll_seconds)
             watcher.start()
             if not (settings.folder / LAST_SERVED_FILE).exists():
                 Release.load(read_target(settings.folder / TARGET_FILE).champion)  # a first start fails with the error
@@ -106,8 +106,8 @@ def work(settings: WorkerSettings, listener: socket.socket) -> None:
     config = settings.config
     item_changes = ItemChanges(settings.folder / ITEM_CHANGES_FILE) if settings.is_persistent else None
     rate_limiter = None if config.rate is None else RateLimiter(settings.folder / RATE_LIMIT_FILE, config.rate)
-    state = State(LoadedReleases(config.keep_s), config, Metrics(), item_changes, settings.embed)
-    ReleaseLoader(state, settings.folder, min(MAX_CHECK_INTERVAL_S, config.poll_s)).start()
+    state = State(LoadedReleases(config.keep_seconds), config, Metrics(), item_changes, settings.embed)
+    ReleaseLoader(state, settings.folder, min(MAX_CHECK_INTERVAL_S, config.poll_seconds)).start()
     app = create_app(state, ApiKeys(_keys_path(config)), rate_limiter)
     options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "backlog": BACKLOG}
     uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S, **options)).run([listener])

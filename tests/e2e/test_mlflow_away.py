@@ -148,7 +148,9 @@ def outage(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outage]:
 @contextmanager
 def service_of(place: Place) -> Iterator[Callable[[], str]]:
     """A service on the champion; gives which release answers."""
-    process = program.start("serve", "--config", place.folder / "recsys.toml", "--port", 0, "--set", "serve.poll_s=1")
+    process = program.start(
+        "serve", "--config", place.folder / "recsys.toml", "--port", 0, "--set", "serve.poll_seconds=1"
+    )
     try:
         assert process.stderr is not None
         url = next(

@@ -173,7 +173,6 @@ def test_a_service_may_have_a_config_without_data():
         ("candidates", "popularity_power", -1.5),
         ("candidates", "popularity_correction", 1.1),
         ("candidates", "hard_negatives", -1),
-        ("candidates", "hard_ranks", [1, 0]),
         ("train", "loss", "hinge"),
         ("train", "margin", 0),
         ("train", "mining", "easy"),
@@ -241,14 +240,6 @@ def test_a_factor_of_a_learning_rate_may_be_0_but_not_below():
     assert parse(train={"learning_rates": {"id": 0, "genre": 0.5}}).train.learning_rates == {"id": 0, "genre": 0.5}
     with pytest.raises(ConfigError, match=r"train\.learning_rates\.id: "):
         parse(train={"learning_rates": {"id": -0.5}})
-
-
-def test_hard_ranks_are_in_order():
-    assert parse(candidates={"hard_ranks": [7, 7]}).candidates.hard_ranks == (7, 7)
-    with pytest.raises(ConfigError, match="hard_ranks must be a first rank and a last one"):
-        parse(candidates={"hard_ranks": [8, 7]})
-    with pytest.raises(ConfigError, match=r"candidates\.hard_ranks"):
-        parse(candidates={"hard_ranks": [7]})
 
 
 def test_a_range_is_a_list_or_a_span():
@@ -621,9 +612,6 @@ def configs(draw):
                 popularity_power=st.floats(-1, 1),
                 popularity_correction=shares,
                 hard_negatives=st.integers(0, 100),
-                hard_ranks=st.lists(counts, min_size=2, max_size=2).map(sorted),
-                hard_margin=shares,
-                hard_after=counts,
             )
         ),
         train=TrainConfig(
@@ -637,7 +625,6 @@ def configs(draw):
                 history_passes=st.integers(0, 100),
                 batch_size=counts,
                 learning_rate=positive,
-                feature_lead=not_negative,
                 learning_rates=st.dictionaries(names, not_negative, max_size=3),
                 thaw_after=st.integers(0, 100),
                 weight_decay=not_negative,
@@ -717,15 +704,15 @@ def configs(draw):
                 max_batch=counts,
                 workers=counts,
                 folder=st.none() | names,
-                poll_s=positive,
-                keep_s=positive,
+                poll_seconds=positive,
+                keep_seconds=positive,
                 challenger=st.sampled_from(["none", "shadow", "canary"]),
                 challenger_share=shares,
-                night_h=positive,
+                nightly_run_hours=positive,
                 keys=st.none() | names,
                 rate=st.none() | positive,
                 max_body_bytes=counts,
-                timeout_s=positive,
+                timeout_seconds=positive,
                 max_concurrent=counts,
             )
         ),

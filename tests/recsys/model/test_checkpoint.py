@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 
+from recsys.model import hard_negatives
 from recsys.model.checkpoint import Checkpoint
 from tests.recsys.model.block_world import BY_BRAND, CANDIDATES, misleading_holdout
 
 SETTINGS = {
     "catalog": {},
-    "hard negatives": {"candidates": CANDIDATES["sampled"] | {"hard_negatives": 2, "hard_ranks": (1, 9)}},
+    "hard negatives": {"candidates": CANDIDATES["sampled"] | {"hard_negatives": 2}},
     "dropout": {"id_dropout": 0.3, **BY_BRAND},
 }
 
@@ -17,7 +18,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("validated", [True, False], ids=["validated", "all passes"])
-def test_training_killed_twice_has_the_same_curve_and_weights(world, tmp_path, settings, validated):
+def test_training_killed_twice_has_the_same_curve_and_weights(world, tmp_path, monkeypatch, settings, validated):
+    monkeypatch.setattr(hard_negatives, "RANKS", (1, 9))
     holdout = misleading_holdout() if validated else None
     settings = settings | {"passes": 7, "patience": 3, "batch_size": 4, "validation": holdout}
     uninterrupted, model, _ = world.fit(**settings)

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 
-from recsys.config.sections import CandidatesConfig
 from recsys.data import pairs
 from recsys.index.distances import DISTANCES
 from recsys.model import hard_negatives
@@ -37,7 +36,7 @@ def similarity(distance, one, other):
     return 1 / (1 + apart)
 
 
-def naive(vectors, distance, config):
+def naive(vectors, distance):
     """Hard negatives of each anchor as sets, and the report, by loops."""
     rows = vectors.astype(float).tolist()
     report = dict.fromkeys(("considered", "known_positive", "too_similar", "kept"), 0)
@@ -49,13 +48,13 @@ def naive(vectors, distance, config):
         similarities = {n: similarity(distance, rows[anchor], rows[n]) for n in range(NUM_ITEMS) if n != anchor}
         least = min(similarities[n] for n in positives)
         nearest = sorted(similarities, key=lambda n, known=similarities: -known[n])
-        first, last = config.hard_ranks
+        first, last = hard_negatives.RANKS
         found[anchor] = set()
         for item in nearest[first - 1 : last]:
             report["considered"] += 1
             if item in positives:
                 report["known_positive"] += 1
-            elif similarities[item] >= least - config.hard_margin * abs(least):
+            elif similarities[item] >= least - hard_negatives.MARGIN * abs(least):
                 report["too_similar"] += 1
             else:
                 report["kept"] += 1
@@ -63,12 +62,13 @@ def naive(vectors, distance, config):
     return found, report
 
 
-def mined(store, vectors, distance, config, seed=0):
-    return hard_negatives.mine(vectors, store(DENSE), DISTANCES[distance], config, np.random.default_rng(seed))
+def mined(store, vectors, distance, seed=0):
+    return hard_negatives.mine(vectors, store(DENSE), DISTANCES[distance], np.random.default_rng(seed))
 
 
-def config_of(ranks, margin):
-    return CandidatesConfig(hard_negatives=1, hard_ranks=ranks, hard_margin=margin)
+def set_limits(monkeypatch, ranks, margin):
+    monkeypatch.setattr(hard_negatives, "RANKS", ranks)
+    monkeypatch.setattr(hard_negatives, "MARGIN", margin)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.05, 0.6], ids="margin {}".format)
@@ -77,9 +77,10 @@ def config_of(ranks, margin):
 def test_mining_agrees_with_a_loop(store, monkeypatch, distance, ranks, margin):
     monkeypatch.setattr(pairs, "ROW_GROUP_PAIRS", 40)
     monkeypatch.setattr(hard_negatives, "ANCHORS_PER_BLOCK", 4)
-    config, vectors = config_of(ranks, margin), vectors_of(distance)
-    negatives, report = mined(store, vectors, distance, config)
-    expected, told = naive(vectors, distance, config)
+    set_limits(monkeypatch, ranks, margin)
+    vectors = vectors_of(distance)
+    negatives, report = mined(store, vectors, distance)
+    expected, told = naive(vectors, distance)
     assert negatives.shape == (NUM_ITEMS, hard_negatives.MAX_NEGATIVES)
     assert negatives.dtype == np.int32
     assert report == told
@@ -104,27 +105,27 @@ def test_the_world_has_least_positives_of_either_sign():
 
 
 @pytest.mark.parametrize(("angle", "kept"), [(133.0, False), (137.0, True)], ids=str)
-def test_a_margin_lies_below_a_similarity_that_is_negative(store, angle, kept):
+def test_a_margin_lies_below_a_similarity_that_is_negative(store, monkeypatch, angle, kept):
     """The positive is at 130 degrees, cos = -0.643; a margin of 0.1 puts the limit at -0.707, 135 degrees."""
     degrees = [0.0, 130.0, angle]
     vectors = np.array([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees], np.float32)
     dense = np.zeros((3, 3))
     dense[0, 1] = 1
-    negatives, report = hard_negatives.mine(
-        vectors, store(dense), DISTANCES["cosine"], config_of((1, 2), 0.1), np.random.default_rng(0)
-    )
+    set_limits(monkeypatch, (1, 2), 0.1)
+    negatives, report = hard_negatives.mine(vectors, store(dense), DISTANCES["cosine"], np.random.default_rng(0))
     assert (2 in negatives[0]) == kept
     assert report == {"considered": 2, "known_positive": 1, "too_similar": int(not kept), "kept": int(kept)}
 
 
 def test_of_more_than_fit_a_random_part_is_kept(store, monkeypatch):
     monkeypatch.setattr(hard_negatives, "MAX_NEGATIVES", 6)
-    config, vectors = config_of((1, 60), 0.0), vectors_of("cosine")
-    expected, told = naive(vectors, "cosine", config)
+    set_limits(monkeypatch, (1, 60), 0.0)
+    vectors = vectors_of("cosine")
+    expected, told = naive(vectors, "cosine")
     seen = {anchor: set() for anchor in expected}
     rows = []
     for seed in range(40):
-        negatives, report = mined(store, vectors, "cosine", config, seed)
+        negatives, report = mined(store, vectors, "cosine", seed)
         assert report == told
         rows.append(negatives.tolist())
         for anchor, wanted in expected.items():
@@ -134,6 +135,6 @@ def test_of_more_than_fit_a_random_part_is_kept(store, monkeypatch):
             seen[anchor] |= kept
     assert max(len(wanted) for wanted in expected.values()) > 6
     assert rows[0] != rows[1]
-    assert rows[0] == mined(store, vectors, "cosine", config, 0).negatives.tolist()
+    assert rows[0] == mined(store, vectors, "cosine", 0).negatives.tolist()
     large = [anchor for anchor, wanted in expected.items() if len(wanted) > 6]
     assert sum(len(seen[anchor]) for anchor in large) > 0.9 * sum(len(expected[anchor]) for anchor in large)

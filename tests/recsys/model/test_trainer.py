@@ -15,7 +15,7 @@ from recsys.index.distances import COSINE
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.model import batches as batches_module
-from recsys.model import tower
+from recsys.model import hard_negatives, tower
 from recsys.model.batches import Batches, HistoryBatches, LabeledBatches, PairBatches
 from recsys.model.hard_negatives import mine
 from recsys.model.optimizer import build_optimizer
@@ -271,7 +271,9 @@ def test_xla_does_not_change_the_losses(world, monkeypatch):
 
 
 def test_hard_negatives_are_mined_after_the_configured_pass_and_reported(world, store, monkeypatch):
-    candidates = CANDIDATES["sampled"] | {"hard_negatives": 1, "hard_ranks": (2, 14), "hard_after": 2, "negatives": 2}
+    candidates = CANDIDATES["sampled"] | {"hard_negatives": 1, "negatives": 2}
+    monkeypatch.setattr(hard_negatives, "RANKS", (2, 14))
+    monkeypatch.setattr(batches_module, "FIRST_MINED_PASS", 2)
     batches = PairBatches(store(block_pairs()), make_config(candidates=candidates, batch_size=2))
     assert batches.sampler.kind == "sampled"
     mined = []

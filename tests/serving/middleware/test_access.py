@@ -38,7 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     for name, more in (("reader", []), ("writer", ["--write"])):
         done = run("keys", "new", name, "--file", file, *more)
         made.secrets[name] = {"Authorization": f"Bearer {done.stdout.strip()}"}
-    made.set(keys=str(file), max_body_bytes=LARGEST, timeout_s=0.5, rate=1e6)
+    made.set(keys=str(file), max_body_bytes=LARGEST, timeout_seconds=0.5, rate=1e6)
     made.start()
     yield made
     made.close()
@@ -145,7 +145,7 @@ def test_more_at_a_time_are_told_to_come_back(tmp_path: Path, write_release: Wri
     service = Service(tmp_path)
     service.want(write_release(ITEMS))
     service.let_in("reader", "read")
-    service.set(max_concurrent=2, keys="keys.txt", rate=3.0, timeout_s=60.0)
+    service.set(max_concurrent=2, keys="keys.txt", rate=3.0, timeout_seconds=60.0)
     service.start()
     headers = service.secrets["reader"]
     where = urlsplit(service.url)

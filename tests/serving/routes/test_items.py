@@ -176,7 +176,7 @@ def test_no_acknowledged_change_is_lost_however_it_ends(service: Service) -> Non
 
 def test_a_release_that_contains_changes_takes_their_place(service: Service, write_release: WriteRelease) -> None:
     """Changed columns and a new item go once a release says the same; a take-down stays as long as the item does."""
-    service.set(workers=2, keys="keys.txt", keep_s=0.2)
+    service.set(workers=2, keys="keys.txt", keep_seconds=0.2)
     service.start()
     caller = Caller(service)
     release = Release.load(service.folder / "releases" / "first")
@@ -200,7 +200,7 @@ def test_a_release_that_contains_changes_takes_their_place(service: Service, wri
 
 
 def test_a_vector_means_nothing_in_another_release(service: Service, write_release: WriteRelease) -> None:
-    service.set(workers=2, keys="keys.txt", keep_s=600)
+    service.set(workers=2, keys="keys.txt", keep_seconds=600)
     service.start_all(2)
     caller = Caller(service)
     at = Release.load(service.folder / "releases" / "first").vectors[7].tolist()

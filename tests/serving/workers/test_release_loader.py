@@ -52,7 +52,7 @@ def test_a_swap_is_followed_by_every_worker(service: Service, write_release: Wri
 
 def test_the_release_before_goes_after_its_time(service: Service, write_release: WriteRelease) -> None:
     """Then its pages are gone, and none of its files is mapped any more."""
-    service.set(keep_s=0.5)
+    service.set(keep_seconds=0.5)
     first = service.folder / "releases" / "first"
     service.start()
     page = service.get(SIMILAR, params={"k": 3}).json()
