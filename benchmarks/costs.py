@@ -101,7 +101,7 @@ def phase_by_phase() -> Iterator[dict[str, Spent]]:
 
     def run_apart(phases: list[runner.Phase], config: BeamConfig, advance: Callable[..., None]) -> None:
         for phase in phases:
-            stage = phase.done(0).parent.parent
+            stage = phase.done_file(0).parent.parent
             size, files = size_of(stage)
             seconds = cpu(partial(run, [phase], config, advance))
             larger, more = size_of(stage)

@@ -81,7 +81,7 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     models: dict[str, Recommender] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
     split = train.load_split(context.run)
     known = Catalog.load(context.run.path("prepare", "catalog.parquet"))
-    rivals = evaluate.fitted_before("test", context.config, context.run, split, known)
+    rivals = evaluate.variants_before("test", context.config, context.run, split, known)
     models |= {name: rivals[name][0].fit() for name in RIVALS if name in rivals}
     asked, figures = _compare(models, together, hidden)
     return {
@@ -139,7 +139,9 @@ def _halves(config: Config, rows: pl.DataFrame, folder: Path, rng: np.random.Gen
     """The pairs of one half of the users, and those of the other."""
     users = rows["user_id"].unique().sort()
     first = pl.col("user_id").is_in(users.filter(pl.Series(rng.random(len(users)) < 0.5)).implode())
-    return [_pairs(_prepared(config, rows.filter(half), folder / name)) for name, half in (("a", first), ("b", ~first))]
+    return [
+        _pairs(_prepared(config, rows.filter(half), folder / name).run) for name, half in (("a", first), ("b", ~first))
+    ]
 
 
 def _beside_own(

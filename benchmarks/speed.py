@@ -145,7 +145,7 @@ def look_up_against_annoy(table: Table, folder: Path) -> None:
     def plain_build() -> float:
         def work() -> None:
             bare = AnnoyIndex(DIMENSION, "angular")
-            bare.set_seed(settings.seed)
+            bare.set_seed(annoy_index.SEED)
             for number, vector in enumerate(vectors):
                 bare.add_item(number, vector)
             bare.build(settings.n_trees, annoy_index.N_JOBS)

@@ -228,7 +228,7 @@ def test_a_worker_process_loads_the_release_once(
     export: Exporter, release: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It is verified, and used for all units of the process."""
-    config = export.config(where={"genre": ["genre-3"]}).neighbors
+    config = export.config(where={"genre": ["genre-3"]}).export
     loaded: list[Path] = []
     load = Release.load
 
@@ -240,7 +240,7 @@ def test_a_worker_process_loads_the_release_once(
     monkeypatch.setattr(Release, "load", counting)
     (tmp_path / "abc").mkdir()
     run = job._export_run(release, export.config())
-    made = job.Job.from_config(release, config, run)
+    made = job.Job.from_config(release, config, ITEMS_PER_UNIT, run)
     made.folder.mkdir()
     for unit in range(3):
         job.search_unit(made, unit)

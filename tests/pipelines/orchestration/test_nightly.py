@@ -306,7 +306,7 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
     assert (summary["outcome"], summary["stage"]) == ("failed", "publish")
     context = RunContext.from_config(config)
     trained = (context.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns
-    away, night_run, finish = False, context.tracking.mlflow_run, Tracker.finish
+    away, night_run, finish = False, context.tracking.mlflow_run, Tracker.finish_run
 
     def untold(tracker: Tracker, run: str, status: str) -> None:
         if run == night_run:
