@@ -314,7 +314,7 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
         finish(tracker, run, status)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "finish", untold)
+        patched.setattr(Tracker, "finish_run", untold)
         assert run_nightly(config, QUIET, promotes=False)["outcome"] == "published"
     assert run_nightly(config, QUIET, promotes=False)["outcome"] == "published"
     assert context.tracking.tracker.client.get_run(night_run).info.status == "FINISHED"

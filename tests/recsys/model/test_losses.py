@@ -256,7 +256,7 @@ class TestContrastive(LossContract):
     @pytest.mark.parametrize("number", [1, 2, 16], ids="{} negatives".format)
     @pytest.mark.parametrize("margin", [1.2, MARGIN], ids="margin {}".format)
     def test_agrees_with_one_pair_at_a_time(self, loss, batch, monkeypatch, number, margin):
-        monkeypatch.setattr(losses, "NEGATIVES", number)
+        monkeypatch.setattr(losses, "NUM_NEGATIVES", number)
         expected = []
         for positives, negatives in each_anchor(loss.distance.name, *batch[:3]):
             total = sum(weight for weight, _ in positives)
@@ -354,7 +354,7 @@ class TestSemiHardTriplet(TripletContract):
     test_rises_when_a_negative_moves_closer = None
 
     def test_of_many_positives_the_heaviest_count(self, loss, batch, monkeypatch):
-        monkeypatch.setattr(losses, "POSITIVES", 1)
+        monkeypatch.setattr(losses, "NUM_POSITIVES", 1)
         anchors, candidates, targets, *logs = batch
         heaviest = np.where((targets > 0) & (targets < targets.max(axis=1, keepdims=True)), np.float32(-1), targets)
         found = values(loss, *batch)
