@@ -107,7 +107,7 @@ def test_does_not_repeat_a_finished_export(export: Exporter, monkeypatch: pytest
     first = export()
     assert sorted(export.units) == [0, 1, 2, 3, 4]
     before = {path: path.stat().st_mtime_ns for path in export.folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(job.runner, "_beam", lambda: pytest.fail("Beam was started"))
+    monkeypatch.setattr(job.runner, "_import_beam", lambda: pytest.fail("Beam was started"))
     assert export() == first
     assert export.units == []
     assert {path: path.stat().st_mtime_ns for path in export.folder.rglob("*") if path.is_file()} == before
