@@ -1,7 +1,7 @@
-"""A DAG of one task: `recsys nightly` has its own stages, lock, resume and report.
+"""A DAG of one task for Airflow 3: `recsys nightly` has its own stages, lock, resume and report.
 
-A stage as a task of its own would gain nothing: they share a folder, and the night goes on from what is finished.
-The data of a run end where its interval ends, so a cleared run of last week is the night of then. Airflow 3.
+One task per stage has no benefit: stages share a folder, and a run continues from its finished stages.
+A run reads the interactions before the end of its data interval, so a cleared run reproduces its original data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from airflow.sdk import DAG
 
 with DAG(
     dag_id="recsys_nightly",
-    description="Train, judge and publish tonight's recommendations",
+    description="Train, evaluate and publish a release",
     schedule="30 2 * * *",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
@@ -25,7 +25,7 @@ with DAG(
         bash_command="recsys nightly --as-of {{ data_interval_end.isoformat() }} --max-minutes 300 --json",
         env={"RECSYS_CONFIG": "/srv/recsys/nightly.toml"},
         append_env=True,
-        # a refusal is no accident: what was refused once is refused again
+        # a retry on the same data gives the same result
         retries=0,
         execution_timeout=timedelta(hours=6),
         do_xcom_push=True,

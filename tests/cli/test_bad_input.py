@@ -1,4 +1,4 @@
-"""Bad input through the program: one message that can be acted on, the right exit code, and nothing half done."""
+"""Bad input on the command line: one actionable message, the documented exit code, and no partial results."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ ITEMS = ["item_id", *(f"i{item}" for item in range(8))]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A config with usable interactions and items; each test spoils one thing of it."""
+    """A config with valid interactions and items; each test breaks one part of it."""
     (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log.csv"\nitems = "items.csv"\n')
     write(tmp_path / "log.csv", HEADER, *ROWS)
     write(tmp_path / "items.csv", *ITEMS)
@@ -29,39 +29,39 @@ def write(path: Path, *lines: str) -> None:
 
 
 def write_log(folder: Path, frame: pl.DataFrame) -> None:
-    """Interactions with types of their own."""
+    """Write interactions as Parquet, which keeps the column types."""
     frame.write_parquet(folder / "log.parquet")
     (folder / "recsys.toml").write_text('[data]\ninteractions = "log.parquet"\n')
 
 
 def log(**columns: Any) -> pl.DataFrame:
-    """Usable interactions, some columns replaced."""
-    usable = {
+    """Return valid interactions with some columns replaced."""
+    valid = {
         "user_id": [row.split(",")[0] for row in ROWS],
         "item_id": [row.split(",")[1] for row in ROWS],
         "timestamp": [float(row.split(",")[2]) for row in ROWS],
     }
-    return pl.DataFrame({**usable, **columns})
+    return pl.DataFrame({**valid, **columns})
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What a stage or a release left in the workspace; a run's lock is none of it."""
-    found = [*folder.glob("**/runs/*/*"), *folder.glob("**/releases/*")]
-    return sorted(path.name for path in found if path.name != ".lock")
+    """Return the names of stage and release folders in the workspace, without the lock of a run."""
+    paths = [*folder.glob("**/runs/*/*"), *folder.glob("**/releases/*")]
+    return sorted(path.name for path in paths if path.name != ".lock")
 
 
-def assert_refused(outcome: Any, exit_code: int, folder: Path, *told: object) -> None:
-    """The right exit code, a message that says all that, no traceback, no result."""
+def assert_rejected(outcome: Any, exit_code: int, folder: Path, *parts: object) -> None:
+    """Assert the exit code, a message that contains all parts, no traceback and no result."""
     assert outcome.exit_code == exit_code, outcome
-    for part in told:
+    for part in parts:
         assert str(part) in outcome.err
     assert "Traceback" not in outcome.err + outcome.out
     assert outcome.out == ""
     assert leftovers(folder) == []
 
 
-def test_the_usable_input_is_done(folder: Path, program: Any) -> None:
-    """What all tests below spoil."""
+def test_valid_input_is_prepared(folder: Path, program: Any) -> None:
+    """The input that every other test breaks."""
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert outcome.exit_code == 0
     assert leftovers(folder) == ["prepare"]
@@ -70,242 +70,240 @@ def test_the_usable_input_is_done(folder: Path, program: Any) -> None:
 # --- files
 
 
-def test_a_missing_file(folder: Path, program: Any) -> None:
+def test_missing_file(folder: Path, program: Any) -> None:
     (folder / "log.csv").unlink()
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, "data.interactions must be a file", folder / "log.csv")
+    assert_rejected(outcome, 2, folder, "data.interactions must be a file", folder / "log.csv")
 
 
-def test_a_config_without_interactions(folder: Path, program: Any) -> None:
-    """The config of a service may be one."""
+def test_config_without_interactions(folder: Path, program: Any) -> None:
+    """The config of a service may have none."""
     (folder / "recsys.toml").write_text("[serve]\nworkers = 1\n")
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, "data.interactions must be set", "--set data.interactions=PATH")
+    assert_rejected(outcome, 2, folder, "data.interactions must be set", "--set data.interactions=PATH")
 
 
-def test_an_empty_file(folder: Path, program: Any) -> None:
+def test_empty_file(folder: Path, program: Any) -> None:
     (folder / "items.csv").write_text("")
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, folder / "items.csv", "must contain rows", "an empty file")
+    assert_rejected(outcome, 2, folder, folder / "items.csv", "must contain rows", "an empty file")
 
 
-def test_a_file_with_a_header_and_no_rows(folder: Path, program: Any) -> None:
+def test_file_with_a_header_and_no_rows(folder: Path, program: Any) -> None:
     write(folder / "log.csv", HEADER)
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, folder / "log.csv", "must contain rows", "none")
+    assert_rejected(outcome, 2, folder, folder / "log.csv", "must contain rows", "none")
 
 
 def test_items_with_a_header_and_no_rows(folder: Path, program: Any) -> None:
     write(folder / "items.csv", "item_id")
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, folder / "items.csv", "must contain rows")
+    assert_rejected(outcome, 2, folder, folder / "items.csv", "must contain rows")
 
 
-def test_a_missing_column(folder: Path, program: Any) -> None:
+def test_missing_column(folder: Path, program: Any) -> None:
     write(folder / "log.csv", "user_id,film,timestamp", *ROWS)
     outcome = program("prepare", "--config", folder / "recsys.toml")
     columns = "column 'item_id' must exist. Received columns: user_id, film, timestamp"
-    assert_refused(outcome, 2, folder, folder / "log.csv", columns)
+    assert_rejected(outcome, 2, folder, folder / "log.csv", columns)
 
 
-def test_a_missing_feature_column(folder: Path, program: Any) -> None:
+def test_missing_feature_column(folder: Path, program: Any) -> None:
     setting = 'items.numeric=["year"]'
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", setting)
-    assert_refused(outcome, 2, folder, folder / "items.csv", "column 'year' must exist", "item_id")
+    assert_rejected(outcome, 2, folder, folder / "items.csv", "column 'year' must exist", "item_id")
 
 
 # --- the config
 
 
-def test_an_unknown_config_key_names_the_nearest(folder: Path, program: Any) -> None:
+def test_unknown_config_key_suggests_the_nearest_one(folder: Path, program: Any) -> None:
     with (folder / "recsys.toml").open("a") as file:
         file.write("[prepare]\nwindows = 5\n")
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, folder / "recsys.toml", "unknown key 'prepare.windows'", "'prepare.window'?")
+    assert_rejected(outcome, 2, folder, folder / "recsys.toml", "unknown key 'prepare.windows'", "'prepare.window'?")
 
 
-def test_a_wrong_type_in_the_config(folder: Path, program: Any) -> None:
+def test_wrong_type_in_the_config(folder: Path, program: Any) -> None:
     with (folder / "recsys.toml").open("a") as file:
         file.write('[prepare]\nwindow = "wide"\n')
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    told = "prepare.window: should be a valid integer. Received: 'wide'"
-    assert_refused(outcome, 2, folder, folder / "recsys.toml", told)
+    message = "prepare.window: should be a valid integer. Received: 'wide'"
+    assert_rejected(outcome, 2, folder, folder / "recsys.toml", message)
 
 
-def test_a_config_that_is_no_toml(folder: Path, program: Any) -> None:
+def test_config_that_is_not_toml(folder: Path, program: Any) -> None:
     (folder / "recsys.toml").write_text("[data\n")
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, folder / "recsys.toml", "must be valid TOML", "line 1")
+    assert_rejected(outcome, 2, folder, folder / "recsys.toml", "must be valid TOML", "line 1")
 
 
-def test_a_missing_config(folder: Path, program: Any) -> None:
+def test_missing_config(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "none.toml")
-    assert_refused(outcome, 2, folder, "config file must exist", folder / "none.toml")
+    assert_rejected(outcome, 2, folder, "config file must exist", folder / "none.toml")
 
 
-def test_a_set_without_an_equals_sign(folder: Path, program: Any) -> None:
+def test_set_without_an_equals_sign(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.window")
-    assert_refused(outcome, 2, folder, "--set must look like table.key=value", "'prepare.window'")
+    assert_rejected(outcome, 2, folder, "--set must look like table.key=value", "'prepare.window'")
 
 
 # --- columns and rows
 
 
-def test_a_wrong_column_type(folder: Path, program: Any) -> None:
+def test_wrong_column_type(folder: Path, program: Any) -> None:
     write_log(folder, log(user_id=[row / 2 for row in range(len(ROWS))]))
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, folder / "log.parquet", "user_id must be text or integers", "Float64")
+    assert_rejected(outcome, 2, folder, folder / "log.parquet", "user_id must be text or integers", "Float64")
 
 
-def test_a_timestamp_that_is_none(folder: Path, program: Any) -> None:
-    spoilt = [row if number % 5 else row.rsplit(",", 1)[0] + ",soon" for number, row in enumerate(ROWS)]
-    write(folder / "log.csv", HEADER, *spoilt)
+def test_invalid_timestamps(folder: Path, program: Any) -> None:
+    rows = [row if number % 5 else row.rsplit(",", 1)[0] + ",soon" for number, row in enumerate(ROWS)]
+    write(folder / "log.csv", HEADER, *rows)
     outcome = program("prepare", "--config", folder / "recsys.toml")
     reason = "4 of 20 (4 timestamp is neither a number of seconds nor ISO 8601)"
-    assert_refused(outcome, 1, folder, folder / "log.csv", "at most 1.00% of the rows", reason)
+    assert_rejected(outcome, 1, folder, folder / "log.csv", "at most 1.00% of the rows", reason)
 
 
-def test_numbers_that_are_nan(folder: Path, program: Any) -> None:
+def test_nan_weights(folder: Path, program: Any) -> None:
     write_log(folder, log(weight=[float("nan")] * 3 + [1.0] * 17))
     outcome = program("prepare", "--config", folder / "recsys.toml")
     reason = "3 of 20 (3 weight is not finite and above 0)"
-    assert_refused(outcome, 1, folder, folder / "log.parquet", "at most 1.00% of the rows", reason)
+    assert_rejected(outcome, 1, folder, folder / "log.parquet", "at most 1.00% of the rows", reason)
 
 
-def test_numbers_that_are_infinite(folder: Path, program: Any) -> None:
+def test_infinite_timestamps(folder: Path, program: Any) -> None:
     timestamps = log()["timestamp"].to_list()
     write_log(folder, log(timestamp=[float("inf"), float("-inf"), *timestamps[2:]]))
     outcome = program("prepare", "--config", folder / "recsys.toml")
     reason = "2 of 20 (2 timestamp is not a finite number)"
-    assert_refused(outcome, 1, folder, folder / "log.parquet", "at most 1.00% of the rows", reason)
+    assert_rejected(outcome, 1, folder, folder / "log.parquet", "at most 1.00% of the rows", reason)
 
 
 def test_duplicate_items(folder: Path, program: Any) -> None:
     write(folder / "items.csv", *ITEMS, "i3", "i5")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     reason = "2 of 10 (2 item_id is a duplicate)"
-    assert_refused(outcome, 1, folder, folder / "items.csv", "at most 1.00% of the rows", reason)
+    assert_rejected(outcome, 1, folder, folder / "items.csv", "at most 1.00% of the rows", reason)
 
 
 def test_interactions_with_unknown_items(folder: Path, program: Any) -> None:
     write(folder / "log.csv", HEADER, *ROWS, "u1,elsewhere,5000")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     reason = "1 of 21 (1 item_id is not in the catalog)"
-    assert_refused(outcome, 1, folder, folder / "log.csv", "at most 1.00% of the rows", reason)
+    assert_rejected(outcome, 1, folder, folder / "log.csv", "at most 1.00% of the rows", reason)
 
 
-def test_one_user_only(folder: Path, program: Any) -> None:
+def test_single_user(folder: Path, program: Any) -> None:
     write(folder / "log.csv", HEADER, *(row for row in ROWS if row.startswith("u2,")))
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, "interactions must have at least 2 users", "Received: 1")
+    assert_rejected(outcome, 2, folder, "interactions must have at least 2 users", "Received: 1")
 
 
-def test_one_item_only(folder: Path, program: Any) -> None:
+def test_single_item(folder: Path, program: Any) -> None:
     write(folder / "items.csv", "item_id", "i4")
     write(folder / "log.csv", HEADER, *(row for row in ROWS if ",i4," in row))
     outcome = program("prepare", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 2, folder, "the catalog must contain at least 2 items", "Received: 1")
+    assert_rejected(outcome, 2, folder, "the catalog must contain at least 2 items", "Received: 1")
 
 
-# --- events, time and judged pairs
+# --- events, time and labeled pairs
 
 
-def test_event_weights_without_a_column_of_events(folder: Path, program: Any) -> None:
+def test_event_weights_without_event_column(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 1 }")
-    told = "column 'event' must exist if prepare.event_weights is set. Received columns: user_id, item_id"
-    assert_refused(outcome, 2, folder, folder / "log.csv", told)
+    message = "column 'event' must exist if prepare.event_weights is set. Received columns: user_id, item_id"
+    assert_rejected(outcome, 2, folder, folder / "log.csv", message)
 
 
-def test_events_that_are_no_single_values(folder: Path, program: Any) -> None:
+def test_list_valued_events(folder: Path, program: Any) -> None:
     write_log(folder, log(event=[["view"]] * len(ROWS)))
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 1 }")
-    assert_refused(outcome, 2, folder, folder / "log.parquet", "event must have one value per row", "List(String)")
+    assert_rejected(outcome, 2, folder, folder / "log.parquet", "event must have one value per row", "List(String)")
 
 
-def test_events_of_which_none_has_a_weight(folder: Path, program: Any) -> None:
+def test_events_without_any_weight(folder: Path, program: Any) -> None:
     write_log(folder, log(event=["view"] * len(ROWS)))
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ View = 1 }")
-    told = "Received: 0. Filtered out: 20 rows: event has no weight in prepare.event_weights"
-    assert_refused(outcome, 2, folder, "the catalog must contain at least 2 items", told)
+    message = "Received: 0. Filtered out: 20 rows: event has no weight in prepare.event_weights"
+    assert_rejected(outcome, 2, folder, "the catalog must contain at least 2 items", message)
 
 
-def test_an_event_weight_of_nothing(folder: Path, program: Any) -> None:
+def test_event_weight_of_zero(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 0 }")
-    assert_refused(outcome, 2, folder, "prepare.event_weights.view: should be greater than 0. Received: 0")
+    assert_rejected(outcome, 2, folder, "prepare.event_weights.view: should be greater than 0. Received: 0")
 
 
-def test_a_test_window_that_leaves_nothing_to_train_on(folder: Path, program: Any) -> None:
+def test_evaluation_window_without_training_data(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "evaluate.split=global_time")
-    told = "evaluate.validation_days and evaluate.test_days must leave interactions to train on"
-    assert_refused(outcome, 2, folder, told, "1 and 1 days of a log of 0.0 days")
+    message = "evaluate.validation_days and evaluate.test_days must leave interactions to train on"
+    assert_rejected(outcome, 2, folder, message, "1 and 1 days of a log of 0.0 days")
 
 
 @pytest.fixture
-def judged(folder: Path) -> Callable[..., tuple[str, str]]:
-    """Writes rows of judged pairs, and gives the override that names them."""
+def labeled(folder: Path) -> Callable[..., tuple[str, str]]:
+    """Return a function that writes labeled pairs and returns the options that select them."""
 
-    def spoil(*rows: str, header: str = "item_a,item_b,same") -> tuple[str, str]:
+    def write_pairs(*rows: str, header: str = "item_a,item_b,same") -> tuple[str, str]:
         write(folder / "labeled.csv", header, *rows)
         return "--set", f"data.labeled_pairs={folder / 'labeled.csv'}"
 
-    return spoil
+    return write_pairs
 
 
-def test_judged_pairs_that_are_missing(folder: Path, program: Any) -> None:
+def test_missing_labeled_pairs_file(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.labeled_pairs={folder}/none.csv")
-    assert_refused(outcome, 2, folder, "data.labeled_pairs must be a file", folder / "none.csv")
+    assert_rejected(outcome, 2, folder, "data.labeled_pairs must be a file", folder / "none.csv")
 
 
-def test_judged_pairs_without_rows(folder: Path, program: Any, judged: Any) -> None:
-    outcome = program("prepare", "--config", folder / "recsys.toml", *judged())
-    assert_refused(outcome, 2, folder, folder / "labeled.csv", "must contain rows")
+def test_labeled_pairs_without_rows(folder: Path, program: Any, labeled: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", *labeled())
+    assert_rejected(outcome, 2, folder, folder / "labeled.csv", "must contain rows")
 
 
-def test_judged_pairs_without_a_column(folder: Path, program: Any, judged: Any) -> None:
-    outcome = program("prepare", "--config", folder / "recsys.toml", *judged("i1,i2,1", header="a,item_b,same"))
-    assert_refused(outcome, 2, folder, folder / "labeled.csv", "column 'item_a' must exist", "a, item_b, same")
+def test_labeled_pairs_without_a_column(folder: Path, program: Any, labeled: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", *labeled("i1,i2,1", header="a,item_b,same"))
+    assert_rejected(outcome, 2, folder, folder / "labeled.csv", "column 'item_a' must exist", "a, item_b, same")
 
 
-def test_judged_pairs_of_unknown_items_only(folder: Path, program: Any, judged: Any) -> None:
-    outcome = program("prepare", "--config", folder / "recsys.toml", *judged("x,y,1", "y,z,0"))
+def test_labeled_pairs_of_unknown_items_only(folder: Path, program: Any, labeled: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", *labeled("x,y,1", "y,z,0"))
     reason = "2 of 2 (2 item_id is not in the catalog)"
-    assert_refused(outcome, 1, folder, folder / "labeled.csv", "at most 1.00% of the rows", reason)
+    assert_rejected(outcome, 1, folder, folder / "labeled.csv", "at most 1.00% of the rows", reason)
 
 
-def test_judgments_that_are_none(folder: Path, program: Any, judged: Any) -> None:
-    outcome = program("prepare", "--config", folder / "recsys.toml", *judged("i1,i2,yes", "i1,i3,1"))
+def test_invalid_labels(folder: Path, program: Any, labeled: Any) -> None:
+    outcome = program("prepare", "--config", folder / "recsys.toml", *labeled("i1,i2,yes", "i1,i3,1"))
     reason = "1 of 2 (1 same is neither 0 nor 1)"
-    assert_refused(outcome, 1, folder, folder / "labeled.csv", reason, "row 0", '"same":"yes"')
+    assert_rejected(outcome, 1, folder, folder / "labeled.csv", reason, "row 0", '"same":"yes"')
 
 
 # --- a release to start from
 
 
-def test_a_start_from_a_folder_that_is_no_release(folder: Path, program: Any) -> None:
+def test_warm_start_from_a_folder_without_release(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.warm_start={folder}")
-    assert_refused(outcome, 2, folder, "data.warm_start must be the folder of a release", folder)
+    assert_rejected(outcome, 2, folder, "data.warm_start must be the folder of a release", folder)
 
 
-def test_a_start_from_a_release_of_another_format(folder: Path, program: Any) -> None:
+def test_warm_start_from_an_unknown_format(folder: Path, program: Any) -> None:
     write(folder / "manifest.json", '{"format_version": 99}')
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.warm_start={folder}")
-    assert_refused(outcome, 2, folder, "data.warm_start", "must have a format version from 1 to 3. Received: 99")
+    assert_rejected(outcome, 2, folder, "data.warm_start", "must have a format version from 1 to 4. Received: 99")
 
 
-# --- places
+# --- workspace
 
 
 @pytest.mark.parametrize("command", ["prepare", "nightly"])
-def test_a_workspace_that_cannot_be_written(folder: Path, program: Any, command: str) -> None:
+def test_unwritable_workspace(folder: Path, program: Any, command: str) -> None:
     blocked = folder / "items.csv" / "work"
     outcome = program(command, "--config", folder / "recsys.toml", "--set", f"data.workspace={blocked}")
-    assert_refused(outcome, 2, folder, "data.workspace must be a writable folder", blocked)
+    assert_rejected(outcome, 2, folder, "data.workspace must be a writable folder", blocked)
 
 
 @pytest.mark.parametrize("command", [["releases", "list"], ["similar", "i1"]], ids=["list", "similar"])
-def test_a_workspace_that_cannot_be_written_when_nothing_is_built(
-    folder: Path, program: Any, command: list[str]
-) -> None:
+def test_unwritable_workspace_in_read_only_commands(folder: Path, program: Any, command: list[str]) -> None:
     blocked = folder / "items.csv" / "work"
     (folder / "recsys.toml").write_text(f'[data]\ninteractions = "log.csv"\nworkspace = "{blocked}"\n')
     outcome = program(*command, "--config", folder / "recsys.toml")
@@ -314,12 +312,12 @@ def test_a_workspace_that_cannot_be_written_when_nothing_is_built(
     assert outcome.out == ""
 
 
-def test_a_stage_before_the_one_it_needs(folder: Path, program: Any) -> None:
+def test_stage_before_its_predecessor(folder: Path, program: Any) -> None:
     outcome = program("train", "--config", folder / "recsys.toml")
-    assert_refused(outcome, 1, folder, "stage prepare must be finished first", "recsys prepare")
+    assert_rejected(outcome, 1, folder, "stage prepare must be finished first", "recsys prepare")
 
 
-# --- questions
+# --- queries
 
 
 @pytest.fixture
@@ -327,7 +325,7 @@ def small_release(write_release: Callable[[list[str]], Path]) -> Path:
     return write_release(["a", "b", "c", "007"])
 
 
-def test_a_catalog_of_fewer_than_k_items_answers_with_what_there_is(small_release: Path, program: Any) -> None:
+def test_k_above_the_catalog_size_returns_all_other_items(small_release: Path, program: Any) -> None:
     outcome = program("similar", "b", "--k", 50, "--release", small_release, "--json")
     assert (outcome.exit_code, outcome.err) == (0, "")
     neighbors = json.loads(outcome.out)["neighbors"]
@@ -336,7 +334,7 @@ def test_a_catalog_of_fewer_than_k_items_answers_with_what_there_is(small_releas
 
 
 @pytest.mark.parametrize("item", ["7", "A", ""])
-def test_an_unknown_item(small_release: Path, program: Any, item: str) -> None:
+def test_unknown_item(small_release: Path, program: Any, item: str) -> None:
     outcome = program("similar", "a", item, "--release", small_release)
     assert outcome[:2] == (2, "")
     assert outcome.err == f"error: item_id must be in the catalog. Received: {item!r}.\n"
@@ -351,7 +349,7 @@ def test_an_unknown_item(small_release: Path, program: Any, item: str) -> None:
         ("1.5", "valid integer"),
     ],
 )
-def test_a_k_that_is_no_number_of_items(small_release: Path, program: Any, k: str, rule: str) -> None:
+def test_invalid_k(small_release: Path, program: Any, k: str, rule: str) -> None:
     outcome = program("similar", "a", "--k", k, "--release", small_release)
     assert outcome[:2] == (2, "")
     assert "--k" in outcome.err
@@ -359,13 +357,13 @@ def test_a_k_that_is_no_number_of_items(small_release: Path, program: Any, k: st
     assert "Traceback" not in outcome.err
 
 
-def test_a_release_that_is_none(tmp_path: Path, program: Any) -> None:
+def test_folder_without_release(tmp_path: Path, program: Any) -> None:
     outcome = program("similar", "a", "--release", tmp_path)
     assert outcome[:2] == (1, "")
     assert f"release must be a folder with a manifest.json. Received: {tmp_path}" in outcome.err
 
 
-# --- the installed program, in a process of its own
+# --- the installed program, in a separate process
 
 
 def installed(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -373,8 +371,8 @@ def installed(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_the_installed_program_refuses_a_missing_file(folder: Path) -> None:
-    """Found before any job runs."""
+def test_installed_program_rejects_a_missing_file(folder: Path) -> None:
+    """The error is raised before any job runs."""
     done = installed("prepare", "--config", folder / "recsys.toml", "--set", f"data.items={folder / 'gone.csv'}")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: data.items must be a file")
@@ -383,17 +381,17 @@ def test_the_installed_program_refuses_a_missing_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", ["local", "local-threads"])
-def test_the_installed_program_refuses_a_bad_column_without_a_traceback_of_beam(folder: Path, profile: str) -> None:
-    """Found in a unit of a Beam job, whose own log must stay silent."""
+def test_installed_program_rejects_a_bad_column_without_beam_traceback(folder: Path, profile: str) -> None:
+    """The error is raised inside a Beam job, whose own log must stay silent."""
     write_log(folder, log(item_id=[[row] for row in ROWS]))
     done = installed("prepare", "--config", folder / "recsys.toml", "--set", f"beam.profile={profile}")
     assert (done.returncode, done.stdout) == (2, "")
-    told = "error: {}: item_id must be text or integers. Received: List(String).\n"
-    assert done.stderr == told.format(folder / "log.parquet")
+    message = "error: {}: item_id must be text or integers. Received: List(String).\n"
+    assert done.stderr == message.format(folder / "log.parquet")
     assert leftovers(folder) == []
 
 
-def test_the_installed_program_refuses_a_broken_line_that_is_not_utf_8_without_a_traceback(folder: Path) -> None:
+def test_installed_program_rejects_invalid_utf_8_without_traceback(folder: Path) -> None:
     with (folder / "log.csv").open("ab") as file:
         file.write(b"u1,caf\xe9\n")
     done = installed("prepare", "--config", folder / "recsys.toml")

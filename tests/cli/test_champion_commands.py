@@ -1,4 +1,4 @@
-"""`recsys promote RELEASE`, `rollback`, `releases history`, `pin`, `unpin` and `prune`: what people type."""
+"""`recsys promote RELEASE`, `rollback`, `releases history`, `pin`, `unpin` and `prune` on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recsys.release.mlflow_registry import Tracker
 from recsys.release.versions import VERDICT_TAG, Version
 
 
-class Place(NamedTuple):
+class Workspace(NamedTuple):
     """A workspace with four registered releases; the first two passed the gate, the third failed it."""
 
     config: Path
@@ -27,8 +27,8 @@ class Place(NamedTuple):
 
     @property
     def champion(self) -> str | None:
-        found = self.tracker.champion()
-        return found.release_id if found else None
+        champion = self.tracker.champion()
+        return champion.release_id if champion else None
 
     @property
     def releases(self) -> set[str]:
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 @pytest.fixture
-def place(tmp_path: Path, register_releases: Any) -> Place:
+def workspace(tmp_path: Path, register_releases: Any) -> Workspace:
     (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log.csv"\n')
     tracker = Tracker(load_config(tmp_path / "recsys.toml"))
     versions = register_releases(tracker, 4)
@@ -44,119 +44,117 @@ def place(tmp_path: Path, register_releases: Any) -> Place:
         check = at_least("index_recall", value, 0.5)
         verdict = {"passed": check.passed, "checks": [check.to_dict()]}
         tracker.tag_version(version, {VERDICT_TAG: json.dumps(verdict)})
-    return Place(tmp_path / "recsys.toml", tracker, versions)
+    return Workspace(tmp_path / "recsys.toml", tracker, versions)
 
 
 @pytest.fixture
-def ask(place: Place, program: Any) -> Any:
-    """Runs a command on the workspace."""
-    return lambda *arguments: program(*arguments, "--config", place.config)
+def invoke(workspace: Workspace, program: Any) -> Any:
+    """Return a function that runs a command on the workspace."""
+    return lambda *arguments: program(*arguments, "--config", workspace.config)
 
 
-def test_a_release_that_passed_is_promoted_and_the_history_says_so(place: Place, ask: Any) -> None:
-    outcome = ask("promote", "release-0", "--reason", "first of all")
+def test_promoting_a_passed_release_is_recorded_in_the_history(workspace: Workspace, invoke: Any) -> None:
+    outcome = invoke("promote", "release-0", "--reason", "initial release")
     assert (outcome.exit_code, outcome.err) == (0, "")
     assert "release-0 is now the champion, the first one" in outcome.out
-    assert place.champion == "release-0"
-    (event,) = json.loads(ask("releases", "history", "--json").out)
+    assert workspace.champion == "release-0"
+    (event,) = json.loads(invoke("releases", "history", "--json").out)
     assert (event["action"], event["before"], event["after"], event["reason"]) == (
         "promote",
         None,
         "release-0",
-        "first of all",
+        "initial release",
     )
     assert event["checks"][0]["name"] == "index_recall"
-    for_people = ask("releases", "history")
-    assert "first of all" in for_people.out
-    assert "passed" in for_people.out
+    table = invoke("releases", "history")
+    assert "initial release" in table.out
+    assert "passed" in table.out
 
 
 @pytest.mark.parametrize(
     ("release", "reason"), [("release-2", "failed index_recall"), ("release-3", "the gate has not checked it")]
 )
-def test_a_release_that_did_not_pass_is_promoted_by_force_alone(
-    place: Place, ask: Any, release: str, reason: str
-) -> None:
-    ask("promote", "release-0")
-    refused = ask("promote", release)
-    assert refused.exit_code == 1
-    assert reason in refused.err
-    assert place.champion == "release-0"
-    forced = ask("promote", release, "--force", "--reason", "we know better")
+def test_release_that_did_not_pass_requires_force(workspace: Workspace, invoke: Any, release: str, reason: str) -> None:
+    invoke("promote", "release-0")
+    rejected = invoke("promote", release)
+    assert rejected.exit_code == 1
+    assert reason in rejected.err
+    assert workspace.champion == "release-0"
+    forced = invoke("promote", release, "--force", "--reason", "manual override")
     assert forced.exit_code == 0
-    assert place.champion == release
+    assert workspace.champion == release
     assert ("failed index_recall" in forced.out) is (release == "release-2")
 
 
-def test_an_unknown_release_is_told(place: Place, ask: Any) -> None:
+def test_unknown_release_is_rejected(workspace: Workspace, invoke: Any) -> None:
     for command in (("promote", "nothing"), ("rollback", "--to", "nothing"), ("releases", "pin", "nothing")):
-        outcome = ask(*command)
+        outcome = invoke(*command)
         assert outcome.exit_code == 1
         assert "Received: nothing, which is not registered at" in outcome.err
-    assert place.champion is None
+    assert workspace.champion is None
 
 
-def test_force_without_a_release_is_an_error(ask: Any) -> None:
-    outcome = ask("promote", "--force")
+def test_force_requires_a_release(invoke: Any) -> None:
+    outcome = invoke("promote", "--force")
     assert outcome.exit_code == 2
     assert "must be given with a RELEASE" in outcome.err
 
 
-def test_rollback_goes_to_the_one_before_or_to_a_named_one(place: Place, ask: Any) -> None:
-    assert "must have a previous champion" in ask("rollback").err
-    ask("promote", "release-0")
-    ask("promote", "release-1")
-    assert ask("rollback", "--reason", "people complained").exit_code == 0
-    assert place.champion == "release-0"
-    assert ask("rollback", "--to", "release-1").exit_code == 0
-    assert place.champion == "release-1"
-    moves = [(event["action"], event["after"]) for event in json.loads(ask("releases", "history", "--json").out)]
+def test_rollback_promotes_the_previous_or_a_named_release(workspace: Workspace, invoke: Any) -> None:
+    assert "must have a previous champion" in invoke("rollback").err
+    invoke("promote", "release-0")
+    invoke("promote", "release-1")
+    assert invoke("rollback", "--reason", "people complained").exit_code == 0
+    assert workspace.champion == "release-0"
+    assert invoke("rollback", "--to", "release-1").exit_code == 0
+    assert workspace.champion == "release-1"
+    moves = [(event["action"], event["after"]) for event in json.loads(invoke("releases", "history", "--json").out)]
     assert moves == [
         ("promote", "release-0"),
         ("promote", "release-1"),
         ("rollback", "release-0"),
         ("rollback", "release-1"),
     ]
-    again = ask("rollback", "--to", "release-1")
+    again = invoke("rollback", "--to", "release-1")
     assert again.exit_code == 1
     assert "already" in again.err
 
 
-def test_rollback_is_no_way_around_the_gate(ask: Any) -> None:
-    ask("promote", "release-0")
-    outcome = ask("rollback", "--to", "release-2")
+def test_rollback_does_not_bypass_the_gate(invoke: Any) -> None:
+    invoke("promote", "release-0")
+    outcome = invoke("rollback", "--to", "release-2")
     assert outcome.exit_code == 1
     assert "must have passed the gate" in outcome.err
-    ask("promote", "release-2", "--force")
-    ask("promote", "release-1")
-    assert ask("rollback", "--to", "release-2").exit_code == 0, "it was in service"
+    invoke("promote", "release-2", "--force")
+    invoke("promote", "release-1")
+    assert invoke("rollback", "--to", "release-2").exit_code == 0, "it has been the champion before"
 
 
-def test_rollback_to_a_release_that_does_not_load_changes_nothing(place: Place, ask: Any) -> None:
-    ask("promote", "release-0")
-    ask("promote", "release-1")
-    (place.tracker.workspace / "releases" / "release-0" / "index.ann").write_bytes(b"broken")
-    outcome = ask("rollback")
+def test_rollback_to_a_damaged_release_changes_nothing(workspace: Workspace, invoke: Any) -> None:
+    invoke("promote", "release-0")
+    invoke("promote", "release-1")
+    (workspace.tracker.workspace / "releases" / "release-0" / "index.ann").write_bytes(b"broken")
+    outcome = invoke("rollback")
     assert outcome.exit_code == 1
     assert "index.ann" in outcome.err
-    assert place.champion == "release-1"
-    assert len(json.loads(ask("releases", "history", "--json").out)) == 2
+    assert workspace.champion == "release-1"
+    assert len(json.loads(invoke("releases", "history", "--json").out)) == 2
 
 
-def test_rollback_fetches_what_is_not_here(place: Place, ask: Any) -> None:
-    ask("promote", "release-0")
-    ask("promote", "release-1")
-    shutil.rmtree(place.tracker.workspace / "releases" / "release-0")
-    assert ask("rollback").exit_code == 0
-    assert place.champion == "release-0"
-    assert "release-0" in place.releases
+def test_rollback_downloads_a_missing_release(workspace: Workspace, invoke: Any) -> None:
+    invoke("promote", "release-0")
+    invoke("promote", "release-1")
+    shutil.rmtree(workspace.tracker.workspace / "releases" / "release-0")
+    assert invoke("rollback").exit_code == 0
+    assert workspace.champion == "release-0"
+    assert "release-0" in workspace.releases
 
 
-def test_a_move_by_hand_is_told_by_the_history(place: Place, ask: Any) -> None:
-    assert "No release has been promoted yet" in ask("releases", "history").out
-    ask("promote", "release-0")
-    place.tracker.promote(place.versions[1], place.versions[0])
-    outcome = ask("releases", "history")
+def test_history_reports_an_unrecorded_promotion(workspace: Workspace, invoke: Any) -> None:
+    assert "No release has been promoted yet" in invoke("releases", "history").out
+    invoke("promote", "release-0")
+    workspace.tracker.promote(workspace.versions[1], workspace.versions[0])
+    outcome = invoke("releases", "history")
     assert outcome.exit_code == 0
     assert "the champion is release-1, but the last recorded promotion is of release-0" in outcome.err
 
@@ -164,33 +162,33 @@ def test_a_move_by_hand_is_told_by_the_history(place: Place, ask: Any) -> None:
 # --- recsys releases prune
 
 
-def test_prune_tells_first_and_deletes_when_told_to(place: Place, ask: Any) -> None:
-    ask("promote", "release-0")
-    dry = ask("releases", "prune", "--keep", 1)
+def test_prune_deletes_only_with_yes(workspace: Workspace, invoke: Any) -> None:
+    invoke("promote", "release-0")
+    dry = invoke("releases", "prune", "--keep", 1)
     assert dry.exit_code == 0
     assert "Nothing was deleted" in dry.out
-    assert place.releases == {f"release-{number}" for number in range(4)}
-    done = json.loads(ask("releases", "prune", "--keep", 1, "--yes", "--json").out)
-    assert done["kept"] == {"release-0": "champion", "release-3": "one of the newest 1"}
-    assert place.releases == {"release-0", "release-3"}
-    assert done["releases"] == ["release-1", "release-2"]
+    assert workspace.releases == {f"release-{number}" for number in range(4)}
+    pruned = json.loads(invoke("releases", "prune", "--keep", 1, "--yes", "--json").out)
+    assert pruned["kept"] == {"release-0": "champion", "release-3": "one of the newest 1"}
+    assert workspace.releases == {"release-0", "release-3"}
+    assert pruned["releases"] == ["release-1", "release-2"]
 
 
-def test_champion_previous_and_pinned_stay(place: Place, ask: Any) -> None:
-    ask("promote", "release-0")
-    ask("promote", "release-1")
-    assert "pinned: for the audit" in ask("releases", "pin", "release-2", "--reason", "for the audit").out
-    ask("releases", "prune", "--keep", 1, "--yes")
-    assert place.releases == {f"release-{number}" for number in range(4)}
-    assert ask("releases", "unpin", "release-2").exit_code == 0
-    assert ask("releases", "unpin", "release-2").exit_code == 0
-    ask("releases", "prune", "--keep", 1, "--yes")
-    assert place.releases == {"release-0", "release-1", "release-3"}
+def test_prune_keeps_champion_previous_and_pinned(workspace: Workspace, invoke: Any) -> None:
+    invoke("promote", "release-0")
+    invoke("promote", "release-1")
+    assert "pinned: for the audit" in invoke("releases", "pin", "release-2", "--reason", "for the audit").out
+    invoke("releases", "prune", "--keep", 1, "--yes")
+    assert workspace.releases == {f"release-{number}" for number in range(4)}
+    assert invoke("releases", "unpin", "release-2").exit_code == 0
+    assert invoke("releases", "unpin", "release-2").exit_code == 0
+    invoke("releases", "prune", "--keep", 1, "--yes")
+    assert workspace.releases == {"release-0", "release-1", "release-3"}
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """Says that it serves release-1."""
+    """URL of a server that serves release-1."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -207,14 +205,14 @@ def server() -> Iterator[str]:
         running.shutdown()
 
 
-def test_what_a_server_serves_stays(place: Place, ask: Any, server: str) -> None:
-    done = json.loads(ask("releases", "prune", "--keep", 1, "--server", server, "--yes", "--json").out)
-    assert done["kept"]["release-1"] == f"served by {server}"
-    assert place.releases == {"release-1", "release-3"}
+def test_prune_keeps_the_release_of_a_server(workspace: Workspace, invoke: Any, server: str) -> None:
+    pruned = json.loads(invoke("releases", "prune", "--keep", 1, "--server", server, "--yes", "--json").out)
+    assert pruned["kept"]["release-1"] == f"served by {server}"
+    assert workspace.releases == {"release-1", "release-3"}
 
 
-def test_a_server_that_does_not_answer_saves_everything(place: Place, ask: Any) -> None:
-    outcome = ask("releases", "prune", "--keep", 1, "--server", "http://127.0.0.1:9", "--yes")
+def test_prune_deletes_nothing_if_a_server_is_unreachable(workspace: Workspace, invoke: Any) -> None:
+    outcome = invoke("releases", "prune", "--keep", 1, "--server", "http://127.0.0.1:9", "--yes")
     assert outcome.exit_code == 2
-    assert "nothing is deleted" in outcome.err
-    assert len(place.releases) == 4
+    assert "server http://127.0.0.1:9 must return the release that it serves, so that it is not deleted" in outcome.err
+    assert len(workspace.releases) == 4

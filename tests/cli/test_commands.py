@@ -1,4 +1,4 @@
-"""The commands: help, results for people and for programs, exit codes."""
+"""The commands: help, results as text and as JSON, exit codes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ NEEDS = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command and group of the program."""
+    """Yield every command and group of the program with its path."""
     yield path, command
     if hasattr(command, "list_commands"):
         for name in command.list_commands(None):
@@ -28,11 +28,11 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
-def test_all_commands_are_there() -> None:
+def test_command_names() -> None:
     stages = {"prepare", "train", "embed", "index", "evaluate", "calibrate", "publish", "promote", "nightly"}
-    others = {"backfill", "data", "doctor", "export", "keys", "releases", "rollback", "serve", "similar"}
-    others |= {"tune", "verify"}
-    assert {path[0] for path in COMMANDS if path} == stages | others
+    other_commands = {"backfill", "data", "doctor", "export", "keys", "releases", "rollback", "serve", "similar"}
+    other_commands |= {"tune", "verify"}
+    assert {path[0] for path in COMMANDS if path} == stages | other_commands
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -52,7 +52,7 @@ def test_help_names_the_purpose_and_every_option(program: Any, path: tuple[str, 
 @pytest.mark.parametrize(
     "arguments", [["nonsense"], ["prepare", "--nonsense"], ["similar"], ["data", "sequences", "file"]]
 )
-def test_a_wrong_command_line_is_told_with_exit_code_2(program: Any, arguments: list[str]) -> None:
+def test_invalid_command_line_exits_with_2(program: Any, arguments: list[str]) -> None:
     outcome = program(*arguments)
     assert outcome[:2] == (2, "")
     assert "Usage:" in outcome.err
@@ -63,7 +63,7 @@ def test_a_wrong_command_line_is_told_with_exit_code_2(program: Any, arguments: 
 
 
 def test_sequences_can_be_converted_and_prepared(tmp_path: Path, program: Any) -> None:
-    """From a file of sequences to a finished stage, with nothing edited by hand."""
+    """The written config needs no editing."""
     (tmp_path / "sequences.txt").write_text("1 a b c d\n2 b c\n3 d a b\n")
     (tmp_path / "attributes.json").write_text('{"a": [1, 2], "new": [2]}')
     outcome = program(
@@ -84,7 +84,7 @@ def test_sequences_can_be_converted_and_prepared(tmp_path: Path, program: Any) -
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"], ids=["missing", "empty", "not UTF-8"])
-def test_bad_sequences_are_refused_by_name(tmp_path: Path, program: Any, content: bytes | None) -> None:
+def test_invalid_sequences_are_rejected_with_their_path(tmp_path: Path, program: Any, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "sequences.txt").write_bytes(content)
     outcome = program("data", "sequences", tmp_path / "sequences.txt", "--output", tmp_path / "out")
@@ -94,7 +94,7 @@ def test_bad_sequences_are_refused_by_name(tmp_path: Path, program: Any, content
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_attributes_are_refused_by_name(tmp_path: Path, program: Any) -> None:
+def test_invalid_attributes_are_rejected_with_their_path(tmp_path: Path, program: Any) -> None:
     (tmp_path / "sequences.txt").write_text("1 a b\n")
     (tmp_path / "attributes.json").write_text("[1")
     outcome = program(
@@ -106,7 +106,7 @@ def test_bad_attributes_are_refused_by_name(tmp_path: Path, program: Any) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_below_a_file_is_refused_by_name(tmp_path: Path, program: Any) -> None:
+def test_output_below_a_file_is_rejected_with_its_path(tmp_path: Path, program: Any) -> None:
     (tmp_path / "sequences.txt").write_text("1 a b\n")
     outcome = program("data", "sequences", tmp_path / "sequences.txt", "--output", tmp_path / "sequences.txt" / "out")
     assert outcome[:2] == (2, "")
@@ -124,7 +124,7 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "recsys.toml"
 
 
-def test_a_stage_prints_its_manifest_as_one_json_object_and_the_rest_elsewhere(config: Path, program: Any) -> None:
+def test_stage_prints_its_manifest_as_one_json_object_on_standard_output(config: Path, program: Any) -> None:
     outcome = program("prepare", "--config", config, "--json")
     assert outcome.exit_code == 0
     assert len(outcome.out.splitlines()) == 1
@@ -133,24 +133,24 @@ def test_a_stage_prints_its_manifest_as_one_json_object_and_the_rest_elsewhere(c
     assert "16 interactions, 4 items" in outcome.err
 
 
-def test_a_stage_prints_no_result_for_people(config: Path, program: Any) -> None:
+def test_stage_without_json_prints_nothing_on_standard_output(config: Path, program: Any) -> None:
     outcome = program("prepare", "--config", config)
     assert outcome[:2] == (0, "")
     assert "prepare" in outcome.err
 
 
-def test_a_finished_stage_gives_the_same_answer_again(config: Path, program: Any) -> None:
+def test_finished_stage_prints_the_same_result_again(config: Path, program: Any) -> None:
     first, second = (program("prepare", "--config", config, "--json") for _ in range(2))
     assert first.out == second.out
     assert second.err == ""
 
 
-def test_the_config_may_come_from_the_environment(config: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_from_the_environment(config: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS_CONFIG", str(config))
     assert program("prepare").exit_code == 0
 
 
-def test_the_last_override_of_a_setting_counts(config: Path, program: Any) -> None:
+def test_last_override_of_a_setting_wins(config: Path, program: Any) -> None:
     def pairs(*overrides: str) -> int:
         settings = [part for override in overrides for part in ("--set", override)]
         return int(json.loads(program("prepare", "--config", config, "--json", *settings).out)["num_pairs"])
@@ -166,7 +166,7 @@ def release(write_release: Callable[[list[str]], Path]) -> Path:
     return write_release([f"item {number:02d}" for number in range(33)])
 
 
-def test_similar_answers_in_the_order_of_the_exact_cosine(release: Path, program: Any) -> None:
+def test_similar_orders_neighbors_by_exact_cosine(release: Path, program: Any) -> None:
     outcome = program("similar", "item 07", "--k", 5, "--release", release, "--json")
     answer = json.loads(outcome.out)
     vectors = np.load(release / "embeddings.npy")
@@ -183,34 +183,34 @@ def test_similar_answers_in_the_order_of_the_exact_cosine(release: Path, program
     )
 
 
-def test_similar_shows_people_a_table_for_each_item(release: Path, program: Any) -> None:
+def test_similar_prints_a_table_for_each_item(release: Path, program: Any) -> None:
     outcome = program("similar", "item 07", "item 30", "--k", 3, "--release", release)
     assert (outcome.exit_code, outcome.err) == (0, "")
     assert outcome.out.index("Neighbors of Title of item 07") < outcome.out.index("Neighbors of Title of item 30")
 
 
-def test_similar_prints_several_answers_in_the_order_of_the_questions(release: Path, program: Any) -> None:
+def test_similar_prints_results_in_the_order_of_the_items(release: Path, program: Any) -> None:
     outcome = program("similar", "item 30", "item 07", "--release", release, "--json")
     answers = json.loads(outcome.out)
     assert [answer["item_id"] for answer in answers] == ["item 30", "item 07"]
     assert [len(answer["neighbors"]) for answer in answers] == [10, 10]
 
 
-def test_a_release_is_shown_as_its_manifest(release: Path, program: Any) -> None:
+def test_releases_show_prints_the_manifest(release: Path, program: Any) -> None:
     outcome = program("releases", "show", release, "--json")
     assert json.loads(outcome.out) == json.loads((release / "manifest.json").read_text())
-    for_people = program("releases", "show", release)
-    assert "release_id: 0123456789ab" in for_people.out
+    table = program("releases", "show", release)
+    assert "release_id: 0123456789ab" in table.out
 
 
-def test_a_whole_release_verifies(release: Path, program: Any) -> None:
+def test_releases_check_accepts_an_undamaged_release(release: Path, program: Any) -> None:
     outcome = program("releases", "check", release, "--json")
     assert outcome.exit_code == 0
     assert json.loads(outcome.out) == {"release_id": "0123456789ab", "path": str(release), "num_items": 33}
 
 
 @pytest.mark.parametrize("name", sorted([*FILES, INDEX_FILE]))
-def test_a_release_with_one_changed_byte_does_not_verify(release: Path, program: Any, name: str) -> None:
+def test_releases_check_rejects_one_changed_byte(release: Path, program: Any, name: str) -> None:
     content = bytearray((release / name).read_bytes())
     content[-1] ^= 1
     (release / name).write_bytes(content)
@@ -220,7 +220,7 @@ def test_a_release_with_one_changed_byte_does_not_verify(release: Path, program:
     assert "Traceback" not in outcome.err
 
 
-def test_a_release_id_is_looked_up_in_the_workspace(release: Path, config: Path, program: Any) -> None:
+def test_release_id_is_resolved_in_the_workspace(release: Path, config: Path, program: Any) -> None:
     config.write_text(f'[data]\ninteractions = "log.csv"\nworkspace = "{release.parent.parent}"\n')
     outcome = program("releases", "check", "0123456789ab", "--config", config, "--json")
     assert json.loads(outcome.out)["num_items"] == 33
@@ -232,7 +232,7 @@ def test_a_release_id_is_looked_up_in_the_workspace(release: Path, config: Path,
 # --- recsys doctor
 
 
-def test_doctor_without_a_config_finds_that_and_the_packages(tmp_path: Path, program: Any) -> None:
+def test_doctor_reports_a_missing_config_and_the_packages(tmp_path: Path, program: Any) -> None:
     outcome = program("doctor", "--config", tmp_path / "none.toml", "--json")
     assert (outcome.exit_code, outcome.err) == (1, "")
     findings = {finding["name"]: finding for finding in json.loads(outcome.out)}
@@ -241,21 +241,21 @@ def test_doctor_without_a_config_finds_that_and_the_packages(tmp_path: Path, pro
     assert all(findings[name]["ok"] for name in NEEDS)
 
 
-def test_doctor_tells_people_what_is_not_right(tmp_path: Path, program: Any) -> None:
+def test_doctor_prints_failed_checks(tmp_path: Path, program: Any) -> None:
     outcome = program("doctor", "--config", tmp_path / "none.toml")
     assert outcome.exit_code == 1
     assert "Traceback" not in outcome.out + outcome.err
-    wrong = [line for line in outcome.out.splitlines() if line.startswith("failed")]
-    assert len(wrong) == 1
-    assert "config file must exist" in wrong[0]
+    failed = [line for line in outcome.out.splitlines() if line.startswith("failed")]
+    assert len(failed) == 1
+    assert "config file must exist" in failed[0]
 
 
-def test_doctor_names_missing_packages(tmp_path: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server has no Keras on purpose; without Annoy nothing works."""
+def test_doctor_reports_missing_packages(tmp_path: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras is optional on a server; Annoy is required."""
     from recsys.commands import doctor
 
-    there = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in {"keras", "annoy"} else there(name))
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in {"keras", "annoy"} else version(name))
     outcome = program("doctor", "--config", tmp_path / "none.toml", "--json")
     findings = {finding["name"]: finding for finding in json.loads(outcome.out)}
     assert (findings["annoy"]["ok"], findings["annoy"]["detail"]) == (False, "not installed")
@@ -263,7 +263,7 @@ def test_doctor_names_missing_packages(tmp_path: Path, program: Any, monkeypatch
     assert findings["polars"]["ok"] is True
 
 
-def test_doctor_is_content_where_everything_is_there(config: Path, program: Any) -> None:
+def test_doctor_succeeds_on_a_complete_installation(config: Path, program: Any) -> None:
     outcome = program("doctor", "--config", config, "--json")
     findings = {finding["name"]: finding for finding in json.loads(outcome.out)}
     assert [name for name, finding in findings.items() if not finding["ok"]] == []
@@ -271,25 +271,25 @@ def test_doctor_is_content_where_everything_is_there(config: Path, program: Any)
     assert outcome.exit_code == 0
 
 
-def test_doctor_finds_a_workspace_that_cannot_be_written(config: Path, program: Any) -> None:
+def test_doctor_reports_an_unwritable_workspace(config: Path, program: Any) -> None:
     config.write_text(f'[data]\ninteractions = "log.csv"\nworkspace = "{config}/work"\n')
     outcome = program("doctor", "--config", config)
     assert outcome.exit_code == 1
     assert f"{config}/work" in outcome.out
 
 
-def test_a_workspace_without_releases_lists_none(config: Path, program: Any) -> None:
+def test_releases_list_of_an_empty_workspace(config: Path, program: Any) -> None:
     assert json.loads(program("releases", "list", "--config", config, "--json").out) == []
 
 
-def test_before_the_first_night_there_is_no_champion_to_ask(config: Path, program: Any) -> None:
+def test_similar_before_the_first_run_requires_a_champion(config: Path, program: Any) -> None:
     outcome = program("similar", "i1", "--config", config)
     assert outcome[:2] == (1, "")
     assert "model item-tower must have a champion" in outcome.err
     assert f"recsys nightly --config {config}" in outcome.err
 
 
-def test_a_champion_that_is_missing_is_told_without_the_password(
+def test_missing_champion_is_reported_without_the_password(
     config: Path, program: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from recsys.release.mlflow_registry import Tracker

@@ -1,4 +1,4 @@
-"""Data contracts through the program: each broken rule is a dead letter with its origin, and too many stop the job."""
+"""Data contracts on the command line: each violation is a dead letter with its origin; too many fail the stage."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ BROKEN_ITEMS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """24 good interactions with 8 broken ones among them, 7 good items with 4 broken ones behind them."""
+    """24 valid and 8 invalid interactions, interleaved; 7 valid items followed by 4 invalid ones."""
     good = [f"{n % 5},i{n % 7},{NOON + n},0.1,{['view', 'buy', ''][n % 3]}" for n in range(24)]
     broken = list(BROKEN_ROWS)
     lines = [line for n in range(24) for line in ([good[n], broken[n // 3]] if n % 3 == 0 else [good[n]])]
@@ -75,11 +75,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("rows_per_unit", [500_000, 5])
-def test_each_broken_rule_is_a_dead_letter_and_the_account_adds_up(
+def test_each_violation_is_a_dead_letter_and_the_account_adds_up(
     folder: Path, program: Any, rows_per_unit: int
 ) -> None:
-    cut = f"resources.memory_mb={memory_mb(rows=rows_per_unit)}"
-    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", cut, "--json")
+    memory = f"resources.memory_mb={memory_mb(rows=rows_per_unit)}"
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", memory, "--json")
     assert outcome.exit_code == 0, outcome.err
     account = json.loads(outcome.out)["account"]
     assert account["interactions"] == {
@@ -98,20 +98,20 @@ def test_each_broken_rule_is_a_dead_letter_and_the_account_adds_up(
         for n, (line, reason) in enumerate(BROKEN_ROWS.items())
     }
     origins |= {(str(folder / "items.jsonl"), 7 + n): (reason, f"i{7 + n}") for n, reason in enumerate(item_reasons)}
-    found = {
+    letters_by_origin = {
         (letter["source"], letter["row"]): (letter["reason"], json.loads(letter["content"]))
         for letter in letters.iter_rows(named=True)
     }
-    assert {place: reason for place, (reason, _) in found.items()} == {
-        place: reason for place, (reason, _) in origins.items()
+    assert {origin: reason for origin, (reason, _) in letters_by_origin.items()} == {
+        origin: reason for origin, (reason, _) in origins.items()
     }
-    assert all(mark in found[place][1].values() for place, (_, mark) in origins.items())
+    assert all(value in letters_by_origin[origin][1].values() for origin, (_, value) in origins.items())
     report = json.loads((stage / "data_report.json").read_text())
     assert report["account"] == account
 
 
-def test_too_many_broken_rows_stop_the_job(folder: Path, program: Any) -> None:
-    """8 of 32 are a quarter."""
+def test_too_many_violations_fail_the_stage(folder: Path, program: Any) -> None:
+    """8 of 32 rows exceed a limit of 24%."""
     limit = "prepare.max_dead_letter_ratio=0.24"
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", limit, "--set", "contracts.items={}")
     assert outcome.exit_code == 1
@@ -121,7 +121,7 @@ def test_too_many_broken_rows_stop_the_job(folder: Path, program: Any) -> None:
     assert not list(folder.glob("workspace/runs/*/*/_MANIFEST.json"))
 
 
-def test_a_contract_of_an_unknown_column_is_refused_before_anything_is_read(folder: Path, program: Any) -> None:
+def test_contract_of_an_unknown_column_is_rejected_before_reading(folder: Path, program: Any) -> None:
     (folder / "recsys.toml").write_text(CONFIG + "[contracts.items.prize]\nmin = 1\n")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert outcome.exit_code == 2

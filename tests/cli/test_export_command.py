@@ -1,4 +1,4 @@
-"""`recsys export`: from a release to a file or a database, through the program."""
+"""`recsys export`: from a release to a file or a database."""
 
 import json
 import sqlite3
@@ -21,23 +21,23 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder is not that of the config."""
+def _other_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change to a folder other than that of the config."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.delenv("RECSYS_EXPORT_TO", raising=False)
 
 
-def test_by_default_parquet_lies_beside_the_config(program: Any, config: Path) -> None:
+def test_default_is_parquet_beside_the_config(program: Any, config: Path) -> None:
     outcome = program("export", "--config", config, "--release", GOLDEN)
     assert outcome.exit_code == 0
-    place = config.parent / "neighbors.parquet"
-    assert outcome.out == f"Exported 980 neighbors of 49 items of release 50049176ddac to {place}\n"
-    assert json.loads((place / "_MANIFEST.json").read_text())["rows"] == 980
-    assert [line.split()[0] for line in outcome.err.splitlines()] == ["nearest", "deliver"]
+    path = config.parent / "neighbors.parquet"
+    assert outcome.out == f"Exported 980 neighbors of 49 items of release 50049176ddac to {path}\n"
+    assert json.loads((path / "_MANIFEST.json").read_text())["rows"] == 980
+    assert [line.split()[0] for line in outcome.err.splitlines()] == ["search", "deliver"]
 
 
-def test_a_program_gets_one_line_and_the_same_one_again(program: Any, config: Path) -> None:
+def test_json_output_is_one_line_and_repeatable(program: Any, config: Path) -> None:
     arguments = ("export", "--config", config, "--release", GOLDEN, "--json")
     first, second = program(*arguments), program(*arguments)
     assert len(first.out.splitlines()) == 1
@@ -45,20 +45,20 @@ def test_a_program_gets_one_line_and_the_same_one_again(program: Any, config: Pa
     assert second == (0, first.out, "")
 
 
-@pytest.mark.parametrize("how", ["option", "variable", "setting"])
+@pytest.mark.parametrize("source", ["option", "variable", "setting"])
 @pytest.mark.parametrize(("to", "name"), [("deep/all.db", "sqlite:///deep/all.db"), ("out.jsonl", "out.jsonl")])
-def test_what_is_asked_for_on_the_command_line_lies_in_the_current_folder(
-    program: Any, config: Path, monkeypatch: pytest.MonkeyPatch, *, how: str, to: str, name: str
+def test_path_on_the_command_line_is_relative_to_the_current_folder(
+    program: Any, config: Path, monkeypatch: pytest.MonkeyPatch, *, source: str, to: str, name: str
 ) -> None:
-    asked = {"option": ("--to", name), "setting": ("--set", f"export.to={name}"), "variable": ()}[how]
-    if how == "variable":
+    options = {"option": ("--to", name), "setting": ("--set", f"export.to={name}"), "variable": ()}[source]
+    if source == "variable":
         monkeypatch.setenv("RECSYS_EXPORT_TO", name)
-    outcome = program("export", "--config", config, "--release", GOLDEN, "--k", 3, *asked)
+    outcome = program("export", "--config", config, "--release", GOLDEN, "--k", 3, *options)
     assert outcome.exit_code == 0, outcome.err
     assert Path(to).is_file()
 
 
-def test_what_the_config_names_lies_beside_it(program: Any, config: Path) -> None:
+def test_path_in_the_config_is_relative_to_the_config(program: Any, config: Path) -> None:
     config.write_text(f'{config.read_text()}[export]\nto = "sqlite:///all.db"\nk = 4\n')
     assert program("export", "--config", config, "--release", GOLDEN).exit_code == 0
     with closing(sqlite3.connect(config.parent / "all.db")) as connection:
@@ -67,13 +67,21 @@ def test_what_the_config_names_lies_beside_it(program: Any, config: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["--to", "out.csv"], 2, "export.to must be a folder"),
         (["--to", "mysql://me:secret@host/db"], 2, "Received: mysql://…@host/db."),
-        (["--to", "file/out.jsonl"], 2, "must lie in a folder that we may write to"),
-        (["--to", "redis://:secret@127.0.0.1:1"], 1, "Redis at redis://…@127.0.0.1:1 must take the neighbors"),
-        (["--to", "postgresql://me:secret@127.0.0.1:1/x"], 1, "PostgreSQL at postgresql://…@127.0.0.1:1/x must"),
+        (["--to", "file/out.jsonl"], 2, "export.to must be in a folder with write permission"),
+        (
+            ["--to", "redis://:secret@127.0.0.1:1"],
+            1,
+            "cannot be written to Redis at redis://…@127.0.0.1:1.",
+        ),
+        (
+            ["--to", "postgresql://me:secret@127.0.0.1:1/x"],
+            1,
+            "to PostgreSQL at postgresql://…@127.0.0.1:1/x. Received",
+        ),
         (["--set", 'export.to=["redis://:secret@h"]'], 2, "export.to: should be a valid string"),
         (["--set", "export.where={color = ['red']}"], 2, "Received: 'color'"),
         (["--set", "export.min_similarity=0.99999"], 1, "at least one item must have a neighbor"),
@@ -81,21 +89,21 @@ def test_what_the_config_names_lies_beside_it(program: Any, config: Path) -> Non
         (["--config", "nowhere.toml"], 2, "config file must exist"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
-    program: Any, config: Path, *, arguments: list[str], code: int, told: str
+def test_errors_are_one_line_and_leave_no_files(
+    program: Any, config: Path, *, arguments: list[str], code: int, message: str
 ) -> None:
     Path("file").touch()
     outcome = program("export", "--config", config, "--release", GOLDEN, *arguments)
     assert (outcome.exit_code, outcome.out) == (code, "")
-    (error,) = [line for line in outcome.err.splitlines() if not line.startswith("  nearest")]
+    (error,) = [line for line in outcome.err.splitlines() if not line.startswith("  search")]
     assert error.startswith("error: ")
-    assert told in error
+    assert message in error
     assert "secret" not in outcome.err
     assert [path.name for path in Path().iterdir()] == ["file"]
     assert not (config.parent / "neighbors.parquet").exists()
 
 
-def test_before_the_first_night_there_is_no_champion_to_export(program: Any, config: Path) -> None:
+def test_export_before_the_first_run_requires_a_champion(program: Any, config: Path) -> None:
     outcome = program("export", "--config", config)
     assert (outcome.exit_code, outcome.out) == (1, "")
     assert "model item-tower must have a champion" in outcome.err

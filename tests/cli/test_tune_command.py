@@ -1,4 +1,4 @@
-"""`recsys tune`: what it prints for people and for programs, and what it refuses. Training is stood in for."""
+"""`recsys tune`: its text and JSON output, and its errors. A stub replaces training."""
 
 import json
 import sys
@@ -38,66 +38,68 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Temperatures that were tried; a higher one is better."""
+def temperatures(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The temperatures of the trials; a higher one scores better."""
     from pipelines.tuning import tune
 
-    tried: list[float] = []
+    temperatures: list[float] = []
 
     def fit_tower(config: Any, _: Any, plan: Any, on_pass: Any) -> Any:
-        tried.append(config.train.temperature)
+        temperatures.append(config.train.temperature)
         for number in range(1, plan.phases[0].passes + 1):
             on_pass("pairs", number, {"loss": 1.0, "validation_score": 0.1})
-        return SimpleNamespace(embeddings=tried[-1])
+        return SimpleNamespace(embeddings=temperatures[-1])
 
     def measure_validation(_: Any, __: Any, value: float) -> dict[str, Any]:
         return {"validation": {"last_item": {"ndcg_at_20": value}, "history": {"ndcg_at_20": value}}}
 
     monkeypatch.setattr(tune, "fit_tower", fit_tower)
     monkeypatch.setattr(tune, "measure_validation", measure_validation)
-    return tried
+    return temperatures
 
 
-def test_a_program_gets_one_object_and_a_person_toml_to_paste(
-    config: Path, program: Any, trained: list[float], tmp_path: Path
+def test_json_output_is_one_object_and_text_output_is_toml(
+    config: Path, program: Any, temperatures: list[float], tmp_path: Path
 ) -> None:
     outcome = program("tune", "--config", config, "--json")
     assert outcome.exit_code == 0
     assert len(outcome.out.splitlines()) == 1
-    found = json.loads(outcome.out)
-    assert set(found) == {"id", "trials", "best_value", "base_value", "settings", "path", "seconds"}
-    assert (found["trials"], found["base_value"], found["best_value"]) == (3, 0.1, max(trained))
-    assert trained[0] == 0.1
-    assert found["path"] == str(tmp_path / "workspace" / "tuning" / found["id"] / "best.toml")
+    result = json.loads(outcome.out)
+    assert set(result) == {"id", "trials", "best_value", "base_value", "settings", "path", "seconds"}
+    assert (result["trials"], result["base_value"], result["best_value"]) == (3, 0.1, max(temperatures))
+    assert temperatures[0] == 0.1
+    assert result["path"] == str(tmp_path / "workspace" / "tuning" / result["id"] / "best.toml")
     lines = [line for line in outcome.err.splitlines() if line.startswith("  trial")]
     assert [line.split()[1] for line in lines] == ["0", "1", "2"]
     assert "0.1000, best 0.1000 of trial 0" in lines[0]
     assert all(line.endswith(" s left") for line in lines)
 
-    for_people = program("tune", "--config", config)
-    assert (for_people.exit_code, for_people.err, len(trained)) == (0, "", 3)
-    assert "validation NDCG@20 0.1000 before" in for_people.out
-    assert found["path"] in for_people.out
-    printed, written = tomllib.loads(for_people.out), tomllib.loads(Path(found["path"]).read_text())
+    table = program("tune", "--config", config)
+    assert (table.exit_code, table.err, len(temperatures)) == (0, "", 3)
+    assert "validation NDCG@20 0.1000 before" in table.out
+    assert result["path"] in table.out
+    printed, written = tomllib.loads(table.out), tomllib.loads(Path(result["path"]).read_text())
     assert printed == written
-    assert printed["train"]["temperature"] == max(trained)
+    assert printed["train"]["temperature"] == max(temperatures)
 
-    pasted = tmp_path / "pasted.toml"
-    pasted.write_text(f'data.interactions = "log.csv"\n{for_people.out}')
+    config_file = tmp_path / "pasted.toml"
+    config_file.write_text(f'data.interactions = "log.csv"\n{table.out}')
     base = load_config(tmp_path / "recsys.toml")
-    unset = {"train.passes": TrainConfig().passes}  # what was pasted does not have, and the base has
-    assert load_config(pasted).train == with_settings(base, {**found["settings"], **unset}).train
+    unset = {"train.passes": TrainConfig().passes}  # set in the base config only
+    assert load_config(config_file).train == with_settings(base, {**result["settings"], **unset}).train
 
 
-def test_minutes_may_be_given(config: Path, program: Any, trained: list[float]) -> None:
+def test_minutes_limit_the_number_of_trials(config: Path, program: Any, temperatures: list[float]) -> None:
     outcome = program("tune", "--config", config, "--minutes", 0, "--json")
     assert outcome[:2] == (2, "")
     assert "tune.minutes: should be greater than 0" in outcome.err
     outcome = program("tune", "--config", config, "--minutes", 1e-9, "--json")
-    assert (outcome.exit_code, json.loads(outcome.out)["trials"], trained) == (0, 1, [0.1])
+    assert (outcome.exit_code, json.loads(outcome.out)["trials"], temperatures) == (0, 1, [0.1])
 
 
-def test_what_cannot_be_searched_is_told_and_nothing_is_done(config: Path, program: Any, trained: list[float]) -> None:
+def test_invalid_ranges_are_rejected_before_the_first_trial(
+    config: Path, program: Any, temperatures: list[float]
+) -> None:
     with config.open("a") as file:
         file.write('"train.temprature" = [0.1]\n"index.n_trees" = [10]\n')
     outcome = program("tune", "--config", config)
@@ -105,14 +107,14 @@ def test_what_cannot_be_searched_is_told_and_nothing_is_done(config: Path, progr
     assert "Did you mean 'train.temperature'?" in outcome.err
     assert "Received: index.n_trees" in outcome.err
     assert "Traceback" not in outcome.err
-    assert trained == []
+    assert temperatures == []
 
 
-def test_without_optuna_the_extra_is_named(config: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_optuna_names_the_extra(config: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     outcome = program("tune", "--config", config)
     assert outcome[:2] == (2, "")
-    assert outcome.err == "error: tuning needs optuna, which is not installed. Install recsys[tune].\n"
+    assert outcome.err == "error: tuning requires optuna, which is not installed. Install recsys[tune].\n"
 
 
 def test_help_does_not_need_optuna(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:

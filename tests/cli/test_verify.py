@@ -1,4 +1,4 @@
-"""`recsys verify`: whether two items are the same, why, and what cannot be told."""
+"""`recsys verify`: whether two items are the same, with the threshold and its errors."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def release(write_release: Callable[..., Path]) -> Path:
     return write_release(ITEMS)
 
 
-def test_a_person_is_told_the_answer_and_why(program: Any) -> None:
+def test_text_output_gives_the_verdict_and_its_threshold(program: Any) -> None:
     outcome = program("verify", "item-1-1", "item-1-2", "--release", GOLDEN / "v2")
     assert (outcome.exit_code, outcome.err) == (0, "")
     first, *lines = outcome.out.splitlines()
@@ -28,18 +28,18 @@ def test_a_person_is_told_the_answer_and_why(program: Any) -> None:
     assert "for probability 0.5" in lines[2]
 
 
-def test_not_the_same_is_an_answer_and_no_error(program: Any) -> None:
+def test_different_items_are_not_an_error(program: Any) -> None:
     outcome = program("verify", "item-1-1", "item-4-1", "--release", GOLDEN / "v2")
     assert (outcome.exit_code, outcome.err) == (0, "")
     assert outcome.out.startswith("Not the same: ")
 
 
-def test_a_program_is_told_everything(program: Any, release: Path) -> None:
+def test_json_output_is_complete(program: Any, release: Path) -> None:
     loaded = Release.load(release)
     for second in ITEMS:
-        told = json.loads(program("verify", ITEMS[0], second, "--release", release, "--json").out)
+        output = json.loads(program("verify", ITEMS[0], second, "--release", release, "--json").out)
         verdict = loaded.verify(ITEMS[0], second)
-        assert told == {
+        assert output == {
             "release_id": "0123456789ab",
             "items": [
                 {"item_id": ITEMS[0], "title": f"Title of {ITEMS[0]}"},
@@ -52,10 +52,10 @@ def test_a_program_is_told_everything(program: Any, release: Path) -> None:
                 "rule": "probability",
                 "target": 0.5,
                 "similarity": 0.1,
-                "measured": told["threshold"]["measured"],
+                "measured": output["threshold"]["measured"],
             },
         }
-        assert told["threshold"]["measured"]["precision"] == {"value": 0.75, "low": 0.5, "high": 0.875}
+        assert output["threshold"]["measured"]["precision"] == {"value": 0.75, "low": 0.5, "high": 0.875}
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,16 @@ def test_a_program_is_told_everything(program: Any, release: Path) -> None:
         (["--false-positive-rate", 0.05], "false_positive_rate", 0.625),
     ],
 )
-def test_a_target_names_the_threshold(
+def test_target_selects_the_threshold(
     program: Any, release: Path, options: list[Any], rule: str, similarity: float
 ) -> None:
-    told = json.loads(program("verify", *ITEMS[:2], "--release", release, "--json", *options).out)
-    assert (told["threshold"]["rule"], told["threshold"]["similarity"]) == (rule, similarity)
-    assert told["same"] == (told["similarity"] >= similarity)
+    output = json.loads(program("verify", *ITEMS[:2], "--release", release, "--json", *options).out)
+    assert (output["threshold"]["rule"], output["threshold"]["similarity"]) == (rule, similarity)
+    assert output["same"] == (output["similarity"] >= similarity)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["item 0", "no such"], "item_id must be in the catalog. Received: 'no such'."),
         (["item 0", "item 1", "--precision", 0.8], "calibrated for: 0.9. Received: 0.8."),
@@ -84,26 +84,26 @@ def test_a_target_names_the_threshold(
         (["item 0", "item 1", "--precision", 0.9, "--false-positive-rate", 0.05], "Received: both, 0.9 and 0.05."),
     ],
 )
-def test_what_cannot_be_told_is_an_error(program: Any, release: Path, arguments: list[Any], told: str) -> None:
+def test_invalid_queries_are_rejected(program: Any, release: Path, arguments: list[Any], message: str) -> None:
     outcome = program("verify", *arguments, "--release", release)
     assert outcome[:2] == (2, "")
     assert outcome.err.startswith("error: ")
-    assert told in outcome.err
+    assert message in outcome.err
 
 
-def test_a_release_without_a_calibration_says_so(program: Any) -> None:
+def test_release_without_calibration_is_rejected(program: Any) -> None:
     outcome = program("verify", "item-1-1", "item-1-2", "--release", GOLDEN / "v1")
     assert outcome[:2] == (2, "")
     assert "release must have a calibration" in outcome.err
 
 
 @pytest.mark.parametrize("arguments", [["one"], ["one", "two", "three"], ["one", "two", "--precision", "high"]])
-def test_a_wrong_command_line_is_told(program: Any, arguments: list[str]) -> None:
+def test_invalid_command_line_exits_with_2(program: Any, arguments: list[str]) -> None:
     outcome = program("verify", *arguments)
     assert outcome[:2] == (2, "")
     assert "Usage:" in outcome.err
 
 
-def test_help_tells_it_from_the_check_of_a_release(program: Any) -> None:
+def test_help_distinguishes_it_from_releases_check(program: Any) -> None:
     assert "recsys releases check" in program("verify", "--help").out
     assert "undamaged" in program("releases", "--help").out

@@ -1,4 +1,4 @@
-"""The night as a job: what it is told to do, what it tells, and what it does when MLflow is away."""
+"""The nightly run as a job: its options, its notifications, and its behavior while MLflow is unreachable."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -28,6 +29,7 @@ from pipelines.reports import plots
 from recsys.config.loading import load_config
 from recsys.config.sections import Config
 from recsys.errors import ConfigError, InputError, StageError, TrackingError
+from recsys.index.recall import tune_search_k
 from recsys.release.mlflow_registry import Tracker
 from recsys.testing import program as programs
 from recsys.testing import world
@@ -37,12 +39,12 @@ DAY = 86_400
 
 
 def quick(folder: Path, *overrides: str) -> Config:
-    """A night that is over soon."""
+    """Return the config of a short run."""
     return load_config(world.write(folder), [*world.QUICK, *overrides])
 
 
-def of_days(folder: Path, days: int, *overrides: str) -> Config:
-    """The world, its interactions spread over so many days from 2020-09-13 on."""
+def config_of_days(folder: Path, days: int, *overrides: str) -> Config:
+    """Write the test world with its interactions spread over `days` days from 2020-09-13."""
     path = world.write(folder)
     log = pl.read_parquet(folder / "interactions.parquet")
     shifted = log.with_columns(timestamp=pl.col("timestamp") + pl.int_range(pl.len()) % days * DAY)
@@ -50,36 +52,36 @@ def of_days(folder: Path, days: int, *overrides: str) -> Config:
     return load_config(path, [*world.QUICK, *overrides])
 
 
-def everything_below(folder: Path) -> dict[str, int]:
+def modification_times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 # --- --as-of
 
 
-def test_as_of_is_the_night_of_then(tmp_path: Path) -> None:
-    """The same as if nothing later were in the log, but for the account, which tells what was left out."""
+def test_as_of_equals_a_run_on_the_truncated_log(tmp_path: Path) -> None:
+    """Stage results are equal; the account additionally counts the interactions that were filtered out."""
     moment = datetime(2020, 9, 15, 12, 30, tzinfo=UTC)
-    of_then = with_as_of(of_days(tmp_path / "one", 4), moment)
+    as_of_config = with_as_of(config_of_days(tmp_path / "one", 4), moment)
     log = pl.read_parquet(tmp_path / "one" / "interactions.parquet")
     earlier = log.filter(pl.col("timestamp") < moment.timestamp())
     assert 0 < earlier.height < log.height
-    truncated = of_days(tmp_path / "other", 4)
+    truncated = config_of_days(tmp_path / "other", 4)
     earlier.write_parquet(tmp_path / "other" / "interactions.parquet")
 
-    nights = [RunContext.from_config(config) for config in (of_then, truncated)]
-    one, other = (prepare(context.config, context.run, context.inputs, context.progress) for context in nights)
+    contexts = [RunContext.from_config(config) for config in (as_of_config, truncated)]
+    one, other = (prepare(context.config, context.run, context.inputs, context.progress) for context in contexts)
     accounts = [manifest["account"]["interactions"] for manifest in (one, other)]
     left_out = accounts[0]["filtered"].pop("after --as-of")
     assert left_out == log.height - earlier.height
     assert accounts[0] == accounts[1] | {"read": log.height}
     for name in ("catalog.parquet", "sequences", "pairs"):
-        frames = [pl.read_parquet(context.run.path("prepare", name)) for context in nights]
+        frames = [pl.read_parquet(context.run.path("prepare", name)) for context in contexts]
         assert frames[0].equals(frames[1])
 
 
-def test_a_moment_is_part_of_the_run_and_its_interaction_is_later(tmp_path: Path) -> None:
-    config = of_days(tmp_path, 3)
+def test_as_of_is_part_of_the_run_id_and_excludes_its_own_second(tmp_path: Path) -> None:
+    config = config_of_days(tmp_path, 3)
     times = pl.read_parquet(tmp_path / "interactions.parquet")["timestamp"].to_list()
     last = max(times)
     runs = {RunContext.from_config(config).run.run_id}
@@ -95,30 +97,30 @@ def test_a_moment_is_part_of_the_run_and_its_interaction_is_later(tmp_path: Path
     assert len(runs) == 3
 
 
-def test_before_the_first_interaction_there_is_nothing_to_learn_from(tmp_path: Path) -> None:
-    context = RunContext.from_config(with_as_of(of_days(tmp_path, 3), datetime(2019, 1, 1, tzinfo=UTC)))
+def test_as_of_before_the_first_interaction_is_rejected(tmp_path: Path) -> None:
+    context = RunContext.from_config(with_as_of(config_of_days(tmp_path, 3), datetime(2019, 1, 1, tzinfo=UTC)))
     with pytest.raises(InputError, match=r"at least 2 users.*Filtered out: 900 rows: after --as-of"):
         prepare(context.config, context.run, context.inputs, context.progress)
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("as_of", "expected"),
     [
         ("2020-09-15", "2020-09-15T00:00:00+00:00"),
         ("2020-09-15T12:30:00", "2020-09-15T12:30:00+00:00"),
         ("2020-09-15T12:30:00+02:00", "2020-09-15T10:30:00+00:00"),
     ],
 )
-def test_a_moment_without_a_zone_is_utc(tmp_path: Path, program: Any, given: str, meant: str) -> None:
-    of_days(tmp_path, 3)
-    outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--as-of", given, "--dry-run", "--json")
+def test_as_of_without_a_time_zone_is_utc(tmp_path: Path, program: Any, as_of: str, expected: str) -> None:
+    config_of_days(tmp_path, 3)
+    outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--as-of", as_of, "--dry-run", "--json")
     assert outcome.exit_code == 0
-    told = json.loads(outcome.out)["as_of"]
-    assert datetime.fromisoformat(told) == datetime.fromisoformat(meant)
+    received = json.loads(outcome.out)["as_of"]
+    assert datetime.fromisoformat(received) == datetime.fromisoformat(expected)
 
 
-def test_what_is_no_moment_is_refused(tmp_path: Path, program: Any) -> None:
-    of_days(tmp_path, 3)
+def test_invalid_as_of_is_rejected(tmp_path: Path, program: Any) -> None:
+    config_of_days(tmp_path, 3)
     outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--as-of", "yesterday")
     assert outcome[:2] == (2, "")
     assert "prepare.as_of" in outcome.err
@@ -128,11 +130,11 @@ def test_what_is_no_moment_is_refused(tmp_path: Path, program: Any) -> None:
 # --- --dry-run
 
 
-def test_a_dry_run_writes_nothing_and_tells_what_is_to_do(tmp_path: Path, program: Any) -> None:
+def test_dry_run_writes_nothing_and_lists_the_stages_to_do(tmp_path: Path, program: Any) -> None:
     config = quick(tmp_path)
-    found = everything_below(tmp_path)
+    before = modification_times(tmp_path)
     planned = plan_run(config)
-    assert everything_below(tmp_path) == found
+    assert modification_times(tmp_path) == before
     assert planned["interactions"] == [str(tmp_path / "interactions.parquet")]
     assert planned["items"] == [str(tmp_path / "items.csv")]
     assert set(planned["stages"].values()) == {"to do"}
@@ -141,22 +143,22 @@ def test_a_dry_run_writes_nothing_and_tells_what_is_to_do(tmp_path: Path, progra
     assert planned["run_id"] == context.run.run_id
     prepare(context.config, context.run, context.inputs, context.progress)
     assert plan_run(config)["stages"] == dict.fromkeys(STAGES, "to do") | {"prepare": "done"}
-    for_people = program("nightly", "--config", tmp_path / "recsys.toml", "--dry-run")
-    assert for_people.exit_code == 0
-    assert str(tmp_path / "items.csv") in for_people.out
+    table = program("nightly", "--config", tmp_path / "recsys.toml", "--dry-run")
+    assert table.exit_code == 0
+    assert str(tmp_path / "items.csv") in table.out
 
 
 # --- --max-minutes
 
 
-def test_no_stage_begins_that_cannot_fit(tmp_path: Path) -> None:
-    """By what it took in another night of the workspace."""
+def test_stage_that_exceeds_the_remaining_time_is_not_started(tmp_path: Path) -> None:
+    """The estimate is the duration of the stage in another run of the workspace."""
     config = quick(tmp_path)
     other = tmp_path / "workspace" / "runs" / "0123456789ab"
     other.mkdir(parents=True)
     report = {"format": report_files.FORMAT, "run_id": "0123456789ab", "ended_at": "2026-01-01", "outcome": "promoted"}
-    known = {"stage": None, "seconds": {"prepare": 1.0, "train": 601.0}, "quality": None}
-    (other / report_files.REPORT).write_text(json.dumps(report | known))
+    details = {"stage": None, "seconds": {"prepare": 1.0, "train": 601.0}, "quality": None}
+    (other / report_files.REPORT).write_text(json.dumps(report | details))
     summary: Summary = {}
     with pytest.raises(StageError, match=r"stage train must finish within --max-minutes 10.*took 601 s last time"):
         run_nightly(config, QUIET, time_limit=TimeLimit(10), on_end=summary.update)
@@ -166,8 +168,8 @@ def test_no_stage_begins_that_cannot_fit(tmp_path: Path) -> None:
     assert Path(summary["report"]).exists()
 
 
-def test_a_stage_is_interrupted_when_the_time_is_over() -> None:
-    """What it finished stays, as if a person had interrupted it."""
+def test_stage_is_interrupted_at_the_time_limit() -> None:
+    """The stage receives KeyboardInterrupt, as from Ctrl-C."""
     ends = []
 
     def stage() -> None:
@@ -184,21 +186,21 @@ def test_a_stage_is_interrupted_when_the_time_is_over() -> None:
     assert ends == ["interrupted"]
 
 
-def test_without_a_limit_everything_fits() -> None:
+def test_without_time_limit_every_stage_may_run() -> None:
     time_limit = TimeLimit()
     time_limit.require("train", 1e9)
     with time_limit.enforce("train"):
         pass
 
 
-# --- what is told
+# --- notifications
 
 
-def test_a_night_whose_input_is_missing_is_told_of(tmp_path: Path, program: Any) -> None:
-    """To the command of the config, and as one line of JSON; the exit code says whose fault it is."""
+def test_missing_input_is_reported(tmp_path: Path, program: Any) -> None:
+    """The command of `notify.command` and standard output receive the same summary; the exit code is 2."""
     quick(tmp_path)
     (tmp_path / "interactions.parquet").unlink()
-    code = f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(sys.stdin.read())"
+    code = f"import sys; open({str(tmp_path / 'summary')!r}, 'w').write(sys.stdin.read())"
     command = f"notify.command={json.dumps([sys.executable, '-c', code])}"
     outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--json", "--set", command)
     assert outcome.exit_code == 2
@@ -207,50 +209,50 @@ def test_a_night_whose_input_is_missing_is_told_of(tmp_path: Path, program: Any)
     assert (summary["outcome"], summary["run_id"]) == ("failed", None)
     assert "interactions.parquet" in summary["error"]
     assert summary["text"].startswith("item-tower: run failed: ")
-    assert json.loads((tmp_path / "told").read_text()) == summary
+    assert json.loads((tmp_path / "summary").read_text()) == summary
 
 
 # --- --resume
 
 
 @pytest.mark.slow
-def test_the_last_unfinished_night_is_gone_on_with_on_the_data_that_it_read(tmp_path: Path, program: Any) -> None:
-    """The same command would begin another run, since the data are others by now."""
+def test_resume_continues_the_last_unfinished_run_on_its_own_data(tmp_path: Path, program: Any) -> None:
+    """Without --resume the command would start another run, because the data have changed."""
     command = ["nightly", "--config", tmp_path / "recsys.toml", "--json", "--resume"]
     command += [part for override in world.QUICK for part in ("--set", override)]
     config = quick(tmp_path)
-    nothing = program(*command)
-    assert nothing.exit_code == 2
-    assert "error: --resume must find a run" in nothing.err
+    outcome = program(*command)
+    assert outcome.exit_code == 2
+    assert "error: --resume must find a run" in outcome.err
     with pytest.raises(StageError):
         run_nightly(config, QUIET, time_limit=TimeLimit(0.0001))
-    assert program(*command).exit_code == 2  # it read nothing yet
-    begun = RunContext.from_config(config)
-    prepare(begun.config, begun.run, begun.inputs, begun.progress)
-    done = (begun.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns
+    assert program(*command).exit_code == 2  # the run has not read any data yet
+    started = RunContext.from_config(config)
+    prepare(started.config, started.run, started.inputs, started.progress)
+    done = (started.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns
     world.write(tmp_path, seed=1)
     other = RunContext.from_config(config)
-    assert other.run.run_id != begun.run.run_id
+    assert other.run.run_id != started.run.run_id
     quality = "promote.quality_floor=0"
     resumed = json.loads(program(*command, "--set", quality).out)
-    assert resumed["run_id"] == begun.run.run_id
+    assert resumed["run_id"] == started.run.run_id
     assert resumed["outcome"] == "promoted", resumed["error"]
-    assert (begun.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns == done
+    assert (started.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns == done
     assert not other.run.done("prepare")
     client = Tracker(config).client
     (data, _) = client.get_run(resumed["mlflow_run"]).inputs.dataset_inputs
-    assert data.dataset.digest == begun.run.data_snapshot[:36]
-    again = program(*command)  # it came to its end, which those before it must not undo
+    assert data.dataset.digest == started.run.data_snapshot[:36]
+    again = program(*command)  # the run has finished, and no earlier run may be resumed after it
     assert again.exit_code == 2
     assert "no later run that finished" in again.err
 
 
-# --- MLflow is away
+# --- MLflow is unreachable
 
 
 @pytest.fixture
 def closed() -> str:
-    """URL of a port that nobody listens at."""
+    """URL of a closed port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -258,13 +260,13 @@ def closed() -> str:
 
 @pytest.fixture
 def hanging() -> Iterator[str]:
-    """URL of a server that takes every connection and never answers."""
+    """URL of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("server", ["closed", "hanging"])
-def test_a_night_ends_before_its_work_where_mlflow_is_away(
+def test_unreachable_mlflow_fails_the_run_before_its_first_stage(
     tmp_path: Path, program: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, server: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -277,47 +279,47 @@ def test_a_night_ends_before_its_work_where_mlflow_is_away(
     assert "Traceback" not in outcome.err
     summary = json.loads(outcome.out)
     assert (summary["outcome"], summary["stage"]) == ("failed", "mlflow")
-    assert "ended in mlflow" in Path(summary["report"]).read_text()
+    assert "failed in stage mlflow" in Path(summary["report"]).read_text()
     assert not [*tmp_path.glob("workspace/runs/*/prepare")]
 
 
 @pytest.mark.slow
-def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow goes away while the tower is trained, is not back when the release is registered, and then is.
+def test_metrics_are_sent_later_when_mlflow_was_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow is unreachable from training until after publish, and reachable in the next run.
 
-    That it is not told of the end costs nothing, and the same command tells it.
+    A failure to record the end of the run is not an error; the next run of the same command records it.
     """
     config = quick(tmp_path)
-    log, register, away = Tracker.log_metrics, Tracker.register, True
+    log, register, unreachable = Tracker.log_metrics, Tracker.register, True
 
-    def gone(how: Any) -> Any:
-        def call(*given: Any, **named: Any) -> Any:
-            if away:
+    def failing(method: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if unreachable:
                 raise TrackingError("MLflow must answer.")
-            return how(*given, **named)
+            return method(*arguments, **options)
 
         return call
 
-    monkeypatch.setattr(Tracker, "log_metrics", gone(log))
-    monkeypatch.setattr(Tracker, "register", gone(register))
+    monkeypatch.setattr(Tracker, "log_metrics", failing(log))
+    monkeypatch.setattr(Tracker, "register", failing(register))
     summary: Summary = {}
     with pytest.raises(TrackingError):
         run_nightly(config, QUIET, promotes=False, on_end=summary.update)
     assert (summary["outcome"], summary["stage"]) == ("failed", "publish")
     context = RunContext.from_config(config)
     trained = (context.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns
-    away, night_run, finish = False, context.tracking.mlflow_run, Tracker.finish_run
+    unreachable, mlflow_run, finish = False, context.tracking.mlflow_run, Tracker.finish_run
 
-    def untold(tracker: Tracker, run: str, status: str) -> None:
-        if run == night_run:
+    def fail_to_finish(tracker: Tracker, run: str, status: str) -> None:
+        if run == mlflow_run:
             raise TrackingError("MLflow must answer.")
         finish(tracker, run, status)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "finish_run", untold)
+        patched.setattr(Tracker, "finish_run", fail_to_finish)
         assert run_nightly(config, QUIET, promotes=False)["outcome"] == "published"
     assert run_nightly(config, QUIET, promotes=False)["outcome"] == "published"
-    assert context.tracking.tracker.client.get_run(night_run).info.status == "FINISHED"
+    assert context.tracking.tracker.client.get_run(mlflow_run).info.status == "FINISHED"
     assert (context.run.folder / "train" / "_MANIFEST.json").stat().st_mtime_ns == trained
     metrics = context.tracking.tracker.client.get_run(context.tracking.mlflow_run).data.metrics
     curve = context.run.manifest("train")["curve"]
@@ -325,52 +327,50 @@ def test_figures_wait_for_mlflow_and_the_night_goes_on_later(tmp_path: Path, mon
     assert metrics["interactions_read"] == 900
     assert not (context.run.folder / "unsent.jsonl").exists()
     for name in (report_files.PAGE, report_files.REPORT):
-        kept = context.tracking.tracker.read_artifact(context.tracking.mlflow_run, name)
-        assert kept == (context.run.folder / name).read_text()
+        artifact = context.tracking.tracker.read_artifact(context.tracking.mlflow_run, name)
+        assert artifact == (context.run.folder / name).read_text()
 
 
-def test_mlflow_tells_of_the_data_and_of_each_stage(tmp_path: Path) -> None:
+def test_mlflow_records_the_data_and_each_stage(tmp_path: Path) -> None:
     config = quick(tmp_path)
     run_nightly(config, QUIET, promotes=False)
     context = RunContext.from_config(config)
     client, run = context.tracking.tracker.client, context.tracking.tracker.client.get_run(context.tracking.mlflow_run)
-    data = {put.dataset.name: (put.dataset.digest, put.dataset.source) for put in run.inputs.dataset_inputs}
+    data = {entry.dataset.name: (entry.dataset.digest, entry.dataset.source) for entry in run.inputs.dataset_inputs}
     digest = context.run.data_snapshot[:36]
     assert data == {
         "interactions": (digest, json.dumps([str(tmp_path / "interactions.parquet")])),
         "items": (digest, json.dumps([str(tmp_path / "items.csv")])),
     }
-    below = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
-    stages = {child.info.run_name: child for child in below}
+    children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    stages = {child.info.run_name: child for child in children}
     assert set(stages) == set(STAGES) - {"promote"}
-    assert len(below) == len(stages)
-    assert {child.info.status for child in below} == {"FINISHED"}
+    assert len(children) == len(stages)
+    assert {child.info.status for child in children} == {"FINISHED"}
     assert stages["prepare"].data.metrics["num_items"] == 49
-    for child in below:
+    for child in children:
         assert child.data.metrics["seconds"] >= 0
         assert child.data.metrics["cpu_seconds"] >= 0
         assert child.data.metrics["peak_memory_mb"] > 1
-    kept = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "plots")}
-    assert {f"plots/{name}.svg" for name in ("recall", "similarity", "exposure", "map")} <= kept
+    artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "plots")}
+    assert {f"plots/{name}.svg" for name in ("recall", "similarity", "exposure", "map")} <= artifacts
     assert not [name for name in run.data.metrics if name.startswith("system/")]
-    run_nightly(config, QUIET, promotes=False)  # nothing is done again but registering
+    run_nightly(config, QUIET, promotes=False)  # repeats only the registration
     again = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
-    assert len(again) == len(below)
+    assert len(again) == len(children)
 
 
-def test_what_goes_wrong_with_drawings_costs_no_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_plots_do_not_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "draw", Mock(side_effect=ZeroDivisionError("no width")))
-    report = Progress(quiet=True)
-    said: list[str] = []
-    monkeypatch.setattr(report, "write", said.append)
-    assert run_nightly(quick(tmp_path), report, promotes=False)["outcome"] == "published"
-    assert "  the end of the run could not be logged to MLflow: ZeroDivisionError: no width" in said
+    progress = Progress(quiet=True)
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "write", lines.append)
+    assert run_nightly(quick(tmp_path), progress, promotes=False)["outcome"] == "published"
+    assert "  the end of the run could not be logged to MLflow: ZeroDivisionError: no width" in lines
 
 
 @pytest.mark.slow
-def test_mlflow_measures_the_machine_where_its_own_variable_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_environment_variable_enables_system_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     config = quick(tmp_path)
@@ -380,7 +380,10 @@ def test_mlflow_measures_the_machine_where_its_own_variable_says_so(
     assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_night_that_ends_before_its_release_leaves_its_data_report_in_mlflow(tmp_path: Path) -> None:
+def test_run_that_fails_before_publish_logs_its_data_report_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.stages.index.tune_search_k", partial(tune_search_k, max_search_k=3))
     floor = ["index.n_trees=1", "index.recall_target=1.0", "index.recall_floor=1.0"]
     config = quick(tmp_path, *floor)
     summary: Summary = {}
@@ -389,20 +392,20 @@ def test_a_night_that_ends_before_its_release_leaves_its_data_report_in_mlflow(t
     assert summary["stage"] == "index"
     context = RunContext.from_config(config)
     for name in ("data_report.json", "data_report.html"):
-        kept = context.tracking.tracker.read_artifact(context.tracking.mlflow_run, f"prepare/{name}")
-        assert kept == context.run.path("prepare", name).read_text()
+        artifact = context.tracking.tracker.read_artifact(context.tracking.mlflow_run, f"prepare/{name}")
+        assert artifact == context.run.path("prepare", name).read_text()
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tmp_path: Path) -> None:
-    """No file of the process may grow beyond MLflow's database as it is: SQLite is told that the disk is full."""
+def test_full_disk_under_mlflow_is_reported_and_the_run_can_continue_later(tmp_path: Path) -> None:
+    """The file size limit of the process is the size of MLflow's database, so that SQLite reports a full disk."""
     config = quick(tmp_path)
     Tracker(config)
     size = (tmp_path / "workspace" / "mlflow.db").stat().st_size
     command = [programs.RECSYS, "nightly", "--config", tmp_path / "recsys.toml", "--json"]
     command += [part for override in world.QUICK for part in ("--set", override)]
 
-    def full() -> None:
+    def limit_file_size() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     done = subprocess.run(
@@ -411,7 +414,7 @@ def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tm
         text=True,
         timeout=programs.TIMEOUT_S,
         check=False,
-        preexec_fn=full,
+        preexec_fn=limit_file_size,
     )
     assert done.returncode == 1, done.stderr
     assert "error: MLflow at sqlite:///" in done.stderr
@@ -427,8 +430,8 @@ def test_a_disk_that_is_full_under_mlflow_is_told_and_the_night_goes_on_later(tm
 
 
 @pytest.mark.slow
-def test_past_nights_are_run_oldest_first_and_once(tmp_path: Path, program: Any) -> None:
-    config = of_days(tmp_path, 4)
+def test_backfill_runs_days_in_order_and_only_once(tmp_path: Path, program: Any) -> None:
+    config = config_of_days(tmp_path, 4)
     first, last = date(2020, 9, 12), date(2020, 9, 16)
     with pytest.raises(StageError, match=r"2 of 5 did not: 2020-09-12 \(failed\), 2020-09-13 \(failed\)"):
         backfill(config, QUIET, first, last)  # the log begins on the 13th, at 12:26
@@ -453,7 +456,7 @@ def test_past_nights_are_run_oldest_first_and_once(tmp_path: Path, program: Any)
     ]
 
 
-def test_days_in_the_wrong_order_are_refused(tmp_path: Path, program: Any) -> None:
+def test_backfill_rejects_from_after_to(tmp_path: Path, program: Any) -> None:
     quick(tmp_path)
     flags = ("--from", "2020-09-16", "--to", "2020-09-14")
     outcome = program("backfill", *flags, "--config", tmp_path / "recsys.toml")
@@ -461,6 +464,6 @@ def test_days_in_the_wrong_order_are_refused(tmp_path: Path, program: Any) -> No
     assert "--from must not be after --to. Received: 2020-09-16 and 2020-09-14" in outcome.err
 
 
-def test_an_end_that_there_is_not_cannot_be_asked_for(tmp_path: Path) -> None:
+def test_unknown_outcome_in_notify_on_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"notify\.on"):
         quick(tmp_path, 'notify.on=["succeeded"]')
