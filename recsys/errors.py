@@ -1,34 +1,34 @@
-"""What can go wrong, by who can mend it.
+"""Exceptions of the project, by cause.
 
 RecsysError
-├── ConfigError        the config file or a `--set` is wrong                        exit 2
-├── InputError         a file, table or value given to us is not usable             exit 2
-│   └── UnknownItemError   an item id that the catalog does not hold              exit 2
-├── StageError         the input was readable, but a stage could not do its work    exit 1
-├── ReleaseError       a release is missing, damaged or of another format           exit 1
-├── TrackingError      MLflow does not answer, or does not know what was asked for  exit 1
-└── RefusedError       the work was done, and the gate did not let it through       exit 1
+├── ConfigError        the config file or a `--set` is invalid                      exit 2
+├── InputError         an input file, table or value cannot be used                 exit 2
+│   └── UnknownItemError   an item id that is not in the catalog                  exit 2
+├── StageError         a stage cannot complete although its input is readable       exit 1
+├── ReleaseError       a release is missing, damaged or of an unsupported format    exit 1
+├── TrackingError      MLflow cannot be reached, or an entity does not exist        exit 1
+└── RefusedError       the gate rejected a release                                  exit 1
 
-Every message says which input, the rule, what was received and what to do.
+Every message states the input, the rule, the value received and the remedy.
 """
 
 from __future__ import annotations
 
 
 class RecsysError(Exception):
-    """Base of all errors that a caller may want to show to a person."""
+    """Base class of all errors with a message for the user."""
 
     exit_code = 1
 
 
 class ConfigError(RecsysError):
-    """The config file, one of its keys or a `--set` is wrong. Not: the data it points to."""
+    """The config file, a key in it or a `--set` is invalid. Problems of the data raise `InputError`."""
 
     exit_code = 2
 
 
 class InputError(RecsysError):
-    """A file, a table or a value cannot be used at all. Not: single bad rows, which are dead letters."""
+    """An input file, table or value cannot be used. Single invalid rows become dead letters instead."""
 
     exit_code = 2
 
@@ -38,16 +38,16 @@ class UnknownItemError(InputError):
 
 
 class StageError(RecsysError):
-    """A stage could not do its work: too many dead letters, a recall below the floor, a missing stage."""
+    """A stage cannot complete: too many dead letters, recall below the floor, a missing stage."""
 
 
 class ReleaseError(RecsysError):
-    """A release folder is missing, incomplete, damaged or of a format that we do not read."""
+    """A release folder is missing, incomplete, damaged or of an unsupported format."""
 
 
 class TrackingError(RecsysError):
-    """MLflow cannot be reached, refuses, or does not hold what was asked for."""
+    """MLflow cannot be reached, rejects a request, or does not have the requested entity."""
 
 
 class RefusedError(RecsysError):
-    """The gate refused to promote a release. The champion stays in service."""
+    """The gate rejected a release. The champion does not change."""

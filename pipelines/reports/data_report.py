@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.reports import html as page
+from pipelines.reports import html
 from recsys.config.sections import Config
 from recsys.data import profile
 from recsys.data.snapshot import Snapshot
@@ -38,12 +38,12 @@ def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], s
     """
     items = config.items
 
-    def counted(folder: Path, manifest: Mapping[str, Any]) -> Snapshot:
+    def load_snapshot(folder: Path, manifest: Mapping[str, Any]) -> Snapshot:
         return Snapshot.from_files(
             folder / CATALOG, [folder / sequences / part for part in manifest["sequences"]], items
         )
 
-    now = counted(folder, manifest)
+    now = load_snapshot(folder, manifest)
     report = {
         "format": profile.FORMAT,
         "run_id": run.run_id,
@@ -57,13 +57,13 @@ def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], s
         try:
             if json.loads((earlier / REPORT).read_text(encoding="utf-8"))["data_snapshot"] == run.data_snapshot:
                 continue  # the same data with other settings
-            known = json.loads((earlier / MANIFEST).read_text(encoding="utf-8"))
-            before = counted(earlier, known)
+            earlier_manifest = json.loads((earlier / MANIFEST).read_text(encoding="utf-8"))
+            before = load_snapshot(earlier, earlier_manifest)
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError):
             report["unreadable"].append(earlier.parent.name)  # an unreadable report must not fail the run
             continue
         compared = profile.compare(before, now)
-        report["previous"] = {"run_id": earlier.parent.name, "account": known["account"], **compared}
+        report["previous"] = {"run_id": earlier.parent.name, "account": earlier_manifest["account"], **compared}
         break
     (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / PAGE).write_text(render(report), encoding="utf-8")
@@ -72,7 +72,7 @@ def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], s
 def render(report: Mapping[str, Any]) -> str:
     """Render a data report as a self-contained HTML page."""
     days, width = _bars(report["interactions_a_day"])
-    return page.render("data_report.html", report=report, days=days, days_a_bar=width)
+    return html.render("data_report.html", report=report, days=days, days_a_bar=width)
 
 
 def finished(workspace: Path) -> list[Path]:

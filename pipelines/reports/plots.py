@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.reports import html as page
+from pipelines.reports import html
 from recsys.evaluation.metrics import STRATA, TARGET_METRIC
 
 HEIGHT, SQUARE = 240, 640
@@ -24,31 +24,31 @@ def coordinates(report: Mapping[str, Any]) -> dict[str, Any]:
     for name in CURVES:
         curve = enumerate(training["curve"] if training else [], 1)
         plots[name] = _line([(number, figures[name]) for number, figures in curve if name in figures])
-    tried = indexed["curve"] if indexed else []
+    trials = indexed["curve"] if indexed else []
     plots["recall"] = _line(
-        [(np.log2(search_k), recall) for search_k, recall in tried],
-        [f"search_k {search_k}: {recall:.4f}" for search_k, recall in tried],
+        [(np.log2(search_k), recall) for search_k, recall in trials],
+        [f"search_k {search_k}: {recall:.4f}" for search_k, recall in trials],
         indexed["target"] if indexed else None,
     )
-    plots["quality"] = {look_up: _ranges(models) for look_up, models in quality.items()} if quality else {}
+    plots["quality"] = {kind: _ranges(models) for kind, models in quality.items()} if quality else {}
     return plots
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:
     """Return name -> SVG of the plots that the run report has data for."""
-    placed = coordinates(report)
-    drawn = {}
+    plots = coordinates(report)
+    images = {}
     for name, title in CURVES.items():
-        if curve := placed[name]:
-            drawn[name] = _curve(title, curve, "pass 1", f"pass {len(curve['points'])}")
-    if curve := placed["recall"]:
+        if curve := plots[name]:
+            images[name] = _curve(title, curve, "pass 1", f"pass {len(curve['points'])}")
+    if curve := plots["recall"]:
         index = report["index"]
         title = f"Recall@{index['k']} by search_k, log scale; the dashed line is the target"
-        drawn["recall"] = _curve(title, curve, f"search_k {index['curve'][0][0]}", str(index["curve"][-1][0]))
+        images["recall"] = _curve(title, curve, f"search_k {index['curve'][0][0]}", str(index["curve"][-1][0]))
     if similarity := report["similarity"]:
         edges = similarity["edges"]
         names = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
-        drawn["similarity"] = _bars(
+        images["similarity"] = _bars(
             "Similarity of items",
             names,
             {"before": similarity["any"], "now": similarity["nearest"]},
@@ -57,18 +57,21 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         )
     if exposure := report["exposure"]:
         names = list(exposure["items"])
-        drawn["exposure"] = _bars(
+        images["exposure"] = _bars(
             "Popularity against exposure",
             names,
-            {of: list(exposure[told].values()) for of, told in (("before", "interactions"), ("now", "neighbors"))},
+            {
+                name: list(exposure[field].values())
+                for name, field in (("before", "interactions"), ("now", "neighbors"))
+            },
             {"before": "share of interactions", "now": "share of ten nearest neighbors"},
             [(100 * (number + 0.5) / len(names), name) for number, name in enumerate(names)],
         )
     if item_map := report["map"]:
         dots = [(item["stratum"], item["x"], 100 - item["y"], item["title"]) for item in item_map["items"]]
         title = f"{len(dots)} items by the first two principal components of their embeddings"
-        drawn["map"] = _svg(title, dots=dots, key={name: name for name in STRATA}, height=SQUARE)
-    return drawn
+        images["map"] = _svg(title, dots=dots, key={name: name for name in STRATA}, height=SQUARE)
+    return images
 
 
 def _curve(title: str, curve: Mapping[str, Any], first: str, last: str) -> str:
@@ -102,9 +105,9 @@ def _bars(
     return _svg(title, bars=bars, key=key, across=across, up=[(0, "0%"), (100, f"{tallest:.0%}")])
 
 
-def _svg(title: str, **given: Any) -> str:
-    nothing: dict[str, Any] = {"line": (), "bars": (), "dots": (), "guide": None, "key": {}, "across": (), "up": ()}
-    return page.render("plot.svg", **{**nothing, "height": HEIGHT, "title": title, **given})
+def _svg(title: str, **parts: Any) -> str:
+    empty: dict[str, Any] = {"line": (), "bars": (), "dots": (), "guide": None, "key": {}, "across": (), "up": ()}
+    return html.render("plot.svg", **{**empty, "height": HEIGHT, "title": title, **parts})
 
 
 def _line(points: Sequence[tuple[float, float]], shown: list[str] | None = None, guide: float | None = None) -> Any:
@@ -120,7 +123,7 @@ def _line(points: Sequence[tuple[float, float]], shown: list[str] | None = None,
     spots = np.stack([np.round(100 * (across - across[0]) / (across[-1] - across[0]), 2), height(up)], axis=1)
     names = shown or [f"{x:g}: {y:.4f}" for x, y in points]
     return {
-        "points": [(*place, name) for place, name in zip(spots.tolist(), names, strict=True)],
+        "points": [(*point, name) for point, name in zip(spots.tolist(), names, strict=True)],
         "low": low,
         "high": high,
         "guide": None if guide is None else float(height(guide)),

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.context.progress import Progress
 from pipelines.context.run_tracking import RunTracking
 from pipelines.prepare import stage as prepare
-from pipelines.reports import data_report as data_page
+from pipelines.reports import data_report
 from pipelines.stages import calibrate, embed, evaluate, train
 from pipelines.stages import index as indexing
 from recsys.config.sections import Config
@@ -27,18 +27,18 @@ def publish(config: Config, run: Run, progress: Progress, tracking: RunTracking)
     """Write the release if it is not there, verify it, copy it to `data.releases`, and register it once.
 
     Raises:
-        StageError: a stage before was not run.
-        ReleaseError: what was written does not verify, or `data.releases` has another release of this id.
-        InputError: `data.releases` is away, or refuses.
-        TrackingError: MLflow does not take it.
+        StageError: an earlier stage was not run.
+        ReleaseError: the written release is invalid, or `data.releases` has another release of this id.
+        InputError: `data.releases` cannot be reached or written.
+        TrackingError: MLflow cannot be reached, or rejects the request.
     """
     with progress.stage(STAGE) as advance:
         release = Release.load(_write(config, run, tracking))
         advance(1, 3, f"release {release.release_id}")
         _log(run, tracking, release)
         advance(2, 3)
-        to = config.data.releases
-        put = {} if to is None else {"released_to": remote.upload(release, to)}
+        target = config.data.releases
+        upload = {} if target is None else {"released_to": remote.upload(release, target)}
         version = tracking.tracker.register(tracking.mlflow_run, release)
         advance(3, 3, f"release {release.release_id} is version {version.number} of {config.tracking.model}")
     return {
@@ -47,7 +47,7 @@ def publish(config: Config, run: Run, progress: Progress, tracking: RunTracking)
         "model": config.tracking.model,
         "version": version.number,
         "mlflow_run": tracking.mlflow_run,
-        **put,
+        **upload,
     }
 
 
@@ -56,7 +56,7 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
     if final.exists():
         return final
     shards = indexing.index_shards(config, run)
-    made_by = {
+    stage_of_file = {
         formats.CATALOG: prepare.STAGE,
         formats.ITEM_USERS: prepare.STAGE,
         formats.TOWER: train.STAGE,
@@ -65,7 +65,7 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
         formats.CALIBRATION: calibrate.STAGE,
         **{shard.file: indexing.STAGE for shard in shards},
     }
-    sources = {name: run.path(stage, name) for name, stage in made_by.items()}
+    sources = {name: run.path(stage, name) for name, stage in stage_of_file.items()}
     sources[formats.EVALUATION] = run.path(evaluate.STAGE, MANIFEST)
     index, embedded = run.manifest(indexing.STAGE), run.manifest(embed.STAGE)
     champion = tracking.tracker.champion()
@@ -96,11 +96,11 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
 
 def _log(run: Run, tracking: RunTracking, release: Release) -> None:
     """Log metrics and row accounts, and tag the MLflow run with the release id."""
-    measured = release.evaluation
+    evaluation = release.evaluation
     figures: dict[str, float] = {}
-    for prefix, look_up in (("", measured), ("history_", measured["history"])):
-        figures |= {f"{prefix}{metric}": value for metric, value in _figures(look_up["model"]).items()}
-        for name, values in look_up["baselines"].items():
+    for prefix, query_figures in (("", evaluation), ("history_", evaluation["history"])):
+        figures |= {f"{prefix}{metric}": value for metric, value in _figures(query_figures["model"]).items()}
+        for name, values in query_figures["baselines"].items():
             figures |= {f"{prefix}{name}_{metric}": value for metric, value in _figures(values).items()}
     account = run.manifest(prepare.STAGE)["account"]
     for table, rows in account.items():
@@ -116,14 +116,14 @@ def _log(run: Run, tracking: RunTracking, release: Release) -> None:
 
 
 def log_data_report(run: Run, tracking: RunTracking) -> None:
-    """Keep what `prepare` found with the MLflow run, once: also that of a night which does not come to publish.
+    """Log the data report to the MLflow run, once; also for a run that ends before publish.
 
     Raises:
         StageError: prepare was not run.
-        TrackingError: MLflow does not take it.
+        TrackingError: MLflow cannot be reached, or rejects the request.
     """
-    if not tracking.tracker.has_artifact(tracking.mlflow_run, f"{prepare.STAGE}/{data_page.PAGE}"):
-        for name in (prepare.DEAD_LETTERS, MANIFEST, data_page.REPORT, data_page.PAGE):
+    if not tracking.tracker.has_artifact(tracking.mlflow_run, f"{prepare.STAGE}/{data_report.PAGE}"):
+        for name in (prepare.DEAD_LETTERS, MANIFEST, data_report.REPORT, data_report.PAGE):
             tracking.tracker.log_artifact(tracking.mlflow_run, run.path(prepare.STAGE, name), prepare.STAGE)
 
 
