@@ -220,7 +220,7 @@ def test_reports_an_unusable_sink_before_searching(export: Exporter, to: str, er
 def test_rejects_a_second_export_process(export: Exporter) -> None:
     folder = export.folder / "workspace" / "export"
     folder.mkdir(parents=True)
-    with FileLock(folder / ".lock"), pytest.raises(StageError, match="one process at a time"):
+    with FileLock(folder / ".lock"), pytest.raises(StageError, match="Another process is already working on run"):
         export()
 
 

@@ -354,7 +354,7 @@ def test_a_finished_tuning_gives_the_same_answer_without_work(
 ) -> None:
     first = tune(RunContext.from_config(config), clock=clock)
     trained = len(training.trained)
-    monkeypatch.setattr(tuning, "prepare", None)
+    monkeypatch.setattr("pipelines.tuning.prepared_data.prepare", None)
     Path(first["path"]).unlink()
     assert tune(RunContext.from_config(config), clock=clock) == first
     assert len(training.trained) == trained
@@ -384,7 +384,7 @@ def test_two_processes_do_not_tune_the_same(config: Config, training: Training, 
     context = RunContext.from_config(config)
     with (
         tuning.tuning_run(context.config, context.run).locked(),
-        pytest.raises(StageError, match="one process at a time"),
+        pytest.raises(StageError, match="Another process is already working on run"),
     ):
         tune(context, clock=clock)
     assert training.trained == []
