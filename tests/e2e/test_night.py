@@ -98,7 +98,7 @@ def test_library_gives_the_answer_of_the_service(server: str, night: Night) -> N
 def test_program_gives_the_answer_of_the_service(server: str, night: Night) -> None:
     done = program.run("similar", "item-3-1", "--k", 4, "--release", night.summary["path"], "--json")
     over_http = similar(server, "item-3-1", k=4)
-    assert over_http.pop("next")  # pages are the service's
+    assert over_http.pop("next_cursor")  # pages are the service's
     assert json.loads(done.stdout) == over_http
 
 
@@ -107,7 +107,7 @@ def test_service_tells_its_release_and_its_state(server: str, night: Night) -> N
     assert httpx.get(f"{server}/v1/release").json()["release_id"] == release_id
     assert httpx.get(f"{server}/livez").status_code == 200
     ready = httpx.get(f"{server}/readyz").json()
-    assert ready == {"status": "ready", "release_id": release_id, "loaded": [release_id], "troubles": {}}
+    assert ready == {"status": "ready", "release_id": release_id, "loaded": [release_id], "errors": {}}
     httpx.get(f"{server}/v1/items/item-0-0/similar").raise_for_status()
     assert f'release="{release_id}"' in httpx.get(f"{server}/metrics").text
 
