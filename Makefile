@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 export RECSYS_DATASETS ?= $(abspath $(wildcard ../shared/data))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all flink spark bench openapi settings serve docs dist clean check locks
+.PHONY: help demo test test-all test-lowest flink spark bench openapi settings serve docs dist clean check locks
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -27,6 +27,15 @@ test-all: test ## everything: also the slow tests, whole runs in processes of th
 	$(PYTEST) -m "slow or e2e"
 	@if command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) flink spark; \
 	  else echo "skipped: make flink, make spark (they need Java 17 and Maven)"; fi
+
+test-lowest: $(VENV)/.installed ## the unit tests with the lowest versions that pyproject.toml allows
+	rm -rf .venv-lowest && mkdir .venv-lowest
+	$(BIN)/uv pip compile pyproject.toml --quiet --resolution lowest-direct --python-version 3.11 --no-header --no-annotate \
+	  --output-file .venv-lowest/requirements.txt $(foreach extra,$(filter-out bench dev docs,$(EXTRAS)),--extra $(extra))
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --requirement .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install --quiet --editable ".[dev]" --constraint .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not e2e" tests/recsys
 
 check: $(VENV)/.installed ## lint, types and import contracts alone
 	$(BIN)/ruff check .

@@ -120,11 +120,10 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_image_is_built_of_what_there_is() -> None:
-    """What is copied exists, and what is installed are extras of the package."""
+def test_image_copies_existing_files_and_installs_an_existing_lock() -> None:
     copied = [words.split()[:-1] for words in instructions("COPY") if not words.startswith("--from")]
     assert all((ROOT / name).exists() for names in copied for name in names)
-    (extras,) = (words.removeprefix("EXTRAS=").split(",") for words in instructions("ARG") if "EXTRAS" in words)
-    known = re.findall(r"^(\w[\w-]*) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert set(extras) <= set(known)
+    (lock,) = (words.removeprefix("LOCK=") for words in instructions("ARG") if "LOCK" in words)
+    assert "--requirement requirements/${LOCK}.txt" in (ROOT / "runners" / "serve.Dockerfile").read_text()
+    assert "--hash=sha256:" in (ROOT / "requirements" / f"{lock}.txt").read_text()
     assert json.loads(instructions("CMD")[0])[0] == "--config"
