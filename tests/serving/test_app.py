@@ -127,7 +127,8 @@ def test_service_imports_neither_training_nor_jobs() -> None:
     """Loading a release and making the application pulls in none of them."""
     code = (
         "import json, sys; from recsys import Release; from recsys.config.sections import ServeConfig; "
-        "from serving.app import create_app_for_release; create(Release.load(sys.argv[1]), ServeConfig()); "
+        "from serving.app import create_app_for_release; "
+        "create_app_for_release(Release.load(sys.argv[1]), ServeConfig()); "
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run([sys.executable, "-c", code, GOLDEN], capture_output=True, text=True, check=True)
