@@ -34,7 +34,7 @@ COMMON_RESPONSES = {
 
 def create_app_for_release(release: Release, config: ServeConfig, embed: Embed | None = None) -> FastAPI:
     """Return the application for one release; with `embed` it can search by features of new items."""
-    live_release = LiveRelease(release, embed, config.nightly_run_hours)
+    live_release = LiveRelease(release, embed)
     live_release.warm_up()
     releases = LoadedReleases(config.keep_seconds)
     releases.replace(live_release)

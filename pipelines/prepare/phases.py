@@ -39,7 +39,7 @@ def read_interactions(job: Job, unit: int) -> None:
     In the rows, the item id is replaced by `id_position`, its position among the sorted ids of the chunk.
     """
     source = job.interactions[unit].source
-    event_weights, column_rules = job.config.prepare.event_weights, job.config.contracts.interactions
+    event_weights, column_rules = job.config.prepare.event_weights, job.config.column_rules.interactions
     as_of = job.config.prepare.as_of
     counts = {"read": 0, "after_as_of": 0, "without_event_weight": 0, "newest": EARLIEST, "oldest": np.inf}
     samples = []
@@ -48,7 +48,7 @@ def read_interactions(job: Job, unit: int) -> None:
         closing(shuffle.Writer(job.exchange_file("ids", unit))) as ids_file,
     ):
         for chunk, raw in enumerate(job.chunks(job.interactions, unit)):
-            checked = check_interactions(raw.frame, source, events=bool(event_weights), contracts=column_rules)
+            checked = check_interactions(raw.frame, source, events=bool(event_weights), column_rules=column_rules)
             letters = row_account.dead_letters_of_chunk(checked.rejects, raw, source)
             job.write_dead_letters(letters, "interactions", unit, chunk)
             rows = checked.rows
@@ -74,7 +74,7 @@ def read_items(job: Job, unit: int) -> None:
     source, read, samples = job.items[unit].source, 0, []
     with closing(shuffle.Writer(job.exchange_file("items", unit))) as rows_file:
         for chunk, raw in enumerate(job.chunks(job.items, unit)):
-            checked = check_items(raw.frame, job.config.items, source, job.config.contracts.items)
+            checked = check_items(raw.frame, job.config.items, source, job.config.column_rules.items)
             letters = row_account.dead_letters_of_chunk(checked.rejects, raw, source)
             job.write_dead_letters(letters, "items", unit, chunk)
             rows = checked.rows.with_columns(row=raw.row_numbers.gather(checked.rows["row"]))

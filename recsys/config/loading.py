@@ -13,7 +13,9 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from recsys.config.sections import Config, Contract, Span, Table
+from recsys.config.column_rules import ColumnRules
+from recsys.config.sections import Config, Span
+from recsys.config.table import Table
 from recsys.config.urls import Address
 from recsys.errors import ConfigError
 
@@ -115,7 +117,7 @@ def _explain(problem: dict[str, Any]) -> str:
     return f"{name}: {rule}. Received: {received}."
 
 
-NESTED: dict[str, type[Table]] = {"contracts": Contract, "tune": Span}
+NESTED: dict[str, type[Table]] = {"column_rules": ColumnRules, "tune": Span}
 """What lies in tables within these tables."""
 
 

@@ -1,18 +1,14 @@
-"""The settings: one frozen pydantic model per table of the TOML file. Unknown keys are errors."""
+"""The tables of the config: one frozen pydantic model each. Unknown keys are errors."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from datetime import UTC, date, datetime, time
+from datetime import datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     ValidationInfo,
@@ -20,25 +16,12 @@ from pydantic import (
     model_validator,
 )
 
+from recsys.config.column_rules import INTERACTION_KINDS, ColumnRulesConfig, check_column_rules
+from recsys.config.table import Columns, Count, Positive, Share, Table, instant
 from recsys.config.urls import Address
-
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Columns = Annotated[tuple[str, ...], Field(strict=False)]
-WindowAndDecay = Annotated[tuple[Count, Annotated[float, Field(ge=0)]], Field(strict=False)]
-
 
 RESERVED = {"item_id", "interactions", "available"}
 """Columns of the catalog that are no features; `title` is one only where it is the title."""
-
-
-class Table(BaseModel):
-    """Base of all tables: frozen, strictly typed, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class DataConfig(Table):
@@ -114,112 +97,10 @@ class ItemsConfig(Table):
         }
 
 
-def _instant(of_day: time) -> BeforeValidator:
-    """Reads a moment; one without a zone is UTC, a date stands for this time of the day."""
-
-    def read(value: Any) -> Any:
-        try:
-            moment = datetime.fromisoformat(value) if isinstance(value, str) and "T" in value else value
-            moment = date.fromisoformat(moment) if isinstance(moment, str) else moment
-        except ValueError:
-            return value  # the model reports it
-        if isinstance(moment, date) and not isinstance(moment, datetime):
-            moment = datetime.combine(moment, of_day)
-        return moment.replace(tzinfo=moment.tzinfo or UTC) if isinstance(moment, datetime) else value
-
-    return BeforeValidator(read)
-
-
-class Contract(Table):
-    """Rules for the values of one column. A rule that is not set allows everything."""
-
-    type: Literal["integer", "number"] | None = None
-    """`integer`: numbers without a fraction; `number`: any number. Implied where another rule needs numbers."""
-    min: float | None = None
-    """Smallest number."""
-    max: float | None = None
-    """Largest number."""
-    allowed: Annotated[tuple[str | float, ...], Field(strict=False, min_length=1)] | None = None
-    """All allowed values: strings or numbers."""
-    earliest: Annotated[datetime, _instant(time.min)] | None = None
-    """Earliest timestamp. A date means midnight UTC."""
-    latest: Annotated[datetime, _instant(time.max)] | None = None
-    """Latest timestamp. A date means the end of that day, UTC."""
-    missing: bool = True
-    """Whether values may be missing: null, empty or blank."""
-
-    @property
-    def of_numbers(self) -> bool:
-        """Whether a rule asks for numbers."""
-        numbers = self.allowed is not None and not isinstance(self.allowed[0], str)
-        return numbers or any(rule is not None for rule in (self.type, self.min, self.max))
-
-    @property
-    def rules(self) -> set[str]:
-        """The rules that are stated."""
-        return set(self.model_dump(exclude_defaults=True))
-
-    @model_validator(mode="after")
-    def _make_sense(self) -> Contract:
-        if not self.rules:
-            raise ValueError(f"a contract must state a rule: {', '.join(Contract.model_fields)}")
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError("min must not be above max")
-        if self.earliest is not None and self.latest is not None and self.earliest > self.latest:
-            raise ValueError("earliest must not be after latest")
-        if self.allowed is not None and len({isinstance(value, str) for value in self.allowed}) > 1:
-            raise ValueError("allowed must list texts or numbers, not both")
-        if self.allowed is not None and self.rules & {"type", "min", "max"}:
-            raise ValueError("allowed names all values: type, min and max must be left out")
-        return self
-
-
-RULES = {
-    "text": {"type", "min", "max", "allowed", "missing"},
-    "numbers": {"type", "min", "max", "allowed", "missing"},
-    "lists of text": {"allowed", "missing"},
-    "timestamps": {"earliest", "latest", "missing"},
-}
-"""Kind of a column -> the rules that it may have."""
-INTERACTION_KINDS = {
-    "user_id": "text",
-    "item_id": "text",
-    "timestamp": "timestamps",
-    "weight": "numbers",
-    "event": "text",
-}
-"""Columns of the interactions -> their kind."""
-
-
-class ContractsConfig(Table):
-    """Rules for the columns of the input. A row that breaks a rule becomes a dead letter."""
-
-    interactions: dict[str, Contract] = {}
-    """Rules by column: `user_id`, `item_id`, `timestamp`, `weight` or `event`."""
-    items: dict[str, Contract] = {}
-    """Rules by column: `item_id`, or a column named in [items]."""
-
-
-def _require_sense(table: str, contracts: dict[str, Contract], kinds: dict[str, str]) -> None:
-    """Refuse contracts of columns that are not read, and rules that do not go with a column's kind."""
-    for column, contract in contracts.items():
-        if column not in kinds:
-            close = difflib.get_close_matches(column, kinds, n=1)
-            known = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(kinds)}"
-            raise ValueError(f"{table}.{column} must be a column that is read ({known})")
-        kind = kinds[column]
-        wrong = contract.rules - RULES[kind]
-        if wrong:
-            takes = ", ".join(sorted(RULES[kind]))
-            raise ValueError(f"{table}.{column} holds {kind}, which takes {takes}: not {', '.join(sorted(wrong))}")
-        if contract.allowed is not None and kind != "text" and contract.of_numbers != (kind == "numbers"):
-            raise ValueError(f"{table}.{column} holds {kind}: allowed must list such values")
-
-
 class PrepareConfig(Table):
     """Interactions and items -> catalog, sequences and pairs."""
 
-    as_of: Annotated[datetime, _instant(time.min)] | None = None
+    as_of: Annotated[datetime, instant(time.min)] | None = None
     """Use only interactions before this time, as if the run took place then. A date means midnight UTC. Items have no
     time; all of them are used."""
     window: Count = 10
@@ -262,8 +143,6 @@ class TowerConfig(Table):
     recurrent network."""
     min_count: Count = 1
     """Items with fewer pairs share hashed id embeddings. Raise it to save memory in catalogs with many rare items."""
-    hash_buckets: Count = 1_024
-    """Number of id embeddings that those items share."""
     hidden: Annotated[tuple[Count, ...], Field(strict=False)] = ()
     """Sizes of hidden layers between the combined features and the embedding. Useful with many features."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -280,8 +159,6 @@ class CandidatesConfig(Table):
     """`catalog`: all items. `sampled`: the positives of the batch and sampled negatives. `in_batch`: one positive per
     anchor, which is a negative of the other anchors. `mixed`: both. `auto`: the catalog if it is small, otherwise
     sampled."""
-    whole_catalog_up_to: Count = 5_000
-    """Number of items up to which `auto` uses the whole catalog."""
     max_positives: Count = 4_096
     """`sampled`: maximum number of positives in a batch."""
     negatives: Count = 1_024
@@ -539,10 +416,6 @@ class ServeConfig(Table):
     """Port to listen on; 0 selects a free one."""
     max_k: Count = 1_000
     """Maximum number of neighbors in a query, including those skipped by its offset."""
-    max_items: Count = 1_000
-    """Maximum number of ids or values in a list of a query."""
-    max_batch: Count = 100
-    """Maximum number of queries in a batch request."""
     workers: Count = 1
     """Number of worker processes. They share the memory of index and embeddings."""
     folder: str | None = None
@@ -557,16 +430,11 @@ class ServeConfig(Table):
     challenger_share: Share = 0.1
     """Share of the queries that the challenger receives. A canary is chosen by the value of the header
     `Recsys-Sticky-Key`."""
-    nightly_run_hours: Positive = 24.0
-    """Maximum duration of a nightly run, in hours: a release built this long after a change of an item already contains
-    it. Removed items stay removed until they are put back."""
     keys: str | None = None
     """File of API keys, as `recsys keys new` creates them. By default, the keys in the environment variable
     RECSYS_KEYS; without keys, everybody may read and nobody may write."""
     rate: Positive | None = None
     """Maximum number of requests per second for each API key, over all workers. By default, unlimited."""
-    max_body_bytes: Count = 1_048_576
-    """Maximum size of a request body, in bytes."""
     timeout_seconds: Positive = 10.0
     """Maximum duration of a request, in seconds."""
     max_concurrent: Count = 256
@@ -575,7 +443,7 @@ class ServeConfig(Table):
 
 SHAPING = {
     "items",
-    "contracts",
+    "column_rules",
     "prepare",
     "tower",
     "candidates",
@@ -592,7 +460,7 @@ class Config(Table):
 
     data: DataConfig = DataConfig()
     items: ItemsConfig = ItemsConfig()
-    contracts: ContractsConfig = ContractsConfig()
+    column_rules: ColumnRulesConfig = ColumnRulesConfig()
     prepare: PrepareConfig = PrepareConfig()
     tower: TowerConfig = TowerConfig()
     candidates: CandidatesConfig = CandidatesConfig()
@@ -608,15 +476,15 @@ class Config(Table):
     resources: ResourcesConfig = ResourcesConfig()
     serve: ServeConfig = ServeConfig()
 
-    @field_validator("contracts")
+    @field_validator("column_rules")
     @classmethod
-    def _contracts_of_what_is_read(cls, contracts: ContractsConfig, read: ValidationInfo) -> ContractsConfig:
+    def _check_column_rules(cls, column_rules: ColumnRulesConfig, read: ValidationInfo) -> ColumnRulesConfig:
         if {"data", "items"} <= read.data.keys():  # else the model reports those
-            _require_sense("interactions", contracts.interactions, INTERACTION_KINDS)
-            _require_sense("items", contracts.items, read.data["items"].kinds)
-            if contracts.items and read.data["data"].items is None:
+            check_column_rules("interactions", column_rules.interactions, INTERACTION_KINDS)
+            check_column_rules("items", column_rules.items, read.data["items"].kinds)
+            if column_rules.items and read.data["data"].items is None:
                 raise ValueError("items can only be checked where data.items is set")
-        return contracts
+        return column_rules
 
     def shaping(self) -> dict[str, Any]:
         """Every setting that can change a release: not where things lie, nor how they are run."""

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from recsys.config.sections import Contract, ItemsConfig
+from recsys.config.column_rules import ColumnRules
+from recsys.config.sections import ItemsConfig
 from recsys.data.column_rules import violations
 from recsys.errors import InputError
 
@@ -45,7 +46,7 @@ WEIGHT_RANGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 WITHOUT_EVENT_WEIGHT = "event has no weight in prepare.event_weights"
 AFTER_AS_OF = "after --as-of"
 
-NO_CONTRACTS: Mapping[str, Contract] = {}
+NO_COLUMN_RULES: Mapping[str, ColumnRules] = {}
 
 
 class CheckedRows(NamedTuple):
@@ -58,7 +59,7 @@ class CheckedRows(NamedTuple):
 
 
 def check_interactions(
-    raw: pl.DataFrame, origin: str, *, events: bool = False, contracts: Mapping[str, Contract] = NO_CONTRACTS
+    raw: pl.DataFrame, origin: str, *, events: bool = False, column_rules: Mapping[str, ColumnRules] = NO_COLUMN_RULES
 ) -> CheckedRows:
     """Split a chunk of interactions into usable rows (`SCHEMA` and `row`) and rejects.
 
@@ -68,18 +69,18 @@ def check_interactions(
             ignored.
         origin: the file, for messages.
         events: whether to return `event` (text, may be null) too.
-        contracts: further rules by column.
+        column_rules: further rules by column.
 
     Raises:
         InputError: a column is missing, or its type cannot be converted.
     """
-    require_columns(raw, (*REQUIRED, *_required_by(contracts)), origin)
+    require_columns(raw, (*REQUIRED, *_required_by(column_rules)), origin)
     if events and "event" not in raw.columns:
         raise InputError(
             f"{origin}: column 'event' must exist if prepare.event_weights is set. "
             f"Received columns: {', '.join(raw.columns)}."
         )
-    has_weight, has_event = "weight" in raw.columns, "event" in raw.columns and (events or "event" in contracts)
+    has_weight, has_event = "weight" in raw.columns, "event" in raw.columns and (events or "event" in column_rules)
     typed = raw.select(
         user_id=as_id(raw, "user_id", origin),
         item_id=as_id(raw, "item_id", origin),
@@ -102,7 +103,7 @@ def check_interactions(
             ),
             "weight is not a number": has_weight_value & weight.is_null(),
             "weight is not finite and above 0": has_weight_value & ~(weight.is_finite() & (weight > 0)),
-            **violations(typed, contracts, "interactions"),
+            **violations(typed, column_rules, "interactions"),
         }
     )
     checked = typed.with_columns(reason=reason, weight=weight.fill_null(1.0))
@@ -118,7 +119,7 @@ def apply_event_weights(rows: pl.DataFrame, factors: Mapping[str, float]) -> pl.
 
 
 def check_items(
-    raw: pl.DataFrame, items: ItemsConfig, origin: str, contracts: Mapping[str, Contract] = NO_CONTRACTS
+    raw: pl.DataFrame, items: ItemsConfig, origin: str, column_rules: Mapping[str, ColumnRules] = NO_COLUMN_RULES
 ) -> CheckedRows:
     """Split items into usable rows and rejects.
 
@@ -131,15 +132,13 @@ def check_items(
         raw: columns of any type; the config says which are used.
         items: the roles of the columns.
         origin: the file, for messages.
-        contracts: further rules by column of the file.
+        column_rules: further rules by column of the file.
 
     Raises:
         InputError: a column that the config names is missing, or its type cannot be converted.
     """
     named = [column for column in (items.title, items.available, *items.categorical, *items.text) if column is not None]
-    require_columns(
-        raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin
-    )  # all that has a contract
+    require_columns(raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin)  # all that has rules
     columns = {"item_id": as_id(raw, "item_id", origin)}
     columns["title"] = _text(raw, items.title, origin) if items.title else pl.lit(None, pl.String)
     columns |= {column: _text(raw, column, origin) for column in (*items.categorical, *items.text)}
@@ -148,7 +147,7 @@ def check_items(
     if items.available is not None:
         columns["available"] = _flag(raw, items.available, origin)
     # `alias` accepts any column name, keyword arguments do not
-    titled = {items.title: columns["title"]} if items.title is not None and items.title in contracts else {}
+    titled = {items.title: columns["title"]} if items.title is not None and items.title in column_rules else {}
     typed = raw.select(expression.alias(column) for column, expression in (titled | columns).items())
     nullable = [*items.numeric, *filter(None, [items.available])]
     has_value = raw.select((~_is_blank(raw, column)).alias(column) for column in nullable)
@@ -161,16 +160,16 @@ def check_items(
         reasons[f"{items.available} is neither true nor false"] = pl.col("available").is_null() & pl.lit(
             has_value[items.available]
         )
-    reasons |= violations(typed, contracts, "items")
+    reasons |= violations(typed, column_rules, "items")
     checked = typed.with_columns(first_reason(reasons).alias(REASON))
     is_duplicate = ~pl.struct("item_id", pl.col(REASON).is_null()).is_first_distinct()
     duplicate = pl.when(is_duplicate).then(pl.lit(DUPLICATE_ITEM))
     return split_rows(raw, checked.with_columns(pl.coalesce(REASON, duplicate).alias(REASON)), [*columns])
 
 
-def _required_by(contracts: Mapping[str, Contract]) -> tuple[str, ...]:
+def _required_by(column_rules: Mapping[str, ColumnRules]) -> tuple[str, ...]:
     """Return the columns that must exist because of their rules."""
-    return tuple(column for column, contract in contracts.items() if not contract.missing)
+    return tuple(column for column, rules in column_rules.items() if not rules.missing)
 
 
 def require_columns(raw: pl.DataFrame, columns: tuple[str, ...], origin: str) -> None:

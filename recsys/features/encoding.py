@@ -34,6 +34,9 @@ Inputs = dict[str, NDArray[np.int32] | NDArray[np.float32]]
 PADDING, NO_KNOWN_TOKEN = 0, 1
 MAX_TOKENS = 64
 """Maximum number of tokens of an item in a bag; of a text, the shortest n-grams are dropped first."""
+HASH_BUCKETS = 1_024
+"""Number of rows of the id table that items with fewer than `tower.min_count` pairs share. Their features distinguish
+them."""
 TEXT_CHUNK = 50_000
 """Number of texts whose n-grams are in memory at a time."""
 
@@ -90,7 +93,12 @@ class Features:
 
     @classmethod
     def fit(
-        cls, frame: pl.DataFrame, items: ItemsConfig, tower: TowerConfig, pair_counts: NDArray[np.int64]
+        cls,
+        frame: pl.DataFrame,
+        items: ItemsConfig,
+        tower: TowerConfig,
+        pair_counts: NDArray[np.int64],
+        hash_buckets: int = HASH_BUCKETS,
     ) -> Features:
         """Fit vocabularies and scales.
 
@@ -99,6 +107,7 @@ class Features:
             items: the roles of the columns.
             tower: the text encoder, and the number of pairs from which an id has a row of its own.
             pair_counts: training pairs of each item, int64 [num_items].
+            hash_buckets: rows of the id table that the other ids share.
         """
         tokens = []
         for column in items.categorical:
@@ -124,7 +133,7 @@ class Features:
             tokens=tokens,
             numeric=numeric,
             rare_ids=frame["item_id"].filter(pl.Series(rare)).to_list(),
-            hash_buckets=tower.hash_buckets if tower.min_count > 1 else 0,
+            hash_buckets=hash_buckets if tower.min_count > 1 else 0,
         )
 
     @property

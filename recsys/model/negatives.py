@@ -29,6 +29,9 @@ from recsys.errors import StageError
 IGNORE = -1.0
 """Target of a candidate that is neither a positive nor a negative of an anchor, such as the anchor itself."""
 
+SMALL_CATALOG = 5_000
+"""Number of items up to which `auto` compares anchors with the whole catalog: below it, sampling saves no time."""
+
 
 class Anchors(NamedTuple):
     """B anchors: each is an item, or a history of several weighted items."""
@@ -123,7 +126,7 @@ class Sampler:
         }
         kind: str = config.kind
         if kind == "auto":
-            is_small = self.num_items <= max(config.whole_catalog_up_to, sizes["sampled"])
+            is_small = self.num_items <= max(SMALL_CATALOG, sizes["sampled"])
             kind = "catalog" if is_small and not config.hard_negatives else "sampled"
         if kind == "catalog" or (kind != "in_batch" and sizes[kind] >= self.num_items):
             return "catalog", self.num_items

@@ -22,6 +22,8 @@ PROTECTED_PREFIX = "/v1/"
 WRITE_METHODS = {"PUT", "DELETE", "PATCH"}
 BEARER = "bearer "
 RETRY_AFTER_S = 1
+MAX_BODY_BYTES = 1_048_576
+"""Maximum size of a request body: enough for lists of `MAX_LIST_LENGTH` ids."""
 
 
 class RejectedRequest(Exception):  # noqa: N818 - an outcome rather than an error
@@ -145,7 +147,6 @@ class AccessControlMiddleware:
         length = headers.get(b"content-length", b"0")
         if length == b"0" and b"transfer-encoding" not in headers:
             return receive
-        limit = self._config.max_body_bytes
         body, more = b"", True
         while more:
             message = await receive()
@@ -153,9 +154,9 @@ class AccessControlMiddleware:
                 return _prepend(message, receive)
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if max(len(body), int(length)) > limit:
+            if max(len(body), int(length)) > MAX_BODY_BYTES:
                 raise RejectedRequest(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"a body may have at most {limit} bytes."
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"a body may have at most {MAX_BODY_BYTES} bytes."
                 )
         return _prepend({"type": "http.request", "body": body, "more_body": False}, receive)
 

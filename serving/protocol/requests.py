@@ -16,6 +16,8 @@ from recsys.retrieval.query import Condition, Diversity, OnUnknown, Query, Weigh
 from serving.protocol import headers
 
 RANGE_KEYS = {"min", "max"}
+MAX_LIST_LENGTH = 1_000
+"""Maximum number of ids or values in a list of a query."""
 
 K = Annotated[int, Field(ge=1, description="Maximum number of neighbors; `k` + `offset` is at most `serve.max_k`.")]
 Offset = Annotated[int, Field(ge=0, description="Number of nearest neighbors to skip. Exclusive with `cursor`.")]
@@ -295,5 +297,5 @@ def _validate_sizes(
             raise InputError(f"k + offset must be at most {limits.max_k}. Received: k {k} and offset {offset}.")
         raise InputError(f"k must be at most {limits.max_k}. Received: {k}.")
     for name, values in lists.items():
-        if len(values) > limits.max_items:
-            raise InputError(f"{name} must have at most {limits.max_items} elements. Received: {len(values)}.")
+        if len(values) > MAX_LIST_LENGTH:
+            raise InputError(f"{name} must have at most {MAX_LIST_LENGTH} elements. Received: {len(values)}.")

@@ -36,6 +36,8 @@ from serving.routes.error_handlers import problem_of
 router = APIRouter(route_class=StrictJSONRoute, tags=["search"])
 
 Responses = dict[int | str, dict[str, Any]]
+MAX_BATCH_SIZE = 100
+"""Maximum number of queries in a batch request. More would delay the other requests of the worker."""
 RELEASE_HEADER = {headers.RELEASE: {"description": "The release of the response.", "schema": {"type": "string"}}}
 ETAG_HEADERS = {
     "ETag": {"description": "Changes if the response does.", "schema": {"type": "string"}},
@@ -116,9 +118,9 @@ async def search(state: WorkerState, body: SearchRequest, requested: Requested) 
 )
 async def search_batch(request: Request, state: WorkerState, body: BatchRequest, requested: Requested) -> Response:
     """Return the result of each query as if it were sent alone; an invalid query does not affect the others."""
-    if len(body.queries) > state.config.max_batch:
+    if len(body.queries) > MAX_BATCH_SIZE:
         raise InputError(
-            f"queries must have at most {state.config.max_batch} elements. Received: {len(body.queries)}. "
+            f"queries must have at most {MAX_BATCH_SIZE} elements. Received: {len(body.queries)}. "
             "Send several requests."
         )
     release = state.choose_release(requested)  # the same for all queries, whatever is promoted meanwhile

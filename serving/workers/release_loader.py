@@ -108,7 +108,7 @@ class ReleaseLoader:
         return release
 
     def _load(self, location: str) -> LiveRelease:
-        release = LiveRelease(Release.load(location), self._state.embed, self._state.config.nightly_run_hours)
+        release = LiveRelease(Release.load(location), self._state.embed)
         release.warm_up()
         if self._state.item_changes is not None:
             release.apply(self._state.item_changes)

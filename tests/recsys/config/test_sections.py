@@ -6,13 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.config.column_rules import ColumnRules, ColumnRulesConfig
 from recsys.config.loading import PATHS, load_config, parse_config
 from recsys.config.sections import (
     BeamConfig,
     CandidatesConfig,
     Config,
-    Contract,
-    ContractsConfig,
     DataConfig,
     EvaluateConfig,
     ExportConfig,
@@ -110,9 +109,9 @@ def test_a_folder_is_no_config_file(tmp_path):
         ({"evaluate": {"user": 9}}, "evaluate.user", "evaluate.users"),
         ({"data": {"warmstart": "x"}}, "data.warmstart", "data.warm_start"),
         (
-            {"contracts": {"interactions": {"weight": {"minimum": 1}}}},
-            "contracts.interactions.weight.minimum",
-            "contracts.interactions.weight.min",
+            {"column_rules": {"interactions": {"weight": {"minimum": 1}}}},
+            "column_rules.interactions.weight.minimum",
+            "column_rules.interactions.weight.min",
         ),
     ],
     ids=["spelling", "plural", "table", "another table's", "underscore", "moved", "list", "path", "nested"],
@@ -273,7 +272,7 @@ def test_the_recall_floor_is_not_above_the_target():
     assert parse(index={"recall_floor": 0.8, "recall_target": 0.8}).index.recall_floor == 0.8
 
 
-# --- contracts
+# --- column_rules
 
 
 READ = {
@@ -282,15 +281,15 @@ READ = {
 }
 
 
-def contracts(text):
+def column_rules(text):
     """Contracts as they stand in a file."""
-    return parse(**READ, contracts=tomllib.loads(text)).contracts
+    return parse(**READ, column_rules=tomllib.loads(text)).column_rules
 
 
 def test_a_contract_states_rules_and_leaves_the_others_open():
-    price = contracts('items.price = { type = "integer", min = 1, missing = false }').items["price"]
-    assert price == Contract(type="integer", min=1.0, missing=False)
-    assert (price.max, price.allowed, price.rules) == (None, None, {"type", "min", "missing"})
+    price = column_rules('items.price = { type = "integer", min = 1, missing = false }').items["price"]
+    assert price == ColumnRules(type="integer", min=1.0, missing=False)
+    assert (price.max, price.allowed, price.stated) == (None, None, {"type", "min", "missing"})
 
 
 @pytest.mark.parametrize(
@@ -305,21 +304,21 @@ def test_a_contract_states_rules_and_leaves_the_others_open():
 )
 def test_a_moment_without_a_zone_is_utc_and_a_date_is_the_whole_day(written, earliest, latest):
     for rule, time in (("earliest", earliest), ("latest", latest)):
-        contract = contracts(f"interactions.timestamp = {{ {rule} = {written} }}").interactions["timestamp"]
-        assert getattr(contract, rule) == dt.datetime(2020, 2, 3, *time, tzinfo=dt.UTC)
+        rules = column_rules(f"interactions.timestamp = {{ {rule} = {written} }}").interactions["timestamp"]
+        assert getattr(rules, rule) == dt.datetime(2020, 2, 3, *time, tzinfo=dt.UTC)
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("items.price = {}", "contracts.items.price: a contract must state a rule"),
-        ("items.price = { missing = true }", "contracts.items.price: a contract must state a rule"),
-        ("items.price = { min = 3, max = 1 }", "contracts.items.price: min must not be above max"),
-        ("items.price = { min = 'low' }", "contracts.items.price.min: "),
-        ("items.price = { min = nan }", "contracts.items.price.min: "),
-        ("items.brand = { type = 'text' }", "contracts.items.brand.type: should be 'integer' or 'number'"),
-        ("items.brand = { allowed = [] }", "contracts.items.brand.allowed: "),
-        ("items.brand = { allowed = [1, 'a'] }", "allowed must list texts or numbers, not both"),
+        ("items.price = {}", "column_rules.items.price: must state a rule"),
+        ("items.price = { missing = true }", "column_rules.items.price: must state a rule"),
+        ("items.price = { min = 3, max = 1 }", "column_rules.items.price: min must not be above max"),
+        ("items.price = { min = 'low' }", "column_rules.items.price.min: "),
+        ("items.price = { min = nan }", "column_rules.items.price.min: "),
+        ("items.brand = { type = 'text' }", "column_rules.items.brand.type: should be 'integer' or 'number'"),
+        ("items.brand = { allowed = [] }", "column_rules.items.brand.allowed: "),
+        ("items.brand = { allowed = [1, 'a'] }", "allowed must list strings or numbers, not both"),
         ("items.brand = { allowed = ['a'], min = 1 }", "type, min and max must be left out"),
         ("items.prise = { min = 1 }", "items.prise must be a column that is read (did you mean 'price'?)"),
         ("items.title = { missing = false }", "items.title must be a column that is read"),
@@ -330,23 +329,23 @@ def test_a_moment_without_a_zone_is_utc_and_a_date_is_the_whole_day(written, ear
         ("items.price = { earliest = 2020-01-01 }", "items.price holds numbers, which takes "),
         ("interactions.country = { missing = false }", "(known: user_id, item_id, timestamp, weight, event)"),
         ("interactions.timestamp = { min = 5 }", "holds timestamps, which takes earliest, latest, missing: not min"),
-        ("interactions.timestamp = { latest = 'soon' }", "contracts.interactions.timestamp.latest: "),
+        ("interactions.timestamp = { latest = 'soon' }", "column_rules.interactions.timestamp.latest: "),
         (
             "interactions.timestamp = { earliest = 2020-01-02, latest = 2020-01-01 }",
-            "contracts.interactions.timestamp: earliest must not be after latest",
+            "column_rules.interactions.timestamp: earliest must not be after latest",
         ),
     ],
     ids=lambda text: text if "=" in text else "",
 )
 def test_a_contract_that_makes_no_sense_is_refused_at_once(text, told):
     with pytest.raises(ConfigError) as caught:
-        contracts(text)
+        column_rules(text)
     assert told in str(caught.value)
 
 
 def test_contracts_of_items_need_items():
-    with pytest.raises(ConfigError, match=r"contracts: items can only be checked where data\.items is set"):
-        parse(contracts={"items": {"item_id": {"type": "integer"}}})
+    with pytest.raises(ConfigError, match=r"column_rules: items can only be checked where data\.items is set"):
+        parse(column_rules={"items": {"item_id": {"type": "integer"}}})
 
 
 # --- paths
@@ -485,7 +484,7 @@ def test_a_set_is_checked_like_the_file(tmp_path, override, named):
         {"evaluate": {"users": 5}},
         {"candidates": {"negatives": 5}},
         {"resources": {"memory_mb": 5}},
-        {"contracts": {"interactions": {"weight": {"min": 1}}}},
+        {"column_rules": {"interactions": {"weight": {"min": 1}}}},
     ],
     ids=lambda tables: next(iter(tables)),
 )
@@ -534,12 +533,12 @@ log_spans = st.tuples(st.floats(0.1, 1), st.floats(2, 9)).map(lambda ends: Span(
 choices = st.lists(st.booleans() | st.integers() | st.floats(-9, 9) | names, min_size=1, max_size=3)
 moments = st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(2100, 1, 1), timezones=st.just(dt.UTC))  # noqa: DTZ001
 periods = st.tuples(moments, moments, st.booleans()).map(
-    lambda of: Contract(earliest=min(of[:2]), latest=max(of[:2]), missing=of[2])
+    lambda of: ColumnRules(earliest=min(of[:2]), latest=max(of[:2]), missing=of[2])
 )
 amounts = st.tuples(st.floats(-9, 0), st.floats(0, 9), st.sampled_from([None, "integer", "number"])).map(
-    lambda of: Contract(min=of[0], max=of[1], type=of[2])
+    lambda of: ColumnRules(min=of[0], max=of[1], type=of[2])
 )
-choices_of_text = st.lists(names, min_size=1, max_size=3).map(lambda texts: Contract(allowed=texts))
+choices_of_text = st.lists(names, min_size=1, max_size=3).map(lambda texts: ColumnRules(allowed=texts))
 
 
 @st.composite
@@ -570,7 +569,7 @@ def configs(draw):
             numeric=found[middle:high],
             text=found[high:],
         ),
-        contracts=ContractsConfig(
+        column_rules=ColumnRulesConfig(
             interactions=draw(
                 st.fixed_dictionaries({}, optional={"timestamp": periods, "weight": amounts, "event": choices_of_text})
             ),
@@ -597,7 +596,6 @@ def configs(draw):
                 fusion=st.sampled_from(["sum", "concatenation", "gating"]),
                 text_encoder=st.sampled_from(["bag", "convolutional", "recurrent"]),
                 min_count=counts,
-                hash_buckets=counts,
                 hidden=st.lists(counts, max_size=3),
                 dropout=below_one,
                 id_dropout=below_one,
@@ -606,7 +604,6 @@ def configs(draw):
         candidates=CandidatesConfig(
             **filled(
                 kind=st.sampled_from(["auto", "catalog", "sampled", "in_batch", "mixed"]),
-                whole_catalog_up_to=counts,
                 max_positives=counts,
                 negatives=counts,
                 popularity_power=st.floats(-1, 1),
@@ -700,18 +697,14 @@ def configs(draw):
                 host=names,
                 port=st.integers(0, 65535),
                 max_k=counts,
-                max_items=counts,
-                max_batch=counts,
                 workers=counts,
                 folder=st.none() | names,
                 poll_seconds=positive,
                 keep_seconds=positive,
                 challenger=st.sampled_from(["none", "shadow", "canary"]),
                 challenger_share=shares,
-                nightly_run_hours=positive,
                 keys=st.none() | names,
                 rate=st.none() | positive,
-                max_body_bytes=counts,
                 timeout_seconds=positive,
                 max_concurrent=counts,
             )

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.config.sections import Contract, ItemsConfig
+from recsys.config.column_rules import ColumnRules
+from recsys.config.sections import ItemsConfig
 from recsys.data.validation import check_interactions, check_items
 from recsys.errors import InputError
 
@@ -34,17 +35,17 @@ def reasons(checked, rows):
     return [found.get(row) for row in range(rows)]
 
 
-def of_items(contract, column, values):
-    return reasons(check_items(goods(**{column: values}), ROLES, "items.csv", {column: contract}), len(values))
+def of_items(rules, column, values):
+    return reasons(check_items(goods(**{column: values}), ROLES, "items.csv", {column: rules}), len(values))
 
 
-def of_log(contract, column, values):
+def of_log(rules, column, values):
     raw = log(**{column: values})
-    return reasons(check_interactions(raw, "log.csv", contracts={column: contract}), len(values))
+    return reasons(check_interactions(raw, "log.csv", column_rules={column: rules}), len(values))
 
 
 def told(column, what, rule, table="items"):
-    return f"{column} is {what} (contracts.{table}.{column}.{rule})"
+    return f"{column} is {what} (column_rules.{table}.{column}.{rule})"
 
 
 # --- each rule
@@ -53,20 +54,20 @@ def told(column, what, rule, table="items"):
 def test_a_number_below_or_above_its_range():
     low, high = told("price", "below 0.5", "min"), told("price", "above 20", "max")
     values = [0.5, 0.49, 20.0, 20.01, None, -7.0]
-    assert of_items(Contract(min=0.5, max=20), "price", values) == [None, low, None, high, None, low]
+    assert of_items(ColumnRules(min=0.5, max=20), "price", values) == [None, low, None, high, None, low]
 
 
 def test_an_integer_has_no_fraction():
     wrong = told("price", "not an integer", "type")
     values = ["3", "3.0", "3.5", "", " -2 ", "1e2"]
-    assert of_items(Contract(type="integer"), "price", values) == [None, None, wrong, None, None, None]
+    assert of_items(ColumnRules(type="integer"), "price", values) == [None, None, wrong, None, None, None]
 
 
-@pytest.mark.parametrize("contract", [Contract(type="number"), Contract(min=-99), Contract(allowed=(7, -1.5))])
-def test_text_has_to_be_a_number_where_numbers_are_asked_for(contract):
+@pytest.mark.parametrize("rules", [ColumnRules(type="number"), ColumnRules(min=-99), ColumnRules(allowed=(7, -1.5))])
+def test_text_has_to_be_a_number_where_numbers_are_asked_for(rules):
     wrong = told("brand", "not a number", "type")
     values = ["7", " -1.5 ", "seven", "nan", "inf", None, " "]
-    assert of_items(contract, "brand", values) == [None, None, wrong, wrong, wrong, None, None]
+    assert of_items(rules, "brand", values) == [None, None, wrong, wrong, wrong, None, None]
 
 
 @pytest.mark.parametrize(
@@ -75,28 +76,28 @@ def test_text_has_to_be_a_number_where_numbers_are_asked_for(contract):
 )
 def test_a_value_may_only_be_missing_where_it_is_not_forbidden(column, values):
     wrong = told(column, "missing", "missing")
-    assert of_items(Contract(missing=False), column, values) == [None, *[wrong] * (len(values) - 1)]
+    assert of_items(ColumnRules(missing=False), column, values) == [None, *[wrong] * (len(values) - 1)]
 
 
 def test_a_value_that_is_not_of_the_allowed_ones():
     wrong = told("event", "not of the allowed values", "allowed", "interactions")
     values = ["view", "buy", "View", " view", None, ""]
-    assert of_log(Contract(allowed=("view", "buy")), "event", values) == [None, None, wrong, wrong, None, None]
+    assert of_log(ColumnRules(allowed=("view", "buy")), "event", values) == [None, None, wrong, wrong, None, None]
 
 
 def test_all_values_of_a_list_have_to_be_allowed():
     wrong = told("tags", "not of the allowed values", "allowed")
     values = ["a|b", "a|c", "", None, " b |a", "c"]
-    assert of_items(Contract(allowed=("a", "b")), "tags", values) == [None, wrong, None, None, None, wrong]
+    assert of_items(ColumnRules(allowed=("a", "b")), "tags", values) == [None, wrong, None, None, None, wrong]
 
 
 def test_numbers_may_be_listed():
     wrong = told("price", "not of the allowed values", "allowed")
-    assert of_items(Contract(allowed=(1, 2.5)), "price", ["1.0", "2.5", "2", ""]) == [None, None, wrong, None]
+    assert of_items(ColumnRules(allowed=(1, 2.5)), "price", ["1.0", "2.5", "2", ""]) == [None, None, wrong, None]
 
 
 def test_a_timestamp_has_its_earliest_and_latest_moment():
-    contract = Contract(earliest=dt.date(2020, 3, 1), latest=dt.date(2020, 3, 2))
+    rules = ColumnRules(earliest=dt.date(2020, 3, 1), latest=dt.date(2020, 3, 2))
     early = told("timestamp", "before 2020-03-01T00:00:00+00:00", "earliest", "interactions")
     late = told("timestamp", "after 2020-03-02T23:59:59.999999+00:00", "latest", "interactions")
     values = [
@@ -107,31 +108,31 @@ def test_a_timestamp_has_its_earliest_and_latest_moment():
         "2020-03-03",
         "2020-03-01T01:00+02:00",
     ]
-    assert of_log(contract, "timestamp", values) == [early, None, early, None, late, early]
+    assert of_log(rules, "timestamp", values) == [early, None, early, None, late, early]
 
 
 @pytest.mark.parametrize("limit", [0.1, 0.7, 1 / 3])
 def test_a_weight_at_its_limit_is_inside(limit):
     """It is used as float32, whose nearest number may lie beyond the limit."""
-    assert of_log(Contract(min=limit, max=limit), "weight", [limit]) == [None]
-    assert of_log(Contract(allowed=(limit,)), "weight", [limit]) == [None]
-    assert of_log(Contract(min=limit), "weight", [limit * 0.99]) != [None]
+    assert of_log(ColumnRules(min=limit, max=limit), "weight", [limit]) == [None]
+    assert of_log(ColumnRules(allowed=(limit,)), "weight", [limit]) == [None]
+    assert of_log(ColumnRules(min=limit), "weight", [limit * 0.99]) != [None]
 
 
 def test_ids_may_have_to_be_numbers():
     wrong = told("user_id", "not an integer", "type", "interactions")
-    assert of_log(Contract(type="integer"), "user_id", ["12", "12.5"]) == [None, wrong]
-    assert of_items(Contract(min=3), "item_id", ["3", "2"]) == [None, told("item_id", "below 3", "min")]
+    assert of_log(ColumnRules(type="integer"), "user_id", ["12", "12.5"]) == [None, wrong]
+    assert of_items(ColumnRules(min=3), "item_id", ["3", "2"]) == [None, told("item_id", "below 3", "min")]
 
 
 # --- beside the other checks
 
 
 def test_what_is_no_row_at_all_is_told_as_before():
-    """A contract is asked last, and the first reason counts."""
+    """Column rules are checked last, and the first reason counts."""
     raw = log(timestamp=["soon", "4", ""], weight=["-1", "0.5", "1"])
-    contracts = {"timestamp": Contract(earliest=dt.date(2020, 1, 1)), "weight": Contract(min=1)}
-    checked = check_interactions(raw, "log.csv", contracts=contracts)
+    column_rules = {"timestamp": ColumnRules(earliest=dt.date(2020, 1, 1)), "weight": ColumnRules(min=1)}
+    checked = check_interactions(raw, "log.csv", column_rules=column_rules)
     assert reasons(checked, 3) == [
         "timestamp is neither a number of seconds nor ISO 8601",
         told("timestamp", "before 2020-01-01T00:00:00+00:00", "earliest", "interactions"),
@@ -141,17 +142,17 @@ def test_what_is_no_row_at_all_is_told_as_before():
 
 def test_a_row_that_breaks_a_contract_does_not_take_its_id():
     raw = goods(item_id=["a", "a", "a"], price=[-1.0, 1.0, 2.0])
-    checked = check_items(raw, ROLES, "items.csv", {"price": Contract(min=0)})
+    checked = check_items(raw, ROLES, "items.csv", {"price": ColumnRules(min=0)})
     assert checked.rows["price"].to_list() == [1.0]
     assert reasons(checked, 3) == [told("price", "below 0", "min"), None, "item_id is a duplicate"]
 
 
 def test_a_contract_changes_no_column_of_what_is_used():
     raw = goods(name=["x", ""])
-    contracts = {"name": Contract(missing=False)}
-    plain, checked = check_items(raw, ROLES, "items.csv"), check_items(raw, ROLES, "items.csv", contracts)
+    column_rules = {"name": ColumnRules(missing=False)}
+    plain, checked = check_items(raw, ROLES, "items.csv"), check_items(raw, ROLES, "items.csv", column_rules)
     assert checked.rows.equals(plain.rows.head(1))
-    events = check_interactions(log(event=["a", "b"]), "log.csv", contracts={"event": Contract(allowed=("a",))})
+    events = check_interactions(log(event=["a", "b"]), "log.csv", column_rules={"event": ColumnRules(allowed=("a",))})
     assert events.rows.columns == ["row", "user_id", "item_id", "timestamp", "weight"]
 
 
@@ -159,42 +160,42 @@ def test_an_optional_column_may_be_absent_where_its_values_may_be_missing():
     raw = log(timestamp=[1, 2])
     for column in ("weight", "event"):
         rule = {"min": 3} if column == "weight" else {"allowed": ("a",)}
-        assert check_interactions(raw, "log.csv", contracts={column: Contract(**rule)}).rows.height == 2
+        assert check_interactions(raw, "log.csv", column_rules={column: ColumnRules(**rule)}).rows.height == 2
         with pytest.raises(InputError, match=rf"log\.csv: column '{column}' must exist"):
-            check_interactions(raw, "log.csv", contracts={column: Contract(missing=False, **rule)})
+            check_interactions(raw, "log.csv", column_rules={column: ColumnRules(missing=False, **rule)})
 
 
 # --- any rules, any values
 
 
-def naive(contract, value):
-    """Whether one value, as text or None, keeps a contract."""
+def naive(rules, value):
+    """Whether one value, as text or None, satisfies the rules."""
     text = (value or "").strip()
     if not text:
-        return contract.missing
-    if contract.allowed is not None and isinstance(contract.allowed[0], str):
-        return value in contract.allowed
+        return rules.missing
+    if rules.allowed is not None and isinstance(rules.allowed[0], str):
+        return value in rules.allowed
     try:
         number = float(text)
     except ValueError:
         return False
-    if not math.isfinite(number) or (contract.type == "integer" and number != int(number)):
+    if not math.isfinite(number) or (rules.type == "integer" and number != int(number)):
         return False
-    if contract.allowed is not None:
-        return number in contract.allowed
-    return (contract.min is None or number >= contract.min) and (contract.max is None or number <= contract.max)
+    if rules.allowed is not None:
+        return number in rules.allowed
+    return (rules.min is None or number >= rules.min) and (rules.max is None or number <= rules.max)
 
 
 some_values = st.none() | st.sampled_from(["", " ", "1", "1.5", "2", " 3 ", "-4", "x", "nan", "-inf", "1e1"])
 some_rules = st.one_of(
     st.builds(
-        lambda ends, kind, missing: Contract(min=min(ends), max=max(ends), type=kind, missing=missing),
+        lambda ends, kind, missing: ColumnRules(min=min(ends), max=max(ends), type=kind, missing=missing),
         st.tuples(st.integers(-5, 5), st.integers(-5, 11)),
         st.sampled_from([None, "integer", "number"]),
         st.booleans(),
     ),
     st.builds(
-        lambda allowed, missing: Contract(allowed=allowed, missing=missing),
+        lambda allowed, missing: ColumnRules(allowed=allowed, missing=missing),
         st.lists(st.sampled_from([1, 1.5, -4]), min_size=1) | st.lists(st.sampled_from(["1", "x", " 3 "]), min_size=1),
         st.booleans(),
     ),
@@ -203,7 +204,7 @@ some_rules = st.one_of(
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(some_rules, st.lists(some_values, min_size=1, max_size=9))
-def test_rows_that_keep_a_contract_are_those_whose_value_keeps_it(contract, values):
+def test_rows_that_keep_a_contract_are_those_whose_value_keeps_it(rules, values):
     raw = goods(brand=pl.Series(values, dtype=pl.String))
-    found = reasons(check_items(raw, ROLES, "items.csv", {"brand": contract}), len(values))
-    assert [reason is None for reason in found] == [naive(contract, value) for value in values]
+    found = reasons(check_items(raw, ROLES, "items.csv", {"brand": rules}), len(values))
+    assert [reason is None for reason in found] == [naive(rules, value) for value in values]

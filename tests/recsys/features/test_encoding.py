@@ -174,9 +174,9 @@ def test_survives_being_saved(features, tmp_path):
 # --- rare ids
 
 
-def of_counts(counts, **options):
+def of_counts(counts, hash_buckets, **options):
     table = pl.DataFrame({"item_id": [f"i{number}" for number in range(len(counts))]})
-    return table, Features.fit(table, ItemsConfig(), TowerConfig(**options), np.array(counts))
+    return table, Features.fit(table, ItemsConfig(), TowerConfig(**options), np.array(counts), hash_buckets)
 
 
 def test_rare_ids_share_buckets_behind_the_own_ids_and_new_ids_are_zero():
@@ -300,8 +300,8 @@ def test_any_features_survive_being_saved(tmp_path_factory, rows, text_encoder, 
             "title": pl.Series([title for _, title, _ in rows], dtype=pl.String),
         }
     )
-    config = TowerConfig(text_encoder=text_encoder, min_count=min_count, hash_buckets=3)
-    features = Features.fit(table, TEXT_ROLES, config, np.array([count for _, _, count in rows]))
+    config = TowerConfig(text_encoder=text_encoder, min_count=min_count)
+    features = Features.fit(table, TEXT_ROLES, config, np.array([count for _, _, count in rows]), hash_buckets=3)
     path = tmp_path_factory.mktemp("saved") / "features.json"
     features.save(path)
     assert json.loads(path.read_text(encoding="utf-8"))["hash_buckets"] == features.hash_buckets

@@ -6,6 +6,7 @@ from scipy import sparse
 
 from recsys.config.sections import CandidatesConfig
 from recsys.errors import StageError
+from recsys.model import negatives
 from recsys.model.negatives import Anchors, Sampler
 
 NUM_ITEMS = 23
@@ -20,7 +21,7 @@ DENSE[21, [3, 0, 9]] = 1.0
 TOUCHED = np.array([DENSE[:, item].any() for item in range(NUM_ITEMS)])
 """Which items are somebody's positive."""
 
-SMALL = {"max_positives": 6, "negatives": 4, "whole_catalog_up_to": 1}
+SMALL = {"max_positives": 6, "negatives": 4}
 KINDS = ["catalog", "sampled", "in_batch", "mixed"]
 BATCHES = [[[0], [4], [13]], [[9], [21], [2]], [[20], [11], [1]], [[19], [16], [0]]]
 HISTORIES = [
@@ -32,8 +33,9 @@ HISTORIES = [
 
 
 @pytest.fixture
-def sampler(store):
-    def make(kind="auto", *, dense=DENSE, seed=0, batch_size=3, width=1, **config):
+def sampler(store, monkeypatch):
+    def make(kind="auto", *, dense=DENSE, seed=0, batch_size=3, width=1, small_catalog=1, **config):
+        monkeypatch.setattr(negatives, "SMALL_CATALOG", small_catalog)
         candidates = CandidatesConfig(**{"kind": kind} | SMALL | config)
         return Sampler(store(dense), candidates, batch_size, width, np.random.default_rng(seed))
 
@@ -174,15 +176,15 @@ def test_without_pairs_there_is_nothing_to_draw(sampler):
 @pytest.mark.parametrize(
     ("kind", "options", "expected"),
     [
-        ("auto", {"whole_catalog_up_to": NUM_ITEMS}, "catalog"),
+        ("auto", {"small_catalog": NUM_ITEMS}, "catalog"),
         ("auto", {}, "sampled"),
         ("auto", {"max_positives": 16}, "catalog"),
-        ("auto", {"whole_catalog_up_to": NUM_ITEMS, "hard_negatives": 1}, "sampled"),
+        ("auto", {"small_catalog": NUM_ITEMS, "hard_negatives": 1}, "sampled"),
         ("catalog", {}, "catalog"),
         ("sampled", {"negatives": 13}, "sampled"),
         ("sampled", {"negatives": 14}, "catalog"),
         ("mixed", {"negatives": 17}, "catalog"),
-        ("in_batch", {"whole_catalog_up_to": NUM_ITEMS}, "in_batch"),
+        ("in_batch", {"small_catalog": NUM_ITEMS}, "in_batch"),
     ],
     ids=str,
 )

@@ -30,9 +30,9 @@ NAMED_ITEMS = ITEMS.with_columns(name=pl.Series(["red wine", "wine of old", None
 def make_tower(fusion, text_encoder, distance="cosine", *, frame=NAMED_ITEMS, seed=1, **options):
     """Features and a tower; the first item has no pairs, the second shares a bucket, the others have their own ids."""
     config = TowerConfig(
-        dimension=DIMENSION, fusion=fusion, text_encoder=text_encoder, distance=distance, min_count=2, hash_buckets=3
+        dimension=DIMENSION, fusion=fusion, text_encoder=text_encoder, distance=distance, min_count=2
     ).model_copy(update=options)
-    features = Features.fit(frame, TEXT_ROLES, config, np.arange(frame.height))
+    features = Features.fit(frame, TEXT_ROLES, config, np.arange(frame.height), hash_buckets=3)
     return features, tower.build(features, config, seed)
 
 

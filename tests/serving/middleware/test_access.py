@@ -25,7 +25,7 @@ from serving.middleware import api_keys
 
 ITEMS = [f"item {number:02}" for number in range(40)]
 SIMILAR = "/v1/items/item%2000/similar"
-LARGEST = 10_000
+LARGEST = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     for name, more in (("reader", []), ("writer", ["--write"])):
         done = run("keys", "new", name, "--file", file, *more)
         made.secrets[name] = {"Authorization": f"Bearer {done.stdout.strip()}"}
-    made.set(keys=str(file), max_body_bytes=LARGEST, timeout_seconds=0.5, rate=1e6)
+    made.set(keys=str(file), timeout_seconds=0.5, rate=1e6)
     made.start()
     yield made
     made.close()

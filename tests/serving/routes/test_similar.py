@@ -26,7 +26,7 @@ from tests import GOLDEN_RELEASES
 from tests.serving.inside import inside
 
 GOLDEN = GOLDEN_RELEASES / "v2"
-SIZE, MAX_K, MAX_ITEMS, MAX_BATCH = 60, 50, 20, 4
+SIZE, MAX_K, MAX_ITEMS, MAX_BATCH = 60, 50, 1_000, 100
 GENRES = ["drama", "comedy", "crime"]
 
 
@@ -45,7 +45,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 @pytest.fixture(scope="module")
 def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     service = Service.of(tmp_path_factory.mktemp("service"), release.path)
-    service.set(max_k=MAX_K, max_items=MAX_ITEMS, max_batch=MAX_BATCH)
+    service.set(max_k=MAX_K)
     with described(service) as opened:
         yield opened
 
@@ -295,7 +295,7 @@ bodies = st.fixed_dictionaries(
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(questions=st.lists(bodies, min_size=1, max_size=MAX_BATCH))
+@given(questions=st.lists(bodies, min_size=1, max_size=4))
 def test_a_batch_is_its_single_questions(client: httpx.Client, questions: list[Any]) -> None:
     """Whatever they are; each response is described, and none is a 500."""
     batch = client.post("/v1/similar/batch", json={"queries": questions})

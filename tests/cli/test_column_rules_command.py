@@ -1,4 +1,4 @@
-"""Data contracts on the command line: each violation is a dead letter with its origin; too many fail the stage."""
+"""Column rules on the command line: each violation is a dead letter with its origin; too many fail the stage."""
 
 import json
 from pathlib import Path
@@ -20,13 +20,13 @@ categorical = ["brand"]
 multi_categorical = ["tags"]
 numeric = ["price"]
 
-[contracts.interactions]
+[column_rules.interactions]
 user_id = { type = "integer" }
 timestamp = { earliest = 2015-01-01, latest = 2024-12-31 }
 weight = { min = 0.1, max = 5, missing = false }
 event = { allowed = ["view", "buy"] }
 
-[contracts.items]
+[column_rules.items]
 name = { missing = false }
 brand = { allowed = ["Acme", "Umbrella"] }
 tags = { allowed = ["new", "old"] }
@@ -38,22 +38,22 @@ max_dead_letter_ratio = 0.5
 
 NOON = 1_700_000_000
 BROKEN_ROWS = {
-    "u7,i1,1700000000,1,view": "user_id is not a number (contracts.interactions.user_id.type)",
-    "7.5,i1,1700000000,1,view": "user_id is not an integer (contracts.interactions.user_id.type)",
+    "u7,i1,1700000000,1,view": "user_id is not a number (column_rules.interactions.user_id.type)",
+    "7.5,i1,1700000000,1,view": "user_id is not an integer (column_rules.interactions.user_id.type)",
     "7,i1,2014-12-31T23:59:59,1,view": "timestamp is before 2015-01-01T00:00:00+00:00 "
-    "(contracts.interactions.timestamp.earliest)",
+    "(column_rules.interactions.timestamp.earliest)",
     "7,i1,2025-01-01,1,view": "timestamp is after 2024-12-31T23:59:59.999999+00:00 "
-    "(contracts.interactions.timestamp.latest)",
-    "7,i1,1700000000,,view": "weight is missing (contracts.interactions.weight.missing)",
-    "7,i1,1700000000,0.05,view": "weight is below 0.1 (contracts.interactions.weight.min)",
-    "7,i1,1700000000,5.5,view": "weight is above 5 (contracts.interactions.weight.max)",
-    "7,i1,1700000000,1,scroll": "event is not of the allowed values (contracts.interactions.event.allowed)",
+    "(column_rules.interactions.timestamp.latest)",
+    "7,i1,1700000000,,view": "weight is missing (column_rules.interactions.weight.missing)",
+    "7,i1,1700000000,0.05,view": "weight is below 0.1 (column_rules.interactions.weight.min)",
+    "7,i1,1700000000,5.5,view": "weight is above 5 (column_rules.interactions.weight.max)",
+    "7,i1,1700000000,1,scroll": "event is not of the allowed values (column_rules.interactions.event.allowed)",
 }
 BROKEN_ITEMS = {
-    "name": ("", "name is missing (contracts.items.name.missing)"),
-    "brand": ("Initech", "brand is not of the allowed values (contracts.items.brand.allowed)"),
-    "tags": (["new", "used"], "tags is not of the allowed values (contracts.items.tags.allowed)"),
-    "price": (101, "price is above 100 (contracts.items.price.max)"),
+    "name": ("", "name is missing (column_rules.items.name.missing)"),
+    "brand": ("Initech", "brand is not of the allowed values (column_rules.items.brand.allowed)"),
+    "tags": (["new", "used"], "tags is not of the allowed values (column_rules.items.tags.allowed)"),
+    "price": (101, "price is above 100 (column_rules.items.price.max)"),
 }
 
 
@@ -113,7 +113,7 @@ def test_each_violation_is_a_dead_letter_and_the_account_adds_up(
 def test_too_many_violations_fail_the_stage(folder: Path, program: Any) -> None:
     """8 of 32 rows exceed a limit of 24%."""
     limit = "prepare.max_dead_letter_ratio=0.24"
-    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", limit, "--set", "contracts.items={}")
+    outcome = program("prepare", "--config", folder / "recsys.toml", "--set", limit, "--set", "column_rules.items={}")
     assert outcome.exit_code == 1
     assert "at most 24.00% of the rows" in outcome.err
     assert "Received: 8 of 32" in outcome.err
@@ -122,7 +122,7 @@ def test_too_many_violations_fail_the_stage(folder: Path, program: Any) -> None:
 
 
 def test_contract_of_an_unknown_column_is_rejected_before_reading(folder: Path, program: Any) -> None:
-    (folder / "recsys.toml").write_text(CONFIG + "[contracts.items.prize]\nmin = 1\n")
+    (folder / "recsys.toml").write_text(CONFIG + "[column_rules.items.prize]\nmin = 1\n")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert outcome.exit_code == 2
     assert "items.prize must be a column that is read (did you mean 'price'?)" in outcome.err
