@@ -16,9 +16,11 @@ import pytest
 from mlflow import MlflowClient
 
 from recsys import Release
+from recsys.config.loading import load_config
 from recsys.errors import ReleaseError
 from recsys.index.shards import INDEX_FILE
 from recsys.release.formats import FILES
+from recsys.release.mlflow_registry import Tracker
 from recsys.testing import program, world
 
 pytestmark = pytest.mark.e2e
@@ -253,8 +255,11 @@ def test_a_night_killed_in_every_stage_is_completed_by_the_next(night: Night, tm
             assert (folder / "_MANIFEST.json").exists(), f"{stage} killed: half of {folder.name} under its name"
         for folder in (tmp_path / "workspace" / "releases").glob("[!.]*"):
             assert Release.load(folder), f"{stage} killed: half a release under its name"
-        champion = program.run("similar", "item-0-0", "--config", config, "--json")
-        assert champion.returncode == 0, champion.stderr
+        champion = Tracker(load_config(config)).champion()
+        assert champion is not None
+        assert Release.load(tmp_path / "workspace" / "releases" / champion.release_id)
+    answer = program.run("similar", "item-0-0", "--config", config, "--json")
+    assert answer.returncode == 0, answer.stderr
     done = program.run(*go, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["release_id"] == killed_run

@@ -1,4 +1,4 @@
-"""A job that is killed goes on with what it finished, and comes to the same files."""
+"""A prepare stage that is killed resumes from its finished units and writes the same files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests import memory_mb
 
 pytestmark = pytest.mark.slow
 
-UNITS = 90
-"""Of the interactions; nearly as many shards of users and of anchors."""
+UNITS = 30
+"""Units of interactions; there are nearly as many shards of users and of anchors."""
 
 
-def of_many_units(folder: Path, seed: int = 3) -> Path:
-    """The world in row groups of ten, and a config that makes each a unit of work."""
+def write_many_units(folder: Path, seed: int = 3) -> Path:
+    """Write the synthetic world and a config that divides it into many units; return the path of the config."""
     config = world.write(folder, seed)
     log = folder / "interactions.parquet"
     rows = pl.read_parquet(log)
@@ -32,71 +32,63 @@ def of_many_units(folder: Path, seed: int = 3) -> Path:
     return config
 
 
-def begun(workspace: Path) -> Path | None:
-    """Folder of a prepare stage that is not finished."""
+def unfinished_stage(workspace: Path) -> Path | None:
+    """Return the folder of a prepare stage that is not finished."""
     return next(workspace.glob("runs/*/.tmp-prepare-*"), None)
 
 
-def finished_units(workspace: Path) -> int:
-    """Units of all phases whose entry is there."""
+def count_finished_units(workspace: Path) -> int:
     return len([*workspace.glob("runs/*/.tmp-prepare-*/.work/*.json")])
 
 
-def kill_after(config: Path, units: int) -> bool:
-    """Kill a prepare job once so many units are finished; whether it was still at work."""
+def kill_after(config: Path, num_units: int) -> bool:
+    """Kill a prepare job when this many units are finished; return whether it was still running."""
     command = [program.RECSYS, "prepare", "--config", config]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
         while job.poll() is None:
-            if finished_units(config.parent / "workspace") >= units:
+            if count_finished_units(config.parent / "workspace") >= num_units:
                 job.kill()
                 break
     return job.returncode == -9
 
 
-def files_of(config: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of all that a finished prepare stage wrote."""
+def output_files(config: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of all files of the finished prepare stage."""
     (stage,) = (config.parent / "workspace").glob("runs/*/prepare")
     for path in sorted(stage.rglob("*")):
         if path.is_file():
             yield str(path.relative_to(stage)), path.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    config = of_many_units(tmp_path_factory.mktemp("undisturbed"))
-    STAGES["prepare"](RunContext.from_config(load_config(config)))
-    return dict(files_of(config))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_job_that_is_killed_again_and_again_ends_with_the_same_files(
-    tmp_path: Path, undisturbed: dict[str, bytes], seed: int
-) -> None:
-    config = of_many_units(tmp_path)
-    rng = random.Random(seed)  # noqa: S311 - moments to be killed at
-    moments = sorted(rng.sample(range(1, 3 * UNITS), 3))
-    folders = set()
-    for moment in moments:
-        assert kill_after(config, moment)
-        assert finished_units(tmp_path / "workspace") >= moment
-        folder = begun(tmp_path / "workspace")
+@pytest.mark.parametrize("seed", range(2))
+def test_a_job_killed_several_times_writes_the_same_files(tmp_path: Path, seed: int) -> None:
+    undisturbed = write_many_units(tmp_path / "undisturbed")
+    STAGES["prepare"](RunContext.from_config(load_config(undisturbed)))
+    config = write_many_units(tmp_path / "killed")
+    workspace = config.parent / "workspace"
+    rng = random.Random(seed)  # noqa: S311 - numbers of units
+    stage_folders = set()
+    for num_units in sorted(rng.sample(range(1, 3 * UNITS), 3)):
+        assert kill_after(config, num_units)
+        assert count_finished_units(workspace) >= num_units
+        folder = unfinished_stage(workspace)
         assert folder is not None
-        folders.add(folder.stat().st_ino)
+        stage_folders.add(folder.stat().st_ino)
     STAGES["prepare"](RunContext.from_config(load_config(config)))
-    assert dict(files_of(config)) == undisturbed
-    (stage,) = (tmp_path / "workspace").glob("runs/*/prepare")
-    assert folders == {stage.stat().st_ino}
+    assert dict(output_files(config)) == dict(output_files(undisturbed))
+    (stage,) = workspace.glob("runs/*/prepare")
+    assert stage_folders == {stage.stat().st_ino}
     assert not [*stage.glob(".*")]
 
 
-def test_what_was_finished_is_not_done_again(tmp_path: Path) -> None:
-    """What a finished unit counted is changed: who did it again would set it right."""
-    config = of_many_units(tmp_path)
+def test_finished_units_are_not_repeated(tmp_path: Path) -> None:
+    """A wrong number in the record of a finished unit is noticed only if the unit is not repeated."""
+    config = write_many_units(tmp_path)
     assert kill_after(config, 5)
-    folder = begun(tmp_path / "workspace")
+    folder = unfinished_stage(tmp_path / "workspace")
     assert folder is not None
-    entry = min((folder / ".work").glob("interactions-*.json"))
-    entry.write_text(entry.read_text().replace('"without_event_weight": 0', '"without_event_weight": 1'))
+    record = min((folder / ".work").glob("interactions-*.json"))
+    record.write_text(record.read_text().replace('"without_event_weight": 0', '"without_event_weight": 1'))
     with pytest.raises(Exception, match="must be accounted for"):
         STAGES["prepare"](RunContext.from_config(load_config(config)))
-    assert begun(tmp_path / "workspace") is None, "an error leaves nothing behind"
+    assert unfinished_stage(tmp_path / "workspace") is None, "a failed stage must leave nothing behind"
