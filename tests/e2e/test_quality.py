@@ -1,4 +1,4 @@
-"""The figures that are promised, on real data, through the program: leave-one-out, look-up from the last item."""
+"""The promised metrics on real data, through the command line: leave-one-out, queries by the last item."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from recsys.testing import program
 
 pytestmark = pytest.mark.e2e
 
-NIGHT_TIMEOUT_S = 3_600
-"""A night of real data takes minutes, and a busy machine several times as long."""
+NIGHTLY_TIMEOUT_S = 3_600
+"""A nightly run on real data takes minutes, and several times as long on a busy machine."""
 
 DATASETS = os.environ.get("RECSYS_DATASETS")
-"""Folder of data sets outside the repository that are not downloaded."""
+"""Folder of data sets outside the repository, which are not downloaded."""
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +26,10 @@ def xla(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS_XLA", "1")
 
 
-def night(config: Path, workspace: Path) -> dict[str, Any]:
-    """The evaluation of a whole night."""
+def nightly(config: Path, workspace: Path) -> dict[str, Any]:
+    """Return the evaluation of a nightly run."""
     setting = f"data.workspace={workspace}"
-    done = program.run("nightly", "--config", config, "--set", setting, "--json", timeout_s=NIGHT_TIMEOUT_S)
+    done = program.run("nightly", "--config", config, "--set", setting, "--json", timeout_s=NIGHTLY_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     evaluation: dict[str, Any] = json.loads(done.stdout)["evaluation"]
     return evaluation
@@ -39,16 +39,16 @@ BASELINES = {"popularity", "co_occurrence", "item_knn", "windowed_item_knn", "ea
 
 
 def check(evaluation: dict[str, Any], floor: float, below: set[str]) -> None:
-    """At least the floor, and above these baselines of the same run, each tuned on the validation target."""
-    ours = evaluation["model"]["ndcg_at_20"]
-    assert ours >= floor
+    """Require a minimum NDCG@20, and a higher one than these baselines, each tuned on the validation target."""
+    ndcg = evaluation["model"]["ndcg_at_20"]
+    assert ndcg >= floor
     assert set(evaluation["baselines"]) | {"ease"} == BASELINES
-    reached = {name: evaluation["baselines"][name]["ndcg_at_20"] for name in below}
-    assert {name: score for name, score in reached.items() if score >= ours} == {}
+    baselines = {name: evaluation["baselines"][name]["ndcg_at_20"] for name in below}
+    assert {name: score for name, score in baselines.items() if score >= ndcg} == {}
 
 
 def test_movielens_100k(movielens: Path, tmp_path: Path) -> None:
-    evaluation = night(movielens / "recsys.toml", tmp_path)
+    evaluation = nightly(movielens / "recsys.toml", tmp_path)
     assert evaluation["queries"] == 943
     check(evaluation, floor=0.080, below={"popularity", "co_occurrence", "item_knn"})
 
@@ -57,8 +57,8 @@ def test_beauty(tmp_path: Path) -> None:
     if not DATASETS:
         pytest.skip("needs the environment variable RECSYS_DATASETS: a folder with beauty.sequences.txt")
     sequences, attributes = (Path(DATASETS) / f"beauty.{name}" for name in ("sequences.txt", "item_attributes.json"))
-    made = program.run("data", "sequences", sequences, "--attributes", attributes, "--output", tmp_path)
-    assert made.returncode == 0, made.stderr
-    evaluation = night(tmp_path / "recsys.toml", tmp_path / "workspace")
+    converted = program.run("data", "sequences", sequences, "--attributes", attributes, "--output", tmp_path)
+    assert converted.returncode == 0, converted.stderr
+    evaluation = nightly(tmp_path / "recsys.toml", tmp_path / "workspace")
     assert evaluation["queries"] == 20_000
     check(evaluation, floor=0.050, below=set(evaluation["baselines"]))

@@ -1,4 +1,4 @@
-"""What goes wrong in practice, planted into whole nights: each is refused by the right check, retrains are not."""
+"""Realistic regressions injected into nightly runs: the gate rejects each by the expected check, and no retrains."""
 
 from __future__ import annotations
 
@@ -21,46 +21,44 @@ pytestmark = pytest.mark.e2e
 DAYS, DAY_S = 30, 86_400
 
 UNTRAINED = ("train.passes=1", "train.history_passes=0", "train.batch_size=256", "items.categorical=[]")
-"""Stopped after one pass: of the small world one pass must be few steps, and no genre may tell the blocks apart."""
+"""Stopped after one pass: one pass must have few steps, and no genre may distinguish the blocks."""
 
 
-class World(NamedTuple):
-    """The config of the night whose release is in service, and that of one that is published only."""
+class Configs(NamedTuple):
+    """The configs of the champion's run, and of a run that is published but not promoted."""
 
     champion: Config
     challenger: Config
 
 
 @pytest.fixture(scope="module")
-def made_up(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The made-up world over a month, one night promoted and one published."""
+def configs(tmp_path_factory: pytest.TempPathFactory) -> Configs:
+    """Synthetic data over a month, with one promoted and one published run."""
     quiet_libraries()
     path = world.write(tmp_path_factory.mktemp("world"))
-    log = path.parent / "interactions.parquet"
-    rows = pl.read_parquet(log)
+    interactions = path.parent / "interactions.parquet"
+    rows = pl.read_parquet(interactions)
     day = pl.col("user_id").str.strip_prefix("user-").cast(pl.Int64) % DAYS
-    rows.with_columns(pl.col("timestamp") + day * DAY_S).write_parquet(log)
+    rows.with_columns(pl.col("timestamp") + day * DAY_S).write_parquet(interactions)
     champion = load_config(path)
     challenger = load_config(path, ["train.seed=2"])
     assert regressions.judge(champion, regressions.night_of).promoted
     regressions.publish(RunContext.from_config(challenger))
-    return World(champion, challenger)
+    return Configs(champion, challenger)
 
 
 @pytest.mark.parametrize("regression", REGRESSIONS, ids=lambda regression: regression.name)
-def test_a_planted_regression_is_refused_by_the_right_check(
-    made_up: World, tmp_path: Path, regression: Regression
-) -> None:
+def test_regression_is_rejected_by_the_expected_check(configs: Configs, tmp_path: Path, regression: Regression) -> None:
     if regression.settings:
         regression = regression._replace(settings=UNTRAINED)
-    verdict = regressions.planted(regression, *made_up, tmp_path)
+    verdict = regressions.planted(regression, *configs, tmp_path)
     assert not verdict.promoted
     assert verdict.names(regression.by), (verdict.failed, verdict.error)
-    assert regression.by in verdict.error, "the refusal must name the check"
-    tracker = Tracker(made_up.champion)
+    assert regression.by in verdict.error, "the error must name the check"
+    tracker = Tracker(configs.champion)
     champion = tracker.champion()
     assert champion is not None
-    assert champion.release_id == RunContext.from_config(made_up.champion).run.run_id
+    assert champion.release_id == RunContext.from_config(configs.champion).run.run_id
     for check in verdict.checks:
         assert check["verdict"] in {"passed", "failed", "skipped"}
         assert (
@@ -71,7 +69,7 @@ def test_a_planted_regression_is_refused_by_the_right_check(
 
 
 @pytest.mark.parametrize("seed", [2, 3, 4])
-def test_a_retrain_with_another_seed_takes_over(made_up: World, tmp_path: Path, seed: int) -> None:
+def test_retrain_with_another_seed_is_promoted(configs: Configs, tmp_path: Path, seed: int) -> None:
     retrain = Regression("retrain", "", settings=(f"train.seed={seed}",))
-    verdict = regressions.planted(retrain, *made_up, tmp_path)
+    verdict = regressions.planted(retrain, *configs, tmp_path)
     assert verdict.promoted, verdict.error
