@@ -38,7 +38,7 @@ QUIET = Progress(quiet=True)
 DAY = 86_400
 
 
-def quick(folder: Path, *overrides: str) -> Config:
+def quick_config(folder: Path, *overrides: str) -> Config:
     """Return the config of a short run."""
     return load_config(world.write(folder), [*world.QUICK, *overrides])
 
@@ -61,19 +61,19 @@ def modification_times(folder: Path) -> dict[str, int]:
 
 def test_as_of_equals_a_run_on_the_truncated_log(tmp_path: Path) -> None:
     """Stage results are equal; the account additionally counts the interactions that were filtered out."""
-    moment = datetime(2020, 9, 15, 12, 30, tzinfo=UTC)
-    as_of_config = with_as_of(config_of_days(tmp_path / "one", 4), moment)
+    as_of = datetime(2020, 9, 15, 12, 30, tzinfo=UTC)
+    as_of_config = with_as_of(config_of_days(tmp_path / "one", 4), as_of)
     log = pl.read_parquet(tmp_path / "one" / "interactions.parquet")
-    earlier = log.filter(pl.col("timestamp") < moment.timestamp())
+    earlier = log.filter(pl.col("timestamp") < as_of.timestamp())
     assert 0 < earlier.height < log.height
     truncated = config_of_days(tmp_path / "other", 4)
     earlier.write_parquet(tmp_path / "other" / "interactions.parquet")
 
     contexts = [RunContext.from_config(config) for config in (as_of_config, truncated)]
-    one, other = (prepare(context.config, context.run, context.inputs, context.progress) for context in contexts)
-    accounts = [manifest["account"]["interactions"] for manifest in (one, other)]
-    left_out = accounts[0]["filtered"].pop("after --as-of")
-    assert left_out == log.height - earlier.height
+    manifests = [prepare(context.config, context.run, context.inputs, context.progress) for context in contexts]
+    accounts = [manifest["account"]["interactions"] for manifest in manifests]
+    num_filtered = accounts[0]["filtered"].pop("after --as-of")
+    assert num_filtered == log.height - earlier.height
     assert accounts[0] == accounts[1] | {"read": log.height}
     for name in ("catalog.parquet", "sequences", "pairs"):
         frames = [pl.read_parquet(context.run.path("prepare", name)) for context in contexts]
@@ -85,15 +85,11 @@ def test_as_of_is_part_of_the_run_id_and_excludes_its_own_second(tmp_path: Path)
     times = pl.read_parquet(tmp_path / "interactions.parquet")["timestamp"].to_list()
     last = max(times)
     runs = {RunContext.from_config(config).run.run_id}
-    for moment, left_out in ((last, times.count(last)), (last + 1, 0)):
-        context = RunContext.from_config(with_as_of(config, datetime.fromtimestamp(moment, UTC)))
+    for as_of, num_filtered in ((last, times.count(last)), (last + 1, 0)):
+        context = RunContext.from_config(with_as_of(config, datetime.fromtimestamp(as_of, UTC)))
         runs.add(context.run.run_id)
-        assert (
-            prepare(context.config, context.run, context.inputs, context.progress)["account"]["interactions"][
-                "filtered"
-            ].get("after --as-of", 0)
-            == left_out
-        )
+        manifest = prepare(context.config, context.run, context.inputs, context.progress)
+        assert manifest["account"]["interactions"]["filtered"].get("after --as-of", 0) == num_filtered
     assert len(runs) == 3
 
 
@@ -131,7 +127,7 @@ def test_invalid_as_of_is_rejected(tmp_path: Path, program: Any) -> None:
 
 
 def test_dry_run_writes_nothing_and_lists_the_stages_to_do(tmp_path: Path, program: Any) -> None:
-    config = quick(tmp_path)
+    config = quick_config(tmp_path)
     before = modification_times(tmp_path)
     planned = plan_run(config)
     assert modification_times(tmp_path) == before
@@ -153,7 +149,7 @@ def test_dry_run_writes_nothing_and_lists_the_stages_to_do(tmp_path: Path, progr
 
 def test_stage_that_exceeds_the_remaining_time_is_not_started(tmp_path: Path) -> None:
     """The estimate is the duration of the stage in another run of the workspace."""
-    config = quick(tmp_path)
+    config = quick_config(tmp_path)
     other = tmp_path / "workspace" / "runs" / "0123456789ab"
     other.mkdir(parents=True)
     report = {"format": report_files.FORMAT, "run_id": "0123456789ab", "ended_at": "2026-01-01", "outcome": "promoted"}
@@ -170,23 +166,23 @@ def test_stage_that_exceeds_the_remaining_time_is_not_started(tmp_path: Path) ->
 
 def test_stage_is_interrupted_at_the_time_limit() -> None:
     """The stage receives KeyboardInterrupt, as from Ctrl-C."""
-    ends = []
+    interrupts = []
 
     def stage() -> None:
         with TimeLimit(0.001).enforce("train"):
             try:
                 while True:
                     pass
-            except KeyboardInterrupt:
-                ends.append("interrupted")
+            except KeyboardInterrupt as interrupt:
+                interrupts.append(interrupt)
                 raise
 
     with pytest.raises(StageError, match=r"stage train must finish within --max-minutes"):
         stage()
-    assert ends == ["interrupted"]
+    assert len(interrupts) == 1
 
 
-def test_without_time_limit_every_stage_may_run() -> None:
+def test_default_time_limit_is_unlimited() -> None:
     time_limit = TimeLimit()
     time_limit.require("train", 1e9)
     with time_limit.enforce("train"):
@@ -198,7 +194,7 @@ def test_without_time_limit_every_stage_may_run() -> None:
 
 def test_missing_input_is_reported(tmp_path: Path, program: Any) -> None:
     """The command of `notify.command` and standard output receive the same summary; the exit code is 2."""
-    quick(tmp_path)
+    quick_config(tmp_path)
     (tmp_path / "interactions.parquet").unlink()
     code = f"import sys; open({str(tmp_path / 'summary')!r}, 'w').write(sys.stdin.read())"
     command = f"notify.command={json.dumps([sys.executable, '-c', code])}"
@@ -220,7 +216,7 @@ def test_resume_continues_the_last_unfinished_run_on_its_own_data(tmp_path: Path
     """Without --resume the command would start another run, because the data have changed."""
     command = ["nightly", "--config", tmp_path / "recsys.toml", "--json", "--resume"]
     command += [part for override in world.QUICK for part in ("--set", override)]
-    config = quick(tmp_path)
+    config = quick_config(tmp_path)
     outcome = program(*command)
     assert outcome.exit_code == 2
     assert "error: --resume must find a run" in outcome.err
@@ -229,22 +225,22 @@ def test_resume_continues_the_last_unfinished_run_on_its_own_data(tmp_path: Path
     assert program(*command).exit_code == 2  # the run has not read any data yet
     started = RunContext.from_config(config)
     prepare(started.config, started.run, started.inputs, started.progress)
-    done = (started.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns
+    written = (started.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns
     world.write(tmp_path, seed=1)
-    other = RunContext.from_config(config)
-    assert other.run.run_id != started.run.run_id
+    not_started = RunContext.from_config(config)
+    assert not_started.run.run_id != started.run.run_id
     quality = "promote.quality_floor=0"
     resumed = json.loads(program(*command, "--set", quality).out)
     assert resumed["run_id"] == started.run.run_id
     assert resumed["outcome"] == "promoted", resumed["error"]
-    assert (started.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns == done
-    assert not other.run.done("prepare")
+    assert (started.run.folder / "prepare" / "_MANIFEST.json").stat().st_mtime_ns == written
+    assert not not_started.run.done("prepare")
     client = Tracker(config).client
     (data, _) = client.get_run(resumed["mlflow_run"]).inputs.dataset_inputs
     assert data.dataset.digest == started.run.data_snapshot[:36]
-    again = program(*command)  # the run has finished, and no earlier run may be resumed after it
-    assert again.exit_code == 2
-    assert "no later run that finished" in again.err
+    outcome = program(*command)  # the run has finished, and no earlier run may be resumed after it
+    assert outcome.exit_code == 2
+    assert "no later run that finished" in outcome.err
 
 
 # --- MLflow is unreachable
@@ -271,7 +267,7 @@ def test_unreachable_mlflow_fails_the_run_before_its_first_stage(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    quick(tmp_path)
+    quick_config(tmp_path)
     uri = request.getfixturevalue(server)
     outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--json", "--set", f"tracking.uri={uri}")
     assert outcome.exit_code == 1
@@ -289,18 +285,18 @@ def test_metrics_are_sent_later_when_mlflow_was_unreachable(tmp_path: Path, monk
 
     A failure to record the end of the run is not an error; the next run of the same command records it.
     """
-    config = quick(tmp_path)
-    log, register, unreachable = Tracker.log_metrics, Tracker.register, True
+    config = quick_config(tmp_path)
+    log_metrics, register, unreachable = Tracker.log_metrics, Tracker.register, True
 
     def failing(method: Any) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             if unreachable:
                 raise TrackingError("MLflow must answer.")
-            return method(*arguments, **options)
+            return method(*args, **kwargs)
 
         return call
 
-    monkeypatch.setattr(Tracker, "log_metrics", failing(log))
+    monkeypatch.setattr(Tracker, "log_metrics", failing(log_metrics))
     monkeypatch.setattr(Tracker, "register", failing(register))
     summary: Summary = {}
     with pytest.raises(TrackingError):
@@ -315,8 +311,8 @@ def test_metrics_are_sent_later_when_mlflow_was_unreachable(tmp_path: Path, monk
             raise TrackingError("MLflow must answer.")
         finish(tracker, run, status)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "finish_run", fail_to_finish)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "finish_run", fail_to_finish)
         assert run_nightly(config, QUIET, promotes=False)["outcome"] == "published"
     assert run_nightly(config, QUIET, promotes=False)["outcome"] == "published"
     assert context.tracking.tracker.client.get_run(mlflow_run).info.status == "FINISHED"
@@ -332,7 +328,7 @@ def test_metrics_are_sent_later_when_mlflow_was_unreachable(tmp_path: Path, monk
 
 
 def test_mlflow_records_the_data_and_each_stage(tmp_path: Path) -> None:
-    config = quick(tmp_path)
+    config = quick_config(tmp_path)
     run_nightly(config, QUIET, promotes=False)
     context = RunContext.from_config(config)
     client, run = context.tracking.tracker.client, context.tracking.tracker.client.get_run(context.tracking.mlflow_run)
@@ -356,8 +352,8 @@ def test_mlflow_records_the_data_and_each_stage(tmp_path: Path) -> None:
     assert {f"plots/{name}.svg" for name in ("recall", "similarity", "exposure", "map")} <= artifacts
     assert not [name for name in run.data.metrics if name.startswith("system/")]
     run_nightly(config, QUIET, promotes=False)  # repeats only the registration
-    again = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
-    assert len(again) == len(children)
+    repeated = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    assert len(repeated) == len(children)
 
 
 def test_failing_plots_do_not_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +361,7 @@ def test_failing_plots_do_not_fail_the_run(tmp_path: Path, monkeypatch: pytest.M
     progress = Progress(quiet=True)
     lines: list[str] = []
     monkeypatch.setattr(progress, "write", lines.append)
-    assert run_nightly(quick(tmp_path), progress, promotes=False)["outcome"] == "published"
+    assert run_nightly(quick_config(tmp_path), progress, promotes=False)["outcome"] == "published"
     assert "  the end of the run could not be logged to MLflow: ZeroDivisionError: no width" in lines
 
 
@@ -373,10 +369,10 @@ def test_failing_plots_do_not_fail_the_run(tmp_path: Path, monkeypatch: pytest.M
 def test_mlflow_environment_variable_enables_system_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
-    config = quick(tmp_path)
+    config = quick_config(tmp_path)
     summary = run_nightly(config, QUIET, promotes=False)
-    measured = Tracker(config).client.get_run(summary["mlflow_run"]).data.metrics
-    assert measured["system/system_memory_usage_megabytes"] > 0
+    metrics = Tracker(config).client.get_run(summary["mlflow_run"]).data.metrics
+    assert metrics["system/system_memory_usage_megabytes"] > 0
     assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -385,7 +381,7 @@ def test_run_that_fails_before_publish_logs_its_data_report_to_mlflow(
 ) -> None:
     monkeypatch.setattr("pipelines.stages.index.tune_search_k", partial(tune_search_k, max_search_k=3))
     floor = ["index.n_trees=1", "index.recall_target=1.0", "index.recall_floor=1.0"]
-    config = quick(tmp_path, *floor)
+    config = quick_config(tmp_path, *floor)
     summary: Summary = {}
     with pytest.raises(StageError, match=r"recall"):
         run_nightly(config, QUIET, on_end=summary.update)
@@ -398,8 +394,8 @@ def test_run_that_fails_before_publish_logs_its_data_report_to_mlflow(
 
 @pytest.mark.slow
 def test_full_disk_under_mlflow_is_reported_and_the_run_can_continue_later(tmp_path: Path) -> None:
-    """The file size limit of the process is the size of MLflow's database, so that SQLite reports a full disk."""
-    config = quick(tmp_path)
+    """SQLite reports a full disk because the database of MLflow has reached the file size limit of the process."""
+    config = quick_config(tmp_path)
     Tracker(config)
     size = (tmp_path / "workspace" / "mlflow.db").stat().st_size
     command = [programs.RECSYS, "nightly", "--config", tmp_path / "recsys.toml", "--json"]
@@ -448,16 +444,16 @@ def test_backfill_runs_days_in_order_and_only_once(tmp_path: Path, program: Any)
 
     flags = ("--from", "2020-09-14", "--to", "2020-09-16", "--json")
     settings = [part for override in world.QUICK for part in ("--set", override)]
-    again = program("backfill", *flags, "--config", tmp_path / "recsys.toml", *settings)
-    assert again.exit_code == 0
-    assert json.loads(again.out) == [
+    outcome = program("backfill", *flags, "--config", tmp_path / "recsys.toml", *settings)
+    assert outcome.exit_code == 0
+    assert json.loads(outcome.out) == [
         {"as_of": f"2020-09-{day}", "run_id": run.run_id, "outcome": "published", "skipped": True}
         for day, run in zip((14, 15, 16), runs, strict=True)
     ]
 
 
 def test_backfill_rejects_from_after_to(tmp_path: Path, program: Any) -> None:
-    quick(tmp_path)
+    quick_config(tmp_path)
     flags = ("--from", "2020-09-16", "--to", "2020-09-14")
     outcome = program("backfill", *flags, "--config", tmp_path / "recsys.toml")
     assert outcome[:2] == (2, "")
@@ -466,4 +462,4 @@ def test_backfill_rejects_from_after_to(tmp_path: Path, program: Any) -> None:
 
 def test_unknown_outcome_in_notify_on_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"notify\.on"):
-        quick(tmp_path, 'notify.on=["succeeded"]')
+        quick_config(tmp_path, 'notify.on=["succeeded"]')

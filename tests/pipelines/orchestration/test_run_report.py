@@ -1,4 +1,4 @@
-"""The run report: its figures against naive computations, and the page for every outcome."""
+"""The run report: its metrics against naive computations, and the page for every outcome."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     first = execute(config, [])
     world.write(folder, seed=1)
     items = pl.read_csv(folder / "items.csv")
-    evil = {"item_id": "<i>", "title": "<script>alert('&')</script>", "genre": "genre-1"}
-    items = pl.concat([items.filter(pl.col("item_id") != world.NEW_ITEM), pl.DataFrame([evil])])
+    html_item = {"item_id": "<i>", "title": "<script>alert('&')</script>", "genre": "genre-1"}
+    items = pl.concat([items.filter(pl.col("item_id") != world.NEW_ITEM), pl.DataFrame([html_item])])
     items.write_csv(folder / "items.csv")
     rows = ["release_id,shown,clicked", *(f"{first.context.run.run_id},1,{int(n % 4 == 0)}" for n in range(40))]
     (folder / "feedback.csv").write_text("\n".join([*rows, "other,200,3", "other,5,6", "other,x,1", "other,0,0"]))
@@ -97,69 +97,69 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(first, second, execute(config, WORSE))
 
 
-# --- figures
+# --- metrics
 
 
 def test_champion_is_evaluated_on_the_same_queries(runs: Runs) -> None:
-    """Mean NDCG@20 of each user's last item, queried by the item before it, over the results of the library."""
-    champion, gained = runs.first.release, []
+    """Its NDCG@20 is the mean over users, with the last item as target and the item before it as query."""
+    champion, ndcgs = runs.first.release, []
     log = pl.read_parquet(runs.second.context.inputs.interactions[0]).sort("timestamp")
     for _, rows in log.group_by("user_id"):
         query, target = rows["item_id"].to_list()[-2:]
         neighbors = [neighbor.item_id for neighbor in champion.similar(query, 20).neighbors]
-        gained.append(1 / math.log2(neighbors.index(target) + 2) if target in neighbors else 0.0)
+        ndcgs.append(1 / math.log2(neighbors.index(target) + 2) if target in neighbors else 0.0)
     report = runs.second.report
     assert report["champion"] == champion.release_id
-    champions = report["quality"]["last_item"]["champion"]
-    assert champions["ndcg_at_20"] == pytest.approx(np.mean(gained), abs=1e-12)
-    low, high = champions["intervals"]["ndcg_at_20"]
-    assert low < champions["ndcg_at_20"] < high
+    champion_metrics = report["quality"]["last_item"]["champion"]
+    assert champion_metrics["ndcg_at_20"] == pytest.approx(np.mean(ndcgs), abs=1e-12)
+    low, high = champion_metrics["intervals"]["ndcg_at_20"]
+    assert low < champion_metrics["ndcg_at_20"] < high
     change = next(check for check in report["decision"]["checks"] if check["name"] == "ndcg_at_20_change")
     assert f"from {champions['ndcg_at_20']:.4f} to " in change["reason"]
 
 
-def test_evaluating_a_release_again_gives_the_figures_of_its_evaluation(runs: Runs) -> None:
-    """Figures are exactly equal, for both kinds of queries."""
+def test_evaluating_a_release_again_gives_the_same_metrics(runs: Runs) -> None:
+    """The metrics are exactly equal, for both kinds of queries."""
     context, release = runs.second.context, runs.second.release
     catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
     holdout = train.load_split(context.run).holdout("test", context.config.evaluate.users)
     evaluated = context.run.manifest(evaluate.STAGE)
     for query_kind in QUERY_KINDS:
         measured = evaluated["model"] if query_kind == "last_item" else evaluated["history"]["model"]
-        again = evaluate_champion(release, catalog, holdout, query_kind)
-        assert again == {name: measured[name] for name in again}
+        repeated = evaluate_champion(release, catalog, holdout, query_kind)
+        assert repeated == {name: measured[name] for name in repeated}
 
 
 def test_neighbors_come_from_both_releases(runs: Runs) -> None:
-    now, before = runs.second.release, runs.first.release
+    challenger, champion = runs.second.release, runs.first.release
     groups = runs.second.report["neighbors"]
     assert {card["item_id"] for card in groups["new"]} == {"<i>"}
     assert groups["new"][0]["before"] is None
-    popularity = dict(now.catalog.frame.select("item_id", "interactions").iter_rows())
+    popularity = dict(challenger.catalog.frame.select("item_id", "interactions").iter_rows())
     assert [card["interactions"] for card in groups["popular"]] == sorted(
         (card["interactions"] for card in groups["popular"]), reverse=True
     )
-    seen = set()
+    item_ids = set()
     for card in [*groups["changed"], *groups["popular"]]:
-        seen.add(card["item_id"])
-        ten, ten_before = (
+        item_ids.add(card["item_id"])
+        neighbors, champion_neighbors = (
             [neighbor.item_id for neighbor in release.similar(card["item_id"], 10).neighbors]
-            for release in (now, before)
+            for release in (challenger, champion)
         )
         assert card["interactions"] == popularity[card["item_id"]]
-        assert card["shared"] == len({*ten} & {*ten_before})
-        assert [each["item_id"] for each in card["now"]] == ten[:6]
-        assert [each["item_id"] for each in card["before"]] == ten_before[:6]
-        assert all(each["both"] == (each["item_id"] in ten_before) for each in card["now"])
-    assert len(seen) == len(groups["changed"]) + len(groups["popular"])
-    least = min(
+        assert card["shared"] == len({*neighbors} & {*champion_neighbors})
+        assert [neighbor["item_id"] for neighbor in card["now"]] == neighbors[:6]
+        assert [neighbor["item_id"] for neighbor in card["before"]] == champion_neighbors[:6]
+        assert all(neighbor["both"] == (neighbor["item_id"] in champion_neighbors) for neighbor in card["now"])
+    assert len(item_ids) == len(groups["changed"]) + len(groups["popular"])
+    min_shared = min(
         len(
-            {n.item_id for n in now.similar(item, 10).neighbors}
-            & {n.item_id for n in before.similar(item, 10).neighbors}
+            {n.item_id for n in challenger.similar(item, 10).neighbors}
+            & {n.item_id for n in champion.similar(item, 10).neighbors}
         )
-        for item in set(now.catalog.item_ids) & set(before.catalog.item_ids)
+        for item in set(challenger.catalog.item_ids) & set(champion.catalog.item_ids)
     )
-    assert groups["changed"][0]["shared"] == least
+    assert groups["changed"][0]["shared"] == min_shared
 
 
 def test_exposure_is_grouped_by_popularity(runs: Runs) -> None:
@@ -167,24 +167,25 @@ def test_exposure_is_grouped_by_popularity(runs: Runs) -> None:
     for shares in exposure.values():
         assert sum(shares.values()) == pytest.approx(1)
     popularity = dict(release.catalog.frame.select("item_id", "interactions").iter_rows())
-    shown = [n.item_id for item in popularity for n in release.similar(item, 10).neighbors]
-    assert exposure["neighbors"]["new"] == pytest.approx(sum(not popularity[item] for item in shown) / len(shown))
+    neighbors = [n.item_id for item in popularity for n in release.similar(item, 10).neighbors]
+    new_neighbors = sum(not popularity[item_id] for item_id in neighbors)
+    assert exposure["neighbors"]["new"] == pytest.approx(new_neighbors / len(neighbors))
     assert exposure["items"]["new"] == pytest.approx(1 / 49)
     assert exposure["interactions"]["new"] == 0
 
 
 def test_map_shows_the_first_two_principal_components(runs: Runs) -> None:
-    """Distances on the map are proportional to those in the two components of largest variance."""
-    release, drawn = runs.second.release, runs.second.report["map"]
+    """Distances on the map are proportional to distances in these components."""
+    release, item_map = runs.second.release, runs.second.report["map"]
     centered = release.vectors - release.vectors.mean(axis=0)
     values, axes = np.linalg.eigh(centered.T @ centered)
     projected = centered @ axes[:, -2:]
-    assert drawn["variance"] == pytest.approx(values[-2:].sum() / values.sum(), abs=1e-5)
-    on_map = np.array([(item["x"], item["y"]) for item in drawn["items"]])
-    distances, map_distances = (np.linalg.norm(each[:, None] - each, axis=2) for each in (projected, on_map))
+    assert item_map["variance"] == pytest.approx(values[-2:].sum() / values.sum(), abs=1e-5)
+    map_points = np.array([(item["x"], item["y"]) for item in item_map["items"]])
+    distances, map_distances = (np.linalg.norm(p[:, None] - p, axis=2) for p in (projected, map_points))
     assert map_distances == pytest.approx(distances * map_distances.max() / distances.max(), abs=0.05)
-    assert on_map.min() >= 0
-    assert on_map.max() <= 100
+    assert map_points.min() >= 0
+    assert map_points.max() <= 100
 
 
 def test_overlap_equals_the_overlap_of_the_gate(runs: Runs) -> None:
@@ -195,7 +196,7 @@ def test_overlap_equals_the_overlap_of_the_gate(runs: Runs) -> None:
 
 
 def test_different_settings_are_listed(runs: Runs) -> None:
-    """Only settings that affect a release count, not the limits of the gate."""
+    """Settings that do not affect a release, such as the limits of the gate, are not listed."""
     assert runs.second.report["settings"] == []
     settings = {
         setting["name"]: (setting["champion"], setting["challenger"]) for setting in runs.refused.report["settings"]
@@ -211,11 +212,9 @@ def test_feedback_gives_click_through_by_release(runs: Runs) -> None:
     assert runs.first.report["online"] is None
     run = runs.second
     online = run.report["online"]
-    releases = {
-        each["release_id"]: (each["shown"], each["clicked"], each["click_through"]) for each in online["releases"]
-    }
+    releases = {row["release_id"]: (row["shown"], row["clicked"], row["click_through"]) for row in online["releases"]}
     assert releases == {"other": (200, 3, 0.015), runs.first.context.run.run_id: (40, 10, 0.25)}
-    assert all(each["low"] < each["click_through"] < each["high"] for each in online["releases"])
+    assert all(row["low"] < row["click_through"] < row["high"] for row in online["releases"])
     assert online["unusable"] == 3
     assert " 25.00% " in run.page.seen
     assert " 3 rows could not be used." in run.page.seen
@@ -232,7 +231,7 @@ def test_first_run_has_no_champion_to_compare_with(runs: Runs) -> None:
     assert "in place of" not in run.page.seen
 
 
-def test_page_of_a_promoted_run(runs: Runs) -> None:
+def test_page_of_a_promoted_run_shows_checks_stages_and_metrics(runs: Runs) -> None:
     run = runs.second
     page, report = run.page, run.report
     assert run.summary["outcome"] == "promoted"
@@ -289,10 +288,10 @@ def test_report_of_a_failed_run_covers_its_finished_stages(tmp_path: Path, monke
     assert report["data"]["interactions"] > 0
 
 
-def test_report_of_a_run_without_finished_stages(tmp_path: Path) -> None:
+def test_report_of_a_run_without_finished_stages_names_both_errors(tmp_path: Path) -> None:
     """Unreadable feedback does not prevent the report."""
     config = world.write(tmp_path)
-    (tmp_path / "interactions.parquet").write_bytes(b"PAR1 no more")
+    (tmp_path / "interactions.parquet").write_bytes(b"PAR1 truncated")
     (tmp_path / "feedback.csv").write_text("release,shown,clicked\na,1,1\n")
     run = execute(config, [f"data.feedback={tmp_path}/feedback.csv"])
     assert "column 'release_id' must exist" in run.page.seen
@@ -300,8 +299,7 @@ def test_report_of_a_run_without_finished_stages(tmp_path: Path) -> None:
     assert "failed in stage prepare" in run.page.seen
 
 
-def test_report_and_page_are_replaced_together(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rendering is interrupted."""
+def test_interrupted_rendering_changes_neither_report_nor_page(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = runs.second.context.run.folder
     before = {path.name: path.read_bytes() for path in folder.glob("run_report.*")}
     monkeypatch.setattr(run_report, "render", Mock(side_effect=KeyboardInterrupt))
