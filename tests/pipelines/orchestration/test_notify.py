@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Write no log."""
+        """Log nothing."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def hook() -> Iterator[Hook]:
 
 
 @pytest.fixture
-def broken() -> Iterator[Hook]:
+def failing_hook() -> Iterator[Hook]:
     yield from serve_hook(503)
 
 
@@ -95,19 +95,17 @@ def test_command_receives_the_summary_and_its_arguments_unchanged(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code = "import sys; print('noise'); open(sys.argv[1], 'w').write(sys.stdin.read() + sys.argv[2])"
-    assert (
-        notification_errors(
-            NotifyConfig(command=(sys.executable, "-c", code, str(tmp_path / "summary"), "$(echo no) ; shell"))
-        )
-        == []
-    )
+    config = NotifyConfig(command=(sys.executable, "-c", code, str(tmp_path / "summary"), "$(echo no) ; shell"))
+    assert notification_errors(config) == []
     content = (tmp_path / "summary").read_text()
     assert json.loads(content.removesuffix("$(echo no) ; shell")) == SUMMARY
     assert capfd.readouterr().out == ""
 
 
-def test_webhook_error_status_is_reported_without_the_url(broken: Hook) -> None:
-    assert notification_errors(NotifyConfig(webhook=broken.url)) == ["The webhook was not notified: it answered 503."]
+def test_webhook_error_status_is_reported_without_the_url(failing_hook: Hook) -> None:
+    assert notification_errors(NotifyConfig(webhook=failing_hook.url)) == [
+        "The webhook was not notified: it answered 503."
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["http", "file", ""])

@@ -115,7 +115,7 @@ def test_champion_is_evaluated_on_the_same_queries(runs: Runs) -> None:
     low, high = champion_metrics["intervals"]["ndcg_at_20"]
     assert low < champion_metrics["ndcg_at_20"] < high
     change = next(check for check in report["decision"]["checks"] if check["name"] == "ndcg_at_20_change")
-    assert f"from {champions['ndcg_at_20']:.4f} to " in change["reason"]
+    assert f"from {champion_metrics['ndcg_at_20']:.4f} to " in change["reason"]
 
 
 def test_evaluating_a_release_again_gives_the_same_metrics(runs: Runs) -> None:

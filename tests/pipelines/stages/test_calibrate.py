@@ -1,4 +1,4 @@
-"""The stage on a world whose blocks are known, with vectors put there by hand."""
+"""The calibrate stage on synthetic data with known blocks and constructed embeddings."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from recsys.testing import world
 
 
 def embedded(folder: Path, *overrides: str) -> RunContext:
-    """A night whose items point where their block does, more or less."""
+    """A run whose items have the direction of their block, with noise."""
     context = RunContext.from_config(load_config(world.write(folder), overrides))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
     items = Catalog.load(context.run.path(prepare.STAGE, CATALOG)).item_ids
@@ -34,7 +34,7 @@ def embedded(folder: Path, *overrides: str) -> RunContext:
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean", "manhattan"])
-def test_separates_items_of_one_block_from_others(tmp_path: Path, distance: str) -> None:
+def test_calibration_separates_pairs_within_a_block_from_other_pairs(tmp_path: Path, distance: str) -> None:
     context = embedded(tmp_path, f"tower.distance={distance}")
     manifest = calibrate(context.config, context.run, context.progress)
     users = world.BLOCKS * world.USERS_A_BLOCK
@@ -48,46 +48,45 @@ def test_separates_items_of_one_block_from_others(tmp_path: Path, distance: str)
     assert calibrate(context.config, context.run, context.progress) == manifest
 
 
-def people(folder: Path, pairs: int) -> list[str]:
-    """A world with judged pairs, half of them within a block; the override that names them."""
+def write_labeled_pairs(folder: Path, num_pairs: int) -> list[str]:
+    """Write the test world with labeled pairs, half of them within a block; return the override that names them."""
     world.write(folder)
     rng = np.random.default_rng(1)
     rows = []
-    for number in range(pairs):
-        (one, other), (place, shift) = rng.choice(world.BLOCKS, 2, replace=False), rng.integers(1, 8, 2)
+    for number in range(num_pairs):
+        (block, other_block), (position, shift) = rng.choice(world.BLOCKS, 2, replace=False), rng.integers(1, 8, 2)
         same = number % 2
-        second = f"item-{one if same else other}-{(place + shift) % 8}"
-        rows.append((f"item-{one}-{place}", second, same))
+        second = f"item-{block if same else other_block}-{(position + shift) % 8}"
+        rows.append((f"item-{block}-{position}", second, same))
     frame = pl.DataFrame(rows, schema=["item_a", "item_b", "same"], orient="row")
     frame.filter(pl.col("item_a") != pl.col("item_b")).write_csv(folder / "labeled.csv")
     return [f"data.labeled_pairs={folder / 'labeled.csv'}"]
 
 
-def test_uses_the_held_out_labeled_pairs(tmp_path: Path) -> None:
-    """And none of those that training saw."""
-    context = embedded(tmp_path, *people(tmp_path, 4_000))
-    judged = calibration_pairs(context.config, context.run)
+def test_uses_only_held_out_labeled_pairs(tmp_path: Path) -> None:
+    context = embedded(tmp_path, *write_labeled_pairs(tmp_path, 4_000))
+    pairs = calibration_pairs(context.config, context.run)
     training, held_out = train.load_labeled(context.run, context.config.train.seed)
-    assert sorted(zip(*(part.tolist() for part in judged), strict=True)) == sorted(
+    assert sorted(zip(*(part.tolist() for part in pairs), strict=True)) == sorted(
         zip(held_out.first.tolist(), held_out.second.tolist(), held_out.same.tolist(), strict=True)
     )
-    assert 200 < len(judged.same) < len(training) / 5
+    assert 200 < len(pairs.same) < len(training) / 5
     manifest = calibrate(context.config, context.run, context.progress)
-    assert (manifest["same"], manifest["different"]) == (judged.same.sum(), (~judged.same).sum())
+    assert (manifest["same"], manifest["different"]) == (pairs.same.sum(), (~pairs.same).sum())
     assert manifest["auc"] > 0.9
 
 
 def test_limits_the_pairs_of_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.stages.calibrate.MAX_PAIRS", 30)
-    context = embedded(tmp_path, *people(tmp_path, 4_000))
-    judged = calibration_pairs(context.config, context.run)
-    assert (judged.same.sum(), (~judged.same).sum()) == (30, 30)
-    again = calibration_pairs(context.config, context.run)
-    assert (judged.first == again.first).all()
+    context = embedded(tmp_path, *write_labeled_pairs(tmp_path, 4_000))
+    pairs = calibration_pairs(context.config, context.run)
+    assert (pairs.same.sum(), (~pairs.same).sum()) == (30, 30)
+    repeated = calibration_pairs(context.config, context.run)
+    assert (pairs.first == repeated.first).all()
 
 
 def test_too_few_labeled_pairs_are_not_an_error(tmp_path: Path) -> None:
-    context = embedded(tmp_path, *people(tmp_path, 20))
+    context = embedded(tmp_path, *write_labeled_pairs(tmp_path, 20))
     manifest = calibrate(context.config, context.run, context.progress)
     assert "needs 20 held-out pairs that belong together, and as many that do not" in manifest["reason"]
 

@@ -1,4 +1,4 @@
-"""The stage on a small world, with vectors put there by hand: its figures, and what they may depend on."""
+"""The evaluate stage on synthetic data and random embeddings: its metrics, and the data they depend on."""
 
 import json
 from collections.abc import Iterator
@@ -41,14 +41,14 @@ CUTS = (5, 10, 20)
 
 @pytest.fixture(scope="module", autouse=True)
 def small_protocol() -> Iterator[None]:
-    """Fewer values to try and fewer resamples than in a run."""
+    """Fewer candidate values and fewer resamples than in a run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "PROTOCOL", PROTOCOL)
         yield
 
 
 def indexed(folder: Path, *overrides: str, recency: float | None = RECENCY) -> RunContext:
-    """A night that is ready to be evaluated: random vectors, and a tower that nobody asks for."""
+    """A run whose index stage is done, with random embeddings and without a tower."""
     context = RunContext.from_config(load_config(folder / "recsys.toml", overrides))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
     num_items = context.run.manifest(prepare.STAGE)["num_items"]
@@ -66,8 +66,8 @@ def evaluated(context: RunContext) -> dict[str, Any]:
     return evaluate.evaluate(context.config, context.run, context.progress)
 
 
-def rows_of(folder: Path) -> dict[str, list[str]]:
-    """Item ids by user, oldest first."""
+def sequences_of(folder: Path) -> dict[str, list[str]]:
+    """Item ids by user, ordered by time."""
     rows = pl.read_parquet(folder / "interactions.parquet").sort("user_id", "timestamp")
     return {user: items["item_id"].to_list() for (user,), items in rows.partition_by("user_id", as_dict=True).items()}
 
@@ -100,7 +100,7 @@ def test_evaluates_every_baseline_with_both_query_kinds(context: RunContext, fig
 
 
 def test_evaluates_the_index_with_the_trained_recency(context: RunContext, figures: dict[str, Any]) -> None:
-    """Few items, so that the index finds what exact search finds."""
+    """With few items, the index returns nearly the results of exact search."""
     model = ExactIndex(np.load(context.run.path(embed.STAGE, EMBEDDINGS)))
     test = train.load_split(context.run).holdout("test", 1_000)
     popularity = Catalog.load(context.run.path(prepare.STAGE, CATALOG)).frame["interactions"].to_numpy()
@@ -116,8 +116,8 @@ def test_evaluates_the_index_with_the_trained_recency(context: RunContext, figur
 
 
 def test_popularity_agrees_with_a_naive_loop(context: RunContext, figures: dict[str, Any]) -> None:
-    """Counted before the test targets, asked for them, from the last item and from all before."""
-    users = rows_of(Path(context.config.data.interactions).parent)
+    """Popularity is counted before the test targets."""
+    users = sequences_of(Path(context.config.data.interactions).parent)
     ids = sorted(pl.read_csv(context.config.data.items or "")["item_id"])
     counts = dict.fromkeys(ids, 0)
     for items in users.values():
@@ -125,74 +125,72 @@ def test_popularity_agrees_with_a_naive_loop(context: RunContext, figures: dict[
             counts[item] += 1
     order = sorted(ids, key=lambda item: (-counts[item], ids.index(item)))
     for excluded, measured in ((slice(-2, -1), figures), (slice(0, -1), figures["history"])):
-        gains = []
+        ndcgs = []
         for items in users.values():
-            named = [item for item in order if item not in items[excluded]][:20]
-            gains.append(1 / np.log2(named.index(items[-1]) + 2) if items[-1] in named else 0.0)
-        assert measured["baselines"]["popularity"]["ndcg_at_20"] == pytest.approx(np.mean(gains))
+            popular = [item for item in order if item not in items[excluded]][:20]
+            ndcgs.append(1 / np.log2(popular.index(items[-1]) + 2) if items[-1] in popular else 0.0)
+        assert measured["baselines"]["popularity"]["ndcg_at_20"] == pytest.approx(np.mean(ndcgs))
 
 
 @pytest.mark.parametrize("split", [[], GLOBAL_TIME], ids=["leave one out", "global time"])
-def test_chooses_settings_without_the_test_targets(tmp_path: Path, split: list[str]) -> None:
-    """The same world with other test targets: other figures, the same choices, and the same figures of choosing."""
+def test_test_targets_do_not_affect_the_chosen_settings(tmp_path: Path, split: list[str]) -> None:
+    """With other test targets, the settings and validation metrics are equal, and the test metrics differ."""
     world.write(tmp_path / "one")
     folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 1))
     one, other = (evaluated(indexed(folder, *split)) for folder in folders)
     assert one["queries"] == other["queries"] == world.BLOCKS * world.USERS_A_BLOCK
     assert one["settings"] == other["settings"]
     assert one["validation"] == other["validation"]
-    for measured in (("baselines", "item_knn", "hr_at_20"), ("model", "hr_at_20")):
-        figures = [one, other]
-        for key in measured:
-            figures = [found[key] for found in figures]
-        assert figures[0] != figures[1]
+    assert one["baselines"]["item_knn"]["hr_at_20"] != other["baselines"]["item_knn"]["hr_at_20"]
+    assert one["model"]["hr_at_20"] != other["model"]["hr_at_20"]
 
 
-def test_chooses_settings_by_the_validation_targets(tmp_path: Path) -> None:
-    """Else nothing would be chosen at all."""
+def test_validation_targets_affect_the_validation_metrics(tmp_path: Path) -> None:
+    """Otherwise the test above would also pass if no settings were chosen."""
     world.write(tmp_path / "one")
     folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 2))
     one, other = (evaluated(indexed(folder)) for folder in folders)
     assert one["validation"]["baselines"] != other["validation"]["baselines"]
 
 
-def tried(context: RunContext) -> set[tuple[float, float]]:
-    """Windows and decays of the windowed baseline."""
+def evaluated_windows(context: RunContext) -> set[tuple[float, float]]:
+    """Return the windows and decays that are evaluated for the windowed baseline."""
     catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
-    found = evaluate.variants_before("validation", context.config, context.run, train.load_split(context.run), catalog)
-    return {(variant.settings["window"], variant.settings["decay"]) for variant in found["windowed_item_knn"]}
+    split = train.load_split(context.run)
+    variants = evaluate.variants_before("validation", context.config, context.run, split, catalog)
+    return {(variant.settings["window"], variant.settings["decay"]) for variant in variants["windowed_item_knn"]}
 
 
-def test_tries_the_windows_of_the_protocol_on_small_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_of_the_protocol_are_evaluated_on_small_logs_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.write(tmp_path)
-    prepared = ["prepare.window=4", "prepare.decay=2.0"]
-    interactions = world.BLOCKS * world.USERS_A_BLOCK * world.TOUCHED
-    context = indexed(tmp_path, *prepared)
+    num_interactions = world.BLOCKS * world.USERS_A_BLOCK * world.TOUCHED
+    context = indexed(tmp_path, "prepare.window=4", "prepare.decay=2.0")
     windows = ((2, 0.5), (3, 0.0), (4, 2.0))
-    few = PROTOCOL._replace(windows=windows, windows_max_interactions=interactions)
-    monkeypatch.setattr(evaluate, "PROTOCOL", few)
-    assert tried(context) == {(4, 2.0), (2, 0.5), (3, 0.0)}
-    monkeypatch.setattr(evaluate, "PROTOCOL", few._replace(windows_max_interactions=interactions - 1))
-    assert tried(context) == {(4, 2.0)}
+    protocol = PROTOCOL._replace(windows=windows, windows_max_interactions=num_interactions)
+    monkeypatch.setattr(evaluate, "PROTOCOL", protocol)
+    assert evaluated_windows(context) == {(4, 2.0), (2, 0.5), (3, 0.0)}
+    monkeypatch.setattr(evaluate, "PROTOCOL", protocol._replace(windows_max_interactions=num_interactions - 1))
+    assert evaluated_windows(context) == {(4, 2.0)}
 
 
 @pytest.mark.parametrize("target", ["validation", "test"])
 def test_counted_windows_agree_with_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any) -> None:
-    """Where every interaction weighs 1: the same window as prepare's and as one that is tried, the same answers."""
+    """If every interaction has weight 1, pairs of `prepare` and of a window of the protocol give equal neighbors."""
     world.write(tmp_path)
     monkeypatch.setattr(evaluate, "PROTOCOL", PROTOCOL._replace(windows=((3, 1.0),)))
-    answers = []
+    neighbors = []
     for context in (indexed(tmp_path, "prepare.window=3"), indexed(tmp_path)):
         catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
-        found = evaluate.variants_before(target, context.config, context.run, train.load_split(context.run), catalog)[
-            "windowed_item_knn"
-        ]
-        (variant,) = [v for v in found if v.settings == {"window": 3, "decay": 1.0, "shrinkage": 20.0}]
-        answers.append(variant.fit().top_k(Queries.from_items(np.arange(len(catalog), dtype=np.int32)), 10))
-    np.testing.assert_array_equal(*answers)
+        split = train.load_split(context.run)
+        variants = evaluate.variants_before(target, context.config, context.run, split, catalog)["windowed_item_knn"]
+        (variant,) = [v for v in variants if v.settings == {"window": 3, "decay": 1.0, "shrinkage": 20.0}]
+        neighbors.append(variant.fit().top_k(Queries.from_items(np.arange(len(catalog), dtype=np.int32)), 10))
+    np.testing.assert_array_equal(*neighbors)
 
 
-def test_no_users_to_evaluate_is_not_an_error(tmp_path: Path) -> None:
+def test_data_without_targets_is_not_an_error(tmp_path: Path) -> None:
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
     rows.filter(pl.col("timestamp") < 1_600_000_000 + 120).write_parquet(tmp_path / "interactions.parquet")
@@ -203,8 +201,8 @@ def test_no_users_to_evaluate_is_not_an_error(tmp_path: Path) -> None:
     assert set(figures["history"]["baselines"]) == BASELINES
 
 
-def test_without_validation_all_use_the_default_recency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through time: everybody pauses on the day of validation."""
+def test_default_recency_is_used_without_validation_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data is split by time, and no user has an interaction in the validation period."""
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
     last = 1_600_000_000 + 60 * (world.TOUCHED - 1)

@@ -1,4 +1,4 @@
-"""The stage on vectors put there by hand: its files, resumed after a kill, and a night whose index is in shards."""
+"""The index stage on random embeddings: its files, resuming after a kill, and a run whose index has several shards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DIMENSION = 8
 
 
 def embedded(folder: Path, num_items: int, *overrides: str) -> RunContext:
-    """A night that is ready to be indexed: random vectors, of a catalog that nobody asks for."""
+    """A run whose embed stage is done, with random embeddings and without a catalog."""
     world.write(folder)
     context = RunContext.from_config(load_config(folder / "recsys.toml", overrides))
     vectors = np.random.default_rng(0).normal(size=(num_items, DIMENSION))
@@ -42,12 +42,12 @@ def embedded(folder: Path, num_items: int, *overrides: str) -> RunContext:
 
 
 def files_of(context: RunContext) -> dict[str, bytes]:
-    """All that the stage wrote, by name."""
+    """Files of the stage, by name."""
     return {path.name: path.read_bytes() for path in context.run.path(indexing.STAGE).iterdir()}
 
 
 @pytest.mark.parametrize(("shard_items", "count"), [(300, 1), (299, 2), (70, 5)])
-def test_each_shard_is_a_file_of_its_own_items(tmp_path: Path, shard_items: int, count: int) -> None:
+def test_each_shard_is_the_index_of_its_items(tmp_path: Path, shard_items: int, count: int) -> None:
     context = embedded(tmp_path, 300, f"resources.memory_mb={memory_mb(shard=shard_items)}")
     manifest = indexing.index(context.config, context.run, context.progress)
     shards = plan_shards(300, shard_items)
@@ -55,22 +55,22 @@ def test_each_shard_is_a_file_of_its_own_items(tmp_path: Path, shard_items: int,
     assert manifest["shards"] == len(shards) == count
     vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS))
     for shard in shards:
-        alone = tmp_path / "alone.ann"
-        annoy_index.build(vectors[shard.start : shard.stop], context.config.index, alone)
-        assert context.run.path(indexing.STAGE, shard.file).read_bytes() == alone.read_bytes()
+        expected = tmp_path / "expected.ann"
+        annoy_index.build(vectors[shard.start : shard.stop], context.config.index, expected)
+        assert context.run.path(indexing.STAGE, shard.file).read_bytes() == expected.read_bytes()
 
 
-def test_the_recall_is_measured_on_merged_results(tmp_path: Path) -> None:
+def test_recall_is_measured_on_merged_results(tmp_path: Path) -> None:
     settings = ("resources.memory_mb=0.36", "index.recall_target=0.9", "index.recall_floor=0.8", "index.n_trees=3")
     context = embedded(tmp_path, 1_000, *settings)
     manifest = indexing.index(context.config, context.run, context.progress)
     vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS))
     shards = plan_shards(1_000, 90)
-    built = annoy_index.load(context.run.path(indexing.STAGE), shards, vectors, manifest["search_k"])
-    everyone, k = np.arange(1_000, dtype=np.int32), RECALL_K
-    found, exact = built.neighbors(everyone, k), ExactIndex(vectors).neighbors(everyone, k)
-    share = np.mean([len({*row} & {*other}) / k for row, other in zip(found.tolist(), exact.tolist(), strict=True)])
-    assert manifest["recall"] == pytest.approx(share, abs=1e-3)
+    index = annoy_index.load(context.run.path(indexing.STAGE), shards, vectors, manifest["search_k"])
+    items, k = np.arange(1_000, dtype=np.int32), RECALL_K
+    returned, nearest = index.neighbors(items, k).tolist(), ExactIndex(vectors).neighbors(items, k).tolist()
+    recall = np.mean([len({*row} & {*exact}) / k for row, exact in zip(returned, nearest, strict=True)])
+    assert manifest["recall"] == pytest.approx(recall, abs=1e-3)
     assert 0.9 <= manifest["recall"] < 1
 
 
@@ -87,46 +87,46 @@ def test_every_runner_builds_the_same_files(tmp_path: Path, profile: str) -> Non
 # --- killed and resumed
 
 
-def finished(workspace: Path) -> list[Path]:
-    """Shards of a stage that is not finished."""
+def finished_shards(workspace: Path) -> list[Path]:
+    """Return the finished shards of a stage that is not finished."""
     return sorted(workspace.glob("runs/*/.tmp-index-*/index-*.ann"))
 
 
-def test_after_a_kill_builds_only_the_missing_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_stage_resumes_with_the_missing_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("resources.memory_mb=2.0",)
     context = embedded(tmp_path, 20_000, *settings)
     command = [program.RECSYS, "index", "--config", tmp_path / "recsys.toml"]
     command += [part for setting in settings for part in ("--set", setting)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
         while job.poll() is None:
-            if len(finished(tmp_path / "workspace")) >= 3:
+            if len(finished_shards(tmp_path / "workspace")) >= 3:
                 job.kill()
                 break
     assert job.returncode == -9
-    there = {path.name for path in finished(tmp_path / "workspace")}
-    assert 3 <= len(there) <= 40
+    finished = {path.name for path in finished_shards(tmp_path / "workspace")}
+    assert 3 <= len(finished) <= 40
 
     built = set()
     build = annoy_index.build
 
-    def counting(vectors: Any, config: Any, path: Path, **named: Any) -> Any:
+    def recorded_build(vectors: Any, config: Any, path: Path, **options: Any) -> Any:
         built.add(path.stem)
-        return build(vectors, config, path, **named)
+        return build(vectors, config, path, **options)
 
-    monkeypatch.setattr(annoy_index, "build", counting)
+    monkeypatch.setattr(annoy_index, "build", recorded_build)
     indexing.index(context.config, context.run, context.progress)
-    assert built == {shard.file for shard in plan_shards(20_000, 500)} - there
+    assert built == {shard.file for shard in plan_shards(20_000, 500)} - finished
 
     undisturbed = embedded(tmp_path / "undisturbed", 20_000, *settings)
     indexing.index(undisturbed.config, undisturbed.run, undisturbed.progress)
     assert files_of(context) == files_of(undisturbed)
 
 
-# --- a whole night
+# --- a complete run
 
 
-def test_a_run_with_many_shards_returns_the_same_neighbors(tmp_path: Path) -> None:
-    """Look-up and export agree, and find the block of an item, in whatever shards its items lie."""
+def test_run_with_several_shards_returns_the_neighbors_of_all_shards(tmp_path: Path) -> None:
+    """Queries and export agree and return the block of an item, although its items are in several shards."""
     config = world.write(tmp_path)
     flags = ("--config", config, "--set", "resources.memory_mb=0.04")
     done = program.run("nightly", *flags, "--json")
@@ -137,12 +137,12 @@ def test_a_run_with_many_shards_returns_the_same_neighbors(tmp_path: Path) -> No
     assert [shard.stop - shard.start for shard in shards] == [9, 10, 10, 10, 10]
     assert {path.name for path in release.path.glob("*.ann")} == {shard.file for shard in shards}
 
-    item, *others = world.item_ids(1)
-    held = [range(shard.start, shard.stop) for shard in shards]
-    numbers = [release.catalog.item_number(other) for other in [item, *others]]
-    assert len([items for items in held if {*items} & {*numbers}]) > 1
-    done = program.run("similar", item, "--k", len(others), "--release", release.path, "--json")
-    assert {near["item_id"] for near in json.loads(done.stdout)["neighbors"]} == set(others)
+    item, *expected = world.item_ids(1)
+    ranges = [range(shard.start, shard.stop) for shard in shards]
+    item_numbers = [release.catalog.item_number(item_id) for item_id in [item, *expected]]
+    assert len([numbers for numbers in ranges if {*numbers} & {*item_numbers}]) > 1
+    done = program.run("similar", item, "--k", len(expected), "--release", release.path, "--json")
+    assert {neighbor["item_id"] for neighbor in json.loads(done.stdout)["neighbors"]} == set(expected)
 
     done = program.run("export", *flags, "--k", 48, "--to", tmp_path / "all.jsonl", "--json")
     assert done.returncode == 0, done.stderr
@@ -150,7 +150,7 @@ def test_a_run_with_many_shards_returns_the_same_neighbors(tmp_path: Path) -> No
     assert exported["item_id"].to_list() == list(release.catalog.item_ids)
     for item_id, neighbors in exported.select("item_id", "neighbors").iter_rows():
         similar = release.similar(item_id, 48).neighbors
-        assert [(near["item_id"], near["similarity"]) for near in neighbors] == [
-            (near.item_id, near.similarity) for near in similar
+        assert [(neighbor["item_id"], neighbor["similarity"]) for neighbor in neighbors] == [
+            (neighbor.item_id, neighbor.similarity) for neighbor in similar
         ]
         assert len(neighbors) == 48
