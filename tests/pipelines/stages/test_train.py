@@ -44,7 +44,7 @@ def prepared(folder: Path, *overrides: str) -> RunContext:
 
 
 def moved(folder: Path, step: int) -> Path:
-    """The world with another item at one step of each user, an item of another block."""
+    """Write the test world with an item of another block at one step of each user."""
     world.write(folder)
     rows = pl.read_parquet(folder / "interactions.parquet")
     block, position = (pl.col("item_id").str.split("-").list.get(part).cast(pl.Int64) for part in (1, 2))
@@ -55,7 +55,7 @@ def moved(folder: Path, step: int) -> Path:
 
 
 def labeled(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
-    """The world with labeled pairs."""
+    """Write the test world with labeled pairs."""
     world.write(folder)
     frame = pl.DataFrame(rows, schema=["item_a", "item_b", "same"], orient="row")
     frame.write_csv(folder / "labeled.csv")
@@ -66,11 +66,11 @@ def labeled(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
 
 ACROSS = [(f"item-0-{p}", f"item-1-{p}", 1) for p in range(8)] + [(f"item-2-{p}", f"item-3-{p}", 1) for p in range(8)]
 WITHIN = [(f"item-{b}-{p}", f"item-{b}-{(p + 1) % 8}", 0) for b in range(4) for p in range(8)]
-"""Labels opposite to the interactions: items of a block have interactions by the same users, but are different."""
+"""Labels opposite to the interactions: items of a block are labeled as different."""
 
 
 def embeddings_of(context: RunContext) -> Vectors:
-    """Embeddings of the catalog by the tower that the stage saved."""
+    """Return the embeddings of the catalog by the tower that the stage saved."""
     from recsys.features.encoding import Features
     from recsys.model import tower
 
@@ -125,13 +125,13 @@ def test_history_phase_is_undone_if_its_score_is_clearly_worse(
     evaluate = Validation.evaluate
     scores: list[float] = []
 
-    def replaced(self: Any, embeddings: Any) -> dict[str, float]:
+    def evaluate_with_share(self: Any, embeddings: Any) -> dict[str, float]:
         figures = evaluate(self, embeddings)
         figures[VALIDATION_SCORE] = scores[-1] * share if scores else figures[VALIDATION_SCORE]
         scores.append(figures[VALIDATION_SCORE])
         return figures
 
-    monkeypatch.setattr(Validation, "evaluate", replaced)
+    monkeypatch.setattr(Validation, "evaluate", evaluate_with_share)
     assert fit(context, validation_plan(context.config)).passes == (1, passes)
 
 
@@ -145,7 +145,7 @@ def test_history_phase_follows_the_pair_phase_and_changes_the_tower(tmp_path: Pa
     )
     assert (before.passes, after.passes) == ((1, 0), (1, 2))
     expected = [("pairs", 1), ("pairs", 1), ("histories", 2), ("histories", 3)]
-    assert [each for each in reported if each[0] != "new_items"] == expected
+    assert [entry for entry in reported if entry[0] != "new_items"] == expected
     assert (len(before.curve), len(after.curve)) == (1, 3)
     assert after.curve[0] == pytest.approx(before.curve[0])
     assert np.abs(after.embeddings - before.embeddings).max() > 1e-4
@@ -164,17 +164,17 @@ def test_users_with_fewer_than_three_interactions_give_no_validation_and_no_rece
 
 
 def with_new_items(folder: Path) -> Path:
-    """The world without interactions of some items; their genre is that of their block."""
+    """Write the test world without the interactions of one item per block."""
     world.write(folder)
     rows = pl.read_parquet(folder / "interactions.parquet")
     rows.filter(~pl.col("item_id").str.ends_with("-0")).write_parquet(folder / "interactions.parquet")
     return folder
 
 
-def test_new_items_are_embedded_near_their_block_and_known_items_do_not_change(tmp_path: Path) -> None:
+def test_new_items_are_embedded_near_their_block_and_other_items_do_not_change(tmp_path: Path) -> None:
     with_new_items(tmp_path)
     reported: list[tuple[str, int]] = []
-    contexts = [prepared(tmp_path, "train.learning_rate=0.03", f"train.new_items={used}") for used in ("true", "false")]
+    contexts = [prepared(tmp_path, "train.learning_rate=0.03", f"train.new_items={flag}") for flag in ("true", "false")]
     fitted, without = (
         fit(
             context, final_plan(context.config, Passes(3, 1)), lambda phase, number, _: reported.append((phase, number))
@@ -202,14 +202,14 @@ def test_new_item_phase_is_omitted_without_features(tmp_path: Path) -> None:
 
 
 def test_validation_ignores_new_items(tmp_path: Path) -> None:
-    """They resemble their block and would be among its nearest items: compared with a catalog without them."""
+    """New items are near their block, but the metrics equal those of a catalog without new items."""
     contexts = []
     for name in ("with", "without"):
         folder = with_new_items(tmp_path / name)
         if name == "without":
             items = pl.read_csv(folder / "items.csv")
-            touched = pl.read_parquet(folder / "interactions.parquet")["item_id"]
-            items.filter(pl.col("item_id").is_in(touched.implode())).write_csv(folder / "items.csv")
+            interacted = pl.read_parquet(folder / "interactions.parquet")["item_id"]
+            items.filter(pl.col("item_id").is_in(interacted.implode())).write_csv(folder / "items.csv")
         contexts.append(prepared(folder, "train.history_passes=1"))
     with_new, without = (fit(context, validation_plan(context.config)) for context in contexts)
     assert len(with_new.embeddings) > len(without.embeddings)
@@ -244,7 +244,7 @@ def test_interrupted_new_item_phase_is_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [["train.history_passes=1"], GLOBAL_TIME], ids=["leave one out", "global time"])
 def test_interactions_at_or_after_the_test_target_do_not_affect_the_tower(tmp_path: Path, options: list[str]) -> None:
-    """The same world with other test targets has the same passes, recency, figures and tower."""
+    """With other test targets, the passes, the recency, the metrics and the tower are the same."""
     world.write(tmp_path / "one")
     folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 1))
     contexts = [prepared(folder, *options) for folder in folders]
@@ -269,7 +269,7 @@ def test_interactions_before_the_test_target_affect_the_tower(tmp_path: Path) ->
 def test_interactions_at_or_after_the_validation_target_do_not_affect_the_validation_fit(
     tmp_path: Path, split: list[str]
 ) -> None:
-    """With one pass, so that the validation queries, which may use the targets, have no effect."""
+    """There is one pass, because validation queries may use the targets and could change the number of passes."""
     world.write(tmp_path / "one")
     other = moved(moved(tmp_path / "other", step=world.TOUCHED - 1), step=world.TOUCHED - 2)
     fits = []
@@ -298,14 +298,14 @@ def test_labeled_pairs_are_learned_and_interactions_are_not(tmp_path: Path, loss
     assert similarity(ACROSS) > similarity(WITHIN) + 0.3
 
     other = labeled(tmp_path / "other", ACROSS + WITHIN)
-    world_of_others = pl.read_parquet(moved(tmp_path / "moved", step=1) / "interactions.parquet")
-    world_of_others.write_parquet(other / "interactions.parquet")
-    again = fit(prepared(other, *options, "items.categorical=[]"), plan)
-    np.testing.assert_array_equal(fitted.embeddings, again.embeddings)
+    changed_rows = pl.read_parquet(moved(tmp_path / "moved", step=1) / "interactions.parquet")
+    changed_rows.write_parquet(other / "interactions.parquet")
+    refitted = fit(prepared(other, *options, "items.categorical=[]"), plan)
+    np.testing.assert_array_equal(fitted.embeddings, refitted.embeddings)
 
 
 def test_labeled_pairs_that_are_held_out_do_not_affect_the_tower(tmp_path: Path) -> None:
-    """With other labels in the held-out part the tower is the same."""
+    """With other labels in the held-out part, the tower is the same."""
     rows = ACROSS + WITHIN
     context = prepared(labeled(tmp_path / "one", rows), "train.loss=contrastive")
     _, held_out = train.load_labeled(context.run, context.config.train.seed)
@@ -314,7 +314,7 @@ def test_labeled_pairs_that_are_held_out_do_not_affect_the_tower(tmp_path: Path)
     assert 0 < len(heldout_ids) < len(rows)
     changed = [(a, b, 1 - same if (a, b) in heldout_ids else same) for a, b, same in rows]
     other = prepared(labeled(tmp_path / "other", changed), "train.loss=contrastive")
-    first, second = (fit(each, final_plan(each.config, Passes(1, 0))) for each in (context, other))
+    first, second = (fit(run, final_plan(run.config, Passes(1, 0))) for run in (context, other))
     np.testing.assert_array_equal(first.embeddings, second.embeddings)
 
 
@@ -335,7 +335,7 @@ def warm(folder: Path, release: Path, *overrides: str) -> RunContext:
 
 
 def test_warm_start_begins_with_the_embeddings_of_the_earlier_tower(tmp_path: Path) -> None:
-    """At a learning rate of nearly 0 known items keep their embeddings; the new item has a tower of its own now."""
+    """With a learning rate near 0, embeddings do not change, except for the new item, which has a separate encoder."""
     context = warm(tmp_path, GOLDEN, "train.learning_rate=1e-12")
     fitted = fit(context, final_plan(context.config, Passes(1, 0)))
     new = item_numbers(context)[world.NEW_ITEM]
@@ -366,18 +366,18 @@ def test_rejects_a_warm_start_from_a_folder_that_is_not_a_release(tmp_path: Path
         folder.mkdir()
         if content:
             (folder / MANIFEST).write_text(content)
-        with pytest.raises(InputError, match=r"data\.warm_start must be the folder of a release") as caught:
+        with pytest.raises(InputError, match=r"data\.warm_start must be the folder of a release") as error:
             RunContext.from_config(load_config(tmp_path / "recsys.toml", [f"data.warm_start={folder}"]))
-        assert str(folder) in str(caught.value)
+        assert str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize("damaged", [TOWER, FEATURES])
-def test_rejects_a_warm_start_from_a_damaged_release(tmp_path: Path, damaged: str) -> None:
+@pytest.mark.parametrize("file", [TOWER, FEATURES])
+def test_rejects_a_warm_start_from_a_damaged_release(tmp_path: Path, file: str) -> None:
     copy = tmp_path / "release"
     shutil.copytree(GOLDEN, copy)
-    (copy / damaged).write_bytes((copy / damaged).read_bytes()[:-1])
+    (copy / file).write_bytes((copy / file).read_bytes()[:-1])
     context = warm(tmp_path / "world", copy)
-    with pytest.raises(InputError, match=rf"data\.warm_start must be .* bytes of {damaged}"):
+    with pytest.raises(InputError, match=rf"data\.warm_start must be .* bytes of {file}"):
         run_stage(context)
     assert not context.run.done(train.STAGE)
 
