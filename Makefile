@@ -1,4 +1,4 @@
-# Every task of this repository, for people and for CI. `make` lists them.
+# Tasks of this repository, for developers and CI. `make` lists them.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,29 +6,29 @@ BIN := $(VENV)/bin
 EXTRAS := bench client dev docs export jobs otel s3 serve tracking train tune
 DEMO := demo
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
-# data sets outside the repository; the tests that need them are skipped without it
+# folder of data sets outside the repository; without it, tests that need them are skipped
 export RECSYS_DATASETS ?= $(abspath $(wildcard ../shared/data))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-lowest flink spark bench openapi settings serve docs dist clean check locks
 
-help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/.installed ## the whole night on MovieLens 100k, and what it found
+demo: $(VENV)/.installed ## run the pipeline on MovieLens 100k and show neighbors of three films
 	@$(BIN)/recsys data movielens-100k --output $(DEMO)
 	@$(BIN)/recsys nightly --config $(DEMO)/recsys.toml
 	@$(BIN)/recsys similar 1 50 98 --k 5 --config $(DEMO)/recsys.toml
 
-test: check ## lint, types, import contracts, and the quick tests with branch coverage
+test: check ## run the checks and the quick tests with branch coverage
 	$(PYTEST) -m "not slow and not e2e" --cov
 
-test-all: test ## everything: also the slow tests, whole runs in processes of their own, Flink and Spark
+test-all: test ## run all tests: also slow and end-to-end tests, Flink and Spark
 	$(PYTEST) -m "slow or e2e"
 	@if command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) flink spark; \
 	  else echo "skipped: make flink, make spark (they need Java 17 and Maven)"; fi
 
-test-lowest: $(VENV)/.installed ## the unit tests with the lowest versions that pyproject.toml allows
+test-lowest: $(VENV)/.installed ## run the unit tests with the lowest versions that pyproject.toml allows
 	rm -rf .venv-lowest && mkdir .venv-lowest
 	$(BIN)/uv pip compile pyproject.toml --quiet --resolution lowest-direct --python-version 3.11 --no-header --no-annotate \
 	  --output-file .venv-lowest/requirements.txt $(foreach extra,$(filter-out bench dev docs,$(EXTRAS)),--extra $(extra))
@@ -37,47 +37,47 @@ test-lowest: $(VENV)/.installed ## the unit tests with the lowest versions that 
 	.venv-lowest/bin/python -m pip install --quiet --editable ".[dev]" --constraint .venv-lowest/requirements.txt
 	.venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not e2e" tests/recsys
 
-check: $(VENV)/.installed ## lint, types and import contracts alone
+check: $(VENV)/.installed ## run the linter, the type checker and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-flink: $(VENV)/.installed build/flink/.fetched ## the Beam jobs on Flink, embedded and as a cluster: the same rows as here
+flink: $(VENV)/.installed build/flink/.fetched ## test that the Beam jobs give the same rows on Flink, embedded and on a cluster
 	RECSYS_JOB_SERVERS=$(abspath build) $(BIN)/python -m pytest tests/pipelines/beam/test_clusters.py -k flink --log-cli-level INFO
 
-spark: $(VENV)/.installed build/spark/.fetched ## the Beam jobs on embedded Spark: the same rows as here
+spark: $(VENV)/.installed build/spark/.fetched ## test that the Beam jobs give the same rows on embedded Spark
 	RECSYS_JOB_SERVERS=$(abspath build) $(BIN)/python -m pytest tests/pipelines/beam/test_clusters.py -k spark --log-cli-level INFO
 
 build/%/.fetched: runners/%.xml
-	@command -v mvn >/dev/null 2>&1 || { echo "error: Maven and Java 17 are needed to fetch Beam's job servers." >&2; exit 2; }
+	@command -v mvn >/dev/null 2>&1 || { echo "error: Maven and Java 17 are required to download the job servers of Beam." >&2; exit 2; }
 	mvn --quiet --batch-mode -Dmaven.artifact.threads=16 --file $< -Doutput=$(abspath $(@D)) package
 	@touch $@
 
-bench: $(VENV)/.installed ## speed and memory against plain code, as ratios of one run
+bench: $(VENV)/.installed ## measure speed and memory relative to plain implementations
 	$(BIN)/python -m benchmarks
 
-settings: $(VENV)/.installed ## write the example config and the settings page of the documentation
+settings: $(VENV)/.installed ## generate the example config and the settings page of the documentation
 	$(BIN)/python -m recsys.config.reference
 
-openapi: $(VENV)/.installed ## write the description of the service into docs/openapi.json
+openapi: $(VENV)/.installed ## generate the OpenAPI description of the service, docs/openapi.json
 	$(BIN)/python -m serving.openapi > docs/openapi.json
 
-serve: $(VENV)/.installed ## answer over HTTP from the demo's champion
+serve: $(VENV)/.installed ## serve the champion of the demo over HTTP
 	$(BIN)/recsys serve --config $(DEMO)/recsys.toml
 
-docs: $(VENV)/.installed ## build the documentation site into build/site, strictly and without network
+docs: $(VENV)/.installed ## build the documentation into build/site, offline; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 dist: $(VENV)/.installed ## build the source distribution and the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 
-clean: ## remove the environment, the demo and every cache
+clean: ## remove the environment, the demo and all caches
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-locks: $(VENV)/.installed ## compile the locked requirements of server, nightly run and development again
+locks: $(VENV)/.installed ## update the locked requirements
 	$(LOCK) --output-file requirements/server.txt --extra otel --extra s3 --extra serve
 	$(LOCK) --output-file requirements/server-mlflow.txt --extra otel --extra s3 --extra serve --extra tracking
 	$(LOCK) --output-file requirements/nightly.txt --extra export --extra jobs --extra s3 --extra tracking --extra train --extra tune
@@ -88,9 +88,9 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 
 $(VENV)/.installed: pyproject.toml requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "error: Python 3.11 or newer is needed. Received: $$($(PYTHON) --version 2>&1). Name one: make PYTHON=python3.12" >&2; exit 2; }
+	  { echo "error: Python 3.11 or later is required. Received: $$($(PYTHON) --version 2>&1). Run: make PYTHON=python3.12" >&2; exit 2; }
 	@command -v $${CXX:-c++} >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || \
-	  { echo "error: a C++ compiler is needed, since Annoy comes as source. Install g++ or clang." >&2; exit 2; }
+	  { echo "error: a C++ compiler is required to build Annoy. Install g++ or clang." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .

@@ -1,4 +1,4 @@
-"""What tests of several packages share: the program run in this process, and a release made of chosen vectors."""
+"""Fixtures of several packages: the command line in this process, releases, an S3 bucket, and MovieLens 100k."""
 
 import os
 import shutil
@@ -15,11 +15,11 @@ from filelock import FileLock
 from recsys.testing.releases import WriteRelease, release_writer
 
 pytest.register_assert_rewrite(*(f"recsys.testing.{kind}_contract" for kind in ("loss", "neighbors", "sink")))
-os.environ.setdefault("RECSYS_XLA", "0")  # here and in the processes that tests start
+os.environ.setdefault("RECSYS_XLA", "0")  # in this process and in processes that tests start
 
 
 class Outcome(NamedTuple):
-    """What a command did."""
+    """The result of a command."""
 
     exit_code: int
     out: str
@@ -31,19 +31,19 @@ Program = Callable[..., Outcome]
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
-    """`recsys ARGUMENTS…` in this process: that saves the imports of a new one."""
+    """Return a function that runs `recsys ARGUMENTS…` in this process, which saves the imports of a new process."""
     from recsys import command_line
 
-    monkeypatch.setenv("COLUMNS", "300")  # so that no message is wrapped
+    monkeypatch.setenv("COLUMNS", "300")  # no message is wrapped
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("RECSYS_CONFIG", raising=False)
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["recsys", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(SystemExit) as exit_info:
             command_line.main()
-        code = caught.value.code
+        code = exit_info.value.code
         return Outcome(0 if code is None else int(code), *capsys.readouterr())
 
     return run
@@ -59,7 +59,7 @@ def mlflow_template(
         return
     shared = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        shared = shared.parent  # of all workers
+        shared = shared.parent  # shared by all workers
     template, create = shared / "mlflow-template.db", registry._create_database
 
     def copy(database: Path) -> None:
@@ -75,13 +75,16 @@ def mlflow_template(
 
 @pytest.fixture
 def write_release(tmp_path: Path) -> WriteRelease:
-    """`release_writer` into a folder of the test."""
+    """Return a `release_writer` that writes to the temporary folder of the test."""
     return release_writer(tmp_path)
 
 
 @pytest.fixture
 def register_releases(write_release: WriteRelease) -> Callable[..., Any]:
-    """`register_releases(tracker, 3)` registers release-0 to release-2, which lie in its workspace, none in service."""
+    """Return a function that writes `count` releases to the workspace of a tracker and registers them.
+
+    Their ids are release-0, release-1, and so on. None is the champion.
+    """
     import json
 
     from recsys import Release
@@ -94,9 +97,9 @@ def register_releases(write_release: WriteRelease) -> Callable[..., Any]:
             manifest = json.loads((folder / "manifest.json").read_text())
             manifest |= {"release_id": f"release-{number}", "created_at": f"2024-01-0{number + 1}T02:00:00+00:00"}
             (folder / "manifest.json").write_text(json.dumps(manifest))
-            place = tracker.workspace / "releases" / f"release-{number}"
-            folder.rename(place)
-            versions.append(tracker.register(tracker.start_run(f"run-{number}", "snapshot"), Release.load(place)))
+            path = tracker.workspace / "releases" / f"release-{number}"
+            folder.rename(path)
+            versions.append(tracker.register(tracker.start_run(f"run-{number}", "snapshot"), Release.load(path)))
         return versions
 
     return register
@@ -104,7 +107,7 @@ def register_releases(write_release: WriteRelease) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket on a real S3 server, seen by another library than ours."""
+    """A bucket on an S3 server, accessed with boto3, which the project itself does not use."""
 
     client: Any
     name: str
@@ -129,7 +132,7 @@ class Bucket:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """URL of a real S3 server on this machine."""
+    """URL of an S3 server on this machine."""
     from tests.pipelines import servers
 
     with servers.s3() as url:
@@ -138,7 +141,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """An empty bucket. The environment has all that a library needs to find it, and no more."""
+    """An empty bucket. The environment variables give access to it and contain nothing else about AWS."""
     import boto3
     from s3fs import S3FileSystem
 
@@ -148,15 +151,15 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dummy")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "dummy")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    S3FileSystem.clear_instance_cache()  # one that was made in another environment would stay
-    found = Bucket(boto3.client("s3"), f"bucket-{uuid.uuid4()}")
-    found.client.create_bucket(Bucket=found.name)
-    return found
+    S3FileSystem.clear_instance_cache()  # an instance of another environment would be reused
+    bucket = Bucket(boto3.client("s3"), f"bucket-{uuid.uuid4()}")
+    bucket.client.create_bucket(Bucket=bucket.name)
+    return bucket
 
 
 @pytest.fixture(scope="session")
 def movielens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with MovieLens 100k and its config; skips where it cannot be fetched."""
+    """A folder with MovieLens 100k and its config. The test is skipped if the data cannot be downloaded."""
     from recsys.data import datasets
     from recsys.errors import InputError
 

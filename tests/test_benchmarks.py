@@ -1,4 +1,4 @@
-"""What the benchmarks make up is what the stages read, and what they count is right."""
+"""Synthetic data and metrics of the benchmarks."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from recsys.data.pairs import Pairs
 from recsys.index.exact import ExactIndex
 
 
-def test_the_made_up_pairs_of_the_memory_benchmark_are_read_as_prepared_ones_are(tmp_path):
+def test_synthetic_pairs_of_the_memory_benchmark_can_be_loaded(tmp_path):
     training.made_up(tmp_path / "pairs.parquet", positives=3)
     matrix = Pairs([tmp_path / "pairs.parquet"], training.PAIRS_ITEMS, "weight").to_matrix().toarray()
     assert (matrix > 0).sum() == 3 * len(matrix)
@@ -18,30 +18,30 @@ def test_the_made_up_pairs_of_the_memory_benchmark_are_read_as_prepared_ones_are
     assert matrix[last, 0] == matrix[0, 1]
 
 
-def test_pair_weights_are_the_gains_of_new_items():
-    """Three answers of which one is worth nothing and one pads, and a question whose best answers are all found."""
+def test_ndcg_of_new_items_uses_pair_weights_as_gains():
+    """The first result has an irrelevant item and padding; the second is ideal."""
     relevance = sparse.csr_array(np.array([[0, 5, 2, 0, 1], [0, 0, 0, 4, 3]], float))
-    answers = np.array([[2, 0, 4, -1], [3, 4, 0, 1]], np.int32)
-    best = 5 + 2 / np.log2(3) + 1 / np.log2(4)
-    assert new_items.ndcg(answers[:1], relevance[:1]) == pytest.approx((2 + 1 / np.log2(4)) / best)
-    assert new_items.ndcg(answers, relevance) == pytest.approx(((2 + 1 / np.log2(4)) / best + 1) / 2)
+    results = np.array([[2, 0, 4, -1], [3, 4, 0, 1]], np.int32)
+    ideal = 5 + 2 / np.log2(3) + 1 / np.log2(4)
+    assert new_items.ndcg(results[:1], relevance[:1]) == pytest.approx((2 + 1 / np.log2(4)) / ideal)
+    assert new_items.ndcg(results, relevance) == pytest.approx(((2 + 1 / np.log2(4)) / ideal + 1) / 2)
 
 
-def test_half_of_the_users_place_a_hidden_item_and_the_other_half_judge_it():
-    """Items 4 to 6 are hidden. Of 4 both halves say item 2, of 5 the first half says nothing, of 6 they disagree.
+def test_hidden_items_are_retrieved_by_one_half_of_the_users_and_judged_by_the_other():
+    """Items 4 to 6 are hidden. The halves agree on item 4 and disagree on item 6; the first has no pairs of item 5.
 
-    Where answers are equally near, the smaller number comes first.
+    Ties are ordered by item number.
     """
     vectors = np.eye(7, 5, dtype=np.float32)
-    vectors[[4, 5, 6]] = np.eye(5)[[1, 0, 3]]  # by features 4 is near item 1, and 6 near item 3, which is right
-    own, others = np.zeros((7, 7), np.float32), np.zeros((7, 7), np.float32)
-    own[[4, 6], [2, 0]] = 3
-    own[4, 6] = 9  # hidden as well: no place to be near
-    others[[4, 5, 6], [2, 0, 3]] = 2
-    halves = [sparse.csr_array(half) for half in (own, others)]
-    found = new_items._beside_own(halves, {"siamese": ExactIndex(vectors)}, vectors, np.array([4, 5, 6], np.int32))
+    vectors[[4, 5, 6]] = np.eye(5)[[1, 0, 3]]  # by features, item 4 is near item 1, and item 6 near item 3 (correct)
+    own_half, other_half = np.zeros((7, 7), np.float32), np.zeros((7, 7), np.float32)
+    own_half[[4, 6], [2, 0]] = 3
+    own_half[4, 6] = 9  # a pair of two hidden items is ignored
+    other_half[[4, 5, 6], [2, 0, 3]] = 2
+    halves = [sparse.csr_array(half) for half in (own_half, other_half)]
+    report = new_items._beside_own(halves, {"siamese": ExactIndex(vectors)}, vectors, np.array([4, 5, 6], np.int32))
     ranks = {"siamese": (3, 1), "own_half": (1, 4), "own_half_and_features": (2, 2)}
     expected = {name: np.mean([1 / np.log2(rank + 1) for rank in both]) for name, both in ranks.items()}
-    assert found["questions"] == 2
-    assert found["ndcg_at_20"] == pytest.approx(expected)
-    assert found["ratios"]["own_half"] == pytest.approx(expected["siamese"] / expected["own_half"])
+    assert report["questions"] == 2
+    assert report["ndcg_at_20"] == pytest.approx(expected)
+    assert report["ratios"]["own_half"] == pytest.approx(expected["siamese"] / expected["own_half"])

@@ -1,4 +1,4 @@
-"""The docs name what there is: commands, their options, settings, programs and files."""
+"""Commands, options, settings, modules and files that the documentation names exist."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from tests import ROOT
 
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
 FILES = {"ann", "csv", "html", "json", "jsonl", "keras", "npy", "parquet", "toml"}
-"""Endings of files that have the name of a table, as `index.ann`."""
+"""Suffixes of files whose name begins like a setting, such as `index.ann`."""
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-def codes(page: Path) -> list[str]:
-    """What a page shows as code: lines of its blocks, and what stands between backticks."""
+def code_spans(page: Path) -> list[str]:
+    """Return the code of a page: lines of code blocks, and inline code."""
     text = page.read_text()
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     return [*(line for block in blocks for line in block.splitlines()), *re.findall(r"`([^`\n]+)`", rest)]
 
 
-def found(page: Path, pattern: str) -> Iterator[Any]:
-    for code in codes(page):
+def matches(page: Path, pattern: str) -> Iterator[Any]:
+    """Yield the matches of a pattern in the code of a page."""
+    for code in code_spans(page):
         yield from re.findall(pattern, code)
 
 
-def named(words: list[str]) -> set[tuple[str, ...]]:
-    """What may be commands at the beginning of a line; several at once, as in `recsys releases list|show`."""
-    return {(words[0],)} | {(words[0], each) for word in words[1:2] for each in word.split("|")}
+def possible_commands(words: list[str]) -> set[tuple[str, ...]]:
+    """Return the commands that a line may name. `recsys releases list|show` names several."""
+    return {(words[0],)} | {(words[0], name) for word in words[1:2] for name in word.split("|")}
 
 
 def commands(group: Any, *before: str) -> Iterator[tuple[tuple[str, ...], set[str]]]:
-    """Every command with its options."""
+    """Yield each command with its options."""
     for name in group.list_commands(None):
         command = group.get_command(None, name)
         if hasattr(command, "list_commands"):
@@ -50,51 +51,53 @@ def commands(group: Any, *before: str) -> Iterator[tuple[tuple[str, ...], set[st
 
 
 COMMANDS = dict(commands(typer.main.get_command(app)))
-LINE = r"^(?:\$ )?(?:\.venv/bin/)?recsys ([a-z][^#]*)"
+COMMAND_LINE = r"^(?:\$ )?(?:\.venv/bin/)?recsys ([a-z][^#]*)"
 
 
-@every_page
-def test_commands_and_their_options_are_those_of_the_program(page: Path) -> None:
-    for line in found(page, LINE):
+@each_page
+def test_commands_and_their_options_exist(page: Path) -> None:
+    for line in matches(page, COMMAND_LINE):
         words = re.sub(r"'.*?'|\".*?\"", "TEXT", line).split()
-        options = [COMMANDS[command] for command in named(words) if command in COMMANDS]
+        options = [COMMANDS[command] for command in possible_commands(words) if command in COMMANDS]
         assert options, line
         assert {word.partition("=")[0] for word in words if word.startswith("--")} <= set[str]().union(*options), line
 
 
-def test_every_command_is_told_of() -> None:
-    told = {command for page in PAGES for line in found(page, LINE) for command in named(line.split())}
-    told |= {(code,) for page in PAGES for code in codes(page)}  # `recsys prepare`, `train`
-    assert COMMANDS.keys() <= told
+def test_every_command_is_documented() -> None:
+    documented = {
+        command for page in PAGES for line in matches(page, COMMAND_LINE) for command in possible_commands(line.split())
+    }
+    documented |= {(code,) for page in PAGES for code in code_spans(page)}  # `recsys prepare`, `train`
+    assert COMMANDS.keys() <= documented
 
 
-@every_page
-def test_options_by_themselves_are_those_of_a_program(page: Path) -> None:
-    known = set[str]().union(*COMMANDS.values())
+@each_page
+def test_options_without_a_command_exist(page: Path) -> None:
+    options = set[str]().union(*COMMANDS.values())
     for program in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("pipelines/commands/*.py")):
-        known |= set(re.findall(r'"(--[a-z-]+)"', program.read_text()))
-    assert set(found(page, r"^(--[a-z-]+)(?!\w)")) <= known
+        options |= set(re.findall(r'"(--[a-z-]+)"', program.read_text()))
+    assert set(matches(page, r"^(--[a-z-]+)(?!\w)")) <= options
 
 
-@every_page
-def test_settings_are_those_of_the_config(page: Path) -> None:
+@each_page
+def test_settings_exist(page: Path) -> None:
     tables: dict[str, Any] = {name: field.annotation for name, field in Config.model_fields.items()}
-    named = [*found(page, r"^([a-z]+)\.([a-z_]+)(?: = .*)?$"), *found(page, r"--set '?([a-z]+)\.([a-z_]+)=")]
+    settings = [*matches(page, r"^([a-z]+)\.([a-z_]+)(?: = .*)?$"), *matches(page, r"--set '?([a-z]+)\.([a-z_]+)=")]
     assert [
         f"{table}.{key}"
-        for table, key in named
+        for table, key in settings
         if table in tables and key not in FILES and key not in tables[table].model_fields
     ] == []
 
 
-@every_page
-def test_programs_and_files_are_there(page: Path) -> None:
-    modules = [name.replace(".", "/") for name in found(page, r"python -m ([\w.]+)")]
-    ours = [name for name in modules if name.partition("/")[0] in FOLDERS]
-    assert [n for n in ours if not ((ROOT / f"{n}.py").exists() or (ROOT / n / "__main__.py").exists())] == []
-    files = [name for name in found(page, r"^([a-z]+/[\w./-]+)$") if name.partition("/")[0] in FOLDERS]
+@each_page
+def test_modules_files_links_and_make_targets_exist(page: Path) -> None:
+    modules = [name.replace(".", "/") for name in matches(page, r"python -m ([\w.]+)")]
+    own_modules = [name for name in modules if name.partition("/")[0] in FOLDERS]
+    assert [n for n in own_modules if not ((ROOT / f"{n}.py").exists() or (ROOT / n / "__main__.py").exists())] == []
+    files = [name for name in matches(page, r"^([a-z]+/[\w./-]+)$") if name.partition("/")[0] in FOLDERS]
     assert [name for name in files if not (ROOT / name).exists()] == []
     links = re.findall(r"\]\(([^)#\s:]+)[)#]", page.read_text())
     assert [name for name in links if not (page.parent / name).exists()] == []
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(found(page, r"^(?:\$ )?make ([a-z]+)")) <= targets
+    assert set(matches(page, r"^(?:\$ )?make ([a-z]+)")) <= targets

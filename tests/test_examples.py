@@ -1,6 +1,6 @@
-"""The examples of how a night is started: each is read as its scheduler reads it, and what it starts is started.
+"""Examples for schedulers: each is parsed like its scheduler does, and its command is run with `--dry-run`.
 
-Airflow is not installed for the tests: a stand-in takes what the DAG file gives to it.
+Airflow is not installed for the tests; a stub records the arguments of the DAG file.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ EXAMPLES = ROOT / "examples"
 
 
 class Dag:
-    """What `airflow.DAG` takes; the operators that are made within it."""
+    """Stub of `airflow.DAG` with its arguments and the arguments of its operators."""
 
-    made: ClassVar[list[Dag]] = []
+    instances: ClassVar[list[Dag]] = []
 
-    def __init__(self, **given: Any) -> None:
-        self.given, self.tasks = given, list[dict[str, Any]]()
-        self.made.append(self)
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments, self.tasks = arguments, list[dict[str, Any]]()
+        self.instances.append(self)
 
     def __enter__(self) -> Self:
         return self
@@ -41,8 +41,8 @@ class Dag:
         pass
 
 
-def operator(**given: Any) -> None:
-    Dag.made[-1].tasks.append(given)
+def operator(**arguments: Any) -> None:
+    Dag.instances[-1].tasks.append(arguments)
 
 
 @pytest.fixture
@@ -53,52 +53,54 @@ def dag(monkeypatch: pytest.MonkeyPatch) -> Dag:
     modules[sdk].DAG, modules[bash].BashOperator = Dag, operator  # type: ignore[attr-defined]
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(Dag, "made", [])
+    monkeypatch.setattr(Dag, "instances", [])
     runpy.run_path(str(EXAMPLES / "airflow" / "recsys_nightly.py"))
-    (made,) = Dag.made
-    return made
+    (dag,) = Dag.instances
+    return dag
 
 
-def would_run(program: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> dict[str, Any]:
-    """What the command of an example would do, on the made-up world."""
+def dry_run(program: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> dict[str, Any]:
+    """Return the plan of the command of an example, for the test world."""
     monkeypatch.setenv("RECSYS_CONFIG", str(world.write(folder)))
     assert command[0] == "recsys"
     outcome = program(*command[1:], "--dry-run")
     assert outcome.exit_code == 0, outcome.err
-    found: dict[str, Any] = json.loads(outcome.out)
-    return found
+    plan: dict[str, Any] = json.loads(outcome.out)
+    return plan
 
 
-def test_airflow(dag: Dag, program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dag.given["dag_id"] == "recsys_nightly"
-    assert (dag.given["max_active_runs"], dag.given["catchup"]) == (1, False)
+def test_airflow_dag_starts_one_nightly_run_without_retries(
+    dag: Dag, program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dag.arguments["dag_id"] == "recsys_nightly"
+    assert (dag.arguments["max_active_runs"], dag.arguments["catchup"]) == (1, False)
     (task,) = dag.tasks
     assert task["retries"] == 0
     assert "RECSYS_CONFIG" in task["env"]
     command = task["bash_command"].replace("{{ data_interval_end.isoformat() }}", "2026-01-02T02:30:00+00:00")
-    planned = would_run(program, tmp_path, monkeypatch, shlex.split(command))
-    assert planned["as_of"].startswith("2026-01-02T02:30")
+    plan = dry_run(program, tmp_path, monkeypatch, shlex.split(command))
+    assert plan["as_of"].startswith("2026-01-02T02:30")
 
 
-def test_cron(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cron_entry_starts_a_nightly_run(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = (EXAMPLES / "cron" / "recsys").read_text().splitlines()
     (line,) = [line for line in lines if re.match(r"[\d*]", line)]
-    *when, user, command = line.split(maxsplit=6)
-    assert (len(when), user) == (5, "recsys")
+    *schedule, user, command = line.split(maxsplit=6)
+    assert (len(schedule), user) == (5, "recsys")
     words = shlex.split(command.partition(">>")[0])
-    would_run(program, tmp_path, monkeypatch, words[words.index("recsys") :])
+    dry_run(program, tmp_path, monkeypatch, words[words.index("recsys") :])
     assert any(re.fullmatch(r"RECSYS_CONFIG=\S+", line) for line in lines)
 
 
-def test_systemd(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_service_starts_a_nightly_run(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = (EXAMPLES / "systemd" / "recsys-nightly.service").read_text()
     (command,) = re.findall(r"^ExecStart=/usr/bin/env (.*)$", service, re.MULTILINE)
-    would_run(program, tmp_path, monkeypatch, shlex.split(command))
+    dry_run(program, tmp_path, monkeypatch, shlex.split(command))
     timer = (EXAMPLES / "systemd" / "recsys-nightly.timer").read_text()
     assert re.search(r"^OnCalendar=\S", timer, re.MULTILINE)
 
 
-def test_systemd_takes_both_units() -> None:
+def test_systemd_units_are_valid() -> None:
     verifier = shutil.which("systemd-analyze")
     if verifier is None:
         pytest.skip("systemd-analyze is not installed")
@@ -107,16 +109,18 @@ def test_systemd_takes_both_units() -> None:
     assert not [line for line in done.stderr.splitlines() if "recsys-nightly" in line], done.stderr
 
 
-def test_kubernetes(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kubernetes_job_starts_a_nightly_run_without_retries_of_rejections(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = yaml.safe_load((EXAMPLES / "kubernetes" / "cronjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
-    work = job["spec"]["jobTemplate"]["spec"]
-    (container,) = work["template"]["spec"]["containers"]
-    (rule,) = work["podFailurePolicy"]["rules"]
+    job_spec = job["spec"]["jobTemplate"]["spec"]
+    (container,) = job_spec["template"]["spec"]["containers"]
+    (rule,) = job_spec["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [1, 2]}
-    assert work["template"]["spec"]["restartPolicy"] == "Never"
-    volumes = {volume["name"] for volume in work["template"]["spec"]["volumes"]}
+    assert job_spec["template"]["spec"]["restartPolicy"] == "Never"
+    volumes = {volume["name"] for volume in job_spec["template"]["spec"]["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
     assert "RECSYS_CONFIG" in {variable["name"] for variable in container["env"]}
-    would_run(program, tmp_path, monkeypatch, container["args"])
+    dry_run(program, tmp_path, monkeypatch, container["args"])

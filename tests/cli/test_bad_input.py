@@ -1,4 +1,4 @@
-"""Bad input on the command line: one actionable message, the documented exit code, and no partial results."""
+"""Invalid input on the command line: one actionable message, the documented exit code, and no partial results."""
 
 import json
 import subprocess
@@ -44,8 +44,8 @@ def log(**columns: Any) -> pl.DataFrame:
     return pl.DataFrame({**valid, **columns})
 
 
-def leftovers(folder: Path) -> list[str]:
-    """Return the names of stage and release folders in the workspace, without the lock of a run."""
+def results(folder: Path) -> list[str]:
+    """Return the names of stage and release folders in the workspace."""
     paths = [*folder.glob("**/runs/*/*"), *folder.glob("**/releases/*")]
     return sorted(path.name for path in paths if path.name != ".lock")
 
@@ -57,58 +57,58 @@ def assert_rejected(outcome: Any, exit_code: int, folder: Path, *parts: object) 
         assert str(part) in outcome.err
     assert "Traceback" not in outcome.err + outcome.out
     assert outcome.out == ""
-    assert leftovers(folder) == []
+    assert results(folder) == []
 
 
 def test_valid_input_is_prepared(folder: Path, program: Any) -> None:
-    """The input that every other test breaks."""
+    """Every other test changes this input."""
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert outcome.exit_code == 0
-    assert leftovers(folder) == ["prepare"]
+    assert results(folder) == ["prepare"]
 
 
 # --- files
 
 
-def test_missing_file(folder: Path, program: Any) -> None:
+def test_missing_file_is_rejected(folder: Path, program: Any) -> None:
     (folder / "log.csv").unlink()
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert_rejected(outcome, 2, folder, "data.interactions must be a file", folder / "log.csv")
 
 
-def test_config_without_interactions(folder: Path, program: Any) -> None:
-    """The config of a service may have none."""
+def test_config_without_interactions_is_rejected(folder: Path, program: Any) -> None:
+    """Only the config of a service may have no interactions."""
     (folder / "recsys.toml").write_text("[serve]\nworkers = 1\n")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert_rejected(outcome, 2, folder, "data.interactions must be set", "--set data.interactions=PATH")
 
 
-def test_empty_file(folder: Path, program: Any) -> None:
+def test_empty_file_is_rejected(folder: Path, program: Any) -> None:
     (folder / "items.csv").write_text("")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert_rejected(outcome, 2, folder, folder / "items.csv", "must contain rows", "an empty file")
 
 
-def test_file_with_a_header_and_no_rows(folder: Path, program: Any) -> None:
+def test_interactions_with_a_header_and_no_rows_are_rejected(folder: Path, program: Any) -> None:
     write(folder / "log.csv", HEADER)
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert_rejected(outcome, 2, folder, folder / "log.csv", "must contain rows", "none")
 
 
-def test_items_with_a_header_and_no_rows(folder: Path, program: Any) -> None:
+def test_items_with_a_header_and_no_rows_are_rejected(folder: Path, program: Any) -> None:
     write(folder / "items.csv", "item_id")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert_rejected(outcome, 2, folder, folder / "items.csv", "must contain rows")
 
 
-def test_missing_column(folder: Path, program: Any) -> None:
+def test_missing_column_is_rejected(folder: Path, program: Any) -> None:
     write(folder / "log.csv", "user_id,film,timestamp", *ROWS)
     outcome = program("prepare", "--config", folder / "recsys.toml")
     columns = "column 'item_id' must exist. Received columns: user_id, film, timestamp"
     assert_rejected(outcome, 2, folder, folder / "log.csv", columns)
 
 
-def test_missing_feature_column(folder: Path, program: Any) -> None:
+def test_missing_feature_column_is_rejected(folder: Path, program: Any) -> None:
     setting = 'items.numeric=["year"]'
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", setting)
     assert_rejected(outcome, 2, folder, folder / "items.csv", "column 'year' must exist", "item_id")
@@ -117,14 +117,14 @@ def test_missing_feature_column(folder: Path, program: Any) -> None:
 # --- the config
 
 
-def test_unknown_config_key_suggests_the_nearest_one(folder: Path, program: Any) -> None:
+def test_unknown_config_key_is_rejected_with_a_suggestion(folder: Path, program: Any) -> None:
     with (folder / "recsys.toml").open("a") as file:
         file.write("[prepare]\nwindows = 5\n")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert_rejected(outcome, 2, folder, folder / "recsys.toml", "unknown key 'prepare.windows'", "'prepare.window'?")
 
 
-def test_wrong_type_in_the_config(folder: Path, program: Any) -> None:
+def test_wrong_type_in_the_config_is_rejected(folder: Path, program: Any) -> None:
     with (folder / "recsys.toml").open("a") as file:
         file.write('[prepare]\nwindow = "wide"\n')
     outcome = program("prepare", "--config", folder / "recsys.toml")
@@ -132,18 +132,18 @@ def test_wrong_type_in_the_config(folder: Path, program: Any) -> None:
     assert_rejected(outcome, 2, folder, folder / "recsys.toml", message)
 
 
-def test_config_that_is_not_toml(folder: Path, program: Any) -> None:
+def test_config_that_is_not_toml_is_rejected(folder: Path, program: Any) -> None:
     (folder / "recsys.toml").write_text("[data\n")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert_rejected(outcome, 2, folder, folder / "recsys.toml", "must be valid TOML", "line 1")
 
 
-def test_missing_config(folder: Path, program: Any) -> None:
+def test_missing_config_is_rejected(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "none.toml")
     assert_rejected(outcome, 2, folder, "config file must exist", folder / "none.toml")
 
 
-def test_set_without_an_equals_sign(folder: Path, program: Any) -> None:
+def test_set_without_an_equals_sign_is_rejected(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.window")
     assert_rejected(outcome, 2, folder, "--set must look like table.key=value", "'prepare.window'")
 
@@ -151,13 +151,13 @@ def test_set_without_an_equals_sign(folder: Path, program: Any) -> None:
 # --- columns and rows
 
 
-def test_wrong_column_type(folder: Path, program: Any) -> None:
+def test_wrong_column_type_is_rejected(folder: Path, program: Any) -> None:
     write_log(folder, log(user_id=[row / 2 for row in range(len(ROWS))]))
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert_rejected(outcome, 2, folder, folder / "log.parquet", "user_id must be text or integers", "Float64")
 
 
-def test_invalid_timestamps(folder: Path, program: Any) -> None:
+def test_too_many_invalid_timestamps_are_rejected(folder: Path, program: Any) -> None:
     rows = [row if number % 5 else row.rsplit(",", 1)[0] + ",soon" for number, row in enumerate(ROWS)]
     write(folder / "log.csv", HEADER, *rows)
     outcome = program("prepare", "--config", folder / "recsys.toml")
@@ -165,14 +165,14 @@ def test_invalid_timestamps(folder: Path, program: Any) -> None:
     assert_rejected(outcome, 1, folder, folder / "log.csv", "at most 1.00% of the rows", reason)
 
 
-def test_nan_weights(folder: Path, program: Any) -> None:
+def test_too_many_nan_weights_are_rejected(folder: Path, program: Any) -> None:
     write_log(folder, log(weight=[float("nan")] * 3 + [1.0] * 17))
     outcome = program("prepare", "--config", folder / "recsys.toml")
     reason = "3 of 20 (3 weight is not finite and above 0)"
     assert_rejected(outcome, 1, folder, folder / "log.parquet", "at most 1.00% of the rows", reason)
 
 
-def test_infinite_timestamps(folder: Path, program: Any) -> None:
+def test_too_many_infinite_timestamps_are_rejected(folder: Path, program: Any) -> None:
     timestamps = log()["timestamp"].to_list()
     write_log(folder, log(timestamp=[float("inf"), float("-inf"), *timestamps[2:]]))
     outcome = program("prepare", "--config", folder / "recsys.toml")
@@ -180,27 +180,27 @@ def test_infinite_timestamps(folder: Path, program: Any) -> None:
     assert_rejected(outcome, 1, folder, folder / "log.parquet", "at most 1.00% of the rows", reason)
 
 
-def test_duplicate_items(folder: Path, program: Any) -> None:
+def test_too_many_duplicate_items_are_rejected(folder: Path, program: Any) -> None:
     write(folder / "items.csv", *ITEMS, "i3", "i5")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     reason = "2 of 10 (2 item_id is a duplicate)"
     assert_rejected(outcome, 1, folder, folder / "items.csv", "at most 1.00% of the rows", reason)
 
 
-def test_interactions_with_unknown_items(folder: Path, program: Any) -> None:
+def test_too_many_interactions_with_unknown_items_are_rejected(folder: Path, program: Any) -> None:
     write(folder / "log.csv", HEADER, *ROWS, "u1,elsewhere,5000")
     outcome = program("prepare", "--config", folder / "recsys.toml")
     reason = "1 of 21 (1 item_id is not in the catalog)"
     assert_rejected(outcome, 1, folder, folder / "log.csv", "at most 1.00% of the rows", reason)
 
 
-def test_single_user(folder: Path, program: Any) -> None:
+def test_single_user_is_rejected(folder: Path, program: Any) -> None:
     write(folder / "log.csv", HEADER, *(row for row in ROWS if row.startswith("u2,")))
     outcome = program("prepare", "--config", folder / "recsys.toml")
     assert_rejected(outcome, 2, folder, "interactions must have at least 2 users", "Received: 1")
 
 
-def test_single_item(folder: Path, program: Any) -> None:
+def test_single_item_is_rejected(folder: Path, program: Any) -> None:
     write(folder / "items.csv", "item_id", "i4")
     write(folder / "log.csv", HEADER, *(row for row in ROWS if ",i4," in row))
     outcome = program("prepare", "--config", folder / "recsys.toml")
@@ -210,31 +210,31 @@ def test_single_item(folder: Path, program: Any) -> None:
 # --- events, time and labeled pairs
 
 
-def test_event_weights_without_event_column(folder: Path, program: Any) -> None:
+def test_event_weights_without_event_column_are_rejected(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 1 }")
     message = "column 'event' must exist if prepare.event_weights is set. Received columns: user_id, item_id"
     assert_rejected(outcome, 2, folder, folder / "log.csv", message)
 
 
-def test_list_valued_events(folder: Path, program: Any) -> None:
+def test_list_valued_events_are_rejected(folder: Path, program: Any) -> None:
     write_log(folder, log(event=[["view"]] * len(ROWS)))
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 1 }")
     assert_rejected(outcome, 2, folder, folder / "log.parquet", "event must have one value per row", "List(String)")
 
 
-def test_events_without_any_weight(folder: Path, program: Any) -> None:
+def test_events_without_any_weight_are_rejected(folder: Path, program: Any) -> None:
     write_log(folder, log(event=["view"] * len(ROWS)))
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ View = 1 }")
     message = "Received: 0. Filtered out: 20 rows: event has no weight in prepare.event_weights"
     assert_rejected(outcome, 2, folder, "the catalog must contain at least 2 items", message)
 
 
-def test_event_weight_of_zero(folder: Path, program: Any) -> None:
+def test_event_weight_of_zero_is_rejected(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "prepare.event_weights={ view = 0 }")
     assert_rejected(outcome, 2, folder, "prepare.event_weights.view: should be greater than 0. Received: 0")
 
 
-def test_evaluation_window_without_training_data(folder: Path, program: Any) -> None:
+def test_split_that_leaves_no_training_data_is_rejected(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", "evaluate.split=global_time")
     message = "evaluate.validation_days and evaluate.test_days must leave interactions to train on"
     assert_rejected(outcome, 2, folder, message, "1 and 1 days of a log of 0.0 days")
@@ -251,42 +251,42 @@ def labeled(folder: Path) -> Callable[..., tuple[str, str]]:
     return write_pairs
 
 
-def test_missing_labeled_pairs_file(folder: Path, program: Any) -> None:
+def test_missing_file_of_labeled_pairs_is_rejected(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.labeled_pairs={folder}/none.csv")
     assert_rejected(outcome, 2, folder, "data.labeled_pairs must be a file", folder / "none.csv")
 
 
-def test_labeled_pairs_without_rows(folder: Path, program: Any, labeled: Any) -> None:
+def test_labeled_pairs_without_rows_are_rejected(folder: Path, program: Any, labeled: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", *labeled())
     assert_rejected(outcome, 2, folder, folder / "labeled.csv", "must contain rows")
 
 
-def test_labeled_pairs_without_a_column(folder: Path, program: Any, labeled: Any) -> None:
+def test_labeled_pairs_without_a_required_column_are_rejected(folder: Path, program: Any, labeled: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", *labeled("i1,i2,1", header="a,item_b,same"))
     assert_rejected(outcome, 2, folder, folder / "labeled.csv", "column 'item_a' must exist", "a, item_b, same")
 
 
-def test_labeled_pairs_of_unknown_items_only(folder: Path, program: Any, labeled: Any) -> None:
+def test_labeled_pairs_of_unknown_items_are_rejected(folder: Path, program: Any, labeled: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", *labeled("x,y,1", "y,z,0"))
     reason = "2 of 2 (2 item_id is not in the catalog)"
     assert_rejected(outcome, 1, folder, folder / "labeled.csv", "at most 1.00% of the rows", reason)
 
 
-def test_invalid_labels(folder: Path, program: Any, labeled: Any) -> None:
+def test_too_many_invalid_labels_are_rejected(folder: Path, program: Any, labeled: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", *labeled("i1,i2,yes", "i1,i3,1"))
     reason = "1 of 2 (1 same is neither 0 nor 1)"
     assert_rejected(outcome, 1, folder, folder / "labeled.csv", reason, "row 0", '"same":"yes"')
 
 
-# --- a release to start from
+# --- warm start
 
 
-def test_warm_start_from_a_folder_without_release(folder: Path, program: Any) -> None:
+def test_warm_start_from_a_folder_without_release_is_rejected(folder: Path, program: Any) -> None:
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.warm_start={folder}")
     assert_rejected(outcome, 2, folder, "data.warm_start must be the folder of a release", folder)
 
 
-def test_warm_start_from_an_unknown_format(folder: Path, program: Any) -> None:
+def test_warm_start_from_an_unknown_format_is_rejected(folder: Path, program: Any) -> None:
     write(folder / "manifest.json", '{"format_version": 99}')
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.warm_start={folder}")
     assert_rejected(outcome, 2, folder, "data.warm_start", "must have a format version from 1 to 4. Received: 99")
@@ -296,14 +296,14 @@ def test_warm_start_from_an_unknown_format(folder: Path, program: Any) -> None:
 
 
 @pytest.mark.parametrize("command", ["prepare", "nightly"])
-def test_unwritable_workspace(folder: Path, program: Any, command: str) -> None:
+def test_unwritable_workspace_is_rejected(folder: Path, program: Any, command: str) -> None:
     blocked = folder / "items.csv" / "work"
     outcome = program(command, "--config", folder / "recsys.toml", "--set", f"data.workspace={blocked}")
     assert_rejected(outcome, 2, folder, "data.workspace must be a writable folder", blocked)
 
 
 @pytest.mark.parametrize("command", [["releases", "list"], ["similar", "i1"]], ids=["list", "similar"])
-def test_unwritable_workspace_in_read_only_commands(folder: Path, program: Any, command: list[str]) -> None:
+def test_read_only_commands_name_an_unwritable_workspace(folder: Path, program: Any, command: list[str]) -> None:
     blocked = folder / "items.csv" / "work"
     (folder / "recsys.toml").write_text(f'[data]\ninteractions = "log.csv"\nworkspace = "{blocked}"\n')
     outcome = program(*command, "--config", folder / "recsys.toml")
@@ -312,7 +312,7 @@ def test_unwritable_workspace_in_read_only_commands(folder: Path, program: Any, 
     assert outcome.out == ""
 
 
-def test_stage_before_its_predecessor(folder: Path, program: Any) -> None:
+def test_stage_before_its_predecessor_is_rejected(folder: Path, program: Any) -> None:
     outcome = program("train", "--config", folder / "recsys.toml")
     assert_rejected(outcome, 1, folder, "stage prepare must be finished first", "recsys prepare")
 
@@ -334,7 +334,7 @@ def test_k_above_the_catalog_size_returns_all_other_items(small_release: Path, p
 
 
 @pytest.mark.parametrize("item", ["7", "A", ""])
-def test_unknown_item(small_release: Path, program: Any, item: str) -> None:
+def test_unknown_item_is_rejected(small_release: Path, program: Any, item: str) -> None:
     outcome = program("similar", "a", item, "--release", small_release)
     assert outcome[:2] == (2, "")
     assert outcome.err == f"error: item_id must be in the catalog. Received: {item!r}.\n"
@@ -349,7 +349,7 @@ def test_unknown_item(small_release: Path, program: Any, item: str) -> None:
         ("1.5", "valid integer"),
     ],
 )
-def test_invalid_k(small_release: Path, program: Any, k: str, rule: str) -> None:
+def test_invalid_k_is_rejected(small_release: Path, program: Any, k: str, rule: str) -> None:
     outcome = program("similar", "a", "--k", k, "--release", small_release)
     assert outcome[:2] == (2, "")
     assert "--k" in outcome.err
@@ -357,44 +357,44 @@ def test_invalid_k(small_release: Path, program: Any, k: str, rule: str) -> None
     assert "Traceback" not in outcome.err
 
 
-def test_folder_without_release(tmp_path: Path, program: Any) -> None:
+def test_folder_without_release_is_rejected(tmp_path: Path, program: Any) -> None:
     outcome = program("similar", "a", "--release", tmp_path)
     assert outcome[:2] == (1, "")
     assert f"release must be a folder with a manifest.json. Received: {tmp_path}" in outcome.err
 
 
-# --- the installed program, in a separate process
+# --- the installed program in another process
 
 
-def installed(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run_installed(*arguments: object) -> subprocess.CompletedProcess[str]:
     program = Path(sysconfig.get_path("scripts")) / "recsys"
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_installed_program_rejects_a_missing_file(folder: Path) -> None:
     """The error is raised before any job runs."""
-    done = installed("prepare", "--config", folder / "recsys.toml", "--set", f"data.items={folder / 'gone.csv'}")
+    done = run_installed("prepare", "--config", folder / "recsys.toml", "--set", f"data.items={folder / 'missing.csv'}")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: data.items must be a file")
-    assert str(folder / "gone.csv") in done.stderr
-    assert leftovers(folder) == []
+    assert str(folder / "missing.csv") in done.stderr
+    assert results(folder) == []
 
 
 @pytest.mark.parametrize("profile", ["local", "local-threads"])
-def test_installed_program_rejects_a_bad_column_without_beam_traceback(folder: Path, profile: str) -> None:
-    """The error is raised inside a Beam job, whose own log must stay silent."""
+def test_installed_program_rejects_a_wrong_column_type_without_beam_traceback(folder: Path, profile: str) -> None:
+    """The error is raised inside a Beam job, whose log is not printed."""
     write_log(folder, log(item_id=[[row] for row in ROWS]))
-    done = installed("prepare", "--config", folder / "recsys.toml", "--set", f"beam.profile={profile}")
+    done = run_installed("prepare", "--config", folder / "recsys.toml", "--set", f"beam.profile={profile}")
     assert (done.returncode, done.stdout) == (2, "")
     message = "error: {}: item_id must be text or integers. Received: List(String).\n"
     assert done.stderr == message.format(folder / "log.parquet")
-    assert leftovers(folder) == []
+    assert results(folder) == []
 
 
 def test_installed_program_rejects_invalid_utf_8_without_traceback(folder: Path) -> None:
     with (folder / "log.csv").open("ab") as file:
         file.write(b"u1,caf\xe9\n")
-    done = installed("prepare", "--config", folder / "recsys.toml")
+    done = run_installed("prepare", "--config", folder / "recsys.toml")
     assert (done.returncode, done.stdout) == (2, "")
     assert str(folder / "log.csv") in done.stderr
     assert "Traceback" not in done.stderr

@@ -53,7 +53,7 @@ def invoke(workspace: Workspace, program: Any) -> Any:
     return lambda *arguments: program(*arguments, "--config", workspace.config)
 
 
-def test_promoting_a_passed_release_is_recorded_in_the_history(workspace: Workspace, invoke: Any) -> None:
+def test_promotion_of_a_passed_release_is_recorded_in_the_history(workspace: Workspace, invoke: Any) -> None:
     outcome = invoke("promote", "release-0", "--reason", "initial release")
     assert (outcome.exit_code, outcome.err) == (0, "")
     assert "release-0 is now the champion, the first one" in outcome.out
@@ -104,20 +104,20 @@ def test_rollback_promotes_the_previous_or_a_named_release(workspace: Workspace,
     assert "must have a previous champion" in invoke("rollback").err
     invoke("promote", "release-0")
     invoke("promote", "release-1")
-    assert invoke("rollback", "--reason", "people complained").exit_code == 0
+    assert invoke("rollback", "--reason", "complaints").exit_code == 0
     assert workspace.champion == "release-0"
     assert invoke("rollback", "--to", "release-1").exit_code == 0
     assert workspace.champion == "release-1"
-    moves = [(event["action"], event["after"]) for event in json.loads(invoke("releases", "history", "--json").out)]
-    assert moves == [
+    history = [(event["action"], event["after"]) for event in json.loads(invoke("releases", "history", "--json").out)]
+    assert history == [
         ("promote", "release-0"),
         ("promote", "release-1"),
         ("rollback", "release-0"),
         ("rollback", "release-1"),
     ]
-    again = invoke("rollback", "--to", "release-1")
-    assert again.exit_code == 1
-    assert "already" in again.err
+    repeated = invoke("rollback", "--to", "release-1")
+    assert repeated.exit_code == 1
+    assert "already" in repeated.err
 
 
 def test_rollback_does_not_bypass_the_gate(invoke: Any) -> None:
@@ -164,9 +164,9 @@ def test_history_reports_an_unrecorded_promotion(workspace: Workspace, invoke: A
 
 def test_prune_deletes_only_with_yes(workspace: Workspace, invoke: Any) -> None:
     invoke("promote", "release-0")
-    dry = invoke("releases", "prune", "--keep", 1)
-    assert dry.exit_code == 0
-    assert "Nothing was deleted" in dry.out
+    preview = invoke("releases", "prune", "--keep", 1)
+    assert preview.exit_code == 0
+    assert "Nothing was deleted" in preview.out
     assert workspace.releases == {f"release-{number}" for number in range(4)}
     pruned = json.loads(invoke("releases", "prune", "--keep", 1, "--yes", "--json").out)
     assert pruned["kept"] == {"release-0": "champion", "release-3": "one of the newest 1"}
@@ -190,7 +190,7 @@ def test_prune_keeps_champion_previous_and_pinned(workspace: Workspace, invoke: 
 def server() -> Iterator[str]:
     """URL of a server that serves release-1."""
 
-    class Answer(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
@@ -199,10 +199,10 @@ def server() -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Answer) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
+    with HTTPServer(("127.0.0.1", 0), Handler) as http_server:
+        threading.Thread(target=http_server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http_server.server_port}"
+        http_server.shutdown()
 
 
 def test_prune_keeps_the_release_of_a_server(workspace: Workspace, invoke: Any, server: str) -> None:

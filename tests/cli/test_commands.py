@@ -1,4 +1,4 @@
-"""The commands: help, results as text and as JSON, exit codes."""
+"""The commands: help, text and JSON output, exit codes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from recsys.command_line import app
 from recsys.index.shards import INDEX_FILE
 from recsys.release.formats import FILES
 
-NEEDS = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]
+REQUIRED_PACKAGES = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -28,7 +28,7 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
-def test_command_names() -> None:
+def test_program_has_exactly_these_commands() -> None:
     stages = {"prepare", "train", "embed", "index", "evaluate", "calibrate", "publish", "promote", "nightly"}
     other_commands = {"backfill", "data", "doctor", "export", "keys", "releases", "rollback", "serve", "similar"}
     other_commands |= {"tune", "verify"}
@@ -62,8 +62,7 @@ def test_invalid_command_line_exits_with_2(program: Any, arguments: list[str]) -
 # --- recsys data sequences
 
 
-def test_sequences_can_be_converted_and_prepared(tmp_path: Path, program: Any) -> None:
-    """The written config needs no editing."""
+def test_sequences_are_converted_with_a_config_that_can_be_used_unchanged(tmp_path: Path, program: Any) -> None:
     (tmp_path / "sequences.txt").write_text("1 a b c d\n2 b c\n3 d a b\n")
     (tmp_path / "attributes.json").write_text('{"a": [1, 2], "new": [2]}')
     outcome = program(
@@ -139,13 +138,13 @@ def test_stage_without_json_prints_nothing_on_standard_output(config: Path, prog
     assert "prepare" in outcome.err
 
 
-def test_finished_stage_prints_the_same_result_again(config: Path, program: Any) -> None:
+def test_finished_stage_prints_the_same_result(config: Path, program: Any) -> None:
     first, second = (program("prepare", "--config", config, "--json") for _ in range(2))
     assert first.out == second.out
     assert second.err == ""
 
 
-def test_config_from_the_environment(config: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_is_read_from_the_environment(config: Path, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS_CONFIG", str(config))
     assert program("prepare").exit_code == 0
 
@@ -168,17 +167,17 @@ def release(write_release: Callable[[list[str]], Path]) -> Path:
 
 def test_similar_orders_neighbors_by_exact_cosine(release: Path, program: Any) -> None:
     outcome = program("similar", "item 07", "--k", 5, "--release", release, "--json")
-    answer = json.loads(outcome.out)
+    result = json.loads(outcome.out)
     vectors = np.load(release / "embeddings.npy")
     cosines = vectors @ vectors[7]
     nearest = [number for number in np.argsort(-cosines) if number != 7][:5]
-    assert (answer["release_id"], answer["item_id"], answer["title"]) == (
+    assert (result["release_id"], result["item_id"], result["title"]) == (
         "0123456789ab",
         "item 07",
         "Title of item 07",
     )
-    assert [neighbor["item_id"] for neighbor in answer["neighbors"]] == [f"item {number:02d}" for number in nearest]
-    assert [neighbor["similarity"] for neighbor in answer["neighbors"]] == pytest.approx(
+    assert [neighbor["item_id"] for neighbor in result["neighbors"]] == [f"item {number:02d}" for number in nearest]
+    assert [neighbor["similarity"] for neighbor in result["neighbors"]] == pytest.approx(
         cosines[nearest].tolist(), abs=1e-5
     )
 
@@ -191,9 +190,9 @@ def test_similar_prints_a_table_for_each_item(release: Path, program: Any) -> No
 
 def test_similar_prints_results_in_the_order_of_the_items(release: Path, program: Any) -> None:
     outcome = program("similar", "item 30", "item 07", "--release", release, "--json")
-    answers = json.loads(outcome.out)
-    assert [answer["item_id"] for answer in answers] == ["item 30", "item 07"]
-    assert [len(answer["neighbors"]) for answer in answers] == [10, 10]
+    results = json.loads(outcome.out)
+    assert [result["item_id"] for result in results] == ["item 30", "item 07"]
+    assert [len(result["neighbors"]) for result in results] == [10, 10]
 
 
 def test_releases_show_prints_the_manifest(release: Path, program: Any) -> None:
@@ -238,7 +237,7 @@ def test_doctor_reports_a_missing_config_and_the_packages(tmp_path: Path, progra
     findings = {finding["name"]: finding for finding in json.loads(outcome.out)}
     assert findings["config"]["ok"] is False
     assert str(tmp_path / "none.toml") in findings["config"]["detail"]
-    assert all(findings[name]["ok"] for name in NEEDS)
+    assert all(findings[name]["ok"] for name in REQUIRED_PACKAGES)
 
 
 def test_doctor_prints_failed_checks(tmp_path: Path, program: Any) -> None:
@@ -278,11 +277,11 @@ def test_doctor_reports_an_unwritable_workspace(config: Path, program: Any) -> N
     assert f"{config}/work" in outcome.out
 
 
-def test_releases_list_of_an_empty_workspace(config: Path, program: Any) -> None:
+def test_releases_list_is_empty_without_releases(config: Path, program: Any) -> None:
     assert json.loads(program("releases", "list", "--config", config, "--json").out) == []
 
 
-def test_similar_before_the_first_run_requires_a_champion(config: Path, program: Any) -> None:
+def test_similar_without_champion_is_rejected(config: Path, program: Any) -> None:
     outcome = program("similar", "i1", "--config", config)
     assert outcome[:2] == (1, "")
     assert "model item-tower must have a champion" in outcome.err

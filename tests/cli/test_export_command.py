@@ -1,4 +1,4 @@
-"""`recsys export`: from a release to a file or a database."""
+"""`recsys export`: its destinations and errors."""
 
 import json
 import sqlite3
@@ -22,13 +22,13 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _other_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Change to a folder other than that of the config."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+    """Change to another folder than the folder of the config."""
+    (tmp_path / "current").mkdir()
+    monkeypatch.chdir(tmp_path / "current")
     monkeypatch.delenv("RECSYS_EXPORT_TO", raising=False)
 
 
-def test_default_is_parquet_beside_the_config(program: Any, config: Path) -> None:
+def test_default_destination_is_parquet_beside_the_config(program: Any, config: Path) -> None:
     outcome = program("export", "--config", config, "--release", GOLDEN)
     assert outcome.exit_code == 0
     path = config.parent / "neighbors.parquet"
@@ -37,7 +37,7 @@ def test_default_is_parquet_beside_the_config(program: Any, config: Path) -> Non
     assert [line.split()[0] for line in outcome.err.splitlines()] == ["search", "deliver"]
 
 
-def test_json_output_is_one_line_and_repeatable(program: Any, config: Path) -> None:
+def test_repeated_export_prints_the_same_json_line(program: Any, config: Path) -> None:
     arguments = ("export", "--config", config, "--release", GOLDEN, "--json")
     first, second = program(*arguments), program(*arguments)
     assert len(first.out.splitlines()) == 1
@@ -103,7 +103,7 @@ def test_errors_are_one_line_and_leave_no_files(
     assert not (config.parent / "neighbors.parquet").exists()
 
 
-def test_export_before_the_first_run_requires_a_champion(program: Any, config: Path) -> None:
+def test_export_without_champion_is_rejected(program: Any, config: Path) -> None:
     outcome = program("export", "--config", config)
     assert (outcome.exit_code, outcome.out) == (1, "")
     assert "model item-tower must have a champion" in outcome.err

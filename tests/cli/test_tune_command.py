@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def temperatures(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The temperatures of the trials; a higher one scores better."""
+    """The temperatures of the trials; a higher temperature has a better score."""
     from pipelines.tuning import tune
 
     temperatures: list[float] = []
@@ -89,7 +89,7 @@ def test_json_output_is_one_object_and_text_output_is_toml(
     assert load_config(config_file).train == with_settings(base, {**result["settings"], **unset}).train
 
 
-def test_minutes_limit_the_number_of_trials(config: Path, program: Any, temperatures: list[float]) -> None:
+def test_tune_stops_after_the_given_minutes(config: Path, program: Any, temperatures: list[float]) -> None:
     outcome = program("tune", "--config", config, "--minutes", 0, "--json")
     assert outcome[:2] == (2, "")
     assert "tune.minutes: should be greater than 0" in outcome.err

@@ -10,7 +10,6 @@ import pytest
 from recsys import Release
 from tests import GOLDEN_RELEASES
 
-GOLDEN = GOLDEN_RELEASES
 ITEMS = [f"item {number}" for number in range(8)]
 
 
@@ -19,8 +18,8 @@ def release(write_release: Callable[..., Path]) -> Path:
     return write_release(ITEMS)
 
 
-def test_text_output_gives_the_verdict_and_its_threshold(program: Any) -> None:
-    outcome = program("verify", "item-1-1", "item-1-2", "--release", GOLDEN / "v2")
+def test_text_output_shows_the_verdict_and_the_threshold(program: Any) -> None:
+    outcome = program("verify", "item-1-1", "item-1-2", "--release", GOLDEN_RELEASES / "v2")
     assert (outcome.exit_code, outcome.err) == (0, "")
     first, *lines = outcome.out.splitlines()
     assert first == "The same: Title of item-1-1 (item-1-1) and Title of item-1-2 (item-1-2)"
@@ -29,12 +28,12 @@ def test_text_output_gives_the_verdict_and_its_threshold(program: Any) -> None:
 
 
 def test_different_items_are_not_an_error(program: Any) -> None:
-    outcome = program("verify", "item-1-1", "item-4-1", "--release", GOLDEN / "v2")
+    outcome = program("verify", "item-1-1", "item-4-1", "--release", GOLDEN_RELEASES / "v2")
     assert (outcome.exit_code, outcome.err) == (0, "")
     assert outcome.out.startswith("Not the same: ")
 
 
-def test_json_output_is_complete(program: Any, release: Path) -> None:
+def test_json_output_has_verdict_threshold_and_measured_rates(program: Any, release: Path) -> None:
     loaded = Release.load(release)
     for second in ITEMS:
         output = json.loads(program("verify", ITEMS[0], second, "--release", release, "--json").out)
@@ -92,7 +91,7 @@ def test_invalid_queries_are_rejected(program: Any, release: Path, arguments: li
 
 
 def test_release_without_calibration_is_rejected(program: Any) -> None:
-    outcome = program("verify", "item-1-1", "item-1-2", "--release", GOLDEN / "v1")
+    outcome = program("verify", "item-1-1", "item-1-2", "--release", GOLDEN_RELEASES / "v1")
     assert outcome[:2] == (2, "")
     assert "release must have a calibration" in outcome.err
 
@@ -104,6 +103,6 @@ def test_invalid_command_line_exits_with_2(program: Any, arguments: list[str]) -
     assert "Usage:" in outcome.err
 
 
-def test_help_distinguishes_it_from_releases_check(program: Any) -> None:
+def test_help_distinguishes_verify_from_releases_check(program: Any) -> None:
     assert "recsys releases check" in program("verify", "--help").out
     assert "undamaged" in program("releases", "--help").out

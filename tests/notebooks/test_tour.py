@@ -1,4 +1,4 @@
-"""The tour: what is stored is clean, and on the real data it runs, draws and says what it should."""
+"""`notebooks/tour.ipynb`: it is stored without outputs, and has the expected results on MovieLens 100k."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.e2e
 
 TOUR = ROOT / "notebooks" / "tour.ipynb"
 FIGURES = {1: 1, 3: 1, 4: 3, 5: 1, 6: 2}
-"""Section: figures that it draws."""
+"""Number of figures in each section."""
 BASELINES = [
     "popularity",
     "co-occurrence",
@@ -45,12 +45,12 @@ print(json.dumps({
 
 
 class Executed(NamedTuple):
-    """The tour after a run."""
+    """The executed notebook."""
 
     cells: list[Any]
-    """With outputs."""
-    scrap: dict[str, Any]
-    """What the probe, a cell appended to the tour, found in the namespace."""
+    """Cells with outputs."""
+    values: dict[str, Any]
+    """Values printed by PROBE, a cell appended to the notebook."""
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +69,20 @@ def executed(stored: Any, movielens: Path) -> Executed:
     return Executed(cells, json.loads(probe.outputs[0].text))
 
 
-def test_stored_notebook_is_valid_and_for_any_python(stored: Any) -> None:
+def test_stored_notebook_is_valid_and_has_unique_cell_ids(stored: Any) -> None:
     nbformat.validate(stored)
     ids = [cell.id for cell in stored.cells]
     assert len(set(ids)) == len(ids)
     assert stored.metadata.kernelspec.name == "python3"
 
 
-def test_stored_cells_carry_no_outputs_and_no_execution_counts(stored: Any) -> None:
+def test_stored_cells_have_no_outputs_and_no_execution_counts(stored: Any) -> None:
     code = [cell for cell in stored.cells if cell.cell_type == "code"]
     assert code
     assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
 
 
-def test_each_section_draws_its_figures(executed: Executed) -> None:
+def test_each_section_has_its_number_of_figures(executed: Executed) -> None:
     section, figures = 0, Counter[int]()
     for cell in executed.cells:
         if cell.cell_type == "markdown":
@@ -94,36 +94,36 @@ def test_each_section_draws_its_figures(executed: Executed) -> None:
     assert section == 8
 
 
-def test_nothing_is_printed_between_the_plots(executed: Executed) -> None:
-    """No warnings and no log lines of TensorFlow: every output is a table, a figure or a value."""
+def test_outputs_are_only_tables_figures_and_values(executed: Executed) -> None:
+    """There are no warnings and no log lines of TensorFlow."""
     kinds = {output.output_type for cell in executed.cells for output in cell.get("outputs", [])}
     assert kinds == {"display_data", "execute_result"}
 
 
-def test_quality_table_has_the_tower_above_every_baseline(executed: Executed) -> None:
-    scores = executed.scrap["ndcg_at_20"]
+def test_tower_has_a_higher_ndcg_than_every_baseline(executed: Executed) -> None:
+    scores = executed.values["ndcg_at_20"]
     assert set(BASELINES) < set(scores)
     assert scores["tower"] > max(scores[name] for name in BASELINES)
-    shown = next(cell for cell in executed.cells if cell.id == "evaluate").outputs[0].data["text/html"]
-    assert f"{scores['tower']:.3f}" in shown
+    table = next(cell for cell in executed.cells if cell.id == "evaluate").outputs[0].data["text/html"]
+    assert f"{scores['tower']:.3f}" in table
 
 
-def test_index_curve_rises_to_the_wanted_recall(executed: Executed) -> None:
-    recalls = [recall for _, recall in executed.scrap["curve"]]
-    assert recalls[0] < executed.scrap["recall"] <= max(recalls)
-    assert executed.scrap["recall"] >= 0.98
+def test_index_curve_reaches_the_target_recall(executed: Executed) -> None:
+    recalls = [recall for _, recall in executed.values["curve"]]
+    assert recalls[0] < executed.values["recall"] <= max(recalls)
+    assert executed.values["recall"] >= 0.98
 
 
-def test_films_that_go_together_are_more_similar_than_others(executed: Executed) -> None:
-    assert executed.scrap["paired"] > executed.scrap["random"] + 0.2
+def test_paired_films_are_more_similar_than_random_pairs(executed: Executed) -> None:
+    assert executed.values["paired"] > executed.values["random"] + 0.2
 
 
-def test_famous_film_has_its_sequel_near(executed: Executed) -> None:
-    assert "Return of the Jedi" in executed.scrap["near_star_wars"][:3]
+def test_neighbors_of_star_wars_contain_its_sequel(executed: Executed) -> None:
+    assert "Return of the Jedi" in executed.values["near_star_wars"][:3]
 
 
-def test_made_up_film_lands_among_films_of_its_genres(executed: Executed) -> None:
-    """Most films of the catalog share no genre with it; most of its neighbors do."""
-    new_genres, near = set(executed.scrap["new_genres"]), executed.scrap["near_new"]
-    assert len(near) == 10
-    assert sum(bool(new_genres & set(genres)) for genres in near) >= 6
+def test_most_neighbors_of_a_new_film_share_a_genre_with_it(executed: Executed) -> None:
+    """Most films of the catalog share no genre with it."""
+    new_genres, neighbor_genres = set(executed.values["new_genres"]), executed.values["near_new"]
+    assert len(neighbor_genres) == 10
+    assert sum(bool(new_genres & set(genres)) for genres in neighbor_genres) >= 6
