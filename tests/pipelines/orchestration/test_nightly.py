@@ -43,7 +43,7 @@ def quick_config(folder: Path, *overrides: str) -> Config:
     return load_config(world.write(folder), [*world.QUICK, *overrides])
 
 
-def config_of_days(folder: Path, days: int, *overrides: str) -> Config:
+def config_with_days(folder: Path, days: int, *overrides: str) -> Config:
     """Write the test world with its interactions spread over `days` days from 2020-09-13."""
     path = world.write(folder)
     log = pl.read_parquet(folder / "interactions.parquet")
@@ -62,11 +62,11 @@ def modification_times(folder: Path) -> dict[str, int]:
 def test_as_of_equals_a_run_on_the_truncated_log(tmp_path: Path) -> None:
     """Stage results are equal; the account additionally counts the interactions that were filtered out."""
     as_of = datetime(2020, 9, 15, 12, 30, tzinfo=UTC)
-    as_of_config = with_as_of(config_of_days(tmp_path / "one", 4), as_of)
+    as_of_config = with_as_of(config_with_days(tmp_path / "one", 4), as_of)
     log = pl.read_parquet(tmp_path / "one" / "interactions.parquet")
     earlier = log.filter(pl.col("timestamp") < as_of.timestamp())
     assert 0 < earlier.height < log.height
-    truncated = config_of_days(tmp_path / "other", 4)
+    truncated = config_with_days(tmp_path / "other", 4)
     earlier.write_parquet(tmp_path / "other" / "interactions.parquet")
 
     contexts = [RunContext.from_config(config) for config in (as_of_config, truncated)]
@@ -81,7 +81,7 @@ def test_as_of_equals_a_run_on_the_truncated_log(tmp_path: Path) -> None:
 
 
 def test_as_of_is_part_of_the_run_id_and_excludes_its_own_second(tmp_path: Path) -> None:
-    config = config_of_days(tmp_path, 3)
+    config = config_with_days(tmp_path, 3)
     times = pl.read_parquet(tmp_path / "interactions.parquet")["timestamp"].to_list()
     last = max(times)
     runs = {RunContext.from_config(config).run.run_id}
@@ -94,7 +94,7 @@ def test_as_of_is_part_of_the_run_id_and_excludes_its_own_second(tmp_path: Path)
 
 
 def test_as_of_before_the_first_interaction_is_rejected(tmp_path: Path) -> None:
-    context = RunContext.from_config(with_as_of(config_of_days(tmp_path, 3), datetime(2019, 1, 1, tzinfo=UTC)))
+    context = RunContext.from_config(with_as_of(config_with_days(tmp_path, 3), datetime(2019, 1, 1, tzinfo=UTC)))
     with pytest.raises(InputError, match=r"at least 2 users.*Filtered out: 900 rows: after --as-of"):
         prepare(context.config, context.run, context.inputs, context.progress)
 
@@ -108,7 +108,7 @@ def test_as_of_before_the_first_interaction_is_rejected(tmp_path: Path) -> None:
     ],
 )
 def test_as_of_without_a_time_zone_is_utc(tmp_path: Path, program: Any, as_of: str, expected: str) -> None:
-    config_of_days(tmp_path, 3)
+    config_with_days(tmp_path, 3)
     outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--as-of", as_of, "--dry-run", "--json")
     assert outcome.exit_code == 0
     received = json.loads(outcome.out)["as_of"]
@@ -116,7 +116,7 @@ def test_as_of_without_a_time_zone_is_utc(tmp_path: Path, program: Any, as_of: s
 
 
 def test_invalid_as_of_is_rejected(tmp_path: Path, program: Any) -> None:
-    config_of_days(tmp_path, 3)
+    config_with_days(tmp_path, 3)
     outcome = program("nightly", "--config", tmp_path / "recsys.toml", "--as-of", "yesterday")
     assert outcome[:2] == (2, "")
     assert "prepare.as_of" in outcome.err
@@ -247,7 +247,7 @@ def test_resume_continues_the_last_unfinished_run_on_its_own_data(tmp_path: Path
 
 
 @pytest.fixture
-def closed() -> str:
+def closed_server() -> str:
     """URL of a closed port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -255,13 +255,13 @@ def closed() -> str:
 
 
 @pytest.fixture
-def hanging() -> Iterator[str]:
+def hanging_server() -> Iterator[str]:
     """URL of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("server", ["closed", "hanging"])
+@pytest.mark.parametrize("server", ["closed_server", "hanging_server"])
 def test_unreachable_mlflow_fails_the_run_before_its_first_stage(
     tmp_path: Path, program: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, server: str
 ) -> None:
@@ -427,7 +427,7 @@ def test_full_disk_under_mlflow_is_reported_and_the_run_can_continue_later(tmp_p
 
 @pytest.mark.slow
 def test_backfill_runs_days_in_order_and_only_once(tmp_path: Path, program: Any) -> None:
-    config = config_of_days(tmp_path, 4)
+    config = config_with_days(tmp_path, 4)
     first, last = date(2020, 9, 12), date(2020, 9, 16)
     with pytest.raises(StageError, match=r"2 of 5 did not: 2020-09-12 \(failed\), 2020-09-13 \(failed\)"):
         backfill(config, QUIET, first, last)  # the log begins on the 13th, at 12:26

@@ -19,7 +19,7 @@ from recsys.release.formats import CALIBRATION, CATALOG, EMBEDDINGS
 from recsys.testing import world
 
 
-def embedded(folder: Path, *overrides: str) -> RunContext:
+def embedded_run(folder: Path, *overrides: str) -> RunContext:
     """A run whose items have the direction of their block, with noise."""
     context = RunContext.from_config(load_config(world.write(folder), overrides))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
@@ -35,7 +35,7 @@ def embedded(folder: Path, *overrides: str) -> RunContext:
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean", "manhattan"])
 def test_calibration_separates_pairs_within_a_block_from_other_pairs(tmp_path: Path, distance: str) -> None:
-    context = embedded(tmp_path, f"tower.distance={distance}")
+    context = embedded_run(tmp_path, f"tower.distance={distance}")
     manifest = calibrate(context.config, context.run, context.progress)
     users = world.BLOCKS * world.USERS_A_BLOCK
     assert (manifest["same"], manifest["different"]) == (users, users)
@@ -64,7 +64,7 @@ def write_labeled_pairs(folder: Path, num_pairs: int) -> list[str]:
 
 
 def test_uses_only_held_out_labeled_pairs(tmp_path: Path) -> None:
-    context = embedded(tmp_path, *write_labeled_pairs(tmp_path, 4_000))
+    context = embedded_run(tmp_path, *write_labeled_pairs(tmp_path, 4_000))
     pairs = calibration_pairs(context.config, context.run)
     training, held_out = train.load_labeled(context.run, context.config.train.seed)
     assert sorted(zip(*(part.tolist() for part in pairs), strict=True)) == sorted(
@@ -78,7 +78,7 @@ def test_uses_only_held_out_labeled_pairs(tmp_path: Path) -> None:
 
 def test_limits_the_pairs_of_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.stages.calibrate.MAX_PAIRS", 30)
-    context = embedded(tmp_path, *write_labeled_pairs(tmp_path, 4_000))
+    context = embedded_run(tmp_path, *write_labeled_pairs(tmp_path, 4_000))
     pairs = calibration_pairs(context.config, context.run)
     assert (pairs.same.sum(), (~pairs.same).sum()) == (30, 30)
     repeated = calibration_pairs(context.config, context.run)
@@ -86,14 +86,14 @@ def test_limits_the_pairs_of_each_class(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_too_few_labeled_pairs_are_not_an_error(tmp_path: Path) -> None:
-    context = embedded(tmp_path, *write_labeled_pairs(tmp_path, 20))
+    context = embedded_run(tmp_path, *write_labeled_pairs(tmp_path, 20))
     manifest = calibrate(context.config, context.run, context.progress)
     assert "needs 20 held-out pairs that belong together, and as many that do not" in manifest["reason"]
 
 
 def test_too_few_held_out_pairs_are_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.stages.calibrate.MAX_PAIRS", 19)
-    context = embedded(tmp_path)
+    context = embedded_run(tmp_path)
     manifest = calibrate(context.config, context.run, context.progress)
     assert (
         "needs 20 held-out pairs that belong together, and as many that do not. Received: 19 and 19."

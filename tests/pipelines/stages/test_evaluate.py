@@ -23,7 +23,7 @@ from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.release.formats import CATALOG, EMBEDDINGS
 from recsys.testing import world
-from tests.pipelines.stages.test_train import GLOBAL_TIME, moved
+from tests.pipelines.stages.test_train import GLOBAL_TIME, write_changed_world
 
 BASELINES = {
     "popularity",
@@ -47,7 +47,7 @@ def small_protocol() -> Iterator[None]:
         yield
 
 
-def indexed(folder: Path, *overrides: str, recency: float | None = RECENCY) -> RunContext:
+def indexed_run(folder: Path, *overrides: str, recency: float | None = RECENCY) -> RunContext:
     """A run whose index stage is done, with random embeddings and without a tower."""
     context = RunContext.from_config(load_config(folder / "recsys.toml", overrides))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
@@ -62,7 +62,7 @@ def indexed(folder: Path, *overrides: str, recency: float | None = RECENCY) -> R
     return context
 
 
-def evaluated(context: RunContext) -> dict[str, Any]:
+def evaluate_run(context: RunContext) -> dict[str, Any]:
     return evaluate.evaluate(context.config, context.run, context.progress)
 
 
@@ -76,7 +76,7 @@ def sequences_of(folder: Path) -> dict[str, list[str]]:
 def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     folder = tmp_path_factory.mktemp("world")
     world.write(folder)
-    return indexed(folder)
+    return indexed_run(folder)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +136,8 @@ def test_popularity_agrees_with_a_naive_loop(context: RunContext, figures: dict[
 def test_test_targets_do_not_affect_the_chosen_settings(tmp_path: Path, split: list[str]) -> None:
     """With other test targets, the settings and validation metrics are equal, and the test metrics differ."""
     world.write(tmp_path / "one")
-    folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 1))
-    one, other = (evaluated(indexed(folder, *split)) for folder in folders)
+    folders = (tmp_path / "one", write_changed_world(tmp_path / "other", step=world.TOUCHED - 1))
+    one, other = (evaluate_run(indexed_run(folder, *split)) for folder in folders)
     assert one["queries"] == other["queries"] == world.BLOCKS * world.USERS_A_BLOCK
     assert one["settings"] == other["settings"]
     assert one["validation"] == other["validation"]
@@ -148,8 +148,8 @@ def test_test_targets_do_not_affect_the_chosen_settings(tmp_path: Path, split: l
 def test_validation_targets_affect_the_validation_metrics(tmp_path: Path) -> None:
     """Otherwise the test above would also pass if no settings were chosen."""
     world.write(tmp_path / "one")
-    folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 2))
-    one, other = (evaluated(indexed(folder)) for folder in folders)
+    folders = (tmp_path / "one", write_changed_world(tmp_path / "other", step=world.TOUCHED - 2))
+    one, other = (evaluate_run(indexed_run(folder)) for folder in folders)
     assert one["validation"]["baselines"] != other["validation"]["baselines"]
 
 
@@ -166,7 +166,7 @@ def test_windows_of_the_protocol_are_evaluated_on_small_logs_only(
 ) -> None:
     world.write(tmp_path)
     num_interactions = world.BLOCKS * world.USERS_A_BLOCK * world.TOUCHED
-    context = indexed(tmp_path, "prepare.window=4", "prepare.decay=2.0")
+    context = indexed_run(tmp_path, "prepare.window=4", "prepare.decay=2.0")
     windows = ((2, 0.5), (3, 0.0), (4, 2.0))
     protocol = PROTOCOL._replace(windows=windows, windows_max_interactions=num_interactions)
     monkeypatch.setattr(evaluate, "PROTOCOL", protocol)
@@ -181,7 +181,7 @@ def test_counted_windows_agree_with_prepare(tmp_path: Path, monkeypatch: pytest.
     world.write(tmp_path)
     monkeypatch.setattr(evaluate, "PROTOCOL", PROTOCOL._replace(windows=((3, 1.0),)))
     neighbors = []
-    for context in (indexed(tmp_path, "prepare.window=3"), indexed(tmp_path)):
+    for context in (indexed_run(tmp_path, "prepare.window=3"), indexed_run(tmp_path)):
         catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
         split = train.load_split(context.run)
         variants = evaluate.variants_before(target, context.config, context.run, split, catalog)["windowed_item_knn"]
@@ -194,7 +194,7 @@ def test_data_without_targets_is_not_an_error(tmp_path: Path) -> None:
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
     rows.filter(pl.col("timestamp") < 1_600_000_000 + 120).write_parquet(tmp_path / "interactions.parquet")
-    figures = evaluated(indexed(tmp_path, recency=None))
+    figures = evaluate_run(indexed_run(tmp_path, recency=None))
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures["queries"] == 0
     assert "ndcg_at_20" not in figures["model"]
@@ -208,7 +208,7 @@ def test_default_recency_is_used_without_validation_targets(tmp_path: Path, monk
     last = 1_600_000_000 + 60 * (world.TOUCHED - 1)
     rows.filter(pl.col("timestamp") != last - 60).write_parquet(tmp_path / "interactions.parquet")
     monkeypatch.setattr(evaluate, "PROTOCOL", PROTOCOL._replace(recencies=(0.9, 0.3, 0.4)))
-    figures = evaluated(indexed(tmp_path, *GLOBAL_TIME, recency=None))
+    figures = evaluate_run(indexed_run(tmp_path, *GLOBAL_TIME, recency=None))
     assert figures["queries"] == world.BLOCKS * world.USERS_A_BLOCK
     assert {choices["history"]["recency"] for choices in figures["settings"].values()} == {0.4}
     assert figures["history"]["model"] != figures["model"]

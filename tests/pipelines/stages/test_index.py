@@ -28,7 +28,7 @@ from tests import memory_mb
 DIMENSION = 8
 
 
-def embedded(folder: Path, num_items: int, *overrides: str) -> RunContext:
+def embedded_run(folder: Path, num_items: int, *overrides: str) -> RunContext:
     """A run whose embed stage is done, with random embeddings and without a catalog."""
     world.write(folder)
     context = RunContext.from_config(load_config(folder / "recsys.toml", overrides))
@@ -48,7 +48,7 @@ def files_of(context: RunContext) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("shard_items", "count"), [(300, 1), (299, 2), (70, 5)])
 def test_each_shard_is_the_index_of_its_items(tmp_path: Path, shard_items: int, count: int) -> None:
-    context = embedded(tmp_path, 300, f"resources.memory_mb={memory_mb(shard=shard_items)}")
+    context = embedded_run(tmp_path, 300, f"resources.memory_mb={memory_mb(shard=shard_items)}")
     manifest = indexing.index(context.config, context.run, context.progress)
     shards = plan_shards(300, shard_items)
     assert set(files_of(context)) == {"_MANIFEST.json", *(shard.file for shard in shards)}
@@ -62,7 +62,7 @@ def test_each_shard_is_the_index_of_its_items(tmp_path: Path, shard_items: int, 
 
 def test_recall_is_measured_on_merged_results(tmp_path: Path) -> None:
     settings = ("resources.memory_mb=0.36", "index.recall_target=0.9", "index.recall_floor=0.8", "index.n_trees=3")
-    context = embedded(tmp_path, 1_000, *settings)
+    context = embedded_run(tmp_path, 1_000, *settings)
     manifest = indexing.index(context.config, context.run, context.progress)
     vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS))
     shards = plan_shards(1_000, 90)
@@ -76,8 +76,8 @@ def test_recall_is_measured_on_merged_results(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["local-threads", "portable"])
 def test_every_runner_builds_the_same_files(tmp_path: Path, profile: str) -> None:
-    expected = embedded(tmp_path / "local", 200, "resources.memory_mb=0.12")
-    context = embedded(tmp_path / profile, 200, "resources.memory_mb=0.12", f"beam.profile={profile}")
+    expected = embedded_run(tmp_path / "local", 200, "resources.memory_mb=0.12")
+    context = embedded_run(tmp_path / profile, 200, "resources.memory_mb=0.12", f"beam.profile={profile}")
     assert indexing.index(context.config, context.run, context.progress) == indexing.index(
         expected.config, expected.run, expected.progress
     )
@@ -94,7 +94,7 @@ def finished_shards(workspace: Path) -> list[Path]:
 
 def test_killed_stage_resumes_with_the_missing_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("resources.memory_mb=2.0",)
-    context = embedded(tmp_path, 20_000, *settings)
+    context = embedded_run(tmp_path, 20_000, *settings)
     command = [program.RECSYS, "index", "--config", tmp_path / "recsys.toml"]
     command += [part for setting in settings for part in ("--set", setting)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
@@ -117,7 +117,7 @@ def test_killed_stage_resumes_with_the_missing_shards(tmp_path: Path, monkeypatc
     indexing.index(context.config, context.run, context.progress)
     assert built == {shard.file for shard in plan_shards(20_000, 500)} - finished
 
-    undisturbed = embedded(tmp_path / "undisturbed", 20_000, *settings)
+    undisturbed = embedded_run(tmp_path / "undisturbed", 20_000, *settings)
     indexing.index(undisturbed.config, undisturbed.run, undisturbed.progress)
     assert files_of(context) == files_of(undisturbed)
 

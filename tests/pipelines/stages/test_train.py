@@ -37,13 +37,13 @@ GLOBAL_TIME = [
 """Each user has an interaction per minute: the last is held out for the test, the one before it for validation."""
 
 
-def prepared(folder: Path, *overrides: str) -> RunContext:
+def prepared_run(folder: Path, *overrides: str) -> RunContext:
     context = RunContext.from_config(load_config(folder / "recsys.toml", [*SMALL, *overrides]))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
     return context
 
 
-def moved(folder: Path, step: int) -> Path:
+def write_changed_world(folder: Path, step: int) -> Path:
     """Write the test world with an item of another block at one step of each user."""
     world.write(folder)
     rows = pl.read_parquet(folder / "interactions.parquet")
@@ -54,7 +54,7 @@ def moved(folder: Path, step: int) -> Path:
     return folder
 
 
-def labeled(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
+def write_labeled_world(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
     """Write the test world with labeled pairs."""
     world.write(folder)
     frame = pl.DataFrame(rows, schema=["item_a", "item_b", "same"], orient="row")
@@ -97,7 +97,7 @@ def run_stage(context: RunContext) -> dict[str, Any]:
 
 def test_manifest_has_passes_curves_and_validation_figures(tmp_path: Path) -> None:
     world.write(tmp_path)
-    context = prepared(tmp_path, "train.history_passes=2")
+    context = prepared_run(tmp_path, "train.history_passes=2")
     manifest = run_stage(context)
     assert json.loads(json.dumps(manifest)) == manifest
     assert 1 <= manifest["passes"]["pairs"] <= 2
@@ -121,7 +121,7 @@ def test_history_phase_is_undone_if_its_score_is_clearly_worse(
     from recsys.model.validation import Validation
 
     world.write(tmp_path)
-    context = prepared(tmp_path, "train.passes=1", "train.history_passes=1")
+    context = prepared_run(tmp_path, "train.passes=1", "train.history_passes=1")
     evaluate = Validation.evaluate
     scores: list[float] = []
 
@@ -137,7 +137,7 @@ def test_history_phase_is_undone_if_its_score_is_clearly_worse(
 
 def test_history_phase_follows_the_pair_phase_and_changes_the_tower(tmp_path: Path) -> None:
     world.write(tmp_path)
-    context = prepared(tmp_path)
+    context = prepared_run(tmp_path)
     reported: list[tuple[str, int]] = []
     before, after = (
         fit(context, final_plan(context.config, passes), lambda phase, number, _: reported.append((phase, number)))
@@ -155,7 +155,7 @@ def test_users_with_fewer_than_three_interactions_give_no_validation_and_no_rece
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
     rows.filter(pl.col("timestamp") < 1_600_000_000 + 120).write_parquet(tmp_path / "interactions.parquet")
-    manifest = run_stage(prepared(tmp_path))
+    manifest = run_stage(prepared_run(tmp_path))
     assert (manifest["recency"], manifest["validation"]) == (None, {})
     assert manifest["passes"] == {"pairs": 2, "histories": 0}
 
@@ -174,7 +174,9 @@ def with_new_items(folder: Path) -> Path:
 def test_new_items_are_embedded_near_their_block_and_other_items_do_not_change(tmp_path: Path) -> None:
     with_new_items(tmp_path)
     reported: list[tuple[str, int]] = []
-    contexts = [prepared(tmp_path, "train.learning_rate=0.03", f"train.new_items={flag}") for flag in ("true", "false")]
+    contexts = [
+        prepared_run(tmp_path, "train.learning_rate=0.03", f"train.new_items={flag}") for flag in ("true", "false")
+    ]
     fitted, without = (
         fit(
             context, final_plan(context.config, Passes(3, 1)), lambda phase, number, _: reported.append((phase, number))
@@ -194,7 +196,7 @@ def test_new_items_are_embedded_near_their_block_and_other_items_do_not_change(t
 
 
 def test_new_item_phase_is_omitted_without_features(tmp_path: Path) -> None:
-    context = prepared(with_new_items(tmp_path), "items.categorical=[]")
+    context = prepared_run(with_new_items(tmp_path), "items.categorical=[]")
     phases: set[str] = set()
     fitted = fit(context, final_plan(context.config, Passes(1, 0)), lambda phase, *_: phases.add(phase))
     assert phases == {"pairs"}
@@ -210,7 +212,7 @@ def test_validation_ignores_new_items(tmp_path: Path) -> None:
             items = pl.read_csv(folder / "items.csv")
             interacted = pl.read_parquet(folder / "interactions.parquet")["item_id"]
             items.filter(pl.col("item_id").is_in(interacted.implode())).write_csv(folder / "items.csv")
-        contexts.append(prepared(folder, "train.history_passes=1"))
+        contexts.append(prepared_run(folder, "train.history_passes=1"))
     with_new, without = (fit(context, validation_plan(context.config)) for context in contexts)
     assert len(with_new.embeddings) > len(without.embeddings)
     assert with_new.recency == without.recency
@@ -219,7 +221,7 @@ def test_validation_ignores_new_items(tmp_path: Path) -> None:
 
 
 def test_interrupted_new_item_phase_is_resumed(tmp_path: Path) -> None:
-    context = prepared(with_new_items(tmp_path))
+    context = prepared_run(with_new_items(tmp_path))
     plan = final_plan(context.config, Passes(3, 1))
     uninterrupted = fit(context, plan)
     done: list[tuple[str, int]] = []
@@ -246,8 +248,8 @@ def test_interrupted_new_item_phase_is_resumed(tmp_path: Path) -> None:
 def test_interactions_at_or_after_the_test_target_do_not_affect_the_tower(tmp_path: Path, options: list[str]) -> None:
     """With other test targets, the passes, the recency, the metrics and the tower are the same."""
     world.write(tmp_path / "one")
-    folders = (tmp_path / "one", moved(tmp_path / "other", step=world.TOUCHED - 1))
-    contexts = [prepared(folder, *options) for folder in folders]
+    folders = (tmp_path / "one", write_changed_world(tmp_path / "other", step=world.TOUCHED - 1))
+    contexts = [prepared_run(folder, *options) for folder in folders]
     assert contexts[0].run.run_id != contexts[1].run.run_id
     one, other = (train.load_split(context.run).holdout("test", 1_000) for context in contexts)
     assert (one.queries == other.queries).all()
@@ -260,7 +262,10 @@ def test_interactions_at_or_after_the_test_target_do_not_affect_the_tower(tmp_pa
 def test_interactions_before_the_test_target_affect_the_tower(tmp_path: Path) -> None:
     """Otherwise the test above would also pass for a tower that learns nothing."""
     world.write(tmp_path / "one")
-    contexts = [prepared(tmp_path / "one"), prepared(moved(tmp_path / "other", step=world.TOUCHED - 2))]
+    contexts = [
+        prepared_run(tmp_path / "one"),
+        prepared_run(write_changed_world(tmp_path / "other", step=world.TOUCHED - 2)),
+    ]
     one, other = (fit(context, final_plan(context.config, Passes(1, 0))) for context in contexts)
     assert np.abs(one.embeddings - other.embeddings).max() > 1e-4
 
@@ -271,10 +276,10 @@ def test_interactions_at_or_after_the_validation_target_do_not_affect_the_valida
 ) -> None:
     """There is one pass, because validation queries may use the targets and could change the number of passes."""
     world.write(tmp_path / "one")
-    other = moved(moved(tmp_path / "other", step=world.TOUCHED - 1), step=world.TOUCHED - 2)
+    other = write_changed_world(write_changed_world(tmp_path / "other", step=world.TOUCHED - 1), step=world.TOUCHED - 2)
     fits = []
     for folder in (tmp_path / "one", other):
-        context = prepared(folder, "train.validation_users=1", "train.passes=1", *split)
+        context = prepared_run(folder, "train.validation_users=1", "train.passes=1", *split)
         fits.append(fit(context, validation_plan(context.config)))
     np.testing.assert_array_equal(fits[0].embeddings, fits[1].embeddings)
 
@@ -284,9 +289,9 @@ def test_interactions_at_or_after_the_validation_target_do_not_affect_the_valida
 
 @pytest.mark.parametrize("loss", ["contrastive", "triplet"])
 def test_labeled_pairs_are_learned_and_interactions_are_not(tmp_path: Path, loss: str) -> None:
-    folder = labeled(tmp_path / "one", ACROSS + WITHIN)
+    folder = write_labeled_world(tmp_path / "one", ACROSS + WITHIN)
     options = [f"train.loss={loss}", "train.passes=15", "train.batch_size=8", "train.learning_rate=0.02"]
-    context = prepared(folder, *options, "items.categorical=[]")
+    context = prepared_run(folder, *options, "items.categorical=[]")
     plan = final_plan(context.config, Passes(15, 3))
     fitted = fit(context, plan)
     assert fitted.passes == (15, 0)
@@ -297,29 +302,29 @@ def test_labeled_pairs_are_learned_and_interactions_are_not(tmp_path: Path, loss
 
     assert similarity(ACROSS) > similarity(WITHIN) + 0.3
 
-    other = labeled(tmp_path / "other", ACROSS + WITHIN)
-    changed_rows = pl.read_parquet(moved(tmp_path / "moved", step=1) / "interactions.parquet")
+    other = write_labeled_world(tmp_path / "other", ACROSS + WITHIN)
+    changed_rows = pl.read_parquet(write_changed_world(tmp_path / "moved", step=1) / "interactions.parquet")
     changed_rows.write_parquet(other / "interactions.parquet")
-    refitted = fit(prepared(other, *options, "items.categorical=[]"), plan)
+    refitted = fit(prepared_run(other, *options, "items.categorical=[]"), plan)
     np.testing.assert_array_equal(fitted.embeddings, refitted.embeddings)
 
 
 def test_labeled_pairs_that_are_held_out_do_not_affect_the_tower(tmp_path: Path) -> None:
     """With other labels in the held-out part, the tower is the same."""
     rows = ACROSS + WITHIN
-    context = prepared(labeled(tmp_path / "one", rows), "train.loss=contrastive")
+    context = prepared_run(write_labeled_world(tmp_path / "one", rows), "train.loss=contrastive")
     _, held_out = train.load_labeled(context.run, context.config.train.seed)
     ids = list(item_numbers(context))
     heldout_ids = {(ids[a], ids[b]) for a, b in zip(held_out.first.tolist(), held_out.second.tolist(), strict=True)}
     assert 0 < len(heldout_ids) < len(rows)
     changed = [(a, b, 1 - same if (a, b) in heldout_ids else same) for a, b, same in rows]
-    other = prepared(labeled(tmp_path / "other", changed), "train.loss=contrastive")
+    other = prepared_run(write_labeled_world(tmp_path / "other", changed), "train.loss=contrastive")
     first, second = (fit(run, final_plan(run.config, Passes(1, 0))) for run in (context, other))
     np.testing.assert_array_equal(first.embeddings, second.embeddings)
 
 
 def test_rejects_labeled_pairs_without_a_positive(tmp_path: Path) -> None:
-    context = prepared(labeled(tmp_path, WITHIN), "train.loss=contrastive")
+    context = prepared_run(write_labeled_world(tmp_path, WITHIN), "train.loss=contrastive")
     with pytest.raises(StageError, match="at least one labeled pair that is the same"):
         run_stage(context)
     assert not context.run.done(train.STAGE)
@@ -328,15 +333,15 @@ def test_rejects_labeled_pairs_without_a_positive(tmp_path: Path) -> None:
 # --- warm start
 
 
-def warm(folder: Path, release: Path, *overrides: str) -> RunContext:
+def warm_run(folder: Path, release: Path, *overrides: str) -> RunContext:
     world.write(folder)
     dimension = json.loads((GOLDEN / MANIFEST).read_text())["dimension"]
-    return prepared(folder, f"data.warm_start={release}", f"tower.dimension={dimension}", *overrides)
+    return prepared_run(folder, f"data.warm_start={release}", f"tower.dimension={dimension}", *overrides)
 
 
 def test_warm_start_begins_with_the_embeddings_of_the_earlier_tower(tmp_path: Path) -> None:
     """With a learning rate near 0, embeddings do not change, except for the new item, which has a separate encoder."""
-    context = warm(tmp_path, GOLDEN, "train.learning_rate=1e-12")
+    context = warm_run(tmp_path, GOLDEN, "train.learning_rate=1e-12")
     fitted = fit(context, final_plan(context.config, Passes(1, 0)))
     new = item_numbers(context)[world.NEW_ITEM]
     earlier = np.load(GOLDEN / EMBEDDINGS)
@@ -376,7 +381,7 @@ def test_rejects_a_warm_start_from_a_damaged_release(tmp_path: Path, file: str) 
     copy = tmp_path / "release"
     shutil.copytree(GOLDEN, copy)
     (copy / file).write_bytes((copy / file).read_bytes()[:-1])
-    context = warm(tmp_path / "world", copy)
+    context = warm_run(tmp_path / "world", copy)
     with pytest.raises(InputError, match=rf"data\.warm_start must be .* bytes of {file}"):
         run_stage(context)
     assert not context.run.done(train.STAGE)
@@ -384,7 +389,7 @@ def test_rejects_a_warm_start_from_a_damaged_release(tmp_path: Path, file: str) 
 
 @pytest.mark.parametrize("setting", ["tower.dimension=4", "tower.distance=euclidean"])
 def test_rejects_a_warm_start_from_a_tower_of_another_shape(tmp_path: Path, setting: str) -> None:
-    context = warm(tmp_path, GOLDEN, setting)
+    context = warm_run(tmp_path, GOLDEN, setting)
     with pytest.raises(InputError, match=r"tower\.dimension and tower\.distance .* leave data\.warm_start out"):
         run_stage(context)
 
@@ -402,4 +407,4 @@ def test_rejects_interactions_without_a_pair(tmp_path: Path) -> None:
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
     rows.filter(pl.col("timestamp") == 1_600_000_000).write_parquet(tmp_path / "interactions.parquet")
     with pytest.raises(StageError, match="pair"):
-        run_stage(prepared(tmp_path))
+        run_stage(prepared_run(tmp_path))
