@@ -1,4 +1,4 @@
-"""Everything at once: questions, swaps, take-downs and puts. The whole day is `python -m benchmarks.service`."""
+"""Concurrent queries, promotions and item changes. `python -m benchmarks.service` runs longer and with more of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from recsys.testing.busy_day import day
 pytestmark = pytest.mark.slow
 
 
-def test_a_day_in_which_everything_happens_at_once(tmp_path: Path) -> None:
-    """No answer fails, mixes two releases or shows what was taken down; nothing grows but by what was written."""
+def test_queries_promotions_and_item_changes_run_concurrently(tmp_path: Path) -> None:
+    """No request fails, no response mixes two releases or contains a hidden item, and no files stay open."""
     done = day(tmp_path, requests=600, swaps=8, items=400)
     assert done.failed == []
     assert done.answers >= 600

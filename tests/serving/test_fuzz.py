@@ -1,4 +1,4 @@
-"""Requests that nobody means well. Ten thousand of them are `python -m benchmarks.fuzz`."""
+"""Malformed and hostile requests. `python -m benchmarks.fuzz` sends ten thousand."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from recsys.testing.fuzz import fuzz
 pytestmark = pytest.mark.slow
 
 
-def test_requests_that_nobody_means_well_break_nothing(tmp_path: Path) -> None:
-    """No answer is a 500 or otherwise than described, no worker ends, and no log holds what was sent."""
+def test_survives_malformed_and_hostile_requests(tmp_path: Path) -> None:
+    """Every response conforms to the OpenAPI and none is a 500, no worker ends, and no log contains sent values."""
     done = fuzz(tmp_path, requests=700)
     assert done.failed == []
     assert done.logged == []

@@ -1,4 +1,4 @@
-"""The OpenAPI description in the documentation is that of the application."""
+"""`docs/openapi.json` is the OpenAPI description of the application."""
 
 from __future__ import annotations
 

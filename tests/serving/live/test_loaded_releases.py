@@ -24,12 +24,12 @@ def load(write_release: WriteRelease) -> Callable[[str], LiveRelease]:
     return lambda release_id: LiveRelease(Release.load(write_release(ITEMS, release_id=release_id)))
 
 
-def test_without_a_release_there_is_no_champion() -> None:
+def test_champion_fails_before_a_release_is_loaded() -> None:
     with pytest.raises(ReleaseError, match="none yet"):
         _ = LoadedReleases(1).champion
 
 
-def test_previous_champion_stays_loaded_for_its_time(load: Callable[[str], LiveRelease]) -> None:
+def test_previous_champion_stays_loaded_for_keep_seconds(load: Callable[[str], LiveRelease]) -> None:
     now = 100.0
     releases = LoadedReleases(10, lambda: now)
     one, two, three = load("one"), load("two"), load("three")
@@ -51,7 +51,7 @@ def test_previous_champion_stays_loaded_for_its_time(load: Callable[[str], LiveR
 
 
 def test_release_is_freed_with_its_last_reader(load: Callable[[str], LiveRelease]) -> None:
-    """And its files are unmapped: a running request keeps them, and no longer than that."""
+    """Its files are unmapped then, and not before a running request ends."""
     releases = LoadedReleases(0)
     releases.replace(load("one"))
     running = releases.champion

@@ -25,7 +25,7 @@ from serving.live.state import State, bucket
 from serving.middleware import api_keys
 from serving.middleware.api_keys import ApiKeys
 from serving.middleware.metrics import Metrics
-from tests.serving.inside import inside
+from tests.serving.asgi import asgi_client
 
 Make = Callable[..., tuple["CountingState", Any]]
 
@@ -47,9 +47,9 @@ class CountingState(State):
 
 @pytest.fixture
 def item_changes(tmp_path: Path) -> Iterator[ItemChanges]:
-    opened = ItemChanges(tmp_path / "item_changes.db")
-    yield opened
-    opened.close()
+    changes = ItemChanges(tmp_path / "item_changes.db")
+    yield changes
+    changes.close()
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def make(write_release: WriteRelease, item_changes: ItemChanges) -> Make:
 
 def get(app: Any, *requests: tuple[str, dict[str, str]]) -> list[httpx.Response]:
     async def send() -> list[httpx.Response]:
-        async with inside(app) as client:
+        async with asgi_client(app) as client:
             return [await client.get(path, headers=headers) for path, headers in requests]
 
     return asyncio.run(send())
@@ -88,7 +88,7 @@ def test_second_response_is_the_cached_first(make: Make) -> None:
 
 @pytest.mark.parametrize("path", [SIMILAR, "/v1/items/item%203"])
 def test_matching_etag_gives_304(make: Make, path: str) -> None:
-    """From the cache and from the application alike."""
+    """Whether or not the response is in the cache."""
     for requests_before in (0, 1):
         (first,) = get(make()[1], (path, {}))
         _, app = make()
@@ -123,7 +123,7 @@ def test_each_release_has_its_own_responses(make: Make) -> None:
 
 
 def test_requested_release_and_cursor_are_cached_by_their_release(make: Make) -> None:
-    """However the parameter is encoded; a change of the champion alone does not change their ETags."""
+    """For any encoding of the parameter. Another champion does not change their ETags."""
     state, app = make()
     (page,) = get(app, (f"{SIMILAR}?k=3&release=second", {}))
     paths = [
@@ -165,7 +165,7 @@ def test_batch_uses_one_release_whatever_is_promoted_meanwhile(make: Make, write
     third = LiveRelease(Release.load(write_release(ITEMS, release_id="third")))
 
     async def send() -> httpx.Response:
-        async with inside(app) as client:
+        async with asgi_client(app) as client:
             sending = asyncio.create_task(
                 client.post("/v1/similar/batch", json={"queries": [{"items": ["item 1"]}] * 5})
             )
@@ -227,7 +227,7 @@ def test_probes_depend_neither_on_release_nor_on_item_changes(make: Make, monkey
     assert [response.status_code for response in responses] == [200, 200, 200, 200, 500]
 
 
-# --- the cache itself
+# --- the cache alone
 
 
 def response_of(size: int) -> CachedResponse:
@@ -269,7 +269,7 @@ def test_replaced_response_counts_once() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2_000])
-def test_uses_about_the_memory_that_it_may(size: int) -> None:
+def test_uses_about_max_bytes_of_memory(size: int) -> None:
     max_bytes, count = 2 << 20, 4_000
     cache = LruCache(max_bytes)
     tracemalloc.start()

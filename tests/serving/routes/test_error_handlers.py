@@ -16,7 +16,7 @@ from serving.live.state import State
 from serving.middleware.api_keys import ApiKeys
 from serving.middleware.metrics import Metrics
 from serving.routes.error_handlers import TABLE
-from tests.serving.inside import inside
+from tests.serving.asgi import asgi_client
 
 
 def test_every_exception_of_the_library_has_a_status() -> None:
@@ -43,7 +43,7 @@ def test_an_error_that_nobody_foresaw_is_a_problem_that_tells_nothing_of_it(monk
     monkeypatch.setattr(state, "choose_release", fail)
 
     async def ask() -> list[httpx.Response]:
-        async with inside(create_app(state, ApiKeys(None))) as client:
+        async with asgi_client(create_app(state, ApiKeys(None))) as client:
             return [await client.get("/v1/items/x"), await client.get("/metrics")]
 
     answer, figures = asyncio.run(ask())

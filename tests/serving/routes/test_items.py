@@ -20,7 +20,7 @@ from recsys.testing.service_process import Service, until
 from serving.live.item_changes import START, ItemChange, ItemChanges
 from serving.live.live_release import LiveRelease
 from serving.middleware import api_keys
-from tests.serving.inside import inside
+from tests.serving.asgi import asgi_client
 
 ITEMS = [f"item {number:02}" for number in range(40)]
 COLORS = ["red", "green"] * 20
@@ -150,7 +150,7 @@ def test_a_change_that_cannot_be_is_told(tmp_path: Path, write_release: WriteRel
     app = create_app(State(releases, ServeConfig(), Metrics(), journal), ApiKeys(tmp_path / "keys.txt"))
 
     async def put() -> httpx.Response:
-        async with inside(app) as client:
+        async with asgi_client(app) as client:
             return await client.put("/v1/items/item%2003", json=change, headers={"Authorization": f"Bearer {secret}"})
 
     refused = asyncio.run(put())

@@ -23,7 +23,7 @@ from recsys.testing.service_process import Service, described
 from serving.app import create_app_for_release
 from serving.protocol import pagination
 from tests import GOLDEN_RELEASES
-from tests.serving.inside import inside
+from tests.serving.asgi import asgi_client
 
 GOLDEN = GOLDEN_RELEASES / "v2"
 SIZE, MAX_K, MAX_ITEMS, MAX_BATCH = 60, 50, 1_000, 100
@@ -404,7 +404,7 @@ def test_the_embedder_is_asked_for_the_release_that_answers(release: Release) ->
         return release.vectors[7]
 
     async def ask() -> httpx.Response:
-        async with inside(create_app_for_release(release, ServeConfig(), embed)) as client:
+        async with asgi_client(create_app_for_release(release, ServeConfig(), embed)) as client:
             return await client.post("/v1/similar", json={"features": {"genre": "crime"}, "k": 1})
 
     answer = asyncio.run(ask()).json()
@@ -429,7 +429,7 @@ def test_others_are_answered_while_a_batch_is(release: Release) -> None:
             await client.get("/livez")
             happened.append("another")
 
-        async with inside(create_app_for_release(release, ServeConfig(), embed)) as client:
+        async with asgi_client(create_app_for_release(release, ServeConfig(), embed)) as client:
             await client.post("/v1/similar/batch", json={"queries": [{"features": {"genre": "crime"}}] * 50})
             await others[0]
 
