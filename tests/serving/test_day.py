@@ -13,11 +13,11 @@ pytestmark = pytest.mark.slow
 
 def test_queries_promotions_and_item_changes_run_concurrently(tmp_path: Path) -> None:
     """No request fails, no response mixes two releases or contains a hidden item, and no files stay open."""
-    done = day(tmp_path, requests=600, swaps=8, items=400)
-    assert done.failed == []
-    assert done.answers >= 600
-    assert done.swaps == 8
-    assert done.take_downs > 0
-    assert done.puts > 0
-    early, late = done.open_files
+    report = day(tmp_path, requests=600, swaps=8, items=400)
+    assert report.failed == []
+    assert report.answers >= 600
+    assert report.swaps == 8
+    assert report.take_downs > 0
+    assert report.puts > 0
+    early, late = report.open_files
     assert late <= early + 8

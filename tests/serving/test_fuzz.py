@@ -13,9 +13,9 @@ pytestmark = pytest.mark.slow
 
 def test_survives_malformed_and_hostile_requests(tmp_path: Path) -> None:
     """Every response conforms to the OpenAPI and none is a 500, no worker ends, and no log contains sent values."""
-    done = fuzz(tmp_path, requests=700)
-    assert done.failed == []
-    assert done.logged == []
-    assert done.survived
-    assert done.requests >= 700
-    assert set(done.statuses) >= {"200", "204", "400", "401", "404", "405", "413", "422"}
+    report = fuzz(tmp_path, requests=700)
+    assert report.failed == []
+    assert report.logged == []
+    assert report.survived
+    assert report.requests >= 700
+    assert set(report.statuses) >= {"200", "204", "400", "401", "404", "405", "413", "422"}
