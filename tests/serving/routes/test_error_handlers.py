@@ -1,4 +1,4 @@
-"""The table from the library's exceptions to HTTP, and what is in no table."""
+"""HTTP status of each exception of the library, and the response to an unexpected error."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ from tests.serving.asgi import asgi_client
 
 
 def test_every_exception_of_the_library_has_a_status() -> None:
-    """A new exception without a row would be answered as its parent: say so on purpose."""
-    tree = {
+    """A new exception without a row would get the status of its base class."""
+    exceptions = {
         value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.RecsysError)
     }
-    assert set(TABLE) == tree
+    assert set(TABLE) == exceptions
 
 
-def test_the_drawn_tree_names_every_exception() -> None:
-    """The outline in the docstring is what people read."""
-    drawn = errors.__doc__ or ""
-    assert all(error.__name__ in drawn for error in TABLE)
+def test_module_docstring_names_every_exception() -> None:
+    docstring = errors.__doc__ or ""
+    assert all(error.__name__ in docstring for error in TABLE)
 
 
-def test_an_error_that_nobody_foresaw_is_a_problem_that_tells_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is counted as every answer, and has an id that the log has too."""
+def test_unexpected_error_is_500_without_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response is counted and has a request id."""
     state = State(LoadedReleases(1), ServeConfig(), Metrics())
 
     def fail(*_: object) -> None:
@@ -42,13 +41,13 @@ def test_an_error_that_nobody_foresaw_is_a_problem_that_tells_nothing_of_it(monk
 
     monkeypatch.setattr(state, "choose_release", fail)
 
-    async def ask() -> list[httpx.Response]:
+    async def send() -> list[httpx.Response]:
         async with asgi_client(create_app(state, ApiKeys(None))) as client:
             return [await client.get("/v1/items/x"), await client.get("/metrics")]
 
-    answer, figures = asyncio.run(ask())
-    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
-    assert answer.json()["type"] == "urn:recsys:internal-error"
-    assert "secret" not in answer.text
-    assert answer.headers["x-request-id"]
-    assert 'status="500"} 1.0' in figures.text
+    response, metrics = asyncio.run(send())
+    assert (response.status_code, response.headers["content-type"]) == (500, PROBLEM)
+    assert response.json()["type"] == "urn:recsys:internal-error"
+    assert "secret" not in response.text
+    assert response.headers["x-request-id"]
+    assert 'status="500"} 1.0' in metrics.text

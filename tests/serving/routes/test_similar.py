@@ -1,4 +1,4 @@
-"""Rich questions over HTTP, to a real server; every response is held against the OpenAPI."""
+"""Queries to a server process over HTTP. Every response is checked against the OpenAPI."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     service = Service.of(tmp_path_factory.mktemp("service"), release.path)
     service.set(max_k=MAX_K)
-    with described(service) as opened:
-        yield opened
+    with described(service) as http_client:
+        yield http_client
 
 
-def as_json(release: Release, question: Query) -> dict[str, Any]:
-    """What the library answers, as a client would see it, but for the cursor."""
-    answer = release.search(question)
-    neighbors = [{**n._asdict(), "explanation": n.explanation and n.explanation._asdict()} for n in answer.neighbors]
-    told: dict[str, Any] = json.loads(json.dumps({**answer._asdict(), "neighbors": neighbors}))
-    return told
+def as_json(release: Release, query: Query) -> dict[str, Any]:
+    """Return the result of the library as the service sends it, without the cursor."""
+    result = release.search(query)
+    neighbors = [{**n._asdict(), "explanation": n.explanation and n.explanation._asdict()} for n in result.neighbors]
+    decoded: dict[str, Any] = json.loads(json.dumps({**result._asdict(), "neighbors": neighbors}))
+    return decoded
 
 
 def without_cursor(response: httpx.Response) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def without_cursor(response: httpx.Response) -> dict[str, Any]:
     return {name: value for name, value in response.json().items() if name != "next_cursor"}
 
 
-def test_everything_can_be_asked_at_once(client: httpx.Client, release: Release) -> None:
+def test_all_fields_of_a_query_can_be_combined(client: httpx.Client, release: Release) -> None:
     body = {
         "items": ["item/1", {"item_id": "item/2", "weight": 2}],
         "negatives": [{"item_id": "item/3"}],
@@ -80,7 +80,7 @@ def test_everything_can_be_asked_at_once(client: httpx.Client, release: Release)
         "on_unknown": "skip",
         "explain": True,
     }
-    question = Query(
+    query = Query(
         items=(WeightedItem("item/1"), WeightedItem("item/2", 2)),
         negatives=(WeightedItem("item/3"),),
         history=("item/4", "item/5"),
@@ -96,13 +96,13 @@ def test_everything_can_be_asked_at_once(client: httpx.Client, release: Release)
         on_unknown="skip",
         explain=True,
     )
-    answer = without_cursor(client.post("/v1/similar", json=body))
-    assert answer == as_json(release, question)
-    assert answer["unknown_item_ids"] == ["unknown"]
-    assert len(answer["neighbors"]) == 5  # of the seven that the diversity lets through, two are skipped
+    result = without_cursor(client.post("/v1/similar", json=body))
+    assert result == as_json(release, query)
+    assert result["unknown_item_ids"] == ["unknown"]
+    assert len(result["neighbors"]) == 5  # the diversity rule leaves 7 and the offset skips 2
 
 
-def test_simple_options_are_query_parameters(client: httpx.Client, release: Release) -> None:
+def test_parameters_of_get_equal_the_fields_of_a_query(client: httpx.Client, release: Release) -> None:
     options = {
         "k": 5,
         "offset": 1,
@@ -112,7 +112,7 @@ def test_simple_options_are_query_parameters(client: httpx.Client, release: Rele
         "mmr_lambda": 0.5,
         "explain": "true",
     }
-    question = Query(
+    query = Query(
         items=(WeightedItem("item/1"),),
         k=5,
         offset=1,
@@ -122,57 +122,58 @@ def test_simple_options_are_query_parameters(client: httpx.Client, release: Rele
         diversity=Diversity(0.5),
         explain=True,
     )
-    assert without_cursor(client.get("/v1/items/item%2F1/similar", params=options)) == as_json(release, question)
+    assert without_cursor(client.get("/v1/items/item%2F1/similar", params=options)) == as_json(release, query)
 
 
-def test_one_item_is_the_same_question_by_both_routes(client: httpx.Client) -> None:
-    got = client.get("/v1/items/item%2F9/similar", params={"k": 3})
+def test_get_and_post_return_the_same_result(client: httpx.Client) -> None:
+    fetched = client.get("/v1/items/item%2F9/similar", params={"k": 3})
     posted = client.post("/v1/similar", json={"items": ["item/9"], "k": 3})
-    assert got.content == posted.content
+    assert fetched.content == posted.content
 
 
 @pytest.mark.parametrize("value", ["drama", ["drama"], ["drama", "no such"]])
-def test_a_condition_is_a_value_or_several(client: httpx.Client, value: Any) -> None:
-    answer = client.post("/v1/similar", json={"items": ["item/1"], "k": 40, "where": {"genre": value}}).json()
-    assert {n["item_id"] for n in answer["neighbors"]} == {f"item/{n}" for n in range(0, SIZE, 3)}
-    assert (answer["incomplete_reason"], answer["next_cursor"]) == ("filters", None)
+def test_condition_is_one_value_or_a_list(client: httpx.Client, value: Any) -> None:
+    result = client.post("/v1/similar", json={"items": ["item/1"], "k": 40, "where": {"genre": value}}).json()
+    assert {n["item_id"] for n in result["neighbors"]} == {f"item/{n}" for n in range(0, SIZE, 3)}
+    assert (result["incomplete_reason"], result["next_cursor"]) == ("filters", None)
 
 
-def test_popular_items_stand_in_where_that_is_wanted(client: httpx.Client) -> None:
-    body = {"items": ["nobody"], "on_unknown": "fallback", "where": {"genre": "drama"}, "k": 3}
-    answer = client.post("/v1/similar", json=body).json()
-    assert answer["fallback"]
-    assert answer["unknown_item_ids"] == ["nobody"]
-    assert [n["item_id"] for n in answer["neighbors"]] == ["item/57", "item/54", "item/51"]
-    assert {n["similarity"] for n in answer["neighbors"]} == {None}
+def test_fallback_returns_popular_items(client: httpx.Client) -> None:
+    body = {"items": ["unknown"], "on_unknown": "fallback", "where": {"genre": "drama"}, "k": 3}
+    result = client.post("/v1/similar", json=body).json()
+    assert result["fallback"]
+    assert result["unknown_item_ids"] == ["unknown"]
+    assert [n["item_id"] for n in result["neighbors"]] == ["item/57", "item/54", "item/51"]
+    assert {n["similarity"] for n in result["neighbors"]} == {None}
 
 
 # --- pages
 
 
-def test_page_after_page_gives_each_neighbor_once(client: httpx.Client) -> None:
+def test_pages_contain_each_neighbor_once(client: httpx.Client) -> None:
     body = {"items": ["item/1"], "k": 7, "exclude": ["item/2"]}
-    whole = client.post("/v1/similar", json={**body, "k": MAX_K}).json()["neighbors"]
+    expected = client.post("/v1/similar", json={**body, "k": MAX_K}).json()["neighbors"]
     pages: list[Any] = []
     cursor = None
     while True:
-        answer = client.post("/v1/similar", json={**body, "cursor": cursor}).json()
-        pages += answer["neighbors"]
-        cursor = answer["next_cursor"]
+        result = client.post("/v1/similar", json={**body, "cursor": cursor}).json()
+        pages += result["neighbors"]
+        cursor = result["next_cursor"]
         if cursor is None:
             break
-    assert pages == whole
-    got = client.get("/v1/items/item%2F1/similar", params={"k": 5}).json()["next_cursor"]
-    assert client.get("/v1/items/item%2F1/similar", params={"k": 5, "cursor": got}).json()["neighbors"][0]["rank"] == 6
+    assert pages == expected
+    cursor = client.get("/v1/items/item%2F1/similar", params={"k": 5}).json()["next_cursor"]
+    page = client.get("/v1/items/item%2F1/similar", params={"k": 5, "cursor": cursor}).json()
+    assert page["neighbors"][0]["rank"] == 6
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "WyI", "%%%", "é", "W10", "WzEsMiwzXQ", "x" * 5_000])
-def test_a_broken_cursor_is_told(client: httpx.Client, cursor: str) -> None:
-    told = problem(client.post("/v1/similar", json={"items": ["item/1"], "cursor": cursor}), 422, "invalid-request")
-    assert "cursor must be the unchanged `next_cursor`" in told
+def test_rejects_invalid_cursors(client: httpx.Client, cursor: str) -> None:
+    detail = problem(client.post("/v1/similar", json={"items": ["item/1"], "cursor": cursor}), 422, "invalid-request")
+    assert "cursor must be the unchanged `next_cursor`" in detail
 
 
-def test_a_cursor_belongs_to_its_question(client: httpx.Client) -> None:
+def test_rejects_the_cursor_of_another_query_and_a_cursor_with_an_offset(client: httpx.Client) -> None:
     cursor = client.post("/v1/similar", json={"items": ["item/1"]}).json()["next_cursor"]
     other = {"items": ["item/2"], "cursor": cursor}
     assert "Received: another query" in problem(client.post("/v1/similar", json=other), 422, "invalid-request")
@@ -180,50 +181,52 @@ def test_a_cursor_belongs_to_its_question(client: httpx.Client) -> None:
     assert "a cursor or an offset" in problem(client.post("/v1/similar", json=both), 422, "invalid-request")
 
 
-def test_a_cursor_that_was_tampered_with_reaches_no_farther(client: httpx.Client, release: Release) -> None:
+def test_rejects_a_forged_cursor_beyond_max_k(client: httpx.Client, release: Release) -> None:
     digest = pagination.query_digest(Query.from_item("item/1"))
-    far = pagination.encode_cursor(pagination.Cursor(release.release_id, digest, MAX_K))
-    response = client.post("/v1/similar", json={"items": ["item/1"], "cursor": far})
+    forged = pagination.encode_cursor(pagination.Cursor(release.release_id, digest, MAX_K))
+    response = client.post("/v1/similar", json={"items": ["item/1"], "cursor": forged})
     assert "cursor must be the unchanged `next_cursor`" in problem(response, 422, "invalid-request")
 
 
-def test_a_cursor_of_a_release_that_is_gone_is_gone(client: httpx.Client) -> None:
+def test_cursor_of_an_unloaded_release_is_410(client: httpx.Client) -> None:
     cursor = pagination.encode_cursor(
         pagination.Cursor("ffffffffffff", pagination.query_digest(Query.from_item("item/1")), 10)
     )
-    told = problem(client.post("/v1/similar", json={"items": ["item/1"], "cursor": cursor}), 410, "release-not-loaded")
-    assert "ffffffffffff" in told
+    detail = problem(
+        client.post("/v1/similar", json={"items": ["item/1"], "cursor": cursor}), 410, "release-not-loaded"
+    )
+    assert "ffffffffffff" in detail
 
 
 # --- releases and caches
 
 
-def test_a_release_can_be_pinned(client: httpx.Client, release: Release) -> None:
-    here = {"release": release.release_id}
-    for pinned in (
-        client.get("/v1/items/item%2F1/similar", params=here),
-        client.get("/v1/items/item%2F1", params=here),
-        client.get("/v1/items/item%2F1", headers={"Recsys-Release": release.release_id}),
-        client.post("/v1/similar", json={"items": ["item/1"]}, params=here),
-        client.post("/v1/similar/batch", json={"queries": [{"items": ["item/1"]}]}, params=here),
-    ):
-        assert pinned.status_code == 200
-
-
-@pytest.mark.parametrize("pin", [{"params": {"release": "other"}}, {"headers": {"Recsys-Release": "other"}}])
-def test_a_release_that_is_not_loaded_is_told(client: httpx.Client, release: Release, pin: Any) -> None:
+def test_request_can_select_a_release(client: httpx.Client, release: Release) -> None:
+    params = {"release": release.release_id}
     for response in (
-        client.get("/v1/items/item%2F1/similar", **pin),
-        client.get("/v1/items/item%2F1", **pin),
-        client.post("/v1/similar", json={"items": ["item/1"]}, **pin),
-        client.post("/v1/similar/batch", json={"queries": [{"items": ["item/1"]}]}, **pin),
+        client.get("/v1/items/item%2F1/similar", params=params),
+        client.get("/v1/items/item%2F1", params=params),
+        client.get("/v1/items/item%2F1", headers={"Recsys-Release": release.release_id}),
+        client.post("/v1/similar", json={"items": ["item/1"]}, params=params),
+        client.post("/v1/similar/batch", json={"queries": [{"items": ["item/1"]}]}, params=params),
     ):
-        told = problem(response, 404, "release-not-loaded")
-        assert release.release_id in told
-        assert "'other'" in told
+        assert response.status_code == 200
 
 
-def test_two_pins_must_agree(client: httpx.Client, release: Release) -> None:
+@pytest.mark.parametrize("selection", [{"params": {"release": "other"}}, {"headers": {"Recsys-Release": "other"}}])
+def test_release_that_is_not_loaded_is_404(client: httpx.Client, release: Release, selection: Any) -> None:
+    for response in (
+        client.get("/v1/items/item%2F1/similar", **selection),
+        client.get("/v1/items/item%2F1", **selection),
+        client.post("/v1/similar", json={"items": ["item/1"]}, **selection),
+        client.post("/v1/similar/batch", json={"queries": [{"items": ["item/1"]}]}, **selection),
+    ):
+        detail = problem(response, 404, "release-not-loaded")
+        assert release.release_id in detail
+        assert "'other'" in detail
+
+
+def test_rejects_contradictory_releases(client: httpx.Client, release: Release) -> None:
     response = client.get(
         "/v1/items/item%2F1/similar", params={"release": release.release_id}, headers={"Recsys-Release": "other"}
     )
@@ -231,17 +234,17 @@ def test_two_pins_must_agree(client: httpx.Client, release: Release) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/items/item%2F1/similar", "/v1/items/item%2F1"])
-def test_what_is_at_hand_is_not_sent_again(client: httpx.Client, path: str) -> None:
+def test_matching_etag_is_304(client: httpx.Client, path: str) -> None:
     first = client.get(path)
     tag = first.headers["etag"]
-    for known in (tag, f'"other", W/{tag}', "*"):
-        again = client.get(path, headers={"If-None-Match": known})
-        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    for etags in (tag, f'"other", W/{tag}', "*"):
+        response = client.get(path, headers={"If-None-Match": etags})
+        assert (response.status_code, response.content, response.headers["etag"]) == (304, b"", tag)
     assert client.get(path, headers={"If-None-Match": '"other"'}).content == first.content
 
 
-def test_another_question_has_another_tag(client: httpx.Client) -> None:
-    asked = [
+def test_etag_depends_on_every_parameter(client: httpx.Client) -> None:
+    queries = [
         {},
         {"k": 3},
         {"offset": 1},
@@ -250,26 +253,26 @@ def test_another_question_has_another_tag(client: httpx.Client) -> None:
         {"min_similarity": 0},
         {"mmr_lambda": 0.5},
     ]
-    tags = {client.get("/v1/items/item%2F1/similar", params=options).headers["etag"] for options in asked}
-    assert len(tags) == len(asked)
+    tags = {client.get("/v1/items/item%2F1/similar", params=params).headers["etag"] for params in queries}
+    assert len(tags) == len(queries)
 
 
 # --- batches
 
 
-def test_one_bad_entry_fails_only_itself(client: httpx.Client) -> None:
-    questions: list[Any] = [{"items": ["item/1"], "k": 2}, {"items": ["nobody"]}, {"itms": []}, 7]
-    answers = client.post("/v1/similar/batch", json={"queries": questions}).json()["results"]
-    assert [entry["status"] for entry in answers] == [200, 404, 422, 422]
-    assert answers[0]["result"] == client.post("/v1/similar", json=questions[0]).json()
-    assert [entry["problem"] is None for entry in answers] == [True, False, False, False]
-    assert "'nobody'" in answers[1]["problem"]["detail"]
-    assert "itms is not a known field" in answers[2]["problem"]["detail"]
-    alone = client.post("/v1/similar", json=questions[1]).json()
-    assert {**answers[1]["problem"], "instance": None} == {**alone, "instance": None}
+def test_invalid_query_in_a_batch_fails_alone(client: httpx.Client) -> None:
+    queries: list[Any] = [{"items": ["item/1"], "k": 2}, {"items": ["unknown"]}, {"itms": []}, 7]
+    entries = client.post("/v1/similar/batch", json={"queries": queries}).json()["results"]
+    assert [entry["status"] for entry in entries] == [200, 404, 422, 422]
+    assert entries[0]["result"] == client.post("/v1/similar", json=queries[0]).json()
+    assert [entry["problem"] is None for entry in entries] == [True, False, False, False]
+    assert "'unknown'" in entries[1]["problem"]["detail"]
+    assert "itms is not a known field" in entries[2]["problem"]["detail"]
+    single = client.post("/v1/similar", json=queries[1]).json()
+    assert {**entries[1]["problem"], "instance": None} == {**single, "instance": None}
 
 
-bodies = st.fixed_dictionaries(
+query_bodies = st.fixed_dictionaries(
     {},
     optional={
         "items": st.lists(st.integers(0, SIZE).map("item/{}".format) | st.text(max_size=3), max_size=3),
@@ -295,25 +298,25 @@ bodies = st.fixed_dictionaries(
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(questions=st.lists(bodies, min_size=1, max_size=4))
-def test_a_batch_is_its_single_questions(client: httpx.Client, questions: list[Any]) -> None:
-    """Whatever they are; each response is described, and none is a 500."""
-    batch = client.post("/v1/similar/batch", json={"queries": questions})
+@given(queries=st.lists(query_bodies, min_size=1, max_size=4))
+def test_batch_returns_the_results_of_the_single_queries(client: httpx.Client, queries: list[Any]) -> None:
+    """The queries may be invalid. Every response conforms to the OpenAPI, and none is a 500."""
+    batch = client.post("/v1/similar/batch", json={"queries": queries})
     assert batch.status_code == 200, batch.text
-    for question, entry in zip(questions, batch.json()["results"], strict=True):
-        alone = client.post("/v1/similar", json=question)
-        assert alone.status_code == entry["status"] < 500
+    for query, entry in zip(queries, batch.json()["results"], strict=True):
+        single = client.post("/v1/similar", json=query)
+        assert single.status_code == entry["status"] < 500
         if entry["result"] is None:
-            assert alone.json()["detail"] == entry["problem"]["detail"]
+            assert single.json()["detail"] == entry["problem"]["detail"]
         else:
-            assert alone.json() == entry["result"]
+            assert single.json() == entry["result"]
 
 
-# --- limits and mistakes
+# --- limits and invalid queries
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ({"items": ["item/1"], "k": MAX_K + 1}, f"k must be at most {MAX_K}"),
         ({"items": ["item/1"], "k": MAX_K, "offset": 1}, f"k + offset must be at most {MAX_K}"),
@@ -337,32 +340,32 @@ def test_a_batch_is_its_single_questions(client: httpx.Client, questions: list[A
         ({"features": {"genre": "drama"}, "vector": [1.0]}, "Received: both"),
     ],
 )
-def test_mistakes_are_told(client: httpx.Client, body: Any, told: str) -> None:
-    assert told in problem(client.post("/v1/similar", json=body), 422, "invalid-request")
+def test_rejects_invalid_queries(client: httpx.Client, body: Any, message: str) -> None:
+    assert message in problem(client.post("/v1/similar", json=body), 422, "invalid-request")
 
 
-def test_a_body_that_is_no_json_is_told(client: httpx.Client) -> None:
+def test_rejects_a_body_that_is_not_json(client: httpx.Client) -> None:
     headers = {"Content-Type": "application/json"}
-    broken = client.post("/v1/similar", content=b'{"items": ["item/1"', headers=headers)
-    assert "the body must be JSON" in problem(broken, 422, "invalid-request")
-    unnamed = client.post("/v1/similar", content=b'{"items": ["item/1"]}')
-    assert "Content-Type: application/json" in problem(unnamed, 422, "invalid-request")
-    none = client.post("/v1/similar")
-    assert "the body is required" in problem(none, 422, "invalid-request")
-    for half in (b'{"items": ["\\ud800"]}', b'{"items": ["item/1"], "where": {"\\udfff": "x"}}'):
-        told = problem(client.post("/v1/similar", content=half, headers=headers), 422, "invalid-request")
-        assert "the body must be JSON" in told
-    deep = client.post("/v1/similar", content=b"[" * 100_000, headers=headers)
-    assert "the body must be JSON" in problem(deep, 422, "invalid-request")
+    truncated = client.post("/v1/similar", content=b'{"items": ["item/1"', headers=headers)
+    assert "the body must be JSON" in problem(truncated, 422, "invalid-request")
+    untyped = client.post("/v1/similar", content=b'{"items": ["item/1"]}')
+    assert "Content-Type: application/json" in problem(untyped, 422, "invalid-request")
+    empty = client.post("/v1/similar")
+    assert "the body is required" in problem(empty, 422, "invalid-request")
+    for surrogate in (b'{"items": ["\\ud800"]}', b'{"items": ["item/1"], "where": {"\\udfff": "x"}}'):
+        detail = problem(client.post("/v1/similar", content=surrogate, headers=headers), 422, "invalid-request")
+        assert "the body must be JSON" in detail
+    nested = client.post("/v1/similar", content=b"[" * 100_000, headers=headers)
+    assert "the body must be JSON" in problem(nested, 422, "invalid-request")
 
 
-def test_too_many_questions_are_refused(client: httpx.Client) -> None:
-    questions = [{"items": ["item/1"]}] * (MAX_BATCH + 1)
-    told = problem(client.post("/v1/similar/batch", json={"queries": questions}), 422, "invalid-request")
-    assert f"queries must have at most {MAX_BATCH}" in told
+def test_rejects_a_batch_with_too_many_queries(client: httpx.Client) -> None:
+    queries = [{"items": ["item/1"]}] * (MAX_BATCH + 1)
+    detail = problem(client.post("/v1/similar/batch", json={"queries": queries}), 422, "invalid-request")
+    assert f"queries must have at most {MAX_BATCH}" in detail
 
 
-def test_an_option_that_is_not_known_is_told(client: httpx.Client) -> None:
+def test_rejects_an_unknown_parameter(client: httpx.Client) -> None:
     response = client.get("/v1/items/item%2F1/similar", params={"min_sim": 3})
     assert "min_sim is not a known field" in problem(response, 422, "invalid-request")
 
@@ -370,7 +373,7 @@ def test_an_option_that_is_not_known_is_told(client: httpx.Client) -> None:
 # --- items
 
 
-def test_an_item_is_told(client: httpx.Client, release: Release) -> None:
+def test_returns_an_item(client: httpx.Client, release: Release) -> None:
     assert client.get("/v1/items/item%2F4").json() == {
         "release_id": release.release_id,
         "item_id": "item/4",
@@ -379,60 +382,61 @@ def test_an_item_is_told(client: httpx.Client, release: Release) -> None:
         "interactions": 4,
         "features": {"genre": "comedy", "year": 1994.0},
     }
-    problem(client.get("/v1/items/nobody"), 404, "unknown-item")
+    problem(client.get("/v1/items/unknown"), 404, "unknown-item")
 
 
-# --- new items by their features
+# --- queries by features
 
 
-def test_a_new_item_is_asked_about_by_its_features(tmp_path: Path) -> None:
-    """With the tower the server embeds it; it finds its genre."""
+def test_query_by_features_returns_items_with_the_same_features(tmp_path: Path) -> None:
+    """The server embeds them with the tower."""
     with described(Service.of(tmp_path, GOLDEN), "--with-tower") as client:
-        answer = client.post("/v1/similar", json={"features": {"genre": "genre-3"}, "k": 5}).json()
-        wrong = client.post("/v1/similar", json={"features": {"gnre": "x"}})
-        typed = client.post("/v1/similar", json={"features": {"genre": 3}})
-    assert all(n["item_id"].startswith("item-3-") for n in answer["neighbors"])
-    assert "features must be columns of the tower: genre. Received: 'gnre'" in problem(wrong, 422, "invalid-request")
-    assert "features.genre must be a string. Received: 3" in problem(typed, 422, "invalid-request")
+        result = client.post("/v1/similar", json={"features": {"genre": "genre-3"}, "k": 5}).json()
+        unknown_column = client.post("/v1/similar", json={"features": {"gnre": "x"}})
+        wrong_type = client.post("/v1/similar", json={"features": {"genre": 3}})
+    assert all(n["item_id"].startswith("item-3-") for n in result["neighbors"])
+    detail = problem(unknown_column, 422, "invalid-request")
+    assert "features must be columns of the tower: genre. Received: 'gnre'" in detail
+    assert "features.genre must be a string. Received: 3" in problem(wrong_type, 422, "invalid-request")
 
 
-def test_the_embedder_is_asked_for_the_release_that_answers(release: Release) -> None:
-    asked = []
+def test_features_are_embedded_with_the_tower_of_the_release(release: Release) -> None:
+    calls = []
 
-    def embed(of: Release, features: Any) -> Any:
-        asked.append((of.release_id, features))
+    def embed(embedding_release: Release, features: Any) -> Any:
+        calls.append((embedding_release.release_id, features))
         return release.vectors[7]
 
-    async def ask() -> httpx.Response:
+    async def send() -> httpx.Response:
         async with asgi_client(create_app_for_release(release, ServeConfig(), embed)) as client:
             return await client.post("/v1/similar", json={"features": {"genre": "crime"}, "k": 1})
 
-    answer = asyncio.run(ask()).json()
-    assert asked == [(release.release_id, {"genre": "crime"})]
-    assert answer["neighbors"][0]["similarity"] == pytest.approx(1)
+    result = asyncio.run(send()).json()
+    assert calls == [(release.release_id, {"genre": "crime"})]
+    assert result["neighbors"][0]["similarity"] == pytest.approx(1)
 
 
-def test_others_are_answered_while_a_batch_is(release: Release) -> None:
-    """Who asks during the first of its questions has the answer before the last."""
-    happened: list[str] = []
+def test_batch_does_not_block_other_requests(release: Release) -> None:
+    """A request that arrives during the first query of a batch is answered before the last."""
+    events: list[str] = []
 
-    async def ask() -> None:
-        others: list[asyncio.Future[None]] = []
+    async def send() -> None:
+        requests: list[asyncio.Future[None]] = []
 
         def embed(_: Release, __: Any) -> Any:
-            if not others:
-                others.append(asyncio.ensure_future(other()))
-            happened.append("a question")
+            if not requests:
+                requests.append(asyncio.ensure_future(probe()))
+            events.append("query")
             return release.vectors[7]
 
-        async def other() -> None:
+        async def probe() -> None:
             await client.get("/livez")
-            happened.append("another")
+            events.append("probe")
 
         async with asgi_client(create_app_for_release(release, ServeConfig(), embed)) as client:
             await client.post("/v1/similar/batch", json={"queries": [{"features": {"genre": "crime"}}] * 50})
-            await others[0]
+            await requests[0]
 
-    asyncio.run(ask())
-    assert happened.count("a question") == 50
-    assert happened.index("another") < 50
+    asyncio.run(send())
+    assert events.count("query") == 50
+    assert events.index("probe") < 50
