@@ -1,4 +1,4 @@
-"""What may be changed between two nights, by every worker and through every kind of end. Real files and processes."""
+"""Item changes: written by requests, stored, applied by all workers, and removed once a release contains them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.serving.asgi import asgi_client
 ITEMS = [f"item {number:02}" for number in range(40)]
 COLORS = ["red", "green"] * 20
 LATE = "2200-01-01T00:00:00+00:00"
-"""A release that was built after everything that happens in a test."""
-SOON_AFTER = 1_800_000_000.0
+"""Build time of a release that is later than all changes of a test."""
+CHANGED_AT = 1_800_000_000.0
 
 
 @pytest.fixture
 def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
-    """Two workers, and keys `reader` and `writer`. Not started."""
+    """A service with two workers and the keys `reader` and `writer`, not started."""
     made = Service(tmp_path)
     made.want(write_release(ITEMS, release_id="first", color=_series(COLORS)))
     made.let_in("reader", "read")
@@ -47,81 +47,81 @@ def _series(values: list[str]) -> Any:
     return pl.Series(values)
 
 
-class Caller:
-    """Asks and writes with the keys of a service, each time over a connection of its own."""
+class ItemClient:
+    """Client of a service with its keys. Each request opens a connection, so any worker may receive it."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._secrets = service.secrets
+        self._headers = service.secrets
 
-    def ask(self, item_id: str, **options: Any) -> httpx.Response:
+    def similar(self, item_id: str, **options: Any) -> httpx.Response:
         path = f"/v1/items/{quote(item_id, safe='')}/similar"
-        return self._service.get(path, headers=self._secrets["reader"], params={"k": 39, **options})
+        return self._service.get(path, headers=self._headers["reader"], params={"k": 39, **options})
 
-    def answering(self) -> set[str]:
-        """Releases that the workers answer from; so many questions that none is likely to be passed over."""
-        return {self.ask(ITEMS[0]).json()["release_id"] for _ in range(20)}
+    def champions(self) -> set[str]:
+        """Return the champions of the workers, by enough requests to reach all of them."""
+        return {self.similar(ITEMS[0]).json()["release_id"] for _ in range(20)}
 
     def item(self, item_id: str) -> httpx.Response:
-        return self._service.get(f"/v1/items/{quote(item_id, safe='')}", headers=self._secrets["reader"])
+        return self._service.get(f"/v1/items/{quote(item_id, safe='')}", headers=self._headers["reader"])
 
     def neighbors(self, item_id: str, **options: Any) -> list[str]:
-        answer = self.ask(item_id, **options).raise_for_status().json()
-        return [neighbor["item_id"] for neighbor in answer["neighbors"]]
+        result = self.similar(item_id, **options).raise_for_status().json()
+        return [neighbor["item_id"] for neighbor in result["neighbors"]]
 
     def put(self, item_id: str, **change: Any) -> httpx.Response:
         url = f"{self._service.url}/v1/items/{quote(item_id, safe='')}"
-        return httpx.put(url, json=change, headers=self._secrets["writer"], timeout=60)
+        return httpx.put(url, json=change, headers=self._headers["writer"], timeout=60)
 
-    def take_down(self, item_id: str) -> httpx.Response:
+    def hide(self, item_id: str) -> httpx.Response:
         url = f"{self._service.url}/v1/items/{quote(item_id, safe='')}"
-        return httpx.delete(url, headers=self._secrets["writer"], timeout=60)
+        return httpx.delete(url, headers=self._headers["writer"], timeout=60)
 
 
-def test_a_change_is_in_the_next_answer_of_every_worker(service: Service) -> None:
-    """Whoever wrote it: each question goes to whichever worker takes it."""
+def test_change_is_in_the_next_response_of_every_worker(service: Service) -> None:
+    """Whichever worker wrote it."""
     service.start()
-    caller = Caller(service)
+    client = ItemClient(service)
     for number in range(1, 20):
-        assert caller.take_down(ITEMS[number]).status_code == 204
+        assert client.hide(ITEMS[number]).status_code == 204
         for _ in range(4):
-            assert set(caller.neighbors(ITEMS[0])) == set(ITEMS[number + 1 :])
-    assert caller.ask(ITEMS[1]).status_code == 404
-    assert caller.put(ITEMS[1]).status_code == 200
-    assert ITEMS[1] in caller.neighbors(ITEMS[0])
+            assert set(client.neighbors(ITEMS[0])) == set(ITEMS[number + 1 :])
+    assert client.similar(ITEMS[1]).status_code == 404
+    assert client.put(ITEMS[1]).status_code == 200
+    assert ITEMS[1] in client.neighbors(ITEMS[0])
 
 
-def test_a_new_item_is_found_where_its_vector_says(service: Service) -> None:
+def test_new_item_is_a_neighbor_by_its_vector(service: Service) -> None:
     service.start()
-    caller = Caller(service)
+    client = ItemClient(service)
     release = Release.load(service.folder / "releases" / "first")
-    at = release.vectors[7].tolist()
-    assert caller.ask("new").status_code == 404
-    written = caller.put("new", vector=at, title="Just in", features={"color": "blue"})
-    assert written.json() == {"item_id": "new", "release_id": "first", "embedding_source": "vector"}
-    assert caller.neighbors(ITEMS[7])[0] == "new"
-    assert caller.neighbors("new")[0] == ITEMS[7]
-    told = caller.item("new").json()
-    assert (told["title"], told["features"]) == ("Just in", {"color": "blue"})
-    assert "a new item must have a vector" in caller.put("newer").json()["detail"]
+    vector = release.vectors[7].tolist()
+    assert client.similar("new").status_code == 404
+    response = client.put("new", vector=vector, title="Just in", features={"color": "blue"})
+    assert response.json() == {"item_id": "new", "release_id": "first", "embedding_source": "vector"}
+    assert client.neighbors(ITEMS[7])[0] == "new"
+    assert client.neighbors("new")[0] == ITEMS[7]
+    item = client.item("new").json()
+    assert (item["title"], item["features"]) == ("Just in", {"color": "blue"})
+    assert "a new item must have a vector" in client.put("without vector").json()["detail"]
 
 
-def test_changed_columns_are_told_and_filtered_by(service: Service) -> None:
+def test_changed_columns_are_returned_and_filtered(service: Service) -> None:
     service.start()
-    caller = Caller(service)
-    etag = caller.item(ITEMS[3]).headers["etag"]
-    assert caller.put(ITEMS[3], title="Another", available=False, features={"color": "blue"}).status_code == 200
-    told = caller.item(ITEMS[3])
-    assert told.headers["etag"] != etag
-    assert (told.json()["title"], told.json()["available"]) == ("Another", False)
-    assert ITEMS[3] in caller.neighbors(ITEMS[0])
-    assert ITEMS[3] not in caller.neighbors(ITEMS[0], only_available=True)
-    assert caller.put(ITEMS[3], title="A third").status_code == 200
-    assert caller.item(ITEMS[3]).json()["features"] == {"color": "green"}, "the last change says all"
+    client = ItemClient(service)
+    etag = client.item(ITEMS[3]).headers["etag"]
+    assert client.put(ITEMS[3], title="Another", available=False, features={"color": "blue"}).status_code == 200
+    response = client.item(ITEMS[3])
+    assert response.headers["etag"] != etag
+    assert (response.json()["title"], response.json()["available"]) == ("Another", False)
+    assert ITEMS[3] in client.neighbors(ITEMS[0])
+    assert ITEMS[3] not in client.neighbors(ITEMS[0], only_available=True)
+    assert client.put(ITEMS[3], title="A third").status_code == 200
+    assert client.item(ITEMS[3]).json()["features"] == {"color": "green"}, "the last change replaces the earlier one"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"vector": [1.0]}, "vector must be of 5 finite numbers"),
         ({"vector": [0.0] * 5}, "not all of them 0"),
@@ -131,8 +131,7 @@ def test_changed_columns_are_told_and_filtered_by(service: Service) -> None:
         ({"available": "yes"}, "available"),
     ],
 )
-def test_a_change_that_cannot_be_is_told(tmp_path: Path, write_release: WriteRelease, change: Any, told: str) -> None:
-    """Before anything is written."""
+def test_rejects_invalid_changes(tmp_path: Path, write_release: WriteRelease, change: Any, message: str) -> None:
     import asyncio
 
     from recsys.config.sections import ServeConfig
@@ -146,145 +145,147 @@ def test_a_change_that_cannot_be_is_told(tmp_path: Path, write_release: WriteRel
     (tmp_path / "keys.txt").write_text(key.line)
     releases = LoadedReleases(1)
     releases.replace(LiveRelease(Release.load(write_release(ITEMS, color=_series(COLORS)))))
-    journal = ItemChanges(tmp_path / "item_changes.db")
-    app = create_app(State(releases, ServeConfig(), Metrics(), journal), ApiKeys(tmp_path / "keys.txt"))
+    item_changes = ItemChanges(tmp_path / "item_changes.db")
+    app = create_app(State(releases, ServeConfig(), Metrics(), item_changes), ApiKeys(tmp_path / "keys.txt"))
 
     async def put() -> httpx.Response:
         async with asgi_client(app) as client:
             return await client.put("/v1/items/item%2003", json=change, headers={"Authorization": f"Bearer {secret}"})
 
-    refused = asyncio.run(put())
-    assert refused.status_code == 422
-    assert told in refused.json()["detail"]
-    assert len(journal) == 0
-    journal.close()
+    response = asyncio.run(put())
+    assert response.status_code == 422
+    assert message in response.json()["detail"]
+    assert len(item_changes) == 0
+    item_changes.close()
 
 
-def test_no_acknowledged_change_is_lost_however_it_ends(service: Service) -> None:
-    """Killed while others are being written; the next start knows all that were acknowledged."""
-    caller = Caller(service)
-    down: list[str] = []
-    for kill in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+def test_acknowledged_changes_survive_a_restart(service: Service) -> None:
+    """After SIGTERM and after SIGKILL."""
+    client = ItemClient(service)
+    hidden: list[str] = []
+    for signal_number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         service.start()
-        for item_id in ITEMS[len(down) + 1 : len(down) + 6]:
-            assert caller.take_down(item_id).status_code == 204
-            down.append(item_id)
-        service.end(kill)
+        for item_id in ITEMS[len(hidden) + 1 : len(hidden) + 6]:
+            assert client.hide(item_id).status_code == 204
+            hidden.append(item_id)
+        service.end(signal_number)
     service.start()
-    assert set(caller.neighbors(ITEMS[0])) == set(ITEMS[1:]) - set(down)
+    assert set(client.neighbors(ITEMS[0])) == set(ITEMS[1:]) - set(hidden)
 
 
-def test_a_release_that_contains_changes_takes_their_place(service: Service, write_release: WriteRelease) -> None:
-    """Changed columns and a new item go once a release says the same; a take-down stays as long as the item does."""
+def test_changes_are_removed_once_a_release_contains_them(service: Service, write_release: WriteRelease) -> None:
+    """A hidden item stays hidden, also in a release that returns."""
     service.set(workers=2, keys="keys.txt", keep_seconds=0.2)
     service.start()
-    caller = Caller(service)
+    client = ItemClient(service)
     release = Release.load(service.folder / "releases" / "first")
-    assert caller.put("new", vector=release.vectors[7].tolist(), features={"color": "red"}).status_code == 200
-    assert caller.put(ITEMS[2], title="Changed").status_code == 200
-    assert caller.take_down(ITEMS[1]).status_code == 204
+    assert client.put("new", vector=release.vectors[7].tolist(), features={"color": "red"}).status_code == 200
+    assert client.put(ITEMS[2], title="Changed").status_code == 200
+    assert client.hide(ITEMS[1]).status_code == 204
     assert service.metric("recsys_stored_item_changes") == 3
     second = write_release([*ITEMS, "new"], release_id="second", created_at=LATE, color=_series([*COLORS, "red"]))
     service.want(second)
     until(lambda: service.metric("recsys_stored_item_changes") == 1)
-    until(lambda: caller.answering() == {"second"})
-    assert caller.item(ITEMS[2]).json()["title"] == f"Title of {ITEMS[2]}", "a later release stands above a change"
-    assert set(caller.neighbors(ITEMS[0], k=100)) == {*ITEMS[2:], "new"}
+    until(lambda: client.champions() == {"second"})
+    assert client.item(ITEMS[2]).json()["title"] == f"Title of {ITEMS[2]}", "a later release replaces a change"
+    assert set(client.neighbors(ITEMS[0], k=100)) == {*ITEMS[2:], "new"}
     without = [item_id for item_id in ITEMS if item_id != ITEMS[1]]
     third = write_release(without, release_id="third", created_at=LATE, color=_series(COLORS[1:]))
     service.want(third)
-    until(lambda: caller.answering() == {"third"})
+    until(lambda: client.champions() == {"third"})
     service.want(second)
-    until(lambda: caller.answering() == {"second"})
-    assert ITEMS[1] not in caller.neighbors(ITEMS[0], k=100), "an older release that comes back has it down too"
+    until(lambda: client.champions() == {"second"})
+    assert ITEMS[1] not in client.neighbors(ITEMS[0], k=100), "it is hidden in an older release too"
 
 
-def test_a_vector_means_nothing_in_another_release(service: Service, write_release: WriteRelease) -> None:
+def test_vector_applies_only_to_its_release(service: Service, write_release: WriteRelease) -> None:
     service.set(workers=2, keys="keys.txt", keep_seconds=600)
     service.start_all(2)
-    caller = Caller(service)
-    at = Release.load(service.folder / "releases" / "first").vectors[7].tolist()
-    assert caller.put("new", vector=at).status_code == 200
+    client = ItemClient(service)
+    vector = Release.load(service.folder / "releases" / "first").vectors[7].tolist()
+    assert client.put("new", vector=vector).status_code == 200
     service.want(write_release(ITEMS, release_id="second", color=_series(COLORS)))
-    until(lambda: caller.answering() == {"second"})
-    assert caller.ask("new").status_code == 404
-    assert caller.ask("new", release="first").status_code == 200
+    until(lambda: client.champions() == {"second"})
+    assert client.similar("new").status_code == 404
+    assert client.similar("new", release="first").status_code == 200
 
 
-def test_a_server_without_a_folder_keeps_no_changes(tmp_path: Path, write_release: WriteRelease) -> None:
+def test_service_without_a_folder_rejects_changes(tmp_path: Path, write_release: WriteRelease) -> None:
     service = Service(tmp_path)
-    service.config = tmp_path / "no such config"
+    service.config = tmp_path / "missing.toml"
     secret, key = api_keys.create_key("writer", "write")
     service.source = ("--release", write_release(ITEMS))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(api_keys.VARIABLE, key.line)
         service.start()
-    refused = httpx.delete(f"{service.url}/v1/items/x", headers={"Authorization": f"Bearer {secret}"}, timeout=60)
-    assert refused.status_code == 403
-    assert "changes require a folder" in refused.json()["detail"]
+    response = httpx.delete(f"{service.url}/v1/items/x", headers={"Authorization": f"Bearer {secret}"}, timeout=60)
+    assert response.status_code == 403
+    assert "changes require a folder" in response.json()["detail"]
     service.close()
 
 
-# --- the journal itself
+# --- the stored changes alone
 
-texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8)
-entries = st.builds(
+strings = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8)
+single_changes = st.builds(
     ItemChange,
-    item_id=st.sampled_from(["a", "b", "c/ä", "d\x00e"]) | texts,
+    item_id=st.sampled_from(["a", "b", "c/ä", "d\x00e"]) | strings,
     changed_at=st.floats(0, 2e9),
     hidden=st.booleans(),
-    columns=st.dictionaries(texts, texts | st.none() | st.booleans() | st.lists(texts), max_size=2),
-    features=st.none() | st.dictionaries(texts, texts, max_size=2),
+    columns=st.dictionaries(strings, strings | st.none() | st.booleans() | st.lists(strings), max_size=2),
+    features=st.none() | st.dictionaries(strings, strings, max_size=2),
     vector=st.none() | st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=2).map(lambda v: np.array(v, "<f4")),
-    release_id=st.none() | texts,
+    release_id=st.none() | strings,
 )
 
 
-def plain(entry: ItemChange) -> tuple[Any, ...]:
-    vector = None if entry.vector is None else entry.vector.tolist()
-    features = None if entry.features is None else dict(entry.features)
-    return entry.item_id, entry.changed_at, entry.hidden, dict(entry.columns), features, vector, entry.release_id
+def as_tuple(change: ItemChange) -> tuple[Any, ...]:
+    """Return the fields of a change, which can be compared."""
+    vector = None if change.vector is None else change.vector.tolist()
+    features = None if change.features is None else dict(change.features)
+    return change.item_id, change.changed_at, change.hidden, dict(change.columns), features, vector, change.release_id
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(entries, max_size=12), st.integers(0, 12))
-def test_a_reader_that_goes_on_knows_what_one_that_begins_does(
-    tmp_path_factory: pytest.TempPathFactory, written: list[ItemChange], begun: int
+@given(st.lists(single_changes, max_size=12), st.integers(0, 12))
+def test_incremental_reads_return_the_same_changes_as_a_full_read(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[ItemChange], first_read: int
 ) -> None:
-    """One entry an item, the last one; from any position, and from another process's view of the file."""
-    folder = tmp_path_factory.mktemp("journal")
+    """The last change of each item, from any position and over another connection."""
+    folder = tmp_path_factory.mktemp("item_changes")
     writer, reader = ItemChanges(folder / "item_changes.db"), ItemChanges(folder / "item_changes.db")
-    position, known = START, {}
-    for number, entry in enumerate(written):
+    position, by_item = START, {}
+    for number, change in enumerate(changes):
         before = reader.version()
-        writer.write(entry)
+        writer.write(change)
         assert reader.version() != before
-        if number == begun:
-            position, _, found = reader.read_since(position)
-            known |= {one.item_id: plain(one) for one in found}
-    _, _, found = reader.read_since(position)
-    known |= {one.item_id: plain(one) for one in found}
-    assert known == {entry.item_id: plain(entry) for entry in written}
-    assert known == {one.item_id: plain(one) for one in reader.read_since(START).changes}
-    assert len(reader) == len(known)
+        if number == first_read:
+            position, _, new_changes = reader.read_since(position)
+            by_item |= {change.item_id: as_tuple(change) for change in new_changes}
+    _, _, new_changes = reader.read_since(position)
+    by_item |= {change.item_id: as_tuple(change) for change in new_changes}
+    assert by_item == {change.item_id: as_tuple(change) for change in changes}
+    assert by_item == {change.item_id: as_tuple(change) for change in reader.read_since(START).changes}
+    assert len(reader) == len(by_item)
     writer.close()
     reader.close()
 
 
-def test_nothing_is_dropped_that_another_process_needs(tmp_path: Path) -> None:
-    """Nor take-downs, while an older release may come back; a process that is gone needs nothing."""
-    journal = ItemChanges(tmp_path / "item_changes.db")
-    journal.write(ItemChange("changed", SOON_AFTER))
-    journal.write(ItemChange("down", SOON_AFTER, hidden=True))
-    journal.write(ItemChange("down long ago", 0.0, hidden=True))
-    journal.write(ItemChange("needed", SOON_AFTER))
-    journal.register_releases(["old", "new"])
-    assert journal.compact(["new"], lambda _: True) == 0
-    journal.register_releases(["new"])
-    journal._writer.execute("INSERT INTO readers VALUES (?, ?)", (2**22 + 1, '["old"]'))  # beyond the largest id
-    before = journal.read_since(START).position
-    assert journal.compact(["new"], lambda entry: entry.item_id != "needed") == 2
-    changes = journal.read_since(before)
-    assert changes.is_complete
-    assert [entry.item_id for entry in changes.changes] == ["down", "needed"]
-    journal.close()
+def test_compaction_keeps_changes_that_another_process_needs(tmp_path: Path) -> None:
+    """Hidden items are kept while an older release may return. A process that has ended needs nothing."""
+    item_changes = ItemChanges(tmp_path / "item_changes.db")
+    item_changes.write(ItemChange("changed", CHANGED_AT))
+    item_changes.write(ItemChange("hidden", CHANGED_AT, hidden=True))
+    item_changes.write(ItemChange("hidden long ago", 0.0, hidden=True))
+    item_changes.write(ItemChange("needed", CHANGED_AT))
+    item_changes.register_releases(["old", "new"])
+    assert item_changes.compact(["new"], lambda _: True) == 0
+    item_changes.register_releases(["new"])
+    ended_pid = 2**22 + 1  # larger than any process id
+    item_changes._writer.execute("INSERT INTO readers VALUES (?, ?)", (ended_pid, '["old"]'))
+    before = item_changes.read_since(START).position
+    assert item_changes.compact(["new"], lambda change: change.item_id != "needed") == 2
+    remaining = item_changes.read_since(before)
+    assert remaining.is_complete
+    assert [change.item_id for change in remaining.changes] == ["hidden", "needed"]
+    item_changes.close()
