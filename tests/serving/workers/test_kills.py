@@ -1,4 +1,4 @@
-"""Killed while it writes, while it loads, and inside a commit: what was acknowledged is there. Real processes."""
+"""Processes of the service that are killed while they write or load. No acknowledged change is lost."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ WRITERS = 4
 DIMENSION = 5
 
 Titles = dict[str, str | None]
-"""Item -> its title; None where it was taken down, or never put."""
+"""Item id -> title; None if the item is hidden or was never added."""
 
 
 @pytest.fixture
 def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
-    """Two workers and a key that may write. Not started."""
+    """A service with two workers and the key `writer`, not started."""
     made = Service(tmp_path)
     made.want(write_release(ITEMS, release_id="first"))
     made.let_in("writer", "write")
@@ -48,13 +48,13 @@ def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
     made.close()
 
 
-def client(service: Service) -> Client:
-    """Of the key that may write; what is not answered is not asked again."""
+def open_client(service: Service) -> Client:
+    """Open a client with the key `writer` that does not retry."""
     return Client(service.url, key=service.key("writer"), timeout_s=60, max_attempts=1)
 
 
 class Writer(threading.Thread):
-    """Puts items and takes them down until nobody answers."""
+    """Thread that adds and hides items until the service does not respond."""
 
     def __init__(self, service: Service, item_ids: list[str], seed: int, acknowledged: threading.Semaphore) -> None:
         super().__init__()
@@ -62,44 +62,44 @@ class Writer(threading.Thread):
         self._item_ids = item_ids
         self._seed = seed
         self._acknowledged = acknowledged
-        self.said: Titles = {}
-        """What was acknowledged last of each item."""
-        self.open: Titles = {}
-        """What was sent and not acknowledged."""
+        self.written: Titles = {}
+        """Last acknowledged change of each item."""
+        self.pending: Titles = {}
+        """The change that was sent and not acknowledged."""
 
     def run(self) -> None:
         rng = random.Random(self._seed)  # noqa: S311 - no secret
-        with client(self._service) as opened:
+        with open_client(self._service) as client:
             for number in itertools.count():
                 item_id = rng.choice(self._item_ids)
                 title = rng.choice([None, f"Put {self._seed} {number}"])
-                self.open = {item_id: title}
+                self.pending = {item_id: title}
                 try:
                     if title is None:
-                        opened.hide_item(item_id)
+                        client.hide_item(item_id)
                     else:
-                        opened.put_item(item_id, title=title, vector=[rng.uniform(-1, 1) for _ in range(DIMENSION)])
+                        client.put_item(item_id, title=title, vector=[rng.uniform(-1, 1) for _ in range(DIMENSION)])
                 except ServiceError:
                     return
-                self.said[item_id] = title
-                self.open = {}
+                self.written[item_id] = title
+                self.pending = {}
                 self._acknowledged.release()
 
 
-def test_killed_while_it_writes_it_loses_nothing_that_was_acknowledged(service: Service) -> None:
-    """The first answer after it knows all; of what was sent and not acknowledged, either."""
+def test_acknowledged_changes_survive_a_kill(service: Service) -> None:
+    """The first result after the restart contains them. Changes that were not acknowledged may be lost."""
     rng = random.Random(11)  # noqa: S311 - no secret
     expected: Titles = {**TITLES, **dict.fromkeys(NEW)}
-    unsure: Titles = {}
-    asked, changeable = ITEMS[0], [*ITEMS[1:], *NEW]
+    pending: Titles = {}
+    query_item, changeable = ITEMS[0], [*ITEMS[1:], *NEW]
     for kills in range(5):
         service.start()
-        with client(service) as caller:
-            answer = caller.similar(asked, k=100)
-        shown = {neighbor.item_id: neighbor.title for neighbor in answer.neighbors}
+        with open_client(service) as client:
+            result = client.similar(query_item, k=100)
+        titles = {neighbor.item_id: neighbor.title for neighbor in result.neighbors}
         for item_id in changeable:
-            assert shown.get(item_id) in {expected[item_id], unsure.get(item_id, expected[item_id])}
-            expected[item_id] = shown.get(item_id)
+            assert titles.get(item_id) in {expected[item_id], pending.get(item_id, expected[item_id])}
+            expected[item_id] = titles.get(item_id)
         if kills == 4:
             break
         acknowledged = threading.Semaphore(0)
@@ -112,60 +112,60 @@ def test_killed_while_it_writes_it_loses_nothing_that_was_acknowledged(service: 
         for _ in range(rng.randint(1, 60)):
             assert acknowledged.acquire(timeout=60)
         service.kill()
-        unsure = {}
+        pending = {}
         for writer in writers:
             writer.join()
-            expected |= writer.said
-            unsure |= writer.open
-    assert sum(title is None for title in expected.values()) > len(NEW), "some were taken down and stayed so"
+            expected |= writer.written
+            pending |= writer.pending
+    assert sum(title is None for title in expected.values()) > len(NEW), "some items are hidden"
 
 
-def opened(service: Service) -> str:
-    """Names of all files that the workers have open, or map."""
+def open_files(service: Service) -> str:
+    """Return the names of all files that the workers have open or map, as lines."""
     names = []
     for pid in service.workers():
         names.append(Path(f"/proc/{pid}/maps").read_text())
         for file in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed meanwhile
+            with suppress(FileNotFoundError):  # closed in the meantime
                 names.append(str(file.readlink()))
     return "\n".join(names)
 
 
-def test_killed_while_it_loads_it_starts_again(service: Service, write_release: WriteRelease) -> None:
-    """As soon as a file of the release is seen open: of a swap, and of the start after it."""
+def test_restarts_after_a_kill_while_loading(service: Service, write_release: WriteRelease) -> None:
+    """It is killed while it loads a promoted release, and again while it loads that release at the start."""
     service.start()
-    with client(service) as caller:
-        assert caller.similar(ITEMS[0]).release_id == "first"
-        caller.hide_item(ITEMS[5])
+    with open_client(service) as client:
+        assert client.similar(ITEMS[0]).release_id == "first"
+        client.hide_item(ITEMS[5])
     second = write_release([*ITEMS, *(f"other {number}" for number in range(60_000))], release_id="second")
     service.want(second)
-    until(lambda: str(second) in opened(service))
+    until(lambda: str(second) in open_files(service))
     service.kill()
     service.start()
-    until(lambda: f"{second}/embeddings.npy" in opened(service))
+    until(lambda: f"{second}/embeddings.npy" in open_files(service))
     service.kill()
     service.start()
-    with client(service) as caller:
-        answer = caller.similar(ITEMS[0], k=1_000)
-        assert answer.release_id == "second"
-        assert ITEMS[5] not in {neighbor.item_id for neighbor in answer.neighbors}
+    with open_client(service) as client:
+        result = client.similar(ITEMS[0], k=1_000)
+        assert result.release_id == "second"
+        assert ITEMS[5] not in {neighbor.item_id for neighbor in result.neighbors}
         with pytest.raises(UnknownItemError):
-            caller.item(ITEMS[5])
+            client.item(ITEMS[5])
 
 
-# --- the journal itself
+# --- the file of item changes alone
 
-FORKS = """
+WRITERS_SCRIPT = """
 import itertools, os, sys
 from pathlib import Path
 from serving.live.item_changes import ItemChange, ItemChanges
 
 def write(name):
-    journal = ItemChanges(Path(name))
+    item_changes = ItemChanges(Path(name))
     for number in itertools.count():
         item_id = f"{os.getpid()}-{number}"
-        journal.write(ItemChange(item_id, 1.0, hidden=True))
-        os.write(1, f"said {item_id}\\n".encode())
+        item_changes.write(ItemChange(item_id, 1.0, hidden=True))
+        os.write(1, f"written {item_id}\\n".encode())
 
 for line in sys.stdin:
     name, children = line.strip(), []
@@ -174,101 +174,103 @@ for line in sys.stdin:
         if not child:
             write(name)
         children.append(child)
-    os.write(1, f"writing {' '.join(map(str, children))}\\n".encode())
+    os.write(1, f"started {' '.join(map(str, children))}\\n".encode())
     for child in children:
         os.waitpid(child, 0)
     os.write(1, b"ended\\n")
 """
-"""For each line, processes that write to the journal of that name until they are killed; one makes it, as one does
-before the workers start."""
+"""For each line of the input, start processes that write to the file of that name until they are killed. One process
+creates the file, as the supervisor does before it starts workers."""
 
 
-def sound(path: Path) -> dict[str, ItemChange]:
-    """The entries of a journal, which is whole."""
-    journal = ItemChanges(path)
-    entries = {entry.item_id: entry for entry in journal.read_since(START).changes}
-    journal.close()
+def read_valid(path: Path) -> dict[str, ItemChange]:
+    """Return the changes of a file, after an integrity check."""
+    item_changes = ItemChanges(path)
+    changes = {change.item_id: change for change in item_changes.read_since(START).changes}
+    item_changes.close()
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()
-    return entries
+    return changes
 
 
-def test_a_process_that_is_killed_while_it_writes_the_journal_loses_nothing(tmp_path: Path) -> None:
-    """Fifty times, two at once, after so many acknowledgements as chance will have it: none, in a new file, too."""
+def test_file_keeps_acknowledged_changes_if_its_writers_are_killed(tmp_path: Path) -> None:
+    """They are killed 50 times, after random numbers of changes, including none in a new file."""
     rng = random.Random(5)  # noqa: S311 - no secret
-    command = [sys.executable, "-c", FORKS]
+    command = [sys.executable, "-c", WRITERS_SCRIPT]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
-        told, heard = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
+        stdin, stdout = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
         for number in range(50):
-            journal = tmp_path / f"journal {number // 5}.db"
-            before = set(sound(journal)) if number % 5 else set()
-            told.write(f"{journal}\n")
-            said = killed(heard, after=rng.choice([0, rng.randint(1, 30)]))
-            found = sound(journal)
-            assert before | said <= set(found)
-            assert len(found) <= len(before | said) + 2, "one each was written and not told of"
-            assert all(entry.hidden for entry in found.values())
+            path = tmp_path / f"item changes {number // 5}.db"
+            before = set(read_valid(path)) if number % 5 else set()
+            stdin.write(f"{path}\n")
+            acknowledged = kill_writers(stdout, after=rng.choice([0, rng.randint(1, 30)]))
+            changes = read_valid(path)
+            assert before | acknowledged <= set(changes)
+            assert len(changes) <= len(before | acknowledged) + 2, "each writer may have one unacknowledged change"
+            assert all(change.hidden for change in changes.values())
 
 
-def killed(heard: IO[str], after: int) -> set[str]:
-    """Kill the processes that write after so many acknowledgements: all that were heard until they had ended."""
-    said: set[str] = set()
-    writing: list[int] = []
-    dead = False
-    for line in heard:
-        kind, *words = line.split()
-        if kind == "ended":
+def kill_writers(output: IO[str], after: int) -> set[str]:
+    """Kill the writers after a number of acknowledged changes, and return all item ids that they acknowledged."""
+    item_ids: set[str] = set()
+    pids: list[int] = []
+    killed = False
+    for line in output:
+        event, *arguments = line.split()
+        if event == "ended":
             break
-        if kind == "said":
-            said.update(words)
+        if event == "written":
+            item_ids.update(arguments)
         else:
-            writing = [int(pid) for pid in words]
-        if writing and len(said) >= after and not dead:
-            dead = True
-            for pid in writing:
+            pids = [int(pid) for pid in arguments]
+        if pids and len(item_ids) >= after and not killed:
+            killed = True
+            for pid in pids:
                 os.kill(pid, signal.SIGKILL)
-    return said
+    return item_ids
 
 
-ONE_MORE = """
+COMMIT_SCRIPT = """
 import os, sys
 from pathlib import Path
 from serving.live.item_changes import ItemChange, ItemChanges
 
-journal = ItemChanges(Path(sys.argv[1]))
-journal.write(ItemChange("second", 1.0, hidden=True))
-os.write(1, b"said")
+item_changes = ItemChanges(Path(sys.argv[1]))
+item_changes.write(ItemChange("second", 1.0, hidden=True))
+os.write(1, b"written")
 os._exit(0)
 """
-DISK = "pwrite64,fdatasync,fsync,ftruncate,unlink"
-"""Calls by which SQLite changes files."""
+SYSTEM_CALLS = "pwrite64,fdatasync,fsync,ftruncate,unlink"
+"""System calls by which SQLite changes files."""
 
 
-def traced(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def strace(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = ["strace", "-f", "-qq", "-o", "/dev/null", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
-def test_killed_at_any_call_of_a_commit_the_journal_is_whole(tmp_path: Path) -> None:
-    """At the first call that changes a file, the second, and so on, until the commit is done before that many."""
-    if shutil.which("strace") is None or traced("true").returncode:
-        pytest.skip("strace is not installed, or may not trace")
+def test_file_is_valid_after_a_kill_at_any_system_call_of_a_commit(tmp_path: Path) -> None:
+    """The process is killed at the first call that changes a file, then at the second, until the commit succeeds."""
+    if shutil.which("strace") is None or strace("true").returncode:
+        pytest.skip("strace is not installed or not permitted")
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    outcomes = []
+    committed = []
     for number in itertools.count(1):
         path = tmp_path / str(number) / "item_changes.db"
-        journal = ItemChanges(path)
-        journal.write(ItemChange("first", 1.0, hidden=True))
-        journal.close()
-        kill = f"inject={DISK}:signal=KILL:when={number}"
-        done = traced("-e", f"trace={DISK}", "-e", kill, sys.executable, "-c", ONE_MORE, path, env=environment)
-        found = set(sound(path))
-        assert found in ({"first"}, {"first", "second"})
-        assert "second" in found or done.stdout != "said"
-        outcomes.append("second" in found)
-        if done.stdout == "said":
+        item_changes = ItemChanges(path)
+        item_changes.write(ItemChange("first", 1.0, hidden=True))
+        item_changes.close()
+        kill = f"inject={SYSTEM_CALLS}:signal=KILL:when={number}"
+        process = strace(
+            "-e", f"trace={SYSTEM_CALLS}", "-e", kill, sys.executable, "-c", COMMIT_SCRIPT, path, env=environment
+        )
+        item_ids = set(read_valid(path))
+        assert item_ids in ({"first"}, {"first", "second"})
+        assert "second" in item_ids or process.stdout != "written"
+        committed.append("second" in item_ids)
+        if process.stdout == "written":
             break
-        assert re.search(r"-9|137", str(done.returncode)), done.stderr
-    assert len(outcomes) > 4
-    assert not outcomes[0]
+        assert re.search(r"-9|137", str(process.returncode)), process.stderr
+    assert len(committed) > 4
+    assert not committed[0]
