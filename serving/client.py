@@ -1,11 +1,11 @@
-"""Clients of the service, synchronous and asynchronous. Require `recsys[client]`.
+"""Clients of the service, synchronous and asynchronous. They require `recsys[client]`.
 
     with Client("http://127.0.0.1:8000", key="rk_…") as client:
         for neighbor in client.similar("50", k=5).neighbors:
             print(neighbor.item_id, neighbor.title)
 
 Searches are retried with exponential backoff if the connection fails or the service asks to retry later. Changes are
-retried only if the service certainly did not receive or accept them.
+retried only if the service did not receive or accept them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Call(NamedTuple, Generic[Body]):
 
     @property
     def is_read(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether the call changes nothing."""
         return self.method in ("GET", "POST")
 
 
@@ -153,8 +153,8 @@ def _http_options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]
 class Client:
     """Synchronous client. Threads may share it.
 
-    Every method raises `UnknownItemError` or `InputError` if the service responds so, and `ServiceError` for any other
-    problem or no response.
+    Every method raises `UnknownItemError` or `InputError` if the service responds with such a problem, and
+    `ServiceError` if it responds with any other problem or not at all.
 
     Args:
         url: URL of the service.

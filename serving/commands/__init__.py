@@ -1,1 +1,1 @@
-"""Commands of the service: serve, and API keys."""
+"""Commands of the service: `recsys serve` and `recsys keys`."""

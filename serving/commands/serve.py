@@ -38,14 +38,14 @@ def serve(
     if release is not None and not config.exists():
         run(source_from_location(release), ServeConfig().model_copy(update=changed), None, embed)
         return
-    loaded = load_config(config, overrides or ())
-    settings = loaded.serve.model_copy(update=changed)
-    folder = Path(settings.folder) if settings.folder is not None else loaded.workspace / "serving"
-    run(_champion_source(loaded) if release is None else source_from_location(release), settings, folder, embed)
+    loaded_config = load_config(config, overrides or ())
+    settings = loaded_config.serve.model_copy(update=changed)
+    folder = Path(settings.folder) if settings.folder is not None else loaded_config.workspace / "serving"
+    run(_champion_source(loaded_config) if release is None else source_from_location(release), settings, folder, embed)
 
 
 def _champion_source(config: Config) -> Source:
-    """Return a function that finds the champion of a config's model, and the challenger if the service uses it."""
+    """Return a source of the champion of a model, and of its challenger if the service uses it."""
     from recsys.errors import ReleaseError  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
     from serving.workers.target import Target  # noqa: PLC0415

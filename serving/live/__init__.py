@@ -1,1 +1,1 @@
-"""What a worker answers from: loaded releases, item changes, and the response cache."""
+"""Live state of a worker: loaded releases, item changes, and the response cache."""

@@ -27,7 +27,7 @@ ITEM_CHANGES_FILE = "item_changes.db"
 BUSY_TIMEOUT_S = 5.0
 """Longest wait for another process that writes."""
 HIDDEN_RETENTION_S = 365 * 86_400.0
-"""A hidden item is remembered this long although no loaded release contains it, since an older release may return."""
+"""Time for which a hidden item is stored although no loaded release contains it: an older release may return."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS changes (
@@ -48,10 +48,10 @@ COLUMNS = "item_id, changed_at, hidden, columns, features, vector, release_id"
 
 
 class Position(NamedTuple):
-    """How far a reader has read."""
+    """Position of a reader in the changes."""
 
     compactions: int
-    """Number of compactions at that time."""
+    """Number of compactions when it was read."""
     sequence: int
     """Sequence number of the last change read."""
 
@@ -61,7 +61,7 @@ START = Position(-1, 0)
 
 @dataclass(frozen=True)
 class ItemChange:
-    """How one item differs from a release."""
+    """The differences of one item from a release."""
 
     item_id: str
     changed_at: float
@@ -71,7 +71,7 @@ class ItemChange:
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Catalog column, `title` or `available` -> new value."""
     features: Mapping[str, Any] | None = None
-    """The features that the item was embedded by, if it was."""
+    """The features that the vector was computed from, if it was."""
     vector: NDArray[np.float32] | None = None
     """The embedding of the item, float32 [dimension]."""
     release_id: str | None = None
@@ -154,7 +154,7 @@ class ItemChanges:
         return Changes(Position(compactions, last), is_complete, [_change_from_row(row[1:]) for row in rows])
 
     def register_releases(self, release_ids: list[str]) -> None:
-        """Record which releases this process has loaded: a compaction keeps the changes that they need."""
+        """Record the releases that this process has loaded. A compaction keeps the changes that they need."""
         with self._transaction() as connection:
             row = (os.getpid(), json.dumps(release_ids))
             connection.execute("INSERT OR REPLACE INTO readers VALUES (?, ?)", row)
@@ -163,7 +163,7 @@ class ItemChanges:
         """Delete the changes that all loaded releases contain, and return their number.
 
         Args:
-            release_ids: releases that this process has loaded. If another process has others, nothing is deleted.
+            release_ids: releases that this process has loaded. Nothing is deleted if another process has loaded others.
             is_contained: returns whether all of them contain a change.
         """
         oldest = time.time() - HIDDEN_RETENTION_S

@@ -39,7 +39,7 @@ class LiveRelease:
         self.release = release
         self.release_id = release.release_id
         self.overlay = EMPTY_OVERLAY
-        """The item changes, as `Release.search` takes them."""
+        """The item changes, in the form that `Release.search` accepts."""
         self.created_at = datetime.fromisoformat(release.manifest.created_at).timestamp()
         """When the release was built, in seconds since 1970."""
         self._embed = embed
@@ -58,7 +58,7 @@ class LiveRelease:
         return self.release.engine.item_details(item_id, self.overlay)
 
     def warm_up(self) -> None:
-        """Run some queries, so that what is created on first use exists before the first request.
+        """Run some queries, so that the first request does not wait for lazy initialization.
 
         Raises:
             RecsysError: the release cannot answer them.

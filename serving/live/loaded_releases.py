@@ -1,7 +1,7 @@
 """The loaded releases: the champion, the previous champion for a while, and a challenger.
 
-A request chooses a release once and keeps it until its response, whatever is promoted meanwhile. There is no counting
-of readers: a release is freed, with its files and memory, when the last request that refers to it has finished.
+A request uses one release until its response, even if another release is promoted meanwhile. Readers are not counted:
+a release is freed, with its files and memory, when the last request that refers to it has finished.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Roles:
 
 
 class LoadedReleases:
-    """The loaded releases; one thread replaces them, any number of threads read.
+    """The loaded releases. One thread replaces them; any number of threads may read them.
 
     Args:
         keep_previous_s: seconds that the previous champion stays loaded.

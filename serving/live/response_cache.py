@@ -29,7 +29,7 @@ MAX_BYTES = 64 << 20
 """Memory of the cache; the least recently used responses are removed first. A response with ten neighbors takes about
 3 kB."""
 OVERHEAD_BYTES = 1_000
-"""Memory of a response beside its request and its body, measured by a test."""
+"""Memory of a response in addition to its request and its body. A test measures it."""
 IF_NONE_MATCH = headers.encode(headers.IF_NONE_MATCH)
 
 Key = tuple[str, str, str, bytes]
@@ -47,7 +47,7 @@ class CachedResponse(NamedTuple):
 
 
 class LruCache:
-    """Responses up to a number of bytes, without the least recently used ones."""
+    """Cache of responses that is limited by their bytes and removes the least recently used ones."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._free_bytes = max_bytes
@@ -90,7 +90,7 @@ class ResponseCacheMiddleware:
         self._cache = LruCache()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send a cached response, or that of the application."""
+        """Send a cached response, or the response of the application."""
         if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(ITEMS_PREFIX):
             await self.app(scope, receive, send)
             return
@@ -138,8 +138,8 @@ class _Recorder:
 async def _send(send: Send, sent_headers: RawHeaders, body: bytes, received_etags: str | None) -> None:
     """Send a response with status 200, or 304 without a body if the request has its ETag."""
     if received_etags is not None and matches(_value(sent_headers, b"etag"), received_etags):
-        kept = [(name, value) for name, value in sent_headers if not name.startswith(b"content-")]
-        await send({"type": "http.response.start", "status": 304, "headers": kept})
+        remaining_headers = [(name, value) for name, value in sent_headers if not name.startswith(b"content-")]
+        await send({"type": "http.response.start", "status": 304, "headers": remaining_headers})
         await send({"type": "http.response.body", "body": b""})
     else:
         await send({"type": "http.response.start", "status": 200, "headers": sent_headers})
@@ -158,7 +158,7 @@ def matches(tag: str, received_etags: str) -> bool:
 
 
 def chosen_release(request: Request, state: State) -> LiveRelease:
-    """Return the release of a request about an item, which the cache has chosen unless that failed."""
+    """Return the release that the cache chose for a request about an item; choose it if the cache did not."""
     release: LiveRelease | None = request.scope.get(CHOSEN_RELEASE)
     return state.choose_release(RequestedRelease.from_request(request)) if release is None else release
 

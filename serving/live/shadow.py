@@ -1,4 +1,4 @@
-"""Shadow traffic: queries that are repeated on the challenger and compared, without showing its results."""
+"""Shadow traffic: queries are repeated on the challenger and compared. Its results are not returned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving.middleware.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 MAX_PENDING = 8
-"""Number of queries that may wait for the challenger. Further ones are skipped, so that the champion never waits."""
+"""Maximum number of queries that wait for the challenger. Further queries are skipped: the champion never waits."""
 
 
 class Shadow:

@@ -19,7 +19,7 @@ from serving.protocol.requests import RequestedRelease
 
 
 class ReleaseNotLoadedError(Exception):
-    """A request asks for a release that the service has not loaded."""
+    """A request selects a release that the service has not loaded."""
 
 
 class ReleaseExpiredError(ReleaseNotLoadedError):
@@ -27,7 +27,7 @@ class ReleaseExpiredError(ReleaseNotLoadedError):
 
 
 class State:
-    """What a worker answers requests from.
+    """State of a worker: everything it needs to answer requests.
 
     Args:
         releases: the loaded releases.
@@ -62,7 +62,7 @@ class State:
         sticky keys, otherwise the champion.
 
         Raises:
-            InputError: the request asks for two releases, or its cursor is invalid.
+            InputError: the request selects two releases, or its cursor is invalid.
             ReleaseNotLoadedError: the requested release is not loaded.
             ReleaseError: no release is loaded yet.
             StageError: the item changes cannot be read.

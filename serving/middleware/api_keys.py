@@ -6,7 +6,7 @@ of the file of keys is one key:
     NAME read|write HASH
 
 The permission `write` includes `read`. The file may change while the service runs. Several keys may have the same
-name, so that a caller can move from an old key to a new one.
+name, so that a client can switch from an old key to a new one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VARIABLE = "RECSYS_KEYS"
 """Environment variable with the same lines, separated by newlines or `;`."""
 PREFIX = "rk_"
 CHECK_INTERVAL_S = 1.0
-"""Seconds between two checks whether the file changed."""
+"""Seconds between two checks for changes of the file."""
 PERMISSIONS = ("read", "write")
 
 

@@ -1,7 +1,6 @@
 """Logs as JSON lines: requests on standard output, server events on standard error.
 
-Every line has the id of the request it belongs to. The path is not logged, since it contains item ids; nor are the
-body and the headers.
+Every line has the id of its request. Paths, bodies and headers are not logged, because they contain item ids.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_request(**fields: str | float | None) -> None:
-    """Write one line for a request. The `logging` module would take longer than everything else measured here."""
+    """Write the line of one request. The `logging` module would take longer than all other steps of the middleware."""
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "request_id": REQUEST_ID.get(), **fields}
     os.write(STDOUT, to_json(line) + b"\n")
 

@@ -28,13 +28,13 @@ MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 RATIO_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 UNMATCHED = "unmatched"
-"""Route label of paths without a route. With the path as label, strangers could fill the memory."""
+"""Route label of paths without a route. With the path as label, clients could fill the memory."""
 NO_RELEASE = "none"
 """Release label of responses that do not depend on a release."""
 RELEASE_HEADER = headers.encode(headers.RELEASE)
 REQUEST_ID_HEADER = b"x-request-id"
 REQUEST_ID_PATTERN = re.compile(rb"[\w.:-]{1,128}")
-"""Request ids of callers that are adopted. Others could inject text into the log."""
+"""Request ids that are accepted from clients. Other ids could inject text into the log."""
 
 
 class Metrics:
@@ -134,7 +134,7 @@ class Metrics:
 
 
 class MetricsMiddleware:
-    """ASGI middleware that gives each request an id, measures and logs it, and responds to unexpected errors."""
+    """ASGI middleware that assigns an id to each request, measures and logs it, and responds to unexpected errors."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -155,9 +155,9 @@ class MetricsMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 status = message["status"]
-                sent = message["headers"]
-                release_id = next((value.decode() for name, value in sent if name == RELEASE_HEADER), NO_RELEASE)
-                message = {**message, "headers": [*sent, (REQUEST_ID_HEADER, request_id)]}
+                raw_headers = message["headers"]
+                release_id = next((value.decode() for name, value in raw_headers if name == RELEASE_HEADER), NO_RELEASE)
+                message = {**message, "headers": [*raw_headers, (REQUEST_ID_HEADER, request_id)]}
             await send(message)
 
         try:

@@ -39,7 +39,7 @@ def create_tracer() -> Any | None:
 
 
 class TracingMiddleware:
-    """ASGI middleware that records one span per request, as a child of the span of the caller."""
+    """ASGI middleware that records one span per request, as a child of the span of the client."""
 
     def __init__(self, app: ASGIApp, tracer: Any) -> None:
         self.app = app

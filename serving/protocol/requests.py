@@ -99,7 +99,7 @@ class SimilarParameters(BaseModel):
 
 
 class RequestedRelease(NamedTuple):
-    """The release that a request asks for; None where it leaves the choice to the service."""
+    """The release that a request selects. If all fields are None, the service chooses."""
 
     parameter: str | None = None
     """Value of the query parameter `release`."""
@@ -112,10 +112,9 @@ class RequestedRelease(NamedTuple):
     @classmethod
     def from_request(cls, request: Request) -> Self:
         """Read the query parameters and headers of a request without a body."""
-        parameters, sent = request.query_params, request.headers
-        return cls(
-            parameters.get("release"), sent.get(headers.RELEASE), sent.get(headers.STICKY_KEY), parameters.get("cursor")
-        )
+        parameters, values = request.query_params, request.headers
+        release, sticky_key = values.get(headers.RELEASE), values.get(headers.STICKY_KEY)
+        return cls(parameters.get("release"), release, sticky_key, parameters.get("cursor"))
 
 
 def _item_from_string(value: Any) -> Any:
@@ -197,10 +196,10 @@ class SearchRequest(BaseModel):
     explain: Explain = False
 
     def to_query(self, limits: ServeConfig, embed: Embedder | None) -> Query:
-        """Return the query; its vector is that of the body, or the embedding of its features.
+        """Return the query. Its vector comes from the body, or is the embedding of the features.
 
         Raises:
-            InputError: the query exceeds a limit, contradicts itself, or has features and there is no tower.
+            InputError: the query exceeds a limit, contradicts itself, or has features but the service has no tower.
         """
         lists_by_column = {
             f"where.{column}": values for column, values in self.where.items() if isinstance(values, list)
@@ -278,7 +277,7 @@ def _condition(column: str, value: Any) -> Condition:
             raise InputError(f"where.{column} must be a range with numbers for min, max or both. Received: {value!r}.")
         return Condition(column, minimum=value.get("min"), maximum=value.get("max"))
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(one, str | bool) or _is_number(one) for one in values):
+    if not all(isinstance(element, str | bool) or _is_number(element) for element in values):
         raise InputError(f"where.{column} must be a value, a list of values or a range. Received: {value!r}.")
     return Condition(column, any_of=tuple(values))
 

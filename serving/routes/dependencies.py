@@ -26,7 +26,7 @@ async def requested_release(
     header: Annotated[str | None, Header(alias=headers.RELEASE, description=RELEASE_HEADER)] = None,
     sticky_key: Annotated[str | None, Header(alias=headers.STICKY_KEY, description=STICKY_KEY)] = None,
 ) -> RequestedRelease:
-    """Return the release that a request asks for."""
+    """Return the release that a request selects."""
     return RequestedRelease(release, header, sticky_key)
 
 

@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457): one table from the exceptions of the library to HTTP."""
+"""Errors as problem details (RFC 9457), with the HTTP status of each exception of the library."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ TABLE: dict[type[errors.RecsysError], tuple[HTTPStatus, str]] = {
     errors.RefusedError: (HTTPStatus.CONFLICT, "gate-failed"),
     errors.RecsysError: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error"),
 }
-"""A test checks that it contains every exception of the library."""
+"""Exception -> HTTP status and kind of problem. A test verifies that it contains every exception of the library."""
 
-MAX_SHOWN = 200
+MAX_VALUE_LENGTH = 200
 """Maximum number of characters of an invalid value in a message."""
 
 
@@ -39,7 +39,7 @@ def problem_of(request: Request, error: errors.RecsysError | ValidationError | R
         status = HTTPStatus.GONE if isinstance(error, ReleaseExpiredError) else HTTPStatus.NOT_FOUND
         return create_problem(scope, status, "release-not-loaded", str(error))
     if isinstance(error, ValidationError):
-        return _invalid(request, [(dict(one), one["loc"]) for one in error.errors()])
+        return _invalid(request, [(dict(details), details["loc"]) for details in error.errors()])
     status, kind = next(TABLE[parent] for parent in type(error).__mro__ if parent in TABLE)
     detail = str(error) if status < HTTPStatus.INTERNAL_SERVER_ERROR else status.description
     return create_problem(scope, status, kind, detail)
@@ -56,7 +56,7 @@ def register(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def handle_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         # the first element of a location is "body", "query" or "path"
-        return problem_response(_invalid(request, [(one, one["loc"][1:]) for one in error.errors()]))
+        return problem_response(_invalid(request, [(details, details["loc"][1:]) for details in error.errors()]))
 
     @app.exception_handler(HTTPException)
     async def handle_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -89,4 +89,4 @@ def _message(error: dict[str, Any], location: tuple[int | str, ...]) -> str:
 
 def _shorten(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}…"

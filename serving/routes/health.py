@@ -1,7 +1,7 @@
 """Probes and metrics.
 
-GET /livez     liveness, for whatever restarts the process
-GET /readyz    readiness, for whatever routes requests to it
+GET /livez     liveness, for the process manager
+GET /readyz    readiness, for the load balancer
 GET /metrics   metrics for Prometheus
 """
 

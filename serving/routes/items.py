@@ -44,7 +44,7 @@ class ItemChangeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     title: str | None = Field(None, description="Title. If omitted, the title of the release.")
-    available: bool | None = Field(None, description="Availability. If omitted, that of the release.")
+    available: bool | None = Field(None, description="Availability. If omitted, the availability of the release.")
     features: dict[str, Any] = Field(
         default_factory=dict,
         description="Catalog column -> value. Used by filters, and to embed a new item that has no vector.",
@@ -135,7 +135,8 @@ def _validate_value(column: str, value: Any, schema: pl.Schema, feature_columns:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         is_valid, rule = is_number and is_finite(value), "a number"
     elif isinstance(dtype, pl.List):
-        is_valid, rule = isinstance(value, list) and all(isinstance(one, str) for one in value), "a list of strings"
+        is_list = isinstance(value, list)
+        is_valid, rule = is_list and all(isinstance(element, str) for element in value), "a list of strings"
     else:
         is_valid, rule = isinstance(value, str), "a string"
     if not is_valid:
@@ -146,7 +147,7 @@ def _validate_value(column: str, value: Any, schema: pl.Schema, feature_columns:
 def _embedding(
     state: State, release: LiveRelease, item_id: str, change: ItemChangeRequest
 ) -> tuple[NDArray[np.float32] | None, EmbeddingSource]:
-    """Return the embedding of a changed item, None for that of the release, and where it comes from."""
+    """Return the embedding of a changed item, or None to use the embedding of the release, and its source."""
     if change.vector is not None:
         dimension, distance = release.release.vectors.shape[1], release.release.distance
         vector = validate_vector("vector", np.array(change.vector, np.float64), dimension, distance)

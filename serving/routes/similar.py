@@ -40,7 +40,7 @@ MAX_BATCH_SIZE = 100
 """Maximum number of queries in a batch request. More would delay the other requests of the worker."""
 RELEASE_HEADER = {headers.RELEASE: {"description": "The release of the response.", "schema": {"type": "string"}}}
 ETAG_HEADERS = {
-    "ETag": {"description": "Changes if the response does.", "schema": {"type": "string"}},
+    "ETag": {"description": "Changes if the response changes.", "schema": {"type": "string"}},
     **RELEASE_HEADER,
 }
 OK: Responses = {200: {"description": "The result.", "headers": RELEASE_HEADER}}
@@ -54,7 +54,7 @@ INVALID: Responses = {422: {"description": "The request is not valid.", "content
 
 
 class _DirectRoute(APIRoute):
-    """A route that FastAPI describes but does not parse: its parsing costs ten times that of the model."""
+    """A route that FastAPI describes but does not parse: it would take ten times as long as the model alone."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the endpoint itself."""
@@ -67,11 +67,13 @@ async def similar(request: Request) -> Response:
     try:
         parameters = SimilarParameters.from_request(request)
     except ValidationError as error:
-        raise RequestValidationError([{**one, "loc": ("query", *one["loc"])} for one in error.errors()]) from None
+        raise RequestValidationError(
+            [{**details, "loc": ("query", *details["loc"])} for details in error.errors()]
+        ) from None
     release = chosen_release(request, state)
     query = _at_cursor(parameters.to_query(request.path_params["item_id"], state.config), parameters.cursor, state)
     response = _search(state, release, query)
-    request.scope[CACHEABLE] = not (response.unknown_item_ids or response.fallback)  # these are counted every time
+    request.scope[CACHEABLE] = not (response.unknown_item_ids or response.fallback)  # counted every time
     return _json(response, release)
 
 
@@ -123,10 +125,10 @@ async def search_batch(request: Request, state: WorkerState, body: BatchRequest,
             f"queries must have at most {MAX_BATCH_SIZE} elements. Received: {len(body.queries)}. "
             "Send several requests."
         )
-    release = state.choose_release(requested)  # the same for all queries, whatever is promoted meanwhile
+    release = state.choose_release(requested)  # one release for all queries, even if another is promoted
     results = []
     for query in body.queries:
-        await asyncio.sleep(0)  # let other requests run, and the time limit of this one apply
+        await asyncio.sleep(0)  # let other requests run, and apply the time limit of this one
         results.append(_batch_entry(request, state, query, release, requested))
     return Response(BatchResponse(results=results).model_dump_json(), media_type="application/json")
 

@@ -1,1 +1,1 @@
-"""Worker processes, and how they load the champion."""
+"""Supervisor and worker processes, and the loading of the champion."""

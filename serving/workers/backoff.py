@@ -1,4 +1,4 @@
-"""Exponential backoff. A separate module, since the client does not need the packages of the server."""
+"""Exponential backoff. A separate module, because the client must not import the packages of the server."""
 
 from __future__ import annotations
 

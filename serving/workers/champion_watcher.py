@@ -1,7 +1,7 @@
-"""Polls which releases to serve, and writes them to the target file of the workers.
+"""Polls the source of the releases to serve, and writes them to the target file of the workers.
 
-It runs once, outside the workers: MLflow and object stores stay out of the processes that answer requests. If the
-source fails, it is polled again with increasing delays, and the last target stays in effect.
+It runs in the supervisor: workers do not access MLflow or object stores. If the source fails, it is polled again with
+increasing delays, and the last target stays in effect.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def source_from_location(location: str) -> Source:
 
 
 def _local_folder(location: str, folder: Path) -> str:
-    """Return the folder of a release on this machine. Links are resolved: another link target is another release."""
+    """Return the folder of a release on this machine. Links are resolved, to detect another link target."""
     absolute = location if isinstance(storage.locate(location), RemoteLocation) else str(folder / location)
     return str(remote.fetch(absolute).resolve())
 
@@ -96,7 +96,7 @@ class ChampionWatcher:
         """
         try:
             self._write(self._source())
-        except Exception as error:  # whatever it is, an earlier target is better than none
+        except Exception as error:  # after any error, an earlier target is better than none
             if not self._has_target():
                 raise
             self._write_error(error)
@@ -138,5 +138,5 @@ class ChampionWatcher:
         message = str(error) if isinstance(error, RecsysError) else type(error).__name__
         try:
             self._write(read_target(self._path).model_copy(update={"error": message}))
-        except (ReleaseError, OSError) as second:
-            logger.error("%s", second)  # noqa: TRY400 - the traceback adds nothing
+        except (ReleaseError, OSError) as write_error:
+            logger.error("%s", write_error)  # noqa: TRY400 - the traceback adds nothing

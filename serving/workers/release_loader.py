@@ -27,7 +27,7 @@ MAX_DELAY_S = 60.0
 
 
 class ReleaseLoader:
-    """Keeps the releases of a worker in line with a target file.
+    """Loads and unloads the releases of a worker as its target file changes.
 
     Args:
         state: the state of the worker.
@@ -44,7 +44,7 @@ class ReleaseLoader:
         """Location of a release -> time of the next attempt, and the delays after that."""
 
     def start(self) -> None:
-        """Load the target, or the releases served last, then continue in a thread until the process ends."""
+        """Load the target, or the release that was served last, then continue in a thread until the process ends."""
         self.update()
         if self._state.releases.roles.champion is None:
             self._load_last_served()
@@ -81,11 +81,11 @@ class ReleaseLoader:
             time.sleep(self._check_interval_s)
             try:
                 self.update()
-            except Exception:  # whatever it is, the loaded releases are still served
+            except Exception:  # after any error, the loaded releases are still served
                 logger.exception("unexpected error while loading releases")
 
     def _find_or_load(self, location: str, role: str) -> LiveRelease | None:
-        """Return the release of a location, loaded now if necessary; None while that fails."""
+        """Return the release of a location; load it if it is not loaded, and return None if that fails."""
         releases = self._state.releases.roles.releases
         loaded = next((release for release in releases if str(release.release.path) == location), None)
         if loaded is not None:
@@ -121,10 +121,10 @@ class ReleaseLoader:
         releases.replace(champion, challenger)
         if is_new:
             logger.info("release %s is the champion", champion.release_id)
-            self._remember(champion)
+            self._record_last_served(champion)
 
     def _load_last_served(self) -> None:
-        """Serve the last release again, if the target cannot be loaded and nothing else is."""
+        """Load the release that was served last, because the target cannot be loaded."""
         try:
             champion = self._load(read_target(self._folder / LAST_SERVED_FILE).champion)
         except (RecsysError, OSError) as error:
@@ -132,14 +132,14 @@ class ReleaseLoader:
             return
         self._replace(champion, None)
 
-    def _remember(self, champion: LiveRelease) -> None:
+    def _record_last_served(self, champion: LiveRelease) -> None:
         try:
             write_target(self._folder / LAST_SERVED_FILE, Target(champion=str(champion.release.path)))
         except OSError as error:
             logger.warning("the served release cannot be recorded: %s", error)
 
     def _register(self, releases: list[LiveRelease]) -> None:
-        """Record which item changes this process needs."""
+        """Record the releases whose item changes this process needs."""
         if self._state.item_changes is None:
             return
         try:
@@ -165,7 +165,7 @@ class ReleaseLoader:
             logger.info("deleted %d item changes that all loaded releases contain", num_deleted)
 
     def _set_error(self, component: str, message: str | None) -> None:
-        """Record the error of a component, None for no error; log when it begins and ends."""
+        """Record the error of a component, or None if it has recovered; log both."""
         errors = self._state.errors
         self._state.metrics.set_error(component, active=message is not None)
         if message == errors.get(component):

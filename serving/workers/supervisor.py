@@ -1,7 +1,7 @@
 """The processes of the service: a supervisor, which also polls the champion, and workers, which answer requests.
 
-Workers are spawned, not forked. They share the listening socket, and by memory mapping the files of index and
-embeddings. A worker that ends is replaced; all workers end with the supervisor, however it ends.
+Workers are spawned, not forked. They share the listening socket, and the memory-mapped files of the index and the
+embeddings. A worker that ends is replaced. All workers end with the supervisor, even if it is killed.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ def run(source: Source, config: ServeConfig, folder: Path | None, embed: Embed |
         metrics_folder.mkdir()
         os.environ[MULTIPROCESS] = str(metrics_folder)
         if settings.is_persistent:
-            ItemChanges(settings.folder / ITEM_CHANGES_FILE).close()  # created before several workers open it
+            ItemChanges(settings.folder / ITEM_CHANGES_FILE).close()  # create the file before several workers open it
         with _listening(config.host, config.port) as listener:
             watcher = ChampionWatcher(source, settings.folder, config.poll_seconds)
             watcher.start()
             if not (settings.folder / LAST_SERVED_FILE).exists():
-                Release.load(read_target(settings.folder / TARGET_FILE).champion)  # a first start fails with the error
+                Release.load(read_target(settings.folder / TARGET_FILE).champion)  # fails if it is invalid
             host, port = listener.getsockname()[:2]
             logger.info("running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
             _supervise(lambda: _start(settings, listener), config.workers)
@@ -118,7 +118,7 @@ def _keys_path(config: ServeConfig) -> Path | None:
 
 
 def _end_with_parent() -> None:
-    """Stop this worker when its parent ends: nothing would replace or stop it."""
+    """Stop this worker when its parent ends, because nothing else would replace or stop it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -127,7 +127,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Listen before there is a worker, so that callers wait instead of failing."""
+    """Listen before a worker runs: clients wait instead of failing."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -152,8 +152,8 @@ def _supervise(start: Callable[[], SpawnProcess], count: int) -> None:
     wake_receiver, wake_sender = socket.socketpair()
     wake_sender.setblocking(False)
     stopped = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stopped.set())
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: stopped.set())
     signal.set_wakeup_fd(wake_sender.fileno())
     started_at = {process: time.monotonic() for process in (start() for _ in range(count))}
     delays = backoff_delays(FIRST_DELAY_S, STABLE_AFTER_S)

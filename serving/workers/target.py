@@ -1,6 +1,6 @@
 """The releases to serve: a small file in the folder of the service, written by one process and read by all workers.
 
-The file persists: if the champion cannot be determined when the service starts, it starts with the last one.
+The file persists. If the champion cannot be determined when the service starts, it starts with the last one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_target(path: Path) -> Target:
 
 
 def write_target(path: Path, target: Target) -> None:
-    """Replace the file atomically. Each process uses its own temporary file, since all workers write at once."""
+    """Replace the file atomically. Each process uses its own temporary file, because all workers write at once."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(target.model_dump_json(indent=2) + "\n")
