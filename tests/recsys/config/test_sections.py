@@ -319,7 +319,7 @@ def test_a_moment_without_a_zone_is_utc_and_a_date_is_the_whole_day(written, ear
         ("items.brand = { type = 'text' }", "column_rules.items.brand.type: should be 'integer' or 'number'"),
         ("items.brand = { allowed = [] }", "column_rules.items.brand.allowed: "),
         ("items.brand = { allowed = [1, 'a'] }", "allowed must list strings or numbers, not both"),
-        ("items.brand = { allowed = ['a'], min = 1 }", "type, min and max must be left out"),
+        ("items.brand = { allowed = ['a'], min = 1 }", "type, min and max must be omitted"),
         ("items.prise = { min = 1 }", "items.prise must be a column that is read (did you mean 'price'?)"),
         ("items.title = { missing = false }", "items.title must be a column that is read"),
         ("items.color = { missing = false }", "(known: item_id, name, brand, tags, price)"),
