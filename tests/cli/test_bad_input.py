@@ -380,6 +380,7 @@ def test_installed_program_rejects_a_missing_file(folder: Path) -> None:
     assert results(folder) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["local", "local-threads"])
 def test_installed_program_rejects_a_wrong_column_type_without_beam_traceback(folder: Path, profile: str) -> None:
     """The error is raised inside a Beam job, whose log is not printed."""
@@ -391,6 +392,7 @@ def test_installed_program_rejects_a_wrong_column_type_without_beam_traceback(fo
     assert results(folder) == []
 
 
+@pytest.mark.slow
 def test_installed_program_rejects_invalid_utf_8_without_traceback(folder: Path) -> None:
     with (folder / "log.csv").open("ab") as file:
         file.write(b"u1,caf\xe9\n")

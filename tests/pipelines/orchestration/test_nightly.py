@@ -59,6 +59,7 @@ def modification_times(folder: Path) -> dict[str, int]:
 # --- --as-of
 
 
+@pytest.mark.slow
 def test_as_of_equals_a_run_on_the_truncated_log(tmp_path: Path) -> None:
     """Stage results are equal; the account additionally counts the interactions that were filtered out."""
     as_of = datetime(2020, 9, 15, 12, 30, tzinfo=UTC)
@@ -80,6 +81,7 @@ def test_as_of_equals_a_run_on_the_truncated_log(tmp_path: Path) -> None:
         assert frames[0].equals(frames[1])
 
 
+@pytest.mark.slow
 def test_as_of_is_part_of_the_run_id_and_excludes_its_own_second(tmp_path: Path) -> None:
     config = config_with_days(tmp_path, 3)
     times = pl.read_parquet(tmp_path / "interactions.parquet")["timestamp"].to_list()
@@ -356,6 +358,7 @@ def test_mlflow_records_the_data_and_each_stage(tmp_path: Path) -> None:
     assert len(repeated) == len(children)
 
 
+@pytest.mark.slow
 def test_failing_plots_do_not_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "draw", Mock(side_effect=ZeroDivisionError("no width")))
     progress = Progress(quiet=True)
@@ -376,6 +379,7 @@ def test_mlflow_environment_variable_enables_system_metrics(tmp_path: Path, monk
     assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
 
 
+@pytest.mark.slow
 def test_run_that_fails_before_publish_logs_its_data_report_to_mlflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ from recsys.release.formats import CATALOG
 from recsys.testing import world
 from tests.pipelines.reports.test_data_report import Page
 
+pytestmark = pytest.mark.slow
+
 QUIET = Progress(quiet=True)
 LENIENT = [
     "promote.tolerance=0.9",

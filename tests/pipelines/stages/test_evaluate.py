@@ -132,6 +132,7 @@ def test_popularity_agrees_with_a_naive_loop(context: RunContext, figures: dict[
         assert measured["baselines"]["popularity"]["ndcg_at_20"] == pytest.approx(np.mean(ndcgs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [[], GLOBAL_TIME], ids=["leave one out", "global time"])
 def test_test_targets_do_not_affect_the_chosen_settings(tmp_path: Path, split: list[str]) -> None:
     """With other test targets, the settings and validation metrics are equal, and the test metrics differ."""
@@ -175,6 +176,7 @@ def test_windows_of_the_protocol_are_evaluated_on_small_logs_only(
     assert evaluated_windows(context) == {(4, 2.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["validation", "test"])
 def test_counted_windows_agree_with_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any) -> None:
     """If every interaction has weight 1, pairs of `prepare` and of a window of the protocol give equal neighbors."""

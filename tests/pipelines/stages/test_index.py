@@ -74,6 +74,7 @@ def test_recall_is_measured_on_merged_results(tmp_path: Path) -> None:
     assert 0.9 <= manifest["recall"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["local-threads", "portable"])
 def test_every_runner_builds_the_same_files(tmp_path: Path, profile: str) -> None:
     expected = embedded_run(tmp_path / "local", 200, "resources.memory_mb=0.12")
@@ -92,6 +93,7 @@ def finished_shards(workspace: Path) -> list[Path]:
     return sorted(workspace.glob("runs/*/.tmp-index-*/index-*.ann"))
 
 
+@pytest.mark.slow
 def test_killed_stage_resumes_with_the_missing_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("resources.memory_mb=2.0",)
     context = embedded_run(tmp_path, 20_000, *settings)
@@ -125,6 +127,7 @@ def test_killed_stage_resumes_with_the_missing_shards(tmp_path: Path, monkeypatc
 # --- a complete run
 
 
+@pytest.mark.slow
 def test_run_with_several_shards_returns_the_neighbors_of_all_shards(tmp_path: Path) -> None:
     """Queries and export agree and return the block of an item, although its items are in several shards."""
     config = world.write(tmp_path)

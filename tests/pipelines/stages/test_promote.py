@@ -138,6 +138,7 @@ def test_second_promotion_is_rejected_while_one_runs(folder: Path) -> None:
         promote_challenger(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["tower.dimension=8", 'tower.distance="euclidean"'])
 def test_champion_with_another_dimension_or_distance_is_compared_by_item_id(folder: Path, shape: str) -> None:
     verdict = regressions.judge(

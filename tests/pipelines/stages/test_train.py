@@ -113,6 +113,7 @@ def test_manifest_has_passes_curves_and_validation_figures(tmp_path: Path) -> No
     assert run_stage(context) == manifest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "passes"), [(1.01, 1), (0.99, 1), (0.9, 0)])
 def test_history_phase_is_undone_if_its_score_is_clearly_worse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, passes: int
@@ -135,6 +136,7 @@ def test_history_phase_is_undone_if_its_score_is_clearly_worse(
     assert fit(context, validation_plan(context.config)).passes == (1, passes)
 
 
+@pytest.mark.slow
 def test_history_phase_follows_the_pair_phase_and_changes_the_tower(tmp_path: Path) -> None:
     world.write(tmp_path)
     context = prepared_run(tmp_path)
@@ -151,6 +153,7 @@ def test_history_phase_follows_the_pair_phase_and_changes_the_tower(tmp_path: Pa
     assert np.abs(after.embeddings - before.embeddings).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_users_with_fewer_than_three_interactions_give_no_validation_and_no_recency(tmp_path: Path) -> None:
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
@@ -171,6 +174,7 @@ def with_new_items(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_new_items_are_embedded_near_their_block_and_other_items_do_not_change(tmp_path: Path) -> None:
     with_new_items(tmp_path)
     reported: list[tuple[str, int]] = []
@@ -203,6 +207,7 @@ def test_new_item_phase_is_omitted_without_features(tmp_path: Path) -> None:
     assert list(fitted.tower.input) == ["id"]
 
 
+@pytest.mark.slow
 def test_validation_ignores_new_items(tmp_path: Path) -> None:
     """New items are near their block, but the metrics equal those of a catalog without new items."""
     contexts = []
@@ -220,6 +225,7 @@ def test_validation_ignores_new_items(tmp_path: Path) -> None:
         assert figures == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_interrupted_new_item_phase_is_resumed(tmp_path: Path) -> None:
     context = prepared_run(with_new_items(tmp_path))
     plan = final_plan(context.config, Passes(3, 1))
@@ -244,6 +250,7 @@ def test_interrupted_new_item_phase_is_resumed(tmp_path: Path) -> None:
 # --- held-out interactions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["train.history_passes=1"], GLOBAL_TIME], ids=["leave one out", "global time"])
 def test_interactions_at_or_after_the_test_target_do_not_affect_the_tower(tmp_path: Path, options: list[str]) -> None:
     """With other test targets, the passes, the recency, the metrics and the tower are the same."""
@@ -259,6 +266,7 @@ def test_interactions_at_or_after_the_test_target_do_not_affect_the_tower(tmp_pa
     np.testing.assert_array_equal(embeddings_of(contexts[0]), embeddings_of(contexts[1]))
 
 
+@pytest.mark.slow
 def test_interactions_before_the_test_target_affect_the_tower(tmp_path: Path) -> None:
     """Otherwise the test above would also pass for a tower that learns nothing."""
     world.write(tmp_path / "one")
@@ -270,6 +278,7 @@ def test_interactions_before_the_test_target_affect_the_tower(tmp_path: Path) ->
     assert np.abs(one.embeddings - other.embeddings).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [[], GLOBAL_TIME], ids=["leave one out", "global time"])
 def test_interactions_at_or_after_the_validation_target_do_not_affect_the_validation_fit(
     tmp_path: Path, split: list[str]
@@ -287,6 +296,7 @@ def test_interactions_at_or_after_the_validation_target_do_not_affect_the_valida
 # --- labeled pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["contrastive", "triplet"])
 def test_labeled_pairs_are_learned_and_interactions_are_not(tmp_path: Path, loss: str) -> None:
     folder = write_labeled_world(tmp_path / "one", ACROSS + WITHIN)
@@ -309,6 +319,7 @@ def test_labeled_pairs_are_learned_and_interactions_are_not(tmp_path: Path, loss
     np.testing.assert_array_equal(fitted.embeddings, refitted.embeddings)
 
 
+@pytest.mark.slow
 def test_labeled_pairs_that_are_held_out_do_not_affect_the_tower(tmp_path: Path) -> None:
     """With other labels in the held-out part, the tower is the same."""
     rows = ACROSS + WITHIN
@@ -339,6 +350,7 @@ def warm_run(folder: Path, release: Path, *overrides: str) -> RunContext:
     return prepared_run(folder, f"data.warm_start={release}", f"tower.dimension={dimension}", *overrides)
 
 
+@pytest.mark.slow
 def test_warm_start_begins_with_the_embeddings_of_the_earlier_tower(tmp_path: Path) -> None:
     """With a learning rate near 0, embeddings do not change, except for the new item, which has a separate encoder."""
     context = warm_run(tmp_path, GOLDEN, "train.learning_rate=1e-12")

@@ -78,6 +78,7 @@ class ItemClient:
         return httpx.delete(url, headers=self._headers["writer"], timeout=60)
 
 
+@pytest.mark.slow
 def test_change_is_in_the_next_response_of_every_worker(service: Service) -> None:
     """Whichever worker wrote it."""
     service.start()
@@ -159,6 +160,7 @@ def test_rejects_invalid_changes(tmp_path: Path, write_release: WriteRelease, ch
     item_changes.close()
 
 
+@pytest.mark.slow
 def test_acknowledged_changes_survive_a_restart(service: Service) -> None:
     """After SIGTERM and after SIGKILL."""
     client = ItemClient(service)
@@ -173,6 +175,7 @@ def test_acknowledged_changes_survive_a_restart(service: Service) -> None:
     assert set(client.neighbors(ITEMS[0])) == set(ITEMS[1:]) - set(hidden)
 
 
+@pytest.mark.slow
 def test_changes_are_removed_once_a_release_contains_them(service: Service, write_release: WriteRelease) -> None:
     """A hidden item stays hidden, also in a release that returns."""
     service.set(workers=2, keys="keys.txt", keep_seconds=0.2)
@@ -198,6 +201,7 @@ def test_changes_are_removed_once_a_release_contains_them(service: Service, writ
     assert ITEMS[1] not in client.neighbors(ITEMS[0], k=100), "it is hidden in an older release too"
 
 
+@pytest.mark.slow
 def test_vector_applies_only_to_its_release(service: Service, write_release: WriteRelease) -> None:
     service.set(workers=2, keys="keys.txt", keep_seconds=600)
     service.start_all(2)

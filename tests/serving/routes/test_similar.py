@@ -388,6 +388,7 @@ def test_returns_an_item(client: httpx.Client, release: Release) -> None:
 # --- queries by features
 
 
+@pytest.mark.slow
 def test_query_by_features_returns_items_with_the_same_features(tmp_path: Path) -> None:
     """The server embeds them with the tower."""
     with described(Service.of(tmp_path, GOLDEN), "--with-tower") as client:
