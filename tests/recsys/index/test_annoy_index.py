@@ -23,9 +23,9 @@ def unit_vectors(rows, dimension=DIMENSION, seed=0):
 
 
 def vectors_for(distance, rows, dimension=DIMENSION, seed=0):
-    """Unit vectors only where the distance asks for it."""
-    stretched = np.random.default_rng(seed + 1).uniform(0.2, 3, (rows, 1)).astype(np.float32)
-    return unit_vectors(rows, dimension, seed) * (1 if distance.unit_norm else stretched)
+    """Return random vectors, of unit length if the distance requires it."""
+    lengths = np.random.default_rng(seed + 1).uniform(0.2, 3, (rows, 1)).astype(np.float32)
+    return unit_vectors(rows, dimension, seed) * (1 if distance.unit_norm else lengths)
 
 
 def build(folder, vectors, *, distance=COSINE, **options):
@@ -33,7 +33,7 @@ def build(folder, vectors, *, distance=COSINE, **options):
 
 
 def build_shards(folder, vectors, shard_items, *, distance=COSINE, **options):
-    """An index of several files, loaded."""
+    """Build an index of several files and load it."""
     config = IndexConfig(**{"n_trees": 4} | options)
     shards = plan_shards(len(vectors), shard_items)
     for shard in shards:
@@ -42,7 +42,7 @@ def build_shards(folder, vectors, shard_items, *, distance=COSINE, **options):
 
 
 def load(folder, vectors, search_k, *, distance=COSINE, file=INDEX_FILE):
-    """An index of one file."""
+    """Load an index of one file."""
     return annoy_index.load(
         folder, [Shard(file=file, start=0, stop=len(vectors))], vectors, search_k, distance=distance
     )
@@ -63,13 +63,13 @@ class TestIndex(NeighborsContract):
 
 
 class TestIndexOfShards(NeighborsContract):
-    """Unequal ones, of which the smallest hold fewer items than most questions ask for."""
+    """Shards of different sizes; the smallest have fewer items than most queries request."""
 
     @pytest.fixture
     def num_items(self):
         return 17
 
-    @pytest.fixture(params=[9, 6, 1], ids=["8 and 9 items", "5, 6 and 6 items", "one item each"])
+    @pytest.fixture(params=[9, 6, 1], ids=["8 and 9 items", "5, 6 and 6 items", "1 item each"])
     def shard_items(self, request):
         return request.param
 
@@ -79,8 +79,8 @@ class TestIndexOfShards(NeighborsContract):
         return build_shards(tmp_path, vectors_for(distance, num_items), shard_items, distance=distance)
 
 
-class TestIndexWithATinySearch(NeighborsContract):
-    """Annoy alone would answer with fewer neighbors than asked for."""
+class TestIndexWithSmallSearchK(NeighborsContract):
+    """Annoy alone would return fewer neighbors than requested."""
 
     @pytest.fixture
     def num_items(self):
@@ -92,16 +92,16 @@ class TestIndexWithATinySearch(NeighborsContract):
         built.search_k = 1
         return built
 
-    # a search that is cut short may find for many what it did not find for few
+    # an incomplete search for more neighbors can find nearer ones
     test_fewer_neighbors_are_the_first_of_more = None
 
-    def test_fills_the_result_with_a_tiny_search_k(self, model, queries, num_items):
+    def test_returns_k_neighbors_with_a_small_search_k(self, model, queries, num_items):
         for k in (1, 7, num_items - 1):
             assert (model.top_k(queries, k) >= 0).all()
 
 
-class TestIndexOfTwins(NeighborsContract):
-    """Every vector is there four times, so that an item is not the first of its own neighbors."""
+class TestIndexOfEqualVectors(NeighborsContract):
+    """Each vector occurs four times, so an item may not be first in its own result."""
 
     @pytest.fixture
     def num_items(self):
@@ -126,14 +126,14 @@ class TestIndexOfOneItem(NeighborsContract):
 
 
 def histories(num_items, seed=5):
-    """Queries of one to three items, some of them one item that is left out alone."""
+    """Queries of one to three items, some with one item that is the only excluded one."""
     rng = np.random.default_rng(seed)
     items = rng.integers(0, num_items, (12, 3)).astype(np.int32)
     weights = rng.uniform(0.1, 1, items.shape).astype(np.float32)
     items[::3, 1:], weights[::3, 1:] = -1, 0
     excluded = items.copy()
-    excluded[3, 1] = (items[3, 0] + 1) % num_items  # one item, and another left out
-    excluded[6] = -1  # one item, and nothing left out
+    excluded[3, 1] = (items[3, 0] + 1) % num_items  # one item, and another excluded
+    excluded[6] = -1  # one item, and no excluded one
     return Queries(items, weights, excluded)
 
 
@@ -161,37 +161,37 @@ def test_nearest_to_the_vector_of_an_item_starts_with_the_item(tmp_path, distanc
     vectors = vectors_for(distance, 30)
     built = build(tmp_path, vectors, distance=distance)
     numbers, similarities = built.nearest(11, 6)
-    found, found_similarities = built.nearest_to_vector(vectors[11], 7)
-    assert found == [11, *numbers]
-    assert found_similarities == pytest.approx([1, *similarities], abs=1e-3)  # rounding of an angle near 0
+    neighbors, returned_similarities = built.nearest_to_vector(vectors[11], 7)
+    assert neighbors == [11, *numbers]
+    assert returned_similarities == pytest.approx([1, *similarities], abs=1e-3)  # rounding of an angle near 0
     assert built.nearest_to_vector(vectors[11], 6, excluded=[11])[0] == numbers
 
 
 @every_distance
 def test_nearest_to_vector_excludes_items(tmp_path, distance):
     vectors = vectors_for(distance, 30)
-    built, place = build(tmp_path, vectors, distance=distance), np.array([0.3, -0.2, 0.5, 0.1, 0], np.float32)
-    everything, similarities = built.nearest_to_vector(place, 30)
-    assert sorted(everything) == list(range(30))
-    left_out = everything[:9]
-    found, found_similarities = built.nearest_to_vector(place, 5, excluded=[*left_out, left_out[0]])
-    assert found == everything[9:14]
-    assert found_similarities == pytest.approx(similarities[9:14])
+    built, vector = build(tmp_path, vectors, distance=distance), np.array([0.3, -0.2, 0.5, 0.1, 0], np.float32)
+    ranking, similarities = built.nearest_to_vector(vector, 30)
+    assert sorted(ranking) == list(range(30))
+    excluded = ranking[:9]
+    neighbors, returned_similarities = built.nearest_to_vector(vector, 5, excluded=[*excluded, excluded[0]])
+    assert neighbors == ranking[9:14]
+    assert returned_similarities == pytest.approx(similarities[9:14])
 
 
-@pytest.mark.parametrize(("k", "excluded"), [(0, ()), (3, range(30))], ids=["none wanted", "all left out"])
-def test_nearest_to_vector_can_be_empty(tmp_path, k, excluded):
+@pytest.mark.parametrize(("k", "excluded"), [(0, ()), (3, range(30))], ids=["k is 0", "all items excluded"])
+def test_nearest_to_vector_returns_nothing_if_no_item_is_allowed(tmp_path, k, excluded):
     vectors = unit_vectors(30)
     assert build(tmp_path, vectors).nearest_to_vector(vectors[0], k, excluded) == ([], [])
 
 
-def test_nearest_to_vector_fills_the_result_with_a_tiny_search_k(tmp_path):
+def test_nearest_to_vector_returns_k_items_with_a_small_search_k(tmp_path):
     vectors = unit_vectors(300)
     built = build(tmp_path, vectors, n_trees=1)
     built.search_k = 1
-    found, _ = built.nearest_to_vector(vectors[0], 40, excluded=range(0, 300, 2))
-    assert len(found) == 40
-    assert all(number % 2 for number in found)
+    neighbors, _ = built.nearest_to_vector(vectors[0], 40, excluded=range(0, 300, 2))
+    assert len(neighbors) == 40
+    assert all(number % 2 for number in neighbors)
 
 
 def test_cosine_ignores_the_length_of_the_query_vector(tmp_path):
@@ -206,20 +206,20 @@ def test_cosine_ignores_the_length_of_the_query_vector(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "received"),
+    ("vector", "received"),
     [(np.zeros(4), r"shape \[4\]"), (np.zeros((1, 5)), r"\[1, 5\]"), (np.full(5, np.nan), "0 finite numbers")],
     ids=["short", "two axes", "NaN"],
 )
-def test_rejects_invalid_query_vectors(tmp_path, place, received):
+def test_rejects_invalid_query_vectors(tmp_path, vector, received):
     with pytest.raises(InputError, match=rf"finite and of shape \[5\].*{received}"):
-        build(tmp_path, unit_vectors(9)).nearest_to_vector(place, 3)
+        build(tmp_path, unit_vectors(9)).nearest_to_vector(vector, 3)
 
 
 def test_query_blocks_do_not_change_the_result(tmp_path, monkeypatch):
     built = build(tmp_path, unit_vectors(50))
-    together = built.top_k(histories(50), 5)
+    expected = built.top_k(histories(50), 5)
     monkeypatch.setattr(annoy_index, "QUERY_BLOCK", 3)
-    np.testing.assert_array_equal(built.top_k(histories(50), 5), together)
+    np.testing.assert_array_equal(built.top_k(histories(50), 5), expected)
 
 
 def test_nearest_handles_opposite_and_orthogonal_vectors(tmp_path):
@@ -251,7 +251,7 @@ def test_shards_cover_all_items_and_are_balanced(num_items, shard_items):
 
 
 @every_distance
-@pytest.mark.parametrize("shard_items", [31, 20, 4], ids=["two", "three", "many"])
+@pytest.mark.parametrize("shard_items", [31, 20, 4], ids=["2 shards", "3 shards", "15 shards"])
 def test_a_complete_search_of_shards_agrees_with_one_file(tmp_path, distance, shard_items):
     vectors, numbers = vectors_for(distance, 60), np.array([3, 59, 0, 3], np.int32)
     built = build(tmp_path, vectors, distance=distance)
@@ -261,21 +261,24 @@ def test_a_complete_search_of_shards_agrees_with_one_file(tmp_path, distance, sh
     np.testing.assert_array_equal(sharded.top_k(histories(60), 7), exact.top_k(histories(60), 7))
     for number in (0, 19, 20, 30, 31, 59):
         assert sharded.nearest(number, 70) == built.nearest(number, 70)
-        place = vectors[number] + np.float32(0.25)
-        assert sharded.nearest_to_vector(place, 9, [number, 5]) == built.nearest_to_vector(place, 9, [number, 5])
+        vector = vectors[number] + np.float32(0.25)
+        assert sharded.nearest_to_vector(vector, 9, [number, 5]) == built.nearest_to_vector(vector, 9, [number, 5])
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "manhattan"])
 def test_ties_go_by_item_number_across_shards(tmp_path, distance):
-    """Whole numbers, so that every distance is exact."""
+    """The vectors are integers, so distances are exact."""
     vectors = np.random.default_rng(2).integers(0, 3, (50, 3)).astype(np.float32)
     for shard_items in (50, 17, 3):
         built = build_shards(tmp_path, vectors, shard_items, distance=DISTANCES[distance])
         built.search_k = 10_000
         for number in range(50):
-            apart = built.distance.between(vectors.astype(float), vectors[number])
-            others = [other for other in range(50) if other != number]
-            assert built.nearest(number, 20)[0] == sorted(others, key=lambda other: (apart[other], other))[:20]
+            distances = built.distance.between(vectors.astype(float), vectors[number])
+            candidates = [candidate for candidate in range(50) if candidate != number]
+            assert (
+                built.nearest(number, 20)[0]
+                == sorted(candidates, key=lambda candidate: (distances[candidate], candidate))[:20]
+            )
 
 
 @every_distance
@@ -285,8 +288,8 @@ def test_tunes_the_recall_of_the_merged_result(tmp_path, distance):
     built = build_shards(tmp_path, vectors, 170, distance=distance, **config)
     tuned = tune_search_k(built, vectors, IndexConfig(**config), k=9, sample_size=600)
     assert 0.9 <= tuned.recall < 1
-    everyone = np.arange(600, dtype=np.int32)
-    assert naive_recall(built, vectors, everyone, 9) == pytest.approx(tuned.recall, abs=1e-3)
+    all_items = np.arange(600, dtype=np.int32)
+    assert naive_recall(built, vectors, all_items, 9) == pytest.approx(tuned.recall, abs=1e-3)
 
 
 def test_compares_every_shard_with_its_vectors(tmp_path):
@@ -294,23 +297,23 @@ def test_compares_every_shard_with_its_vectors(tmp_path):
     build_shards(tmp_path, vectors, 10)
     shards = plan_shards(40, 10)
     for shard in shards:
-        other = vectors.copy()
-        other[shard.stop - 1] *= -1
+        changed = vectors.copy()
+        changed[shard.stop - 1] *= -1
         with pytest.raises(InputError, match=rf"{shard.file} .*another vector for item number {shard.stop - 1}\b"):
-            annoy_index.load(tmp_path, shards, other, search_k=10)
+            annoy_index.load(tmp_path, shards, changed, search_k=10)
 
 
 def test_rejects_swapped_shards(tmp_path):
     vectors = unit_vectors(40)
     build_shards(tmp_path, vectors, 20)
-    one, two = plan_shards(40, 20)
-    swapped = [one.model_copy(update={"file": two.file}), two.model_copy(update={"file": one.file})]
+    first, second = plan_shards(40, 20)
+    swapped = [first.model_copy(update={"file": second.file}), second.model_copy(update={"file": first.file})]
     with pytest.raises(InputError, match=r"index-00001\.ann .*another vector for item number 0\b"):
         annoy_index.load(tmp_path, swapped, vectors, search_k=10)
 
 
 @pytest.mark.parametrize(
-    ("ranges", "told"),
+    ("ranges", "message"),
     [
         ([(0, 20)], "must hold 40 items. Received: 20 items"),
         ([], "must hold 40 items. Received: 0 items"),
@@ -320,11 +323,11 @@ def test_rejects_swapped_shards(tmp_path):
         ([(20, 40), (0, 20)], r"index-0\.ann .*must start at item number 0.*Received: 20 to 40"),
         ([(0, 20), (20, 20), (20, 40)], r"index-1\.ann .*at least one item. Received: 20 to 20"),
     ],
-    ids=["one missing", "none", "one more", "a gap", "an overlap", "not in order", "an empty one"],
+    ids=["too few", "none", "too many", "gap", "overlap", "wrong order", "empty shard"],
 )
-def test_rejects_shards_with_gaps_or_overlaps(tmp_path, ranges, told):
+def test_rejects_shards_with_gaps_or_overlaps(tmp_path, ranges, message):
     shards = [Shard(file=f"index-{n}.ann", start=start, stop=stop) for n, (start, stop) in enumerate(ranges)]
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         annoy_index.load(tmp_path, shards, unit_vectors(40), search_k=10)
 
 
@@ -340,7 +343,7 @@ def test_building_twice_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "one" / "index.ann").read_bytes() == (tmp_path / "two" / "index.ann").read_bytes()
 
 
-def test_the_seed_decides_the_index(tmp_path, monkeypatch):
+def test_another_seed_gives_another_index(tmp_path, monkeypatch):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     build(tmp_path / "one", unit_vectors(200))
@@ -395,12 +398,12 @@ def test_a_loaded_index_has_the_distance_it_was_loaded_with(tmp_path, distance):
     assert loaded.nearest(3, 5) == built.nearest(3, 5)
 
 
-@pytest.mark.parametrize(("saved", "asked"), [("cosine", "euclidean"), ("manhattan", "cosine")], ids=str)
-def test_rejects_an_index_of_another_layout(tmp_path, saved, asked):
+@pytest.mark.parametrize(("saved", "loaded"), [("cosine", "euclidean"), ("manhattan", "cosine")], ids=str)
+def test_rejects_an_index_of_another_layout(tmp_path, saved, loaded):
     vectors = unit_vectors(20)
     build(tmp_path, vectors, distance=DISTANCES[saved])
     with pytest.raises(InputError, match=r"index\.ann"):
-        load(tmp_path, vectors, search_k=10, distance=DISTANCES[asked])
+        load(tmp_path, vectors, search_k=10, distance=DISTANCES[loaded])
 
 
 def test_rejects_an_index_of_other_vectors(tmp_path):
@@ -420,7 +423,7 @@ def test_rejects_a_truncated_file(tmp_path, share):
         load(tmp_path, vectors, search_k=10, file="index-0.ann")
 
 
-def test_a_missing_file_is_refused(tmp_path):
+def test_rejects_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"index\.ann"):
         load(tmp_path, unit_vectors(3), search_k=10)
 
@@ -431,9 +434,9 @@ def test_a_missing_file_is_refused(tmp_path):
 def naive_recall(built, vectors, sample, k):
     shares = []
     for number in sample.tolist():
-        apart = built.distance.between(vectors.astype(float), vectors[number])
-        apart[number] = np.inf
-        exact = set(np.argsort(apart)[:k].tolist())
+        distances = built.distance.between(vectors.astype(float), vectors[number])
+        distances[number] = np.inf
+        exact = set(np.argsort(distances)[:k].tolist())
         shares.append(len(exact & set(built.nearest(number, k)[0])) / k)
     return float(np.mean(shares))
 
@@ -450,7 +453,7 @@ def test_recall_agrees_with_a_naive_computation(tmp_path, search_k, distance):
 @every_distance
 @pytest.mark.parametrize("scale", [1, 1_000, 0.001], ids="scale {}".format)
 def test_recall_counts_ties(tmp_path, distance, scale):
-    """Ten items at one place: which three of the nine others come is free."""
+    """Each vector occurs ten times: any three of the nine equal neighbors are correct."""
     vectors = np.repeat(vectors_for(distance, 4), 10, axis=0) * np.float32(1 if distance.unit_norm else scale)
     built = build(tmp_path, vectors, distance=distance)
     assert index_recall(built, vectors, np.arange(40, dtype=np.int32), 3) == 1.0
@@ -466,18 +469,20 @@ def test_tuning_chooses_about_the_smallest_search_k(tmp_path, distance):
     vectors = vectors_for(distance, 600, 12)
     config = IndexConfig(n_trees=3, recall_target=0.9, recall_floor=0.8)
     built = annoy_index.build(vectors, config, tmp_path / "index.ann", distance=distance)
-    seen = []
-    tuned = tune_search_k(built, vectors, config, on_try=lambda *tried: seen.append(tried), k=9, sample_size=120)
-    everyone = np.arange(600, dtype=np.int32)
+    attempts = []
+    tuned = tune_search_k(
+        built, vectors, config, on_try=lambda *attempt: attempts.append(attempt), k=9, sample_size=120
+    )
+    all_items = np.arange(600, dtype=np.int32)
     assert built.search_k == tuned.search_k
     assert tuned.recall >= 0.9
-    assert naive_recall(built, vectors, everyone, 9) == pytest.approx(tuned.recall, abs=0.05)
-    assert tuned.curve == sorted(seen)
+    assert naive_recall(built, vectors, all_items, 9) == pytest.approx(tuned.recall, abs=0.05)
+    assert tuned.curve == sorted(attempts)
     assert dict(tuned.curve)[tuned.search_k] == tuned.recall
     assert all(recall < 0.9 for search_k, recall in tuned.curve if search_k < 0.89 * tuned.search_k)
 
 
-def test_tuning_repeats(tmp_path):
+def test_tuning_is_repeatable(tmp_path):
     vectors = unit_vectors(200, 12)
     config = IndexConfig(n_trees=2, recall_target=0.9, recall_floor=0.8)
     built = annoy_index.build(vectors, config, tmp_path / "index.ann")

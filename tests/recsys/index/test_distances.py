@@ -18,24 +18,24 @@ def random_vectors(distance, rows, dimension, seed=0):
     return vectors.astype(np.float32)
 
 
-def naive(distance, one, other):
+def naive(distance, left, right):
     """Annoy's distance of two vectors, in pure Python."""
     if distance is COSINE:
-        lengths = [sum(a * a for a in vector) ** 0.5 for vector in (one, other)]
-        product = sum(a * b for a, b in zip(one, other, strict=True))
+        lengths = [sum(a * a for a in vector) ** 0.5 for vector in (left, right)]
+        product = sum(a * b for a, b in zip(left, right, strict=True))
         return max(0.0, 2 - 2 * product / lengths[0] / lengths[1]) ** 0.5
-    differences = [abs(a - b) for a, b in zip(one, other, strict=True)]
+    differences = [abs(a - b) for a, b in zip(left, right, strict=True)]
     return sum(differences) if distance is MANHATTAN else sum(value**2 for value in differences) ** 0.5
 
 
 def test_each_distance_has_its_names():
-    known = {each.name: (each.metric, each.unit_norm) for each in DISTANCES.values()}
-    assert known == {
+    names = {each.name: (each.metric, each.unit_norm) for each in DISTANCES.values()}
+    assert names == {
         "cosine": ("angular", True),
         "euclidean": ("euclidean", False),
         "manhattan": ("manhattan", False),
     }
-    assert {name: each.name for name, each in DISTANCES.items()} == {name: name for name in known}
+    assert {name: each.name for name, each in DISTANCES.items()} == {name: name for name in names}
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_cosine_at_known_angles(degrees, chord):
     assert COSINE.distance(cosine) == pytest.approx(chord, abs=1e-6)
 
 
-@pytest.mark.parametrize(("apart", "expected"), [(0.0, 1.0), (1.0, 0.5), (3.0, 0.25), (99.0, 0.01)], ids=str)
+@pytest.mark.parametrize(("value", "expected"), [(0.0, 1.0), (1.0, 0.5), (3.0, 0.25), (99.0, 0.01)], ids=str)
 @pytest.mark.parametrize("distance", [EUCLIDEAN, MANHATTAN], ids=["euclidean", "manhattan"])
-def test_similarity_of_an_unbounded_distance(distance, apart, expected):
-    assert distance.similarity(apart) == pytest.approx(expected)
-    assert distance.distance(expected) == pytest.approx(apart)
+def test_similarity_of_an_unbounded_distance(distance, value, expected):
+    assert distance.similarity(value) == pytest.approx(expected)
+    assert distance.distance(expected) == pytest.approx(value)
 
 
 @every_distance
@@ -68,13 +68,13 @@ def test_similarity_decreases_with_distance(distance, distances):
 
 @every_distance
 def test_distance_is_the_inverse_of_similarity(distance):
-    apart = np.array([[0.0, 0.5, 1.25], [1.0, 2.0, 0.75]])
-    np.testing.assert_allclose(distance.distance(distance.similarity(apart)), apart, atol=1e-12)
+    distances = np.array([[0.0, 0.5, 1.25], [1.0, 2.0, 0.75]])
+    np.testing.assert_allclose(distance.distance(distance.similarity(distances)), distances, atol=1e-12)
 
 
 @every_distance
 def test_a_similarity_above_one_has_distance_zero(distance):
-    """Rounding must not turn into NaN."""
+    """Rounding can give such similarities; the distance must not be NaN."""
     assert distance.distance(np.float32(1.0000001)) == 0.0
 
 
@@ -85,10 +85,10 @@ def test_between_agrees_with_annoy(distance):
     for number, vector in enumerate(vectors):
         annoy.add_item(number, vector.tolist())
     annoy.build(1)
-    for one, other in ((0, 1), (2, 3), (1, 4)):
-        expected = naive(distance, vectors[one].tolist(), vectors[other].tolist())
-        assert annoy.get_distance(one, other) == pytest.approx(expected, abs=1e-6)
-        assert distance.between(vectors[one], vectors[other]) == pytest.approx(expected, abs=1e-6)
+    for left, right in ((0, 1), (2, 3), (1, 4)):
+        expected = naive(distance, vectors[left].tolist(), vectors[right].tolist())
+        assert annoy.get_distance(left, right) == pytest.approx(expected, abs=1e-6)
+        assert distance.between(vectors[left], vectors[right]) == pytest.approx(expected, abs=1e-6)
 
 
 @every_distance
@@ -98,7 +98,7 @@ def test_similarities_agree_with_annoy(distance):
     for number, vector in enumerate(vectors):
         annoy.add_item(number, vector.tolist())
     annoy.build(1)
-    expected = [[distance.similarity(annoy.get_distance(one, other)) for other in range(9)] for one in range(9)]
+    expected = [[distance.similarity(annoy.get_distance(left, right)) for right in range(9)] for left in range(9)]
     np.testing.assert_allclose(distance.similarities(vectors, vectors), expected, atol=1e-6)
 
 
@@ -108,12 +108,14 @@ def test_blocks_do_not_change_similarities(distance, rows, columns, monkeypatch)
     monkeypatch.setattr(similarity, "ROWS", 3)
     monkeypatch.setattr(similarity, "COLUMNS", 4)
     queries, vectors = random_vectors(distance, rows, 6), random_vectors(distance, columns, 6, seed=1)
-    expected = [[distance.similarity(naive(distance, one, other)) for other in vectors.tolist()] for one in queries]
-    found = distance.similarities(queries, vectors)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    expected = [
+        [distance.similarity(naive(distance, query, vector)) for vector in vectors.tolist()] for query in queries
+    ]
+    similarities = distance.similarities(queries, vectors)
+    assert similarities.dtype == np.float32
+    np.testing.assert_allclose(similarities, expected, rtol=1e-5, atol=1e-6)
     pairwise = distance.similarity(distance.between(queries[:, None], vectors[None]))
-    np.testing.assert_allclose(found, pairwise, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(similarities, pairwise, rtol=1e-5, atol=1e-6)
 
 
 @every_distance
@@ -129,10 +131,10 @@ def test_equal_vectors_have_similarity_one(distance):
 
 
 def test_euclidean_separates_close_vectors_far_from_the_origin():
-    """The second is 0.001 away and the third 0.002, at a length of 100."""
+    """The vectors have a length of 100; the second is 0.001 away from the first, the third 0.002."""
     vectors = np.array([[100, 0], [100, 0.001], [100, 0.002]], np.float32)
-    found = EUCLIDEAN.similarities(vectors[:1], vectors)
-    np.testing.assert_allclose(found, [[1, 1 / 1.001, 1 / 1.002]], atol=1e-6)
+    similarities = EUCLIDEAN.similarities(vectors[:1], vectors)
+    np.testing.assert_allclose(similarities, [[1, 1 / 1.001, 1 / 1.002]], atol=1e-6)
 
 
 def test_cosine_ignores_the_length_of_a_query():
@@ -143,7 +145,7 @@ def test_cosine_ignores_the_length_of_a_query():
 
 
 def test_a_zero_query_is_orthogonal_to_all_vectors():
-    """As for Annoy, which reports the square root of 2."""
-    nothing, vectors = np.zeros((1, 3), np.float32), random_vectors(COSINE, 4, 3)
-    assert COSINE.similarities(nothing, vectors).tolist() == [[0, 0, 0, 0]]
-    np.testing.assert_allclose(COSINE.similarity(COSINE.between(nothing, vectors)), 0, atol=1e-6)
+    """Annoy also treats it so: its distance is the square root of 2."""
+    zero, vectors = np.zeros((1, 3), np.float32), random_vectors(COSINE, 4, 3)
+    assert COSINE.similarities(zero, vectors).tolist() == [[0, 0, 0, 0]]
+    np.testing.assert_allclose(COSINE.similarity(COSINE.between(zero, vectors)), 0, atol=1e-6)

@@ -23,7 +23,7 @@ def test_accepts_unit_vectors():
         (unit_vectors(5, 3)[0], r"\[3\]"),
         (unit_vectors(5, 3)[:, :, None], r"\[5, 3, 1\]"),
     ],
-    ids=["other number of items", "float64", "one vector", "three axes"],
+    ids=["another number of items", "float64", "one vector", "three axes"],
 )
 def test_rejects_another_type_or_shape(vectors, received):
     with pytest.raises(InputError, match=rf"release 7 must be float32 \[5, dimension\].*{received}"):
@@ -109,14 +109,14 @@ def test_saved_embeddings_are_memory_mapped(tmp_path):
     np.testing.assert_array_equal(loaded, vectors)
 
 
-@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01"], ids=["empty", "text", "cut off"])
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01"], ids=["empty", "text", "truncated"])
 def test_rejects_a_file_that_is_not_an_array(tmp_path, content):
     (tmp_path / "embeddings.npy").write_bytes(content)
     with pytest.raises(InputError, match=r"embeddings\.npy"):
         embeddings.load(tmp_path / "embeddings.npy")
 
 
-def test_a_missing_file_is_refused(tmp_path):
+def test_rejects_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"absent\.npy"):
         embeddings.load(tmp_path / "absent.npy")
 

@@ -17,15 +17,15 @@ def unit_vectors(rows, dimension, seed=0):
 
 
 def vectors_for(distance, rows, seed=0):
-    """Unit vectors only where the distance asks for it."""
-    stretched = np.random.default_rng(seed + 1).uniform(0.2, 3, (rows, 1)).astype(np.float32)
-    return unit_vectors(rows, DIMENSION, seed) * (1 if distance.unit_norm else stretched)
+    """Return random vectors, of unit length if the distance requires it."""
+    lengths = np.random.default_rng(seed + 1).uniform(0.2, 3, (rows, 1)).astype(np.float32)
+    return unit_vectors(rows, DIMENSION, seed) * (1 if distance.unit_norm else lengths)
 
 
-def naive(vectors, place, k, *, distance=COSINE, excluded=()):
-    """One item after the other."""
-    apart = {number: float(distance.between(place, vector)) for number, vector in enumerate(vectors.astype(float))}
-    return sorted(set(apart) - set(excluded), key=lambda number: apart[number])[:k]
+def naive(vectors, query, k, *, distance=COSINE, excluded=()):
+    """Return the `k` nearest items by a loop over all items."""
+    distances = {number: float(distance.between(query, vector)) for number, vector in enumerate(vectors.astype(float))}
+    return sorted(set(distances) - set(excluded), key=lambda number: distances[number])[:k]
 
 
 class TestExactIndex(NeighborsContract):
@@ -52,14 +52,16 @@ class TestExactIndexOfOneItem(NeighborsContract):
 @every_distance
 def test_masked_items_can_be_queried_but_are_not_returned(distance):
     vectors = vectors_for(distance, NUM_ITEMS)
-    among = np.ones(NUM_ITEMS, bool)
-    among[[2, 4, 9]] = False
-    index, asked = ExactIndex(vectors, distance, among), np.array([4, 7], np.int32)
-    expected = [naive(vectors, vectors[number], 11, distance=distance, excluded=[number, 2, 4, 9]) for number in asked]
-    answers = index.neighbors(asked, 11)
+    mask = np.ones(NUM_ITEMS, bool)
+    mask[[2, 4, 9]] = False
+    index, queries = ExactIndex(vectors, distance, mask), np.array([4, 7], np.int32)
+    expected = [
+        naive(vectors, vectors[number], 11, distance=distance, excluded=[number, 2, 4, 9]) for number in queries
+    ]
+    answers = index.neighbors(queries, 11)
     assert answers.tolist() == [row + [-1] * (11 - len(row)) for row in expected]
     targets = np.array([9, expected[1][3]], np.int32)
-    assert index.ranks(Queries.from_items(asked), targets, 6).tolist() == [6, 3]
+    assert index.ranks(Queries.from_items(queries), targets, 6).tolist() == [6, 3]
 
 
 @every_distance
@@ -78,8 +80,8 @@ def test_several_items_are_searched_by_their_weighted_mean(distance):
     queries = Queries(np.array(items, np.int32), np.array(weights, np.float32), np.array(excluded, np.int32))
     means = [(vectors[3] + vectors[7] / 2 + vectors[1] / 4) / 1.75, vectors[5]]
     expected = [
-        naive(vectors, mean, 6, distance=distance, excluded=left_out)
-        for mean, left_out in zip(means, excluded, strict=True)
+        naive(vectors, mean, 6, distance=distance, excluded=excluded_items)
+        for mean, excluded_items in zip(means, excluded, strict=True)
     ]
     assert ExactIndex(vectors, distance).top_k(queries, 6).tolist() == expected
 
@@ -98,13 +100,13 @@ def test_history_blocks_do_not_change_the_result(monkeypatch):
     items = rng.integers(0, 30, (11, 4)).astype(np.int32)
     queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
     model = ExactIndex(unit_vectors(30, DIMENSION))
-    together = model.top_k(queries, 7)
+    expected = model.top_k(queries, 7)
     monkeypatch.setattr(exact, "BLOCK", 4)
-    np.testing.assert_array_equal(model.top_k(queries, 7), together)
+    np.testing.assert_array_equal(model.top_k(queries, 7), expected)
 
 
 @pytest.mark.parametrize("cells", [1, 90, 10_000])
-def test_the_block_size_changes_nothing(monkeypatch, cells):
+def test_block_size_does_not_change_the_result(monkeypatch, cells):
     rng = np.random.default_rng(6)
     items, targets = rng.integers(0, 30, (11, 4)).astype(np.int32), rng.integers(0, 30, 11).astype(np.int32)
     queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
@@ -123,9 +125,9 @@ def test_length_is_the_number_of_items():
 def test_top_columns_returns_the_largest_scores_in_order(k):
     scores = np.random.default_rng(1).permutation(28).reshape(4, 7).astype(np.float32)
     expected = [sorted(range(7), key=lambda column: -row[column])[:k] for row in scores]
-    found = top_columns(scores, k)
-    assert found.tolist() == expected
-    assert found.dtype == np.int32
+    columns = top_columns(scores, k)
+    assert columns.tolist() == expected
+    assert columns.dtype == np.int32
 
 
 def test_top_columns_orders_ties_by_column():
@@ -140,16 +142,16 @@ def test_top_columns_keeps_the_first_of_ties_at_the_cut():
 
 @every_distance
 def test_ranks_agree_with_top_k(distance):
-    """Also among equals, for targets that are excluded, and for those beyond the cut."""
+    """Also for equal vectors, excluded targets and targets after the first `k`."""
     rng = np.random.default_rng(8)
-    vectors = np.repeat(vectors_for(distance, 20), 3, axis=0)  # equals
+    vectors = np.repeat(vectors_for(distance, 20), 3, axis=0)
     items = rng.integers(0, 60, (200, 4)).astype(np.int32)
     queries = Queries(items, rng.uniform(0.1, 1, items.shape).astype(np.float32), items[:, :2])
     targets = rng.integers(0, 60, 200).astype(np.int32)
     index = ExactIndex(vectors, distance)
     answers = index.top_k(queries, 60).tolist()
-    places = [answer.index(target) if target in answer else 60 for answer, target in zip(answers, targets, strict=True)]
+    ranks = [answer.index(target) if target in answer else 60 for answer, target in zip(answers, targets, strict=True)]
     for k in (7, 60):
-        np.testing.assert_array_equal(index.ranks(queries, targets, k), np.minimum(places, k))
-    assert len({*places}) > 10
-    assert 60 in places
+        np.testing.assert_array_equal(index.ranks(queries, targets, k), np.minimum(ranks, k))
+    assert len({*ranks}) > 10
+    assert 60 in ranks

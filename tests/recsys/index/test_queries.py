@@ -5,7 +5,7 @@ from recsys.data.splits import Holdout
 from recsys.index.queries import MAX_EXCLUDED, Queries, default_recency
 
 LOG = [[4, 1, 4, 7, 2], [3, 9], [5, 6, 8]]
-"""Users' items, the last one the target."""
+"""Items of each user, ordered by time; the last one is the target."""
 
 
 def holdout():
@@ -25,12 +25,12 @@ def test_a_single_item_query_excludes_the_item():
 @pytest.mark.parametrize("length", [1, 3, 50], ids="length {}".format)
 def test_histories_are_newest_first_with_decreasing_weights(recency, length):
     queries = Queries.from_histories(holdout(), recency, length)
-    for row, own in enumerate(LOG):
-        history = own[:-1][::-1]
-        taken = history[:length]
-        pads = queries.items.shape[1] - len(taken)
-        assert queries.items[row].tolist() == taken + [-1] * pads
-        weights = [recency**step for step in range(len(taken))] + [0] * pads
+    for row, sequence in enumerate(LOG):
+        history = sequence[:-1][::-1]
+        items = history[:length]
+        pads = queries.items.shape[1] - len(items)
+        assert queries.items[row].tolist() == items + [-1] * pads
+        weights = [recency**step for step in range(len(items))] + [0] * pads
         assert queries.weights[row].tolist() == pytest.approx(weights)
         assert [number for number in queries.excluded[row].tolist() if number != -1] == history
 
@@ -65,13 +65,13 @@ def test_the_default_recency_is_the_median(recencies, expected):
 
 def test_slicing_selects_queries():
     queries = Queries.from_histories(holdout(), 0.5, 3)
-    some = queries[1:]
-    assert len(some) == 2
+    selected = queries[1:]
+    assert len(selected) == 2
     for part in ("items", "weights", "excluded"):
-        np.testing.assert_array_equal(getattr(some, part), getattr(queries, part)[1:])
+        np.testing.assert_array_equal(getattr(selected, part), getattr(queries, part)[1:])
 
 
 def test_no_users_give_no_queries():
-    nobody = Holdout(np.array([1, 2], np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
-    assert len(Queries.from_histories(nobody, 0.5, 3)) == 0
-    assert len(Queries.from_items(nobody.queries)) == 0
+    no_users = Holdout(np.array([1, 2], np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
+    assert len(Queries.from_histories(no_users, 0.5, 3)) == 0
+    assert len(Queries.from_items(no_users.queries)) == 0

@@ -1,4 +1,4 @@
-"""The neighbors of many items as a table: what the service answers, item by item, less what is filtered."""
+"""The table of neighbors of many items agrees with single queries."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ NUM_ITEMS, DIMENSION = 60, 7
 
 @pytest.fixture
 def catalog() -> Catalog:
-    """Each column takes its values from the item number."""
+    """Catalog in which each column is a function of the item number."""
     numbers = range(NUM_ITEMS)
     return Catalog(
         pl.DataFrame(
@@ -43,7 +43,7 @@ def catalog() -> Catalog:
 
 @pytest.fixture(params=sorted(DISTANCES))
 def searcher(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searcher:
-    """As if the catalog were a large one, where the index is asked."""
+    """Searcher that uses its index, as for a large catalog."""
     monkeypatch.setattr(search, "EXACT_BELOW", 0)
     monkeypatch.setattr(search, "SELECTIVITY", 2 * NUM_ITEMS)
     vectors = np.random.default_rng(5).normal(size=(NUM_ITEMS, DIMENSION)).astype(np.float32)
@@ -51,7 +51,7 @@ def searcher(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     if distance.unit_norm:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     built = build(vectors, IndexConfig(n_trees=8), tmp_path / "index.ann", distance=distance)
-    built.search_k = 100 * NUM_ITEMS  # finds all, so that a longer answer begins with the shorter one
+    built.search_k = 100 * NUM_ITEMS  # complete search: a longer result starts with the shorter one
     return Searcher(vectors, built, distance)
 
 
@@ -62,21 +62,21 @@ def by_item(rows: pl.DataFrame) -> dict[str, list[tuple[Any, ...]]]:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("k", [1, 7, 1_000])
-def test_returns_what_the_release_returns(version: str, k: int) -> None:
-    """To the last digit. Format 1 has no calibration."""
+def test_returns_the_neighbors_that_the_release_returns(version: str, k: int) -> None:
+    """The floats are equal exactly. Format 1 has no calibration."""
     release = Release.load(GOLDEN / version)
     numbers, searcher = range(len(release.catalog)), release.engine.searcher
     rows = by_item(nearest(release.catalog, searcher, numbers, k, calibration=release.calibration))
     assert list(rows) == release.catalog.item_ids
-    for item_id, found in rows.items():
+    for item_id, neighbors in rows.items():
         answer = release.similar(item_id, k).neighbors
-        assert found == [(n.rank, n.item_id, n.similarity, n.probability) for n in answer]
+        assert neighbors == [(n.rank, n.item_id, n.similarity, n.probability) for n in answer]
 
 
 def test_keeps_the_order_of_the_items(catalog: Catalog, searcher: Searcher) -> None:
     rows = by_item(nearest(catalog, searcher, [40, 3, 17], 2))
     assert list(rows) == ["item 40", "item 03", "item 17"]
-    assert {len(found) for found in rows.values()} == {2}
+    assert {len(neighbors) for neighbors in rows.values()} == {2}
 
 
 def test_no_items_give_an_empty_table(catalog: Catalog, searcher: Searcher) -> None:
@@ -105,45 +105,52 @@ FILTERS: dict[str, tuple[NeighborFilter, Callable[[int], bool]]] = {
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("k", [3, 40])
 def test_filters_the_ranking_and_still_fills_k(catalog: Catalog, searcher: Searcher, name: str, k: int) -> None:
-    """Against the whole ranking, filtered here. Items that are no neighbors are asked about all the same."""
-    wanted, passes = FILTERS[name]
-    allowed = wanted.mask(catalog)
+    """Compared with the complete ranking, filtered in the test. Excluded items are still queried."""
+    neighbor_filter, passes = FILTERS[name]
+    allowed = neighbor_filter.mask(catalog)
     assert allowed is not None
-    assert [bool(each) for each in allowed] == [passes(number) for number in range(NUM_ITEMS)]
-    rows = by_item(nearest(catalog, searcher, range(NUM_ITEMS), k, neighbor_filter=wanted, mask=allowed))
+    assert [bool(value) for value in allowed] == [passes(number) for number in range(NUM_ITEMS)]
+    rows = by_item(nearest(catalog, searcher, range(NUM_ITEMS), k, neighbor_filter=neighbor_filter, mask=allowed))
     for number in range(NUM_ITEMS):
-        everything, _ = searcher.index.nearest(number, NUM_ITEMS)
-        expected = [f"item {other:02d}" for other in everything if passes(other)][:k]
-        found = rows.get(f"item {number:02d}", [])
-        assert [row[1] for row in found] == expected
-        assert [row[0] for row in found] == list(range(1, len(expected) + 1))
+        ranking, _ = searcher.index.nearest(number, NUM_ITEMS)
+        expected = [f"item {neighbor:02d}" for neighbor in ranking if passes(neighbor)][:k]
+        neighbors = rows.get(f"item {number:02d}", [])
+        assert [row[1] for row in neighbors] == expected
+        assert [row[0] for row in neighbors] == list(range(1, len(expected) + 1))
 
 
 def test_the_reach_limits_the_filtered_search(catalog: Catalog, searcher: Searcher) -> None:
-    wanted = NeighborFilter(min_interactions=6, reach=12)
-    allowed = wanted.mask(catalog)
-    rows = by_item(nearest(catalog, searcher, range(NUM_ITEMS), 4, neighbor_filter=wanted, mask=allowed))
+    neighbor_filter = NeighborFilter(min_interactions=6, reach=12)
+    allowed = neighbor_filter.mask(catalog)
+    rows = by_item(nearest(catalog, searcher, range(NUM_ITEMS), 4, neighbor_filter=neighbor_filter, mask=allowed))
     for number in range(NUM_ITEMS):
         near, _ = searcher.index.nearest(number, 12)
-        expected = [f"item {other:02d}" for other in near if other % 7 == 6][:4]
+        expected = [f"item {neighbor:02d}" for neighbor in near if neighbor % 7 == 6][:4]
         assert [row[1] for row in rows.get(f"item {number:02d}", [])] == expected
 
 
 @pytest.mark.parametrize("filtered", [False, True])
 def test_applies_the_minimum_similarity(catalog: Catalog, searcher: Searcher, filtered: bool) -> None:
-    whole = nearest(catalog, searcher, range(NUM_ITEMS), NUM_ITEMS)
+    table = nearest(catalog, searcher, range(NUM_ITEMS), NUM_ITEMS)
     if filtered:
-        whole = whole.filter(pl.col("neighbor_id").str.slice(5).cast(int) % 7 >= 3)
-    least = float(whole["similarity"].quantile(0.6, "lower") or 0)
-    wanted = NeighborFilter(min_similarity=least, min_interactions=3 if filtered else 0)
-    rows = nearest(catalog, searcher, range(NUM_ITEMS), NUM_ITEMS, neighbor_filter=wanted, mask=wanted.mask(catalog))
-    expected = whole.filter(pl.col("similarity") >= least)
-    assert 0 < rows.height < whole.height
+        table = table.filter(pl.col("neighbor_id").str.slice(5).cast(int) % 7 >= 3)
+    minimum = float(table["similarity"].quantile(0.6, "lower") or 0)
+    neighbor_filter = NeighborFilter(min_similarity=minimum, min_interactions=3 if filtered else 0)
+    rows = nearest(
+        catalog,
+        searcher,
+        range(NUM_ITEMS),
+        NUM_ITEMS,
+        neighbor_filter=neighbor_filter,
+        mask=neighbor_filter.mask(catalog),
+    )
+    expected = table.filter(pl.col("similarity") >= minimum)
+    assert 0 < rows.height < table.height
     assert rows.drop("rank").rows() == expected.drop("rank").rows()
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "message"),
     [
         ({"color": ["red"]}, "item_id, title, interactions, year, tags. Received: 'color'"),
         ({"title": ["Title 1", 2]}, r"where.title must list strings, .* Received: 2"),
@@ -151,8 +158,8 @@ def test_applies_the_minimum_similarity(catalog: Catalog, searcher: Searcher, fi
         ({"tags": [1]}, r"where.tags must list strings, .* Received: 1"),
     ],
 )
-def test_rejects_a_filter_that_does_not_fit_the_catalog(catalog: Catalog, where: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_rejects_a_filter_that_does_not_fit_the_catalog(catalog: Catalog, where: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         NeighborFilter(where=where).mask(catalog)
 
 

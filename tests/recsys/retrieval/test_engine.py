@@ -28,13 +28,13 @@ def vectors(catalog):
 
 @pytest.fixture
 def similar(catalog, tmp_path, vectors):
-    """`similar(item, k)` asks an engine over the catalog."""
+    """Return a function that queries an engine: `similar(item_id, k)`."""
     annoy = annoy_index.build(vectors, IndexConfig(n_trees=3), tmp_path / "index.ann")
 
-    def ask(item_id, k, **more):
-        return Engine("r1", catalog, vectors, annoy, **more).search(Query.from_item(item_id, k))
+    def search(item_id, k, **options):
+        return Engine("r1", catalog, vectors, annoy, **options).search(Query.from_item(item_id, k))
 
-    return ask
+    return search
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def calibration():
 def test_returns_the_nearest_items_first(similar):
     answer = similar("north", 2)
     assert (answer.release_id, answer.item_id, answer.title) == ("r1", "north", "NORTH")
-    assert [(other.rank, other.item_id, other.title) for other in answer.neighbors] == [
+    assert [(neighbor.rank, neighbor.item_id, neighbor.title) for neighbor in answer.neighbors] == [
         (1, "north-east", "NORTH-EAST"),
         (2, "east", "EAST"),
     ]
@@ -65,8 +65,8 @@ def test_returns_the_nearest_items_first(similar):
 
 def test_a_large_k_returns_all_other_items(similar):
     answer = similar("north-east", 50)
-    assert [other.item_id for other in answer.neighbors] == ["north", "east", "west", "south"]
-    assert [other.rank for other in answer.neighbors] == [1, 2, 3, 4]
+    assert [neighbor.item_id for neighbor in answer.neighbors] == ["north", "east", "west", "south"]
+    assert [neighbor.rank for neighbor in answer.neighbors] == [1, 2, 3, 4]
     assert answer.neighbors[-1].title is None
 
 
@@ -92,17 +92,17 @@ def test_rejects_a_k_below_one(similar, k):
 
 def test_returns_probabilities_with_a_calibration(similar, calibration):
     neighbors = similar("north", 4, calibration=calibration).neighbors
-    line = [0.25 + 0.5 * min(max(other.similarity, 0), 0.8) / 0.8 for other in neighbors]
-    assert [other.probability for other in neighbors] == pytest.approx(line)
-    assert {other.probability for other in similar("north", 4).neighbors} == {None}
+    line = [0.25 + 0.5 * min(max(neighbor.similarity, 0), 0.8) / 0.8 for neighbor in neighbors]
+    assert [neighbor.probability for neighbor in neighbors] == pytest.approx(line)
+    assert {neighbor.probability for neighbor in similar("north", 4).neighbors} == {None}
 
 
 @pytest.mark.parametrize(
     ("similarity", "same", "probability"), [(0.4, True, 0.5), (0.39, False, 0.49375), (-1, False, 0.25)]
 )
-def test_items_are_the_same_at_and_above_the_threshold(catalog, calibration, similarity, same, probability):
-    asked = {"similarity": similarity, "calibration": calibration, "threshold": calibration.threshold()}
-    result = VerificationResult.from_similarity(catalog, "r1", ("north", "south"), **asked)
+def test_items_are_the_same_from_the_threshold_up(catalog, calibration, similarity, same, probability):
+    arguments = {"similarity": similarity, "calibration": calibration, "threshold": calibration.threshold()}
+    result = VerificationResult.from_similarity(catalog, "r1", ("north", "south"), **arguments)
     assert result.same is same
     assert result.probability == pytest.approx(probability)
     assert [tuple(item) for item in result.items] == [("north", "NORTH"), ("south", None)]

@@ -1,6 +1,6 @@
-"""What every answer keeps, on a small release and on one that is large enough to be asked by its index.
+"""Properties of all results, of a small release with exact search and of a large release that uses its index.
 
-Expected answers come from a naive loop over the whole catalog that shares no code with the engine.
+Expected results come from a naive loop over the whole catalog that shares no code with the engine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from recsys.testing.releases import release_writer
 
 SMALL, LARGE = 60, 6_000
 GENRES = ["drama", "comedy", "crime", "none of them"]
-RECENCY = 0.5  # of the fixture's manifest
+RECENCY = 0.5  # as in the manifest that `release_writer` writes
 
 
 def columns(size):
@@ -54,40 +54,40 @@ def item(number):
     return f"item {number:05d}"
 
 
-def naive(release, question):
-    """The whole ranking that a question has, as (item id, similarity) pairs, by plain loops; no diversity."""
+def naive(release, query):
+    """Return the complete ranking of a query as (item id, similarity) pairs, by plain loops, without diversity."""
     frame, vectors = release.catalog.frame, np.asarray(release.vectors, np.float64)
-    place = np.zeros(vectors.shape[1])
+    vector = np.zeros(vectors.shape[1])
     total = 0.0
-    weights = [*question.items]
-    weights += [(one, RECENCY**back) for back, one in enumerate(reversed(question.history))]
+    weights = [*query.items]
+    weights += [(item_id, RECENCY**steps_back) for steps_back, item_id in enumerate(reversed(query.history))]
     for item_id, weight in weights:
-        place += weight * vectors[release.catalog.item_ids.index(item_id)]
+        vector += weight * vectors[release.catalog.item_ids.index(item_id)]
         total += weight
-    if question.vector is not None:
-        place += np.array(question.vector) / np.linalg.norm(question.vector)
+    if query.vector is not None:
+        vector += np.array(query.vector) / np.linalg.norm(query.vector)
         total += 1
-    place /= total
-    if question.negatives:
-        away = sum(w * vectors[release.catalog.item_ids.index(i)] for i, w in question.negatives)
-        place = 2 * place / np.linalg.norm(place) - away / sum(w for _, w in question.negatives)
-    place /= np.linalg.norm(place)
-    asked = {i for i, _ in (*weights, *question.negatives)}
-    found = []
+    vector /= total
+    if query.negatives:
+        away = sum(w * vectors[release.catalog.item_ids.index(i)] for i, w in query.negatives)
+        vector = 2 * vector / np.linalg.norm(vector) - away / sum(w for _, w in query.negatives)
+    vector /= np.linalg.norm(vector)
+    query_items = {i for i, _ in (*weights, *query.negatives)}
+    ranking = []
     for number, row in enumerate(frame.iter_rows(named=True)):
-        if row["item_id"] in asked or row["item_id"] in question.exclude:
+        if row["item_id"] in query_items or row["item_id"] in query.exclude:
             continue
-        if question.allow is not None and row["item_id"] not in question.allow:
+        if query.allow is not None and row["item_id"] not in query.allow:
             continue
-        if question.only_available and row["available"] is False:
+        if query.only_available and row["available"] is False:
             continue
-        if not all(holds(row[condition.column], condition) for condition in question.where):
+        if not all(holds(row[condition.column], condition) for condition in query.where):
             continue
-        similarity = float(vectors[number] @ place)
-        if question.min_similarity is not None and similarity < question.min_similarity:
+        similarity = float(vectors[number] @ vector)
+        if query.min_similarity is not None and similarity < query.min_similarity:
             continue
-        found.append((row["item_id"], similarity))
-    return sorted(found, key=lambda pair: (-pair[1], pair[0]))
+        ranking.append((row["item_id"], similarity))
+    return sorted(ranking, key=lambda pair: (-pair[1], pair[0]))
 
 
 def holds(value, condition):
@@ -120,18 +120,18 @@ conditions = (
 
 
 @st.composite
-def questions(draw, diverse=True):
-    liked = draw(st.lists(weighted, max_size=3))
+def queries(draw, diverse=True):
+    items = draw(st.lists(weighted, max_size=3))
     history = draw(st.lists(numbers.map(item), max_size=3))
     vector = draw(st.none() | st.tuples(*[st.floats(0.1, 1)] * 5))
-    if not (liked or history or vector):
-        liked = [WeightedItem(item(0))]
-    named = {i for i, _ in liked} | set(history)
-    negatives = [one for one in draw(st.lists(weighted, max_size=2)) if one.item_id not in named]
-    balance = draw(st.sampled_from([1.0, 0.7, 0.0])) if diverse else 1.0
-    at_most = draw(st.sampled_from([{}, {"genre": 2}, {"tags": 3, "genre": 5}])) if diverse else {}
+    if not (items or history or vector):
+        items = [WeightedItem(item(0))]
+    query_items = {i for i, _ in items} | set(history)
+    negatives = [negative for negative in draw(st.lists(weighted, max_size=2)) if negative.item_id not in query_items]
+    mmr_lambda = draw(st.sampled_from([1.0, 0.7, 0.0])) if diverse else 1.0
+    max_per_value = draw(st.sampled_from([{}, {"genre": 2}, {"tags": 3, "genre": 5}])) if diverse else {}
     return Query(
-        items=tuple(liked),
+        items=tuple(items),
         negatives=tuple(negatives),
         history=tuple(history),
         vector=vector,
@@ -142,141 +142,143 @@ def questions(draw, diverse=True):
         allow=draw(st.none() | st.lists(numbers.map(item), max_size=30).map(tuple)),
         where=tuple(draw(st.lists(conditions, max_size=2))),
         only_available=draw(st.booleans()),
-        diversity=Diversity(balance, at_most),
+        diversity=Diversity(mmr_lambda, max_per_value),
     )
 
 
-hypothesised = settings(max_examples=60, deadline=None, derandomize=True)
+property_settings = settings(max_examples=60, deadline=None, derandomize=True)
 sizes = st.sampled_from([SMALL, LARGE])
 
 
-@hypothesised
-@given(question=questions(diverse=False))
-def test_a_small_release_agrees_with_a_naive_loop(releases, question):
+@property_settings
+@given(query=queries(diverse=False))
+def test_a_small_release_agrees_with_a_naive_loop(releases, query):
     release = releases[SMALL]
-    answer = release.search(question)
-    expected = naive(release, question)
-    page = expected[question.offset : question.offset + question.k]
+    answer = release.search(query)
+    expected = naive(release, query)
+    page = expected[query.offset : query.offset + query.k]
     assert similarities(answer) == pytest.approx([similarity for _, similarity in page], abs=1e-6)
     assert ids(answer) == [item_id for item_id, _ in page]
-    assert [n.rank for n in answer.neighbors] == list(range(question.offset + 1, question.offset + 1 + len(page)))
-    assert answer.has_more == (len(expected) > question.offset + question.k)
-    assert (answer.incomplete_reason is None) == (len(page) == question.k)
+    assert [n.rank for n in answer.neighbors] == list(range(query.offset + 1, query.offset + 1 + len(page)))
+    assert answer.has_more == (len(expected) > query.offset + query.k)
+    assert (answer.incomplete_reason is None) == (len(page) == query.k)
 
 
-@hypothesised
-@given(question=questions(), size=sizes)
-def test_returns_only_allowed_items(releases, question, size):
+@property_settings
+@given(query=queries(), size=sizes)
+def test_returns_only_allowed_items(releases, query, size):
     release = releases[size]
     rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
-    found = ids(release.search(question))
-    assert len(found) == len(set(found))
-    asked = {i for i, _ in (*question.items, *question.negatives)} | {*question.history, *question.exclude}
-    assert not asked & set(found)
-    assert question.allow is None or set(found) <= set(question.allow)
-    for item_id in found:
-        assert all(holds(rows[item_id][condition.column], condition) for condition in question.where)
-        assert not (question.only_available and rows[item_id]["available"] is False)
+    returned = ids(release.search(query))
+    assert len(returned) == len(set(returned))
+    excluded = {i for i, _ in (*query.items, *query.negatives)} | {*query.history, *query.exclude}
+    assert not excluded & set(returned)
+    assert query.allow is None or set(returned) <= set(query.allow)
+    for item_id in returned:
+        assert all(holds(rows[item_id][condition.column], condition) for condition in query.where)
+        assert not (query.only_available and rows[item_id]["available"] is False)
 
 
-@hypothesised
-@given(question=questions(), size=sizes, more=st.integers(1, 700))
-def test_a_larger_k_keeps_the_prefix(releases, question, size, more):
-    few = releases[size].search(question)
-    many = releases[size].search(dataclasses.replace(question, k=question.k + more))
-    assert many.neighbors[: len(few.neighbors)] == few.neighbors
-    assert len(few.neighbors) == min(question.k, len(many.neighbors))
+@property_settings
+@given(query=queries(), size=sizes, extra=st.integers(1, 700))
+def test_a_larger_k_keeps_the_prefix(releases, query, size, extra):
+    shorter = releases[size].search(query)
+    longer = releases[size].search(dataclasses.replace(query, k=query.k + extra))
+    assert longer.neighbors[: len(shorter.neighbors)] == shorter.neighbors
+    assert len(shorter.neighbors) == min(query.k, len(longer.neighbors))
 
 
-@hypothesised
-@given(question=questions(), size=sizes, page=st.integers(1, 40))
-def test_small_pages_make_up_a_large_one(releases, question, size, page):
-    big = releases[size].search(dataclasses.replace(question, k=4 * page, offset=0))
-    small = [releases[size].search(dataclasses.replace(question, k=page, offset=n * page)) for n in range(4)]
-    assert [neighbor for answer in small for neighbor in answer.neighbors] == big.neighbors
+@property_settings
+@given(query=queries(), size=sizes, page=st.integers(1, 40))
+def test_pages_concatenate_to_a_larger_page(releases, query, size, page):
+    large = releases[size].search(dataclasses.replace(query, k=4 * page, offset=0))
+    small = [releases[size].search(dataclasses.replace(query, k=page, offset=n * page)) for n in range(4)]
+    assert [neighbor for answer in small for neighbor in answer.neighbors] == large.neighbors
 
 
-@hypothesised
-@given(question=questions(diverse=False), size=sizes)
-def test_similarities_descend(releases, question, size):
-    found = similarities(releases[size].search(question))
-    assert found == sorted(found, reverse=True)
-    assert all(-1 <= similarity <= 1 for similarity in found)
+@property_settings
+@given(query=queries(diverse=False), size=sizes)
+def test_similarities_descend(releases, query, size):
+    values = similarities(releases[size].search(query))
+    assert values == sorted(values, reverse=True)
+    assert all(-1 <= similarity <= 1 for similarity in values)
 
 
-@hypothesised
-@given(question=questions(), size=sizes, factor=st.floats(0.01, 100))
-def test_scaling_all_weights_changes_nothing(releases, question, size, factor):
-    negatives = tuple(negative for negative in question.negatives if negative.item_id != item(0))
-    items = question.items or (WeightedItem(item(0)),)
-    question = dataclasses.replace(question, history=(), vector=None, items=items, negatives=negatives)
+@property_settings
+@given(query=queries(), size=sizes, factor=st.floats(0.01, 100))
+def test_scaling_all_weights_does_not_change_the_result(releases, query, size, factor):
+    negatives = tuple(negative for negative in query.negatives if negative.item_id != item(0))
+    items = query.items or (WeightedItem(item(0)),)
+    query = dataclasses.replace(query, history=(), vector=None, items=items, negatives=negatives)
     scaled = dataclasses.replace(
-        question,
-        items=tuple(WeightedItem(i, weight * factor) for i, weight in question.items),
-        negatives=tuple(WeightedItem(i, weight * factor) for i, weight in question.negatives),
+        query,
+        items=tuple(WeightedItem(i, weight * factor) for i, weight in query.items),
+        negatives=tuple(WeightedItem(i, weight * factor) for i, weight in query.negatives),
     )
-    one, other = releases[size].search(question), releases[size].search(scaled)
-    assert ids(one) == ids(other)
-    assert similarities(one) == pytest.approx(similarities(other), abs=1e-6)
+    plain, rescaled = releases[size].search(query), releases[size].search(scaled)
+    assert ids(plain) == ids(rescaled)
+    assert similarities(plain) == pytest.approx(similarities(rescaled), abs=1e-6)
 
 
-@hypothesised
-@given(asked=st.lists(numbers, min_size=2, max_size=4, unique=True), weight=st.floats(0.01, 100))
-def test_a_negative_never_raises_its_own_neighbors(releases, asked, weight):
-    """Past no item that is less like the negative one."""
+@property_settings
+@given(item_numbers=st.lists(numbers, min_size=2, max_size=4, unique=True), weight=st.floats(0.01, 100))
+def test_a_negative_never_promotes_items_that_are_similar_to_it(releases, item_numbers, weight):
+    """No item overtakes one that is less similar to the negative."""
     release = releases[SMALL]
-    *liked, negative = asked
-    question = Query(items=tuple(WeightedItem(item(n)) for n in liked), exclude=(item(negative),), k=SMALL)
-    without = ids(release.search(question))
-    with_it = ids(release.search(dataclasses.replace(question, negatives=(WeightedItem(item(negative), weight),))))
-    assert set(with_it) == set(without)
-    likeness = {other: release.similarity(item(negative), other) for other in without}
-    before, after = ({other: rank for rank, other in enumerate(order)} for order in (without, with_it))
-    for one in without:
-        for other in without:
-            if likeness[one] > likeness[other] + 1e-6 and before[one] > before[other]:
-                assert after[one] > after[other]
+    *positives, negative = item_numbers
+    query = Query(items=tuple(WeightedItem(item(n)) for n in positives), exclude=(item(negative),), k=SMALL)
+    without = ids(release.search(query))
+    with_negative = ids(release.search(dataclasses.replace(query, negatives=(WeightedItem(item(negative), weight),))))
+    assert set(with_negative) == set(without)
+    similarity = {item_id: release.similarity(item(negative), item_id) for item_id in without}
+    rank_without, rank_with = (
+        {item_id: rank for rank, item_id in enumerate(order)} for order in (without, with_negative)
+    )
+    for left in without:
+        for right in without:
+            if similarity[left] > similarity[right] + 1e-6 and rank_without[left] > rank_without[right]:
+                assert rank_with[left] > rank_with[right]
 
 
-@hypothesised
-@given(question=questions(), size=sizes)
-def test_the_same_query_has_the_same_result(releases, question, size):
-    """Also of a release that was loaded again."""
-    again = Release.load(releases[size].path) if size == SMALL else releases[size]
-    assert repr(again.search(question)) == repr(releases[size].search(question))
+@property_settings
+@given(query=queries(), size=sizes)
+def test_the_same_query_has_the_same_result(releases, query, size):
+    """Also if the release is loaded twice."""
+    reloaded = Release.load(releases[size].path) if size == SMALL else releases[size]
+    assert repr(reloaded.search(query)) == repr(releases[size].search(query))
 
 
-@hypothesised
-@given(question=questions())
-def test_limits_the_neighbors_per_value(releases, question):
+@property_settings
+@given(query=queries())
+def test_limits_the_neighbors_per_value(releases, query):
     frame = releases[SMALL].catalog.frame
-    found = ids(releases[SMALL].search(dataclasses.replace(question, offset=0)))
-    for column, most in question.diversity.max_per_value.items():
-        cells = [dict(zip(frame["item_id"], frame[column], strict=True))[item_id] for item_id in found]
+    returned = ids(releases[SMALL].search(dataclasses.replace(query, offset=0)))
+    for column, limit in query.diversity.max_per_value.items():
+        cells = [dict(zip(frame["item_id"], frame[column], strict=True))[item_id] for item_id in returned]
         counts = Counter(v for cell in cells if cell is not None for v in ([cell] if isinstance(cell, str) else cell))
-        assert all(count <= most for count in counts.values())
+        assert all(count <= limit for count in counts.values())
 
 
 def test_mmr_agrees_with_the_greedy_algorithm_of_the_paper(releases):
     release = releases[SMALL]
     vectors = dict(zip(release.catalog.item_ids, np.asarray(release.vectors, np.float64), strict=True))
-    question = Query(items=(WeightedItem(item(3)),), k=20, diversity=Diversity(0.6))
-    left, chosen = dict(naive(release, question)), []
+    query = Query(items=(WeightedItem(item(3)),), k=20, diversity=Diversity(0.6))
+    remaining, chosen = dict(naive(release, query)), []
     for _ in range(20):
         value = {
-            one: 0.6 * s - 0.4 * max([float(vectors[one] @ vectors[c]) for c in chosen], default=0.0)
-            for one, s in left.items()
+            item_id: 0.6 * s - 0.4 * max([float(vectors[item_id] @ vectors[c]) for c in chosen], default=0.0)
+            for item_id, s in remaining.items()
         }
-        chosen.append(max(left, key=lambda one: value[one]))
-        del left[chosen[-1]]
-    assert ids(release.search(question)) == chosen
-    assert ids(release.search(dataclasses.replace(question, diversity=Diversity(1.0)))) != chosen
+        chosen.append(max(remaining, key=lambda item_id: value[item_id]))
+        del remaining[chosen[-1]]
+    assert ids(release.search(query)) == chosen
+    assert ids(release.search(dataclasses.replace(query, diversity=Diversity(1.0)))) != chosen
 
 
 def test_items_beyond_the_reranked_ones_keep_their_order(releases):
-    question = Query(items=(WeightedItem(item(3)),), k=LARGE)
-    plain = ids(releases[LARGE].search(question))
-    spread = ids(releases[LARGE].search(dataclasses.replace(question, diversity=Diversity(0.5))))
+    query = Query(items=(WeightedItem(item(3)),), k=LARGE)
+    plain = ids(releases[LARGE].search(query))
+    spread = ids(releases[LARGE].search(dataclasses.replace(query, diversity=Diversity(0.5))))
     assert sorted(spread[:MAX_RERANKED]) == sorted(plain[:MAX_RERANKED])
     assert spread[MAX_RERANKED - 100 : MAX_RERANKED] != plain[MAX_RERANKED - 100 : MAX_RERANKED]
     assert spread[MAX_RERANKED:] == plain[MAX_RERANKED:]
@@ -284,24 +286,24 @@ def test_items_beyond_the_reranked_ones_keep_their_order(releases):
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.05, 0.001])
 def test_a_large_release_agrees_with_a_naive_loop(releases, share):
-    """In one answer at least the recall that a release promises, and never fewer than there are."""
+    """The mean recall is at least that of a release, and no result is shorter than the ranking."""
     release = releases[LARGE]
     rng = np.random.default_rng(3)
     recalls = []
-    for asked in rng.choice(LARGE, 25, replace=False).tolist():
+    for query_item in rng.choice(LARGE, 25, replace=False).tolist():
         allow = None
         if share < 1:
             allow = tuple(item(n) for n in rng.choice(LARGE, round(share * LARGE), replace=False).tolist())
-        question = Query(items=(WeightedItem(item(asked)),), allow=allow, k=50)
-        expected = [item_id for item_id, _ in naive(release, question)[:50]]
-        found = ids(release.search(question))
-        assert len(found) == len(expected)
-        recalls.append(len(set(found) & set(expected)) / len(expected))
+        query = Query(items=(WeightedItem(item(query_item)),), allow=allow, k=50)
+        expected = [item_id for item_id, _ in naive(release, query)[:50]]
+        returned = ids(release.search(query))
+        assert len(returned) == len(expected)
+        recalls.append(len(set(returned) & set(expected)) / len(expected))
     assert np.mean(recalls) >= 0.95
 
 
-def test_returns_all_allowed_items_however_far(releases):
-    """The index finds none of them: exact search does."""
+def test_returns_allowed_items_that_are_far_from_the_query(releases):
+    """The index returns none of them; exact search does."""
     release = releases[LARGE]
     order = [item_id for item_id, _ in naive(release, Query.from_item(item(0)))]
     far = tuple(order[-5_500:])
@@ -316,16 +318,16 @@ def test_can_return_all_items(releases):
 # --- unknown items
 
 
-def test_the_error_lists_all_unknown_items(releases):
-    question = Query(items=(WeightedItem("x"), WeightedItem(item(1))), history=("y",), negatives=(WeightedItem("z"),))
+def test_error_lists_all_unknown_items(releases):
+    query = Query(items=(WeightedItem("x"), WeightedItem(item(1))), history=("y",), negatives=(WeightedItem("z"),))
     with pytest.raises(UnknownItemError, match="'x', 'y', 'z'"):
-        releases[SMALL].search(question)
+        releases[SMALL].search(query)
 
 
 @pytest.mark.parametrize("on_unknown", ["skip", "fallback"])
 def test_skips_unknown_items(releases, on_unknown):
-    question = Query(items=(WeightedItem("x", 5), WeightedItem(item(1))), exclude=("u",), on_unknown=on_unknown)
-    answer = releases[SMALL].search(question)
+    query = Query(items=(WeightedItem("x", 5), WeightedItem(item(1))), exclude=("u",), on_unknown=on_unknown)
+    answer = releases[SMALL].search(query)
     assert answer.unknown_item_ids == ["x", "u"]
     assert not answer.fallback
     assert ids(answer) == ids(releases[SMALL].similar(item(1)))
@@ -344,7 +346,7 @@ def test_skipping_all_items_returns_nothing(releases):
 def test_the_fallback_applies_the_filters(releases):
     release = releases[SMALL]
     where = (Condition("genre", any_of=("drama",)),)
-    question = Query(
+    query = Query(
         items=(WeightedItem("x"),), where=where, only_available=True, exclude=(item(3),), on_unknown="fallback", k=8
     )
     rows = [
@@ -353,7 +355,7 @@ def test_the_fallback_applies_the_filters(releases):
         if row["genre"] == "drama" and row["available"] is not False and row["item_id"] != item(3)
     ]
     expected = [row["item_id"] for row in sorted(rows, key=lambda row: (-row["interactions"], row["item_id"]))][:8]
-    answer = release.search(question)
+    answer = release.search(query)
     assert answer.fallback
     assert ids(answer) == expected
     assert {(n.similarity, n.probability) for n in answer.neighbors} == {(None, None)}
@@ -361,7 +363,7 @@ def test_the_fallback_applies_the_filters(releases):
 
 def test_the_fallback_applies_diversity_and_explains(releases):
     release = releases[SMALL]
-    question = Query(
+    query = Query(
         items=(WeightedItem("x"),),
         on_unknown="fallback",
         k=3,
@@ -369,32 +371,32 @@ def test_the_fallback_applies_diversity_and_explains(releases):
         diversity=Diversity(max_per_value={"genre": 1}),
     )
     genres = dict(zip(release.catalog.item_ids, release.catalog.frame["genre"].to_list(), strict=True))
-    answer = release.search(question)
-    shown = [genres[item_id] for item_id in ids(answer) if genres[item_id] is not None]
-    assert len(set(shown)) == len(shown)
+    answer = release.search(query)
+    genres_of_neighbors = [genres[item_id] for item_id in ids(answer) if genres[item_id] is not None]
+    assert len(set(genres_of_neighbors)) == len(genres_of_neighbors)
     assert [neighbor.explanation.shared_values for neighbor in answer.neighbors] == [{}, {}, {}]
 
 
-# --- why
+# --- explanations
 
 
 def test_explains_by_shared_values(releases):
     release = releases[SMALL]
     rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
-    asked = (item(1), item(9))
-    answer = release.search(Query(items=tuple(WeightedItem(i) for i in asked), k=SMALL, explain=True))
+    query_items = (item(1), item(9))
+    answer = release.search(Query(items=tuple(WeightedItem(i) for i in query_items), k=SMALL, explain=True))
     for neighbor in answer.neighbors:
         row, shared = rows[neighbor.item_id], {}
-        genres = {rows[i]["genre"] for i in asked} - {None}
-        tags = {tag for i in asked for tag in rows[i]["tags"] or []}
+        genres = {rows[i]["genre"] for i in query_items} - {None}
+        tags = {tag for i in query_items for tag in rows[i]["tags"] or []}
         if row["genre"] in genres:
             shared["genre"] = [row["genre"]]
         if tags & set(row["tags"] or []):
             shared["tags"] = [tag for tag in row["tags"] if tag in tags]
-        assert neighbor.explanation == (0, shared)  # nobody touched anything here; tests of the audience have people
+        assert neighbor.explanation == (0, shared)  # 0 shared users: this release has no interactions
 
 
-# --- reasons
+# --- incomplete results
 
 
 @pytest.mark.parametrize(
@@ -417,16 +419,16 @@ def test_gives_the_reason_of_an_incomplete_result(releases, changes, reason):
 
 
 def test_applies_the_minimum_probability(releases):
-    everything = releases[SMALL].similar(item(2), SMALL).neighbors
+    neighbors = releases[SMALL].similar(item(2), SMALL).neighbors
     answer = releases[SMALL].search(Query(items=(WeightedItem(item(2)),), k=SMALL, min_probability=0.5))
-    assert answer.neighbors == [n for n in everything if n.probability >= 0.5]
+    assert answer.neighbors == [n for n in neighbors if n.probability >= 0.5]
 
 
-# --- what cannot be asked
+# --- invalid queries
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"where": (Condition("gnre", any_of=("x",)),)}, "Did you mean 'genre'"),
         ({"where": (Condition("genre", minimum=1),)}, "must be a numeric column to have a range"),
@@ -439,13 +441,13 @@ def test_applies_the_minimum_probability(releases):
         ({"vector": (math.nan,) * 5}, "finite"),
     ],
 )
-def test_rejects_queries_that_do_not_fit_the_release(releases, changes, told):
-    with pytest.raises(InputError, match=told):
+def test_rejects_queries_that_do_not_fit_the_release(releases, changes, message):
+    with pytest.raises(InputError, match=message):
         releases[SMALL].search(dataclasses.replace(Query.from_item(item(2)), **changes))
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (Query, "must name items"),
         (lambda: Query(negatives=(WeightedItem("a"),)), "negative items alone"),
@@ -470,8 +472,8 @@ def test_rejects_queries_that_do_not_fit_the_release(releases, changes, told):
         (lambda: Condition("year", any_of=(10**400,)), "finite"),
     ],
 )
-def test_rejects_contradictory_queries(make, told):
-    with pytest.raises(InputError, match=told):
+def test_rejects_contradictory_queries(make, message):
+    with pytest.raises(InputError, match=message):
         make()
 
 
@@ -487,7 +489,7 @@ def test_min_probability_requires_a_calibration(write_release):
         release.search(Query(items=(WeightedItem("a"),), min_probability=0.5))
 
 
-# --- what changed since the release was built
+# --- item changes
 
 
 @st.composite
@@ -513,86 +515,86 @@ def overlays(draw):
 
 
 @pytest.fixture(scope="module")
-def built():
-    """Whole releases in which an overlay's changes are made for good, without an index."""
+def rebuilt():
+    """Catalog and vectors of a release with the changes of an overlay applied to them."""
 
-    class Built:
+    class Rebuilt:
         def __init__(self, release, overlay):
             rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
             vectors = dict(zip(release.catalog.item_ids, np.asarray(release.vectors, np.float64), strict=True))
             for item_id, row in overlay.changed.items():
                 rows[item_id] = rows[item_id] | row
             empty = dict.fromkeys(release.catalog.frame.columns)
-            for item_id, one in overlay.added.items():
-                rows[item_id] = empty | {"item_id": item_id} | one.columns
-                vectors[item_id] = one.vector.astype(np.float64) / np.linalg.norm(one.vector.astype(np.float64))
+            for item_id, added in overlay.added.items():
+                rows[item_id] = empty | {"item_id": item_id} | added.columns
+                vectors[item_id] = added.vector.astype(np.float64) / np.linalg.norm(added.vector.astype(np.float64))
             for item_id in overlay.hidden:
                 rows.pop(item_id, None)
             frame = pl.DataFrame(list(rows.values()), schema=release.catalog.frame.schema).sort("item_id")
             self.catalog = type(release.catalog)(frame)
             self.vectors = np.array([vectors[item_id] for item_id in self.catalog.item_ids])
 
-    return Built
+    return Rebuilt
 
 
-@hypothesised
-@given(question=questions(diverse=False), overlay=overlays())
-def test_an_overlay_agrees_with_a_rebuilt_release(releases, built, question, overlay):
-    changed = built(releases[SMALL], overlay)
-    question = dataclasses.replace(question, on_unknown="skip")
+@property_settings
+@given(query=queries(diverse=False), overlay=overlays())
+def test_an_overlay_agrees_with_a_rebuilt_release(releases, rebuilt, query, overlay):
+    changed = rebuilt(releases[SMALL], overlay)
+    query = dataclasses.replace(query, on_unknown="skip")
 
-    def known(items):
-        return tuple(one for one in items if (one if isinstance(one, str) else one[0]) in changed.catalog.item_ids)
+    def select_known(weighted_items):
+        return tuple(weighted for weighted in weighted_items if weighted.item_id in changed.catalog.item_ids)
 
-    only_known = dataclasses.replace(
-        question,
-        items=known(question.items),
-        negatives=known(question.negatives),
-        history=question.history,
-        vector=question.vector or (1.0,) * 5,
+    known_query = dataclasses.replace(
+        query,
+        items=select_known(query.items),
+        negatives=select_known(query.negatives),
+        history=query.history,
+        vector=query.vector or (1.0,) * 5,
     )
-    if not set(question.history) <= set(changed.catalog.item_ids):  # steps back count unknown ones too
-        only_known = dataclasses.replace(only_known, history=())
-    answer = releases[SMALL].search(only_known, overlay)
-    expected = naive(changed, only_known)[only_known.offset : only_known.offset + only_known.k]
+    if not set(query.history) <= set(changed.catalog.item_ids):  # unknown items of a history also count as steps back
+        known_query = dataclasses.replace(known_query, history=())
+    answer = releases[SMALL].search(known_query, overlay)
+    expected = naive(changed, known_query)[known_query.offset : known_query.offset + known_query.k]
     assert similarities(answer) == pytest.approx([similarity for _, similarity in expected], abs=1e-5)
     assert set(ids(answer)) == {item_id for item_id, _ in expected}
     titles = dict(zip(changed.catalog.item_ids, changed.catalog.titles, strict=True))
     assert all(neighbor.title == titles[neighbor.item_id] for neighbor in answer.neighbors)
 
 
-@hypothesised
-@given(question=questions(), overlay=overlays(), size=sizes, on_unknown=st.sampled_from(["skip", "fallback"]))
-def test_never_returns_hidden_items(releases, question, overlay, size, on_unknown):
-    answer = releases[size].search(dataclasses.replace(question, on_unknown=on_unknown), overlay)
+@property_settings
+@given(query=queries(), overlay=overlays(), size=sizes, on_unknown=st.sampled_from(["skip", "fallback"]))
+def test_never_returns_hidden_items(releases, query, overlay, size, on_unknown):
+    answer = releases[size].search(dataclasses.replace(query, on_unknown=on_unknown), overlay)
     assert not overlay.hidden & set(ids(answer))
-    assert set(answer.unknown_item_ids) >= overlay.hidden & {i for i, _ in question.items}
+    assert set(answer.unknown_item_ids) >= overlay.hidden & {i for i, _ in query.items}
 
 
-@hypothesised
-@given(question=questions(), overlay=overlays())
-def test_limits_per_value_use_the_changed_values(releases, question, overlay):
+@property_settings
+@given(query=queries(), overlay=overlays())
+def test_limits_per_value_use_the_changed_values(releases, query, overlay):
     release = releases[SMALL]
-    question = dataclasses.replace(question, offset=0, on_unknown="skip")
+    query = dataclasses.replace(query, offset=0, on_unknown="skip")
     limits = {"genre": 2, "tags": 3}
-    every = dataclasses.replace(question, k=2 * SMALL, diversity=Diversity(question.diversity.mmr_lambda))
-    came, expected = Counter(), []
-    for item_id in ids(release.search(every, overlay)):
+    unlimited = dataclasses.replace(query, k=2 * SMALL, diversity=Diversity(query.diversity.mmr_lambda))
+    counts, expected = Counter(), []
+    for item_id in ids(release.search(unlimited, overlay)):
         features = release.engine.item_details(item_id, overlay).features
         values = [("genre", features["genre"]), *(("tags", tag) for tag in features["tags"] or [])]
         values = [(column, value) for column, value in values if value is not None]
-        if all(came[column, value] < limits[column] for column, value in values):
+        if all(counts[column, value] < limits[column] for column, value in values):
             expected.append(item_id)
-            came.update(values)
-    thinned = dataclasses.replace(every, diversity=Diversity(question.diversity.mmr_lambda, limits))
-    assert ids(release.search(thinned, overlay)) == expected
+            counts.update(values)
+    limited = dataclasses.replace(unlimited, diversity=Diversity(query.diversity.mmr_lambda, limits))
+    assert ids(release.search(limited, overlay)) == expected
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_an_added_item_can_be_returned_and_queried(releases, size):
     release = releases[size]
-    place = np.asarray(release.vectors[7], np.float32) * 3
-    overlay = Overlay(added={"new": AddedItem(place, {"title": "Just out", "genre": "drama", "available": False})})
+    vector = np.asarray(release.vectors[7], np.float32) * 3
+    overlay = Overlay(added={"new": AddedItem(vector, {"title": "Just out", "genre": "drama", "available": False})})
     first = release.search(Query.from_item(item(7)), overlay).neighbors[0]
     assert (first.item_id, first.title) == ("new", "Just out")
     assert first.similarity == pytest.approx(1, abs=1e-6)
@@ -614,9 +616,9 @@ def test_an_added_vector_replaces_the_embedding(releases):
 def test_returns_the_details_of_an_item(releases):
     release = releases[SMALL]
     row = release.catalog.frame.row(1, named=True)
-    held = release.engine.item_details(item(1))
-    assert held[:3] == ("0123456789ab", item(1), f"Title of {item(1)}")
-    assert held.features == {"genre": "comedy", "tags": row["tags"], "year": 1991.0}
+    details = release.engine.item_details(item(1))
+    assert details[:3] == ("0123456789ab", item(1), f"Title of {item(1)}")
+    assert details.features == {"genre": "comedy", "tags": row["tags"], "year": 1991.0}
     changed = Overlay(changed={item(1): {"genre": "crime", "available": False}})
     assert release.engine.item_details(item(1), changed).features["genre"] == "crime"
     assert not release.engine.item_details(item(1), changed).available
