@@ -11,7 +11,7 @@ NUM_ITEMS, DIMENSION = 61, 5
 
 
 def dense_pairs(seed=0):
-    """Items 3 and 40 have no pairs."""
+    """Pair weights; items 3 and 40 have no pairs."""
     rng = np.random.default_rng(seed)
     dense = np.where(rng.random((NUM_ITEMS, NUM_ITEMS)) < 0.06, 1.5, 0)
     np.fill_diagonal(dense, 0)
@@ -28,38 +28,38 @@ def vectors_of(distance, seed=1):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if DISTANCES[distance].unit_norm else vectors
 
 
-def similarity(distance, one, other):
+def similarity(distance, left, right):
     if distance == "cosine":
-        return sum(a * b for a, b in zip(one, other, strict=True))
+        return sum(a * b for a, b in zip(left, right, strict=True))
     power = 2 if distance == "euclidean" else 1
-    apart = sum(abs(a - b) ** power for a, b in zip(one, other, strict=True)) ** (1 / power)
-    return 1 / (1 + apart)
+    length = sum(abs(a - b) ** power for a, b in zip(left, right, strict=True)) ** (1 / power)
+    return 1 / (1 + length)
 
 
 def naive(vectors, distance):
-    """Hard negatives of each anchor as sets, and the report, by loops."""
+    """Return the set of hard negatives of each anchor, and the report, by loops."""
     rows = vectors.astype(float).tolist()
     report = dict.fromkeys(("considered", "known_positive", "too_similar", "kept"), 0)
-    found = {}
+    negatives = {}
     for anchor in range(NUM_ITEMS):
         positives = set(np.flatnonzero(DENSE[anchor]).tolist())
         if not positives:
             continue
         similarities = {n: similarity(distance, rows[anchor], rows[n]) for n in range(NUM_ITEMS) if n != anchor}
-        least = min(similarities[n] for n in positives)
-        nearest = sorted(similarities, key=lambda n, known=similarities: -known[n])
+        lowest = min(similarities[n] for n in positives)
+        nearest = sorted(similarities, key=lambda n, values=similarities: -values[n])
         first, last = hard_negatives.RANKS
-        found[anchor] = set()
+        negatives[anchor] = set()
         for item in nearest[first - 1 : last]:
             report["considered"] += 1
             if item in positives:
                 report["known_positive"] += 1
-            elif similarities[item] >= least - hard_negatives.MARGIN * abs(least):
+            elif similarities[item] >= lowest - hard_negatives.MARGIN * abs(lowest):
                 report["too_similar"] += 1
             else:
                 report["kept"] += 1
-                found[anchor].add(item)
-    return found, report
+                negatives[anchor].add(item)
+    return negatives, report
 
 
 def mined(store, vectors, distance, seed=0):
@@ -80,61 +80,66 @@ def test_mining_agrees_with_a_loop(store, monkeypatch, distance, ranks, margin):
     set_limits(monkeypatch, ranks, margin)
     vectors = vectors_of(distance)
     negatives, report = mined(store, vectors, distance)
-    expected, told = naive(vectors, distance)
+    expected, expected_report = naive(vectors, distance)
     assert negatives.shape == (NUM_ITEMS, hard_negatives.MAX_NEGATIVES)
     assert negatives.dtype == np.int32
-    assert report == told
+    assert report == expected_report
     assert report["considered"] == report["known_positive"] + report["too_similar"] + report["kept"]
     for item, row in enumerate(negatives.tolist()):
-        kept = [number for number in row if number >= 0]
-        assert row == kept + [-1] * (hard_negatives.MAX_NEGATIVES - len(kept))
-        assert len(set(kept)) == len(kept)
-        assert set(kept) == expected.get(item, set())
-        assert item not in kept
+        numbers = [number for number in row if number >= 0]
+        assert row == numbers + [-1] * (hard_negatives.MAX_NEGATIVES - len(numbers))
+        assert len(set(numbers)) == len(numbers)
+        assert set(numbers) == expected.get(item, set())
+        assert item not in numbers
     if ranks[1] == 60 and margin == 0:
         assert min(report.values()) > 0
 
 
-def test_the_world_has_least_positives_of_either_sign():
-    """So that the rule of the margin is proven for similarities below 0 too."""
+def test_lowest_similarity_of_positives_has_either_sign_in_this_catalog():
+    """Otherwise the test above would not cover margins of negative similarities."""
     vectors = vectors_of("cosine").astype(float)
-    least = [min(vectors[row] @ vectors[n] for n in np.flatnonzero(DENSE[row])) for row in (0, 1, 2, 5, 8, 13, 21)]
-    assert min(least) < 0
+    lowest = [min(vectors[row] @ vectors[n] for n in np.flatnonzero(DENSE[row])) for row in (0, 1, 2, 5, 8, 13, 21)]
+    assert min(lowest) < 0
     anchors = [row for row in range(NUM_ITEMS) if DENSE[row].any()]
     assert max(min(vectors[row] @ vectors[n] for n in np.flatnonzero(DENSE[row])) for row in anchors) > 0
 
 
-@pytest.mark.parametrize(("angle", "kept"), [(133.0, False), (137.0, True)], ids=str)
-def test_a_margin_lies_below_a_similarity_that_is_negative(store, monkeypatch, angle, kept):
-    """The positive is at 130 degrees, cos = -0.643; a margin of 0.1 puts the limit at -0.707, 135 degrees."""
+@pytest.mark.parametrize(("angle", "is_negative"), [(133.0, False), (137.0, True)], ids=str)
+def test_margin_is_below_a_negative_similarity(store, monkeypatch, angle, is_negative):
+    """The positive is at 130 degrees, cos = -0.643; with a margin of 0.1 the limit is -0.707, at 135 degrees."""
     degrees = [0.0, 130.0, angle]
     vectors = np.array([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees], np.float32)
     dense = np.zeros((3, 3))
     dense[0, 1] = 1
     set_limits(monkeypatch, (1, 2), 0.1)
     negatives, report = hard_negatives.mine(vectors, store(dense), DISTANCES["cosine"], np.random.default_rng(0))
-    assert (2 in negatives[0]) == kept
-    assert report == {"considered": 2, "known_positive": 1, "too_similar": int(not kept), "kept": int(kept)}
+    assert (2 in negatives[0]) == is_negative
+    assert report == {
+        "considered": 2,
+        "known_positive": 1,
+        "too_similar": int(not is_negative),
+        "kept": int(is_negative),
+    }
 
 
-def test_of_more_than_fit_a_random_part_is_kept(store, monkeypatch):
+def test_selects_hard_negatives_at_random_if_there_are_too_many(store, monkeypatch):
     monkeypatch.setattr(hard_negatives, "MAX_NEGATIVES", 6)
     set_limits(monkeypatch, (1, 60), 0.0)
     vectors = vectors_of("cosine")
-    expected, told = naive(vectors, "cosine")
-    seen = {anchor: set() for anchor in expected}
+    expected, expected_report = naive(vectors, "cosine")
+    selected = {anchor: set() for anchor in expected}
     rows = []
     for seed in range(40):
         negatives, report = mined(store, vectors, "cosine", seed)
-        assert report == told
+        assert report == expected_report
         rows.append(negatives.tolist())
-        for anchor, wanted in expected.items():
-            kept = set(negatives[anchor].tolist()) - {-1}
-            assert kept <= wanted
-            assert len(kept) == min(6, len(wanted))
-            seen[anchor] |= kept
-    assert max(len(wanted) for wanted in expected.values()) > 6
+        for anchor, candidates in expected.items():
+            numbers = set(negatives[anchor].tolist()) - {-1}
+            assert numbers <= candidates
+            assert len(numbers) == min(6, len(candidates))
+            selected[anchor] |= numbers
+    assert max(len(candidates) for candidates in expected.values()) > 6
     assert rows[0] != rows[1]
     assert rows[0] == mined(store, vectors, "cosine", 0).negatives.tolist()
-    large = [anchor for anchor, wanted in expected.items() if len(wanted) > 6]
-    assert sum(len(seen[anchor]) for anchor in large) > 0.9 * sum(len(expected[anchor]) for anchor in large)
+    large = [anchor for anchor, candidates in expected.items() if len(candidates) > 6]
+    assert sum(len(selected[anchor]) for anchor in large) > 0.9 * sum(len(expected[anchor]) for anchor in large)

@@ -10,15 +10,15 @@ from recsys.testing.loss_contract import CANDIDATES, DIMENSION, WITHOUT_POSITIVE
 
 TEMPERATURE = 0.4
 MARGIN = 4.0
-"""Wider than any distance of two unit vectors in three dimensions."""
+"""Greater than any distance between two unit vectors in three dimensions."""
 
-HAND = {
+CIRCLE_DISTANCES = {
     "cosine": {0: 0.0, 60: 0.5, 90: 1.0, 180: 2.0},
     "euclidean": {0: 0.0, 60: 1.0, 90: 1.4142136, 180: 2.0},
     "manhattan": {0: 0.0, 60: 1.3660254, 90: 2.0, 180: 2.0},
 }
-"""Distance on the unit circle from the point at 0° to the one at another angle, by hand."""
-HAND_SCORES = {
+"""Distance from the point at 0° of the unit circle to the point at another angle, computed by hand."""
+CIRCLE_SCORES = {
     "cosine": {0: 1.0, 60: 0.5, 90: 0.0, 180: -1.0},
     "euclidean": {0: 0.0, 60: -0.5, 90: -1.0, 180: -2.0},
     "manhattan": {0: 0.0, 60: -1.3660254, 90: -2.0, 180: -2.0},
@@ -32,39 +32,39 @@ def on_circle(*degrees):
 
 
 def at_angles(loss, angles, targets, log_inclusion=None, log_popularity=None):
-    """The loss of an anchor at 0° against candidates at other angles."""
-    nothing = np.zeros(len(angles), np.float32)
-    found = values(
+    """Return the loss of an anchor at 0° with candidates at other angles."""
+    zeros = np.zeros(len(angles), np.float32)
+    loss_values = values(
         loss,
         on_circle(0),
         on_circle(*angles),
         np.array([targets], np.float32),
-        nothing if log_inclusion is None else np.array(log_inclusion, np.float32),
-        nothing if log_popularity is None else np.array(log_popularity, np.float32),
+        zeros if log_inclusion is None else np.array(log_inclusion, np.float32),
+        zeros if log_popularity is None else np.array(log_popularity, np.float32),
     )
-    return float(found[0])
+    return float(loss_values[0])
 
 
-def naive_distance(name, one, other):
+def naive_distance(name, left, right):
     if name == "cosine":
-        return 1 - sum(a * b for a, b in zip(one, other, strict=True))
-    differences = [abs(a - b) for a, b in zip(one, other, strict=True)]
+        return 1 - sum(a * b for a, b in zip(left, right, strict=True))
+    differences = [abs(a - b) for a, b in zip(left, right, strict=True)]
     return sum(differences) if name == "manhattan" else sum(value**2 for value in differences) ** 0.5
 
 
-def naive_score(name, one, other):
+def naive_score(name, left, right):
     if name == "cosine":
-        return sum(a * b for a, b in zip(one, other, strict=True))
-    distance = naive_distance(name, one, other)
+        return sum(a * b for a, b in zip(left, right, strict=True))
+    distance = naive_distance(name, left, right)
     return -distance if name == "manhattan" else -(distance**2) / 2
 
 
 def each_anchor(name, anchors, candidates, targets):
-    """The weights and distances of an anchor's positives, and the distances of its negatives, in pure Python."""
+    """Yield (weight, distance) of the positives and the distances of the negatives of each anchor, in pure Python."""
     for anchor, row in zip(anchors.tolist(), targets.tolist(), strict=True):
-        apart = [naive_distance(name, anchor, candidate) for candidate in candidates.tolist()]
-        positives = [(weight, d) for weight, d in zip(row, apart, strict=True) if weight > 0]
-        yield positives, sorted(d for weight, d in zip(row, apart, strict=True) if weight == 0)
+        distances = [naive_distance(name, anchor, candidate) for candidate in candidates.tolist()]
+        positives = [(weight, d) for weight, d in zip(row, distances, strict=True) if weight > 0]
+        yield positives, sorted(d for weight, d in zip(row, distances, strict=True) if weight == 0)
 
 
 # --- distances and scores
@@ -73,31 +73,31 @@ def each_anchor(name, anchors, candidates, targets):
 @every_distance
 @pytest.mark.parametrize("angle", [0, 60, 90, 180], ids="{}°".format)
 def test_distances_and_scores_at_known_angles(distance, angle):
-    found = np.asarray(losses.distances(distance, on_circle(0), on_circle(angle)))
-    assert found == pytest.approx(HAND[distance.name][angle], abs=1e-6)
+    distances = np.asarray(losses.distances(distance, on_circle(0), on_circle(angle)))
+    assert distances == pytest.approx(CIRCLE_DISTANCES[distance.name][angle], abs=1e-6)
     scores = np.asarray(losses.scores(distance, on_circle(0), on_circle(angle)))
-    assert scores == pytest.approx(HAND_SCORES[distance.name][angle], abs=1e-6)
+    assert scores == pytest.approx(CIRCLE_SCORES[distance.name][angle], abs=1e-6)
 
 
 @every_distance
-def test_distances_and_scores_are_those_of_the_definition(distance):
+def test_distances_and_scores_agree_with_the_definition(distance):
     rng = np.random.default_rng(0)
-    one, other = unit(rng.normal(size=(4, 6))), unit(rng.normal(size=(5, 6)))
+    anchors, candidates = unit(rng.normal(size=(4, 6))), unit(rng.normal(size=(5, 6)))
     if not distance.unit_norm:
-        one, other = one * 3, other * 0.5
-    for found, naive in ((losses.distances, naive_distance), (losses.scores, naive_score)):
-        expected = [[naive(distance.name, a, b) for b in other.tolist()] for a in one.tolist()]
-        np.testing.assert_allclose(found(distance, one, other), expected, rtol=1e-5, atol=1e-6)
+        anchors, candidates = anchors * 3, candidates * 0.5
+    for function, naive in ((losses.distances, naive_distance), (losses.scores, naive_score)):
+        expected = [[naive(distance.name, a, b) for b in candidates.tolist()] for a in anchors.tolist()]
+        np.testing.assert_allclose(function(distance, anchors, candidates), expected, rtol=1e-5, atol=1e-6)
 
 
 @every_distance
 def test_the_order_by_score_is_the_reverse_of_the_order_by_distance(distance):
     rng = np.random.default_rng(2)
-    one, other = unit(rng.normal(size=(5, 8))), unit(rng.normal(size=(30, 8)))
-    by_distance = np.argsort(np.asarray(losses.distances(distance, one, other)), axis=1)
-    by_score = np.argsort(np.asarray(losses.scores(distance, one, other)), axis=1)
+    anchors, candidates = unit(rng.normal(size=(5, 8))), unit(rng.normal(size=(30, 8)))
+    by_distance = np.argsort(np.asarray(losses.distances(distance, anchors, candidates)), axis=1)
+    by_score = np.argsort(np.asarray(losses.scores(distance, anchors, candidates)), axis=1)
     np.testing.assert_array_equal(by_distance, by_score[:, ::-1])
-    by_similarity = np.argsort(distance.similarities(one, other), axis=1)
+    by_similarity = np.argsort(distance.similarities(anchors, candidates), axis=1)
     np.testing.assert_array_equal(by_similarity, by_score)
 
 
@@ -105,7 +105,7 @@ def test_the_order_by_score_is_the_reverse_of_the_order_by_distance(distance):
 
 
 def naive_cross_entropy(name, batch):
-    """One anchor and one candidate at a time, in pure Python floats."""
+    """Return the loss of each anchor by loops over anchors and candidates, in Python floats."""
     anchors, candidates, targets, log_inclusion, log_popularity = batch
     result = []
     for anchor, row in zip(anchors.tolist(), targets.tolist(), strict=True):
@@ -130,11 +130,11 @@ class TestCrossEntropy(LossContract):
     def loss(self, request):
         return CrossEntropy(DISTANCES[request.param], TEMPERATURE)
 
-    def test_agrees_with_one_pair_at_a_time(self, loss, batch):
+    def test_agrees_with_a_loop_over_pairs(self, loss, batch):
         expected = naive_cross_entropy(loss.distance.name, batch)
         np.testing.assert_allclose(values(loss, *batch), expected, rtol=1e-5, atol=1e-6)
 
-    def test_an_anchor_without_positives_loses_nothing(self, loss, batch):
+    def test_anchor_without_positives_has_loss_0(self, loss, batch):
         assert values(loss, *batch)[WITHOUT_POSITIVES] == 0
 
 
@@ -142,39 +142,39 @@ class TestCrossEntropy(LossContract):
 @pytest.mark.parametrize("positive", [0, 60, 90, 180], ids="positive at {}°".format)
 @pytest.mark.parametrize("negative", [0, 60, 90, 180], ids="negative at {}°".format)
 def test_cross_entropy_at_known_angles(distance, positive, negative):
-    scores = HAND_SCORES[distance.name]
+    scores = CIRCLE_SCORES[distance.name]
     expected = np.log(1 + np.exp((scores[negative] - scores[positive]) / TEMPERATURE))
-    found = at_angles(CrossEntropy(distance, TEMPERATURE), (positive, negative), (1, 0))
-    assert found == pytest.approx(expected, rel=1e-5)
+    loss = at_angles(CrossEntropy(distance, TEMPERATURE), (positive, negative), (1, 0))
+    assert loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_positives_share_the_target_in_proportion_to_their_weights():
-    """Cosines 1/2, 0 and -1/2; a quarter of the target on the first, three quarters on the second."""
+def test_target_is_distributed_over_positives_by_their_weights():
+    """The cosines are 1/2, 0 and -1/2. The first positive has a quarter of the target, the second three quarters."""
     partition = np.exp(0.5) + 1 + np.exp(-0.5)
-    found = at_angles(CrossEntropy(COSINE, 1.0), (60, 90, 120), (2, 6, 0))
-    assert found == pytest.approx(np.log(partition) - 0.25 * 0.5, rel=1e-6)
+    loss = at_angles(CrossEntropy(COSINE, 1.0), (60, 90, 120), (2, 6, 0))
+    assert loss == pytest.approx(np.log(partition) - 0.25 * 0.5, rel=1e-6)
 
 
-def test_a_negative_drawn_half_of_the_time_counts_twice():
+def test_negative_with_inclusion_one_half_counts_twice():
     loss = CrossEntropy(COSINE, 1.0)
     drawn = at_angles(loss, (60, 90, 120), (1, 0, 0), log_inclusion=np.log([1.0, 0.5, 1.0]))
     assert drawn == pytest.approx(at_angles(loss, (60, 90, 90, 120), (1, 0, 0, 0)), rel=1e-6)
 
 
-def test_a_positive_was_not_drawn_whatever_its_probability():
+def test_inclusion_of_positives_is_ignored():
     loss = CrossEntropy(COSINE, 1.0)
-    found = at_angles(loss, (60, 90, 120), (1, 3, 0), log_inclusion=np.log([0.01, 0.2, 1.0]))
-    assert found == pytest.approx(at_angles(loss, (60, 90, 120), (1, 3, 0)), rel=1e-6)
+    corrected = at_angles(loss, (60, 90, 120), (1, 3, 0), log_inclusion=np.log([0.01, 0.2, 1.0]))
+    assert corrected == pytest.approx(at_angles(loss, (60, 90, 120), (1, 3, 0)), rel=1e-6)
 
 
-def test_popularity_counts_like_so_many_copies():
+def test_popularity_is_equivalent_to_copies_of_a_candidate():
     loss = CrossEntropy(COSINE, 1.0)
-    found = at_angles(loss, (60, 90, 120), (1, 0, 0), log_popularity=np.log([1.0, 2.0, 1.0]))
-    assert found == pytest.approx(at_angles(loss, (60, 90, 90, 120), (1, 0, 0, 0)), rel=1e-6)
+    corrected = at_angles(loss, (60, 90, 120), (1, 0, 0), log_popularity=np.log([1.0, 2.0, 1.0]))
+    assert corrected == pytest.approx(at_angles(loss, (60, 90, 90, 120), (1, 0, 0, 0)), rel=1e-6)
 
 
-def test_what_popularity_explains_moves_nothing():
-    """All candidates at one place, touched in proportion to their popularity."""
+def test_gradient_is_zero_if_popularity_explains_the_targets():
+    """All candidates are equal, and their weights are proportional to their popularity."""
     popularity = np.array([1, 2, 5], np.float32)
     batch = (on_circle(0), on_circle(60, 60, 60), popularity[None], np.zeros(3, np.float32))
     for gradient in gradients(CrossEntropy(COSINE, 0.1), *batch, np.log(popularity)):
@@ -182,16 +182,16 @@ def test_what_popularity_explains_moves_nothing():
 
 
 @every_distance
-def test_the_anchor_itself_has_probability_exactly_zero(distance):
-    """Masked, the nearest candidate of all takes nothing from the positive: the loss is exactly 0."""
+def test_masked_anchor_has_probability_0(distance):
+    """If the nearest candidate is masked, the positive has probability 1 and the loss is exactly 0."""
     loss = CrossEntropy(distance, 0.01)
     assert at_angles(loss, (0, 90), (-1, 1)) == 0
-    apart = HAND_SCORES[distance.name][0] - HAND_SCORES[distance.name][90]
-    assert at_angles(loss, (0, 90), (0, 1)) == pytest.approx(apart / 0.01, rel=1e-5)
+    difference = CIRCLE_SCORES[distance.name][0] - CIRCLE_SCORES[distance.name][90]
+    assert at_angles(loss, (0, 90), (0, 1)) == pytest.approx(difference / 0.01, rel=1e-5)
 
 
-def test_a_mask_is_lower_than_any_logit():
-    """The only other candidate lies opposite, at a logit of -100,000: a large number for infinity would win."""
+def test_masked_logit_is_lower_than_any_other():
+    """The only unmasked candidate has a logit of -100,000, so a finite mask could be larger."""
     assert at_angles(CrossEntropy(COSINE, 1e-5), (0, 180), (-1, 1)) == 0
 
 
@@ -200,20 +200,20 @@ def test_is_finite_at_a_very_low_temperature():
     assert at_angles(loss, (0, 90, 180), (0, 0, 1)) == pytest.approx(2000, rel=1e-4)
 
 
-def test_gradient_by_the_logits_is_softmax_minus_target():
-    """By the candidates: (softmax - target) times the anchor, over the temperature."""
+def test_gradient_of_the_logits_is_softmax_minus_target():
+    """The gradient of the candidates is (softmax - target) times the anchor, divided by the temperature."""
     rng = np.random.default_rng(4)
     anchor, candidates = unit(rng.normal(size=(1, DIMENSION))), unit(rng.normal(size=(CANDIDATES, DIMENSION)))
-    targets, nothing = np.array([[-1, 2, 0, 0, 6, 0, 0]], np.float32), np.zeros(CANDIDATES, np.float32)
-    _, found = gradients(CrossEntropy(COSINE, TEMPERATURE), anchor, candidates, targets, nothing, nothing)
+    targets, zeros = np.array([[-1, 2, 0, 0, 6, 0, 0]], np.float32), np.zeros(CANDIDATES, np.float32)
+    _, gradient = gradients(CrossEntropy(COSINE, TEMPERATURE), anchor, candidates, targets, zeros, zeros)
     exponents = np.exp(candidates @ anchor[0] / TEMPERATURE)
     exponents[0] = 0
     slopes = exponents / exponents.sum() - np.maximum(targets[0], 0) / 8
-    np.testing.assert_allclose(found, slopes[:, None] * anchor / TEMPERATURE, atol=1e-5)
+    np.testing.assert_allclose(gradient, slopes[:, None] * anchor / TEMPERATURE, atol=1e-5)
 
 
-def test_the_sampled_gradient_tends_to_the_one_over_the_whole_catalog():
-    """Negatives take part with a probability of their own; the mean over many draws, by all embeddings."""
+def test_mean_sampled_gradient_approximates_the_gradient_over_the_catalog():
+    """Each negative is included with its own probability; gradients of all embeddings are averaged over draws."""
     num_items = 60
     rng = np.random.default_rng(8)
     anchors, vectors = unit(rng.normal(size=(2, DIMENSION))), unit(rng.normal(size=(num_items, DIMENSION)))
@@ -221,28 +221,28 @@ def test_the_sampled_gradient_tends_to_the_one_over_the_whole_catalog():
     targets[0, [5, 40]] = [2.0, 1.0]
     targets[1, [40, 59]] = [1.0, 0.5]
     probability = rng.uniform(0.3, 1.0, num_items).astype(np.float32)
-    loss, nothing = CrossEntropy(COSINE, TEMPERATURE), np.zeros(num_items, np.float32)
+    loss, zeros = CrossEntropy(COSINE, TEMPERATURE), np.zeros(num_items, np.float32)
 
     @tf.function
     def gradient(candidates, drawn, log_inclusion):
         with tf.GradientTape() as tape:
             tape.watch(candidates)
-            total = tf.reduce_sum(loss(anchors, candidates, drawn, log_inclusion, nothing))
+            total = tf.reduce_sum(loss(anchors, candidates, drawn, log_inclusion, zeros))
         return tape.gradient(total, candidates)
 
     def mean_gradient(log_inclusion, draws):
         total = np.zeros_like(vectors)
         for _ in range(draws):
-            out = rng.random(num_items) > probability
-            drawn = np.where(out & (targets == 0), np.float32(-1), targets)
+            omitted = rng.random(num_items) > probability
+            drawn = np.where(omitted & (targets == 0), np.float32(-1), targets)
             total += gradient(*map(tf.constant, (vectors, drawn, log_inclusion))).numpy()
         return total / draws
 
-    whole = gradients(loss, anchors, vectors, targets, nothing, nothing)[1]
-    corrected, plain = (mean_gradient(logs, 150) for logs in (np.log(probability), nothing))
-    off = [np.linalg.norm(mean - whole) / np.linalg.norm(whole) for mean in (corrected, plain)]
-    assert off[0] < 0.06
-    assert off[1] > 3 * off[0]
+    exact = gradients(loss, anchors, vectors, targets, zeros, zeros)[1]
+    corrected, plain = (mean_gradient(logs, 150) for logs in (np.log(probability), zeros))
+    errors = [np.linalg.norm(mean - exact) / np.linalg.norm(exact) for mean in (corrected, plain)]
+    assert errors[0] < 0.06
+    assert errors[1] > 3 * errors[0]
 
 
 # --- contrastive
@@ -255,7 +255,7 @@ class TestContrastive(LossContract):
 
     @pytest.mark.parametrize("number", [1, 2, 16], ids="{} negatives".format)
     @pytest.mark.parametrize("margin", [1.2, MARGIN], ids="margin {}".format)
-    def test_agrees_with_one_pair_at_a_time(self, loss, batch, monkeypatch, number, margin):
+    def test_agrees_with_a_loop_over_pairs(self, loss, batch, monkeypatch, number, margin):
         monkeypatch.setattr(losses, "NUM_NEGATIVES", number)
         expected = []
         for positives, negatives in each_anchor(loss.distance.name, *batch[:3]):
@@ -263,37 +263,37 @@ class TestContrastive(LossContract):
             pull = sum(weight * d * d for weight, d in positives) / (total or 1)
             nearest = negatives[:number]
             expected.append(pull + sum(max(0, margin - d) ** 2 for d in nearest) / len(nearest))
-        found = values(Contrastive(loss.distance, margin), *batch)
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        loss_values = values(Contrastive(loss.distance, margin), *batch)
+        np.testing.assert_allclose(loss_values, expected, rtol=1e-4)
 
-    def test_sampling_and_popularity_correct_no_probability(self, loss, batch):
+    def test_ignores_sampling_and_popularity(self, loss, batch):
         anchors, candidates, targets, *logs = batch
-        found = values(loss, anchors, candidates, targets, *(part * 0 for part in logs))
-        np.testing.assert_array_equal(found, values(loss, *batch))
+        without_logs = values(loss, anchors, candidates, targets, *(part * 0 for part in logs))
+        np.testing.assert_array_equal(without_logs, values(loss, *batch))
 
 
 @every_distance
 @pytest.mark.parametrize("positive", [0, 60, 90, 180], ids="positive at {}°".format)
 @pytest.mark.parametrize("negative", [0, 60, 90, 180], ids="negative at {}°".format)
 def test_contrastive_at_known_angles(distance, positive, negative):
-    apart = HAND[distance.name]
-    expected = apart[positive] ** 2 + max(0, 1.2 - apart[negative]) ** 2
+    distances = CIRCLE_DISTANCES[distance.name]
+    expected = distances[positive] ** 2 + max(0, 1.2 - distances[negative]) ** 2
     assert at_angles(Contrastive(distance, 1.2), (positive, negative), (1, 0)) == pytest.approx(expected, abs=1e-5)
 
 
 @every_distance
-def test_judged_pairs_count_each_by_itself(distance):
-    """One pair an anchor, and all other candidates neither."""
-    loss, apart = Contrastive(distance, 1.2), HAND[distance.name]
-    assert at_angles(loss, (0, 60, 90), (-1, 1, -1)) == pytest.approx(apart[60] ** 2, abs=1e-5)
-    assert at_angles(loss, (0, 60, 90), (-1, 0, -1)) == pytest.approx(max(0, 1.2 - apart[60]) ** 2, abs=1e-5)
+def test_labeled_pairs_are_independent(distance):
+    """Each anchor has one pair; all other candidates are ignored."""
+    loss, distances = Contrastive(distance, 1.2), CIRCLE_DISTANCES[distance.name]
+    assert at_angles(loss, (0, 60, 90), (-1, 1, -1)) == pytest.approx(distances[60] ** 2, abs=1e-5)
+    assert at_angles(loss, (0, 60, 90), (-1, 0, -1)) == pytest.approx(max(0, 1.2 - distances[60]) ** 2, abs=1e-5)
 
 
-def test_a_negative_that_comes_within_the_margin_never_helps():
-    """A mean over those within the margin would fall from 0.25 to 0.13."""
+def test_negative_that_enters_the_margin_raises_the_loss():
+    """The mean over only the negatives within the margin would fall from 0.25 to 0.13."""
     loss = Contrastive(COSINE, 1.0)
-    one, two = (at_angles(loss, (60, angle), (0, 0)) for angle in (90, 85))
-    assert two > one
+    outside, inside = (at_angles(loss, (60, angle), (0, 0)) for angle in (90, 85))
+    assert inside > outside
 
 
 def test_far_negatives_of_a_large_catalog_do_not_dilute_the_near_ones():
@@ -310,11 +310,12 @@ def naive_triplet(name, mining, margin, batch):
         total, loss = sum(weight for weight, _ in positives), 0.0
         for weight, d in positives:
             if mining == "semi_hard":
-                far = next((other for other in negatives if other > d), negatives[-1])
+                negative = next((farther for farther in negatives if farther > d), negatives[-1])
             else:
-                far = negatives[0]
-            each = np.log(1 + np.exp(d - far)) if mining == "soft_margin" else max(0, d - far + margin)
-            loss += weight / total * each
+                negative = negatives[0]
+            difference = d - negative
+            term = np.log(1 + np.exp(difference)) if mining == "soft_margin" else max(0, difference + margin)
+            loss += weight / total * term
         yield loss
 
 
@@ -326,16 +327,16 @@ class TripletContract(LossContract):
         return Triplet(DISTANCES[request.param], MARGIN, self.mining)
 
     @pytest.mark.parametrize("margin", [0.3, MARGIN], ids="margin {}".format)
-    def test_agrees_with_one_triplet_at_a_time(self, loss, batch, margin):
+    def test_agrees_with_a_loop_over_triplets(self, loss, batch, margin):
         expected = list(naive_triplet(loss.distance.name, self.mining, margin, batch))
-        found = values(Triplet(loss.distance, margin, self.mining), *batch)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        loss_values = values(Triplet(loss.distance, margin, self.mining), *batch)
+        np.testing.assert_allclose(loss_values, expected, rtol=1e-4, atol=1e-6)
 
-    def test_an_anchor_without_positives_or_negatives_loses_nothing(self, loss, batch):
+    def test_anchor_without_positives_or_negatives_has_loss_0(self, loss, batch):
         anchors, candidates, targets, *logs = batch
         targets[0] = np.where(targets[0] == 0, -1, targets[0])
-        found = values(loss, anchors, candidates, targets, *logs)
-        assert found[[0, WITHOUT_POSITIVES]].tolist() == [0, 0]
+        loss_values = values(loss, anchors, candidates, targets, *logs)
+        assert loss_values[[0, WITHOUT_POSITIVES]].tolist() == [0, 0]
 
 
 class TestHardTriplet(TripletContract):
@@ -349,16 +350,16 @@ class TestSoftMarginTriplet(TripletContract):
 class TestSemiHardTriplet(TripletContract):
     mining = "semi_hard"
 
-    # another negative is the semi-hard one once the positive, or a negative, has passed it
+    # moving an item can change which negative is semi-hard
     test_falls_when_a_positive_moves_closer = None
     test_rises_when_a_negative_moves_closer = None
 
-    def test_of_many_positives_the_heaviest_count(self, loss, batch, monkeypatch):
+    def test_uses_the_positives_with_the_largest_weights(self, loss, batch, monkeypatch):
         monkeypatch.setattr(losses, "NUM_POSITIVES", 1)
         anchors, candidates, targets, *logs = batch
         heaviest = np.where((targets > 0) & (targets < targets.max(axis=1, keepdims=True)), np.float32(-1), targets)
-        found = values(loss, *batch)
-        np.testing.assert_allclose(found, values(loss, anchors, candidates, heaviest, *logs), rtol=1e-6)
+        loss_values = values(loss, *batch)
+        np.testing.assert_allclose(loss_values, values(loss, anchors, candidates, heaviest, *logs), rtol=1e-6)
 
 
 @every_distance
@@ -366,46 +367,46 @@ class TestSemiHardTriplet(TripletContract):
 @pytest.mark.parametrize("positive", [0, 60, 90, 180], ids="positive at {}°".format)
 @pytest.mark.parametrize("negative", [0, 60, 90, 180], ids="negative at {}°".format)
 def test_triplet_at_known_angles(distance, mining, positive, negative):
-    """With one negative, all three look at that one."""
-    behind = HAND[distance.name][positive] - HAND[distance.name][negative]
-    expected = np.log(1 + np.exp(behind)) if mining == "soft_margin" else max(0, behind + 0.5)
-    found = at_angles(Triplet(distance, 0.5, mining), (positive, negative), (1, 0))
-    assert found == pytest.approx(expected, abs=1e-5)
+    """With one negative, all kinds of mining select it."""
+    difference = CIRCLE_DISTANCES[distance.name][positive] - CIRCLE_DISTANCES[distance.name][negative]
+    expected = np.log(1 + np.exp(difference)) if mining == "soft_margin" else max(0, difference + 0.5)
+    loss = at_angles(Triplet(distance, 0.5, mining), (positive, negative), (1, 0))
+    assert loss == pytest.approx(expected, abs=1e-5)
 
 
 @every_distance
 @pytest.mark.parametrize(
     ("mining", "positive", "chosen"),
     [("hard", 60, 0), ("semi_hard", 60, 90), ("semi_hard", 180, 90)],
-    ids=["hard: nearest", "semi-hard: nearest behind the positive", "semi-hard: farthest if none is behind"],
+    ids=["hard: nearest", "semi-hard: nearest beyond the positive", "semi-hard: farthest if none is beyond"],
 )
-def test_which_negative_is_mined(distance, mining, positive, chosen):
-    """Negatives at 0°, 30° and 90°; by Manhattan 180° is as far as 90°."""
-    apart = HAND[distance.name]
-    found = at_angles(Triplet(distance, 3.0, mining), (positive, 30, 90, 0), (1, 0, 0, 0))
-    assert found == pytest.approx(apart[positive] - apart[chosen] + 3.0, abs=1e-5)
+def test_mines_the_expected_negative(distance, mining, positive, chosen):
+    """The negatives are at 0°, 30° and 90°. By the Manhattan distance, 180° is as far as 90°."""
+    distances = CIRCLE_DISTANCES[distance.name]
+    loss = at_angles(Triplet(distance, 3.0, mining), (positive, 30, 90, 0), (1, 0, 0, 0))
+    assert loss == pytest.approx(distances[positive] - distances[chosen] + 3.0, abs=1e-5)
 
 
-def test_triplets_count_by_the_weights_of_their_positives():
-    """Cosine distances 1/2 and 1 against 2: 1.5 and 2 short of a margin of 3, a quarter and three quarters."""
-    found = at_angles(Triplet(COSINE, 3.0, "semi_hard"), (60, 90, 180), (2, 6, 0))
-    assert found == pytest.approx(0.25 * 1.5 + 0.75 * 2.0, rel=1e-6)
+def test_triplets_are_weighted_by_their_positives():
+    """The cosine distances are 1/2 and 1, and 2 for the negative. A margin of 3 is violated by 1.5 and 2."""
+    loss = at_angles(Triplet(COSINE, 3.0, "semi_hard"), (60, 90, 180), (2, 6, 0))
+    assert loss == pytest.approx(0.25 * 1.5 + 0.75 * 2.0, rel=1e-6)
 
 
 # --- from the config
 
 
 @every_distance
-def test_the_config_says_which_loss(distance):
+def test_config_selects_the_loss(distance):
     tower = TowerConfig(distance=distance.name)
-    made = [losses.from_config(TrainConfig(loss=name), tower) for name in ("cross_entropy", "contrastive", "triplet")]
-    assert made == [CrossEntropy(distance, 0.1), Contrastive(distance, 0.5), Triplet(distance, 0.5, "semi_hard")]
+    built = [losses.from_config(TrainConfig(loss=name), tower) for name in ("cross_entropy", "contrastive", "triplet")]
+    assert built == [CrossEntropy(distance, 0.1), Contrastive(distance, 0.5), Triplet(distance, 0.5, "semi_hard")]
     tuned = TrainConfig(loss="triplet", margin=0.2, mining="hard", temperature=0.3)
     assert losses.from_config(tuned, tower) == Triplet(distance, 0.2, "hard")
 
 
-def test_memory_of_manhattan_does_not_grow_with_the_dimension():
-    """Traced, no tensor of anchors, candidates and dimensions is in it, nor in its gradient."""
+def test_manhattan_memory_does_not_grow_with_the_dimension():
+    """The traced graph and its gradient have no tensor [anchors, candidates, dimension]."""
     step = tf.function(lambda a, c: tf.gradients(losses.distances(DISTANCES["manhattan"], a, c), [a, c]))
     graph = step.get_concrete_function(tf.TensorSpec((5, 11)), tf.TensorSpec((7, 11))).graph
     bodies = [graph, *(function.graph for function in graph._functions.values() if hasattr(function, "graph"))]

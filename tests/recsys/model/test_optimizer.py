@@ -24,7 +24,7 @@ RATE = 0.01
 
 
 class Learner(keras.Model):
-    """A loss that pulls all embeddings to fixed points."""
+    """Model whose loss pulls all embeddings to fixed points."""
 
     def __init__(self, model):
         super().__init__()
@@ -39,7 +39,7 @@ class Learner(keras.Model):
 
 
 class World:
-    """A small tower, what it learns from, and its weights before and after."""
+    """A small tower, its inputs, and its weights."""
 
     def __init__(
         self, keras_optimizer=None, *, text_encoder="bag", fusion="gating", compiled=False, feature_rate=1.0, **options
@@ -62,12 +62,12 @@ class World:
         self.learner.compile(optimizer=learner, jit_compile=self.compiled, run_eagerly=not self.compiled)
 
     def weights(self):
-        """By encoder; what belongs to none by its layer."""
+        """Return the weights by encoder, or by layer for layers outside the encoders."""
         names = tower.encoder_names(self.features)
         return {names.get(layer.name, layer.name): layer.get_weights() for layer in self.model.layers if layer.weights}
 
     def moved(self, steps=1):
-        """Each part's largest movement in some steps."""
+        """Return the largest change of a weight of each part after some steps."""
         before = self.weights()
         self.learner.fit(self.inputs, epochs=steps, batch_size=6, shuffle=False, verbose=0)
         after = self.weights()
@@ -78,25 +78,25 @@ class World:
 
 
 @pytest.mark.parametrize("text_encoder", ["bag", "recurrent"])
-def test_without_settings_it_is_adam_number_by_number(text_encoder):
-    ours = World(text_encoder=text_encoder, compiled=True)
+def test_default_settings_give_exactly_adam(text_encoder):
+    built = World(text_encoder=text_encoder, compiled=True)
     plain = World(keras.optimizers.Adam(RATE), text_encoder=text_encoder, compiled=True)
-    assert min(ours.moved(4).values()) > 0
+    assert min(built.moved(4).values()) > 0
     plain.moved(4)
-    for got, expected in zip(ours.model.get_weights(), plain.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(got, expected)
+    for actual, expected in zip(built.model.get_weights(), plain.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_a_frozen_encoder_does_not_move_while_all_others_do(encoder):
+def test_only_a_frozen_encoder_does_not_change(encoder):
     moved = World(learning_rates={encoder: 0.0}, weight_decay=0.1).moved(5)
     assert moved.pop(encoder) == 0
     assert min(moved.values()) > 0
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])
-def test_factors_scale_the_first_steps_of_their_encoders_only(factor):
-    """Beside plain Adam, whose first step depends on the gradients of this step alone."""
+def test_factors_scale_the_first_step_of_their_encoders_only(factor):
+    """Compared with plain Adam, whose first step depends on the current gradients only."""
     plain = World().moved()
     moved = World(learning_rates={"brand": factor, "numeric": factor}).moved()
     expected = {part: step * (factor if part in ("brand", "numeric") else 1) for part, step in plain.items()}
@@ -104,65 +104,65 @@ def test_factors_scale_the_first_steps_of_their_encoders_only(factor):
     assert min(expected.values()) > 0
 
 
-@pytest.mark.parametrize(("text_encoder", "of_text"), [("bag", 4.0), ("convolutional", 1.0), ("recurrent", 1.0)])
-def test_features_learn_faster_than_ids_and_read_text_does_not(text_encoder, of_text):
+@pytest.mark.parametrize(("text_encoder", "text_factor"), [("bag", 4.0), ("convolutional", 1.0), ("recurrent", 1.0)])
+def test_feature_rate_applies_to_features_except_convolutional_and_recurrent_text(text_encoder, text_factor):
     plain = World(text_encoder=text_encoder).moved()
     moved = World(text_encoder=text_encoder, feature_rate=4.0).moved()
-    factors = {"brand": 4.0, "numeric": 4.0, "title": of_text}
+    factors = {"brand": 4.0, "numeric": 4.0, "title": text_factor}
     assert moved == pytest.approx({part: step * factors.get(part, 1.0) for part, step in plain.items()}, rel=1e-3)
 
 
-@pytest.mark.parametrize(("touched", "rate"), [(5.0, 10.0), (15.0, 8.0), (60.0, 2.0), (500.0, 1.0)])
-def test_features_lead_where_little_is_known_of_items(touched, rate):
-    assert feature_rate_factor(120.0, touched) == rate
-    assert feature_rate_factor(0.0, touched) == 1.0
+@pytest.mark.parametrize(("interactions", "rate"), [(5.0, 10.0), (15.0, 8.0), (60.0, 2.0), (500.0, 1.0)])
+def test_feature_rate_factor_falls_with_interactions_per_item(interactions, rate):
+    assert feature_rate_factor(120.0, interactions) == rate
+    assert feature_rate_factor(0.0, interactions) == 1.0
 
 
-def test_a_rate_of_its_own_takes_the_place_of_that_of_features():
+def test_learning_rate_of_an_encoder_replaces_the_feature_rate():
     plain = World().moved()
     moved = World(feature_rate=4.0, learning_rates={"brand": 0.5, "id": 2.0}).moved()
     factors = {"brand": 0.5, "id": 2.0, "numeric": 4.0, "title": 4.0}
     assert moved == pytest.approx({part: step * factors.get(part, 1.0) for part, step in plain.items()}, rel=1e-3)
 
 
-def test_a_frozen_encoder_learns_once_it_is_thawed():
+def test_frozen_encoder_learns_after_it_is_thawed():
     world = World(learning_rates={"title": 0.0, "brand": 0.5}, thaw_after=1, compiled=True)
     assert world.moved(5)["title"] == 0
     world.optimizer.thaw()
     step = world.moved()["title"]
-    assert RATE / 20 < step < 2 * RATE  # its moments are up to date: no first step out of proportion
+    assert RATE / 20 < step < 2 * RATE  # Adam's moments are up to date, so the step has a normal size
 
 
-def test_unknown_encoders_are_refused_with_the_known_ones():
+def test_rejects_unknown_encoders():
     with pytest.raises(ConfigError, match=r"tower: id, brand, title, numeric\. Received: color, idd\."):
         World(learning_rates={"idd": 1.0, "color": 0.5, "id": 0.1})
 
 
-def test_weight_decay_is_that_of_adamw_and_spares_biases():
+def test_weight_decay_agrees_with_adamw_and_excludes_biases():
     plain = keras.optimizers.AdamW(RATE, weight_decay=0.2)
     plain.exclude_from_weight_decay(var_names=["bias"])
-    theirs, ours = World(plain, fusion="concatenation"), World(weight_decay=0.2, fusion="concatenation")
+    adamw, built = World(plain, fusion="concatenation"), World(weight_decay=0.2, fusion="concatenation")
     undecayed = World(fusion="concatenation")
-    for world in (theirs, ours, undecayed):
+    for world in (adamw, built, undecayed):
         world.moved()
-    variables = ours.model.trainable_weights
+    variables = built.model.trainable_weights
     assert {variable.name for variable in variables} >= {"bias", "kernel", "embeddings"}
-    for variable, expected, free in zip(
-        variables, theirs.model.trainable_weights, undecayed.model.trainable_weights, strict=True
+    for variable, expected, without_decay in zip(
+        variables, adamw.model.trainable_weights, undecayed.model.trainable_weights, strict=True
     ):
         np.testing.assert_allclose(variable.numpy(), expected.numpy(), atol=1e-7)
-        assert np.array_equal(variable.numpy(), free.numpy()) == (variable.name == "bias")
+        assert np.array_equal(variable.numpy(), without_decay.numpy()) == (variable.name == "bias")
 
 
-def test_a_factor_scales_the_decay_too():
-    """Row 0 of the ids has no gradient here: nothing but decay moves it."""
+def test_factor_also_scales_the_weight_decay():
+    """Row 0 of the ids has no gradient, so only the decay changes it."""
     world = World(learning_rates={"id": 0.5}, weight_decay=0.2, fusion="sum")
     before = world.weights()["id"][0][0].copy()
     world.moved()
     np.testing.assert_allclose(world.weights()["id"][0][0], before * (1 - RATE * 0.5 * 0.2), rtol=1e-6)
 
 
-def test_a_schedule_takes_the_place_of_the_rate():
+def test_schedule_replaces_the_learning_rate():
     world = World(learning_rates={"brand": 0.5})
     schedule = keras.optimizers.schedules.PolynomialDecay(RATE / 4, 2, end_learning_rate=0.0)
     learner = build_optimizer(TrainConfig(learning_rates={"brand": 0.5}), world.model, world.features, schedule)

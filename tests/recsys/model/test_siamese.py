@@ -9,7 +9,7 @@ from tests.recsys.model.block_world import BY_BRAND, NUM_ITEMS, block_items, blo
 
 TEMPERATURE = 0.3
 FIXED = {"learning_rate": 1e-12, "temperature": TEMPERATURE}
-"""A learning rate that is too small to change any weight."""
+"""A learning rate too small to change any weight."""
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

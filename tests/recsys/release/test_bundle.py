@@ -1,4 +1,4 @@
-"""The release folder: golden ones of every format, and what must not load."""
+"""Release folders: golden releases of every format, and damaged releases that are rejected."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ GOLDEN = GOLDEN_RELEASES
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A release to hurt."""
+    """Copy of a golden release that tests may damage."""
     shutil.copytree(GOLDEN / "v2", tmp_path / "release")
     return tmp_path / "release"
 
 
 def rewrite(folder: Path, **changed: Any) -> None:
-    """Change fields of the manifest, and make the checksums fit the files again."""
+    """Change fields of the manifest and update its checksums."""
     manifest = json.loads((folder / formats.MANIFEST).read_text())
     manifest |= changed
     for name in manifest["files"]:
@@ -44,24 +44,24 @@ def rewrite(folder: Path, **changed: Any) -> None:
 
 
 @pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.iterdir()))
-def test_golden_release_still_loads_and_answers(version: str) -> None:
-    """In its world, the neighbors of an item are the other items of its block."""
+def test_golden_release_loads_and_returns_the_expected_neighbors(version: str) -> None:
+    """The nearest neighbors of an item are the other items of its block."""
     answer = Release.load(GOLDEN / version).similar("item-1-1", k=7)
     assert {neighbor.item_id for neighbor in answer.neighbors} == {
         f"item-1-{position}" for position in (0, 2, 3, 4, 5, 6, 7)
     }
 
 
-def test_answer_is_the_exact_one() -> None:
-    """Against cosines computed here, from the stored vectors alone."""
+def test_result_is_exact() -> None:
+    """Compared with cosines of the stored vectors, computed in plain Python."""
     release = Release.load(GOLDEN / "v2")
     number = release.catalog.item_number("item-4-0")
     cosines = {
-        release.catalog.item_ids[other]: sum(
+        release.catalog.item_ids[row]: sum(
             float(a) * float(b) for a, b in zip(vector, release.vectors[number], strict=True)
         )
-        for other, vector in enumerate(release.vectors)
-        if other != number
+        for row, vector in enumerate(release.vectors)
+        if row != number
     }
     nearest = sorted(cosines, key=lambda item: -cosines[item])[:5]
     answer = release.similar("item-4-0", k=5)
@@ -69,41 +69,41 @@ def test_answer_is_the_exact_one() -> None:
     assert [neighbor.similarity for neighbor in answer.neighbors] == pytest.approx([cosines[i] for i in nearest])
 
 
-def test_more_than_the_catalog_holds_gives_all_of_it() -> None:
+def test_a_large_k_returns_all_other_items() -> None:
     answer = Release.load(GOLDEN / "v2").similar("item-0-0", k=1_000)
     assert len(answer.neighbors) == 48
     assert len({neighbor.item_id for neighbor in answer.neighbors}) == 48
 
 
-def test_unknown_item_is_named() -> None:
+def test_error_names_the_unknown_item() -> None:
     with pytest.raises(UnknownItemError, match="no such"):
         Release.load(GOLDEN / "v2").similar("no such")
 
 
-def test_k_below_one_is_refused() -> None:
+def test_rejects_a_k_below_one() -> None:
     with pytest.raises(InputError, match=r"k must be at least 1. Received: 0"):
         Release.load(GOLDEN / "v2").similar("item-0-0", k=0)
 
 
-def test_index_of_another_dimension_does_not_load(folder: Path) -> None:
-    """Annoy itself would load it: only the vectors beside it give it away."""
-    other = np.random.default_rng(0).normal(size=(49, 17)).astype(np.float32)
-    build(other / np.linalg.norm(other, axis=1, keepdims=True), IndexConfig(), folder / INDEX_FILE)
+def test_rejects_an_index_of_another_dimension(folder: Path) -> None:
+    """Annoy would load it; the comparison with the embeddings fails."""
+    vectors = np.random.default_rng(0).normal(size=(49, 17)).astype(np.float32)
+    build(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), IndexConfig(), folder / INDEX_FILE)
     rewrite(folder)
     with pytest.raises(ReleaseError, match=r"index .*dimension 16"):
         Release.load(folder)
 
 
-def test_index_of_other_vectors_does_not_load(folder: Path) -> None:
-    other = np.roll(np.load(folder / formats.EMBEDDINGS), 1, axis=0)
-    build(other, IndexConfig(), folder / INDEX_FILE)
+def test_rejects_an_index_of_other_vectors(folder: Path) -> None:
+    vectors = np.roll(np.load(folder / formats.EMBEDDINGS), 1, axis=0)
+    build(vectors, IndexConfig(), folder / INDEX_FILE)
     rewrite(folder)
     with pytest.raises(ReleaseError, match="another vector for item number"):
         Release.load(folder)
 
 
-def test_vector_that_is_no_number_does_not_load(folder: Path) -> None:
-    """Annoy would answer it with the first items of the catalog."""
+def test_rejects_embeddings_with_nan(folder: Path) -> None:
+    """Annoy would return the first items of the catalog as its neighbors."""
     vectors = np.load(folder / formats.EMBEDDINGS)
     vectors[7, 3] = np.nan
     np.save(folder / formats.EMBEDDINGS, vectors)
@@ -113,7 +113,7 @@ def test_vector_that_is_no_number_does_not_load(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"num_items": 48}, "items in the catalog must be 48. Received: 49"),
         ({"dimension": 17}, r"must be \(49, 17\). Received: \(49, 16\)"),
@@ -131,25 +131,25 @@ def test_vector_that_is_no_number_does_not_load(folder: Path) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_manifest_that_does_not_fit_is_told_with_both_values(folder: Path, changed: dict[str, Any], told: str) -> None:
+def test_rejects_a_manifest_that_does_not_match_the_files(folder: Path, changed: dict[str, Any], message: str) -> None:
     rewrite(folder, **changed)
-    with pytest.raises(ReleaseError, match=told):
+    with pytest.raises(ReleaseError, match=message):
         Release.load(folder)
 
 
-def test_folder_without_a_manifest_is_no_release(tmp_path: Path) -> None:
+def test_rejects_a_folder_without_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(ReleaseError, match=r"manifest\.json"):
         Release.load(tmp_path)
 
 
-def test_manifest_that_is_no_json_is_told(folder: Path) -> None:
+def test_rejects_a_manifest_that_is_not_json(folder: Path) -> None:
     (folder / formats.MANIFEST).write_text("{")
     with pytest.raises(ReleaseError, match="must be the manifest of a release"):
         Release.load(folder)
 
 
-def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    """A source that is missing stops the release before it has a name."""
+def test_failed_write_leaves_no_files(tmp_path: Path) -> None:
+    """A missing source file is an error before the folder gets its final name."""
     shards = read_manifest(GOLDEN / "v4").index
     sources = {name: GOLDEN / "v4" / name for name in formats.FILES}
     sources |= {shard.file: tmp_path / "missing" for shard in shards}
@@ -158,7 +158,7 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "releases").iterdir()) == []
 
 
-def test_written_release_is_the_one_it_was_made_of(tmp_path: Path) -> None:
+def test_written_release_equals_its_sources(tmp_path: Path) -> None:
     golden = read_manifest(GOLDEN / "v4")
     manifest = {name: value for name, value in golden if name not in {"files", "format_version"}}
     sources = {name: GOLDEN / "v4" / name for name in golden.files}
@@ -173,12 +173,12 @@ def test_written_release_is_the_one_it_was_made_of(tmp_path: Path) -> None:
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    """A release with an index of three files, to hurt."""
+    """Copy of a release with an index of three files, that tests may damage."""
     shutil.copytree(GOLDEN / "v3", tmp_path / "sharded")
     return tmp_path / "sharded"
 
 
-def test_the_manifest_names_the_files_of_the_index_and_their_items() -> None:
+def test_manifest_lists_the_shards_of_the_index() -> None:
     shards = Release.load(GOLDEN / "v3").manifest.index
     assert [tuple(shard.model_dump().values()) for shard in shards] == [
         ("index-00000.ann", 0, 16),
@@ -188,45 +188,45 @@ def test_the_manifest_names_the_files_of_the_index_and_their_items() -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_before_format_3_the_index_is_one_file(version: str) -> None:
-    (whole,) = Release.load(GOLDEN / version).manifest.index
-    assert (whole.file, whole.start, whole.stop) == ("index.ann", 0, 49)
+def test_index_has_one_file_before_format_3(version: str) -> None:
+    (shard,) = Release.load(GOLDEN / version).manifest.index
+    assert (shard.file, shard.start, shard.stop) == ("index.ann", 0, 49)
 
 
-def test_answers_do_not_depend_on_how_the_index_is_cut(sharded: Path) -> None:
-    """All items, with one file in the place of three."""
+def test_results_do_not_depend_on_the_number_of_shards(sharded: Path) -> None:
+    """Compares three shards with one, for all items."""
     expected = Release.load(sharded)
     build(np.load(sharded / formats.EMBEDDINGS), IndexConfig(), sharded / INDEX_FILE)
     manifest = json.loads((sharded / formats.MANIFEST).read_text())
     for shard in manifest["index"]:
         del manifest["files"][shard["file"]]
     manifest["files"][INDEX_FILE] = {}
-    whole = [{"file": INDEX_FILE, "start": 0, "stop": 49}]
-    rewrite(sharded, files=manifest["files"], index=whole, search_k=10_000)
+    shards = [{"file": INDEX_FILE, "start": 0, "stop": 49}]
+    rewrite(sharded, files=manifest["files"], index=shards, search_k=10_000)
     received = Release.load(sharded)
     for item_id in expected.catalog.item_ids:
         assert received.similar(item_id, 48).neighbors == expected.similar(item_id, 48).neighbors
 
 
 @pytest.mark.parametrize("name", [f"index-0000{number}.ann" for number in range(3)])
-@pytest.mark.parametrize("kept", [0, 0.5, None], ids=["emptied", "cut in half", "gone"])
-def test_a_hurt_shard_is_named(sharded: Path, name: str, kept: float | None) -> None:
+@pytest.mark.parametrize("share", [0, 0.5, None], ids=["empty", "truncated", "missing"])
+def test_error_names_the_damaged_shard(sharded: Path, name: str, share: float | None) -> None:
     content = (sharded / name).read_bytes()
     (sharded / name).unlink()
-    if kept is None:
+    if share is None:
         with pytest.raises(ReleaseError, match=f"must hold {name}. Received: no such file"):
             Release.load(sharded)
         return
-    (sharded / name).write_bytes(content[: int(len(content) * kept)])
+    (sharded / name).write_bytes(content[: int(len(content) * share)])
     with pytest.raises(ReleaseError, match=f"bytes of {name} must be {len(content)}"):
         Release.load(sharded)
 
 
-def test_swapped_shards_do_not_load(sharded: Path) -> None:
-    one, two, swap = (sharded / name for name in ("index-00000.ann", "index-00001.ann", "swap"))
-    one.rename(swap)
-    two.rename(one)
-    swap.rename(two)
+def test_rejects_swapped_shards(sharded: Path) -> None:
+    first, second, swap = (sharded / name for name in ("index-00000.ann", "index-00001.ann", "swap"))
+    first.rename(swap)
+    second.rename(first)
+    swap.rename(second)
     with pytest.raises(ReleaseError, match=r"SHA-256 of index-0000[01]\.ann"):
         Release.load(sharded)
     rewrite(sharded)
@@ -235,7 +235,7 @@ def test_swapped_shards_do_not_load(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shard", "changed", "told"),
+    ("shard", "changed", "message"),
     [
         (1, {"start": 15}, r"index-00001\.ann .*must start at item number 16.*Received: 15 to 32"),
         (2, {"stop": 48}, "must hold 49 items. Received: 48 items"),
@@ -249,15 +249,15 @@ def test_swapped_shards_do_not_load(sharded: Path) -> None:
         (1, {"surprise": 1}, r"index\.1\.surprise"),
     ],
 )
-def test_shards_that_do_not_fit_are_told(sharded: Path, shard: int, changed: dict[str, Any], told: str) -> None:
+def test_rejects_invalid_shards(sharded: Path, shard: int, changed: dict[str, Any], message: str) -> None:
     shards = json.loads((sharded / formats.MANIFEST).read_text())["index"]
     shards[shard] |= changed
     rewrite(sharded, index=shards)
-    with pytest.raises(ReleaseError, match=told):
+    with pytest.raises(ReleaseError, match=message):
         Release.load(sharded)
 
 
-def test_format_3_has_to_name_its_index(sharded: Path) -> None:
+def test_format_3_requires_the_field_index(sharded: Path) -> None:
     manifest = json.loads((sharded / formats.MANIFEST).read_text())
     del manifest["index"]
     (sharded / formats.MANIFEST).write_text(json.dumps(manifest))
@@ -269,7 +269,7 @@ def test_format_3_has_to_name_its_index(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["distance", "recency"])
-def test_format_2_has_to_say_what_format_1_left_unsaid(folder: Path, field: str) -> None:
+def test_format_2_requires_fields_that_format_1_lacks(folder: Path, field: str) -> None:
     manifest = json.loads((folder / formats.MANIFEST).read_text())
     del manifest[field]
     (folder / formats.MANIFEST).write_text(json.dumps(manifest))
@@ -277,7 +277,7 @@ def test_format_2_has_to_say_what_format_1_left_unsaid(folder: Path, field: str)
         Release.load(folder)
 
 
-def test_format_1_is_by_cosine_and_not_calibrated() -> None:
+def test_format_1_uses_the_cosine_and_has_no_calibration() -> None:
     release = Release.load(GOLDEN / "v1")
     assert (release.distance.name, release.manifest.recency, release.calibration) == ("cosine", None, None)
     assert {neighbor.probability for neighbor in release.similar("item-0-0").neighbors} == {None}
@@ -285,8 +285,7 @@ def test_format_1_is_by_cosine_and_not_calibrated() -> None:
         release.verify("item-0-0", "item-0-1")
 
 
-def test_every_distance_has_its_index_and_its_similarity(write_release: Callable[..., Path], tmp_path: Path) -> None:
-    """The same vectors, near by another distance."""
+def test_similarities_use_the_distance_of_the_release(write_release: Callable[..., Path], tmp_path: Path) -> None:
     path = write_release(["a", "b", "c", "d"])
     for name in ("euclidean", "manhattan"):
         folder = tmp_path / name
@@ -296,17 +295,17 @@ def test_every_distance_has_its_index_and_its_similarity(write_release: Callable
         build(vectors, IndexConfig(), folder / INDEX_FILE, distance=DISTANCES[name])
         rewrite(folder, distance=name, metric=name)
         release = Release.load(folder)
-        apart = np.abs(vectors[0].astype(float) - vectors[1])
-        expected = 1 / (1 + (apart.sum() if name == "manhattan" else np.sqrt((apart**2).sum())))
+        difference = np.abs(vectors[0].astype(float) - vectors[1])
+        expected = 1 / (1 + (difference.sum() if name == "manhattan" else np.sqrt((difference**2).sum())))
         assert release.similarity("a", "b") == pytest.approx(expected, rel=1e-6)
-        neighbors = {near.item_id: near.similarity for near in release.similar("a").neighbors}
+        neighbors = {neighbor.item_id: neighbor.similarity for neighbor in release.similar("a").neighbors}
         assert neighbors["b"] == pytest.approx(expected, rel=1e-5)
 
 
-# --- how similar, and whether the same
+# --- similarity and verification
 
 
-def test_similarity_of_two_items_is_that_of_the_answer() -> None:
+def test_similarity_of_two_items_equals_the_similarity_in_a_result() -> None:
     release = Release.load(GOLDEN / "v2")
     for neighbor in release.similar("item-2-3", k=48).neighbors:
         exact = release.similarity("item-2-3", neighbor.item_id)
@@ -315,7 +314,7 @@ def test_similarity_of_two_items_is_that_of_the_answer() -> None:
     assert release.similarity("item-2-3", "item-2-3") == 1
 
 
-def test_items_of_one_block_are_the_same_and_others_are_not() -> None:
+def test_verifies_that_items_of_a_block_are_the_same() -> None:
     release = Release.load(GOLDEN / "v2")
     verdict = release.verify("item-1-1", "item-1-2")
     assert verdict.same
@@ -329,7 +328,7 @@ def test_items_of_one_block_are_the_same_and_others_are_not() -> None:
     assert release.verify("item-1-1", "item-4-2").probability < 0.5
 
 
-def test_every_pair_is_the_same_where_its_chance_is_at_least_even() -> None:
+def test_pairs_are_the_same_if_their_probability_is_at_least_one_half() -> None:
     release = Release.load(GOLDEN / "v2")
     verdicts = [release.verify("item-3-0", item_id) for item_id in release.catalog.item_ids]
     assert {verdict.same for verdict in verdicts} == {True, False}
@@ -338,7 +337,7 @@ def test_every_pair_is_the_same_where_its_chance_is_at_least_even() -> None:
         assert verdict.same == (verdict.similarity >= verdict.threshold.similarity) == (verdict.probability >= 0.5)
 
 
-def test_a_verdict_takes_the_threshold_that_was_asked_for(write_release: Callable[..., Path]) -> None:
+def test_verification_uses_the_requested_threshold(write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release(["a", "b", "c"]))
     assert release.verify("a", "b").threshold.similarity == 0.1
     assert release.verify("a", "b", precision=0.9).threshold.similarity == 0.5
@@ -349,7 +348,7 @@ def test_a_verdict_takes_the_threshold_that_was_asked_for(write_release: Callabl
         release.verify("a", "z")
 
 
-def test_a_release_without_enough_pairs_answers_all_the_same(write_release: Callable[..., Path]) -> None:
+def test_release_without_a_calibration_returns_neighbors(write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release(["a", "b", "c"], calibrated=False))
     assert release.calibration is None
     assert len(release.similar("a").neighbors) == 2
@@ -357,7 +356,7 @@ def test_a_release_without_enough_pairs_answers_all_the_same(write_release: Call
         release.verify("a", "b")
 
 
-def test_a_calibration_that_falls_does_not_load(folder: Path) -> None:
+def test_rejects_a_calibration_with_descending_probabilities(folder: Path) -> None:
     content = json.loads((folder / formats.CALIBRATION).read_text())
     content["calibration"]["probabilities"].reverse()
     (folder / formats.CALIBRATION).write_text(json.dumps(content))

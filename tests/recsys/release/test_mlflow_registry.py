@@ -1,4 +1,4 @@
-"""MLflow, for real, on an SQLite file: runs that go on, versions that are found again, errors that say where."""
+"""MLflow registry in an SQLite file: resumed runs, registered versions, error messages."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ def tracker(settings: Config) -> Tracker:
     return Tracker(settings)
 
 
-def test_a_run_that_is_begun_again_goes_on(tracker: Tracker) -> None:
-    """A night that was killed has one run in MLflow, not two."""
+def test_restarted_run_is_resumed(tracker: Tracker) -> None:
+    """A run that was killed and started again has one MLflow run."""
     first = tracker.start_run("abc", "snapshot")
     tracker.log_params(first, {"train": {"passes": 3}})
     tracker.finish_run(first, "FAILED")
-    again = tracker.start_run("abc", "snapshot")
-    tracker.log_params(again, {"train": {"passes": 3}})
-    assert again == first
+    resumed = tracker.start_run("abc", "snapshot")
+    tracker.log_params(resumed, {"train": {"passes": 3}})
+    assert resumed == first
     assert tracker.client.get_run(first).info.status == "RUNNING"
     assert tracker.start_run("def", "snapshot") != first
 
 
-def test_artifacts_lie_in_the_workspace(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in whatever folder the night was started from."""
+def test_artifacts_are_stored_in_the_workspace(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not stored in the working directory."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -54,7 +56,7 @@ def test_artifacts_lie_in_the_workspace(tracker: Tracker, tmp_path: Path, monkey
     assert list((tmp_path / "workspace" / "mlartifacts").rglob("features.json"))
 
 
-def test_a_release_is_registered_once_and_fetched_by_its_version(tracker: Tracker, tmp_path: Path) -> None:
+def test_release_is_registered_once_and_fetched_by_its_version(tracker: Tracker, tmp_path: Path) -> None:
     release = Release.load(GOLDEN)
     run = tracker.start_run("abc", "snapshot")
     version = tracker.register(run, release)
@@ -66,8 +68,8 @@ def test_a_release_is_registered_once_and_fetched_by_its_version(tracker: Tracke
     assert [path.name for path in folder.parent.iterdir()] == [release.release_id]
 
 
-def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: Path) -> None:
-    """The tag says one thing, the artifact another."""
+def test_rejects_a_version_whose_artifact_is_another_release(tracker: Tracker, tmp_path: Path) -> None:
+    """The tag of the version names another release than the manifest in the artifact."""
     version = tracker.register(tracker.start_run("abc", "snapshot"), Release.load(GOLDEN))
     with pytest.raises(ReleaseError, match=r"must hold release other. Received: 571d78ec1c0d"):
         tracker.fetch(replace(version, release_id="other"), tmp_path)
@@ -76,8 +78,8 @@ def test_a_version_of_another_release_is_not_taken(tracker: Tracker, tmp_path: P
 
 @pytest.mark.creates_mlflow_tables
 @pytest.mark.slow
-def test_a_database_that_a_killed_process_began_is_made_anew(settings: Config) -> None:
-    """MLflow makes its tables one after the other, for seconds, and refuses to go on with half of them."""
+def test_recreates_a_database_whose_creation_was_killed(settings: Config) -> None:
+    """MLflow creates its tables one by one, which takes seconds, and rejects an incomplete database."""
     program = f"""
 from recsys.config.loading import parse_config
 from recsys.release.mlflow_registry import Tracker
@@ -87,7 +89,7 @@ Tracker(parse_config({settings.model_dump(include={"data"})!r}))
     workspace.mkdir()
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            if any(path.stat().st_size for path in workspace.rglob("mlflow.db")):  # its first table
+            if any(path.stat().st_size for path in workspace.rglob("mlflow.db")):  # the first table exists
                 process.kill()
                 break
     assert process.returncode == -9
@@ -106,31 +108,33 @@ def test_no_champion_before_the_first_promotion(tracker: Tracker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "shown_uri"),
     [
         ("http://someone:sesame@127.0.0.1:{}", "http://…@127.0.0.1:{}"),
         ("http://127.0.0.1:{}/?token=sesame", "http://127.0.0.1:{}/"),
     ],
 )
-def test_a_closed_port_is_told_in_seconds_and_without_the_password(tmp_path: Path, uri: str, shown: str) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+def test_unreachable_server_fails_within_seconds_without_showing_the_password(
+    tmp_path: Path, uri: str, shown_uri: str
+) -> None:
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        port = free_socket.getsockname()[1]
     settings = parse_config(
         {
             "data": {"interactions": "log.csv", "workspace": str(tmp_path)},
             "tracking": {"uri": uri.format(port)},
         }
     )
-    with pytest.raises(TrackingError, match=rf"MLflow at {re.escape(shown.format(port))} must answer") as caught:
+    with pytest.raises(TrackingError, match=rf"MLflow at {re.escape(shown_uri.format(port))} must answer") as raised:
         Tracker(settings).champion()
-    assert "sesame" not in str(caught.value)
+    assert "sesame" not in str(raised.value)
 
 
-def test_what_is_no_database_is_told_in_one_line(settings: Config) -> None:
-    """SQLAlchemy's errors reach us as they are, through all of MLflow."""
+def test_error_about_an_invalid_database_is_one_line(settings: Config) -> None:
+    """MLflow does not convert the errors of SQLAlchemy."""
     settings.workspace.mkdir()
-    (settings.workspace / "mlflow.db").write_text("no database at all" * 1_000)
-    with pytest.raises(TrackingError, match=r"MLflow at sqlite:///.*mlflow\.db must answer.*not a database") as caught:
+    (settings.workspace / "mlflow.db").write_text("not a database file" * 1_000)
+    with pytest.raises(TrackingError, match=r"MLflow at sqlite:///.*mlflow\.db must answer.*not a database") as raised:
         Tracker(settings).start("abc", "snapshot")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""The champion changes in one way: under a lock, from what it is known to be, and it is written down."""
+"""Promotion changes the champion under a lock, only if it is the expected one, and records the change."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def tracker(tmp_path: Path) -> Tracker:
 
 @pytest.fixture
 def versions(tracker: Tracker, register_releases: Any) -> list[Version]:
-    """Three registered releases, none of them in service."""
-    made: list[Version] = register_releases(tracker, 3)
-    return made
+    """Three registered releases, none of them the champion."""
+    registered: list[Version] = register_releases(tracker, 3)
+    return registered
 
 
-def move(tracker: Tracker, version: Version, expected: Version | None, reason: str = "a test") -> Event:
+def change_champion(tracker: Tracker, version: Version, expected: Version | None, reason: str = "a test") -> Event:
     return promotion.change_champion(tracker, version, expected, action="promote", reason=reason, checks=CHECKS)
 
 
 def test_change_sets_both_aliases_and_is_recorded_twice(tracker: Tracker, versions: list[Version]) -> None:
     first, second, _ = versions
-    events = [move(tracker, first, None), move(tracker, second, first, "better")]
+    events = [change_champion(tracker, first, None), change_champion(tracker, second, first, "better")]
     assert tracker.champion() == second
     assert tracker.previous() == first
     assert [(event.before, event.after, event.reason) for event in events] == [
@@ -55,10 +55,10 @@ def test_change_sets_both_aliases_and_is_recorded_twice(tracker: Tracker, versio
 
 def test_rejects_change_if_the_champion_is_not_the_expected_one(tracker: Tracker, versions: list[Version]) -> None:
     first, second, third = versions
-    move(tracker, first, None)
-    move(tracker, second, first)  # another machine was faster
+    change_champion(tracker, first, None)
+    change_champion(tracker, second, first)  # another process was faster
     with pytest.raises(StageError, match=r"must be release-0. Received: release-1; .*has changed it"):
-        move(tracker, third, first)
+        change_champion(tracker, third, first)
     assert tracker.champion() == second
     assert len(promotion.events(tracker)) == 2
 
@@ -69,18 +69,18 @@ def test_concurrent_change_of_the_champion_is_an_error(
     """The other process sets the alias last: our release is not the champion, and the history has no entry."""
     first, second, _ = versions
 
-    def promote_and_lose(version: Version, champion: Version | None) -> None:
+    def promote_and_overwrite(version: Version, champion: Version | None) -> None:
         Tracker.promote(tracker, version, champion)
         tracker.client.set_registered_model_alias(tracker.model, "champion", second.number)
 
-    monkeypatch.setattr(tracker, "promote", promote_and_lose)
+    monkeypatch.setattr(tracker, "promote", promote_and_overwrite)
     with pytest.raises(StageError, match=r"must be release-0. Received: release-1"):
-        move(tracker, first, None)
+        change_champion(tracker, first, None)
     assert promotion.events(tracker) == []
 
 
 def test_history_survives_deleted_versions_and_a_lost_workspace_file(tracker: Tracker, versions: list[Version]) -> None:
-    event = move(tracker, versions[0], None)
+    event = change_champion(tracker, versions[0], None)
     client = MlflowClient(tracker.uri)
     client.delete_model_version(tracker.model, versions[0].number)
     assert tracker.champion() is None
@@ -93,7 +93,7 @@ def test_unrecorded_change_is_recorded_once(tracker: Tracker, versions: list[Ver
     """The process was stopped between change and record, or only the MLflow record is missing."""
     promotion.complete_history(tracker)
     assert promotion.events(tracker) == []
-    move(tracker, versions[0], None)
+    change_champion(tracker, versions[0], None)
     tracker.tag_version(versions[1], {VERDICT_TAG: json.dumps({"passed": False, "checks": CHECKS})})
     tracker.promote(versions[1], versions[0])
     for _ in range(2):
@@ -109,7 +109,7 @@ def test_unrecorded_change_is_recorded_once(tracker: Tracker, versions: list[Ver
     assert tracker.events()[2:] == [event]
 
 
-def test_half_a_line_of_a_killed_process_is_no_event(tmp_path: Path) -> None:
+def test_incomplete_line_of_a_killed_process_is_ignored(tmp_path: Path) -> None:
     events = [Event("promote", None, f"release-{number}", "a test", []) for number in range(2)]
     history.append(tmp_path, events[0])
     with (tmp_path / history.FILE).open("a") as file:
@@ -118,38 +118,38 @@ def test_half_a_line_of_a_killed_process_is_no_event(tmp_path: Path) -> None:
     assert history.read(tmp_path) == events
 
 
-def test_events_of_two_places_are_recorded_once_in_their_order() -> None:
+def test_merges_events_of_two_sources_by_time() -> None:
     older, newer = (Event("promote", None, "x", "", [], time=f"2024-01-0{day}T00:00:00+00:00") for day in (1, 2))
     assert history.merge([newer, older], [older]) == [older, newer]
 
 
-def test_checks_that_are_too_long_for_mlflow_keep_what_failed(tracker: Tracker, versions: list[Version]) -> None:
+def test_records_only_failed_checks_in_mlflow_if_all_are_too_long(tracker: Tracker, versions: list[Version]) -> None:
     checks = [at_least(f"check_{number}", 1, 0, "x" * 100).to_dict() for number in range(100)] + CHECKS
     promotion.change_champion(tracker, versions[0], None, action="promote", reason="", checks=checks)
     (recorded,) = tracker.events()
     assert [check["name"] for check in recorded.checks] == ["latency_ms"]
-    (kept,) = history.read(tracker.workspace)
-    assert len(kept.checks) == 102
+    (event,) = history.read(tracker.workspace)
+    assert len(event.checks) == 102
 
 
-HOLD = """
+HOLD_LOCK = """
 import sys
 from pathlib import Path
 from recsys.release import promotion
 with promotion.locked(Path(sys.argv[1])):
-    print("held", flush=True)
+    print("locked", flush=True)
     sys.stdin.read()
 """
 
 
-def test_two_at_once_are_recorded_apart_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+def test_lock_excludes_other_processes_and_is_released_when_its_process_is_killed(tmp_path: Path) -> None:
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD_LOCK, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
+    assert holder.stdout.readline() == "locked\n"
     with pytest.raises(StageError, match="Another process is already promoting"), promotion.locked(tmp_path):
-        pytest.fail("two hold the lock")
+        pytest.fail("two processes have the lock")
     holder.kill()
     holder.communicate()
     with promotion.locked(tmp_path):
@@ -167,7 +167,7 @@ def test_new_process_returns_equal_results(write_release: Any) -> None:
 
 
 def test_release_that_fails_to_load_in_a_new_process_fails_with_the_reason(write_release: Any) -> None:
-    """Damaged after this process mapped it."""
+    """The release is damaged after this process has loaded it."""
     release = Release.load(write_release([f"item {n}" for n in range(9)]))
     (release.path / "catalog.parquet").unlink()
     check = smoke_test.answers_check(release)
@@ -179,6 +179,6 @@ def test_release_that_fails_to_load_in_a_new_process_fails_with_the_reason(write
 
 def test_different_results_of_a_new_process_fail(write_release: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     release = Release.load(write_release([f"item {n}" for n in range(9)]))
-    wrong = smoke_test.search(release, release.catalog.item_ids[:1] * smoke_test.QUERIES, smoke_test.K)
-    monkeypatch.setattr(smoke_test, "search_in_new_process", lambda *_: wrong)
+    wrong_results = smoke_test.search(release, release.catalog.item_ids[:1] * smoke_test.QUERIES, smoke_test.K)
+    monkeypatch.setattr(smoke_test, "search_in_new_process", lambda *_: wrong_results)
     assert not smoke_test.answers_check(release).passed

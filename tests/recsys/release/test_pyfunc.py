@@ -1,4 +1,4 @@
-"""The registered version as a model of MLflow's: it answers what the release answers."""
+"""The registered version is an MLflow model that returns the results of the release."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from recsys.testing import program
 from tests.e2e import tracking_server
 
 
-class Rows:
-    """As much of a pandas frame as a model asks for."""
+class Frame:
+    """The part of the interface of a pandas data frame that the model uses."""
 
     def __init__(self, *rows: dict[str, Any]) -> None:
         self.rows = rows
@@ -49,22 +49,22 @@ def version(tracker: Tracker, release: Release) -> Version:
     return tracker.register(tracker.start_run("abc", "snapshot"), release)
 
 
-def test_rows_are_answered_as_the_release_answers(release: Release) -> None:
+def test_model_returns_the_results_of_the_release(release: Release) -> None:
     model = Similar(release)
-    answers = model.predict(Rows({"item_id": "item 3", "k": 4}, {"item_id": "item 5", "k": float("nan")}))
+    answers = model.predict(Frame({"item_id": "item 3", "k": 4}, {"item_id": "item 5", "k": float("nan")}))
     assert answers[:1] == smoke_test.search(release, ["item 3"], 4)
     assert answers[1:] == smoke_test.search(release, ["item 5"], DEFAULT_K)
-    assert model.predict(Rows({"item_id": "item 5"})) == answers[1:]
-    with pytest.raises(UnknownItemError, match="nothing"):
-        model.predict(Rows({"item_id": "nothing"}))
+    assert model.predict(Frame({"item_id": "item 5"})) == answers[1:]
+    with pytest.raises(UnknownItemError, match="unknown"):
+        model.predict(Frame({"item_id": "unknown"}))
 
 
 @pytest.mark.slow
-def test_mlflow_models_predict_gives_the_answer_of_the_release(
+def test_mlflow_models_predict_returns_the_results_of_the_release(
     tracker: Tracker, version: Version, release: Release, tmp_path: Path
 ) -> None:
-    question = {"dataframe_records": [{"item_id": "item 3", "k": 4}, {"item_id": "item 7", "k": 2}]}
-    (tmp_path / "question.json").write_text(json.dumps(question))
+    queries = {"dataframe_records": [{"item_id": "item 3", "k": 4}, {"item_id": "item 7", "k": 2}]}
+    (tmp_path / "queries.json").write_text(json.dumps(queries))
     command = [
         *(
             sys.executable,
@@ -75,16 +75,16 @@ def test_mlflow_models_predict_gives_the_answer_of_the_release(
             "--model-uri",
             f"models:/{tracker.model}/{version.number}",
         ),
-        *("--input-path", str(tmp_path / "question.json"), "--content-type", "json", "--env-manager", "local"),
+        *("--input-path", str(tmp_path / "queries.json"), "--content-type", "json", "--env-manager", "local"),
     ]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracker.uri}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    predictions = json.loads(done.stdout[done.stdout.index("{") :])["predictions"]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr
+    predictions = json.loads(process.stdout[process.stdout.index("{") :])["predictions"]
     assert predictions == [*smoke_test.search(release, ["item 3"], 4), *smoke_test.search(release, ["item 7"], 2)]
 
 
-def test_the_version_says_what_it_is_asked_and_what_it_answers(tracker: Tracker, version: Version) -> None:
+def test_version_has_a_signature_and_an_example(tracker: Tracker, version: Version) -> None:
     from mlflow.models import get_model_info
 
     info = get_model_info(f"models:/{tracker.model}/{version.number}")
@@ -97,7 +97,7 @@ def test_the_version_says_what_it_is_asked_and_what_it_answers(tracker: Tracker,
     assert example == {"item_id": ["item 0", "item 1"], "k": [5, 5]}
 
 
-def test_a_fetched_release_is_the_release_and_nothing_else(
+def test_fetched_release_has_only_the_files_of_the_release(
     tracker: Tracker, version: Version, release: Release, tmp_path: Path
 ) -> None:
     fetched = tracker.fetch(version, tmp_path / "elsewhere")
@@ -105,24 +105,24 @@ def test_a_fetched_release_is_the_release_and_nothing_else(
 
 
 @pytest.mark.slow
-def test_mlflow_models_serve_gives_the_answer_of_the_program(
+def test_mlflow_models_serve_returns_the_output_of_the_command_line(
     tracker: Tracker, version: Version, release: Release
 ) -> None:
     uri = f"models:/{tracker.model}/{version.number}"
     options = ("--model-uri", uri, "--env-manager", "local")
     with tracking_server.started("models", "serve", *options, MLFLOW_TRACKING_URI=tracker.uri) as url:
 
-        def ask(*rows: dict[str, Any]) -> httpx.Response:
+        def invoke(*rows: dict[str, Any]) -> httpx.Response:
             return httpx.post(f"{url}/invocations", json={"dataframe_records": rows}, timeout=60)
 
-        some = ask({"item_id": "item 3", "k": 4}, {"item_id": "item 7", "k": 2})
-        ten = ask({"item_id": "item 7"})
-        missing = ask({"item_id": "nothing"})
+        explicit_k = invoke({"item_id": "item 3", "k": 4}, {"item_id": "item 7", "k": 2})
+        default_k = invoke({"item_id": "item 7"})
+        missing = invoke({"item_id": "unknown"})
 
-    def told(*arguments: object) -> Any:
+    def similar(*arguments: object) -> Any:
         return json.loads(program.run("similar", *arguments, "--release", release.path, "--json").stdout)
 
-    assert some.json() == {"predictions": [told("item 3", "--k", 4), told("item 7", "--k", 2)]}
-    assert ten.json() == {"predictions": [told("item 7")]}
+    assert explicit_k.json() == {"predictions": [similar("item 3", "--k", 4), similar("item 7", "--k", 2)]}
+    assert default_k.json() == {"predictions": [similar("item 7")]}
     assert missing.is_error
-    assert "nothing" in missing.text
+    assert "unknown" in missing.text

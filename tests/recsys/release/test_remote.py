@@ -1,4 +1,4 @@
-"""Releases in a store: there and back, and nothing that is not whole gets through."""
+"""Releases in object storage: upload, download, and rejection of damaged releases."""
 
 import json
 import shutil
@@ -29,18 +29,18 @@ def release():
 
 @pytest.fixture
 def url(bucket, release):
-    """A release in the store."""
+    """URL of an uploaded release."""
     return remote.upload(release, f"{bucket.url}/releases")
 
 
 def edit(bucket, name, change):
-    """Change the manifest that is in the store."""
+    """Change the manifest of an uploaded release."""
     manifest = json.loads(bucket.get(f"releases/{name}/{MANIFEST}"))
     change(manifest)
     bucket.put(f"releases/{name}/{MANIFEST}", json.dumps(manifest).encode())
 
 
-def test_what_is_put_there_is_the_release_byte_by_byte(bucket, release, url):
+def test_uploaded_files_are_identical(bucket, release, url):
     assert url == f"{bucket.url}/releases/{release.release_id}"
     prefix = f"releases/{release.release_id}/"
     assert {name.removeprefix(prefix): bucket.get(name) for name in bucket.names()} == {
@@ -48,65 +48,65 @@ def test_what_is_put_there_is_the_release_byte_by_byte(bucket, release, url):
     }
 
 
-def test_what_comes_back_answers_as_it_did(release, url, cache):
+def test_downloaded_release_returns_the_same_results(release, url, cache):
     fetched = remote.load(url)
     assert fetched.manifest == release.manifest
     assert fetched.similar("item-1-1") == release.similar("item-1-1")
     assert [path for path in cache.iterdir() if path != fetched.path] == []
 
 
-def test_it_is_fetched_once(bucket, release, url):
+def test_release_is_downloaded_once(bucket, release, url):
     first = remote.load(url)
     bucket.remove(f"releases/{release.release_id}/{INDEX_FILE}")
     assert remote.load(url).path == first.path
 
 
-def test_another_release_at_the_same_url_is_another_one(bucket, release, url, write_release):
+def test_replaced_release_at_the_same_url_is_downloaded(bucket, release, url, write_release):
     remote.load(url)
-    other = Release.load(write_release(["a", "b", "c"]))
-    for path in other.path.iterdir():
+    replacement = Release.load(write_release(["a", "b", "c"]))
+    for path in replacement.path.iterdir():
         bucket.put(f"releases/{release.release_id}/{path.name}", path.read_bytes())
-    assert remote.load(url).manifest == other.manifest
+    assert remote.load(url).manifest == replacement.manifest
 
 
-def test_a_release_of_this_machine_is_no_copy(cache):
+def test_local_release_is_not_copied(cache):
     assert remote.load(str(GOLDEN)).path == GOLDEN
     assert not cache.exists()
 
 
-def test_a_folder_of_releases_may_be_of_this_machine(release, tmp_path):
-    place = remote.upload(release, str(tmp_path / "share"))
-    assert Path(place).parent == tmp_path / "share"
-    assert Release.load(place).manifest == release.manifest
+def test_uploads_to_a_local_folder(release, tmp_path):
+    path = remote.upload(release, str(tmp_path / "share"))
+    assert Path(path).parent == tmp_path / "share"
+    assert Release.load(path).manifest == release.manifest
 
 
-# --- putting it there
+# --- upload
 
 
-def test_a_release_that_is_there_is_not_written_again(bucket, release, url):
+def test_existing_release_is_not_uploaded_again(bucket, release, url):
     edit(bucket, release.release_id, lambda manifest: manifest.update(created_at="2020-01-01T00:00:00+00:00"))
-    before = {name: bucket.get(name) for name in bucket.names()}
+    files_before = {name: bucket.get(name) for name in bucket.names()}
     assert remote.upload(release, f"{bucket.url}/releases") == url
-    assert {name: bucket.get(name) for name in bucket.names()} == before
+    assert {name: bucket.get(name) for name in bucket.names()} == files_before
 
 
-@pytest.mark.parametrize("there", ["another release", "no manifest"])
+@pytest.mark.parametrize("existing", ["another release", "no manifest"])
 @pytest.mark.usefixtures("url")
-def test_another_release_of_its_id_is_never_overwritten(bucket, release, there):
-    if there == "another release":
+def test_another_release_with_the_same_id_is_not_overwritten(bucket, release, existing):
+    if existing == "another release":
         edit(bucket, release.release_id, lambda manifest: manifest["files"][INDEX_FILE].update(sha256="0" * 64))
     else:
         bucket.put(f"releases/{release.release_id}/{MANIFEST}", b"{")
-    before = {name: bucket.get(name) for name in bucket.names()}
+    files_before = {name: bucket.get(name) for name in bucket.names()}
     with pytest.raises(ReleaseError, match=rf"{release.release_id} must not be overwritten"):
         remote.upload(release, f"{bucket.url}/releases")
-    assert {name: bucket.get(name) for name in bucket.names()} == before
+    assert {name: bucket.get(name) for name in bucket.names()} == files_before
 
 
-def test_what_a_killed_process_left_is_no_release_and_is_completed(bucket, release, url):
-    """The manifest is put last: without it, some files may be there, whole or of an earlier try."""
+def test_incomplete_upload_is_rejected_and_can_be_completed(bucket, release, url):
+    """The manifest is uploaded last; without it, some files can exist, complete or from an earlier attempt."""
     bucket.remove(f"releases/{release.release_id}/{MANIFEST}")
-    bucket.put(f"releases/{release.release_id}/{EMBEDDINGS}", b"of an earlier try")
+    bucket.put(f"releases/{release.release_id}/{EMBEDDINGS}", b"of an earlier attempt")
     bucket.remove(f"releases/{release.release_id}/{INDEX_FILE}")
     with pytest.raises(ReleaseError, match=rf"must be a folder with a {MANIFEST}. Received: {url}"):
         remote.load(url)
@@ -114,8 +114,8 @@ def test_what_a_killed_process_left_is_no_release_and_is_completed(bucket, relea
     assert remote.load(url).manifest == release.manifest
 
 
-def test_the_manifest_is_put_last(tmp_path, bucket):
-    """A release that loses a file while it is put leaves none."""
+def test_manifest_is_uploaded_last(tmp_path, bucket):
+    """If a file disappears during the upload, no manifest is written."""
     shutil.copytree(GOLDEN, tmp_path / "release")
     damaged = Release.load(tmp_path / "release")
     (tmp_path / "release" / list(damaged.manifest.files)[-1]).unlink()
@@ -125,10 +125,10 @@ def test_the_manifest_is_put_last(tmp_path, bucket):
     assert not [name for name in bucket.names() if name.endswith(MANIFEST)]
 
 
-# --- fetching it
+# --- download
 
 
-def test_a_file_that_is_missing_there_is_refused(bucket, release, url, cache):
+def test_rejects_a_release_with_a_missing_file(bucket, release, url, cache):
     bucket.remove(f"releases/{release.release_id}/{INDEX_FILE}")
     with pytest.raises(ReleaseError, match=rf"{url} .*: bytes of {INDEX_FILE} must be \d+. Received: no such"):
         remote.load(url)
@@ -136,7 +136,7 @@ def test_a_file_that_is_missing_there_is_refused(bucket, release, url, cache):
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content + b"x"])
-def test_a_file_of_another_size_is_refused_and_not_even_fetched(bucket, release, url, cache, damage):
+def test_rejects_a_file_of_another_size_before_the_download(bucket, release, url, cache, damage):
     name = f"releases/{release.release_id}/{INDEX_FILE}"
     bucket.put(name, damage(bucket.get(name)))
     with pytest.raises(ReleaseError, match=rf"bytes of {INDEX_FILE} must be"):
@@ -144,7 +144,7 @@ def test_a_file_of_another_size_is_refused_and_not_even_fetched(bucket, release,
     assert list(cache.iterdir()) == []
 
 
-def test_a_file_with_one_other_byte_is_refused(bucket, release, url, cache):
+def test_rejects_a_file_with_one_changed_byte(bucket, release, url, cache):
     name = f"releases/{release.release_id}/{EMBEDDINGS}"
     content = bytearray(bucket.get(name))
     content[-7] ^= 1
@@ -155,7 +155,7 @@ def test_a_file_with_one_other_byte_is_refused(bucket, release, url, cache):
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "deep/escaped", "..", "."])  # noqa: S108
-def test_a_manifest_that_names_files_elsewhere_is_refused(bucket, release, url, tmp_path, name):
+def test_rejects_a_manifest_that_names_files_outside_its_folder(bucket, release, url, tmp_path, name):
     entry = {"bytes": 1, "sha256": "0" * 64}
     edit(bucket, release.release_id, lambda manifest: manifest.update(files={name: entry, **manifest["files"]}))
     bucket.put("releases/escaped", b"x")
@@ -165,14 +165,14 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(bucket, release, url, 
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format_version": 99}', b"\xff"])
-def test_a_manifest_that_is_none_is_refused(bucket, release, url, cache, content):
+def test_rejects_an_invalid_manifest(bucket, release, url, cache, content):
     bucket.put(f"releases/{release.release_id}/{MANIFEST}", content)
     with pytest.raises(ReleaseError, match=rf"{url} is not usable"):
         remote.load(url)
     assert list(cache.iterdir()) == []
 
 
-def test_without_a_variable_it_is_in_the_cache_of_the_user(url, tmp_path, monkeypatch):
+def test_default_cache_is_in_the_cache_folder_of_the_user(url, tmp_path, monkeypatch):
     monkeypatch.delenv("RECSYS_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert remote.load(url).path.parent == tmp_path / "xdg" / "recsys" / "releases"
