@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from recsys.config.column_rules import INTERACTION_KINDS, ColumnRulesConfig, check_column_rules
-from recsys.config.table import Columns, Count, Positive, Share, Table, instant
+from recsys.config.table import Columns, Count, DistanceName, Positive, Share, Table, instant
 from recsys.config.urls import Address
 
 RESERVED = {"item_id", "interactions", "available"}
@@ -134,7 +134,7 @@ class TowerConfig(Table):
 
     dimension: Annotated[int, Field(ge=2)] = 128
     """Length of an embedding. More costs time everywhere and rarely helps above 128."""
-    distance: Literal["cosine", "euclidean", "manhattan"] = "cosine"
+    distance: DistanceName = "cosine"
     """Distance between embeddings in training, in the index and in results. See `docs/explanation/losses.md`."""
     fusion: Literal["sum", "concatenation", "gating"] = "sum"
     """How the encoded features are combined. `gating` weighs them for each item."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+DistanceName = Literal["cosine", "euclidean", "manhattan"]
+"""The distances of `recsys.index.distances.DISTANCES`."""
 Columns = Annotated[tuple[str, ...], Field(strict=False)]
 
 

@@ -157,7 +157,7 @@ class Calibration(_Saved):
             reason = "" if threshold is None else ", which no similarity reaches on the fitted pairs"
             raise InputError(
                 f"{name} must be one that the release was calibrated for: {', '.join(available) or 'it has none'}. "
-                f"Received: {target:g}{reason}. Set other targets in [calibrate] of the config for the next release."
+                f"Received: {target:g}{reason}. Choose one of these, or a similarity of your own."
             )
         return threshold
 

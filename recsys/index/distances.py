@@ -1,8 +1,9 @@
 """The distances between embeddings: cosine, Euclidean and Manhattan.
 
-To add a distance, add a subclass of `Distance` and list it in `DISTANCES`. Each class knows its name in the settings,
-the metric name in Annoy, and the conversion between distance and similarity. `recsys.model.losses` computes the same
-distances on tensors. This module uses only NumPy, because the server imports it.
+To add a distance, add a subclass of `Distance`, list it in `DISTANCES`, add its name to `DistanceName`
+(`recsys.config.table`) and its formulas to `scores` and `distances` (`recsys.model.losses`), which compute the same on
+tensors. Each class knows its name in the settings, the metric name in Annoy, and the conversion between distance and
+similarity. This module uses only NumPy, because the server imports it.
 """
 
 from __future__ import annotations

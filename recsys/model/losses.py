@@ -184,7 +184,9 @@ def scores(distance: Distance, anchors: Any, candidates: Any) -> Any:
         return ops.matmul(anchors, ops.transpose(candidates))
     if distance.name == "euclidean":
         return -0.5 * _squares(anchors, candidates)
-    return -_manhattan(ops.convert_to_tensor(anchors), ops.convert_to_tensor(candidates))
+    if distance.name == "manhattan":
+        return -_manhattan(ops.convert_to_tensor(anchors), ops.convert_to_tensor(candidates))
+    raise NotImplementedError(distance.name)
 
 
 def distances(distance: Distance, anchors: Any, candidates: Any) -> Any:
@@ -198,7 +200,9 @@ def distances(distance: Distance, anchors: Any, candidates: Any) -> Any:
         squares = _squares(anchors, candidates)
         # the gradient of the square root is infinite at 0, and a masked infinity becomes NaN
         return ops.where(squares > 0, ops.sqrt(ops.where(squares > 0, squares, 1.0)), 0.0)
-    return -scores(distance, anchors, candidates)
+    if distance.name == "manhattan":
+        return -scores(distance, anchors, candidates)
+    raise NotImplementedError(distance.name)
 
 
 def _squares(anchors: Any, candidates: Any) -> Any:

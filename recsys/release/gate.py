@@ -1,7 +1,8 @@
 """The gate: every check that a release must pass to become the champion.
 
 To add a check, write a function that returns `Check` objects in `data_gate` (input data), `model_gate` (the new
-release alone) or `quality_gate` (comparison with the champion), and add a line to `CHECKS`.
+release alone) or `quality_gate` (comparison with the champion), and add a line to `CHECKS`. A new input is
+a field of `Evidence`, which `pipelines.stages.promote` fills. `docs/explanation/promotion.md` lists all checks.
 """
 
 from __future__ import annotations

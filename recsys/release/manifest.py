@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from recsys.config.table import DistanceName
 from recsys.errors import ReleaseError
 from recsys.index.shards import Shard
 from recsys.release.formats import FORMAT_VERSION, FORMATS, MANIFEST
@@ -35,7 +36,7 @@ class Manifest(BaseModel):
     dimension: int
     metric: str
     """Annoy's name of the distance."""
-    distance: Literal["cosine", "euclidean", "manhattan"]
+    distance: DistanceName
     """Distance of embeddings."""
     n_trees: int
     seed: int

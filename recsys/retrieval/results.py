@@ -27,7 +27,7 @@ class Explanation(NamedTuple):
 
 
 class Neighbor(NamedTuple):
-    """One item of a search result."""
+    """One item of a search result. `serving.protocol.responses` describes it for HTTP."""
 
     item_id: str
     title: str | None

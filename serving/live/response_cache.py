@@ -1,7 +1,8 @@
 """Cache of responses about items, and their ETags.
 
 A response is determined by the release, the revision of the item changes, and the request. These are its key in the
-cache and make its ETag, so a change or another release never needs to invalidate anything.
+cache, so a change or another release never needs to invalidate anything. The ETag is derived from the key and the
+version of this library, because another version may add fields.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from recsys import __version__
 from recsys.errors import RecsysError
 from serving.live.live_release import LiveRelease
 from serving.live.state import ReleaseNotLoadedError, State
@@ -148,7 +150,7 @@ async def _send(send: Send, sent_headers: RawHeaders, body: bytes, received_etag
 
 def etag(key: Key) -> str:
     """Return the ETag of a response."""
-    return f'"{hashlib.sha256(repr(key).encode("utf-8", "surrogatepass")).hexdigest()[:32]}"'
+    return f'"{hashlib.sha256(repr((__version__, key)).encode("utf-8", "surrogatepass")).hexdigest()[:32]}"'
 
 
 def matches(tag: str, received_etags: str) -> bool:

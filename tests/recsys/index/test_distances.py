@@ -1,9 +1,12 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 from annoy import AnnoyIndex
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys.config.table import DistanceName
 from recsys.index import distances as similarity
 from recsys.index.distances import COSINE, DISTANCES
 
@@ -36,6 +39,7 @@ def test_each_distance_has_its_names():
         "manhattan": ("manhattan", False),
     }
     assert {name: each.name for name, each in DISTANCES.items()} == {name: name for name in names}
+    assert set(get_args(DistanceName)) == set(names)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from recsys.retrieval.query import Query
 from recsys.retrieval.results import SearchResult
 from recsys.testing.releases import WriteRelease
 from serving.app import create_app
+from serving.live import response_cache
 from serving.live.item_changes import ItemChange, ItemChanges
 from serving.live.live_release import LiveRelease
 from serving.live.loaded_releases import LoadedReleases
@@ -100,6 +101,17 @@ def test_matching_etag_gives_304(make: Make, path: str) -> None:
         assert "content-length" not in same.headers
         assert stale.content == first.content
         assert star.status_code == 304
+
+
+def test_etag_of_another_version_does_not_match(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version may return more fields for the same release."""
+    _, app = make()
+    (before,) = get(app, (SIMILAR, {}))
+    monkeypatch.setattr(response_cache, "__version__", "0.0.1")
+    _, app = make()
+    (after,) = get(app, (SIMILAR, {"If-None-Match": before.headers["etag"]}))
+    assert after.status_code == 200
+    assert after.headers["etag"] != before.headers["etag"]
 
 
 def test_unknown_item_is_404_whatever_etag_is_sent(make: Make) -> None:
