@@ -27,7 +27,7 @@ PROTOCOL = EvaluationProtocol(recencies=(0.9, 0.2, 0.5), history_items=4, resamp
 
 
 def holdout(seed, users=30):
-    """Random histories of two to seven items and a target each."""
+    """Return random histories of two to seven items, with one target each."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 9, users)
     ends = np.cumsum(lengths)
@@ -44,7 +44,7 @@ def vectors(seed):
 
 
 def make_variants(*seeds):
-    """Exact search on different vectors for each seed, and the list of the seeds that were fitted."""
+    """Return variants with exact search on the vectors of each seed, and the list of fitted seeds."""
     fitted = []
 
     def fit(seed):
@@ -244,7 +244,7 @@ def test_omits_content_baselines_without_attributes():
     assert not {"content", "content_popularity"} & {*baseline_variants(INTERACTIONS, PAIRS, None, COUNTS, GRID)}
 
 
-def test_what_variants_share_is_calls_once(monkeypatch):
+def test_counts_shared_users_once_for_all_variants(monkeypatch):
     calls = []
     monkeypatch.setattr(baseline_search, "shared_users", lambda matrix: calls.append(1) or shared_users(matrix))
     variants = baseline_variants(INTERACTIONS, PAIRS, ATTRIBUTES, COUNTS, GRID)

@@ -1,4 +1,4 @@
-"""Calibration against plain counting: the curve, the thresholds, what they are measured by, and the file."""
+"""Calibration agrees with naive computations: curve, thresholds, measurements and file."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def fit(similarities, same, seed, precisions=(0.8, 0.9), false_positive_rates=(0
 
 
 def pairs(n, seed=0, digits=None):
-    """Similarities of n pairs that belong together and n others, the former larger on the whole."""
+    """Return similarities and labels of n same and n different pairs; same pairs are more similar on average."""
     rng = np.random.default_rng(seed)
     similarities = np.tanh(np.concatenate([rng.normal(0.8, 0.7, n), rng.normal(0, 0.7, n)]))
     same = np.repeat([True, False], n)
@@ -34,14 +34,14 @@ def half(n, seed=0, digits=None):
 
 
 def holdout(queries, targets):
-    """Users who touched two items each."""
+    """Return a holdout of users with two items each."""
     items = np.stack([queries, targets], axis=1).ravel().astype(np.int32)
     starts = np.arange(0, len(items), 2)
     return Holdout(items, starts, starts + 1)
 
 
 def pooled(half):
-    """Pool adjacent violators, by the book: {similarity: probability}."""
+    """Return {similarity: probability} by a naive pool-adjacent-violators algorithm."""
     outcomes = {}
     for value, outcome in [(v, 1) for v in half.same.tolist()] + [(v, 0) for v in half.different.tolist()]:
         outcomes.setdefault(value, []).append(outcome)
@@ -49,20 +49,20 @@ def pooled(half):
     for value in sorted(outcomes):
         blocks.append(([value], outcomes[value]))
         while len(blocks) > 1 and np.mean(blocks[-2][1]) >= np.mean(blocks[-1][1]):
-            (values, seen), (more, others) = blocks[-2:]
-            blocks[-2:] = [(values + more, seen + others)]
-    return {value: sum(seen) / len(seen) for values, seen in blocks for value in values}
+            (values, labels), (next_values, next_labels) = blocks[-2:]
+            blocks[-2:] = [(values + next_values, labels + next_labels)]
+    return {value: sum(labels) / len(labels) for values, labels in blocks for value in values}
 
 
 # --- the curve
 
 
-@pytest.mark.parametrize("digits", [None, 1], ids=["all different", "with ties"])
+@pytest.mark.parametrize("digits", [None, 1], ids=["distinct", "with ties"])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_curve_agrees_with_pooling_adjacent_violators(seed, digits):
-    chosen = half(60, seed, digits)
-    knots, probabilities = calibration_fit.isotonic_curve(chosen)
-    expected = pooled(chosen)
+def test_curve_agrees_with_pooling_adjacent_violators(seed, digits):
+    sample = half(60, seed, digits)
+    knots, probabilities = calibration_fit.isotonic_curve(sample)
+    expected = pooled(sample)
     assert np.interp(list(expected), knots, probabilities) == pytest.approx(list(expected.values()), abs=1e-12)
     assert len(knots) < len(expected)
 
@@ -84,43 +84,43 @@ def test_separates_similarities_that_differ_in_the_last_digits():
     saturated = fit(1 - (1 - similarities) * 1e-9, same, 0)
     assert saturated.auc == fitted.auc
     assert len(saturated.similarities) == len(fitted.similarities)
-    for one, other in zip(saturated.thresholds, fitted.thresholds, strict=True):
-        assert (1 - one.similarity) / 1e-9 == pytest.approx(1 - other.similarity, rel=1e-4)
+    for threshold, expected in zip(saturated.thresholds, fitted.thresholds, strict=True):
+        assert (1 - threshold.similarity) / 1e-9 == pytest.approx(1 - expected.similarity, rel=1e-4)
 
 
 # --- thresholds
 
 
-@pytest.mark.parametrize("digits", [None, 1], ids=["all different", "with ties"])
+@pytest.mark.parametrize("digits", [None, 1], ids=["distinct", "with ties"])
 @pytest.mark.parametrize("seed", range(5))
-def test_thresholds_are_the_smallest_that_reach_their_target(seed, digits):
-    chosen = half(80, seed, digits)
-    same, others = chosen.same.tolist(), chosen.different.tolist()
-    values = sorted({*same, *others})
+def test_thresholds_are_the_lowest_that_reach_their_target(seed, digits):
+    sample = half(80, seed, digits)
+    same, different = sample.same.tolist(), sample.different.tolist()
+    values = sorted({*same, *different})
 
-    def called(heap, threshold):
-        return sum(value >= threshold for value in heap)
+    def count_from(similarities, threshold):
+        return sum(value >= threshold for value in similarities)
 
-    for wanted in (0.55, 0.7, 0.8, 0.9, 0.99):
+    for target in (0.55, 0.7, 0.8, 0.9, 0.99):
         precise = [
             t
             for t in values
-            if called(same, t) + called(others, t) >= calibration_fit.MIN_PREDICTED
-            and called(same, t) / (called(same, t) + called(others, t)) >= wanted
+            if count_from(same, t) + count_from(different, t) >= calibration_fit.MIN_PREDICTED
+            and count_from(same, t) / (count_from(same, t) + count_from(different, t)) >= target
         ]
-        assert calibration_fit.precision_threshold(chosen, wanted) == (min(precise) if precise else None)
-    for wanted in (0.001, 0.01, 0.05, 0.3, 0.9):
-        rare = [t for t in values if called(others, t) / len(others) <= wanted]
-        assert calibration_fit.false_positive_threshold(chosen, wanted) == (min(rare) if rare else None)
+        assert calibration_fit.precision_threshold(sample, target) == (min(precise) if precise else None)
+    for target in (0.001, 0.01, 0.05, 0.3, 0.9):
+        rare = [t for t in values if count_from(different, t) / len(different) <= target]
+        assert calibration_fit.false_positive_threshold(sample, target) == (min(rare) if rare else None)
 
 
 def test_precision_thresholds_need_enough_pairs():
-    chosen = Half(np.array([1.0] + [0.0] * 19), np.linspace(0.0, 0.5, 20))
-    assert calibration_fit.precision_threshold(chosen, 0.9) is None
+    sample = Half(np.array([1.0] + [0.0] * 19), np.linspace(0.0, 0.5, 20))
+    assert calibration_fit.precision_threshold(sample, 0.9) is None
 
 
-def test_an_unreachable_target_is_null_and_an_error():
-    """All pairs are equally similar: whatever the threshold, all are called the same, or none."""
+def test_threshold_of_an_unreachable_target_is_null():
+    """All pairs are equally similar, so a threshold selects all of them or none."""
     fitted = fit(np.full(100, 0.99), np.repeat([True, False], 50), 0)
     assert {threshold.similarity for threshold in fitted.thresholds} == {None}
     assert {threshold.measured for threshold in fitted.thresholds} == {None}
@@ -131,7 +131,7 @@ def test_an_unreachable_target_is_null_and_an_error():
         fitted.threshold()
 
 
-def test_the_default_threshold_has_probability_one_half():
+def test_default_threshold_has_probability_one_half():
     fitted = fit(*pairs(500), 0)
     threshold = fitted.threshold()
     assert (threshold.name, threshold.target) == ("probability 0.5", 0.5)
@@ -151,39 +151,39 @@ def test_selects_a_threshold_by_its_target():
         fitted.threshold(precision=0.9, false_positive_rate=0.05)
 
 
-# --- what is measured
+# --- measurements
 
 
-def test_measures_on_other_pairs_than_it_fits():
-    """Without any signal a threshold looks precise on the pairs that chose it, and on others it is not."""
+def test_measures_on_held_out_pairs():
+    """Without a signal, a threshold looks precise on the pairs that selected it, but not on other pairs."""
     measured = []
     for seed in range(30):
         rng = np.random.default_rng(seed)
         fitted = fit(rng.random(200), np.repeat([True, False], 100), seed, (0.65,))
         assert (fitted.fitted_pairs, fitted.measured_pairs) == (100, 100)
-        (threshold,) = [each for each in fitted.thresholds if each.rule == "precision"]
+        (threshold,) = [candidate for candidate in fitted.thresholds if candidate.rule == "precision"]
         if threshold.measured and threshold.measured.precision:
             measured.append(threshold.measured.precision.value)
     assert len(measured) > 5
     assert np.mean(measured) == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_threshold_is_measured_by_counting():
-    chosen = Half(np.array([0.1, 0.5, 0.7, 0.9]), np.array([0.0, 0.2, 0.5, 0.3, 0.1]))
-    measured = calibration_fit.measure_threshold(chosen, 0.5)
+def test_threshold_metrics_agree_with_counts():
+    sample = Half(np.array([0.1, 0.5, 0.7, 0.9]), np.array([0.0, 0.2, 0.5, 0.3, 0.1]))
+    measured = calibration_fit.measure_threshold(sample, 0.5)
     assert measured.precision.value == 3 / 4
     assert measured.recall.value == 3 / 4
     assert measured.false_positive_rate.value == 1 / 5
     assert measured.accuracy.value == 7 / 9
-    assert calibration_fit.measure_threshold(chosen, 1.0).precision is None
+    assert calibration_fit.measure_threshold(sample, 1.0).precision is None
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("digits", [None, 1], ids=["all different", "with ties"])
+@pytest.mark.parametrize("digits", [None, 1], ids=["distinct", "with ties"])
 def test_auc_agrees_with_counting_pairs(seed, digits):
-    chosen = half(40, seed, digits)
-    wins = sum((a > b) + (a == b) / 2 for a in chosen.same.tolist() for b in chosen.different.tolist())
-    assert calibration_fit.auc(chosen) == pytest.approx(wins / 1_600)
+    sample = half(40, seed, digits)
+    wins = sum((a > b) + (a == b) / 2 for a in sample.same.tolist() for b in sample.different.tolist())
+    assert calibration_fit.auc(sample) == pytest.approx(wins / 1_600)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -214,38 +214,38 @@ def test_share_intervals_have_95_percent_coverage(share, total):
     assert 0.91 <= np.mean(inside) <= 0.99
 
 
-def test_a_share_of_zero_has_an_interval():
-    """Wilson's interval of 0 of n ends at z² / (n + z²)."""
+def test_share_of_zero_has_an_interval():
+    """The upper end of Wilson's interval of 0 of n is z² / (n + z²)."""
     assert calibration_fit.estimate_share(0, 50).low == 0
     assert calibration_fit.estimate_share(0, 50).high == pytest.approx(1.96**2 / (50 + 1.96**2), rel=1e-3)
     assert calibration_fit.estimate_share(50, 50).high == 1
 
 
-@pytest.mark.parametrize("bent", [False, True], ids=["calibrated", "overconfident"])
-def test_calibration_error_interval_covers_the_true_error(bent):
-    """Probabilities p that come true with p, or halfway between p and 1/2, at 0.05, 0.15, … 0.95."""
+@pytest.mark.parametrize("overconfident", [False, True], ids=["calibrated", "overconfident"])
+def test_calibration_error_interval_covers_the_true_error(overconfident):
+    """Pairs with probability p are the same with frequency p, or (p + 1/2) / 2 if overconfident."""
     levels = np.arange(0.05, 1, 0.1)
-    true = (levels + 0.5) / 2 if bent else levels
+    true = (levels + 0.5) / 2 if overconfident else levels
     expected = float(np.abs(levels - true).mean())
     pairs = 400
     rng = np.random.default_rng(0)
     inside = []
     for _ in range(100):
-        # given that it is the same, a pair has a level in proportion to how often the level comes true
+        # by Bayes' rule, the levels of same pairs are distributed in proportion to their frequency
         same = rng.choice(levels, pairs, p=true / true.sum())
-        others = rng.choice(levels, pairs, p=(1 - true) / (1 - true).sum())
-        estimate = calibration_fit._calibration_error(np.stack([same, others]), rng)
+        different = rng.choice(levels, pairs, p=(1 - true) / (1 - true).sum())
+        estimate = calibration_fit._calibration_error(np.stack([same, different]), rng)
         inside.append(estimate.low <= expected <= estimate.high)
     assert np.mean(inside) >= 0.88
 
 
-def test_a_good_curve_has_a_small_error_with_an_interval():
+def test_calibration_error_is_small_and_within_its_interval():
     error = fit(*pairs(5_000), 0).expected_calibration_error
     assert error.low <= error.value <= error.high
     assert error.value < 0.03
 
 
-# --- which pairs
+# --- pairs
 
 
 def test_fewer_than_twenty_pairs_give_no_calibration():
@@ -256,7 +256,7 @@ def test_fewer_than_twenty_pairs_give_no_calibration():
 
 
 def test_balances_the_classes():
-    """Labeled pairs may be of any proportion; a probability always means the same."""
+    """The probability must not depend on the proportion of the labels."""
     rng = np.random.default_rng(0)
     similarities, same = (
         np.append(rng.normal(0.3, 0.2, 900), rng.normal(0, 0.2, 100)),
@@ -267,44 +267,44 @@ def test_balances_the_classes():
     assert 0 < fitted.threshold().similarity < 0.3
 
 
-def test_the_same_seed_gives_the_same_calibration():
+def test_seed_determines_the_calibration():
     assert fit(*pairs(300), 7) == fit(*pairs(300), 7)
     assert fit(*pairs(300), 7) != fit(*pairs(300), 8)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_different_pairs_belong_together_for_no_user(seed):
+def test_different_pairs_are_not_pairs_of_any_user(seed):
     rng = np.random.default_rng(seed)
     queries, targets = rng.integers(0, 30, (2, 200))
-    judged = calibration_fit.sample_pairs(holdout(queries, targets), seed)
+    sampled = calibration_fit.sample_pairs(holdout(queries, targets), seed)
     true = {frozenset(pair) for pair in zip(queries.tolist(), targets.tolist(), strict=True)}
-    first, second, same = judged.first.tolist(), judged.second.tolist(), judged.same.tolist()
-    together = [pair for *pair, is_same in zip(first, second, same, strict=True) if is_same]
-    others = [pair for *pair, is_same in zip(first, second, same, strict=True) if not is_same]
-    assert together == [[a, b] for a, b in zip(queries.tolist(), targets.tolist(), strict=True) if a != b]
-    assert len(others) == len(together)
-    assert not [pair for pair in others if frozenset(pair) in true or pair[0] == pair[1]]
-    assert [a for a, _ in others] == [a for a, _ in together]
-    assert {b for _, b in others} <= set(targets.tolist())
-    assert [array.dtype for array in judged] == [np.int32, np.int32, np.bool_]
+    first, second, same = sampled.first.tolist(), sampled.second.tolist(), sampled.same.tolist()
+    same_pairs = [pair for *pair, is_same in zip(first, second, same, strict=True) if is_same]
+    different_pairs = [pair for *pair, is_same in zip(first, second, same, strict=True) if not is_same]
+    assert same_pairs == [[a, b] for a, b in zip(queries.tolist(), targets.tolist(), strict=True) if a != b]
+    assert len(different_pairs) == len(same_pairs)
+    assert not [pair for pair in different_pairs if frozenset(pair) in true or pair[0] == pair[1]]
+    assert [a for a, _ in different_pairs] == [a for a, _ in same_pairs]
+    assert {b for _, b in different_pairs} <= set(targets.tolist())
+    assert [array.dtype for array in sampled] == [np.int32, np.int32, np.bool_]
 
 
 def test_both_classes_have_the_same_popularity():
-    """Touched by popularity alone, some items a hundred times as often as others."""
+    """Items are drawn by popularity only; some are a hundred times as popular as others."""
     rng = np.random.default_rng(0)
     weights = 1 / np.sqrt(np.arange(1, 10_001))
     queries, targets = rng.choice(10_000, (2, 5_000), p=weights / weights.sum())
-    judged = calibration_fit.sample_pairs(holdout(queries, targets), 0)
-    popularity = np.bincount(targets, minlength=10_000)[judged.second]
-    assert popularity[judged.same].mean() == pytest.approx(popularity[~judged.same].mean(), rel=0.05)
+    sampled = calibration_fit.sample_pairs(holdout(queries, targets), 0)
+    popularity = np.bincount(targets, minlength=10_000)[sampled.second]
+    assert popularity[sampled.same].mean() == pytest.approx(popularity[~sampled.same].mean(), rel=0.05)
 
 
 @pytest.mark.parametrize("users", [0, 1, 5])
-def test_there_can_be_no_different_pairs(users):
-    judged = calibration_fit.sample_pairs(holdout(np.zeros(users), np.ones(users)), 0)
-    assert judged.same.all()
-    assert len(judged.same) == users
-    assert fit(np.ones(users), judged.same, 0) is None
+def test_no_calibration_if_all_users_have_the_same_items(users):
+    sampled = calibration_fit.sample_pairs(holdout(np.zeros(users), np.ones(users)), 0)
+    assert sampled.same.all()
+    assert len(sampled.same) == users
+    assert fit(np.ones(users), sampled.same, 0) is None
 
 
 @pytest.mark.parametrize("name", sorted(DISTANCES))
@@ -313,7 +313,7 @@ def test_similarities_of_pairs_agree_with_the_distance(name):
     first, second = rng.normal(size=(2, 50, 7)).astype(np.float32)
     first /= np.linalg.norm(first, axis=1, keepdims=True)
     second /= np.linalg.norm(second, axis=1, keepdims=True)
-    wide = [
+    expected = [
         {
             "cosine": sum(x * y for x, y in zip(a, b, strict=True)),
             "euclidean": 1 / (1 + math.dist(a, b)),
@@ -321,16 +321,16 @@ def test_similarities_of_pairs_agree_with_the_distance(name):
         }[name]
         for a, b in zip(first.tolist(), second.tolist(), strict=True)
     ]
-    found = calibration.similarities(DISTANCES[name], first, second)
-    assert found.dtype == np.float64
-    assert found == pytest.approx(wide, abs=1e-6)
+    similarities = calibration.similarities(DISTANCES[name], first, second)
+    assert similarities.dtype == np.float64
+    assert similarities == pytest.approx(expected, abs=1e-6)
     assert calibration.similarities(DISTANCES[name], first, first).tolist() == [1.0] * 50
 
 
-# --- the file
+# --- file
 
 
-def test_the_file_keeps_every_digit(tmp_path):
+def test_file_preserves_all_digits(tmp_path):
     fitted = fit(*pairs(300), 0)
     calibration.save(fitted, tmp_path / "calibration.json")
     loaded = calibration.load(tmp_path / "calibration.json")
@@ -360,7 +360,7 @@ UNMEASURED = {"rule": "precision", "target": 0.9, "similarity": 0.5, "measured":
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "JSONDecodeError"),
         ("[]", "TypeError"),
@@ -382,16 +382,16 @@ UNMEASURED = {"rule": "precision", "target": 0.9, "similarity": 0.5, "measured":
         (without("expected_calibration_error"), "expected_calibration_error: Field required"),
     ],
 )
-def test_rejects_a_damaged_file(tmp_path, content, told):
+def test_rejects_a_damaged_file(tmp_path, content, message):
     (tmp_path / "calibration.json").write_text(content)
-    with pytest.raises(InputError, match=rf"calibration must be .*calibration\.json: .*{told}"):
+    with pytest.raises(InputError, match=rf"calibration must be .*calibration\.json: .*{message}"):
         calibration.load(tmp_path / "calibration.json")
 
 
-def test_missing_file_is_refused(tmp_path):
+def test_rejects_a_missing_file(tmp_path):
     with pytest.raises(InputError, match="FileNotFoundError"):
         calibration.load(tmp_path / "calibration.json")
 
 
-def test_a_calibration_is_what_serving_reads():
+def test_fit_returns_a_calibration():
     assert isinstance(fit(*pairs(300), 0), Calibration)

@@ -1,4 +1,4 @@
-"""How far embeddings moved, once two spaces lie over each other."""
+"""Drift of embeddings after the alignment of two spaces."""
 
 import numpy as np
 import pytest
@@ -14,34 +14,34 @@ def directions(seed: int, items: int = 60, dimension: int = 7) -> NDArray[np.flo
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_a_rotation_is_no_drift() -> None:
-    before = directions(1)
-    turned = before @ ortho_group.rvs(7, random_state=2).astype(np.float32)
-    assert aligned_cosines(before, turned) == pytest.approx(np.ones(60), abs=1e-6)
+def test_rotation_is_not_drift() -> None:
+    embeddings = directions(1)
+    rotated = embeddings @ ortho_group.rvs(7, random_state=2).astype(np.float32)
+    assert aligned_cosines(embeddings, rotated) == pytest.approx(np.ones(60), abs=1e-6)
 
 
 def test_agrees_with_orthogonal_procrustes() -> None:
-    before, now = directions(1), directions(2)
-    rotation, _ = orthogonal_procrustes(before, now)
-    turned = before @ rotation
-    assert aligned_cosines(before, now) == pytest.approx(
-        [float(a @ b) for a, b in zip(turned, now, strict=True)], abs=1e-6
+    earlier, later = directions(1), directions(2)
+    rotation, _ = orthogonal_procrustes(earlier, later)
+    rotated = earlier @ rotation
+    assert aligned_cosines(earlier, later) == pytest.approx(
+        [float(a @ b) for a, b in zip(rotated, later, strict=True)], abs=1e-6
     )
 
 
 def test_detects_the_item_that_moved() -> None:
-    before = directions(1)
-    now = before @ ortho_group.rvs(7, random_state=3).astype(np.float32)
-    now[17] = -now[17]
-    found = aligned_cosines(before, now)
-    assert found.argmin() == 17
-    assert found[17] < 0
-    assert np.delete(found, 17).min() > 0.9
+    earlier = directions(1)
+    later = earlier @ ortho_group.rvs(7, random_state=3).astype(np.float32)
+    later[17] = -later[17]
+    cosines = aligned_cosines(earlier, later)
+    assert cosines.argmin() == 17
+    assert cosines[17] < 0
+    assert np.delete(cosines, 17).min() > 0.9
 
 
 def test_ignores_lengths_and_allows_another_dimension() -> None:
-    before = directions(1)
-    longer = np.pad(before, ((0, 0), (0, 2))) * np.float32(3)
-    assert aligned_cosines(before, longer) == pytest.approx(np.ones(60), abs=1e-6)
-    assert aligned_cosines(longer, before) == pytest.approx(np.ones(60), abs=1e-6)
+    embeddings = directions(1)
+    longer = np.pad(embeddings, ((0, 0), (0, 2))) * np.float32(3)
+    assert aligned_cosines(embeddings, longer) == pytest.approx(np.ones(60), abs=1e-6)
+    assert aligned_cosines(longer, embeddings) == pytest.approx(np.ones(60), abs=1e-6)
     assert aligned_cosines(np.zeros((2, 3), np.float32), directions(1, 2, 3)) == pytest.approx([0, 0])

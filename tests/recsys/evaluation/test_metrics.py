@@ -23,27 +23,27 @@ from recsys.testing.neighbors_contract import asked
 NAMES = [f"{name}_at_{k}" for name in ("hr", "ndcg", "mrr") for k in (5, 10, 20)]
 
 
-class Canned:
-    """Answers by the query's first item from a table, and remembers what it was asked."""
+class TableModel:
+    """Model that returns results from a table by the first item of the query, and records its calls."""
 
     def __init__(self, answers):
         self.answers = answers
-        self.asked = []
+        self.calls = []
 
     def top_k(self, queries, k):
-        self.asked.append((queries.items.tolist(), k))
+        self.calls.append((queries.items.tolist(), k))
         rows = [(self.answers[number] + [-1] * k)[:k] for number, *_ in queries.items.tolist()]
         return np.array(rows, np.int32).reshape(len(queries), k)
 
 
-def questions(*pairs):
-    """Look-ups from one item each, and the targets."""
+def held_out(*pairs):
+    """Return queries with one item each, and their targets."""
     queries, targets = zip(*pairs, strict=True) if pairs else ((), ())
     return Queries.from_items(np.array(queries, np.int32)), np.array(targets, np.int32)
 
 
 def holdout(*histories):
-    """Each history ends with its target."""
+    """Return a holdout of histories; the last item of each is its target."""
     items = np.array([item for history in histories for item in history], np.int32)
     lengths = np.array([len(history) for history in histories], np.int64)
     ends = np.cumsum(lengths)
@@ -51,7 +51,7 @@ def holdout(*histories):
 
 
 def naive(positions):
-    """One user at a time; a position is a rank from 1, or None for a miss."""
+    """Return the metrics by a loop over users; a position is a rank from 1, or None for a miss."""
     figures = {}
     for k in (5, 10, 20):
         gains = {"hr": 0.0, "ndcg": 0.0, "mrr": 0.0}
@@ -65,25 +65,25 @@ def naive(positions):
 
 
 def shuffled(num_items, seed=3):
-    """For each item all others, in some order."""
+    """Return for each item all other items in random order."""
     rng = np.random.default_rng(seed)
     return {
-        number: rng.permutation([other for other in range(num_items) if other != number]).tolist()
+        number: rng.permutation([neighbor for neighbor in range(num_items) if neighbor != number]).tolist()
         for number in range(num_items)
     }
 
 
 def test_ranks_are_the_positions_of_the_targets():
-    model = Canned({4: [7, 1, 2], 9: [1, 0, 7], 2: []})
-    rank = target_ranks(model, *questions((9, 7), (4, 7), (4, 2), (2, 1), (9, 5)), k=3)
+    model = TableModel({4: [7, 1, 2], 9: [1, 0, 7], 2: []})
+    rank = target_ranks(model, *held_out((9, 7), (4, 7), (4, 2), (2, 1), (9, 5)), k=3)
     assert rank.tolist() == [2, 0, 2, 3, 3]
     assert rank.dtype == np.int64
 
 
 def test_searches_equal_single_item_queries_once():
-    model = Canned({4: [7], 9: [1]})
-    target_ranks(model, *questions((9, 7), (4, 7), (9, 1), (9, 7)), k=3)
-    assert model.asked == [([[4], [9]], 3)]
+    model = TableModel({4: [7], 9: [1]})
+    target_ranks(model, *held_out((9, 7), (4, 7), (9, 1), (9, 7)), k=3)
+    assert model.calls == [([[4], [9]], 3)]
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_searches_equal_single_item_queries_once():
         asked([[(9, 1.0)], [(4, 1.0)], [(9, 0.0)]]),
         asked([[(9, 1.0), (4, 0.5)], [(4, 1.0)], [(9, 1.0)]]),
     ],
-    ids=["other exclusion", "more excluded", "no weight", "several items"],
+    ids=["another exclusion", "two exclusions", "no weight", "several items"],
 )
 def test_searches_other_queries_unchanged(queries):
-    model = Canned({4: [7], 9: [1, 7]})
+    model = TableModel({4: [7], 9: [1, 7]})
     assert target_ranks(model, queries, np.array([7, 7, 1], np.int32), k=3).tolist() == [1, 0, 0]
-    assert model.asked == [(queries.items.tolist(), 3)]
+    assert model.calls == [(queries.items.tolist(), 3)]
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_metrics_are_means_over_the_queries():
     answers = shuffled(40)
     drawn = np.random.default_rng(5).integers(0, 40, (61, 2)).tolist()
     pairs = [(query, target) for query, target in drawn if query != target]
-    places = [answers[query].index(target) + 1 for query, target in pairs]
-    assert ranking_metrics(target_ranks(Canned(answers), *questions(*pairs))) == pytest.approx(naive(places))
-    assert evaluate_last_item(Canned(answers), holdout(*pairs)) == pytest.approx(naive(places))
+    positions = [answers[query].index(target) + 1 for query, target in pairs]
+    assert ranking_metrics(target_ranks(TableModel(answers), *held_out(*pairs))) == pytest.approx(naive(positions))
+    assert evaluate_last_item(TableModel(answers), holdout(*pairs)) == pytest.approx(naive(positions))
 
 
 def test_evaluates_the_last_item_before_the_target():
-    model = Canned({4: [7], 9: [1]})
+    model = TableModel({4: [7], 9: [1]})
     assert evaluate_last_item(model, holdout((9, 4, 7), (4, 9, 4, 1), (4, 9, 1)))["hr_at_5"] == pytest.approx(2 / 3)
-    assert model.asked == [([[4], [9]], 20)]
+    assert model.calls == [([[4], [9]], 20)]
 
 
 def test_evaluates_exact_search_by_its_ranks():
-    """On a circle: the neighbors are the nearest by angle."""
+    """The vectors are on a circle, so neighbors are the nearest by angle."""
     angles = np.radians([0, 30, 70, 120])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     figures = evaluate_last_item(ExactIndex(vectors), holdout((0, 1), (0, 3), (2, 3)))
@@ -146,46 +146,46 @@ def test_evaluates_exact_search_by_its_ranks():
 
 
 def test_padding_is_not_a_hit():
-    assert evaluate_last_item(Canned({1: []}), holdout((1, 0)))["hr_at_20"] == 0
+    assert evaluate_last_item(TableModel({1: []}), holdout((1, 0)))["hr_at_20"] == 0
 
 
 def test_no_queries_have_no_metrics():
-    assert evaluate_last_item(Canned({}), holdout()) == {}
+    assert evaluate_last_item(TableModel({}), holdout()) == {}
     assert bootstrap_intervals(np.empty(0, np.int64), 10) == {}
 
 
 def test_intervals_agree_with_resampling_queries():
-    """Percentiles of 4,000 resamples, ours and naive ones.
+    """Compares percentiles of 4,000 resamples with naive ones.
 
     Both estimate the same quantile q = 0.025 from n draws of a nearly normal mean of deviation s: the standard
     error is sqrt(q (1 - q) / n) / density = sqrt(0.025 * 0.975 / 4000) / (0.0584 / s) = 0.042 s, times sqrt(2)
-    for the difference of two. Six such errors are 0.36 s. HR of 83 questions comes in steps of 1 / 83 = 0.012,
-    so a step is allowed beside it.
+    for the difference of two. Six such errors are 0.36 s. HR of 83 queries is a multiple of 1 / 83 = 0.012,
+    so a further step is allowed.
     """
     rng = np.random.default_rng(1)
     rank = np.minimum(rng.geometric(0.08, 83) - 1, 20)
-    ours = bootstrap_intervals(rank, 4_000, seed=2)
+    intervals = bootstrap_intervals(rank, 4_000, seed=2)
     resampled = [ranking_metrics(rng.choice(rank, len(rank))) for _ in range(4_000)]
-    assert sorted(ours) == sorted(NAMES)
+    assert sorted(intervals) == sorted(NAMES)
     for name in NAMES:
         values = [figures[name] for figures in resampled]
-        assert ours[name] == pytest.approx(
+        assert intervals[name] == pytest.approx(
             np.percentile(values, [2.5, 97.5]).tolist(), abs=0.36 * np.std(values) + 1 / 83
         )
 
 
 def test_intervals_contain_the_figure_and_shrink_with_more_queries():
     rank = np.random.default_rng(0).integers(0, 21, 50)
-    few, many = bootstrap_intervals(rank, 500), bootstrap_intervals(np.tile(rank, 100), 500)
+    wide, narrow = bootstrap_intervals(rank, 500), bootstrap_intervals(np.tile(rank, 100), 500)
     for name, value in ranking_metrics(rank).items():
-        assert few[name][0] < value < few[name][1]
-        assert many[name][0] < value < many[name][1]
-        # a hundred times the questions, a tenth of the width; a width of 500 resamples is good to some 10%
-        width = many[name][1] - many[name][0]
-        assert width == pytest.approx((few[name][1] - few[name][0]) / 10, rel=0.4)
+        assert wide[name][0] < value < wide[name][1]
+        assert narrow[name][0] < value < narrow[name][1]
+        # 100 times as many queries have a tenth of the width; 500 resamples give it to about 10%
+        width = narrow[name][1] - narrow[name][0]
+        assert width == pytest.approx((wide[name][1] - wide[name][0]) / 10, rel=0.4)
 
 
-def test_intervals_repeat_with_the_seed():
+def test_the_seed_determines_the_intervals():
     rank = np.random.default_rng(0).integers(0, 21, 50)
     assert bootstrap_intervals(rank, 100, seed=4) == bootstrap_intervals(rank, 100, seed=4)
     assert bootstrap_intervals(rank, 100, seed=4) != bootstrap_intervals(rank, 100, seed=5)
@@ -218,91 +218,93 @@ def test_strata_are_thirds_of_the_interactions(popularity, expected):
 
 def test_strata_agree_with_a_naive_computation():
     popularity = np.random.default_rng(7).geometric(0.05, 97) - 1
-    total, before, expected = int(popularity.sum()), 0, {}
+    total, cumulated, expected = int(popularity.sum()), 0, {}
     for number in sorted(range(97), key=lambda item: (-popularity[item], item)):
-        thirds = 0 if before < total / 3 else 1 if before < 2 * total / 3 else 2
+        thirds = 0 if cumulated < total / 3 else 1 if cumulated < 2 * total / 3 else 2
         expected[number] = thirds if popularity[number] else 3
-        before += int(popularity[number])
+        cumulated += int(popularity[number])
     assert popularity_strata(popularity).tolist() == [expected[number] for number in range(97)]
 
 
-@pytest.mark.parametrize(("shown", "expected"), [([0, 0], 0), ([3, 0, 1, 0, 0], 0.4), ([1, 9], 1), ([], 0)], ids=str)
-def test_coverage_is_the_share_of_recommended_items(shown, expected):
-    assert coverage(np.array(shown, np.int64)) == pytest.approx(expected)
+@pytest.mark.parametrize(("exposure", "expected"), [([0, 0], 0), ([3, 0, 1, 0, 0], 0.4), ([1, 9], 1), ([], 0)], ids=str)
+def test_coverage_is_the_share_of_recommended_items(exposure, expected):
+    assert coverage(np.array(exposure, np.int64)) == pytest.approx(expected)
 
 
-def naive_gini(shown):
-    """Mean difference of all pairs over twice the mean, and n / (n - 1) so that the extreme is 1."""
-    n = len(shown)
-    differences = sum(abs(one - other) for one in shown for other in shown)
-    return differences / (2 * n * sum(shown)) * n / (n - 1)
+def naive_gini(exposure):
+    """Return the mean difference of all pairs divided by twice the mean, times n / (n - 1), so the maximum is 1."""
+    n = len(exposure)
+    differences = sum(abs(a - b) for a in exposure for b in exposure)
+    return differences / (2 * n * sum(exposure)) * n / (n - 1)
 
 
 @pytest.mark.parametrize(
-    ("shown", "expected"),
+    ("exposure", "expected"),
     [([5, 5, 5], 0), ([0, 9, 0, 0], 1), ([1, 3], 0.5), ([0, 0, 0], 0), ([4], 0), ([], 0)],
     ids=str,
 )
-def test_gini_ranges_from_equal_exposure_to_one_item(shown, expected):
-    assert gini(np.array(shown, np.int64)) == pytest.approx(expected)
+def test_gini_ranges_from_equal_exposure_to_one_item(exposure, expected):
+    assert gini(np.array(exposure, np.int64)) == pytest.approx(expected)
 
 
 def test_gini_is_the_mean_difference_of_all_pairs():
-    shown = np.random.default_rng(2).geometric(0.2, 31) - 1
-    assert gini(shown) == pytest.approx(naive_gini(shown.tolist()))
+    exposure = np.random.default_rng(2).geometric(0.2, 31) - 1
+    assert gini(exposure) == pytest.approx(naive_gini(exposure.tolist()))
 
 
 def naive_exposure(answers, queries, num_items):
-    shown = [0] * num_items
+    exposure = [0] * num_items
     for query in queries:
         for item in answers[query][:10]:
-            shown[item] += 1
-    return shown
+            exposure[item] += 1
+    return exposure
 
 
-def test_the_report_searches_once_and_has_all_figures():
+def test_report_searches_once_and_has_all_figures():
     num_items = 27
-    answers = {number: others[: number + 3] for number, others in shuffled(num_items).items()}
+    answers = {number: neighbors[: number + 3] for number, neighbors in shuffled(num_items).items()}
     pairs = [(query, target) for query, target in np.random.default_rng(6).integers(0, num_items, (53, 2)).tolist()]
     popularity = np.random.default_rng(9).integers(0, 9, num_items)
-    model = Canned(answers)
-    figures = evaluation_report(model, *questions(*pairs), popularity, 200, seed=3)
-    assert len(model.asked) == 1
+    model = TableModel(answers)
+    figures = evaluation_report(model, *held_out(*pairs), popularity, 200, seed=3)
+    assert len(model.calls) == 1
 
     top = [answers[query][:20] for query, _ in pairs]
-    places = [
-        found.index(target) + 1 if target in found else None for found, (_, target) in zip(top, pairs, strict=True)
+    positions = [
+        result.index(target) + 1 if target in result else None for result, (_, target) in zip(top, pairs, strict=True)
     ]
-    assert {name: figures[name] for name in NAMES} == pytest.approx(naive(places))
-    shown = naive_exposure(answers, [query for query, _ in pairs], num_items)
-    assert figures["coverage_at_10"] == pytest.approx(sum(count > 0 for count in shown) / num_items)
-    assert figures["gini_at_10"] == pytest.approx(naive_gini(shown))
-    rank = np.array([20 if place is None else place - 1 for place in places])
+    assert {name: figures[name] for name in NAMES} == pytest.approx(naive(positions))
+    exposure = naive_exposure(answers, [query for query, _ in pairs], num_items)
+    assert figures["coverage_at_10"] == pytest.approx(sum(count > 0 for count in exposure) / num_items)
+    assert figures["gini_at_10"] == pytest.approx(naive_gini(exposure))
+    rank = np.array([20 if position is None else position - 1 for position in positions])
     assert figures["intervals"] == bootstrap_intervals(rank, 200, seed=3)
     stratum = popularity_strata(popularity)
     for number, name in enumerate(["head", "torso", "tail", "new"]):
-        own = [place for place, (_, target) in zip(places, pairs, strict=True) if stratum[target] == number]
-        expected = {"queries": len(own)} | naive(own)
+        stratum_positions = [
+            position for position, (_, target) in zip(positions, pairs, strict=True) if stratum[target] == number
+        ]
+        expected = {"queries": len(stratum_positions)} | naive(stratum_positions)
         assert figures["strata"][name] == pytest.approx(expected)
     assert sum(part["queries"] for part in figures["strata"].values()) == len(pairs)
     assert set(figures) == {*NAMES, "coverage_at_10", "gini_at_10", "intervals", "strata"}
 
 
-def test_a_report_is_json_compatible():
-    figures = evaluation_report(Canned(shuffled(30)), *questions((1, 2), (3, 4)), np.arange(30), 20)
+def test_report_is_json_compatible():
+    figures = evaluation_report(TableModel(shuffled(30)), *held_out((1, 2), (3, 4)), np.arange(30), 20)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 
-def test_a_report_without_queries_has_only_counts():
-    figures = evaluation_report(Canned({}), *questions(), np.arange(5), 20)
+def test_report_without_queries_has_only_counts():
+    figures = evaluation_report(TableModel({}), *held_out(), np.arange(5), 20)
     assert figures == {
         "intervals": {},
         "strata": {name: {"queries": 0} for name in ("head", "torso", "tail", "new")},
     }
 
 
-class ByWeight:
-    """Answers well if the second newest item weighs as much as `best` says; remembers the items it was asked."""
+class WeightSensitiveModel:
+    """Model whose target has a better rank, the closer the weight of the second newest item is to `best`."""
 
     def __init__(self, best):
         self.best = best
@@ -311,15 +313,15 @@ class ByWeight:
     def top_k(self, queries, k):
         self.widths.add(queries.items.shape[1])
         answers = np.full((len(queries), k), -1, np.int32)
-        place = np.rint(10 * np.abs(queries.weights[:, 1] - self.best)).astype(int)
-        answers[np.arange(len(queries)), place] = 5
+        rank = np.rint(10 * np.abs(queries.weights[:, 1] - self.best)).astype(int)
+        answers[np.arange(len(queries)), rank] = 5
         return answers
 
 
 @pytest.mark.parametrize(("best", "chosen"), [(0.5, 0.5), (0.2, 0.3), (0.6, 0.5)], ids=str)
 def test_chooses_the_first_recency_with_the_best_ndcg(best, chosen):
-    """At 0.6, the recencies 0.5 and 0.7 are equally far."""
-    model = ByWeight(best)
+    """With a best weight of 0.6, the recencies 0.5 and 0.7 are ties."""
+    model = WeightSensitiveModel(best)
     recency, figures = choose_recency(model, holdout((1, 2, 3, 5), (4, 2, 5)), (0.9, 0.5, 0.3, 0.7), 2)
     assert recency == chosen
     assert figures == pytest.approx(naive([1 + round(10 * abs(chosen - best))] * 2))
@@ -327,4 +329,4 @@ def test_chooses_the_first_recency_with_the_best_ndcg(best, chosen):
 
 
 def test_chooses_the_first_recency_without_queries():
-    assert choose_recency(Canned({}), holdout(), (0.3, 0.5), 4) == (0.3, {})
+    assert choose_recency(TableModel({}), holdout(), (0.3, 0.5), 4) == (0.3, {})
