@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import FIGURES, parser, working, write
-from recsys.testing.killed_runs import differences, night, outputs, world
+from recsys.testing.killed_runs import differences, outputs, run_nightly, write_data
 
 
 def measure(folder: Path, kills: int, rows: int, seed: int) -> dict[str, Any]:
     """Kill nights, go on with them, and compare; a line each."""
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    config = world(folder, rows)
+    config = write_data(folder, rows)
     undisturbed = folder / "undisturbed"
-    night(config, folder / "warm")  # the first reads programs from disk, and takes longer
-    whole = night(config, undisturbed)
-    if whole.code:
-        raise SystemExit(whole.said)
+    run_nightly(config, folder / "warm")  # the first reads programs from disk, and takes longer
+    whole = run_nightly(config, undisturbed)
+    if whole.exit_code:
+        raise SystemExit(whole.stderr)
     again = differences(config, undisturbed, folder / "warm")
     print(f"{rows:,} rows, undisturbed: {whole.seconds:.1f} s; a second time: {'; '.join(again) or 'the same'}")
     shutil.rmtree(folder / "warm")
@@ -39,23 +39,25 @@ def measure(folder: Path, kills: int, rows: int, seed: int) -> dict[str, Any]:
     for number in range(kills):
         workspace = folder / f"killed-{number}"  # a name of its own: MLflow holds databases open by name
         moment = whole.seconds * (number + rng.random()) / kills
-        while not (killed := night(config, workspace, moment)).code:  # it was over: nights of a busy machine differ
+        while not (
+            killed := run_nightly(config, workspace, moment)
+        ).exit_code:  # it was over: nights of a busy machine differ
             shutil.rmtree(workspace)
             moment *= 0.8
-        resumed = night(config, workspace)
-        found = [f"exit code {resumed.code}: {resumed.said[-500:]}"] if resumed.code else []
+        resumed = run_nightly(config, workspace)
+        found = [f"exit code {resumed.exit_code}: {resumed.stderr[-500:]}"] if resumed.exit_code else []
         found = found or differences(config, undisturbed, workspace)
         shutil.rmtree(workspace)
         told.append(
             {
                 "killed_after_s": round(killed.seconds, 2),
-                "at": killed.at,
+                "at": killed.phase,
                 "resumed_s": round(resumed.seconds, 2),
                 "differences": found,
             }
         )
         print(
-            f"{number + 1:>3}  killed after {killed.seconds:5.1f} s at {killed.at:<9}  "
+            f"{number + 1:>3}  killed after {killed.seconds:5.1f} s at {killed.phase:<9}  "
             f"done {resumed.seconds:5.1f} s later: {'; '.join(found) or 'the same'}",
             flush=True,
         )

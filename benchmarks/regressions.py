@@ -19,32 +19,32 @@ from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from recsys.config.sections import Config
 from recsys.errors import RefusedError
-from recsys.testing.regressions import REGRESSIONS, changed, judge, night_of, planted, publish
+from recsys.testing.regressions import REGRESSIONS, inject, judge, publish, run_all_stages, with_settings
 
 
 def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
     """Every regression, and the retrains."""
-    first = judge(config, night_of)
+    first = judge(config, run_all_stages)
     if not first.promoted:
         raise RefusedError(f"the first night must be promoted. Received: {first.error}")
-    challenger = changed(config, [f"train.seed={config.train.seed + 1}"])
+    challenger = with_settings(config, [f"train.seed={config.train.seed + 1}"])
     report = Progress()
     publish(RunContext.from_config(challenger, report))
     figures: dict[str, Any] = {"regressions": {}, "retrains": []}
     for number, regression in enumerate(REGRESSIONS):
         place = folder / f"planted-{number}"
         place.mkdir()
-        verdict = planted(regression, config, challenger, place)
+        verdict = inject(regression, config, challenger, place)
         shutil.rmtree(place)
         report.write(f"{regression.name}: refused by {', '.join(verdict.failed) or verdict.error}")
         figures["regressions"][regression.name] = {
-            "refused_as_expected": verdict.names(regression.by),
-            "expected": regression.by,
+            "refused_as_expected": verdict.rejected_by(regression.expected),
+            "expected": regression.expected,
             "failed": verdict.failed,
             "error": verdict.error[:300] if not verdict.failed else "",
         }
     for seed in range(retrains):
-        verdict = judge(changed(config, [f"train.seed={config.train.seed + 1 + seed}"]), night_of)
+        verdict = judge(with_settings(config, [f"train.seed={config.train.seed + 1 + seed}"]), run_all_stages)
         report.write(f"retrain {seed + 1}: {'promoted' if verdict.promoted else verdict.error}")
         kept = [check for check in verdict.checks if check["name"] in {"ndcg_at_20_change", "overlap_at_10"}]
         figures["retrains"].append({"promoted": verdict.promoted, "failed": verdict.failed, "checks": kept})

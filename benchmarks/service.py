@@ -32,8 +32,8 @@ import uvloop
 from fastapi import FastAPI
 
 from benchmarks import command
-from recsys.testing.busy_day import ITEMS, WORKERS, day, service_over, usage
-from recsys.testing.service_process import until
+from recsys.testing.service_load import ITEMS, WORKERS, create_service, run_load, usage
+from recsys.testing.service_process import wait_until
 
 CONNECTIONS = 32
 """At a time, of the load."""
@@ -85,14 +85,14 @@ class Load(NamedTuple):
 
 def load(folder: Path, seconds: float) -> Load:
     """Throughput beside the empty endpoint in turn, then latency at half of it."""
-    service, item_ids = service_over(folder, ITEMS)
-    service.set(workers=1)
+    service, item_ids = create_service(folder, ITEMS)
+    service.configure(workers=1)
     service.start()
     again, new = [_path(item_id) for item_id in item_ids], _new(item_ids)
     try:
         with _serving_nothing() as url:
             asked = [(service.url, again), (service.url, new), (url, ["/empty"])]
-            until(lambda: service.get(_path(item_ids[0])).is_success)
+            wait_until(lambda: service.get(_path(item_ids[0])).is_success)
             _throughput(*asked[0], 1.0)
             rounds = [[_throughput(*each, seconds) for each in asked] for _ in range(ROUNDS)]
         ours, other, plain = (statistics.median(side) for side in zip(*rounds, strict=True))
@@ -128,13 +128,13 @@ class Soak(NamedTuple):
 
 def soak(folder: Path, seconds: float) -> Soak:
     """So many questions a second, each asked twice, and nothing else."""
-    service, item_ids = service_over(folder, ITEMS)
-    service.set(workers=WORKERS)
+    service, item_ids = create_service(folder, ITEMS)
+    service.configure(workers=WORKERS)
     service.start()
     paths = [path for path in _new(item_ids) for _ in range(2)]
     seen: list[tuple[int, int]] = []
     try:
-        until(lambda: service.get(_path(item_ids[0])).is_success)
+        wait_until(lambda: service.get(_path(item_ids[0])).is_success)
         latencies = uvloop.run(_paced(service.url, paths, SOAK_S, seconds, lambda: seen.append(usage(service))))
     finally:
         service.close()
@@ -153,7 +153,7 @@ def _serving_nothing() -> Iterator[str]:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
             url = f"http://127.0.0.1:{int(cast('IO[str]', process.stdout).readline())}"
-            until(lambda: _answers(f"{url}/empty"))
+            wait_until(lambda: _answers(f"{url}/empty"))
             yield url
         finally:
             process.terminate()
@@ -228,7 +228,7 @@ def main() -> None:
     figures: dict[str, Any] = {"cores": os.cpu_count(), "by": "wrk" if shutil.which("wrk") else "asyncio"}
     parts: dict[str, Callable[[Path], Any]] = {
         "load": lambda folder: load(folder, asked.seconds),
-        "day": lambda folder: day(folder, asked.requests, asked.swaps),
+        "day": lambda folder: run_load(folder, asked.requests, asked.swaps),
         "soak": lambda folder: soak(folder, 60 * asked.soak_minutes),
     }
     for name, part in parts.items():

@@ -1,1 +1,1 @@
-"""Contract suites, made-up data, small releases and test scenarios that tests and benchmarks share."""
+"""Contract suites, synthetic data, small releases and scenarios that tests and benchmarks share."""

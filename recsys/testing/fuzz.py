@@ -34,7 +34,7 @@ from schemathesis.core.failures import FailureGroup
 
 from recsys.testing.openapi import Description
 from recsys.testing.releases import release_writer
-from recsys.testing.service_process import Service, until
+from recsys.testing.service_process import Service, wait_until
 
 ITEMS = [f"item {number:02}" for number in range(60)]
 WORKERS = 2
@@ -153,7 +153,7 @@ def fuzz(folder: Path, requests: int, seed: int = 0) -> Fuzzed:
     service = _service(folder)
     service.start()
     try:
-        until(lambda: service.get("/readyz").is_success)
+        wait_until(lambda: service.get("/readyz").is_success)
         run = _Fuzz(service, seed)
         before = service.workers()
         run.generated(round(GENERATED * requests))
@@ -177,16 +177,16 @@ def _service(folder: Path) -> Service:
         available=pl.Series([n % 4 != 0 for n in range(len(ITEMS))]),
     )
     service = Service(folder)
-    service.let_in("fuzz", "write")
-    service.set(workers=WORKERS, keys="keys.txt", timeout_seconds=TIMEOUT_S)
-    service.want(release)
+    service.add_key("fuzz", "write")
+    service.configure(workers=WORKERS, keys="keys.txt", timeout_seconds=TIMEOUT_S)
+    service.set_releases(release)
     return service
 
 
 def _wrong_lines(service: Service, metrics: str) -> list[str]:
     """What was logged and holds something that was sent, or tells of an error nobody foresaw."""
     secret = service.key("fuzz")
-    lines = [*service.log.read_text(errors="replace").splitlines(), *service.said, *metrics.splitlines()]
+    lines = [*service.log.read_text(errors="replace").splitlines(), *service.stderr_lines, *metrics.splitlines()]
     never = (MARK, secret, "Traceback", '"traceback"', "a worker ended")
     without_id = (re.sub(r'"request_id": ?"[^"]*"', "", line) for line in lines)  # which may be the caller's own
     return [line[-500:] for line in without_id if any(text in line for text in never)]

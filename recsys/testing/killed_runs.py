@@ -1,4 +1,4 @@
-"""Nightly runs that are killed, and how what they leave differs from what an undisturbed run leaves."""
+"""Nightly runs that are killed and restarted, compared with a run that is not killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from recsys.release.mlflow_registry import Tracker
 from recsys.testing import synthetic
 
 USER_ROWS, ITEM_ROWS, UNITS = 20, 50, 10
-"""Rows for each user and for each item; units of a log."""
+"""Rows per user, rows per item, and the number of units of the interactions."""
 
 SETTINGS = """
 [data]
@@ -54,122 +54,122 @@ users = 500
 [promote]
 quality_floor = 0.0
 """
-"""A night of all stages, but little of each."""
+"""Settings of a short run with all stages."""
 
-MOMENTS = ("start", "mlflow", *STAGES, "end")
-"""What a night is at, in order."""
+PHASES = ("start", "mlflow", *STAGES, "end")
+"""Phases of a run, in order."""
 
-DRAWN = {"created_at", "mlflow_run"}
-"""What a release says about its making that no two nights share."""
-
-
-DRAWN_BY_KERAS = re.compile(rb'"date_saved": "[^"]*"|"shared_object_id": \d+')
-"""The same of a tower: the second is an address in memory."""
+VOLATILE_FIELDS = {"created_at", "mlflow_run"}
+"""Fields of a manifest that differ from run to run."""
 
 
-class Gone(NamedTuple):
-    """A night that is over."""
+VOLATILE_KERAS_FIELDS = re.compile(rb'"date_saved": "[^"]*"|"shared_object_id": \d+')
+"""Fields of a Keras file that differ from run to run; the second is a memory address."""
 
-    code: int
+
+class FinishedRun(NamedTuple):
+    """A run that has ended or was killed."""
+
+    exit_code: int
     seconds: float
-    said: str
+    stderr: str
 
     @property
-    def at(self) -> str:
-        """What it was at when it ended."""
-        finished = re.findall(r"^  (\w+) +\d+\.\d s", self.said, re.MULTILINE)
-        begun = [*(["start"] if re.search(r"^Run ", self.said, re.MULTILINE) else []), *finished]
-        return MOMENTS[len(begun)]
+    def phase(self) -> str:
+        """Phase in which the run ended."""
+        finished = re.findall(r"^  (\w+) +\d+\.\d s", self.stderr, re.MULTILINE)
+        started = [*(["start"] if re.search(r"^Run ", self.stderr, re.MULTILINE) else []), *finished]
+        return PHASES[len(started)]
 
 
-def world(folder: Path, rows: int) -> Path:
-    """Made-up interactions and a config; the path of the config."""
+def write_data(folder: Path, rows: int) -> Path:
+    """Write synthetic interactions and a config, and return the path of the config."""
     synthetic.interactions(folder / "interactions.parquet", rows, rows // USER_ROWS, rows // ITEM_ROWS)
     config = folder / "recsys.toml"
     config.write_text(SETTINGS.format(memory_mb=max(1, rows // UNITS) / 125))
     return config
 
 
-def night(config: Path, workspace: Path, until_s: float | None = None) -> Gone:
-    """One night as a program, killed after so many seconds if it is not over by then."""
+def run_nightly(config: Path, workspace: Path, kill_after_s: float | None = None) -> FinishedRun:
+    """Run `recsys nightly` in a process, and kill it if it takes longer than `kill_after_s`."""
     program = Path(sysconfig.get_path("scripts")) / "recsys"
     command: list[str | Path] = [program, "nightly", "--config", config, "--set", f"data.workspace={workspace}"]
     workspace.mkdir(exist_ok=True)
-    told = workspace / "told.txt"
+    stderr_file = workspace / "stderr.txt"
     started = time.perf_counter()
-    with told.open("w") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
+    with stderr_file.open("w") as file:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True)
         try:
-            process.wait(until_s)
+            process.wait(kill_after_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     seconds = time.perf_counter() - started
-    said = told.read_text()
-    told.unlink()
-    return Gone(process.returncode, seconds, said)
+    stderr = stderr_file.read_text()
+    stderr_file.unlink()
+    return FinishedRun(process.returncode, seconds, stderr)
 
 
 def _tower(path: Path) -> object:
-    """Members of the archive, weights among them, less the times and addresses that Keras puts there."""
+    """Return the members of the archive without the times and addresses that Keras writes."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    return {name: DRAWN_BY_KERAS.sub(b"", member) for name, member in members.items()}
+    return {name: VOLATILE_KERAS_FIELDS.sub(b"", member) for name, member in members.items()}
 
 
 def _manifest(path: Path) -> object:
-    """All that it says, less what is drawn, and the hash of the tower's file, which follows from that."""
-    said = {key: value for key, value in json.loads(path.read_text()).items() if key not in DRAWN}
-    return said | {"files": {name: entry for name, entry in said["files"].items() if name != TOWER}}
+    """Return the manifest without volatile fields and without the hash of the tower's file, which depends on them."""
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key not in VOLATILE_FIELDS}
+    return content | {"files": {name: entry for name, entry in content["files"].items() if name != TOWER}}
 
 
 CONTENT: dict[str, Callable[[Path], object]] = {TOWER: _tower, MANIFEST: _manifest}
-"""Files that hold what differs from night to night, and how they are read without it."""
+"""Files with volatile fields, and functions that read them without these fields."""
 
 
 TIMED = {".lock", promote.REPORT, report_files.REPORT, report_files.PAGE}
-"""Files that are of no use to compare: they tell how long things took."""
+"""Files that are not compared, because they contain durations."""
 
 
 def outputs(workspace: Path) -> dict[str, Path]:
-    """Every file that nights leave, by its path in the workspace; `TIMED`, and what MLflow keeps, apart."""
+    """Return all files of runs and releases by path in the workspace, except `TIMED` files."""
     files = [path for part in ("runs", "releases") for path in (workspace / part).rglob("*") if path.is_file()]
     return {str(path.relative_to(workspace)): path for path in sorted(files) if path.name not in TIMED}
 
 
 def differences(config: Path, undisturbed: Path, workspace: Path) -> list[str]:
-    """What a finished workspace has otherwise than the undisturbed one; none where all is the same.
+    """Return the differences between a workspace and an undisturbed one; none if they are equal.
 
-    Beside the files: one version of the model, in service, of the undisturbed night's release, which loads here
-    and as MLflow keeps it.
+    Also checks that MLflow has one model version, that it is the champion, that it is the release of the undisturbed
+    run, and that both copies of the release load.
     """
     expected, received = outputs(undisturbed), outputs(workspace)
-    found = [f"{name} is missing" for name in expected.keys() - received.keys()]
-    found += [f"{name} is left over" for name in received.keys() - expected.keys()]
+    result = [f"{name} is missing" for name in expected.keys() - received.keys()]
+    result += [f"{name} is unexpected" for name in received.keys() - expected.keys()]
     for name in expected.keys() & received.keys():
-        both = expected[name], received[name]
-        if both[0].read_bytes() != both[1].read_bytes():
-            content = CONTENT.get(both[0].name)
-            if content is None or content(both[0]) != content(both[1]):
-                found.append(f"{name} differs")
+        expected_file, received_file = expected[name], received[name]
+        if expected_file.read_bytes() != received_file.read_bytes():
+            read_content = CONTENT.get(expected_file.name)
+            if read_content is None or read_content(expected_file) != read_content(received_file):
+                result.append(f"{name} differs")
     try:
-        found += _out_of_service(config, next((undisturbed / "releases").iterdir()).name, workspace)
+        result += _champion_errors(config, next((undisturbed / "releases").iterdir()).name, workspace)
     except RecsysError as error:
-        found.append(str(error))
-    return sorted(found)
+        result.append(str(error))
+    return sorted(result)
 
 
-def _out_of_service(config: Path, release_id: str, workspace: Path) -> list[str]:
-    """What keeps the one release from being the one in service."""
+def _champion_errors(config: Path, release_id: str, workspace: Path) -> list[str]:
+    """Return why the release is not the champion, or not equal to the champion in MLflow."""
     tracker = Tracker(load_config(config, [f"data.workspace={workspace}"]))
     versions = [version.tags["recsys.release_id"] for version in tracker.client.search_model_versions()]
     if versions != [release_id]:
-        return [f"MLflow has versions of the releases {versions}, not of {release_id} once"]
+        return [f"MLflow has versions of the releases {versions}, expected one version of {release_id}"]
     champion = tracker.champion()
     if champion is None:
         return ["no version is champion"]
-    kept = Release.load(tracker.fetch(champion, workspace / "fetched"))
-    here = Release.load(workspace / "releases" / release_id)
-    item_id = here.catalog.item_ids[0]
-    same = kept.similar(item_id) == here.similar(item_id)
-    return [] if same else ["the champion that MLflow keeps answers otherwise than the release"]
+    registered = Release.load(tracker.fetch(champion, workspace / "fetched"))
+    local = Release.load(workspace / "releases" / release_id)
+    item_id = local.catalog.item_ids[0]
+    same = registered.similar(item_id) == local.similar(item_id)
+    return [] if same else ["the champion in MLflow and the release return different results"]

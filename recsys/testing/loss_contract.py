@@ -1,4 +1,4 @@
-"""What holds for every loss over anchors [B, d], candidates [C, d] and targets [B, C]."""
+"""Tests for every loss of anchors [B, d], candidates [C, d] and targets [B, C]."""
 
 import numpy as np
 import pytest
@@ -15,33 +15,33 @@ def unit(vectors):
 
 
 def towards(vector, goal, share):
-    """Walk a share of the way from one unit vector to another."""
+    """Move a unit vector by a share of the way to another."""
     return unit((1 - share) * vector + share * goal)
 
 
 def values(loss, *batch):
-    """The loss of each anchor, [B]."""
+    """Return the loss of each anchor, [B]."""
     return np.asarray(loss(*(tf.constant(part) for part in batch)))
 
 
 def gradients(loss, anchors, candidates, *rest):
-    """Of the summed loss, by anchors and by candidates."""
-    moving = [tf.Variable(anchors), tf.Variable(candidates)]
+    """Return the gradients of the summed loss with respect to anchors and candidates."""
+    variables = [tf.Variable(anchors), tf.Variable(candidates)]
     with tf.GradientTape() as tape:
-        total = tf.reduce_sum(loss(*moving, *(tf.constant(part) for part in rest)))
-    return [tf.convert_to_tensor(gradient).numpy() for gradient in tape.gradient(total, moving)]
+        total = tf.reduce_sum(loss(*variables, *(tf.constant(part) for part in rest)))
+    return [tf.convert_to_tensor(gradient).numpy() for gradient in tape.gradient(total, variables)]
 
 
 class LossContract:
-    """Inherit and give `loss` as a fixture.
+    """Inherit and provide the fixture `loss`.
 
-    Called with anchors, candidates, targets, log_inclusion [C] and log_popularity [C], it gives the loss of each
-    anchor, [B]. A margin should be wide enough for random unit vectors to lie within it.
+    Called with anchors, candidates, targets, log_inclusion [C] and log_popularity [C], it returns the loss of each
+    anchor, [B]. A margin must be greater than the distances between random unit vectors.
     """
 
     @pytest.fixture
     def batch(self):
-        """Positives, negatives and an ignored candidate for each anchor; the last has no positive."""
+        """Positives, negatives and an ignored candidate for each anchor; the last anchor has no positives."""
         rng = np.random.default_rng(11)
         targets = np.zeros((BATCH, CANDIDATES), np.float32)
         targets[np.arange(BATCH), np.arange(BATCH)] = -1
@@ -56,89 +56,90 @@ class LossContract:
             rng.uniform(-2, 0, CANDIDATES).astype(np.float32),
         )
 
-    def test_gives_one_finite_value_an_anchor(self, loss, batch):
-        found = values(loss, *batch)
-        assert found.shape == (BATCH,)
-        assert found.dtype == np.float32
-        assert np.isfinite(found).all()
+    def test_returns_one_finite_value_per_anchor(self, loss, batch):
+        losses = values(loss, *batch)
+        assert losses.shape == (BATCH,)
+        assert losses.dtype == np.float32
+        assert np.isfinite(losses).all()
 
-    def test_says_the_same_compiled_for_any_number_of_candidates(self, loss, batch):
-        """Training compiles it with XLA, and knows no shape but the dimension while it is traced."""
+    def test_compiled_loss_is_equal_for_any_number_of_candidates(self, loss, batch):
+        """Training compiles the loss with XLA; only the dimension is known when it is traced."""
         shapes = [(None, DIMENSION), (None, DIMENSION), (None, None), (None,), (None,)]
 
         @tf.function(jit_compile=True, input_signature=[tf.TensorSpec(shape) for shape in shapes])
         def compiled(*parts):
             with tf.GradientTape() as tape:
                 tape.watch(parts[:2])
-                each = loss(*parts)
-                total = tf.reduce_sum(each)
-            return each, tape.gradient(total, parts[:2])
+                losses = loss(*parts)
+                total = tf.reduce_sum(losses)
+            return losses, tape.gradient(total, parts[:2])
 
-        each, slopes = compiled(*map(tf.constant, batch))
-        np.testing.assert_allclose(each, values(loss, *batch), rtol=1e-5, atol=1e-6)
-        for slope, expected in zip(slopes, gradients(loss, *batch), strict=True):
-            np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-5)
+        losses, actual_gradients = compiled(*map(tf.constant, batch))
+        np.testing.assert_allclose(losses, values(loss, *batch), rtol=1e-5, atol=1e-6)
+        for gradient, expected in zip(actual_gradients, gradients(loss, *batch), strict=True):
+            np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
 
-    def test_an_ignored_candidate_gets_no_gradient_at_all(self, loss, batch):
+    def test_ignored_candidate_has_no_gradient(self, loss, batch):
         anchors, candidates, targets, *logs = batch
         targets[:, IGNORED] = -1
         _, by_candidate = gradients(loss, anchors, candidates, targets, *logs)
         assert (by_candidate[IGNORED] == 0).all()
         assert (by_candidate[POSITIVE] != 0).any()
 
-    def test_an_ignored_candidate_changes_nothing_wherever_it_lies(self, loss, batch):
+    def test_position_of_an_ignored_candidate_does_not_matter(self, loss, batch):
         anchors, candidates, targets, *logs = batch
         targets[:, IGNORED] = -1
-        elsewhere = candidates.copy()
-        elsewhere[IGNORED] = anchors[0]
-        here = values(loss, anchors, candidates, targets, *logs)
-        np.testing.assert_array_equal(values(loss, anchors, elsewhere, targets, *logs), here)
+        moved = candidates.copy()
+        moved[IGNORED] = anchors[0]
+        expected = values(loss, anchors, candidates, targets, *logs)
+        np.testing.assert_array_equal(values(loss, anchors, moved, targets, *logs), expected)
 
-    def test_an_ignored_candidate_may_as_well_be_absent(self, loss, batch):
+    def test_ignored_candidate_can_be_removed(self, loss, batch):
         anchors, candidates, targets, *logs = batch
         targets[:, IGNORED] = -1
-        kept = np.delete(np.arange(CANDIDATES), IGNORED)
-        without = values(loss, anchors, candidates[kept], targets[:, kept], *(part[kept] for part in logs))
+        remaining = np.delete(np.arange(CANDIDATES), IGNORED)
+        without = values(
+            loss, anchors, candidates[remaining], targets[:, remaining], *(part[remaining] for part in logs)
+        )
         np.testing.assert_allclose(values(loss, *batch), without, rtol=1e-5)
 
-    def test_the_order_of_the_candidates_does_not_matter(self, loss, batch):
+    def test_order_of_the_candidates_does_not_matter(self, loss, batch):
         anchors, candidates, targets, *logs = batch
         order = np.array([4, 0, 6, 2, 5, 1, 3])
         shuffled = values(loss, anchors, candidates[order], targets[:, order], *(part[order] for part in logs))
         np.testing.assert_allclose(shuffled, values(loss, *batch), rtol=1e-5)
 
-    def test_the_order_of_the_batch_does_not_matter(self, loss, batch):
+    def test_order_of_the_anchors_does_not_matter(self, loss, batch):
         anchors, candidates, targets, *logs = batch
         order = np.array([2, 3, 1, 0])
         shuffled = values(loss, anchors[order], candidates, targets[order], *logs)
         np.testing.assert_allclose(shuffled, values(loss, *batch)[order], rtol=1e-5)
 
-    def test_only_the_proportions_of_an_anchors_weights_count(self, loss, batch):
+    def test_scaling_the_weights_of_an_anchor_does_not_change_the_loss(self, loss, batch):
         anchors, candidates, targets, *logs = batch
         scaled = np.where(targets > 0, targets * np.array([[4.0], [0.5], [8.0], [1.0]]), targets).astype(np.float32)
         np.testing.assert_allclose(values(loss, anchors, candidates, scaled, *logs), values(loss, *batch), rtol=1e-5)
 
-    def test_an_anchor_without_positives_is_harmless(self, loss, batch):
-        """Its loss is finite and so is every gradient."""
+    def test_anchor_without_positives_has_a_finite_loss_and_gradient(self, loss, batch):
         assert np.isfinite(values(loss, *batch)[WITHOUT_POSITIVES])
         for gradient in gradients(loss, *batch):
             assert np.isfinite(gradient).all()
 
-    def test_an_anchor_without_negatives_is_harmless(self, loss, batch):
+    def test_anchor_without_negatives_has_a_finite_loss_and_gradient(self, loss, batch):
         anchors, candidates, targets, *logs = batch
         targets[0] = np.where(targets[0] == 0, -1, targets[0])
         assert np.isfinite(values(loss, anchors, candidates, targets, *logs)).all()
         for gradient in gradients(loss, anchors, candidates, targets, *logs):
             assert np.isfinite(gradient).all()
 
-    def test_an_anchor_against_ignored_candidates_only_is_harmless(self, loss, batch):
+    def test_anchor_with_only_ignored_candidates_has_a_finite_loss_and_gradient(self, loss, batch):
         anchors, candidates, targets, *logs = batch
         targets[WITHOUT_POSITIVES] = -1
         assert np.isfinite(values(loss, anchors, candidates, targets, *logs)).all()
         for gradient in gradients(loss, anchors, candidates, targets, *logs):
             assert np.isfinite(gradient).all()
 
-    def test_candidates_at_the_very_place_of_an_anchor_are_harmless(self, loss, batch):
+    def test_candidates_equal_to_the_anchor_have_a_finite_loss_and_gradient(self, loss, batch):
         anchors, candidates, *rest = batch
         candidates[:] = anchors[0]
         assert np.isfinite(values(loss, anchors, candidates, *rest)).all()
@@ -165,8 +166,8 @@ class LossContract:
         assert losses == sorted(losses)
         assert losses[-1] > losses[0]
 
-    def test_the_gradient_is_the_slope_of_the_values(self, loss, batch):
-        """Central differences, in one direction for all anchors and candidates at once."""
+    def test_gradient_agrees_with_finite_differences(self, loss, batch):
+        """Compares with a central difference in one random direction of all anchors and candidates."""
         anchors, candidates, *rest = batch
         rng = np.random.default_rng(5)
         directions = [rng.normal(size=part.shape).astype(np.float32) for part in (anchors, candidates)]

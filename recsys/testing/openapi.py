@@ -1,4 +1,4 @@
-"""Every answer held against the description that the server gives of itself."""
+"""Validation of responses against the OpenAPI description of a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROBLEM = "application/problem+json"
 
 
 class Description:
-    """The OpenAPI of a server; called with a response it checks status, type and body."""
+    """OpenAPI description of a server. Called with a response, it checks the status, the content type and the body."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
@@ -32,28 +32,28 @@ class Description:
         self.check(request.method, path, response.status_code, response.headers, response.content)
 
     def check(self, method: str, path: str, status: int, headers: httpx.Headers, content: bytes) -> None:
-        """Check an answer to a path as it was sent, without its query."""
+        """Check the response of a path, as it was sent and without its query string."""
         operations: dict[str, Any] = next((o for route, o in self.routes.items() if route.match(path)), {})
         operation = operations.get(method.lower())
         kind = headers.get("content-type", "").partition(";")[0]
-        if operation is None:  # no such route, or not by this method
+        if operation is None:  # unknown route or method
             if status >= HTTPStatus.BAD_REQUEST and method != "HEAD":
                 self._validate({"$ref": "#/components/schemas/Problem"}, json.loads(content))
             return
-        described = operation["responses"][str(status)]
-        assert all(name in headers for name in described.get("headers", {}))
+        documented = operation["responses"][str(status)]
+        assert all(name in headers for name in documented.get("headers", {}))
         if not content:
-            assert "content" not in described
+            assert "content" not in documented
         elif kind in ("application/json", PROBLEM):
-            self._validate(described["content"][kind]["schema"], json.loads(content))
+            self._validate(documented["content"][kind]["schema"], json.loads(content))
 
     def _validate(self, schema: dict[str, Any], body: Any) -> None:
-        whole = {**schema, "components": self.spec["components"]}
-        Draft202012Validator(whole).validate(body)
+        complete_schema = {**schema, "components": self.spec["components"]}
+        Draft202012Validator(complete_schema).validate(body)
 
 
 def problem(response: httpx.Response, status: int, kind: str) -> str:
-    """Check a problem, and give its detail."""
+    """Check a problem response and return its detail."""
     assert response.status_code == status
     assert response.headers["content-type"] == PROBLEM
     body = response.json()

@@ -29,56 +29,56 @@ from recsys.release.manifest import FileEntry
 
 DAY_S, MS = 86_400, 1_000
 TINY_SEARCH = 20
-"""What a look-up of ten inspects in an index of one tree, if Annoy is left to choose."""
+"""Nodes that Annoy inspects by default in an index of one tree, for twenty neighbors."""
 
 Tables = tuple[pl.DataFrame, pl.DataFrame]
 """Interactions and items."""
 
 
-# --- into the data
+# --- faults of the data
 
 
-def half_the_catalog(interactions: pl.DataFrame, items: pl.DataFrame, _: Config) -> Tables:
-    """Every second item is gone, with its interactions: an export that stopped halfway."""
+def remove_half_the_catalog(interactions: pl.DataFrame, items: pl.DataFrame, _: Config) -> Tables:
+    """Remove every second item and its interactions, as an incomplete export would."""
     kept = items.sort("item_id").gather_every(2)
     return interactions.join(kept, on="item_id", how="semi", maintain_order="left"), kept
 
 
-def a_day_twice(interactions: pl.DataFrame, items: pl.DataFrame, _: Config) -> Tables:
-    """The rows of the busiest day are delivered twice."""
+def duplicate_a_day(interactions: pl.DataFrame, items: pl.DataFrame, _: Config) -> Tables:
+    """Duplicate the rows of the day with the most interactions."""
     days = interactions["timestamp"] // DAY_S
     busiest = days.value_counts(sort=True)["timestamp"][0]
     return pl.concat([interactions, interactions.filter(days == busiest)]), items
 
 
-def milliseconds(interactions: pl.DataFrame, items: pl.DataFrame, _: Config) -> Tables:
-    """Another unit of time."""
+def convert_to_milliseconds(interactions: pl.DataFrame, items: pl.DataFrame, _: Config) -> Tables:
+    """Convert timestamps to milliseconds."""
     return interactions.with_columns(pl.col("timestamp") * MS), items
 
 
-def one_category(interactions: pl.DataFrame, items: pl.DataFrame, config: Config) -> Tables:
-    """A join that gave every item the category of the first."""
+def set_one_category(interactions: pl.DataFrame, items: pl.DataFrame, config: Config) -> Tables:
+    """Set the categories of all items to those of the first, as a wrong join would."""
     columns = [*config.items.categorical, *config.items.multi_categorical]
     return interactions, items.with_columns(pl.col(column).first() for column in columns)
 
 
-# --- into the finished release
+# --- faults of a published release
 
 
 def rewrite(folder: Path, files: dict[str, Callable[[Path], None]], **manifest: Any) -> None:
-    """Replace files of a release, and make its manifest agree: no checksum tells."""
-    known = json.loads((folder / MANIFEST).read_text()) | manifest
+    """Replace files of a release and update its manifest, so its checksums are valid."""
+    content = json.loads((folder / MANIFEST).read_text()) | manifest
     for name, save in files.items():
         (folder / name).unlink()
         save(folder / name)
-        known["files"][name] = FileEntry(
+        content["files"][name] = FileEntry(
             bytes=(folder / name).stat().st_size, sha256=sha256(folder / name)
         ).model_dump()
-    (folder / MANIFEST).write_text(json.dumps(known))
+    (folder / MANIFEST).write_text(json.dumps(content))
 
 
-def with_vectors(release: Release, vectors: embeddings.Vectors) -> None:
-    """Other embeddings, and an index that agrees with them."""
+def replace_vectors(release: Release, vectors: embeddings.Vectors) -> None:
+    """Replace the embeddings, and build an index of them."""
     settings = IndexConfig(n_trees=release.manifest.n_trees)
     rewrite(
         release.path,
@@ -93,25 +93,25 @@ def _index(vectors: embeddings.Vectors, settings: IndexConfig, path: Path, relea
     annoy_index.build(vectors, settings, path, distance=release.distance)
 
 
-def shuffled(release: Release) -> None:
-    """Each item has the embedding of another."""
-    with_vectors(release, np.random.default_rng(0).permutation(np.asarray(release.vectors)))
+def shuffle_embeddings(release: Release) -> None:
+    """Permute the embeddings of all items."""
+    replace_vectors(release, np.random.default_rng(0).permutation(np.asarray(release.vectors)))
 
 
-def popularity_collapse(release: Release) -> None:
-    """Whatever is asked, the most touched items are nearest: they lie in the middle, and all others around."""
+def collapse_to_popularity(release: Release) -> None:
+    """Move popular items toward a common direction, so they are the nearest neighbors of all items."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=release.vectors.shape).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    touched = release.catalog.frame["interactions"].to_numpy()
-    nearness = np.argsort(np.argsort(touched, kind="stable")) / len(touched)
+    popularity = release.catalog.frame["interactions"].to_numpy()
+    nearness = np.argsort(np.argsort(popularity, kind="stable")) / len(popularity)
     vectors[:, 0] += 2 * nearness**2
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    with_vectors(release, vectors)
+    replace_vectors(release, vectors)
 
 
-def one_tree(release: Release) -> None:
-    """An index of one tree that is searched as if it had many, beside the recall of the old one."""
+def build_one_tree(release: Release) -> None:
+    """Build an index of one tree with a small `search_k`; the manifest keeps the recall of the previous index."""
     vectors = np.asarray(release.vectors)
     settings = IndexConfig(n_trees=1)
     rewrite(
@@ -122,15 +122,15 @@ def one_tree(release: Release) -> None:
     )
 
 
-def not_a_number(release: Release) -> None:
-    """One vector is NaN."""
+def add_nan(release: Release) -> None:
+    """Set one embedding to NaN."""
     vectors = np.array(release.vectors)
     vectors[len(vectors) // 2] = np.nan
     rewrite(release.path, {EMBEDDINGS: lambda path: embeddings.save(vectors, path)})
 
 
-def swapped_ids(release: Release) -> None:
-    """Two halves of the id map have changed places: titles and features stand under the ids of others."""
+def swap_ids(release: Release) -> None:
+    """Swap the two halves of the item ids, so titles and features belong to other ids."""
     frame = release.catalog.frame
     ids = frame["item_id"]
     swapped = frame.with_columns(item_id=pl.concat([ids[len(ids) // 2 :], ids[: len(ids) // 2]]))
@@ -138,11 +138,11 @@ def swapped_ids(release: Release) -> None:
 
 
 class Regression(NamedTuple):
-    """Something to plant, and who has to refuse it."""
+    """A fault to inject, and the check that must reject it."""
 
     name: str
-    by: str
-    """The check of the gate, or words of the error where the night ends before it is asked."""
+    expected: str
+    """The check of the gate that must fail, or a part of the error if the run fails before the gate."""
     data: Callable[[pl.DataFrame, pl.DataFrame, Config], Tables] | None = None
     settings: Sequence[str] = ()
     release: Callable[[Release], None] | None = None
@@ -150,77 +150,77 @@ class Regression(NamedTuple):
 
 STOPPED = ("train.passes=1", "train.history_passes=0")
 REGRESSIONS = [
-    Regression("shuffled embeddings", "tower_agreement", release=shuffled),
-    Regression("popularity collapse", "ndcg_at_20_change", release=popularity_collapse),
-    Regression("half the catalog gone", "data_lost_items", data=half_the_catalog),
-    Regression("interactions of a day duplicated", "data_copied_day", data=a_day_twice),
-    Regression("timestamps in milliseconds", "timestamp", data=milliseconds),
-    Regression("all items one category", "data_one_category", data=one_category),
+    Regression("shuffled embeddings", "tower_agreement", release=shuffle_embeddings),
+    Regression("popularity collapse", "ndcg_at_20_change", release=collapse_to_popularity),
+    Regression("half the catalog gone", "data_lost_items", data=remove_half_the_catalog),
+    Regression("interactions of a day duplicated", "data_copied_day", data=duplicate_a_day),
+    Regression("timestamps in milliseconds", "timestamp", data=convert_to_milliseconds),
+    Regression("all items one category", "data_one_category", data=set_one_category),
     Regression("training stopped after one pass", "ndcg_at_20_change", settings=STOPPED),
-    Regression("an index with one tree", "index_recall", release=one_tree),
-    Regression("a NaN vector", "finite", release=not_a_number),
-    Regression("a swapped id map", "catalog_covered", release=swapped_ids),
+    Regression("an index with one tree", "index_recall", release=build_one_tree),
+    Regression("a NaN vector", "finite", release=add_nan),
+    Regression("a swapped id map", "catalog_covered", release=swap_ids),
 ]
 
 
 class Verdict(NamedTuple):
-    """What became of a night."""
+    """The outcome of a run."""
 
     promoted: bool
     failed: list[str]
-    """Checks of the gate that it failed."""
+    """Names of the checks that failed."""
     error: str
-    """What the night said."""
+    """Message of the error, or empty."""
     checks: list[dict[str, Any]]
 
-    def names(self, by: str) -> bool:
-        """Whether it was refused by a check, or in these words before the gate was asked."""
-        return not self.promoted and (by in self.failed if self.failed else by in self.error)
+    def rejected_by(self, expected: str) -> bool:
+        """Return whether this check failed, or the run failed before the gate with this text in its error."""
+        return not self.promoted and (expected in self.failed if self.failed else expected in self.error)
 
 
 def judge(config: Config, stage: Callable[[RunContext], dict[str, Any]]) -> Verdict:
-    """Run a night, or a stage of it."""
+    """Run all stages, or one of them, and return the outcome."""
     context = RunContext.from_config(config, Progress())
     try:
         with context.run.locked():
-            done = stage(context)
+            outcome = stage(context)
     except RefusedError as error:
         checks = json.loads((context.run.folder / promote.REPORT).read_text())["checks"]
         return Verdict(False, [check["name"] for check in checks if check["verdict"] == "failed"], str(error), checks)
     except RecsysError as error:
         return Verdict(False, [], f"{type(error).__name__}: {error}", [])
-    return Verdict(bool(done["promoted"]), [], "", done["checks"])
+    return Verdict(bool(outcome["promoted"]), [], "", outcome["checks"])
 
 
-def night_of(context: RunContext) -> dict[str, Any]:
-    """The whole of it."""
+def run_all_stages(context: RunContext) -> dict[str, Any]:
+    """Run all stages and return the summary."""
     summary: dict[str, Any] = {}
     nightly.run_stages(context, summary, TimeLimit())
     return summary
 
 
 def publish(context: RunContext) -> None:
-    """All of a night but the last stage."""
+    """Run all stages except `promote`."""
     for name, stage in STAGES.items():
         if name != promote.STAGE:
             stage(context)
 
 
-def planted(regression: Regression, champion: Config, challenger: Config, folder: Path) -> Verdict:
-    """What becomes of a regression in a copy of the champion's workspace.
+def inject(regression: Regression, champion: Config, challenger: Config, folder: Path) -> Verdict:
+    """Inject a regression into a copy of the champion's workspace, and return the outcome.
 
     Args:
-        regression: what is planted.
-        champion: the config of the night whose release is in service.
-        challenger: the config of a night in the same workspace that is published and not judged.
-        folder: where the copy goes.
+        regression: the fault.
+        champion: config of the run whose release is the champion.
+        challenger: config of a run in the same workspace whose release is published and not promoted.
+        folder: for the copy.
     """
     shutil.copytree(champion.workspace, folder / "workspace")
     if regression.release is not None:
-        copied = changed(challenger, [f"data.workspace={folder / 'workspace'}"])
-        release = Release.load(folder / "workspace" / "releases" / RunContext.from_config(copied).run.run_id)
+        copied_config = with_settings(challenger, [f"data.workspace={folder / 'workspace'}"])
+        release = Release.load(folder / "workspace" / "releases" / RunContext.from_config(copied_config).run.run_id)
         regression.release(release)
-        return judge(copied, STAGES[promote.STAGE])
+        return judge(copied_config, STAGES[promote.STAGE])
     settings = [f"data.workspace={folder / 'workspace'}", *regression.settings]
     if regression.data is not None:
         interactions, items = (_read(source) for source in (champion.data.interactions, champion.data.items))
@@ -228,17 +228,17 @@ def planted(regression: Regression, champion: Config, challenger: Config, folder
         for name, table in zip(("interactions", "items"), tables, strict=True):
             table.write_parquet(folder / f"{name}.parquet")
             settings.append(f"data.{name}={folder / name}.parquet")
-    return judge(changed(champion, settings), night_of)
+    return judge(with_settings(champion, settings), run_all_stages)
 
 
 def _read(source: str | None) -> pl.DataFrame:
     if source is None:
-        raise ConfigError("data.items must be set: half of it is to be planted away. Received: nothing.")
+        raise ConfigError("data.items must be set, because faults are injected into the items. Received: nothing.")
     return pl.read_parquet(source) if source.endswith(".parquet") else pl.read_csv(source, infer_schema=False)
 
 
-def changed(config: Config, settings: Sequence[str]) -> Config:
-    """A config with other settings, `TABLE.KEY=VALUE`."""
+def with_settings(config: Config, settings: Sequence[str]) -> Config:
+    """Return a config with other settings, each `TABLE.KEY=VALUE`."""
     tables = config.model_dump(mode="json")
     for setting in settings:
         name, _, value = setting.partition("=")

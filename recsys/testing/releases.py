@@ -24,10 +24,11 @@ WriteRelease = Callable[..., Path]
 
 
 def release_writer(tmp_path: Path) -> WriteRelease:
-    """A whole release of items with random vectors; tower and features are stand-ins that no look-up opens.
+    """Return a function that writes a complete release of items with random vectors.
 
-    `columns` are further ones of the catalog, or `interactions` instead of 1.
-    Its calibration is even at a similarity of 0.1 and no threshold reaches a precision of 0.95.
+    The files of the tower and the features are placeholders that queries do not open. `columns` are further columns of
+    the catalog, or `interactions` instead of 1. In the calibration, the probability is one half at a similarity of 0.1,
+    and no threshold reaches a precision of 0.95.
     """
     share = Estimate(value=0.75, low=0.5, high=0.875)
     measured = ThresholdMetrics(precision=share, recall=share, false_positive_rate=share, accuracy=share)
@@ -36,7 +37,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         ("precision", 0.9, 0.5),
         ("false_positive_rate", 0.05, 0.625),
     ]
-    known = Calibration(
+    small_calibration = Calibration(
         similarities=(-0.5, 0.0, 0.5),
         probabilities=(0.125, 0.375, 1.0),
         fitted_pairs=40,
@@ -44,7 +45,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         expected_calibration_error=share,
         auc=0.875,
         thresholds=(
-            *(Threshold(rule=r, target=w, similarity=s, measured=measured) for r, w, s in thresholds),
+            *(Threshold(rule=r, target=t, similarity=s, measured=measured) for r, t, s in thresholds),
             Threshold(rule="precision", target=0.95, similarity=None, measured=None),
         ),
     )
@@ -67,10 +68,12 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         embeddings.save(vectors, tmp_path / "vectors.npy")
         (tmp_path / "vectors.npy").rename(sources[formats.EMBEDDINGS])
         built = annoy_index.build(vectors, IndexConfig(n_trees=10), sources[INDEX_FILE])
-        calibration.save(known if calibrated else None, sources[formats.CALIBRATION], "too few held-out pairs")
+        calibration.save(
+            small_calibration if calibrated else None, sources[formats.CALIBRATION], "too few held-out pairs"
+        )
         item_users.build([], len(item_ids), sources[formats.ITEM_USERS])
-        for stand_in in (formats.TOWER, formats.FEATURES, formats.EVALUATION):
-            sources[stand_in].write_text("{}")
+        for placeholder in (formats.TOWER, formats.FEATURES, formats.EVALUATION):
+            sources[placeholder].write_text("{}")
         manifest = {
             "release_id": release_id,
             "created_at": created_at,

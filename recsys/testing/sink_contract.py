@@ -14,15 +14,15 @@ ODD_IDS = ["ü 😀", 'quote " and \\ slash', "new\nline\r\n", "comma,", "", "NU
 """Unusual item ids. None contains NUL, which PostgreSQL cannot store."""
 
 
-def silent(*_, **__):
+def ignore_progress(*_, **__):
     """Ignore progress."""
 
 
-class Killed(Exception):  # noqa: N818 - no error, but the end of a process
-    """Raised in the place of a signal."""
+class Killed(Exception):  # noqa: N818 - not an error, but the end of a process
+    """Raised instead of a signal."""
 
 
-def expected(export):
+def expected_rows(export):
     """Return the rows of an export, sorted."""
     rows = pl.concat([pl.read_parquet(part) for part in export.parts])
     return sorted(rows.rows())
@@ -43,10 +43,16 @@ class SinkContract:
 
         def make(name, item_ids=("a", "b", "c"), k=2, *, calibrated=True):
             rows = [
-                (item, rank + 1, item_ids[(place + rank + 1) % len(item_ids)], value, value**2 if calibrated else None)
-                for place, item in enumerate(item_ids)
+                (
+                    item,
+                    rank + 1,
+                    item_ids[(position + rank + 1) % len(item_ids)],
+                    value,
+                    value**2 if calibrated else None,
+                )
+                for position, item in enumerate(item_ids)
                 for rank in range(k)
-                for value in [1 / 3 - len(name) / 100 - rank / 7e9 + place]
+                for value in [1 / 3 - len(name) / 100 - rank / 7e9 + position]
             ]
             cut = 2 * k
             parts = []
@@ -59,7 +65,7 @@ class SinkContract:
 
     def deliver(self, url, export):
         with closing(open_sink(url)) as sink:
-            deliver(export, sink, silent)
+            deliver(export, sink, ignore_progress)
 
     def test_has_no_current_export_before_the_first(self, url):
         for _ in range(2):
@@ -68,20 +74,20 @@ class SinkContract:
 
     @pytest.mark.parametrize("calibrated", [True, False])
     def test_readers_get_the_exact_rows(self, url, export, calibrated):
-        made = export("one-1", calibrated=calibrated)
-        self.deliver(url, made)
-        assert self.visible_rows(url) == expected(made)
+        created = export("one-1", calibrated=calibrated)
+        self.deliver(url, created)
+        assert self.visible_rows(url) == expected_rows(created)
 
     def test_keeps_unusual_item_ids(self, url, export):
-        made = export("odd-1", ODD_IDS, 5)
-        self.deliver(url, made)
-        assert self.visible_rows(url) == expected(made)
+        created = export("odd-1", ODD_IDS, 5)
+        self.deliver(url, created)
+        assert self.visible_rows(url) == expected_rows(created)
 
     def test_delivering_twice_changes_nothing(self, url, export):
-        made = export("one-1")
-        self.deliver(url, made)
-        self.deliver(url, made)
-        assert self.visible_rows(url) == expected(made)
+        created = export("one-1")
+        self.deliver(url, created)
+        self.deliver(url, created)
+        assert self.visible_rows(url) == expected_rows(created)
         with closing(open_sink(url)) as sink:
             assert sink.current_export_id() == "one-1"
 
@@ -89,7 +95,7 @@ class SinkContract:
         self.deliver(url, export("one-1", ["gone", "a", "b"], 3))
         second = export("two-1", ["a", "b", "new", "newer"])
         self.deliver(url, second)
-        assert self.visible_rows(url) == expected(second)
+        assert self.visible_rows(url) == expected_rows(second)
         assert self.count_stored(url, "one-1") == 0
 
     def count_stored(self, url, export_id):
@@ -100,31 +106,31 @@ class SinkContract:
         self.deliver(url, export("one-20", k=3))
         fewer = export("one-10", k=1)
         self.deliver(url, fewer)
-        assert self.visible_rows(url) == expected(fewer)
+        assert self.visible_rows(url) == expected_rows(fewer)
 
     def test_can_return_to_an_earlier_export(self, url, export):
         first, second = export("one-1", k=3), export("two-1", k=1)
-        for each in (first, second, first):
-            self.deliver(url, each)
-        assert self.visible_rows(url) == expected(first)
+        for delivered in (first, second, first):
+            self.deliver(url, delivered)
+        assert self.visible_rows(url) == expected_rows(first)
         assert self.count_stored(url, "two-1") == 0
 
-    @pytest.mark.parametrize("done", ["nothing", "one part", "all parts"])
+    @pytest.mark.parametrize("written_parts", ["nothing", "one part", "all parts"])
     @pytest.mark.parametrize("end", ["killed", "failed"])
-    def test_readers_see_the_previous_export_until_publication(self, url, export, done, end):
+    def test_readers_see_the_previous_export_until_publication(self, url, export, written_parts, end):
         first, second = export("one-1"), export("two-1", ["a", "x", "y", "z"])
         self.deliver(url, first)
         sink = open_sink(url)
-        for part in second.parts[: ["nothing", "one part", "all parts"].index(done)]:
+        for part in second.parts[: ["nothing", "one part", "all parts"].index(written_parts)]:
             sink.write(second, part)
-            assert self.visible_rows(url) == expected(first)
+            assert self.visible_rows(url) == expected_rows(first)
         if end == "killed":
             self.kill(sink)
         else:
             sink.close()
-        assert self.visible_rows(url) == expected(first)
+        assert self.visible_rows(url) == expected_rows(first)
         self.deliver(url, second)
-        assert self.visible_rows(url) == expected(second)
+        assert self.visible_rows(url) == expected_rows(second)
         assert self.count_stored(url, "one-1") == 0
 
     def kill(self, sink):
@@ -138,21 +144,21 @@ class SinkContract:
             sink.write(second, part)
         sink.publish(second)
         self.kill(sink)
-        assert self.visible_rows(url) == expected(second)
+        assert self.visible_rows(url) == expected_rows(second)
         self.deliver(url, second)
-        assert self.visible_rows(url) == expected(second)
+        assert self.visible_rows(url) == expected_rows(second)
         assert self.count_stored(url, "one-1") == 0
 
     def test_an_unpublished_first_export_leaves_no_rows(self, url, export):
-        made = export("one-1")
+        created = export("one-1")
         with closing(open_sink(url)) as sink:
-            sink.write(made, made.parts[0])
+            sink.write(created, created.parts[0])
         with closing(open_sink(url)) as sink:
             assert sink.current_export_id() is None
-        self.deliver(url, made)
-        assert self.visible_rows(url) == expected(made)
+        self.deliver(url, created)
+        assert self.visible_rows(url) == expected_rows(created)
 
 
-def written(path: Path) -> list[str]:
+def list_files(path: Path) -> list[str]:
     """Return the relative paths of all files below a folder."""
-    return sorted(str(each.relative_to(path)) for each in path.rglob("*") if each.is_file())
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""Made-up interactions and vectors of any size."""
+"""Synthetic interactions, items and vectors of any size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROW_GROUP = 100_000
 
 
 def interactions(path: Path, rows: int, users: int, items: int, seed: int = 0) -> Path:
-    """A Parquet file of `rows` interactions: users at random, items by Zipf's law, times at random."""
+    """Write a Parquet file of `rows` interactions: uniform users and times, items by Zipf's law."""
     rng = np.random.default_rng(seed)
     popularity = 1.0 / np.arange(1, items + 1)
     drawn = rng.choice(items, rows, p=popularity / popularity.sum())
@@ -32,7 +32,7 @@ def interactions(path: Path, rows: int, users: int, items: int, seed: int = 0) -
 
 
 def catalog(items: int, seed: int = 0) -> pl.DataFrame:
-    """Items with a category, up to eight tags and a price each."""
+    """Return items with a category, up to eight tags and a price each."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, 9, items)
     tags = [rng.integers(0, 1_000, length).astype(str).tolist() for length in lengths]
@@ -48,7 +48,7 @@ def catalog(items: int, seed: int = 0) -> pl.DataFrame:
 
 
 def vectors(items: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
-    """Unit vectors around 200 centers, as embeddings are: float32 [items, dimension]."""
+    """Return unit vectors around 200 centers, similar to embeddings: float32 [items, dimension]."""
     rng = np.random.default_rng(seed)
     centers = rng.normal(size=(200, dimension))
     drawn = centers[rng.integers(0, len(centers), items)] + 0.7 * rng.normal(size=(items, dimension))

@@ -126,7 +126,7 @@ def test_mlflow_has_version_metrics_and_artifacts_of_the_run(nightly_run: Nightl
         assert run.data.metrics[f"{prefix}ndcg_at_20"] == figures["model"]["ndcg_at_20"]
         for name in ("popularity", "windowed_item_knn", "content"):
             assert run.data.metrics[f"{prefix}{name}_hr_at_10"] == figures["baselines"][name]["hr_at_10"]
-    assert run.data.metrics["interactions_read"] == world.BLOCKS * world.USERS_A_BLOCK * world.TOUCHED
+    assert run.data.metrics["interactions_read"] == world.BLOCKS * world.USERS_A_BLOCK * world.ITEMS_A_USER
     assert run.data.tags["recsys.data_snapshot"] == version.tags["recsys.data_snapshot"]
     curve = client.get_metric_history(version.run_id, "train_validation_ndcg_at_20")
     assert [point.step for point in curve] == list(range(1, len(curve) + 1))

@@ -42,7 +42,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Configs:
     rows.with_columns(pl.col("timestamp") + day * DAY_S).write_parquet(interactions)
     champion = load_config(path)
     challenger = load_config(path, ["train.seed=2"])
-    assert regressions.judge(champion, regressions.night_of).promoted
+    assert regressions.judge(champion, regressions.run_all_stages).promoted
     regressions.publish(RunContext.from_config(challenger))
     return Configs(champion, challenger)
 
@@ -51,10 +51,10 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Configs:
 def test_regression_is_rejected_by_the_expected_check(configs: Configs, tmp_path: Path, regression: Regression) -> None:
     if regression.settings:
         regression = regression._replace(settings=UNTRAINED)
-    verdict = regressions.planted(regression, *configs, tmp_path)
+    verdict = regressions.inject(regression, *configs, tmp_path)
     assert not verdict.promoted
-    assert verdict.names(regression.by), (verdict.failed, verdict.error)
-    assert regression.by in verdict.error, "the error must name the check"
+    assert verdict.rejected_by(regression.expected), (verdict.failed, verdict.error)
+    assert regression.expected in verdict.error, "the error must name the check"
     tracker = Tracker(configs.champion)
     champion = tracker.champion()
     assert champion is not None
@@ -71,5 +71,5 @@ def test_regression_is_rejected_by_the_expected_check(configs: Configs, tmp_path
 @pytest.mark.parametrize("seed", [2, 3, 4])
 def test_retrain_with_another_seed_is_promoted(configs: Configs, tmp_path: Path, seed: int) -> None:
     retrain = Regression("retrain", "", settings=(f"train.seed={seed}",))
-    verdict = regressions.planted(retrain, *configs, tmp_path)
+    verdict = regressions.inject(retrain, *configs, tmp_path)
     assert verdict.promoted, verdict.error

@@ -15,7 +15,7 @@ import pytest
 from recsys import Release
 from recsys.testing import program
 from recsys.testing.openapi import problem
-from recsys.testing.service_process import Service, described
+from recsys.testing.service_process import Service, validated_client
 from tests import GOLDEN_RELEASES
 
 GOLDEN = GOLDEN_RELEASES / "v1"
@@ -24,9 +24,9 @@ CALIBRATED = GOLDEN.parent / "v2"
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    service = Service.of(tmp_path_factory.mktemp("service"), GOLDEN)
+    service = Service.for_release(tmp_path_factory.mktemp("service"), GOLDEN)
     service.config = tmp_path_factory.mktemp("no_config") / "recsys.toml"
-    with described(service) as http_client:
+    with validated_client(service) as http_client:
         yield http_client
 
 
@@ -41,7 +41,7 @@ def test_returns_ten_neighbors_by_default(client: httpx.Client) -> None:
 
 def test_calibrated_release_returns_the_probabilities_of_the_library(tmp_path: Path) -> None:
     """They decrease with the similarity."""
-    with described(Service.of(tmp_path, CALIBRATED)) as client:
+    with validated_client(Service.for_release(tmp_path, CALIBRATED)) as client:
         result = client.get("/v1/items/item-0-0/similar", params={"k": 40}).json()
     expected = Release.load(CALIBRATED).similar("item-0-0", 40)
     assert result["neighbors"] == [neighbor._asdict() for neighbor in expected.neighbors]

@@ -15,7 +15,7 @@ import redis
 from pipelines.export.sinks.registry import open_sink
 from recsys.config.urls import Address
 from recsys.errors import ConfigError, InputError, RecsysError, StageError
-from recsys.testing.sink_contract import SinkContract, expected, written
+from recsys.testing.sink_contract import SinkContract, expected_rows, list_files
 from tests.pipelines import servers
 
 ROWS = "SELECT item_id, rank, neighbor_id, similarity, probability FROM recsys_neighbors ORDER BY 1, 2"
@@ -47,7 +47,7 @@ class TestParquet(SinkContract):
         (tmp_path / "photos" / "cat.jpg").touch()
         with pytest.raises(InputError, match=r"photos, which holds cat.jpg"):
             open_sink(str(tmp_path / "photos"))
-        assert written(tmp_path) == ["photos/cat.jpg"]
+        assert list_files(tmp_path) == ["photos/cat.jpg"]
 
     def test_rejects_the_folder_of_a_stage(self, tmp_path):
         (tmp_path / "_MANIFEST.json").write_text("{}")
@@ -136,7 +136,7 @@ class TestJsonLinesByUrl(SinkContract):
     def test_removes_the_draft(self, url, export, tmp_path):
         made = export("one-1")
         self.deliver(url, made)
-        assert written(tmp_path) == sorted(part.name for part in made.parts)
+        assert list_files(tmp_path) == sorted(part.name for part in made.parts)
 
     def test_rejects_an_object_with_other_content(self, url, bucket):
         bucket.put("new/neighbors.jsonl", b"user_id,item_id\n")
@@ -172,7 +172,7 @@ class TestSqlite(SinkContract):
     def test_reading_the_current_export_creates_no_file(self, url, tmp_path):
         with closing(open_sink(url)) as sink:
             assert sink.current_export_id() is None
-        assert written(tmp_path) == []
+        assert list_files(tmp_path) == []
 
     def test_keeps_other_tables(self, url, export, tmp_path):
         (tmp_path / "new").mkdir()
@@ -192,7 +192,7 @@ class TestSqlite(SinkContract):
                 other.remove_previous(first)
             with pytest.raises(StageError, match="Received: 0 of 6 rows"):
                 sink.publish(second)
-        assert self.visible_rows(url) == expected(first)
+        assert self.visible_rows(url) == expected_rows(first)
 
     def test_rejects_a_file_that_is_not_a_database(self, tmp_path):
         (tmp_path / "all.db").write_text("not a database, but a long text" * 50)
@@ -248,7 +248,7 @@ class TestPostgresql(SinkContract):
         self.deliver(url, first)
         with pytest.raises(StageError, match="0x00"):
             self.deliver(url, export("two-1", ["a", "nul \0", "b"]))
-        assert self.visible_rows(url) == expected(first)
+        assert self.visible_rows(url) == expected_rows(first)
 
     def test_existing_tables_need_no_create_privilege(self, url, export):
         self.deliver(url, export("one-1"))
@@ -260,7 +260,7 @@ class TestPostgresql(SinkContract):
             connection.execute("REVOKE CREATE ON SCHEMA public FROM public")
         second = export("two-1")
         self.deliver(url.replace("tester", "exporter"), second)
-        assert self.visible_rows(url) == expected(second)
+        assert self.visible_rows(url) == expected_rows(second)
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +309,7 @@ class TestRedis(SinkContract):
             client.hdel("recsys:neighbors:two-1", "a")
             with pytest.raises(StageError, match="Received: 2 of 3 items"):
                 sink.publish(second)
-        assert self.visible_rows(url) == expected(first)
+        assert self.visible_rows(url) == expected_rows(first)
 
     def test_reports_a_full_server_in_one_line(self, url, export):
         made = export("one-1")
@@ -345,7 +345,7 @@ def test_chooses_the_sink_by_name_without_connecting(to, name, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with closing(open_sink(to)) as sink:
         assert type(sink).__name__ == name
-    assert written(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_rejects_a_location_below_a_file(to, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="must be in a folder with write permission"):
         open_sink(to.format(tmp_path))
-    assert written(tmp_path) == ["file"]
+    assert list_files(tmp_path) == ["file"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")

@@ -137,7 +137,7 @@ def test_popularity_agrees_with_a_naive_loop(context: RunContext, figures: dict[
 def test_test_targets_do_not_affect_the_chosen_settings(tmp_path: Path, split: list[str]) -> None:
     """With other test targets, the settings and validation metrics are equal, and the test metrics differ."""
     world.write(tmp_path / "one")
-    folders = (tmp_path / "one", write_changed_world(tmp_path / "other", step=world.TOUCHED - 1))
+    folders = (tmp_path / "one", write_changed_world(tmp_path / "other", step=world.ITEMS_A_USER - 1))
     one, other = (evaluate_run(indexed_run(folder, *split)) for folder in folders)
     assert one["queries"] == other["queries"] == world.BLOCKS * world.USERS_A_BLOCK
     assert one["settings"] == other["settings"]
@@ -149,7 +149,7 @@ def test_test_targets_do_not_affect_the_chosen_settings(tmp_path: Path, split: l
 def test_validation_targets_affect_the_validation_metrics(tmp_path: Path) -> None:
     """Otherwise the test above would also pass if no settings were chosen."""
     world.write(tmp_path / "one")
-    folders = (tmp_path / "one", write_changed_world(tmp_path / "other", step=world.TOUCHED - 2))
+    folders = (tmp_path / "one", write_changed_world(tmp_path / "other", step=world.ITEMS_A_USER - 2))
     one, other = (evaluate_run(indexed_run(folder)) for folder in folders)
     assert one["validation"]["baselines"] != other["validation"]["baselines"]
 
@@ -166,7 +166,7 @@ def test_windows_of_the_protocol_are_evaluated_on_small_logs_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.write(tmp_path)
-    num_interactions = world.BLOCKS * world.USERS_A_BLOCK * world.TOUCHED
+    num_interactions = world.BLOCKS * world.USERS_A_BLOCK * world.ITEMS_A_USER
     context = indexed_run(tmp_path, "prepare.window=4", "prepare.decay=2.0")
     windows = ((2, 0.5), (3, 0.0), (4, 2.0))
     protocol = PROTOCOL._replace(windows=windows, windows_max_interactions=num_interactions)
@@ -207,7 +207,7 @@ def test_default_recency_is_used_without_validation_targets(tmp_path: Path, monk
     """The data is split by time, and no user has an interaction in the validation period."""
     world.write(tmp_path)
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
-    last = 1_600_000_000 + 60 * (world.TOUCHED - 1)
+    last = 1_600_000_000 + 60 * (world.ITEMS_A_USER - 1)
     rows.filter(pl.col("timestamp") != last - 60).write_parquet(tmp_path / "interactions.parquet")
     monkeypatch.setattr(evaluate, "PROTOCOL", PROTOCOL._replace(recencies=(0.9, 0.3, 0.4)))
     figures = evaluate_run(indexed_run(tmp_path, *GLOBAL_TIME, recency=None))

@@ -33,7 +33,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a workspace with a champion, of seed 1, and a published challenger, of seed 2."""
     quiet_libraries()
     folder = world.write(tmp_path_factory.mktemp("world")).parent
-    assert regressions.judge(settings(folder), regressions.night_of).promoted
+    assert regressions.judge(settings(folder), regressions.run_all_stages).promoted
     regressions.publish(context(folder, "train.seed=2"))
     return folder
 
@@ -142,7 +142,7 @@ def test_second_promotion_is_rejected_while_one_runs(folder: Path) -> None:
 @pytest.mark.parametrize("shape", ["tower.dimension=8", 'tower.distance="euclidean"'])
 def test_champion_with_another_dimension_or_distance_is_compared_by_item_id(folder: Path, shape: str) -> None:
     verdict = regressions.judge(
-        settings(folder, shape, "promote.overlap_floor=0.01", "promote.tolerance=1.0"), regressions.night_of
+        settings(folder, shape, "promote.overlap_floor=0.01", "promote.tolerance=1.0"), regressions.run_all_stages
     )
     checks = {check["name"]: check for check in verdict.checks}
     assert verdict.promoted, verdict.error

@@ -255,7 +255,7 @@ def test_interrupted_new_item_phase_is_resumed(tmp_path: Path) -> None:
 def test_interactions_at_or_after_the_test_target_do_not_affect_the_tower(tmp_path: Path, options: list[str]) -> None:
     """With other test targets, the passes, the recency, the metrics and the tower are the same."""
     world.write(tmp_path / "one")
-    folders = (tmp_path / "one", write_changed_world(tmp_path / "other", step=world.TOUCHED - 1))
+    folders = (tmp_path / "one", write_changed_world(tmp_path / "other", step=world.ITEMS_A_USER - 1))
     contexts = [prepared_run(folder, *options) for folder in folders]
     assert contexts[0].run.run_id != contexts[1].run.run_id
     one, other = (train.load_split(context.run).holdout("test", 1_000) for context in contexts)
@@ -272,7 +272,7 @@ def test_interactions_before_the_test_target_affect_the_tower(tmp_path: Path) ->
     world.write(tmp_path / "one")
     contexts = [
         prepared_run(tmp_path / "one"),
-        prepared_run(write_changed_world(tmp_path / "other", step=world.TOUCHED - 2)),
+        prepared_run(write_changed_world(tmp_path / "other", step=world.ITEMS_A_USER - 2)),
     ]
     one, other = (fit(context, final_plan(context.config, Passes(1, 0))) for context in contexts)
     assert np.abs(one.embeddings - other.embeddings).max() > 1e-4
@@ -285,7 +285,9 @@ def test_interactions_at_or_after_the_validation_target_do_not_affect_the_valida
 ) -> None:
     """There is one pass, because validation queries may use the targets and could change the number of passes."""
     world.write(tmp_path / "one")
-    other = write_changed_world(write_changed_world(tmp_path / "other", step=world.TOUCHED - 1), step=world.TOUCHED - 2)
+    other = write_changed_world(
+        write_changed_world(tmp_path / "other", step=world.ITEMS_A_USER - 1), step=world.ITEMS_A_USER - 2
+    )
     fits = []
     for folder in (tmp_path / "one", other):
         context = prepared_run(folder, "train.validation_users=1", "train.passes=1", *split)

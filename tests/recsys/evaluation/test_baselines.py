@@ -19,7 +19,7 @@ from recsys.evaluation.baselines import (
 )
 from recsys.evaluation.scoring import NeighborhoodModel, ScoringModel
 from recsys.index.queries import Queries
-from recsys.testing.neighbors_contract import NeighborsContract, asked, histories
+from recsys.testing.neighbors_contract import NeighborsContract, build_queries, histories
 
 NUM_USERS, NUM_ITEMS, MANY_ITEMS = 23, 9, 50
 COUNTS = np.array([3, 0, 7, 7, 1, 0, 2, 9, 3])
@@ -139,7 +139,7 @@ def test_returns_the_largest_weighted_sums(name, k):
     """Compares the scores at each rank, which do not depend on the order of ties."""
     model, scores = MODELS[name]()
     rows = [*histories(NUM_ITEMS), *([(number, 1.0)] for number in range(NUM_ITEMS))]
-    answers = model.top_k(asked(rows), k).tolist()
+    answers = model.top_k(build_queries(rows), k).tolist()
     for row, answer in zip(rows, answers, strict=True):
         total = [sum(weight * scores[item, candidate] for item, weight in row) for candidate in range(NUM_ITEMS)]
         allowed = [total[candidate] for candidate in range(NUM_ITEMS) if candidate not in {item for item, _ in row}]
@@ -220,7 +220,7 @@ def test_ranks_agree_with_naive_ranks_and_top_k(monkeypatch, kind, k, cells):
         naive_rank(scores, model.tie_order, query, target, k)
         for *query, target in zip(rows, excluded, targets.tolist(), strict=True)
     ]
-    queries = asked(rows, excluded)
+    queries = build_queries(rows, excluded)
     assert model.ranks(queries, targets, k).tolist() == expected
     answers = model.top_k(queries, k).tolist()
     ranks = [answer.index(target) if target in answer else k for answer, target in zip(answers, targets, strict=True)]
@@ -233,8 +233,8 @@ def test_ranks_agree_with_naive_ranks_and_top_k(monkeypatch, kind, k, cells):
 def test_no_queries_and_empty_queries_have_no_ranks(name):
     """Queries without items, or without weights, return nothing."""
     model, _ = MODELS[name]()
-    assert model.ranks(asked([]), np.empty(0, np.int32), 3).shape == (0,)
-    empty = asked([[], [(1, 0.0)], []])
+    assert model.ranks(build_queries([]), np.empty(0, np.int32), 3).shape == (0,)
+    empty = build_queries([[], [(1, 0.0)], []])
     assert model.ranks(empty, np.array([0, 2, 1], np.int32), 3).tolist() == [3, 3, 3]
 
 
@@ -248,7 +248,7 @@ def test_ranks_the_last_item_of_a_result(excluded):
     ranking = [item for item in range(1, 7) if item not in excluded]
     for k in range(1, 8):
         expected = [min(ranking.index(target), k) if target in ranking else k for target in range(7)]
-        queries = asked([[(0, 1.0)]] * 7, [excluded] * 7)
+        queries = build_queries([[(0, 1.0)]] * 7, [excluded] * 7)
         assert model.ranks(queries, np.arange(7, dtype=np.int32), k).tolist() == expected
 
 
@@ -256,7 +256,7 @@ def test_a_tie_does_not_change_the_rank_of_the_target():
     """Item 3 has a higher score than item 2 in float64, but in float32 they are equal and item 2 is first."""
     scores = np.zeros((5, 5))
     scores[0, 2], scores[1, 2], scores[0, 3] = 0.1, 0.2, 0.3 + 1e-10
-    queries = asked([[(0, 1.0), (1, 1.0)]] * 2, [[], []])
+    queries = build_queries([[(0, 1.0), (1, 1.0)]] * 2, [[], []])
     assert NeighborhoodModel(sparse.csr_array(scores)).ranks(queries, np.array([2, 3], np.int32), 1).tolist() == [0, 1]
 
 
@@ -309,7 +309,7 @@ def test_popularity_returns_the_most_popular_items_ties_by_number():
 def test_popularity_returns_k_items():
     """Also items without interactions, and after many exclusions."""
     model = Popularity(np.array([3, 0, 7, 7, 1]))
-    queries = asked([[(1, 1.0)], [(4, 1.0)]], [[2, 3, 0], []])
+    queries = build_queries([[(1, 1.0)], [(4, 1.0)]], [[2, 3, 0], []])
     assert model.top_k(queries, 3).tolist() == [[4, 1, -1], [2, 3, 0]]
 
 
@@ -317,7 +317,7 @@ def test_popularity_returns_k_items():
 def test_counts_can_be_of_any_type(dtype):
     """An unsigned 0 must not become the largest number when it is negated."""
     counts = np.array([0, 2, 1], dtype)
-    query = asked([[(0, 1.0)]], [[]])
+    query = build_queries([[(0, 1.0)]], [[]])
     assert Popularity(counts).top_k(query, 3).tolist() == [[1, 2, 0]]
     assert Content(sparse.csr_array(np.ones((3, 1))), counts).top_k(query, 3).tolist() == [[1, 2, 0]]
 
@@ -400,7 +400,7 @@ def test_popularity_only_breaks_ties():
 @pytest.mark.parametrize("cells", [1, 4 * NUM_ITEMS + 1], ids=["one row", "four rows"])
 def test_query_blocks_do_not_change_the_result(monkeypatch, name, cells):
     model, _ = MODELS[name]()
-    queries = asked([*histories(NUM_ITEMS), *histories(NUM_ITEMS)])
+    queries = build_queries([*histories(NUM_ITEMS), *histories(NUM_ITEMS)])
     expected = model.top_k(queries, 4)
     monkeypatch.setattr(scoring, "CELLS", cells)
     np.testing.assert_array_equal(model.top_k(queries, 4), expected)

@@ -18,7 +18,7 @@ from recsys.evaluation.metrics import (
 )
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.testing.neighbors_contract import asked
+from recsys.testing.neighbors_contract import build_queries
 
 NAMES = [f"{name}_at_{k}" for name in ("hr", "ndcg", "mrr") for k in (5, 10, 20)]
 
@@ -89,10 +89,10 @@ def test_searches_equal_single_item_queries_once():
 @pytest.mark.parametrize(
     "queries",
     [
-        asked([[(9, 1.0)], [(4, 1.0)], [(9, 1.0)]], [[9], [4], [8]]),
-        asked([[(9, 1.0)], [(4, 1.0)], [(9, 1.0)]], [[9], [4], [9, 8]]),
-        asked([[(9, 1.0)], [(4, 1.0)], [(9, 0.0)]]),
-        asked([[(9, 1.0), (4, 0.5)], [(4, 1.0)], [(9, 1.0)]]),
+        build_queries([[(9, 1.0)], [(4, 1.0)], [(9, 1.0)]], [[9], [4], [8]]),
+        build_queries([[(9, 1.0)], [(4, 1.0)], [(9, 1.0)]], [[9], [4], [9, 8]]),
+        build_queries([[(9, 1.0)], [(4, 1.0)], [(9, 0.0)]]),
+        build_queries([[(9, 1.0), (4, 0.5)], [(4, 1.0)], [(9, 1.0)]]),
     ],
     ids=["another exclusion", "two exclusions", "no weight", "several items"],
 )

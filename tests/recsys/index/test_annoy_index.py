@@ -93,7 +93,7 @@ class TestIndexWithSmallSearchK(NeighborsContract):
         return built
 
     # an incomplete search for more neighbors can find nearer ones
-    test_fewer_neighbors_are_the_first_of_more = None
+    test_smaller_k_returns_a_prefix = None
 
     def test_returns_k_neighbors_with_a_small_search_k(self, model, queries, num_items):
         for k in (1, 7, num_items - 1):

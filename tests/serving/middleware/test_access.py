@@ -19,7 +19,7 @@ import pytest
 from recsys.testing.openapi import Description
 from recsys.testing.program import run
 from recsys.testing.releases import WriteRelease, release_writer
-from recsys.testing.service_process import Service, until
+from recsys.testing.service_process import Service, wait_until
 from serving.client import AsyncClient, Client, ServiceError
 from serving.middleware import api_keys
 
@@ -33,12 +33,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with the keys `reader` and `writer` and a timeout of half a second."""
     folder = tmp_path_factory.mktemp("guarded")
     made = Service(folder)
-    made.want(release_writer(folder)(ITEMS, release_id="first"))
+    made.set_releases(release_writer(folder)(ITEMS, release_id="first"))
     file = folder / "keys.txt"
     for name, options in (("reader", []), ("writer", ["--write"])):
         process = run("keys", "new", name, "--file", file, *options)
         made.secrets[name] = {"Authorization": f"Bearer {process.stdout.strip()}"}
-    made.set(keys=str(file), timeout_seconds=0.5, rate=1e6)
+    made.configure(keys=str(file), timeout_seconds=0.5, rate=1e6)
     made.start()
     yield made
     made.close()
@@ -96,17 +96,17 @@ def test_key_file_is_reloaded_while_the_service_runs(service: Service) -> None:
     another = {"Authorization": f"Bearer {secret}"}
     assert service.get(SIMILAR, headers=another).status_code == 401
     file.write_text(f"# rotated\n\n{content}{key.line}\n")
-    until(lambda: service.get(SIMILAR, headers=another).status_code == 200)
+    wait_until(lambda: service.get(SIMILAR, headers=another).status_code == 200)
     assert service.get(SIMILAR, headers=service.secrets["reader"]).status_code == 200
     file.write_text(f"{key.line}\n")
-    until(lambda: service.get(SIMILAR, headers=service.secrets["reader"]).status_code == 401)
+    wait_until(lambda: service.get(SIMILAR, headers=service.secrets["reader"]).status_code == 401)
     file.write_text(content)
-    until(lambda: service.get(SIMILAR, headers=service.secrets["reader"]).status_code == 200)
+    wait_until(lambda: service.get(SIMILAR, headers=service.secrets["reader"]).status_code == 200)
 
 
 def test_without_keys_reads_are_public_and_writes_are_forbidden(tmp_path: Path, write_release: WriteRelease) -> None:
     service = Service(tmp_path)
-    service.want(write_release(ITEMS))
+    service.set_releases(write_release(ITEMS))
     service.start()
     assert service.get(SIMILAR).status_code == 200
     response = httpx.delete(f"{service.url}/v1/items/x", timeout=60)
@@ -148,9 +148,9 @@ def test_returns_a_valid_request_id_of_the_client(service: Service) -> None:
 def test_requests_over_the_limits_get_retry_after(tmp_path: Path, write_release: WriteRelease) -> None:
     """Over the number of concurrent requests: 503. Over the rate of a key: 429, and the client retries."""
     service = Service(tmp_path)
-    service.want(write_release(ITEMS))
-    service.let_in("reader", "read")
-    service.set(max_concurrent=2, keys="keys.txt", rate=3.0, timeout_seconds=60.0)
+    service.set_releases(write_release(ITEMS))
+    service.add_key("reader", "read")
+    service.configure(max_concurrent=2, keys="keys.txt", rate=3.0, timeout_seconds=60.0)
     service.start()
     headers = service.secrets["reader"]
     url = urlsplit(service.url)
@@ -158,13 +158,13 @@ def test_requests_over_the_limits_get_retry_after(tmp_path: Path, write_release:
     request = f"POST /v1/similar HTTP/1.1\r\nHost: x\r\nAuthorization: {headers['Authorization']}\r\n"
     for connection in connections:
         connection.sendall(f"{request}Content-Length: 9\r\n\r\n".encode())
-    busy = until(lambda: next(filter(lambda response: response.status_code == 503, [service.get(SIMILAR)]), None))
+    busy = wait_until(lambda: next(filter(lambda response: response.status_code == 503, [service.get(SIMILAR)]), None))
     assert busy.json()["type"] == "urn:recsys:busy"
     assert int(busy.headers["retry-after"]) >= 1
     assert service.get("/readyz").status_code == 200
     for connection in connections:
         connection.close()
-    until(lambda: service.get(SIMILAR, headers=headers).status_code in (200, 429))
+    wait_until(lambda: service.get(SIMILAR, headers=headers).status_code in (200, 429))
     responses = [service.get(SIMILAR, headers=headers) for _ in range(12)]
     limited = next(response for response in responses if response.status_code == 429)
     assert int(limited.headers["retry-after"]) >= 1
@@ -234,7 +234,7 @@ def test_request_log_contains_neither_item_ids_nor_keys(service: Service) -> Non
     body = {"items": [{"item_id": "private-item"}], "history": ["private-history"]}
     httpx.post(f"{service.url}/v1/similar", json=body, headers=headers, timeout=60)
     service.get("/v1/items/x/similar", headers={"Authorization": "Bearer private-wrong-key"})
-    log = until(lambda: text if (text := service.log.read_text()).count("logged-request") >= 2 else "")
+    log = wait_until(lambda: text if (text := service.log.read_text()).count("logged-request") >= 2 else "")
     lines = [json.loads(line) for line in log.splitlines()]
     line = next(line for line in lines if line["request_id"] == "logged-request")
     assert line["route"] == "/v1/items/{item_id:encoded}/similar"
@@ -264,7 +264,7 @@ def test_spans_are_sent_to_the_otlp_endpoint(tmp_path: Path, write_release: Writ
     thread = threading.Thread(target=collector.serve_forever)
     thread.start()
     service = Service(tmp_path)
-    service.want(write_release(ITEMS, release_id="traced"))
+    service.set_releases(write_release(ITEMS, release_id="traced"))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
@@ -272,7 +272,7 @@ def test_spans_are_sent_to_the_otlp_endpoint(tmp_path: Path, write_release: Writ
         service.start()
     trace = "0af7651916cd43dd8448eb211c80319c"
     service.get(SIMILAR, headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
-    span = until(lambda: next((spans for spans in Collector.received if bytes.fromhex(trace) in spans), b""))
+    span = wait_until(lambda: next((spans for spans in Collector.received if bytes.fromhex(trace) in spans), b""))
     assert b"GET /v1/items/{item_id:encoded}/similar" in span
     assert b"traced" in span
     assert b"item 00" not in span

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from recsys import Release
 from recsys.testing.releases import WriteRelease
-from recsys.testing.service_process import Service, until
+from recsys.testing.service_process import Service, wait_until
 from serving.live.item_changes import START, ItemChange, ItemChanges
 from serving.live.live_release import LiveRelease
 from serving.middleware import api_keys
@@ -33,10 +33,10 @@ CHANGED_AT = 1_800_000_000.0
 def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
     """A service with two workers and the keys `reader` and `writer`, not started."""
     made = Service(tmp_path)
-    made.want(write_release(ITEMS, release_id="first", color=_series(COLORS)))
-    made.let_in("reader", "read")
-    made.let_in("writer", "write")
-    made.set(workers=2, keys="keys.txt")
+    made.set_releases(write_release(ITEMS, release_id="first", color=_series(COLORS)))
+    made.add_key("reader", "read")
+    made.add_key("writer", "write")
+    made.configure(workers=2, keys="keys.txt")
     yield made
     made.close()
 
@@ -170,7 +170,7 @@ def test_acknowledged_changes_survive_a_restart(service: Service) -> None:
         for item_id in ITEMS[len(hidden) + 1 : len(hidden) + 6]:
             assert client.hide(item_id).status_code == 204
             hidden.append(item_id)
-        service.end(signal_number)
+        service.stop(signal_number)
     service.start()
     assert set(client.neighbors(ITEMS[0])) == set(ITEMS[1:]) - set(hidden)
 
@@ -178,7 +178,7 @@ def test_acknowledged_changes_survive_a_restart(service: Service) -> None:
 @pytest.mark.slow
 def test_changes_are_removed_once_a_release_contains_them(service: Service, write_release: WriteRelease) -> None:
     """A hidden item stays hidden, also in a release that returns."""
-    service.set(workers=2, keys="keys.txt", keep_seconds=0.2)
+    service.configure(workers=2, keys="keys.txt", keep_seconds=0.2)
     service.start()
     client = ItemClient(service)
     release = Release.load(service.folder / "releases" / "first")
@@ -187,29 +187,29 @@ def test_changes_are_removed_once_a_release_contains_them(service: Service, writ
     assert client.hide(ITEMS[1]).status_code == 204
     assert service.metric("recsys_stored_item_changes") == 3
     second = write_release([*ITEMS, "new"], release_id="second", created_at=LATE, color=_series([*COLORS, "red"]))
-    service.want(second)
-    until(lambda: service.metric("recsys_stored_item_changes") == 1)
-    until(lambda: client.champions() == {"second"})
+    service.set_releases(second)
+    wait_until(lambda: service.metric("recsys_stored_item_changes") == 1)
+    wait_until(lambda: client.champions() == {"second"})
     assert client.item(ITEMS[2]).json()["title"] == f"Title of {ITEMS[2]}", "a later release replaces a change"
     assert set(client.neighbors(ITEMS[0], k=100)) == {*ITEMS[2:], "new"}
     without = [item_id for item_id in ITEMS if item_id != ITEMS[1]]
     third = write_release(without, release_id="third", created_at=LATE, color=_series(COLORS[1:]))
-    service.want(third)
-    until(lambda: client.champions() == {"third"})
-    service.want(second)
-    until(lambda: client.champions() == {"second"})
+    service.set_releases(third)
+    wait_until(lambda: client.champions() == {"third"})
+    service.set_releases(second)
+    wait_until(lambda: client.champions() == {"second"})
     assert ITEMS[1] not in client.neighbors(ITEMS[0], k=100), "it is hidden in an older release too"
 
 
 @pytest.mark.slow
 def test_vector_applies_only_to_its_release(service: Service, write_release: WriteRelease) -> None:
-    service.set(workers=2, keys="keys.txt", keep_seconds=600)
-    service.start_all(2)
+    service.configure(workers=2, keys="keys.txt", keep_seconds=600)
+    service.start_workers(2)
     client = ItemClient(service)
     vector = Release.load(service.folder / "releases" / "first").vectors[7].tolist()
     assert client.put("new", vector=vector).status_code == 200
-    service.want(write_release(ITEMS, release_id="second", color=_series(COLORS)))
-    until(lambda: client.champions() == {"second"})
+    service.set_releases(write_release(ITEMS, release_id="second", color=_series(COLORS)))
+    wait_until(lambda: client.champions() == {"second"})
     assert client.similar("new").status_code == 404
     assert client.similar("new", release="first").status_code == 200
 

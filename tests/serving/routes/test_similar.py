@@ -19,7 +19,7 @@ from recsys.config.sections import ServeConfig
 from recsys.retrieval.query import Condition, Diversity, Query, WeightedItem
 from recsys.testing.openapi import problem
 from recsys.testing.releases import release_writer
-from recsys.testing.service_process import Service, described
+from recsys.testing.service_process import Service, validated_client
 from serving.app import create_app_for_release
 from serving.protocol import pagination
 from tests import GOLDEN_RELEASES
@@ -44,9 +44,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 @pytest.fixture(scope="module")
 def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    service = Service.of(tmp_path_factory.mktemp("service"), release.path)
-    service.set(max_k=MAX_K)
-    with described(service) as http_client:
+    service = Service.for_release(tmp_path_factory.mktemp("service"), release.path)
+    service.configure(max_k=MAX_K)
+    with validated_client(service) as http_client:
         yield http_client
 
 
@@ -391,7 +391,7 @@ def test_returns_an_item(client: httpx.Client, release: Release) -> None:
 @pytest.mark.slow
 def test_query_by_features_returns_items_with_the_same_features(tmp_path: Path) -> None:
     """The server embeds them with the tower."""
-    with described(Service.of(tmp_path, GOLDEN), "--with-tower") as client:
+    with validated_client(Service.for_release(tmp_path, GOLDEN), "--with-tower") as client:
         result = client.post("/v1/similar", json={"features": {"genre": "genre-3"}, "k": 5}).json()
         unknown_column = client.post("/v1/similar", json={"features": {"gnre": "x"}})
         wrong_type = client.post("/v1/similar", json={"features": {"genre": 3}})

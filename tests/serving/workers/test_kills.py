@@ -21,7 +21,7 @@ import pytest
 
 from recsys.errors import UnknownItemError
 from recsys.testing.releases import WriteRelease
-from recsys.testing.service_process import Service, until
+from recsys.testing.service_process import Service, wait_until
 from serving.client import Client, ServiceError
 from serving.live.item_changes import START, ItemChange, ItemChanges
 
@@ -41,9 +41,9 @@ Titles = dict[str, str | None]
 def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
     """A service with two workers and the key `writer`, not started."""
     made = Service(tmp_path)
-    made.want(write_release(ITEMS, release_id="first"))
-    made.let_in("writer", "write")
-    made.set(workers=2, keys="keys.txt")
+    made.set_releases(write_release(ITEMS, release_id="first"))
+    made.add_key("writer", "write")
+    made.configure(workers=2, keys="keys.txt")
     yield made
     made.close()
 
@@ -138,11 +138,11 @@ def test_restarts_after_a_kill_while_loading(service: Service, write_release: Wr
         assert client.similar(ITEMS[0]).release_id == "first"
         client.hide_item(ITEMS[5])
     second = write_release([*ITEMS, *(f"other {number}" for number in range(60_000))], release_id="second")
-    service.want(second)
-    until(lambda: str(second) in open_files(service))
+    service.set_releases(second)
+    wait_until(lambda: str(second) in open_files(service))
     service.kill()
     service.start()
-    until(lambda: f"{second}/embeddings.npy" in open_files(service))
+    wait_until(lambda: f"{second}/embeddings.npy" in open_files(service))
     service.kill()
     service.start()
     with open_client(service) as client:

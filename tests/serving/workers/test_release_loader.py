@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from recsys.testing.releases import WriteRelease
-from recsys.testing.service_process import Service, until
+from recsys.testing.service_process import Service, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -31,20 +31,20 @@ def champion(service: Service) -> str:
 def service(tmp_path: Path, write_release: WriteRelease) -> Iterator[Service]:
     """A service with the champion `first`, not started."""
     made = Service(tmp_path)
-    made.want(write_release(ITEMS, release_id="first"))
+    made.set_releases(write_release(ITEMS, release_id="first"))
     yield made
     made.close()
 
 
 def test_every_worker_loads_a_promoted_release(service: Service, write_release: WriteRelease) -> None:
     """The pages of a query come from the release of its first page."""
-    service.set(workers=2)
-    service.start_all(2)
+    service.configure(workers=2)
+    service.start_workers(2)
     page = service.get(SIMILAR, params={"k": 3}).json()
     assert page["release_id"] == "first"
-    service.want(write_release(ITEMS, release_id="second"))
-    until(lambda: {champion(service) for _ in range(20)} == {"second"})
-    next_page = until(lambda: service.get(SIMILAR, params={"k": 3, "cursor": page["next_cursor"]}))
+    service.set_releases(write_release(ITEMS, release_id="second"))
+    wait_until(lambda: {champion(service) for _ in range(20)} == {"second"})
+    next_page = wait_until(lambda: service.get(SIMILAR, params={"k": 3, "cursor": page["next_cursor"]}))
     assert next_page.json()["release_id"] == "first"
     assert service.get(SIMILAR, params={"release": "first"}).json()["release_id"] == "first"
     assert service.get("/readyz").json()["loaded"] == ["second", "first"]
@@ -52,12 +52,12 @@ def test_every_worker_loads_a_promoted_release(service: Service, write_release: 
 
 def test_previous_champion_is_unloaded_after_keep_seconds(service: Service, write_release: WriteRelease) -> None:
     """Its cursors are 410 then, and its files are unmapped."""
-    service.set(keep_seconds=0.5)
+    service.configure(keep_seconds=0.5)
     first = service.folder / "releases" / "first"
     service.start()
     page = service.get(SIMILAR, params={"k": 3}).json()
-    service.want(write_release(ITEMS, release_id="second"))
-    until(lambda: service.get("/readyz").json()["loaded"] == ["second"])
+    service.set_releases(write_release(ITEMS, release_id="second"))
+    wait_until(lambda: service.get("/readyz").json()["loaded"] == ["second"])
     assert service.get(SIMILAR, params={"k": 3, "cursor": page["next_cursor"]}).status_code == 410
     assert service.get(SIMILAR, params={"release": "first"}).status_code == 404
     assert str(first) not in mapped_files(service)
@@ -75,34 +75,34 @@ def test_damaged_release_is_reported_and_loaded_once_repaired(service: Service, 
     second = write_release(ITEMS, release_id="second")
     embeddings = (second / "embeddings.npy").read_bytes()
     (second / "embeddings.npy").write_bytes(embeddings[:-1] + b"\x00")
-    service.want(second)
-    messages = until(lambda: service.get("/readyz").json()["errors"])
+    service.set_releases(second)
+    messages = wait_until(lambda: service.get("/readyz").json()["errors"])
     assert "SHA-256 of embeddings.npy must be" in messages["champion"]
     assert service.get("/readyz").status_code == 200
     assert champion(service) == "first"
     assert service.metric("recsys_component_error", 'component="champion"') == 1
     assert service.metric("recsys_release_loads_total", 'outcome="failure"') >= 1
     (second / "embeddings.npy").write_bytes(embeddings)
-    until(lambda: champion(service) == "second")
-    assert until(lambda: service.get("/readyz").json()["errors"] == {})
+    wait_until(lambda: champion(service) == "second")
+    assert wait_until(lambda: service.get("/readyz").json()["errors"] == {})
     assert service.metric("recsys_component_error", 'component="champion"') == 0
 
 
 def test_missing_source_is_reported_and_the_champion_stays(service: Service, write_release: WriteRelease) -> None:
     service.start()
-    service.wanted.unlink()
-    assert "release must be a folder" in until(lambda: service.get("/readyz").json()["errors"])["champion_watcher"]
+    service.releases_file.unlink()
+    assert "release must be a folder" in wait_until(lambda: service.get("/readyz").json()["errors"])["champion_watcher"]
     assert champion(service) == "first"
-    service.want(write_release(ITEMS, release_id="second"))
-    until(lambda: champion(service) == "second")
-    until(lambda: service.get("/readyz").json()["errors"] == {})
+    service.set_releases(write_release(ITEMS, release_id="second"))
+    wait_until(lambda: champion(service) == "second")
+    wait_until(lambda: service.get("/readyz").json()["errors"] == {})
 
 
 def test_restart_without_the_source_loads_the_last_champion(service: Service) -> None:
     service.start()
     assert champion(service) == "first"
-    service.end()
-    service.wanted.unlink()
+    service.stop()
+    service.releases_file.unlink()
     service.start()
     assert champion(service) == "first"
     assert "champion_watcher" in service.get("/readyz").json()["errors"]
@@ -111,10 +111,10 @@ def test_restart_without_the_source_loads_the_last_champion(service: Service) ->
 def test_restart_on_a_damaged_release_loads_the_last_champion(service: Service, write_release: WriteRelease) -> None:
     service.start()
     assert champion(service) == "first"
-    service.end()
+    service.stop()
     second = write_release(ITEMS, release_id="second")
     (second / "catalog.parquet").write_bytes(b"")
-    service.want(second)
+    service.set_releases(second)
     service.start()
     assert champion(service) == "first"
     assert "bytes of catalog.parquet" in service.get("/readyz").json()["errors"]["champion"]
@@ -129,10 +129,10 @@ def test_first_start_on_a_damaged_release_fails(service: Service) -> None:
 def test_rollback_uses_the_loaded_release(service: Service, write_release: WriteRelease) -> None:
     first = service.folder / "releases" / "first"
     service.start()
-    service.want(write_release(ITEMS, release_id="second"))
-    until(lambda: champion(service) == "second")
-    service.want(first)
-    until(lambda: champion(service) == "first")
+    service.set_releases(write_release(ITEMS, release_id="second"))
+    wait_until(lambda: champion(service) == "second")
+    service.set_releases(first)
+    wait_until(lambda: champion(service) == "first")
     assert service.metric("recsys_release_loads_total", 'outcome="success"') == 2
     assert service.get("/readyz").json()["loaded"] == ["first", "second"]
 
@@ -141,7 +141,7 @@ def test_newest_release_of_a_folder_is_the_champion(service: Service, write_rele
     service.source = ("--release", service.folder / "releases")
     service.start()
     write_release(ITEMS, release_id="newer", created_at="2024-02-01T02:00:00+00:00")
-    until(lambda: champion(service) == "newer")
+    wait_until(lambda: champion(service) == "newer")
 
 
 def test_follows_the_champion_of_mlflow(service: Service, write_release: WriteRelease) -> None:
@@ -160,8 +160,8 @@ def test_follows_the_champion_of_mlflow(service: Service, write_release: WriteRe
     service.start()
     assert champion(service) == "one"
     tracker.promote(versions[1], versions[0])
-    until(lambda: champion(service) == "two")
-    service.end()
+    wait_until(lambda: champion(service) == "two")
+    service.stop()
     (service.folder / "workspace" / "mlflow.db").write_bytes(b"not a database")
     service.start()
     assert champion(service) == "two"
@@ -169,10 +169,10 @@ def test_follows_the_champion_of_mlflow(service: Service, write_release: WriteRe
 
 
 def test_workers_end_when_the_supervisor_is_killed(service: Service) -> None:
-    service.set(workers=2)
+    service.configure(workers=2)
     service.start()
     assert champion(service) == "first"
-    assert service.end(signal.SIGKILL) == -signal.SIGKILL
+    assert service.stop(signal.SIGKILL) == -signal.SIGKILL
     with pytest.raises(httpx.ConnectError):
         service.get("/livez")
 
@@ -181,7 +181,7 @@ def test_killed_worker_is_replaced(service: Service) -> None:
     service.start()
     assert champion(service) == "first"
     os.kill(service.workers()[0], signal.SIGKILL)
-    assert until(lambda: champion_or_none(service)) == "first"
+    assert wait_until(lambda: champion_or_none(service)) == "first"
 
 
 def champion_or_none(service: Service) -> str | None:
@@ -198,21 +198,21 @@ def test_restarts_after_a_kill_during_a_promotion(
 ) -> None:
     service.start()
     assert champion(service) == "first"
-    service.want(write_release(ITEMS, release_id="second"))
+    service.set_releases(write_release(ITEMS, release_id="second"))
     threading.Event().wait(delay_s)
-    service.end(signal.SIGKILL)
+    service.stop(signal.SIGKILL)
     service.start()
-    until(lambda: champion(service) == "second")
+    wait_until(lambda: champion(service) == "second")
 
 
 def test_shadow_is_compared_and_its_results_are_not_returned(service: Service, write_release: WriteRelease) -> None:
-    service.set(challenger="shadow", challenger_share=1.0)
-    service.want(service.folder / "releases" / "first", write_release(ITEMS, release_id="second"))
+    service.configure(challenger="shadow", challenger_share=1.0)
+    service.set_releases(service.folder / "releases" / "first", write_release(ITEMS, release_id="second"))
     service.start()
     requests = 5
     for _ in range(requests):
         assert champion(service) == "first"
-    until(lambda: service.metric("recsys_shadow_overlap_ratio_count") == requests)
+    wait_until(lambda: service.metric("recsys_shadow_overlap_ratio_count") == requests)
     overlap = service.metric("recsys_shadow_overlap_ratio_sum") / requests
     results = [service.get(SIMILAR, params={"release": release}).json() for release in ("first", "second")]
     first, second = ({neighbor["item_id"] for neighbor in result["neighbors"]} for result in results)
@@ -220,8 +220,8 @@ def test_shadow_is_compared_and_its_results_are_not_returned(service: Service, w
 
 
 def test_canary_answers_its_share_of_the_sticky_keys(service: Service, write_release: WriteRelease) -> None:
-    service.set(challenger="canary", challenger_share=0.5)
-    service.want(service.folder / "releases" / "first", write_release(ITEMS, release_id="second"))
+    service.configure(challenger="canary", challenger_share=0.5)
+    service.set_releases(service.folder / "releases" / "first", write_release(ITEMS, release_id="second"))
     service.start()
 
     def release_of(user: int) -> str:
