@@ -120,6 +120,7 @@ def test_rollback_promotes_the_previous_or_a_named_release(workspace: Workspace,
     assert "already" in repeated.err
 
 
+@pytest.mark.slow
 def test_rollback_does_not_bypass_the_gate(invoke: Any) -> None:
     invoke("promote", "release-0")
     outcome = invoke("rollback", "--to", "release-2")
@@ -141,6 +142,7 @@ def test_rollback_to_a_damaged_release_changes_nothing(workspace: Workspace, inv
     assert len(json.loads(invoke("releases", "history", "--json").out)) == 2
 
 
+@pytest.mark.slow
 def test_rollback_downloads_a_missing_release(workspace: Workspace, invoke: Any) -> None:
     invoke("promote", "release-0")
     invoke("promote", "release-1")

@@ -70,6 +70,7 @@ def prepare_run(source, workspace, profile="local"):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["local", "local-threads"])
 def test_prepare_gives_the_same_result_from_object_storage_and_from_files(data, bucket, tmp_path, profile):
     """The run id, the row account and the tables are equal; dead letters have the URL of their file."""

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -80,7 +80,7 @@ def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["movielens", "million"])
+@pytest.fixture(scope="module")
 def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
     """Run the stages up to publish; the gate is left out, since this test compares runners and not models."""
     config = request.getfixturevalue(request.param) / "recsys.toml"
@@ -93,14 +93,21 @@ def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return LocalRun(config, SMALL_UNITS[request.param], run, release, folder / "neighbors")
 
 
-CLUSTERS = [
-    pytest.param(("flink", "embedded"), marks=needs_job_server("flink"), id="flink, embedded"),
-    pytest.param(("flink", "session"), marks=needs_job_server("flink"), id="flink, two task managers"),
-    pytest.param(("spark", "embedded"), marks=needs_job_server("spark"), id="spark, embedded"),
+def case(data: str, profile: str, mode: str) -> Any:
+    return pytest.param(data, (profile, mode), marks=needs_job_server(profile), id=f"{data}, {profile}, {mode}")
+
+
+CASES = [
+    case("movielens", "flink", "embedded"),
+    case("million", "flink", "session"),
+    case("movielens", "spark", "embedded"),
+    case("million", "spark", "embedded"),
 ]
+"""Both data sets and both kinds of Flink cluster, an embedded one and two task managers; each once, since each takes
+minutes."""
 
 
-@pytest.fixture(params=CLUSTERS)
+@pytest.fixture
 def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[str]]:
     """Overrides that run the jobs on a cluster."""
     profile, mode = request.param
@@ -128,6 +135,7 @@ def export_neighbors(config: Path, overrides: list[str], release: Path, to: Path
     return recsys("export", config, overrides, "--release", release, "--to", to)
 
 
+@pytest.mark.parametrize(("local", "cluster"), CASES, indirect=True)
 def test_cluster_writes_the_rows_of_the_local_profile(local: LocalRun, cluster: list[str], tmp_path: Path) -> None:
     overrides = [*local.overrides, *cluster, f"data.workspace={tmp_path / 'workspace'}"]
     seconds = {"prepare": recsys("prepare", local.config, overrides)}

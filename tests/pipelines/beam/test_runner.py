@@ -31,7 +31,9 @@ from apache_beam.transforms.core import CallableWrapperDoFn  # noqa: E402
 
 Profile = Literal["local", "local-threads", "portable"]
 GOLDEN = GOLDEN_RELEASES / "v2"
-PROFILES: tuple[Profile, ...] = ("local", "local-threads", "portable")
+every_profile = pytest.mark.parametrize(
+    "profile", ["local", "local-threads", pytest.param("portable", marks=pytest.mark.slow)]
+)
 
 
 def silent(*_: object, **__: object) -> None:
@@ -221,7 +223,7 @@ def executions(folder: Path) -> dict[str, list[list[str]]]:
     return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.log")}
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@every_profile
 def test_units_run_once_and_phases_run_in_order(tmp_path: Path, profile: Profile) -> None:
     sizes = {"first": 5, "second": 1, "third": 3}
     runner.run([phase(tmp_path, *size) for size in sizes.items()], BeamConfig(profile=profile, workers=3), silent)
@@ -252,7 +254,7 @@ def test_threads_run_units_of_a_phase_in_parallel(tmp_path: Path) -> None:
     runner.run(phases, BeamConfig(profile="local-threads", workers=2), silent)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@every_profile
 def test_done_units_are_skipped(tmp_path: Path, profile: Profile) -> None:
     done(tmp_path, "first", 1).touch()
     done(tmp_path, "first", 3).touch()
@@ -262,7 +264,7 @@ def test_done_units_are_skipped(tmp_path: Path, profile: Profile) -> None:
     assert sorted(executions(tmp_path)) == ["first-0", "first-2", "second-1"]
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@every_profile
 @pytest.mark.parametrize("error", [InputError("log.csv: «ü»\nsecond line"), StageError("too few"), ReleaseError("")])
 def test_error_of_a_unit_keeps_its_type_and_message(
     tmp_path: Path, profile: Profile, error: errors.RecsysError

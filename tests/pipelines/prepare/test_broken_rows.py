@@ -124,6 +124,7 @@ def test_every_broken_row_is_a_dead_letter_once(planted: Planted) -> None:
     }
 
 
+@pytest.mark.slow
 def test_too_many_broken_rows_stop_the_night_and_leave_only_its_report(planted: Planted) -> None:
     """The message names the reasons with their counts."""
     done = program.run("nightly", "--config", planted.config)

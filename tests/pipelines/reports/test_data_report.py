@@ -136,6 +136,7 @@ def test_a_snapshot_that_cannot_be_read_costs_no_night(tmp_path: Path) -> None:
 # --- the same input, the same bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant", [{}, {"resources": {"memory_mb": memory_mb(rows=20)}}, {"beam": {"profile": "local-threads"}}]
 )

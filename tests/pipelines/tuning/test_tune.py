@@ -161,6 +161,7 @@ def test_the_first_trial_is_the_config_as_it_is(config: Config, training: Traini
     assert found["base_value"] == pytest.approx(landscape(config))
 
 
+@pytest.mark.slow
 def test_the_best_of_all_trials_is_found(config: Config, training: Training, clock: Time) -> None:
     found = tune(RunContext.from_config(config), clock=clock)
     values = [landscape(tried) for tried in training.trained]
@@ -188,6 +189,7 @@ def test_settings_that_are_not_better_are_not_taken(
     assert tomllib.loads(Path(found["path"]).read_text()) == {}
 
 
+@pytest.mark.slow
 def test_the_written_file_has_what_differs_and_makes_the_best_config(
     config: Config, training: Training, clock: Time
 ) -> None:
@@ -201,6 +203,7 @@ def test_the_written_file_has_what_differs_and_makes_the_best_config(
     assert all(base[name.split(".")[0]][name.split(".")[1]] != value for name, value in written.items())
 
 
+@pytest.mark.slow
 def test_values_are_of_their_type_in_their_range_and_short(config: Config, training: Training, clock: Time) -> None:
     tune(RunContext.from_config(change(config, trials=15)), clock=clock)
     for tried in training.trained[1:]:
@@ -212,6 +215,7 @@ def test_values_are_of_their_type_in_their_range_and_short(config: Config, train
     assert len({tried.tower.dimension for tried in training.trained}) > 2
 
 
+@pytest.mark.slow
 def test_the_same_seed_tries_the_same_and_another_something_else(
     config: Config, training: Training, clock: Time, tmp_path: Path
 ) -> None:
@@ -228,6 +232,7 @@ def test_the_same_seed_tries_the_same_and_another_something_else(
     assert tried("third", 2) != first
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_twice_and_a_search_ends_where_everything_was_tried(
     config: Config, training: Training, clock: Time
 ) -> None:
@@ -241,6 +246,7 @@ def test_nothing_is_trained_twice_and_a_search_ends_where_everything_was_tried(
 # --- time
 
 
+@pytest.mark.slow
 def test_no_trial_begins_after_the_time_and_the_one_at_work_stops_after_its_pass(
     config: Config, training: Training, clock: Time
 ) -> None:
@@ -258,6 +264,7 @@ def test_the_config_as_it_is_comes_to_its_end_whatever_the_time(
     assert found["base_value"] == found["best_value"]
 
 
+@pytest.mark.slow
 def test_all_sessions_share_the_time_and_more_may_be_given(config: Config, training: Training, clock: Time) -> None:
     first = tune(RunContext.from_config(change(config, trials=100, minutes=160 / 60)), clock=clock)
     assert len(training.passes) == 2
@@ -269,6 +276,7 @@ def test_all_sessions_share_the_time_and_more_may_be_given(config: Config, train
     assert (more["id"], more["trials"], training.passes) == (first["id"], 4, [PASSES] * 4)
 
 
+@pytest.mark.slow
 def test_hopeless_trials_are_pruned(
     config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +289,7 @@ def test_hopeless_trials_are_pruned(
     assert "worse than the median" in trials[-1].data.tags["recsys.outcome"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rising", "compared"), [(True, PASSES), (False, 5)], ids=["to the last", "out of patience"])
 def test_passes_over_histories_are_not_compared_with_passes_over_pairs(
     config: Config, training: Training, clock: Time, rising: bool, compared: int
@@ -300,6 +309,7 @@ def test_passes_over_histories_are_not_compared_with_passes_over_pairs(
 # --- stopped and gone on with
 
 
+@pytest.mark.slow
 def test_a_tuning_that_was_killed_goes_on_and_repeats_nothing(config: Config, training: Training, clock: Time) -> None:
     def kill(_: Config) -> None:
         if len(training.trained) == 4 and training.passes[-1] == 3:
@@ -323,6 +333,7 @@ def test_a_tuning_that_was_killed_goes_on_and_repeats_nothing(config: Config, tr
     assert trials[3].data.tags["recsys.outcome"] == "killed"
 
 
+@pytest.mark.slow
 def test_a_killed_first_trial_is_done_anew(config: Config, training: Training, clock: Time) -> None:
     def kill(_: Config) -> None:
         raise Killed
@@ -336,6 +347,7 @@ def test_a_killed_first_trial_is_done_anew(config: Config, training: Training, c
     assert found["base_value"] == pytest.approx(landscape(config))
 
 
+@pytest.mark.slow
 def test_half_a_line_and_a_lock_that_a_killed_process_left_do_no_harm(
     config: Config, training: Training, clock: Time
 ) -> None:
@@ -349,6 +361,7 @@ def test_half_a_line_and_a_lock_that_a_killed_process_left_do_no_harm(
     assert tune(RunContext.from_config(change(config, trials=4)), clock=clock) == found
 
 
+@pytest.mark.slow
 def test_a_finished_tuning_gives_the_same_answer_without_work(
     config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +374,7 @@ def test_a_finished_tuning_gives_the_same_answer_without_work(
     assert Path(first["path"]).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("training")
 def test_other_data_settings_or_ranges_are_another_tuning(config: Config, clock: Time) -> None:
     def id_of(changed: Config) -> Any:
@@ -380,6 +394,7 @@ def test_other_data_settings_or_ranges_are_another_tuning(config: Config, clock:
     assert len(set(ids)) == 4
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_tune_the_same(config: Config, training: Training, clock: Time) -> None:
     context = RunContext.from_config(config)
     with (
@@ -393,6 +408,7 @@ def test_two_processes_do_not_tune_the_same(config: Config, training: Training, 
 # --- failures
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_told_and_the_search_goes_on(
     config: Config, training: Training, clock: Time, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +428,7 @@ def test_a_failed_trial_is_told_and_the_search_goes_on(
     assert "failed: the loss must be finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_config_that_fails_may_be_beaten(config: Config, training: Training, clock: Time) -> None:
     def diverge(tried: Config) -> None:
         if tried == config:
@@ -424,6 +441,7 @@ def test_a_config_that_fails_may_be_beaten(config: Config, training: Training, c
     assert "unknown before" in Path(found["path"]).read_text()
 
 
+@pytest.mark.slow
 def test_failures_and_nothing_else_end_the_search_and_a_later_one_begins_anew(
     config: Config, training: Training, clock: Time
 ) -> None:
@@ -451,6 +469,7 @@ def test_without_questions_nothing_is_tried(config: Config, training: Training, 
 # --- MLflow and the disk
 
 
+@pytest.mark.slow
 def test_trials_are_nested_runs_with_their_settings_curve_and_figures(
     config: Config, training: Training, clock: Time
 ) -> None:
@@ -474,6 +493,7 @@ def start(config: Config) -> dict[str, Any]:
     return {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in RANGES}
 
 
+@pytest.mark.slow
 def test_trials_that_agree_on_prepare_share_its_folder_and_none_is_left(
     config: Config, training: Training, clock: Time
 ) -> None:
@@ -487,6 +507,7 @@ def test_trials_that_agree_on_prepare_share_its_folder_and_none_is_left(
     assert left == {"study.log", "best.toml", ".lock"}
 
 
+@pytest.mark.slow
 def test_only_so_many_prepared_folders_lie_on_the_disk(config: Config, training: Training, clock: Time) -> None:
     most = []
     training.fail = lambda _: most.append(len(list(folder_of(config).glob("prepared-*"))))
@@ -573,6 +594,7 @@ def test_a_range_reaches_to_the_value_of_the_config(config: Config) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_not_set_can_be_searched_from_a_list(config: Config, training: Training, clock: Time) -> None:
     ranges = {"prepare.half_life_days": [30, 90], "prepare.session_gap_minutes": [60]}
     tune(RunContext.from_config(change(config, ranges=ranges, trials=50)), clock=clock)

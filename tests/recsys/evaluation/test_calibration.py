@@ -221,6 +221,7 @@ def test_share_of_zero_has_an_interval():
     assert calibration_fit.estimate_share(50, 50).high == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overconfident", [False, True], ids=["calibrated", "overconfident"])
 def test_calibration_error_interval_covers_the_true_error(overconfident):
     """Pairs with probability p are the same with frequency p, or (p + 1/2) / 2 if overconfident."""

@@ -16,6 +16,7 @@ class Killed(BaseException):
     """Not an `Exception`, so that no error handling catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("validated", [True, False], ids=["validated", "all passes"])
 def test_training_killed_twice_has_the_same_curve_and_weights(world, tmp_path, monkeypatch, settings, validated):

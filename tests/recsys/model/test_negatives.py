@@ -250,6 +250,7 @@ def naive_inclusion(sizes, number):
     return [min(1.0, high * size) for size in sizes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, -0.5], ids="power {}".format)
 def test_inclusion_probability_is_the_frequency_of_a_sampled_negative(sampler, power):
     drawn = sampler("sampled", batch_size=2, popularity_power=power, seed=7)
@@ -336,6 +337,7 @@ def skewed_pairs(num_items=240, num_cold=12):
     return dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [0.0, 0.6, -0.4], ids="power {}".format)
 @pytest.mark.parametrize("kind", ["in_batch", "mixed"])
 def test_inclusion_probability_is_the_frequency_of_an_item_in_batches(sampler, kind, power):
@@ -446,6 +448,7 @@ def test_mining_does_not_change_the_shape_of_batches(sampler, kind):
 FEW_NEGATIVES, MANY_NEGATIVES = 2, 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [0.0, 0.5], ids="power {}".format)
 def test_sampled_gradient_approximates_the_gradient_over_the_catalog(sampler, power):
     rough, fine = (
@@ -460,6 +463,7 @@ def test_sampled_gradient_approximates_the_gradient_over_the_catalog(sampler, po
     assert fine.cosine > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [0.0, 0.5], ids="power {}".format)
 @pytest.mark.parametrize("kind", ["in_batch", "mixed"])
 def test_in_batch_gradient_has_the_direction_of_the_gradient_over_the_catalog(sampler, kind, power):

@@ -77,7 +77,7 @@ class World:
         }
 
 
-@pytest.mark.parametrize("text_encoder", ["bag", "recurrent"])
+@pytest.mark.parametrize("text_encoder", ["bag", pytest.param("recurrent", marks=pytest.mark.slow)])
 def test_default_settings_give_exactly_adam(text_encoder):
     built = World(text_encoder=text_encoder, compiled=True)
     plain = World(keras.optimizers.Adam(RATE), text_encoder=text_encoder, compiled=True)
@@ -125,6 +125,7 @@ def test_learning_rate_of_an_encoder_replaces_the_feature_rate():
     assert moved == pytest.approx({part: step * factors.get(part, 1.0) for part, step in plain.items()}, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_frozen_encoder_learns_after_it_is_thawed():
     world = World(learning_rates={"title": 0.0, "brand": 0.5}, thaw_after=1, compiled=True)
     assert world.moved(5)["title"] == 0

@@ -121,11 +121,10 @@ def test_ids_are_dropped_in_training_only(features):
 
 # --- text, fusion and distance
 
-SHAPES = list(
-    itertools.product(
-        ("sum", "concatenation", "gating"), ("bag", "convolutional", "recurrent"), ("cosine", "euclidean", "manhattan")
-    )
-)
+FUSIONS, TEXT_ENCODERS = ("sum", "concatenation", "gating"), ("bag", "convolutional", "recurrent")
+DISTANCE_NAMES = ("cosine", "euclidean", "manhattan")
+SHAPES = [(FUSIONS[i], TEXT_ENCODERS[j], DISTANCE_NAMES[(i + j) % 3]) for i, j in itertools.product(range(3), repeat=2)]
+"""Every combination of two of the three settings."""
 
 
 @pytest.mark.parametrize(("fusion", "text_encoder", "distance"), SHAPES, ids=str)

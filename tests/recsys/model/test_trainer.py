@@ -75,6 +75,7 @@ def test_id_dropout_lets_new_items_find_their_block_by_their_features(world):
     assert_new_item_is_near_block_2(result.embeddings, model, features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CANDIDATES)
 def test_new_items_find_their_block_if_the_features_of_known_items_are_uninformative(world, kind):
     known, model, features = world.fit(**BY_BRAND, candidates=CANDIDATES["catalog"])
@@ -116,6 +117,7 @@ def test_new_items_are_embedded_by_combinations_of_features(world):
     assert np.argmax(scores, axis=1).tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CANDIDATES)
 def test_same_seed_gives_the_same_embeddings(world, kind):
     settings = {"candidates": CANDIDATES[kind], "passes": 2, "id_dropout": 0.3, "batch_size": 2}

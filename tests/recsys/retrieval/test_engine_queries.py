@@ -284,6 +284,7 @@ def test_items_beyond_the_reranked_ones_keep_their_order(releases):
     assert spread[MAX_RERANKED:] == plain[MAX_RERANKED:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.05, 0.001])
 def test_a_large_release_agrees_with_a_naive_loop(releases, share):
     """The mean recall is at least that of a release, and no result is shorter than the ranking."""
