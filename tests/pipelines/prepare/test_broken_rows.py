@@ -110,7 +110,7 @@ def planted(tmp_path: Path) -> Planted:
     return plant(tmp_path)
 
 
-def test_every_broken_row_is_a_dead_letter_once(planted: Planted) -> None:
+def test_every_invalid_row_becomes_one_dead_letter(planted: Planted) -> None:
     """By file, row and reason; all others are used."""
     done = program.run("prepare", "--config", planted.config, "--set", "prepare.max_dead_letter_ratio=0.06", "--json")
     assert done.returncode == 0, done.stderr
@@ -125,7 +125,7 @@ def test_every_broken_row_is_a_dead_letter_once(planted: Planted) -> None:
 
 
 @pytest.mark.slow
-def test_too_many_broken_rows_stop_the_night_and_leave_only_its_report(planted: Planted) -> None:
+def test_too_many_invalid_rows_stop_the_run_and_leave_only_its_report(planted: Planted) -> None:
     """The message names the reasons with their counts."""
     done = program.run("nightly", "--config", planted.config)
     assert done.returncode == 1

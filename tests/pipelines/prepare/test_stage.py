@@ -176,14 +176,14 @@ def log(tmp_path: Path) -> list[Row]:
     return spread(tmp_path, made_up_log(seed=11))
 
 
-def test_sequences_are_in_the_order_of_time_and_ties_in_that_of_the_input(tmp_path: Path, log: list[Row]) -> None:
+def test_sequences_are_ordered_by_time_and_ties_by_input(tmp_path: Path, log: list[Row]) -> None:
     result = prepared(context(tmp_path))
     expected = naive_sequences(log, {row["item_id"] for row in log})
     assert result.sequences == {user: [row["item_id"] for row in rows] for user, rows in expected.items()}
     assert result.manifest["num_users"] == len(expected)
 
 
-def test_repeats_of_the_item_before_are_filtered_and_accounted_for(tmp_path: Path, log: list[Row]) -> None:
+def test_consecutive_repeats_are_filtered_and_accounted_for(tmp_path: Path, log: list[Row]) -> None:
     account = prepared(context(tmp_path)).manifest["account"]["interactions"]
     kept = sum(len(rows) for rows in naive_sequences(log, {row["item_id"] for row in log}).values())
     assert 0 < kept < len(log)
@@ -196,7 +196,7 @@ def test_repeats_of_the_item_before_are_filtered_and_accounted_for(tmp_path: Pat
 
 
 @pytest.mark.parametrize("rows_per_unit", [500_000, 30], ids=["one shard", "many shards"])
-def test_rows_that_came_twice_are_counted_by_day(tmp_path: Path, rows_per_unit: int) -> None:
+def test_duplicate_rows_are_counted_by_day(tmp_path: Path, rows_per_unit: int) -> None:
     """User, item and time; with another row between the two they are no repeat of the item before."""
     rng = random.Random(0)  # noqa: S311 - made-up data
     rows = [
@@ -229,7 +229,7 @@ def test_pairs_equal_a_plain_double_loop(tmp_path: Path, log: list[Row], window:
     assert any(before < weight for weight, before in expected.values())
 
 
-def test_what_a_bot_touched_beyond_the_cap_is_counted_and_makes_no_pair(tmp_path: Path) -> None:
+def test_interactions_beyond_the_limit_are_counted_and_form_no_pair(tmp_path: Path) -> None:
     """It touched most of all rows, and in a shard of its own it makes no more pairs than the cap lets it."""
     people = [{"user_id": f"u{n % 9}", "item_id": f"i{n % 5}", "timestamp": n} for n in range(90)]
     bot = [{"user_id": "bot", "item_id": f"b{n % 700}", "timestamp": n} for n in range(5_000)]
@@ -242,9 +242,7 @@ def test_what_a_bot_touched_beyond_the_cap_is_counted_and_makes_no_pair(tmp_path
         assert of_the_bot == {f"b{n % 700}" for n in range(5_000 - newest - 40, 5_000 - newest)}
 
 
-def test_an_item_that_everybody_has_goes_with_no_more_items_than_the_cap(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_positives_of_a_popular_item_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The heaviest are kept, and the other way round each item keeps the one that everybody has."""
     log = []
     for n in range(60):  # item n is beside "all" n // 10 + 1 times
@@ -258,7 +256,7 @@ def test_an_item_that_everybody_has_goes_with_no_more_items_than_the_cap(
     assert found.manifest["over_max_item_pairs"] == {"items": 1, "pairs": 40}
 
 
-def test_times_are_kept_beside_the_items(tmp_path: Path, log: list[Row]) -> None:
+def test_timestamps_are_stored_beside_the_items(tmp_path: Path, log: list[Row]) -> None:
     expected = naive_sequences(log, {row["item_id"] for row in log})
     assert prepared(context(tmp_path)).times == {
         user: [row["timestamp"] for row in rows] for user, rows in expected.items()
@@ -297,7 +295,7 @@ def test_pairs_by_every_setting_equal_a_plain_double_loop(
 
 @pytest.mark.parametrize("rows_per_unit", [500_000, 20], ids=["one shard", "many shards"])
 @pytest.mark.parametrize("settings", [{}, {"user_power": 0.5, "max_user_interactions": 5}], ids=["plain", "weighed"])
-def test_with_a_cut_through_time_pairs_know_nothing_after_it(
+def test_pairs_ignore_interactions_after_a_global_cut(
     tmp_path: Path, log: list[Row], settings: dict[str, Any], rows_per_unit: int
 ) -> None:
     """The log is of 40 seconds: the last 10 are held out for the test, the 10 before for validation."""
@@ -318,7 +316,7 @@ def test_with_a_cut_through_time_pairs_know_nothing_after_it(
     assert any(before < weight for weight, before in expected.values())
 
 
-def test_what_happens_after_the_test_cut_changes_no_pair(tmp_path: Path) -> None:
+def test_interactions_after_the_test_cut_change_no_pair(tmp_path: Path) -> None:
     """The same log twice, with other items in its last day: equal pairs and equal counts of interactions."""
     day = 86_400
     rows = [{"user_id": f"u{n % 5}", "item_id": f"i{n * n % 7}", "timestamp": n * day // 10} for n in range(100)]
@@ -338,7 +336,7 @@ def test_what_happens_after_the_test_cut_changes_no_pair(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("rows_per_unit", [500_000, 20], ids=["one shard", "many shards"])
-def test_events_weigh_what_the_config_says_and_the_others_are_filtered(tmp_path: Path, rows_per_unit: int) -> None:
+def test_events_have_the_configured_weights_and_others_are_filtered(tmp_path: Path, rows_per_unit: int) -> None:
     """What is filtered is in nobody's sequence: what stands before and after it becomes next to each other."""
     factors = {"view": 0.5, "buy": 3.0}
     rng = random.Random(4)  # noqa: S311 - made-up data
@@ -362,7 +360,7 @@ def test_events_weigh_what_the_config_says_and_the_others_are_filtered(tmp_path:
     assert result.pairs == {key: pytest.approx(weights, rel=1e-5) for key, weights in expected.items()}
 
 
-def test_without_event_weights_events_are_like_any_other_column(tmp_path: Path) -> None:
+def test_events_are_ignored_without_event_weights(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", [{**row, "event": "any"} for row in LOG])
     account = prepared(context(tmp_path)).manifest["account"]["interactions"]
     assert (account["used"], account["filtered"]) == (len(LOG), {})
@@ -371,7 +369,7 @@ def test_without_event_weights_events_are_like_any_other_column(tmp_path: Path) 
 # --- pairs that people judged
 
 
-def test_judged_pairs_come_out_with_item_numbers_in_the_order_of_the_input(tmp_path: Path) -> None:
+def test_labeled_pairs_have_item_numbers_in_input_order(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
     judged = [("i3", "i1", 1), ("i0", "i2", 0), ("i1", "i3", 1)]
     rows = [{"item_a": a, "item_b": b, "same": same} for a, b, same in judged]
@@ -383,7 +381,7 @@ def test_judged_pairs_come_out_with_item_numbers_in_the_order_of_the_input(tmp_p
     assert result.manifest["account"]["labeled_pairs"] == {"read": 3, "used": 3, "filtered": {}, "dead_letters": {}}
 
 
-def test_without_judged_pairs_there_is_an_empty_file_and_no_account_of_them(tmp_path: Path) -> None:
+def test_missing_labeled_pairs_give_an_empty_file_and_no_account(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
     result = prepared(context(tmp_path))
     assert result.labeled == []
@@ -391,7 +389,7 @@ def test_without_judged_pairs_there_is_an_empty_file_and_no_account_of_them(tmp_
 
 
 @pytest.mark.parametrize("rows_per_unit", [500_000, 2], ids=["one unit", "many units"])
-def test_bad_judged_pairs_are_dead_letters_and_the_account_adds_up(tmp_path: Path, rows_per_unit: int) -> None:
+def test_invalid_labeled_pairs_become_dead_letters_and_the_account_adds_up(tmp_path: Path, rows_per_unit: int) -> None:
     write(tmp_path / "log.csv", LOG)
     files = {
         "judged-1.csv": [
@@ -427,7 +425,7 @@ def test_bad_judged_pairs_are_dead_letters_and_the_account_adds_up(tmp_path: Pat
     assert json.loads(unknown[0]) == {"item_a": "i1", "item_b": "elsewhere", "same": True}
 
 
-def test_too_many_bad_judged_pairs_fail_the_stage(tmp_path: Path) -> None:
+def test_too_many_invalid_labeled_pairs_fail_the_stage(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "judged.csv", [{"item_a": f"x{n}", "item_b": "i1", "same": 1} for n in range(3)])
     with pytest.raises(StageError, match=rf"{tmp_path}/judged\.csv .* 3 of 3 \(3 item_id is not in the catalog\)"):
@@ -437,7 +435,7 @@ def test_too_many_bad_judged_pairs_fail_the_stage(tmp_path: Path) -> None:
 # --- the catalog
 
 
-def test_the_catalog_is_sorted_and_counts_what_training_sees(tmp_path: Path, log: list[Row]) -> None:
+def test_catalog_is_sorted_and_counts_training_interactions(tmp_path: Path, log: list[Row]) -> None:
     """Test targets are not counted, the whole of a user too short for a test target is."""
     counts = {row["item_id"]: 0 for row in log}
     for rows in naive_sequences(log, set(counts)).values():
@@ -449,7 +447,7 @@ def test_the_catalog_is_sorted_and_counts_what_training_sees(tmp_path: Path, log
     assert catalog["title"].null_count() == len(counts)
 
 
-def test_the_catalog_is_the_items_file_whether_or_not_somebody_touched_them(tmp_path: Path) -> None:
+def test_catalog_contains_items_without_interactions(tmp_path: Path) -> None:
     log = [{"user_id": f"u{n % 3}", "item_id": f"i{n % 4}", "timestamp": n} for n in range(14)]
     write(tmp_path / "log.csv", log)
     items = [{"item_id": name, "name": name.upper(), "tags": "a|b"} for name in ("z9", "i3", "i1", "a0", "i0", "i2")]
@@ -464,7 +462,7 @@ def test_the_catalog_is_the_items_file_whether_or_not_somebody_touched_them(tmp_
     assert result.manifest["account"]["items"] == {"read": 6, "used": 6, "filtered": {}, "dead_letters": {}}
 
 
-def test_interactions_with_the_same_moment_in_other_spellings_are_ties(tmp_path: Path) -> None:
+def test_equal_timestamps_in_different_formats_are_ties(tmp_path: Path) -> None:
     moments = [0, "1970-01-01", "1970-01-01T00:00:00Z", "1970-01-01T02:00:00+02:00", "0.0"]
     write(
         tmp_path / "log.jsonl",
@@ -609,7 +607,7 @@ def tally(files: dict[str, list[Planted]]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("rows_per_unit", [500_000, 4], ids=["one shard", "many shards"])
-def test_the_account_adds_up_with_bad_rows_of_every_kind(tmp_path: Path, rows_per_unit: int) -> None:
+def test_account_adds_up_with_invalid_rows_of_every_kind(tmp_path: Path, rows_per_unit: int) -> None:
     log, items = planted_log(), planted_items()
     plant(tmp_path, log | items)
     limits = {"max_dead_letter_ratio": 1.0}
@@ -620,7 +618,7 @@ def test_the_account_adds_up_with_bad_rows_of_every_kind(tmp_path: Path, rows_pe
 
 
 @pytest.mark.parametrize("rows_per_unit", [500_000, 4], ids=["one shard", "many shards"])
-def test_each_dead_letter_says_where_it_comes_from_and_why(tmp_path: Path, rows_per_unit: int) -> None:
+def test_each_dead_letter_has_its_origin_and_reason(tmp_path: Path, rows_per_unit: int) -> None:
     files = planted_log() | planted_items()
     plant(tmp_path, files)
     limits = {"max_dead_letter_ratio": 1.0}
@@ -647,7 +645,7 @@ def test_each_dead_letter_says_where_it_comes_from_and_why(tmp_path: Path, rows_
             assert mark in json.loads(content).values()
 
 
-def test_past_the_ratio_the_stage_fails_and_leaves_nothing(tmp_path: Path) -> None:
+def test_stage_fails_above_the_ratio_and_leaves_no_files(tmp_path: Path) -> None:
     log = planted_log()
     plant(tmp_path, log)
     job = context(tmp_path, prepare={"max_dead_letter_ratio": 0.3})
@@ -664,7 +662,7 @@ def test_past_the_ratio_the_stage_fails_and_leaves_nothing(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("limit", "refused"), [(0.25, False), (0.2499, True)])
 @pytest.mark.parametrize("where", ["interactions", "items"])
-def test_the_ratio_itself_is_still_allowed(tmp_path: Path, where: str, limit: float, refused: bool) -> None:
+def test_ratio_equal_to_the_limit_is_allowed(tmp_path: Path, where: str, limit: float, refused: bool) -> None:
     """One row of four is bad, in one of the two tables."""
     broken = {"interactions": {"log.csv": "u1,a"}, "items": {"items.csv": "b,1"}}[where]
     write(tmp_path / "log.csv", [{"user_id": f"u{n % 2}", "item_id": "ab"[n // 2], "timestamp": n} for n in range(3)])
@@ -693,7 +691,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-def test_results_do_not_depend_on_how_the_work_is_cut_and_run(tmp_path: Path, variant: dict[str, Any]) -> None:
+def test_results_do_not_depend_on_units_or_profile(tmp_path: Path, variant: dict[str, Any]) -> None:
     """Weights are powers of two, so that sums are exact in any order and the frames must be equal."""
     log = spread(tmp_path, made_up_log(seed=5, weights=(0.5, 1.0, 2.0)))
     log[17]["item_id"] = "i99"
@@ -721,7 +719,7 @@ def test_results_do_not_depend_on_how_the_work_is_cut_and_run(tmp_path: Path, va
 
 
 @pytest.mark.usefixtures("log")
-def test_an_anchor_is_in_one_part_only_and_its_positives_are_sorted(tmp_path: Path) -> None:
+def test_each_anchor_is_in_one_part_and_its_positives_are_sorted(tmp_path: Path) -> None:
     result = prepared(context(tmp_path, rows=20))
     parts = [pl.read_parquet(result.folder / "pairs" / name) for name in result.manifest["pairs"]]
     anchors = [anchor for part in parts for anchor in part["anchor"]]
@@ -735,7 +733,7 @@ def test_an_anchor_is_in_one_part_only_and_its_positives_are_sorted(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("log")
-def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
+def test_stage_contains_only_files_of_the_manifest(tmp_path: Path) -> None:
     job = context(tmp_path, rows=50)
     result = prepared(job)
     files = {path.relative_to(result.folder).as_posix() for path in result.folder.rglob("*") if path.is_file()}
@@ -754,7 +752,7 @@ def test_only_what_the_manifest_names_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
+def test_finished_stage_is_not_repeated(tmp_path: Path) -> None:
     job = context(tmp_path)
     prepare.prepare(job.config, job.run, job.inputs, job.progress)
     manifest = job.run.folder / "prepare" / "_MANIFEST.json"
@@ -762,7 +760,7 @@ def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
     assert STAGES["prepare"](context(tmp_path)) == {"kept": True}
 
 
-def test_what_a_killed_job_left_behind_is_cleared_away(tmp_path: Path, log: list[Row]) -> None:
+def test_files_of_a_killed_job_are_removed(tmp_path: Path, log: list[Row]) -> None:
     job = context(tmp_path)
     stale = job.run.folder / ".tmp-prepare-dead" / ".work"
     stale.mkdir(parents=True)
@@ -771,7 +769,7 @@ def test_what_a_killed_job_left_behind_is_cleared_away(tmp_path: Path, log: list
     assert [path.name for path in job.run.folder.iterdir()] == ["prepare"]
 
 
-def test_a_stage_that_fails_can_be_run_again_after_the_input_is_mended(tmp_path: Path) -> None:
+def test_failed_stage_runs_after_the_input_is_corrected(tmp_path: Path) -> None:
     rows = [{"user_id": f"u{n % 3}", "item_id": f"i{n % 4}", "timestamp": n} for n in range(10)]
     write(tmp_path / "log.csv", [*rows, "broken"])
     with pytest.raises(StageError):
@@ -783,7 +781,7 @@ def test_a_stage_that_fails_can_be_run_again_after_the_input_is_mended(tmp_path:
 # --- the job as a program
 
 
-def test_runs_by_itself_from_a_config_file(tmp_path: Path, log: list[Row], program: Any) -> None:
+def test_stage_runs_from_a_config_file(tmp_path: Path, log: list[Row], program: Any) -> None:
     (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log*"\n')
     outcome = program("prepare", "--config", tmp_path / "recsys.toml", "--set", "prepare.window=1", "--json")
     manifest = json.loads(outcome.out)
@@ -800,28 +798,28 @@ ITEMS = [{"item_id": f"i{n}", "kind": "ab"[n % 2]} for n in range(4)]
 
 
 @pytest.mark.parametrize("table", ["interactions", "items"])
-def test_a_column_that_nobody_asked_for_may_have_any_name(tmp_path: Path, table: str) -> None:
+def test_unused_column_may_have_any_name(tmp_path: Path, table: str) -> None:
     extra = {"row": 7}
     write(tmp_path / "log.csv", [{**row, **extra} if table == "interactions" else row for row in LOG])
     write(tmp_path / "items.csv", [{**row, **extra} if table == "items" else row for row in ITEMS])
     assert prepared(context(tmp_path, "items.csv")).manifest["account"]["interactions"]["used"] == len(LOG)
 
 
-def test_a_binary_column_that_nobody_asked_for_does_not_matter(tmp_path: Path) -> None:
+def test_unused_binary_column_is_ignored(tmp_path: Path) -> None:
     write(tmp_path / "log.parquet", [{**row, "hash": b"\xff"} for row in [*LOG, {**LOG[0], "user_id": ""}]])
     account = prepared(context(tmp_path, prepare={"max_dead_letter_ratio": 0.1})).manifest["account"]["interactions"]
     assert (account["used"], account["dead_letters"]) == (len(LOG), {"user_id is missing": 1})
 
 
 @pytest.mark.parametrize("role", [{"categorical": ["kind"]}, {"title": "kind"}], ids=["categorical", "title"])
-def test_lists_where_one_value_is_expected_are_refused(tmp_path: Path, role: dict[str, Any]) -> None:
+def test_rejects_lists_in_columns_of_single_values(tmp_path: Path, role: dict[str, Any]) -> None:
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "items.parquet", [{**row, "kind": ["a", "b"]} for row in ITEMS])
     with pytest.raises(InputError, match="kind"):
         STAGES["prepare"](context(tmp_path, "items.parquet", items=role))
 
 
-def test_lists_in_one_items_file_and_text_in_another_are_the_same_feature(tmp_path: Path) -> None:
+def test_lists_and_separated_text_give_the_same_feature(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "items-1.csv", [{"item_id": "i0", "tags": "a|b"}, {"item_id": "i1", "tags": "c"}])
     write(tmp_path / "items-2.parquet", [{"item_id": "i2", "tags": ["a", "b"]}, {"item_id": "i3", "tags": []}])
@@ -829,7 +827,7 @@ def test_lists_in_one_items_file_and_text_in_another_are_the_same_feature(tmp_pa
     assert catalog["tags"].to_list() == [["a", "b"], ["c"], ["a", "b"], []]
 
 
-def test_a_feature_called_interactions_keeps_its_values_or_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_feature_named_interactions(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", LOG)
     write(tmp_path / "items.csv", [{**row, "interactions": "many"} for row in ITEMS])
     try:
@@ -848,7 +846,7 @@ def test_pair_weights_are_finite_and_above_0_whatever_the_weights(tmp_path: Path
     assert all(0 < pair < float("inf") for pair, _ in result.pairs.values())
 
 
-def test_events_that_are_all_filtered_are_told_with_their_rule(tmp_path: Path) -> None:
+def test_error_names_the_rule_if_all_events_are_filtered(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", [{**row, "event": "view"} for row in LOG])
     for items in (None, "items.csv"):
         write(tmp_path / "items.csv", ITEMS)
@@ -857,7 +855,7 @@ def test_events_that_are_all_filtered_are_told_with_their_rule(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("test", "validation"), [(400.0, 1.0), (1.0, 400.0)])
-def test_a_test_window_larger_than_the_log_is_told_with_both(tmp_path: Path, test: float, validation: float) -> None:
+def test_error_names_the_windows_and_the_length_of_the_log(tmp_path: Path, test: float, validation: float) -> None:
     write(tmp_path / "log.csv", [{**row, "timestamp": row["timestamp"] * 86_400} for row in LOG])
     split = {"split": "global_time", "test_days": test, "validation_days": validation}
     with pytest.raises(

@@ -78,7 +78,7 @@ def page_of(context: RunContext) -> Page:
 # --- what it compares with
 
 
-def test_the_first_night_has_nothing_to_compare_with(tmp_path: Path) -> None:
+def test_report_of_the_first_run_has_no_comparison(tmp_path: Path) -> None:
     log = made_up(1, 90)
     context, report = prepared(tmp_path, log, goods(10))
     manifest = context.run.manifest("prepare")
@@ -91,7 +91,7 @@ def test_the_first_night_has_nothing_to_compare_with(tmp_path: Path) -> None:
     assert "This is the first snapshot" in page_of(context).seen
 
 
-def test_the_next_night_is_compared_with_the_one_before(tmp_path: Path) -> None:
+def test_report_compares_with_the_previous_run(tmp_path: Path) -> None:
     log = made_up(1, 90)
     first, before = prepared(tmp_path, log[:70], goods(9))
     _, report = prepared(tmp_path, [*log, ("new user", "i9", 10**9)], goods(12))
@@ -103,7 +103,7 @@ def test_the_next_night_is_compared_with_the_one_before(tmp_path: Path) -> None:
     assert previous["share_of_new_items"] == round(1 / report["interactions"], 6)
 
 
-def test_it_is_the_last_one_that_was_finished(tmp_path: Path) -> None:
+def test_previous_run_is_the_last_finished_run(tmp_path: Path) -> None:
     nights = [prepared(tmp_path, made_up(seed, 60), goods(9))[0] for seed in (1, 2)]
     _, report = prepared(tmp_path, made_up(3, 60), goods(9))
     assert report["previous"]["run_id"] == nights[1].run.run_id
@@ -112,7 +112,7 @@ def test_it_is_the_last_one_that_was_finished(tmp_path: Path) -> None:
     assert report["previous"]["run_id"] == nights[0].run.run_id
 
 
-def test_the_same_data_with_other_settings_are_compared_with_the_night_before_too(tmp_path: Path) -> None:
+def test_run_with_other_settings_is_compared_with_the_previous_data(tmp_path: Path) -> None:
     """Not with each other: that would say nothing."""
     first, _ = prepared(tmp_path, made_up(1, 60), goods(9))
     log = made_up(2, 60)
@@ -123,7 +123,7 @@ def test_the_same_data_with_other_settings_are_compared_with_the_night_before_to
     assert report["previous"]["run_id"] == first.run.run_id
 
 
-def test_a_snapshot_that_cannot_be_read_costs_no_night(tmp_path: Path) -> None:
+def test_unreadable_snapshot_does_not_fail_the_run(tmp_path: Path) -> None:
     first, _ = prepared(tmp_path, made_up(1, 60), goods(9))
     second, _ = prepared(tmp_path, made_up(2, 60), goods(9))
     next((second.run.folder / "prepare" / "sequences").iterdir()).unlink()
@@ -140,7 +140,7 @@ def test_a_snapshot_that_cannot_be_read_costs_no_night(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "variant", [{}, {"resources": {"memory_mb": memory_mb(rows=20)}}, {"beam": {"profile": "local-threads"}}]
 )
-def test_the_same_nights_give_the_same_report(tmp_path: Path, variant: dict[str, Any]) -> None:
+def test_report_does_not_depend_on_units_or_profile(tmp_path: Path, variant: dict[str, Any]) -> None:
     """However the work is cut; only the run's id tells of the settings."""
     texts = []
     for name, tables in (("one", {}), ("other", variant)):
@@ -161,7 +161,7 @@ def test_the_same_nights_give_the_same_report(tmp_path: Path, variant: dict[str,
 # --- the page
 
 
-def test_the_page_shows_the_figures_and_needs_nothing_else(tmp_path: Path) -> None:
+def test_page_is_self_contained_and_shows_the_figures(tmp_path: Path) -> None:
     prepared(tmp_path, made_up(1, 1_900), goods(9))
     context, report = prepared(tmp_path, [*made_up(2, 2_400), ("u1", "unknown", 10**9)], goods(12))
     page = page_of(context)
@@ -181,7 +181,7 @@ def test_the_page_shows_the_figures_and_needs_nothing_else(tmp_path: Path) -> No
     assert page.links == []
 
 
-def test_text_from_outside_stays_text(tmp_path: Path) -> None:
+def test_page_escapes_input_text(tmp_path: Path) -> None:
     evil = "<script>alert('&')</script>"
     log = [*made_up(1, 60), *[("u1", "i8", 10**9 + 7), ("u2", "i8", 10**9)] * 20]
     prepared(tmp_path, log[:-9], goods(9))
@@ -192,7 +192,7 @@ def test_text_from_outside_stays_text(tmp_path: Path) -> None:
     assert "script" not in page.tags
 
 
-def test_many_days_share_bars(tmp_path: Path) -> None:
+def test_bars_combine_days_of_a_long_log(tmp_path: Path) -> None:
     """365 days are more than the bars that a chart may have."""
     log = [(f"u{day % 7}", f"i{day % 9}", 10**9 + day * 86_400) for day in range(365)]
     context, _ = prepared(tmp_path, log, goods(9))
@@ -206,7 +206,7 @@ def test_many_days_share_bars(tmp_path: Path) -> None:
     assert len(bars) == 76
 
 
-def test_without_items_there_are_no_titles_and_no_columns(tmp_path: Path) -> None:
+def test_page_without_items_has_no_titles_and_columns(tmp_path: Path) -> None:
     pl.DataFrame(made_up(1, 50), schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(
         tmp_path / "log.csv"
     )

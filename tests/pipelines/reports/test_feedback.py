@@ -9,7 +9,7 @@ from pipelines.reports.feedback import by_release
 from recsys.errors import InputError
 
 
-def test_rows_of_one_release_are_added_up_over_files_and_chunks(tmp_path: Path) -> None:
+def test_rows_of_a_release_are_summed_over_files_and_chunks(tmp_path: Path) -> None:
     rows = [("a", 10 + n, n) for n in range(9)] + [("b", 3, 0)]
     frame = pl.DataFrame(rows, schema=["release_id", "shown", "clicked"], orient="row")
     frame[:6].write_parquet(tmp_path / "1.parquet", row_group_size=2)
@@ -24,14 +24,14 @@ def test_rows_of_one_release_are_added_up_over_files_and_chunks(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("row", ["a,1.5,1", "a,0,0", "a,1,2", "a,1,-1", "a,,1", "a,nan,0", "a,inf,1", ",1,1", "a,x,1"])
-def test_what_cannot_be_counted_is_left_out(tmp_path: Path, row: str) -> None:
+def test_invalid_rows_are_ignored(tmp_path: Path, row: str) -> None:
     (tmp_path / "feedback.csv").write_text(f"release_id,shown,clicked\na,4,1\n{row}\n")
     found = by_release(str(tmp_path / "feedback.csv"), 100)
     assert found["unusable"] == 1
     assert [(each["shown"], each["clicked"]) for each in found["releases"]] == [(4, 1)]
 
 
-def test_a_missing_column_is_named(tmp_path: Path) -> None:
+def test_error_names_a_missing_column(tmp_path: Path) -> None:
     (tmp_path / "feedback.csv").write_text("release_id,shown\na,4\n")
     with pytest.raises(InputError, match="column 'clicked' must exist"):
         by_release(str(tmp_path / "feedback.csv"), 100)

@@ -30,7 +30,7 @@ def drawn() -> dict[str, ET.Element]:
     return {name: ET.fromstring(svg) for name, svg in plots.draw(FULL).items()}  # noqa: S314 - our own
 
 
-def test_what_is_not_known_is_not_drawn(drawn: dict[str, ET.Element]) -> None:
+def test_missing_values_are_not_drawn(drawn: dict[str, ET.Element]) -> None:
     assert plots.draw(EMPTY) == {}
     assert set(drawn) == {"loss", "recall", "similarity", "exposure", "map"}  # one point is no curve
 
@@ -42,7 +42,7 @@ def test_what_is_not_known_is_not_drawn(drawn: dict[str, ET.Element]) -> None:
         ("exposure", list(FULL["exposure"]["interactions"].values()), list(FULL["exposure"]["neighbors"].values())),
     ],
 )
-def test_bars_are_as_tall_as_their_shares(
+def test_bar_heights_are_proportional_to_shares(
     drawn: dict[str, ET.Element], name: str, before: list[float], now: list[float]
 ) -> None:
     bars = [bar for bar in drawn[name].iter(f"{SVG}rect") if bar.find(f"{SVG}title") is not None]
@@ -51,7 +51,7 @@ def test_bars_are_as_tall_as_their_shares(
         assert heights == pytest.approx([plots.HEIGHT * share / max(*before, *now) for share in shares], abs=0.01)
 
 
-def test_curves_go_as_their_figures(drawn: dict[str, ET.Element]) -> None:
+def test_curves_follow_their_values(drawn: dict[str, ET.Element]) -> None:
     heights = [-float(dot.attrib["cy"]) for dot in drawn["loss"].iter(f"{SVG}circle")]
     assert sorted(range(3), key=heights.__getitem__) == [1, 2, 0]
     across = [float(dot.attrib["cx"]) for dot in drawn["recall"].iter(f"{SVG}circle")]
@@ -59,7 +59,7 @@ def test_curves_go_as_their_figures(drawn: dict[str, ET.Element]) -> None:
     assert next(drawn["recall"].iter(f"{SVG}line")) is not None
 
 
-def test_a_map_has_its_items_by_name(drawn: dict[str, ET.Element]) -> None:
+def test_map_labels_its_items(drawn: dict[str, ET.Element]) -> None:
     (dot,) = drawn["map"].iter(f"{SVG}circle")
     place = {key: float(dot.attrib[key]) for key in ("cx", "cy")}
     assert place == pytest.approx({"cx": plots.SQUARE * 0.25, "cy": plots.SQUARE * 0.9})

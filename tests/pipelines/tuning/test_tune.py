@@ -155,14 +155,14 @@ def children(context: RunContext, tuning_id: str) -> tuple[Any, list[Any]]:
 # --- the search
 
 
-def test_the_first_trial_is_the_config_as_it_is(config: Config, training: Training, clock: Time) -> None:
+def test_first_trial_is_the_unchanged_config(config: Config, training: Training, clock: Time) -> None:
     found = tune(RunContext.from_config(config), clock=clock)
     assert training.trained[0] == config
     assert found["base_value"] == pytest.approx(landscape(config))
 
 
 @pytest.mark.slow
-def test_the_best_of_all_trials_is_found(config: Config, training: Training, clock: Time) -> None:
+def test_returns_the_best_trial(config: Config, training: Training, clock: Time) -> None:
     found = tune(RunContext.from_config(config), clock=clock)
     values = [landscape(tried) for tried in training.trained]
     assert found["best_value"] == pytest.approx(max(values))
@@ -173,13 +173,13 @@ def test_the_best_of_all_trials_is_found(config: Config, training: Training, clo
 
 
 @pytest.mark.slow
-def test_many_trials_come_near_the_optimum(config: Config, training: Training, clock: Time) -> None:
+def test_many_trials_approach_the_optimum(config: Config, training: Training, clock: Time) -> None:
     found = tune(RunContext.from_config(change(config, trials=16)), clock=clock)
     assert found["settings"]["train.temperature"] == pytest.approx(BEST_TEMPERATURE, rel=0.15)
     assert len(training.trained) == found["trials"]
 
 
-def test_settings_that_are_not_better_are_not_taken(
+def test_worse_settings_are_not_returned(
     config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(globals(), "landscape", lambda _: 0.25)
@@ -190,7 +190,7 @@ def test_settings_that_are_not_better_are_not_taken(
 
 
 @pytest.mark.slow
-def test_the_written_file_has_what_differs_and_makes_the_best_config(
+def test_written_file_has_the_changed_settings_and_gives_the_best_config(
     config: Config, training: Training, clock: Time
 ) -> None:
     found = tune(RunContext.from_config(config), clock=clock)
@@ -204,7 +204,9 @@ def test_the_written_file_has_what_differs_and_makes_the_best_config(
 
 
 @pytest.mark.slow
-def test_values_are_of_their_type_in_their_range_and_short(config: Config, training: Training, clock: Time) -> None:
+def test_suggested_values_have_their_type_and_range_and_few_digits(
+    config: Config, training: Training, clock: Time
+) -> None:
     tune(RunContext.from_config(change(config, trials=15)), clock=clock)
     for tried in training.trained[1:]:
         assert 0.05 <= tried.train.temperature <= 0.25
@@ -216,9 +218,7 @@ def test_values_are_of_their_type_in_their_range_and_short(config: Config, train
 
 
 @pytest.mark.slow
-def test_the_same_seed_tries_the_same_and_another_something_else(
-    config: Config, training: Training, clock: Time, tmp_path: Path
-) -> None:
+def test_seed_determines_the_trials(config: Config, training: Training, clock: Time, tmp_path: Path) -> None:
     def tried(workspace: str, seed: int) -> list[float]:
         training.trained.clear()
         (tmp_path / workspace).mkdir()
@@ -233,7 +233,7 @@ def test_the_same_seed_tries_the_same_and_another_something_else(
 
 
 @pytest.mark.slow
-def test_nothing_is_trained_twice_and_a_search_ends_where_everything_was_tried(
+def test_equal_settings_are_trained_once_and_an_exhausted_search_ends(
     config: Config, training: Training, clock: Time
 ) -> None:
     """3 ways to mine, the config's own among them, by 2 to fuse."""
@@ -247,25 +247,21 @@ def test_nothing_is_trained_twice_and_a_search_ends_where_everything_was_tried(
 
 
 @pytest.mark.slow
-def test_no_trial_begins_after_the_time_and_the_one_at_work_stops_after_its_pass(
-    config: Config, training: Training, clock: Time
-) -> None:
+def test_running_trial_stops_after_its_pass_at_the_time_limit(config: Config, training: Training, clock: Time) -> None:
     """270 s: three trials of 80 s, and three passes of a fourth."""
     found = tune(RunContext.from_config(change(config, trials=100, minutes=4.5)), clock=clock)
     assert training.passes == [PASSES, PASSES, PASSES, 3]
     assert found["seconds"] == 270.0
 
 
-def test_the_config_as_it_is_comes_to_its_end_whatever_the_time(
-    config: Config, training: Training, clock: Time
-) -> None:
+def test_first_trial_is_completed_despite_the_time_limit(config: Config, training: Training, clock: Time) -> None:
     found = tune(RunContext.from_config(change(config, minutes=0.1)), clock=clock)
     assert training.passes == [PASSES]
     assert found["base_value"] == found["best_value"]
 
 
 @pytest.mark.slow
-def test_all_sessions_share_the_time_and_more_may_be_given(config: Config, training: Training, clock: Time) -> None:
+def test_sessions_share_the_time_limit_and_it_can_be_raised(config: Config, training: Training, clock: Time) -> None:
     first = tune(RunContext.from_config(change(config, trials=100, minutes=160 / 60)), clock=clock)
     assert len(training.passes) == 2
     clock.seconds += 100_000.0  # nights lie between
@@ -277,7 +273,7 @@ def test_all_sessions_share_the_time_and_more_may_be_given(config: Config, train
 
 
 @pytest.mark.slow
-def test_hopeless_trials_are_pruned(
+def test_poor_trials_are_pruned(
     config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After patience and enough finished trials, and they count as tried."""
@@ -310,7 +306,7 @@ def test_passes_over_histories_are_not_compared_with_passes_over_pairs(
 
 
 @pytest.mark.slow
-def test_a_tuning_that_was_killed_goes_on_and_repeats_nothing(config: Config, training: Training, clock: Time) -> None:
+def test_killed_search_resumes_without_repeating_trials(config: Config, training: Training, clock: Time) -> None:
     def kill(_: Config) -> None:
         if len(training.trained) == 4 and training.passes[-1] == 3:
             raise Killed
@@ -334,7 +330,7 @@ def test_a_tuning_that_was_killed_goes_on_and_repeats_nothing(config: Config, tr
 
 
 @pytest.mark.slow
-def test_a_killed_first_trial_is_done_anew(config: Config, training: Training, clock: Time) -> None:
+def test_killed_first_trial_is_repeated(config: Config, training: Training, clock: Time) -> None:
     def kill(_: Config) -> None:
         raise Killed
 
@@ -348,9 +344,7 @@ def test_a_killed_first_trial_is_done_anew(config: Config, training: Training, c
 
 
 @pytest.mark.slow
-def test_half_a_line_and_a_lock_that_a_killed_process_left_do_no_harm(
-    config: Config, training: Training, clock: Time
-) -> None:
+def test_search_resumes_after_a_partial_line_and_a_stale_lock(config: Config, training: Training, clock: Time) -> None:
     tune(RunContext.from_config(change(config, trials=2)), clock=clock)
     journal = folder_of(config) / "study.log"
     with journal.open("a") as file:
@@ -362,7 +356,7 @@ def test_half_a_line_and_a_lock_that_a_killed_process_left_do_no_harm(
 
 
 @pytest.mark.slow
-def test_a_finished_tuning_gives_the_same_answer_without_work(
+def test_finished_search_returns_its_result_without_training(
     config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = tune(RunContext.from_config(config), clock=clock)
@@ -376,7 +370,7 @@ def test_a_finished_tuning_gives_the_same_answer_without_work(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("training")
-def test_other_data_settings_or_ranges_are_another_tuning(config: Config, clock: Time) -> None:
+def test_other_data_settings_or_ranges_start_another_search(config: Config, clock: Time) -> None:
     def id_of(changed: Config) -> Any:
         return tune(RunContext.from_config(changed), clock=clock)["id"]
 
@@ -395,7 +389,7 @@ def test_other_data_settings_or_ranges_are_another_tuning(config: Config, clock:
 
 
 @pytest.mark.slow
-def test_two_processes_do_not_tune_the_same(config: Config, training: Training, clock: Time) -> None:
+def test_rejects_a_second_process_on_the_same_search(config: Config, training: Training, clock: Time) -> None:
     context = RunContext.from_config(config)
     with (
         tuning.tuning_run(context.config, context.run).locked(),
@@ -409,7 +403,7 @@ def test_two_processes_do_not_tune_the_same(config: Config, training: Training, 
 
 
 @pytest.mark.slow
-def test_a_failed_trial_is_told_and_the_search_goes_on(
+def test_failed_trial_is_reported_and_the_search_continues(
     config: Config, training: Training, clock: Time, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
@@ -429,7 +423,7 @@ def test_a_failed_trial_is_told_and_the_search_goes_on(
 
 
 @pytest.mark.slow
-def test_a_config_that_fails_may_be_beaten(config: Config, training: Training, clock: Time) -> None:
+def test_search_continues_if_the_unchanged_config_fails(config: Config, training: Training, clock: Time) -> None:
     def diverge(tried: Config) -> None:
         if tried == config:
             raise StageError("the loss must be finite")
@@ -442,7 +436,7 @@ def test_a_config_that_fails_may_be_beaten(config: Config, training: Training, c
 
 
 @pytest.mark.slow
-def test_failures_and_nothing_else_end_the_search_and_a_later_one_begins_anew(
+def test_search_of_failed_trials_ends_with_an_error_and_can_be_repeated(
     config: Config, training: Training, clock: Time
 ) -> None:
     def always(_: Config) -> None:
@@ -459,7 +453,7 @@ def test_failures_and_nothing_else_end_the_search_and_a_later_one_begins_anew(
     assert found["base_value"] == pytest.approx(landscape(config))
 
 
-def test_without_questions_nothing_is_tried(config: Config, training: Training, clock: Time) -> None:
+def test_rejects_data_without_validation_queries(config: Config, training: Training, clock: Time) -> None:
     Path(config.data.interactions).write_text("user_id,item_id,timestamp\nu1,i1,1\nu1,i2,2\nu2,i1,3\nu2,i2,4")
     with pytest.raises(StageError, match="tuning needs users with a validation target"):
         tune(RunContext.from_config(config), clock=clock)
@@ -470,7 +464,7 @@ def test_without_questions_nothing_is_tried(config: Config, training: Training, 
 
 
 @pytest.mark.slow
-def test_trials_are_nested_runs_with_their_settings_curve_and_figures(
+def test_trials_are_nested_mlflow_runs_with_settings_and_metrics(
     config: Config, training: Training, clock: Time
 ) -> None:
     context = RunContext.from_config(config)
@@ -494,7 +488,7 @@ def start(config: Config) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_trials_that_agree_on_prepare_share_its_folder_and_none_is_left(
+def test_trials_with_equal_prepare_settings_share_a_folder_that_is_removed(
     config: Config, training: Training, clock: Time
 ) -> None:
     ranges = {"prepare.directed": [True], "train.mining": ["hard", "soft_margin"]}
@@ -508,7 +502,7 @@ def test_trials_that_agree_on_prepare_share_its_folder_and_none_is_left(
 
 
 @pytest.mark.slow
-def test_only_so_many_prepared_folders_lie_on_the_disk(config: Config, training: Training, clock: Time) -> None:
+def test_number_of_prepared_folders_is_limited(config: Config, training: Training, clock: Time) -> None:
     most = []
     training.fail = lambda _: most.append(len(list(folder_of(config).glob("prepared-*"))))
     tune(
@@ -552,7 +546,7 @@ def test_only_so_many_prepared_folders_lie_on_the_disk(config: Config, training:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_range_that_cannot_be_searched_is_told_before_the_first_trial(
+def test_rejects_an_invalid_range_before_the_first_trial(
     config: Config, training: Training, ranges: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -563,7 +557,7 @@ def test_a_range_that_cannot_be_searched_is_told_before_the_first_trial(
     assert not (config.workspace / "tuning").exists()
 
 
-def test_all_bad_ranges_are_told_at_once(config: Config) -> None:
+def test_all_invalid_ranges_are_reported_together(config: Config) -> None:
     with pytest.raises(ConfigError) as caught:
         tune(
             RunContext.from_config(
@@ -573,13 +567,13 @@ def test_all_bad_ranges_are_told_at_once(config: Config) -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_the_default_ranges_can_be_searched(config: Config) -> None:
+def test_default_ranges_are_valid(config: Config) -> None:
     space = SearchSpace.from_config(change(config, ranges=TuneConfig().model_dump()["ranges"]))
     assert list(space.ranges) == sorted(TuneConfig().ranges)
     assert space.size == math.inf
 
 
-def test_a_range_reaches_to_the_value_of_the_config(config: Config) -> None:
+def test_range_is_extended_to_the_value_of_the_config(config: Config) -> None:
     wanted = {
         "train.temperature": {"low": 0.2, "high": 0.3},
         "prepare.half_life_days": [30, 90.0],
@@ -595,14 +589,14 @@ def test_a_range_reaches_to_the_value_of_the_config(config: Config) -> None:
 
 
 @pytest.mark.slow
-def test_a_setting_that_is_not_set_can_be_searched_from_a_list(config: Config, training: Training, clock: Time) -> None:
+def test_setting_without_a_default_can_be_searched_from_a_list(config: Config, training: Training, clock: Time) -> None:
     ranges = {"prepare.half_life_days": [30, 90], "prepare.session_gap_minutes": [60]}
     tune(RunContext.from_config(change(config, ranges=ranges, trials=50)), clock=clock)
     tried = {(each.prepare.half_life_days, each.prepare.session_gap_minutes) for each in training.trained}
     assert tried == {(days, minutes) for days in (None, 30.0, 90.0) for minutes in (None, 60.0)}
 
 
-def test_settings_replace_those_of_a_config_and_nothing_else(config: Config) -> None:
+def test_with_settings_changes_only_the_given_settings(config: Config) -> None:
     changed = with_settings(config, {"train.temperature": 0.08, "tower.distance": "euclidean"})
     assert (changed.train.temperature, changed.tower.distance) == (0.08, "euclidean")
     assert with_settings(changed, {"train.temperature": 0.1, "tower.distance": "cosine"}) == config
@@ -614,7 +608,7 @@ def test_settings_replace_those_of_a_config_and_nothing_else(config: Config) -> 
 
 
 @pytest.mark.slow
-def test_a_true_tuning_is_not_worse_than_the_config(tmp_path: Path) -> None:
+def test_tuned_settings_are_not_worse_than_the_config(tmp_path: Path) -> None:
     """Two trials of a pass on the made-up world, without any stand-in."""
     overrides = ["train.passes=1", "tune.trials=2"]
     config = load_config(world.write(tmp_path), overrides)

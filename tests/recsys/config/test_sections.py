@@ -46,11 +46,11 @@ def write(folder, text):
 # --- reading
 
 
-def test_an_empty_table_has_the_defaults():
+def test_empty_table_has_the_defaults():
     assert parse(train={}) == parse()
 
 
-def test_values_of_the_file_arrive(tmp_path):
+def test_values_of_the_file_are_used(tmp_path):
     path = write(
         tmp_path,
         '[data]\ninteractions = "log.csv"\n[items]\ncategorical = ["brand", "language"]\n'
@@ -62,7 +62,7 @@ def test_values_of_the_file_arrive(tmp_path):
     assert loaded.train.learning_rate == 1.0
 
 
-def test_a_config_cannot_be_changed():
+def test_config_is_immutable():
     with pytest.raises(ValueError, match="frozen"):
         parse().train.passes = 3
 
@@ -72,7 +72,7 @@ def test_a_config_cannot_be_changed():
     [(b"[data\n", "valid TOML"), (b'[data]\ninteractions = "\xff"\n', "cannot be read")],
     ids=["no TOML", "no UTF-8"],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
+def test_error_names_an_unreadable_file(tmp_path, content, message):
     path = tmp_path / "night.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
@@ -80,12 +80,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_error_names_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.toml"):
         load_config(tmp_path / "absent.toml")
 
 
-def test_a_folder_is_no_config_file(tmp_path):
+def test_rejects_a_folder(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path)
 
@@ -116,20 +116,20 @@ def test_a_folder_is_no_config_file(tmp_path):
     ],
     ids=["spelling", "plural", "table", "another table's", "underscore", "moved", "list", "path", "nested"],
 )
-def test_an_unknown_key_is_answered_with_the_nearest_known_one(tables, unknown, nearest):
+def test_error_suggests_the_nearest_key(tables, unknown, nearest):
     with pytest.raises(ConfigError) as caught:
         parse(**tables)
     assert f"unknown key {unknown!r}" in str(caught.value)
     assert f"Did you mean {nearest!r}?" in str(caught.value)
 
 
-def test_an_unknown_key_like_no_other_is_answered_with_all_keys_of_its_table():
+def test_error_lists_all_keys_of_the_table_without_a_near_one():
     with pytest.raises(ConfigError) as caught:
         parse(promote={"zzzz": 1})
     assert "[promote]: tolerance" in str(caught.value)
 
 
-def test_a_missing_key_is_named():
+def test_error_names_a_missing_key():
     with pytest.raises(ConfigError, match=r"tune\.ranges.*low must be set"):
         parse(tune={"ranges": {"train.temperature": {"high": 0.1}}})
 
@@ -186,7 +186,7 @@ def test_a_service_may_have_a_config_without_data():
     ],
     ids="{}".format,
 )
-def test_a_wrong_value_is_named_with_its_key_and_what_was_received(table, key, value):
+def test_error_names_the_key_and_the_received_value(table, key, value):
     with pytest.raises(ConfigError) as caught:
         parse(**{table: {key: value}})
     assert f"{table}.{key}" in str(caught.value)
@@ -194,7 +194,7 @@ def test_a_wrong_value_is_named_with_its_key_and_what_was_received(table, key, v
     assert f"Received: {innermost!r}" in str(caught.value)
 
 
-def test_every_wrong_key_has_its_own_line():
+def test_error_has_a_line_for_each_wrong_key():
     with pytest.raises(ConfigError) as caught:
         parse(train={"passes": 0, "bach_size": 1}, tower={"dimension": 1})
     lines = str(caught.value).splitlines()
@@ -202,14 +202,14 @@ def test_every_wrong_key_has_its_own_line():
     assert all(any(key in line for line in lines) for key in ("train.passes", "train.bach_size", "tower.dimension"))
 
 
-def test_a_column_has_one_role_only():
+def test_rejects_a_column_with_two_roles():
     with pytest.raises(ConfigError, match="named twice: brand"):
         parse(items={"categorical": ["brand"], "multi_categorical": ["tags", "brand"]})
 
 
 @pytest.mark.parametrize("column", ["item_id", "interactions"])
 @pytest.mark.parametrize("role", ["categorical", "multi_categorical", "numeric", "text"])
-def test_no_feature_has_the_name_of_what_the_catalog_has(role, column):
+def test_rejects_features_with_reserved_names(role, column):
     with pytest.raises(ConfigError, match=f"no feature may be called {column}"):
         parse(items={role: [column]})
 
@@ -227,7 +227,7 @@ def test_the_title_may_be_read_as_text_but_not_twice():
         parse(items={"text": ["blurb"], "categorical": ["blurb"]})
 
 
-def test_an_event_weighs_more_than_nothing_and_is_named_with_its_event():
+def test_rejects_event_weights_that_are_not_positive():
     assert parse(prepare={"event_weights": {"view": 1, "buy": 5.5}}).prepare.event_weights == {"view": 1, "buy": 5.5}
     for weight in (0, -1.0, float("nan"), "much"):
         with pytest.raises(ConfigError, match=r"prepare\.event_weights\.view: ") as caught:
@@ -235,7 +235,7 @@ def test_an_event_weighs_more_than_nothing_and_is_named_with_its_event():
         assert f"Received: {weight!r}" in str(caught.value)
 
 
-def test_a_factor_of_a_learning_rate_may_be_0_but_not_below():
+def test_rejects_negative_factors_of_the_learning_rate():
     assert parse(train={"learning_rates": {"id": 0, "genre": 0.5}}).train.learning_rates == {"id": 0, "genre": 0.5}
     with pytest.raises(ConfigError, match=r"train\.learning_rates\.id: "):
         parse(train={"learning_rates": {"id": -0.5}})
@@ -259,14 +259,14 @@ def test_a_range_is_a_list_or_a_span():
     ],
     ids=["no width", "turned round", "log of 0", "half", "empty list"],
 )
-def test_a_range_that_is_none_is_named(span, rule):
+def test_rejects_invalid_ranges(span, rule):
     with pytest.raises(ConfigError, match=r"tune\.ranges") as caught:
         parse(tune={"ranges": {"train.margin": span}})
     assert rule in str(caught.value)
     assert "train.margin" in str(caught.value)
 
 
-def test_the_recall_floor_is_not_above_the_target():
+def test_rejects_a_recall_floor_above_the_target():
     with pytest.raises(ConfigError, match="recall_floor must not be above recall_target"):
         parse(index={"recall_floor": 0.9, "recall_target": 0.8})
     assert parse(index={"recall_floor": 0.8, "recall_target": 0.8}).index.recall_floor == 0.8
@@ -286,7 +286,7 @@ def column_rules(text):
     return parse(**READ, column_rules=tomllib.loads(text)).column_rules
 
 
-def test_a_contract_states_rules_and_leaves_the_others_open():
+def test_column_rules_that_are_not_set_allow_everything():
     price = column_rules('items.price = { type = "integer", min = 1, missing = false }').items["price"]
     assert price == ColumnRules(type="integer", min=1.0, missing=False)
     assert (price.max, price.allowed, price.stated) == (None, None, {"type", "min", "missing"})
@@ -302,7 +302,7 @@ def test_a_contract_states_rules_and_leaves_the_others_open():
         ('"2020-02-03T04:05:06Z"', (4, 5, 6, 0), (4, 5, 6, 0)),
     ],
 )
-def test_a_moment_without_a_zone_is_utc_and_a_date_is_the_whole_day(written, earliest, latest):
+def test_instant_without_a_time_zone_is_utc_and_a_date_is_the_whole_day(written, earliest, latest):
     for rule, time in (("earliest", earliest), ("latest", latest)):
         rules = column_rules(f"interactions.timestamp = {{ {rule} = {written} }}").interactions["timestamp"]
         assert getattr(rules, rule) == dt.datetime(2020, 2, 3, *time, tzinfo=dt.UTC)
@@ -337,13 +337,13 @@ def test_a_moment_without_a_zone_is_utc_and_a_date_is_the_whole_day(written, ear
     ],
     ids=lambda text: text if "=" in text else "",
 )
-def test_a_contract_that_makes_no_sense_is_refused_at_once(text, told):
+def test_rejects_inconsistent_column_rules(text, told):
     with pytest.raises(ConfigError) as caught:
         column_rules(text)
     assert told in str(caught.value)
 
 
-def test_contracts_of_items_need_items():
+def test_column_rules_of_items_require_items():
     with pytest.raises(ConfigError, match=r"column_rules: items can only be checked where data\.items is set"):
         parse(column_rules={"items": {"item_id": {"type": "integer"}}})
 
@@ -368,7 +368,7 @@ OPTIONAL_PATHS = ("items", "labeled_pairs", "feedback", "warm_start", "releases"
 @pytest.mark.parametrize(
     ("table", "key"), [*(("data", key) for key in OPTIONAL_PATHS), *(("serve", key) for key in PATHS["serve"])]
 )
-def test_every_path_is_anchored_or_not_there(tmp_path, monkeypatch, table, key):
+def test_every_path_is_absolute_or_missing(tmp_path, monkeypatch, table, key):
     def loaded(path, *overrides):
         return getattr(getattr(load_config(path, overrides), table), key)
 
@@ -383,31 +383,31 @@ def test_every_path_is_anchored_or_not_there(tmp_path, monkeypatch, table, key):
 
 
 @pytest.mark.parametrize("key", ["interactions", *OPTIONAL_PATHS])
-def test_a_url_is_relative_to_nothing(tmp_path, key):
+def test_urls_are_not_changed(tmp_path, key):
     url = "s3://bucket/some//where/*.csv"
     named = write(tmp_path, f'[data]\n{key} = "{url}"\n' + ("" if key == "interactions" else 'interactions = "x"\n'))
     assert getattr(load_config(named).data, key) == url
     assert getattr(load_config(named, [f"data.{key}={url}?"]).data, key) == f"{url}?"
 
 
-def test_the_workspace_is_a_folder_of_this_machine(tmp_path):
+def test_rejects_a_url_as_workspace(tmp_path):
     named = write(tmp_path, '[data]\ninteractions = "x"\nworkspace = "s3://me:secret@bucket/ws"\n')
     with pytest.raises(ConfigError, match=r"data.workspace: must be a folder of this machine") as caught:
         load_config(named)
     assert "secret" not in str(caught.value)
 
 
-def test_no_path_is_forgotten():
+def test_every_path_setting_is_tested():
     """A key of [data] that is no path would need no anchor; there is none."""
     assert set(PATHS["data"]) == set(DataConfig.model_fields)
 
 
-def test_absolute_paths_stay(tmp_path):
+def test_absolute_paths_are_not_changed(tmp_path):
     path = write(tmp_path, f'[data]\ninteractions = "{tmp_path.parent}/log.csv"\n')
     assert load_config(path).data.interactions == f"{tmp_path.parent}/log.csv"
 
 
-def test_paths_of_a_set_are_relative_to_the_current_folder(tmp_path, monkeypatch):
+def test_paths_of_overrides_are_relative_to_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n')
     monkeypatch.chdir(tmp_path / "here")
@@ -416,7 +416,7 @@ def test_paths_of_a_set_are_relative_to_the_current_folder(tmp_path, monkeypatch
     assert loaded.data.workspace == str(tmp_path / "here" / "night")
 
 
-def test_the_default_tracking_store_lies_in_the_workspace(tmp_path):
+def test_default_tracking_store_is_in_the_workspace(tmp_path):
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\nworkspace = "night"\n')
     assert load_config(path).tracking_uri == f"sqlite:///{tmp_path / 'night' / 'mlflow.db'}"
     assert load_config(path, ["tracking.uri=http://tracker:5000"]).tracking_uri == "http://tracker:5000"
@@ -439,21 +439,21 @@ def test_the_default_tracking_store_lies_in_the_workspace(tmp_path):
     ],
     ids="{}".format,
 )
-def test_a_set_is_read_as_toml_or_else_as_text(tmp_path, override, table, key, value):
+def test_override_is_parsed_as_toml_or_text(tmp_path, override, table, key, value):
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n[train]\npasses = 3\n')
     received = getattr(getattr(load_config(path, [override]), table), key)
     assert received == value
     assert type(received) is type(value)
 
 
-def test_the_last_set_counts(tmp_path):
+def test_last_override_wins(tmp_path):
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n[train]\npasses = 3\nseed = 9\n')
     loaded = load_config(path, ["train.passes=4", "train.passes=5"])
     assert (loaded.train.passes, loaded.train.seed) == (5, 9)
 
 
 @pytest.mark.parametrize("override", ["train.passes", "passes=3", "=3", ".passes=3", "train.=3", ""], ids=repr)
-def test_a_set_of_another_form_is_refused(tmp_path, override):
+def test_rejects_an_override_of_another_form(tmp_path, override):
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n')
     with pytest.raises(ConfigError, match=r"table\.key=value") as caught:
         load_config(path, [override])
@@ -464,7 +464,7 @@ def test_a_set_of_another_form_is_refused(tmp_path, override):
     ("override", "named"),
     [("train.passes=many", "train.passes"), ("train.pases=3", "train.passes"), ("nothing.here=3", "nothing")],
 )
-def test_a_set_is_checked_like_the_file(tmp_path, override, named):
+def test_overrides_are_validated_like_the_file(tmp_path, override, named):
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n')
     with pytest.raises(ConfigError, match=named):
         load_config(path, [override])
@@ -488,7 +488,7 @@ def test_a_set_is_checked_like_the_file(tmp_path, override, named):
     ],
     ids=lambda tables: next(iter(tables)),
 )
-def test_the_fingerprint_changes_with_what_shapes_a_release(tables):
+def test_fingerprint_depends_on_settings_that_change_a_release(tables):
     assert parse(**tables).fingerprint() != parse().fingerprint()
 
 
@@ -508,7 +508,7 @@ def test_the_fingerprint_changes_with_what_shapes_a_release(tables):
     ],
     ids=lambda tables: next(iter(tables)),
 )
-def test_the_fingerprint_stays_with_where_and_how_the_work_is_done(tables):
+def test_fingerprint_does_not_depend_on_locations_and_resources(tables):
     assert parse_config({"data": DATA, **tables}).fingerprint() == parse().fingerprint()
 
 
@@ -714,7 +714,7 @@ def configs(draw):
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(configs(), st.sampled_from(["python", "json"]))
-def test_every_table_survives_being_dumped_and_parsed(whole, mode):
+def test_every_table_can_be_dumped_and_parsed(whole, mode):
     """A manifest keeps the config as JSON: reading it back must give the same config and the same run."""
     again = parse_config(whole.model_dump(mode=mode))
     assert again == whole
@@ -723,7 +723,7 @@ def test_every_table_survives_being_dumped_and_parsed(whole, mode):
 
 @settings(max_examples=1, deadline=None, derandomize=True)
 @given(configs())
-def test_every_key_of_every_table_is_tried_above(whole):
+def test_every_setting_is_tested(whole):
     """A key that is added to a table and not to the strategy would keep its default for ever."""
     for name in Config.model_fields:
         table = getattr(whole, name)

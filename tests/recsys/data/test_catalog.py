@@ -33,7 +33,7 @@ def test_unknown_id_is_an_error_that_names_it():
         catalog(["a"]).item_number("zz")
 
 
-def test_numbers_puts_the_given_stand_in_for_unknown_ids():
+def test_numbers_uses_the_default_for_unknown_ids():
     numbers = catalog(["b", "c", "a"]).item_numbers(["c", "?", "a", "c"], missing=-7)
     assert numbers.tolist() == [2, -7, 0, 2]
     assert numbers.dtype == np.int32
@@ -43,19 +43,19 @@ def test_length_is_the_number_of_items():
     assert len(catalog(["a", "b", "c"])) == 3
 
 
-def test_fingerprint_does_not_depend_on_the_order_given_or_on_the_titles():
+def test_fingerprint_does_not_depend_on_order_or_titles():
     assert catalog(["b", "a"]).fingerprint == catalog(["a", "b"], ["x", "y"]).fingerprint
 
 
 @pytest.mark.parametrize(
     "others", [["a", "b", "c"], ["a", "bc"], ["abc"], ["a", "b"], [], ["ab", "c", ""]], ids="+".join
 )
-def test_fingerprint_tells_other_ids_apart(others):
+def test_fingerprint_depends_on_the_ids(others):
     """Also where the ids, written one after the other, spell the same text."""
     assert catalog(others).fingerprint != catalog(["ab", "c"]).fingerprint
 
 
-def test_survives_being_saved(tmp_path):
+def test_save_and_load(tmp_path):
     items = catalog(["b", "日本", 'a,\n"q"'], ["B", None, "A"])
     items.save(tmp_path / "catalog.parquet")
     loaded = Catalog.load(tmp_path / "catalog.parquet")

@@ -51,20 +51,20 @@ def told(column, what, rule, table="items"):
 # --- each rule
 
 
-def test_a_number_below_or_above_its_range():
+def test_rejects_numbers_out_of_range():
     low, high = told("price", "below 0.5", "min"), told("price", "above 20", "max")
     values = [0.5, 0.49, 20.0, 20.01, None, -7.0]
     assert of_items(ColumnRules(min=0.5, max=20), "price", values) == [None, low, None, high, None, low]
 
 
-def test_an_integer_has_no_fraction():
+def test_rejects_fractions_of_integers():
     wrong = told("price", "not an integer", "type")
     values = ["3", "3.0", "3.5", "", " -2 ", "1e2"]
     assert of_items(ColumnRules(type="integer"), "price", values) == [None, None, wrong, None, None, None]
 
 
 @pytest.mark.parametrize("rules", [ColumnRules(type="number"), ColumnRules(min=-99), ColumnRules(allowed=(7, -1.5))])
-def test_text_has_to_be_a_number_where_numbers_are_asked_for(rules):
+def test_rejects_text_that_is_not_a_number(rules):
     wrong = told("brand", "not a number", "type")
     values = ["7", " -1.5 ", "seven", "nan", "inf", None, " "]
     assert of_items(rules, "brand", values) == [None, None, wrong, wrong, wrong, None, None]
@@ -74,29 +74,29 @@ def test_text_has_to_be_a_number_where_numbers_are_asked_for(rules):
     ("column", "values"),
     [("name", ["n", None, "", "  "]), ("price", [1.0, None]), ("tags", [["a"], None, [], [""]]), ("brand", ["b", ""])],
 )
-def test_a_value_may_only_be_missing_where_it_is_not_forbidden(column, values):
+def test_rejects_missing_values(column, values):
     wrong = told(column, "missing", "missing")
     assert of_items(ColumnRules(missing=False), column, values) == [None, *[wrong] * (len(values) - 1)]
 
 
-def test_a_value_that_is_not_of_the_allowed_ones():
+def test_rejects_values_that_are_not_allowed():
     wrong = told("event", "not of the allowed values", "allowed", "interactions")
     values = ["view", "buy", "View", " view", None, ""]
     assert of_log(ColumnRules(allowed=("view", "buy")), "event", values) == [None, None, wrong, wrong, None, None]
 
 
-def test_all_values_of_a_list_have_to_be_allowed():
+def test_rejects_lists_with_a_value_that_is_not_allowed():
     wrong = told("tags", "not of the allowed values", "allowed")
     values = ["a|b", "a|c", "", None, " b |a", "c"]
     assert of_items(ColumnRules(allowed=("a", "b")), "tags", values) == [None, wrong, None, None, None, wrong]
 
 
-def test_numbers_may_be_listed():
+def test_allowed_numbers_are_compared_by_value():
     wrong = told("price", "not of the allowed values", "allowed")
     assert of_items(ColumnRules(allowed=(1, 2.5)), "price", ["1.0", "2.5", "2", ""]) == [None, None, wrong, None]
 
 
-def test_a_timestamp_has_its_earliest_and_latest_moment():
+def test_rejects_timestamps_out_of_range():
     rules = ColumnRules(earliest=dt.date(2020, 3, 1), latest=dt.date(2020, 3, 2))
     early = told("timestamp", "before 2020-03-01T00:00:00+00:00", "earliest", "interactions")
     late = told("timestamp", "after 2020-03-02T23:59:59.999999+00:00", "latest", "interactions")
@@ -112,14 +112,14 @@ def test_a_timestamp_has_its_earliest_and_latest_moment():
 
 
 @pytest.mark.parametrize("limit", [0.1, 0.7, 1 / 3])
-def test_a_weight_at_its_limit_is_inside(limit):
+def test_limits_are_inclusive(limit):
     """It is used as float32, whose nearest number may lie beyond the limit."""
     assert of_log(ColumnRules(min=limit, max=limit), "weight", [limit]) == [None]
     assert of_log(ColumnRules(allowed=(limit,)), "weight", [limit]) == [None]
     assert of_log(ColumnRules(min=limit), "weight", [limit * 0.99]) != [None]
 
 
-def test_ids_may_have_to_be_numbers():
+def test_rules_apply_to_ids():
     wrong = told("user_id", "not an integer", "type", "interactions")
     assert of_log(ColumnRules(type="integer"), "user_id", ["12", "12.5"]) == [None, wrong]
     assert of_items(ColumnRules(min=3), "item_id", ["3", "2"]) == [None, told("item_id", "below 3", "min")]
@@ -128,7 +128,7 @@ def test_ids_may_have_to_be_numbers():
 # --- beside the other checks
 
 
-def test_what_is_no_row_at_all_is_told_as_before():
+def test_invalid_rows_keep_their_reason():
     """Column rules are checked last, and the first reason counts."""
     raw = log(timestamp=["soon", "4", ""], weight=["-1", "0.5", "1"])
     column_rules = {"timestamp": ColumnRules(earliest=dt.date(2020, 1, 1)), "weight": ColumnRules(min=1)}
@@ -140,14 +140,14 @@ def test_what_is_no_row_at_all_is_told_as_before():
     ]
 
 
-def test_a_row_that_breaks_a_contract_does_not_take_its_id():
+def test_rejected_row_does_not_reserve_its_id():
     raw = goods(item_id=["a", "a", "a"], price=[-1.0, 1.0, 2.0])
     checked = check_items(raw, ROLES, "items.csv", {"price": ColumnRules(min=0)})
     assert checked.rows["price"].to_list() == [1.0]
     assert reasons(checked, 3) == [told("price", "below 0", "min"), None, "item_id is a duplicate"]
 
 
-def test_a_contract_changes_no_column_of_what_is_used():
+def test_rules_do_not_change_valid_rows():
     raw = goods(name=["x", ""])
     column_rules = {"name": ColumnRules(missing=False)}
     plain, checked = check_items(raw, ROLES, "items.csv"), check_items(raw, ROLES, "items.csv", column_rules)
@@ -156,7 +156,7 @@ def test_a_contract_changes_no_column_of_what_is_used():
     assert events.rows.columns == ["row", "user_id", "item_id", "timestamp", "weight"]
 
 
-def test_an_optional_column_may_be_absent_where_its_values_may_be_missing():
+def test_optional_column_may_be_absent_if_values_may_be_missing():
     raw = log(timestamp=[1, 2])
     for column in ("weight", "event"):
         rule = {"min": 3} if column == "weight" else {"allowed": ("a",)}
@@ -204,7 +204,7 @@ some_rules = st.one_of(
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(some_rules, st.lists(some_values, min_size=1, max_size=9))
-def test_rows_that_keep_a_contract_are_those_whose_value_keeps_it(rules, values):
+def test_accepts_exactly_the_rows_that_satisfy_the_rules(rules, values):
     raw = goods(brand=pl.Series(values, dtype=pl.String))
     found = reasons(check_items(raw, ROLES, "items.csv", {"brand": rules}), len(values))
     assert [reason is None for reason in found] == [naive(rules, value) for value in values]

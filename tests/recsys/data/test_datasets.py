@@ -57,7 +57,7 @@ def test_sequences_equal_a_naive_parse(tmp_path: Path, source: Path) -> None:
     assert items.rows() == [(item,) for item in sorted({item for _, item, _ in expected})]
 
 
-def test_a_user_on_two_lines_is_one_sequence(tmp_path: Path) -> None:
+def test_lines_of_one_user_are_joined(tmp_path: Path) -> None:
     source = tmp_path / "sequences.txt"
     source.write_text("u a b\nv c\nu d\n")
     datasets.sequences(source, None, tmp_path / "out")
@@ -83,7 +83,7 @@ def test_attributes_become_a_feature_of_all_known_items(tmp_path: Path, source: 
     }
 
 
-def test_the_config_points_at_the_files_beside_it(tmp_path: Path, source: Path) -> None:
+def test_config_refers_to_the_written_files(tmp_path: Path, source: Path) -> None:
     path = datasets.sequences(source, None, tmp_path / "deep" / "out")
     checked = load_config(path)
     assert path == tmp_path / "deep" / "out" / "recsys.toml"
@@ -93,7 +93,7 @@ def test_the_config_points_at_the_files_beside_it(tmp_path: Path, source: Path) 
     assert Path(checked.data.workspace) == tmp_path / "deep" / "out" / "workspace"
 
 
-def test_blanks_in_a_row_part_two_items_and_make_none(tmp_path: Path) -> None:
+def test_repeated_blanks_separate_items_once(tmp_path: Path) -> None:
     source = tmp_path / "sequences.txt"
     source.write_text("u a  b\n")
     datasets.sequences(source, None, tmp_path / "out")
@@ -110,9 +110,7 @@ def test_blanks_in_a_row_part_two_items_and_make_none(tmp_path: Path) -> None:
     ],
     ids=["missing", "empty", "users only", "not UTF-8"],
 )
-def test_unusable_sequences_are_refused_by_name_and_nothing_is_written(
-    tmp_path: Path, content: bytes | None, rule: str
-) -> None:
+def test_rejects_invalid_sequences_without_writing_files(tmp_path: Path, content: bytes | None, rule: str) -> None:
     source = tmp_path / "sequences.txt"
     if content is not None:
         source.write_bytes(content)
@@ -134,9 +132,7 @@ def test_unusable_sequences_are_refused_by_name_and_nothing_is_written(
         pytest.param('{"a": "xyz"}'),
     ],
 )
-def test_unusable_attributes_are_refused_by_name_and_nothing_is_written(
-    tmp_path: Path, source: Path, content: str
-) -> None:
+def test_rejects_invalid_attributes_without_writing_files(tmp_path: Path, source: Path, content: str) -> None:
     attributes = tmp_path / "attributes.json"
     attributes.write_text(content)
     with pytest.raises(InputError, match="attributes must be JSON like") as caught:
@@ -145,13 +141,13 @@ def test_unusable_attributes_are_refused_by_name_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_attributes_are_refused_by_name(tmp_path: Path, source: Path) -> None:
+def test_rejects_missing_attributes(tmp_path: Path, source: Path) -> None:
     with pytest.raises(InputError, match="attributes must be a text file") as caught:
         datasets.sequences(source, tmp_path / "none.json", tmp_path / "out")
     assert str(tmp_path / "none.json") in str(caught.value)
 
 
-def test_an_output_that_cannot_be_a_folder_is_refused_by_name(source: Path) -> None:
+def test_rejects_an_output_that_is_not_a_folder(source: Path) -> None:
     with pytest.raises(InputError, match="output must be a writable folder") as caught:
         datasets.sequences(source, None, source / "out")
     assert str(source / "out") in str(caught.value)
@@ -211,7 +207,7 @@ def trust(monkeypatch: pytest.MonkeyPatch, content: bytes, inter: str, item: str
     monkeypatch.setattr(datasets, "MOVIELENS_SHA256", known)
 
 
-def test_ratings_become_touches_and_films_become_items(
+def test_ratings_become_interactions_and_movies_become_items(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip_fetches: Callable[[bytes], list[list[str]]]
 ) -> None:
     trust(monkeypatch, wheel(INTER, ITEM), INTER, ITEM)
@@ -237,9 +233,7 @@ def test_ratings_become_touches_and_films_become_items(
     assert "--no-deps" in command
 
 
-def test_a_tampered_wheel_is_refused_with_both_checksums(
-    tmp_path: Path, pip_fetches: Callable[[bytes], list[list[str]]]
-) -> None:
+def test_rejects_a_wheel_with_another_checksum(tmp_path: Path, pip_fetches: Callable[[bytes], list[list[str]]]) -> None:
     tampered = wheel(INTER, ITEM)
     pip_fetches(tampered)
     with pytest.raises(InputError, match=r"wheel of recbole==1\.2\.1 must have the SHA-256") as caught:
@@ -250,7 +244,7 @@ def test_a_tampered_wheel_is_refused_with_both_checksums(
 
 
 @pytest.mark.parametrize("name", ["ml-100k.inter", "ml-100k.item"])
-def test_a_tampered_file_inside_the_wheel_is_refused_with_both_checksums(
+def test_rejects_a_file_in_the_wheel_with_another_checksum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip_fetches: Callable[[bytes], list[list[str]]], name: str
 ) -> None:
     tampered = {"ml-100k.inter": INTER, "ml-100k.item": ITEM}
@@ -273,7 +267,7 @@ def test_a_tampered_file_inside_the_wheel_is_refused_with_both_checksums(
     ],
     ids=["fails", "hangs"],
 )
-def test_a_download_that_fails_says_what_pip_said(
+def test_failed_download_reports_the_output_of_pip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
 ) -> None:
     def run(*_: object, **__: object) -> None:

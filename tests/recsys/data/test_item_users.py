@@ -31,7 +31,7 @@ def write_parts(folder, log):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(log=logs, asked=st.lists(st.integers(0, ITEMS - 1), max_size=3))
-def test_counts_users_that_touched_both(tmp_path_factory, log, asked):
+def test_counts_shared_users(tmp_path_factory, log, asked):
     folder = tmp_path_factory.mktemp("item_users")
     build(write_parts(folder, log), ITEMS, folder / "item_users.npy")
     item_users = ItemUsers.load(folder / "item_users.npy", ITEMS)
@@ -60,13 +60,13 @@ def test_is_mapped_and_not_read(tmp_path):
     ],
     ids=["short", "two axes", "wide", "other length", "falling"],
 )
-def test_another_array_is_refused(tmp_path, content):
+def test_rejects_another_array(tmp_path, content):
     np.save(tmp_path / "item_users.npy", content)
     with pytest.raises(InputError, match="item users must be"):
         ItemUsers.load(tmp_path / "item_users.npy", ITEMS)
 
 
-def test_an_answer_tells_how_many_touched_both(tmp_path, write_release):
+def test_explanation_has_the_number_of_shared_users(tmp_path, write_release):
     release = Release.load(write_release([f"item {n}" for n in range(ITEMS)]))
     build(write_parts(tmp_path, [[[0, 1, 2], [1, 2]], [[0, 2], [3]]]), ITEMS, tmp_path / "item_users.npy")
     item_users = ItemUsers.load(tmp_path / "item_users.npy", ITEMS)

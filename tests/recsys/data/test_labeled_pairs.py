@@ -19,7 +19,7 @@ def judged(**columns):
 # --- rows
 
 
-def test_usable_rows_come_in_our_types_and_keep_their_position():
+def test_valid_rows_are_typed_and_keep_their_position():
     raw = judged(item_a=[7, None, 9], item_b=[8, 8, 7], same=[1, 0, 0], judge=["x", "y", "z"])
     rows = check_labeled_pairs(raw, "pairs.csv").rows
     assert rows.schema == {"row": pl.UInt32, "item_a": pl.String, "item_b": pl.String, "same": pl.Boolean}
@@ -31,7 +31,7 @@ def test_usable_rows_come_in_our_types_and_keep_their_position():
     [([0, 1], [False, True]), ([0.0, 1.0], [False, True]), (["0", " 1 "], [False, True]), ([True, False],) * 2],
     ids=["integers", "floats", "text", "truth"],
 )
-def test_same_in_every_form(values, same):
+def test_accepts_every_form_of_same(values, same):
     raw = judged(item_a=["a", "c"], item_b=["b", "d"], same=values)
     assert check_labeled_pairs(raw, "pairs.csv").rows["same"].to_list() == same
 
@@ -55,25 +55,25 @@ def test_same_in_every_form(values, same):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_a_bad_row_is_rejected_once_for_its_reason(columns, reason):
+def test_invalid_row_is_rejected_once_with_its_reason(columns, reason):
     checked = check_labeled_pairs(judged(**columns), "pairs.csv")
     assert checked.rows.height == 0
     assert checked.rejects.select("row", "reason").rows() == [(0, reason)]
 
 
-def test_a_dead_letter_keeps_the_raw_row():
+def test_dead_letter_keeps_the_raw_row():
     rejects = check_labeled_pairs(judged(same=["maybe"], judge=["x"]), "pairs.csv").rejects
     assert json.loads(rejects["content"].item()) == {"item_a": "a", "item_b": "b", "same": "maybe", "judge": "x"}
 
 
 @pytest.mark.parametrize("column", ["item_a", "item_b", "same"])
-def test_a_table_without_a_column_is_refused(column):
+def test_rejects_a_table_without_a_required_column(column):
     with pytest.raises(InputError, match=rf"pairs\.csv.*'{column}'"):
         check_labeled_pairs(judged().drop(column), "pairs.csv")
 
 
 @pytest.mark.parametrize(("column", "values"), [("item_a", [1.5]), ("same", [[1]])], ids=["float id", "list"])
-def test_a_column_that_can_never_fit_is_refused(column, values):
+def test_rejects_a_column_of_an_unsupported_type(column, values):
     with pytest.raises(InputError, match=rf"pairs\.csv: {column} must be"):
         check_labeled_pairs(judged(**{column: values}), "pairs.csv")
 
@@ -83,7 +83,7 @@ values = st.none() | st.text(max_size=2) | st.sampled_from(["", "a", "b", "0", "
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(values, values, values), max_size=10))
-def test_every_row_received_is_either_usable_or_rejected(rows):
+def test_every_row_is_valid_or_rejected(rows):
     raw = pl.DataFrame(rows, schema=dict.fromkeys(("item_a", "item_b", "same"), pl.String), orient="row")
     checked = check_labeled_pairs(raw, "pairs.csv")
     assert sorted([*checked.rows["row"], *checked.rejects["row"]]) == list(range(len(rows)))
@@ -106,7 +106,7 @@ def rows_of(pairs):
     return list(zip(pairs.first.tolist(), pairs.second.tolist(), pairs.same.tolist(), strict=True))
 
 
-def test_pairs_are_read_as_they_were_written(tmp_path):
+def test_read_returns_the_written_pairs(tmp_path):
     schema = {"first": pl.Int32, "second": pl.Int32, "same": pl.Boolean}
     pl.DataFrame({"first": [3, 1], "second": [0, 2], "same": [True, False]}, schema=schema).write_parquet(
         tmp_path / "labeled.parquet"
@@ -118,7 +118,7 @@ def test_pairs_are_read_as_they_were_written(tmp_path):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_tenth_is_held_out_and_nothing_is_lost(seed):
+def test_holds_out_a_tenth_without_losing_pairs(seed):
     rng = np.random.default_rng(seed)
     pairs = pairs_of(*((a, b, same) for a, b, same in rng.integers(0, 60, (3_000, 3)).tolist() if a != b))
     training, held_out = pairs.split(seed)
@@ -126,7 +126,7 @@ def test_a_tenth_is_held_out_and_nothing_is_lost(seed):
     assert 0.05 * len(pairs) < len(held_out) < 0.15 * len(pairs)
 
 
-def test_a_pair_its_mirror_and_its_repeats_are_on_one_side():
+def test_a_pair_and_its_mirror_are_in_the_same_part():
     rng = np.random.default_rng(3)
     rows = [(a, b, bool(same)) for a, b, same in rng.integers(0, 20, (400, 3)).tolist() if a != b]
     training, held_out = pairs_of(*rows).split(seed=1)
@@ -135,10 +135,10 @@ def test_a_pair_its_mirror_and_its_repeats_are_on_one_side():
     assert all(sides)
 
 
-def test_the_seed_chooses_the_part_and_repeats_it():
+def test_seed_determines_the_parts():
     pairs = pairs_of(*((a, a + 1, True) for a in range(200)))
     assert rows_of(pairs.split(4)[1]) == rows_of(pairs.split(4)[1]) != rows_of(pairs.split(5)[1])
 
 
-def test_no_pairs_have_two_empty_parts():
+def test_no_pairs_give_two_empty_parts():
     assert [len(part) for part in pairs_of().split(1)] == [0, 0]

@@ -74,13 +74,13 @@ def test_quantiles_are_values_that_occur(snapshot):
     assert figures["mean"] == pytest.approx(sum(lengths) / len(lengths), abs=1e-6)
 
 
-def test_users_and_items_are_counted_by_doublings_of_their_interactions(snapshot):
+def test_users_and_items_are_counted_by_powers_of_two(snapshot):
     figures = describe(snapshot(ROWS, BRANDS))
     assert figures["users_by_interactions"] == {"0": 0, "1": 1, "2 to 3": 1, "4 to 7": 1}
     assert figures["items_by_interactions"] == {"0": 1, "1": 1, "2 to 3": 0, "4 to 7": 2}
 
 
-def test_the_most_touched_items_and_their_share(snapshot):
+def test_most_popular_items_and_their_share(snapshot):
     brands = {f"i{n:02d}": None for n in range(30)}
     rows = [(f"u{n}", f"i{n % 30:02d}", MONDAY + n) for n in range(40)] + [("v", "i07", MONDAY)] * 5
     figures = describe(snapshot(rows, brands))
@@ -98,14 +98,14 @@ def test_the_most_touched_items_and_their_share(snapshot):
     )
 
 
-def test_what_is_missing_is_told_as_a_share(snapshot):
+def test_missing_values_are_a_share(snapshot):
     assert describe(snapshot(ROWS, BRANDS))["missing"] == {"title": 0.0, "brand": 0.25}
 
 
 # --- two of them
 
 
-def test_what_came_and_what_went(snapshot):
+def test_added_and_removed_items_are_counted(snapshot):
     before = snapshot(ROWS, BRANDS)
     rows = [("u2", "b", MONDAY), ("u2", "e", MONDAY + 1), ("u4", "e", MONDAY), ("u5", "f", MONDAY + 3 * DAY)]
     moved = compare(before, snapshot(rows, {"b": "x", "e": "y", "f": "z"}))
@@ -130,7 +130,7 @@ def naive_index(before, after):
     return sum((q / qs - p / ps) * math.log((q / qs) / (p / ps)) for p, q in kept)
 
 
-def test_equal_snapshots_do_not_shift(snapshot):
+def test_equal_snapshots_have_no_shift(snapshot):
     moved = compare(snapshot(ROWS, BRANDS), snapshot(ROWS, BRANDS))
     assert [(shift["name"], shift["psi"], shift["verdict"]) for shift in moved["shift"]] == [
         (name, 0.0, "stable")
@@ -158,7 +158,7 @@ def test_hours_and_weekdays_are_compared(snapshot):
     assert wednesday == {"name": "Wed", "previous": round(4 / 11, 6), "now": 0.0}
 
 
-def test_activity_is_compared_by_doublings(snapshot):
+def test_activity_is_compared_by_powers_of_two(snapshot):
     busy = [("u9", "ab"[n % 2], MONDAY + n) for n in range(20)]
     moved = compare(snapshot(ROWS, BRANDS), snapshot([*ROWS, *busy], BRANDS))
     found = shift(moved, "users by activity")
@@ -166,7 +166,7 @@ def test_activity_is_compared_by_doublings(snapshot):
     assert found["psi"] == pytest.approx(naive_index([1, 1, 1, 0], [1, 1, 1, 1]), abs=1e-6)
 
 
-def test_popularity_is_compared_by_tenths_of_the_interactions_before(snapshot):
+def test_popularity_is_compared_by_tenths_of_earlier_interactions(snapshot):
     """Twelve items: an item belongs to the tenth in which its interactions begin, the most popular first."""
     counts = [9, 7, 5, 5, 3, 2, 2, 2, 2, 1, 1, 1]
     names = [f"i{(5 * n) % 12:02d}" for n in range(12)]
@@ -204,13 +204,13 @@ def test_swapped_items_shift_their_popularity(snapshot):
     assert shift(moved, "users by activity")["psi"] == 0.0
 
 
-def test_without_an_item_in_both_no_popularity_is_compared(snapshot):
+def test_popularity_is_not_compared_without_common_items(snapshot):
     moved = compare(snapshot(ROWS, BRANDS), snapshot([("u1", "z", MONDAY)], {"z": "x"}))
     assert "interactions by item popularity" not in {shift["name"] for shift in moved["shift"]}
     assert (moved["new_items"], moved["lost_items"]) == (1, 4)
 
 
-def test_categories_are_compared_by_the_most_frequent_before_the_others_and_none(snapshot):
+def test_categories_are_compared_by_most_frequent_other_and_missing(snapshot):
     before = {f"i{n:03d}": f"brand {n % 23:02d}" for n in range(23 * 3 - 2)} | {"z": None}
     after = {name: "new" if brand == "brand 00" else brand for name, brand in before.items()} | {"z2": None}
     moved = compare(snapshot([("u", "z", MONDAY)], before), snapshot([("u", "z", MONDAY)], after))
@@ -227,7 +227,7 @@ def test_categories_are_compared_by_the_most_frequent_before_the_others_and_none
     assert [bucket["now"] for bucket in found["buckets"]] == [round(n / len(after), 6) for n in sides[1]]
 
 
-def test_a_column_that_was_not_there_before_is_not_compared(snapshot, tmp_path):
+def test_new_column_is_not_compared(snapshot, tmp_path):
     now = snapshot(ROWS, BRANDS)
     pl.read_parquet(now.catalog).drop("brand").write_parquet(tmp_path / "older.parquet")
     before = Snapshot.from_files(tmp_path / "older.parquet", [now.catalog.parent / "part.parquet"], ROLES)
@@ -239,7 +239,7 @@ def test_a_column_that_was_not_there_before_is_not_compared(snapshot, tmp_path):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=1, max_size=12))
-def test_the_index_is_never_negative_and_the_same_both_ways(pairs):
+def test_population_stability_index_is_symmetric_and_not_negative(pairs):
     before, after = np.array(pairs).T
     index = population_stability_index(before, after)
     assert index >= -1e-12
@@ -250,11 +250,11 @@ def test_the_index_is_never_negative_and_the_same_both_ways(pairs):
 @pytest.mark.parametrize(
     ("index", "word"), [(0.0, "stable"), (0.0999, "stable"), (0.1, "moderate shift"), (0.25, "large shift")]
 )
-def test_the_index_in_words(index, word):
+def test_population_stability_index_is_described(index, word):
     assert shift_level(index) == word
 
 
-def test_figures_are_the_same_twice_and_json(snapshot):
+def test_profile_is_deterministic_and_serializable(snapshot):
     texts = {
         json.dumps([describe(side), compare(snapshot(ROWS[:-1], BRANDS), side)], allow_nan=False)
         for side in (snapshot(ROWS, BRANDS), snapshot(ROWS, BRANDS))

@@ -19,7 +19,7 @@ def sequences():
     )
 
 
-def test_users_lie_one_after_the_other(sequences):
+def test_users_are_consecutive(sequences):
     assert sequences.user_ids == ["c", "empty", "a", "b"]
     assert sequences.items.tolist() == [4, 4, 1, 9, 0, 4]
     assert sequences.items.dtype == np.int32
@@ -45,14 +45,14 @@ def test_positions_from_end_counts_what_the_same_user_did_later(sequences):
     assert sequences.positions_from_end.tolist() == [2, 1, 0, 0, 1, 0]
 
 
-def test_no_users_are_no_interactions():
+def test_no_users_give_no_interactions():
     nobody = Sequences.from_frame(frame([], []))
     assert len(nobody) == 0
     assert nobody.items.tolist() == nobody.times.tolist() == []
     assert nobody.positions_from_end.tolist() == []
 
 
-def test_load_reads_the_parts_in_the_order_given(tmp_path):
+def test_load_keeps_the_order_of_the_parts(tmp_path):
     frame(["a"], [[1, 2]], [[5, 6]]).write_parquet(tmp_path / "x.parquet")
     frame(["b", "c"], [[3], [4, 5, 6]], [[0], [1, 2, 3]]).write_parquet(tmp_path / "y.parquet")
     loaded = Sequences.load([tmp_path / "y.parquet", tmp_path / "x.parquet"])
@@ -62,7 +62,7 @@ def test_load_reads_the_parts_in_the_order_given(tmp_path):
     assert loaded.offsets.tolist() == [0, 1, 4, 6]
 
 
-def test_rows_become_sequences_in_the_order_of_time():
+def test_rows_become_sequences_ordered_by_time():
     """Ties stay in the order of the rows; what repeats the item before is left out, and the first time kept."""
     rows = pl.DataFrame(
         [("b", 3, 5.0), ("a", 1, 2.0), ("b", 4, 5.0), ("a", 1, 3.0), ("a", 2, 1.0), ("b", 3, 6.0), ("a", 1, 9.0)],

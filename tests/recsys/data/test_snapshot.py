@@ -66,7 +66,7 @@ def test_interactions_are_counted_by_the_hour(world):
     assert (world.snapshot.first, world.snapshot.last) == (min(times), max(times))
 
 
-def test_what_is_missing_is_null_blank_or_an_empty_list(world):
+def test_null_blank_and_empty_lists_count_as_missing(world):
     assert world.snapshot.missing == {"title": 2, "brand": 2, "tags": 2, "price": 3}
 
 
@@ -75,7 +75,7 @@ def test_categories_are_counted_the_most_frequent_first(world):
     assert world.snapshot.categories["tags"].rows() == [("q", 3), (None, 2), ("p", 1), ("r", 1)]
 
 
-def test_columns_that_the_catalog_does_not_have_are_left_out(world):
+def test_columns_outside_the_catalog_are_ignored(world):
     other = ItemsConfig(categorical=("brand", "color"), numeric=("weight",))
     snapshot = Snapshot.from_files(world.snapshot.catalog, [], other)
     assert (list(snapshot.missing), list(snapshot.categories)) == (["brand"], ["brand"])

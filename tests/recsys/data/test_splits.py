@@ -29,31 +29,31 @@ def left_out(log=LOG):
 # --- leave-one-out
 
 
-def test_the_test_target_is_the_last_item_and_its_query_the_one_before():
+def test_test_target_is_the_last_item():
     holdout = left_out().holdout("test", max_users=100)
     assert holdout.queries.tolist() == [12, 31, 51]
     assert holdout.targets.tolist() == [13, 32, 52]
     assert len(holdout) == 3
 
 
-def test_the_validation_target_is_the_last_but_one():
+def test_validation_target_is_the_last_item_but_one():
     holdout = left_out().holdout("validation", max_users=100)
     assert holdout.queries.tolist() == [11, 30, 50]
     assert holdout.targets.tolist() == [12, 31, 51]
 
 
-def test_known_before_the_test_target_is_all_but_the_last_of_those_who_take_part():
+def test_known_before_test_excludes_the_last_item():
     known = left_out().known_before("test").tolist()
     assert known == [True, True, True, False, True, True, True, True, False, True, True, True, True, True, False]
 
 
-def test_known_before_the_validation_target_is_all_but_the_last_two():
+def test_known_before_validation_excludes_the_last_two_items():
     known = left_out().known_before("validation").tolist()
     assert known == [True, True, False, False, True, True, True, False, False, True, True, True, True, False, False]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_nothing_known_is_a_target_or_lies_after_it(target):
+def test_known_interactions_precede_the_targets(target):
     log = [list(range(start, start + length)) for start, length in ((0, 3), (10, 7), (20, 2), (30, 4))]
     split = left_out(log)
     known = set(split.sequences.items[split.known_before(target)].tolist())
@@ -62,7 +62,7 @@ def test_nothing_known_is_a_target_or_lies_after_it(target):
     assert set(holdout.queries.tolist()) <= known
 
 
-def test_a_sample_of_the_users_is_fixed_and_in_order():
+def test_sample_of_users_is_fixed_and_ordered():
     split = left_out([[100 + user, 200 + user, 300 + user] for user in range(50)])
     some = split.holdout("test", max_users=7)
     again = split.holdout("test", max_users=7)
@@ -73,7 +73,7 @@ def test_a_sample_of_the_users_is_fixed_and_in_order():
     assert other.targets.tolist() != some.targets.tolist()
 
 
-def test_nobody_with_three_interactions_leaves_nothing_to_ask():
+def test_users_with_fewer_than_three_interactions_have_no_query():
     nobody = left_out([[1, 2], [3]]).holdout("test", max_users=5)
     assert len(nobody) == 0
     assert nobody.histories(10).shape == (0, 0)
@@ -83,14 +83,14 @@ def test_nobody_with_three_interactions_leaves_nothing_to_ask():
 
 
 @pytest.mark.parametrize(("validation", "test"), [(1.0, 1.0), (2.5, 0.5)])
-def test_time_is_cut_so_many_days_before_the_newest_interaction(validation, test):
+def test_time_cuts_are_relative_to_the_newest_interaction(validation, test):
     config = EvaluateConfig(split="global_time", test_days=test, validation_days=validation)
     instants = time_cut(1_000_000.0, config)
     assert instants.test == 1_000_000 - test * 86_400
     assert instants.validation == instants.test - validation * 86_400
 
 
-def test_leave_one_out_cuts_no_time():
+def test_leave_one_out_has_no_time_cut():
     assert time_cut(1_000_000.0, EvaluateConfig(test_days=3.0)) is None
 
 
@@ -148,7 +148,7 @@ def naive_questions(log, instants, target):
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(logs, cuts, st.sampled_from(TARGETS), st.sampled_from([1, 3, 100]))
-def test_split_equals_one_user_after_the_other(log, instants, target, most):
+def test_split_agrees_with_a_loop_over_users(log, instants, target, most):
     items = [[item for item, _ in own] for own in log]
     times = [[time for _, time in own] for own in log]
     split = Split(sequences_of(items, times), instants)
@@ -163,7 +163,7 @@ def test_split_equals_one_user_after_the_other(log, instants, target, most):
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(logs, cuts)
-def test_what_is_known_before_validation_is_known_before_the_test(log, instants):
+def test_known_before_validation_is_a_subset_of_known_before_test(log, instants):
     split = Split(sequences_of([[i for i, _ in own] for own in log], [[t for _, t in own] for own in log]), instants)
     assert not (split.known_before("validation") & ~split.known_before("test")).any()
     asked = split.holdout("validation", 100)
@@ -173,7 +173,7 @@ def test_what_is_known_before_validation_is_known_before_the_test(log, instants)
         assert (moments < instants.test).all()
 
 
-def test_a_sample_of_users_through_time_is_fixed():
+def test_sample_of_users_by_time_is_fixed():
     log = [[user, 100 + user] for user in range(40)]
     split = Split(sequences_of(log, [[0, DAY_S]] * 40), TimeCut(0.5 * DAY_S, DAY_S))
     some, again = (split.holdout("test", max_users=6) for _ in range(2))
@@ -186,18 +186,18 @@ def test_a_sample_of_users_through_time_is_fixed():
 
 
 @pytest.mark.parametrize(("most", "kept"), [(100, [0, 1, 2, 3, 4, 5, 6]), (7, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])])
-def test_subsampled_questions_lie_evenly_among_all(most, kept):
+def test_subsampled_queries_are_evenly_spaced(most, kept):
     holdout = left_out([[10 * user, 1, 2, 10 * user + 3] for user in range(7)]).holdout("test", max_users=100)
     subsampled = holdout.subsample(most)
     assert subsampled.targets.tolist() == [10 * user + 3 for user in kept]
     assert subsampled.histories(9)[:, -1].tolist() == [10 * user for user in kept]
 
 
-def test_of_no_questions_none_are_left():
+def test_subsample_of_no_queries_is_empty():
     assert len(left_out([[1]]).holdout("test", max_users=100).subsample(5)) == 0
 
 
-def test_the_histories_of_a_bot_and_of_many_others_fit_into_memory():
+def test_long_histories_are_truncated_to_fit_into_memory():
     """One user of 100,000 interactions among 20,000: what is kept of each is the newest, and int32."""
     log = [list(range(100_000)), *([1, 2, user] for user in range(20_000))]
     newest = left_out(log).holdout("test", max_users=100_000).histories(1_000)

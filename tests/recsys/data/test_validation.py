@@ -32,7 +32,7 @@ def moments(raw):
 # --- usable interactions
 
 
-def test_usable_rows_come_in_our_types_and_keep_their_position():
+def test_valid_rows_are_typed_and_keep_their_position():
     raw = pl.DataFrame(
         {
             "item_id": [7, 8, 9],
@@ -53,12 +53,12 @@ def test_usable_rows_come_in_our_types_and_keep_their_position():
     assert rows.rows() == [(0, "a", "7", 5.0, 2.5), (2, "c", "9", 7.0, 1.0)]
 
 
-def test_without_a_weight_column_every_interaction_weighs_one():
+def test_weight_is_one_without_a_weight_column():
     assert check_interactions(log(), "log.csv").rows["weight"].to_list() == [1.0]
 
 
 @pytest.mark.parametrize("text", ["a,b", " padded ", "日本", "-1", "null", 'q"uote'], ids=repr)
-def test_ids_may_be_any_text_and_are_not_changed(text):
+def test_ids_are_not_changed(text):
     rows = check_interactions(log(user_id=[text], item_id=[text]), "log.csv").rows
     assert (rows["user_id"].item(), rows["item_id"].item()) == (text, text)
 
@@ -102,7 +102,7 @@ def test_timestamps_without_seconds(text):
     assert moments(log(timestamp=[text])) == [MOMENT - 5]
 
 
-def test_one_column_may_mix_forms():
+def test_column_may_mix_timestamp_formats():
     assert moments(
         log(user_id=["a"] * 3, item_id=["i"] * 3, timestamp=["5", "1970-01-02", "1970-01-01T00:01:00Z"])
     ) == [
@@ -170,18 +170,18 @@ def test_weights_as_numbers_or_text(weight):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_a_bad_row_is_rejected_for_its_reason(columns, reason):
+def test_invalid_row_is_rejected_with_its_reason(columns, reason):
     checked = check_interactions(log(**columns), "log.csv")
     assert checked.rows.height == 0
     assert checked.rejects["row"].to_list() == [0]
     assert reason in checked.rejects["reason"].item()
 
 
-def test_a_row_with_several_faults_is_rejected_once():
+def test_row_with_several_errors_is_rejected_once():
     assert reasons(log(user_id=[None], timestamp=["x"], weight=[-1])) == ["user_id is missing"]
 
 
-def test_a_dead_letter_keeps_the_raw_row_and_its_position():
+def test_dead_letter_keeps_the_raw_row_and_its_position():
     raw = pl.DataFrame(
         {
             "user_id": ["a", "b", "c"],
@@ -199,18 +199,18 @@ def test_a_dead_letter_keeps_the_raw_row_and_its_position():
 
 
 @pytest.mark.parametrize("weight", [1e39, 1e-50], ids="{}".format)
-def test_no_usable_weight_is_infinite_or_zero(weight):
+def test_valid_weights_are_finite_and_positive(weight):
     """What is used is a float32: a weight that has none is a dead letter too."""
     for used in check_interactions(log(weight=[weight]), "log.csv").rows["weight"].to_list():
         assert math.isfinite(used)
         assert used > 0
 
 
-def test_a_column_named_row_is_like_any_other():
+def test_column_named_row_is_kept():
     assert check_interactions(log(row=[3]), "log.csv").rows["item_id"].to_list() == ["i"]
 
 
-def test_a_dead_letter_keeps_columns_that_are_named_like_ours():
+def test_dead_letter_keeps_columns_with_internal_names():
     rejects = check_interactions(log(_user=["x"], item_id=[None]), "log.csv").rejects
     assert json.loads(rejects["content"].item())["_user"] == "x"
 
@@ -222,7 +222,7 @@ def test_an_empty_weight_is_one():
 # --- events
 
 
-def test_events_are_read_where_they_are_asked_for_and_may_be_missing():
+def test_events_are_read_if_required_and_may_be_missing():
     raw = log(user_id=["a"] * 4, item_id=["i"] * 4, timestamp=[1] * 4, event=["view", None, "", " buy"])
     assert "event" not in check_interactions(raw, "log.csv").rows.columns
     rows = check_interactions(raw, "log.csv", events=True).rows
@@ -235,14 +235,14 @@ def test_events_may_be_numbers():
     assert rows["event"].to_list() == ["3"]
 
 
-def test_a_bad_row_is_rejected_whatever_its_event():
+def test_invalid_row_is_rejected_whatever_its_event():
     raw = log(user_id=["a", None], item_id=["i"] * 2, timestamp=[1, 1], event=["nothing", "view"])
     checked = check_interactions(raw, "log.csv", events=True)
     assert checked.rows["event"].to_list() == ["nothing"]
     assert checked.rejects["reason"].to_list() == ["user_id is missing"]
 
 
-def test_an_event_scales_the_weight_and_one_without_a_factor_is_left_out():
+def test_event_scales_the_weight_and_events_without_a_factor_are_filtered():
     events = ["view", "buy", "scroll", None, "view", "View"]
     weights = [1.0, 2.0, 1.0, 1.0, 0.5, 1.0]
     raw = log(user_id=["a"] * 6, item_id=["i"] * 6, timestamp=[1] * 6, event=events, weight=weights)
@@ -252,14 +252,14 @@ def test_an_event_scales_the_weight_and_one_without_a_factor_is_left_out():
     assert weighed.select("row", "weight").rows() == [(0, 0.5), (1, 6.0), (4, 0.25)]
 
 
-def test_where_no_event_has_a_factor_nothing_is_left():
+def test_no_rows_remain_if_no_event_has_a_factor():
     rows = check_interactions(log(event=["view"]), "log.csv", events=True).rows
     assert apply_event_weights(rows, {"buy": 1.0}).height == 0
     assert apply_event_weights(rows.head(0), {"buy": 1.0}).height == 0
 
 
 @pytest.mark.parametrize(("weight", "factor"), [(1e38, 1e6), (1e-38, 1e-30)], ids=["overflow", "underflow"])
-def test_no_weighed_interaction_is_infinite_or_zero(weight, factor):
+def test_scaled_weights_are_finite_and_positive(weight, factor):
     """What is used is a float32: a product that has none is held at the nearest that it has."""
     rows = check_interactions(log(weight=[weight], event=["buy"]), "log.csv", events=True).rows
     (used,) = apply_event_weights(rows, {"buy": factor})["weight"].to_list()
@@ -267,13 +267,13 @@ def test_no_weighed_interaction_is_infinite_or_zero(weight, factor):
     assert used > 0
 
 
-def test_a_table_without_events_is_refused_only_where_they_are_asked_for():
+def test_rejects_a_table_without_events_only_if_required():
     assert check_interactions(log(), "log.csv").rows.height == 1
     with pytest.raises(InputError, match=r"log\.csv.*'event'"):
         check_interactions(log(), "log.csv", events=True)
 
 
-def test_a_list_of_events_is_refused():
+def test_rejects_a_list_of_events():
     with pytest.raises(InputError, match=r"log\.csv: event must have one value per row"):
         check_interactions(log(event=[["view"]]), "log.csv", events=True)
 
@@ -282,7 +282,7 @@ def test_a_list_of_events_is_refused():
 
 
 @pytest.mark.parametrize("column", ["user_id", "item_id", "timestamp"])
-def test_a_table_without_a_column_is_refused(column):
+def test_rejects_a_table_without_a_required_column(column):
     with pytest.raises(InputError, match=rf"log\.csv.*'{column}'"):
         check_interactions(log().drop(column), "log.csv")
 
@@ -292,12 +292,12 @@ def test_a_table_without_a_column_is_refused(column):
     [("user_id", [1.5]), ("item_id", [["a"]]), ("timestamp", [True]), ("weight", [[1.0]])],
     ids=["float user", "list of items", "truth as timestamp", "list of weights"],
 )
-def test_a_column_that_can_never_fit_is_refused(column, values):
+def test_rejects_a_column_of_an_unsupported_type(column, values):
     with pytest.raises(InputError, match=rf"log\.csv: {column} must be"):
         check_interactions(log(**{column: values}), "log.csv")
 
 
-def test_a_chunk_without_rows_is_usable():
+def test_chunk_without_rows_is_valid():
     checked = check_interactions(log().head(0), "log.csv")
     assert (checked.rows.height, checked.rejects.height) == (0, 0)
 
@@ -318,7 +318,7 @@ mixed_weights = st.none() | st.text(max_size=3) | st.floats().map(str)
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(mixed_ids, mixed_ids, mixed_moments, mixed_weights), max_size=12))
-def test_every_row_received_is_either_usable_or_rejected(rows):
+def test_every_row_is_valid_or_rejected(rows):
     names = ("user_id", "item_id", "timestamp", "weight")
     raw = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
     checked = check_interactions(raw, "log.csv")
@@ -343,7 +343,7 @@ def goods(**columns):
     return pl.DataFrame(rows | columns, strict=False)
 
 
-def test_usable_items_come_in_our_types():
+def test_valid_items_are_typed():
     raw = goods(item_id=[12], brand=[7], color=["red"])
     rows = check_items(raw, ROLES, "items.csv").rows
     assert rows.schema == {
@@ -358,7 +358,7 @@ def test_usable_items_come_in_our_types():
     assert rows.row(0) == (0, "12", "n", "7", ["x"], 1.5, 1999.0)
 
 
-def test_text_stays_as_it_is_and_may_be_the_title_too():
+def test_text_is_not_changed_and_may_be_the_title():
     roles = ItemsConfig(title="name", text=("name", "blurb"))
     raw = pl.DataFrame({"item_id": ["a", "b"], "name": ["N", None], "blurb": [" Some Text, ", None]})
     checked = check_items(raw, roles, "items.csv")
@@ -368,7 +368,7 @@ def test_text_stays_as_it_is_and_may_be_the_title_too():
     assert titled.rows.rows() == [(0, "a", "N"), (1, "b", None)]
 
 
-def test_text_must_be_there_and_be_one_value_a_row():
+def test_rejects_missing_and_list_valued_text_columns():
     roles = ItemsConfig(text=("blurb",))
     with pytest.raises(InputError, match=r"items\.csv.*'blurb'"):
         check_items(pl.DataFrame({"item_id": ["a"]}), roles, "items.csv")
@@ -376,12 +376,12 @@ def test_text_must_be_there_and_be_one_value_a_row():
         check_items(pl.DataFrame({"item_id": ["a"], "blurb": [["x", "y"]]}), roles, "items.csv")
 
 
-def test_without_a_title_column_there_are_no_titles():
+def test_titles_are_null_without_a_title_column():
     rows = check_items(pl.DataFrame({"item_id": ["a"], "name": ["n"]}), ItemsConfig(), "items.csv").rows
     assert rows.rows() == [(0, "a", None)]
 
 
-def test_of_several_rows_with_one_id_the_first_is_used():
+def test_first_row_of_duplicate_ids_is_used():
     raw = pl.DataFrame({"item_id": ["a", "b", "a", "a"], "name": ["1", "2", "3", "4"]})
     checked = check_items(raw, ItemsConfig(title="name"), "items.csv")
     assert checked.rows.rows() == [(0, "a", "1"), (1, "b", "2")]
@@ -407,7 +407,7 @@ def test_rows_without_an_id_are_not_duplicates_of_each_other():
     ],
     ids=["text", "NaN", "inf", "-inf"],
 )
-def test_an_item_with_a_bad_number_is_rejected(columns, reason):
+def test_rejects_an_item_with_an_invalid_number(columns, reason):
     checked = check_items(goods(**columns), ROLES, "items.csv")
     assert checked.rows.height == 0
     assert checked.rejects["reason"].to_list() == [reason]
@@ -415,7 +415,7 @@ def test_an_item_with_a_bad_number_is_rejected(columns, reason):
 
 
 @pytest.mark.parametrize("empty", [None, "", "  "], ids=repr)
-def test_a_missing_number_is_allowed(empty):
+def test_missing_number_is_allowed(empty):
     assert check_items(goods(price=[empty]), ROLES, "items.csv").rows["price"].to_list() == [None]
 
 
@@ -435,7 +435,7 @@ def test_a_missing_number_is_allowed(empty):
     ],
     ids=repr,
 )
-def test_text_is_cut_at_the_separator(separator, text, tokens):
+def test_text_is_split_at_the_separator(separator, text, tokens):
     roles = ROLES.model_copy(update={"separator": separator})
     assert check_items(goods(tags=pl.Series([text], dtype=pl.String)), roles, "items.csv").rows["tags"].to_list() == [
         tokens
@@ -453,7 +453,7 @@ def test_text_is_cut_at_the_separator(separator, text, tokens):
     ],
     ids=repr,
 )
-def test_lists_are_taken_as_they_are(given_tokens, tokens):
+def test_lists_are_not_changed(given_tokens, tokens):
     """Not cut at the separator; blanks around a token, empty tokens and repeats are left out."""
     dtype = pl.List(pl.Int64 if given_tokens == [3, 1] else pl.String)
     raw = goods(tags=pl.Series([given_tokens], dtype=dtype))
@@ -461,7 +461,7 @@ def test_lists_are_taken_as_they_are(given_tokens, tokens):
 
 
 @pytest.mark.parametrize("column", ["item_id", "name", "brand", "tags", "year"])
-def test_items_without_a_column_of_the_config_are_refused(column):
+def test_rejects_items_without_a_configured_column(column):
     with pytest.raises(InputError, match=rf"items\.csv.*'{column}'"):
         check_items(goods().drop(column), ROLES, "items.csv")
 
@@ -471,20 +471,20 @@ def test_items_without_a_column_of_the_config_are_refused(column):
     [("item_id", [2.5]), ("price", [[1.0]])],
     ids=["float id", "list of prices"],
 )
-def test_an_item_column_that_can_never_fit_is_refused(column, values):
+def test_rejects_an_item_column_of_an_unsupported_type(column, values):
     with pytest.raises(InputError, match=rf"items\.csv: {column} must be"):
         check_items(goods(**{column: values}), ROLES, "items.csv")
 
 
 @pytest.mark.parametrize("column", ["name", "brand"])
-def test_a_list_is_no_title_and_no_category(column):
+def test_rejects_lists_as_titles_and_categories(column):
     with pytest.raises(InputError, match=rf"items\.csv: {column} must have one value per row"):
         check_items(goods(**{column: [["a", "b"]]}), ROLES, "items.csv")
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(mixed_ids, mixed_weights, st.none() | st.text("ab| ", max_size=6)), max_size=10))
-def test_every_item_received_is_either_usable_or_rejected(rows):
+def test_every_item_is_valid_or_rejected(rows):
     roles = ItemsConfig(multi_categorical=("tags",), numeric=("price",))
     raw = pl.DataFrame(rows, schema=dict.fromkeys(("item_id", "price", "tags"), pl.String), orient="row")
     checked = check_items(raw, roles, "items.csv")
@@ -505,19 +505,19 @@ def test_every_item_received_is_either_usable_or_rejected(rows):
     ],
     ids=repr,
 )
-def test_whether_an_item_is_available_may_be_written_in_several_ways(values):
+def test_accepts_several_forms_of_available(values):
     raw = pl.DataFrame({"item_id": ["a", "b", "c"], "stock": values})
     rows = check_items(raw, ItemsConfig(available="stock"), "items.csv").rows
     assert rows.schema["available"] == pl.Boolean
     assert rows["available"].to_list() == [True, False, None]
 
 
-def test_what_is_neither_available_nor_not_is_rejected():
+def test_rejects_other_values_of_available():
     raw = pl.DataFrame({"item_id": ["a", "b"], "stock": ["perhaps", "2"]})
     checked = check_items(raw, ItemsConfig(available="stock"), "items.csv")
     assert checked.rejects["reason"].to_list() == ["stock is neither true nor false"] * 2
 
 
-def test_the_column_of_what_is_available_must_be_there():
+def test_rejects_items_without_the_available_column():
     with pytest.raises(InputError, match=r"items\.csv.*'stock'"):
         check_items(pl.DataFrame({"item_id": ["a"]}), ItemsConfig(available="stock"), "items.csv")

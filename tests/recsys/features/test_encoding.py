@@ -42,25 +42,25 @@ def features():
     return Features.fit(items(*FITTED), ROLES, TOWER, COUNTS)
 
 
-def test_inputs_are_dense_arrays_with_a_row_an_item(features):
+def test_inputs_are_dense_arrays_with_a_row_per_item(features):
     inputs = features.transform(items(*FITTED))
     assert list(inputs) == features.input_names == ["id", "tokens_0", "tokens_1", "tokens_2", "numeric"]
     assert [inputs[name].shape for name in inputs] == [(4,), (4,), (4,), (4, 2), (4, 4)]
     assert [inputs[name].dtype for name in inputs] == [np.int32] * 4 + [np.float32]
 
 
-def test_ids_count_from_one_and_items_that_training_did_not_see_are_zero(features):
+def test_id_rows_start_at_one_and_untrained_items_are_zero(features):
     inputs = features.transform(items(*FITTED, ("zz", *FITTED[0][1:])))
     assert inputs["id"].tolist() == [1, 0, 2, 3, 0]
 
 
-def test_categories_count_from_one_in_order_and_missing_or_unseen_ones_are_zero(features):
+def test_category_indices_start_at_one_and_unknown_values_are_zero(features):
     inputs = features.transform(items(*FITTED, ("e", "never", "old", None, None, None)))
     assert inputs["tokens_0"].tolist() == [1, 2, 0, 1, 0]
     assert inputs["tokens_1"].tolist() == [1, 0, 2, 1, 2]
 
 
-def test_bags_count_from_two_are_padded_with_zero_and_one_stands_for_none(features):
+def test_bag_indices_start_at_two_with_zero_for_padding_and_one_for_empty(features):
     """Vocabulary: blue 2, green 3, red 4."""
     bags = features.transform(items(*FITTED))["tokens_2"]
     assert [sorted(bag) for bag in bags.tolist()] == [[2, 4], [0, 1], [0, 1], [0, 3]]
@@ -78,13 +78,13 @@ def test_bags_count_from_two_are_padded_with_zero_and_one_stands_for_none(featur
     ],
     ids=str,
 )
-def test_an_unseen_token_counts_only_where_no_token_is_known(features, tags, known):
+def test_unknown_token_is_used_only_without_known_tokens(features, tags, known):
     bag = features.transform(items(("n", None, None, tags, None, None), FITTED[0]))["tokens_2"][0]
     assert set(bag.tolist()) - {0} == known
     assert len(bag[bag != 0]) == len(known)
 
 
-def test_a_bag_is_as_wide_as_its_longest_and_never_wider_than_the_cap():
+def test_bag_width_is_the_longest_up_to_the_limit():
     many = [f"t{number:03}" for number in range(MAX_TOKENS + 9)]
     roles = ItemsConfig(multi_categorical=("tags",))
     table = pl.DataFrame({"item_id": ["a", "b"], "tags": [many, ["t001"]]})
@@ -95,7 +95,7 @@ def test_a_bag_is_as_wide_as_its_longest_and_never_wider_than_the_cap():
     assert features.transform(table.tail(1))["tokens_0"].shape == (1, 1)
 
 
-def test_numbers_are_standardized_over_the_known_values_and_missing_ones_flagged(features):
+def test_numbers_are_standardized_and_missing_values_flagged(features):
     numeric = features.transform(items(*FITTED))["numeric"]
     price, year = np.array([1.0, 3.0, 8.0]), np.array([1990.0, 2000.0, 2010.0])
     scaled_price = (price - 4) / np.sqrt((9 + 1 + 16) / 3)
@@ -109,13 +109,13 @@ def test_numbers_are_standardized_over_the_known_values_and_missing_ones_flagged
     np.testing.assert_allclose(numeric, expected, atol=1e-6)
 
 
-def test_new_items_are_scaled_like_the_fitted_ones(features):
+def test_new_items_are_scaled_by_the_fitted_statistics(features):
     numeric = features.transform(items(("n", None, None, None, 4.0, 2000.0 + np.sqrt(200 / 3))))["numeric"]
     np.testing.assert_allclose(numeric, [[0, 1, 0, 0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("values", [[5.0, 5.0, 5.0], [None, None, None]], ids=["constant", "all missing"])
-def test_a_column_that_says_nothing_stays_finite(values):
+def test_constant_or_empty_column_is_finite(values):
     table = pl.DataFrame({"item_id": ["a", "b", "c"], "price": pl.Series(values, dtype=pl.Float64)})
     features = Features.fit(table, ItemsConfig(numeric=("price",)), TOWER, np.ones(3, int))
     numeric = features.transform(table)["numeric"]
@@ -125,7 +125,7 @@ def test_a_column_that_says_nothing_stays_finite(values):
 
 
 @pytest.mark.parametrize(("value", "count"), [(0.1, 3), (0.3, 10), (1.1, 100)], ids=str)
-def test_a_constant_that_rounds_does_not_blow_up_new_items(value, count):
+def test_rounded_constant_does_not_scale_up_new_items(value, count):
     """A new item one above the constant must not be 10 ** 16 deviations away."""
     table = pl.DataFrame({"item_id": [str(row) for row in range(count)], "price": [value] * count})
     features = Features.fit(table, ItemsConfig(numeric=("price",)), TOWER, np.ones(count, int))
@@ -133,19 +133,19 @@ def test_a_constant_that_rounds_does_not_blow_up_new_items(value, count):
     assert abs(numeric[0, 0]) < 1e3
 
 
-def test_without_numeric_columns_there_is_no_numeric_input():
+def test_no_numeric_input_without_numeric_columns():
     table = items(*FITTED)
     features = Features.fit(table, ItemsConfig(categorical=("brand",)), TOWER, COUNTS)
     assert list(features.transform(table)) == features.input_names == ["id", "tokens_0"]
 
 
-def test_the_rows_of_an_embedding_table_cover_every_index(features):
+def test_embedding_tables_cover_every_index(features):
     inputs = features.transform(items(*FITTED))
     for position, feature in enumerate(features.tokens):
         assert inputs[f"tokens_{position}"].max() == feature.size - 1
 
 
-def test_a_part_of_the_items_has_the_same_inputs_as_within_the_whole(features):
+def test_inputs_of_a_subset_equal_those_of_the_catalog(features):
     whole = features.transform(items(*FITTED))
     for start, stop in ((0, 1), (1, 3), (3, 4)):
         part = features.transform(items(*FITTED[start:stop]))
@@ -158,12 +158,12 @@ def test_a_part_of_the_items_has_the_same_inputs_as_within_the_whole(features):
                 np.testing.assert_array_equal(array, whole[name][start:stop])
 
 
-def test_no_items_have_empty_inputs(features):
+def test_no_items_give_empty_inputs(features):
     for name, array in features.transform(items(*FITTED).head(0)).items():
         assert len(array) == 0, name
 
 
-def test_survives_being_saved(features, tmp_path):
+def test_save_and_load(features, tmp_path):
     features.save(tmp_path / "features.json")
     loaded = Features.load(tmp_path / "features.json")
     assert loaded == features
@@ -179,7 +179,7 @@ def of_counts(counts, hash_buckets, **options):
     return table, Features.fit(table, ItemsConfig(), TowerConfig(**options), np.array(counts), hash_buckets)
 
 
-def test_rare_ids_share_buckets_behind_the_own_ids_and_new_ids_are_zero():
+def test_rare_ids_share_buckets_and_new_ids_are_zero():
     table, features = of_counts([3, 0, 1, 2, 9], min_count=3, hash_buckets=4)
     own, rare = features.item_ids, features.rare_ids
     assert (own, rare, features.num_id_rows) == (["i0", "i4"], ["i2", "i3"], 7)
@@ -188,7 +188,7 @@ def test_rare_ids_share_buckets_behind_the_own_ids_and_new_ids_are_zero():
     assert set(index[[2, 3]].tolist()) <= {3, 4, 5, 6}
 
 
-def test_buckets_are_stable_and_in_use():
+def test_buckets_are_stable_and_used():
     """Fixed values: a bucket that moved would give an item another item's embedding."""
     table, features = of_counts([1] * 200, min_count=2, hash_buckets=8)
     index = features.transform(table)["id"]
@@ -197,7 +197,7 @@ def test_buckets_are_stable_and_in_use():
     assert set(index.tolist()) == set(range(1, 9))
 
 
-def test_without_a_least_count_there_are_no_buckets():
+def test_no_buckets_without_a_minimum_count():
     _, features = of_counts([1, 0, 5], min_count=1, hash_buckets=4)
     assert (features.item_ids, features.rare_ids, features.num_id_rows) == (["i0", "i2"], [], 3)
 
@@ -220,7 +220,7 @@ def of_titles(titles, text_encoder):
     return Features.fit(table, TEXT_ROLES, config, np.ones(len(titles), int))
 
 
-def test_a_bag_of_a_text_has_its_known_tokens_with_the_words_ahead():
+def test_bag_of_text_has_known_tokens_with_words_first():
     features = of_titles(TITLES, "bag")
     (feature,) = features.tokens
     bags = features.transform(titled(TITLES))["tokens_0"]
@@ -241,7 +241,7 @@ def test_a_bag_of_a_text_has_its_known_tokens_with_the_words_ahead():
         assert not any(bag[len(got) :])
 
 
-def test_sequences_are_words_in_their_order():
+def test_sequences_keep_the_order_of_words():
     """Vocabulary: glass 2, red 3, wine 4."""
     features = of_titles(TITLES, "recurrent")
     words = features.transform(titled([*TITLES, "wine of old red"]))["tokens_0"]
@@ -251,7 +251,7 @@ def test_sequences_are_words_in_their_order():
     assert not words[:, 4:].any()
 
 
-def test_a_bag_keeps_the_words_where_a_text_is_long():
+def test_bag_of_a_long_text_keeps_its_words():
     long = " ".join(f"word{number}" for number in range(text.MAX_WORDS))
     features = of_titles([long, long], "bag")
     (feature,) = features.tokens
@@ -262,7 +262,7 @@ def test_a_bag_keeps_the_words_where_a_text_is_long():
     assert {len(token) for token in kept if token.startswith("~")} <= {6}  # "~" and the longest n-grams
 
 
-def test_texts_are_alike_in_chunks_and_as_a_whole(monkeypatch):
+def test_chunks_do_not_change_texts(monkeypatch):
     features = of_titles(TITLES, "bag")
     whole = features.transform(titled(TITLES))["tokens_0"]
     monkeypatch.setattr("recsys.features.encoding.TEXT_CHUNK", 3)
@@ -272,7 +272,7 @@ def test_texts_are_alike_in_chunks_and_as_a_whole(monkeypatch):
 # --- files
 
 
-def test_features_of_before_texts_and_buckets_still_load():
+def test_features_of_release_format_1_load():
     golden = GOLDEN_RELEASES / "v1"
     features = Features.load(golden / "features.json")
     catalog = pl.read_parquet(golden / "catalogue.parquet")
@@ -293,7 +293,7 @@ any_text = st.text(st.characters(codec="utf-8"), max_size=12)
     st.sampled_from(["bag", "convolutional", "recurrent"]),
     st.integers(1, 3),
 )
-def test_any_features_survive_being_saved(tmp_path_factory, rows, text_encoder, min_count):
+def test_save_and_load_return_equal_features(tmp_path_factory, rows, text_encoder, min_count):
     table = pl.DataFrame(
         {
             "item_id": [f"{item_id}{row}" for row, (item_id, _, _) in enumerate(rows)],
@@ -313,7 +313,7 @@ def test_any_features_survive_being_saved(tmp_path_factory, rows, text_encoder, 
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])
-def test_ids_have_the_index_of_their_place_whatever_their_order(count):
+def test_id_rows_do_not_depend_on_the_order_of_ids(count):
     ids = [f"i{number}" for number in np.random.default_rng(3).permutation(count)]
     asked = [f"i{number}" for number in range(50)] + ["", "zzz", None]
     indices = Features(ids, [], []).id_rows(pl.Series(asked, dtype=pl.String))

@@ -52,7 +52,7 @@ def named(column, held):
     ],
     ids=["categorical", "multi-categorical", "title", "all"],
 )
-def test_bags_weigh_attributes_by_their_rarity(items, held):
+def test_rare_attributes_weigh_more(items, held):
     """The same value in two columns is two attributes; the catalog calls the title `title`."""
     matrix = tfidf_matrix(FRAME, ItemsConfig.model_validate(items))
     rows = naive([set().union(*own) for own in zip(*held, strict=True)])
@@ -62,14 +62,14 @@ def test_bags_weigh_attributes_by_their_rarity(items, held):
     assert products == [pytest.approx(row) for row in dots(rows)]
 
 
-def test_what_all_items_have_says_nothing():
+def test_attribute_of_all_items_has_weight_zero():
     frame = pl.DataFrame({"item_id": ["a", "b"], "title": [None, None], "shop": ["s", "s"], "tags": [["x"], ["y"]]})
     matrix = tfidf_matrix(frame, ItemsConfig(categorical=("shop",), multi_categorical=("tags",)))
     assert (matrix.toarray() > 0).sum(axis=1).tolist() == [1, 1]
     assert tfidf_matrix(frame, ItemsConfig(categorical=("shop",))) is None
 
 
-def test_without_attributes_there_are_no_bags():
+def test_no_attributes_give_no_bags():
     assert tfidf_matrix(FRAME, ItemsConfig()) is None
     nothing = FRAME.with_columns(brand=pl.lit(None, pl.String))
     assert tfidf_matrix(nothing, ItemsConfig(categorical=("brand",))) is None

@@ -29,13 +29,13 @@ def test_words_are_normalized_runs_of_letters_and_digits(given, words):
     assert listed(text.words(pl.Series([given]))) == {0: words}
 
 
-def test_texts_without_words_have_none_and_long_ones_their_first():
+def test_text_without_words_is_empty_and_long_text_is_truncated():
     long = " ".join(str(number) for number in range(text.MAX_WORDS + 5))
     found = listed(text.words(pl.Series([None, "", "--", long, "x"])))
     assert found == {3: [str(number) for number in range(text.MAX_WORDS)], 4: ["x"]}
 
 
-def test_no_texts_have_no_words():
+def test_no_texts_give_no_words():
     assert text.words(pl.Series([], dtype=pl.String)).height == 0
     assert text.fit_bag(pl.Series([None, None], dtype=pl.String)) == []
 
@@ -43,7 +43,7 @@ def test_no_texts_have_no_words():
 TEXTS = ["red wine glass", "red wine", "glass", "blue wine", "wines of wine", "of wine"]
 
 
-def test_the_vocabulary_of_a_bag_is_what_more_than_one_text_has():
+def test_vocabulary_of_a_bag_has_tokens_of_several_texts():
     words, pairs, grams = Counter(), Counter(), Counter()
     for given in TEXTS:
         read = given.split()
@@ -62,7 +62,7 @@ def test_the_vocabulary_of_a_bag_is_what_more_than_one_text_has():
     assert text.fit_sequence(pl.Series(TEXTS)) == [word for word in sorted(words) if words[word] > 1]
 
 
-def test_a_full_vocabulary_keeps_the_most_frequent_of_each_kind(monkeypatch):
+def test_full_vocabulary_keeps_the_most_frequent_tokens_of_each_kind(monkeypatch):
     for cap in ("MAX_WORD_TOKENS", "MAX_PAIR_TOKENS", "MAX_CHARACTER_TOKENS", "MAX_SEQUENCE_TOKENS"):
         monkeypatch.setattr(text, cap, 1)
     assert text.fit_bag(pl.Series(TEXTS)) == ["wine", "of wine", "~<wi"]
