@@ -42,7 +42,7 @@ TOO_MANY = "line has 5 fields where the header has 4"
 NO_OBJECT = "line is no JSON object"
 
 
-class Planted(NamedTuple):
+class CorruptedLog(NamedTuple):
     """A log on disk."""
 
     config: Path
@@ -51,7 +51,7 @@ class Planted(NamedTuple):
     """File, row in it, and reason, of every broken row."""
 
 
-def plant(folder: Path, rows: int = ROWS, broken: int = BROKEN) -> Planted:
+def plant(folder: Path, rows: int = ROWS, broken: int = BROKEN) -> CorruptedLog:
     """Write the log, its items and a config."""
     log = folder / "log"
     log.mkdir(parents=True)
@@ -69,7 +69,7 @@ def plant(folder: Path, rows: int = ROWS, broken: int = BROKEN) -> Planted:
     (folder / "items.csv").write_text("\n".join(["item_id", *(f"item-{number}" for number in range(ITEMS))]))
     config = folder / "recsys.toml"
     config.write_text('[data]\ninteractions = "log/*"\nitems = "items.csv"\n')
-    return Planted(config, FILES * rows, sorted(expected))
+    return CorruptedLog(config, FILES * rows, sorted(expected))
 
 
 def good(number: int) -> Row:
@@ -106,35 +106,35 @@ FORMATS: list[tuple[str, Callable[[list[Row]], bytes], str | None]] = [
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> Planted:
+def corrupted(tmp_path: Path) -> CorruptedLog:
     return plant(tmp_path)
 
 
-def test_every_invalid_row_becomes_one_dead_letter(planted: Planted) -> None:
-    """By file, row and reason; all others are used."""
-    done = program.run("prepare", "--config", planted.config, "--set", "prepare.max_dead_letter_ratio=0.06", "--json")
+def test_every_invalid_row_becomes_one_dead_letter(corrupted: CorruptedLog) -> None:
+    """Compares file, row and reason; all other rows are used."""
+    done = program.run("prepare", "--config", corrupted.config, "--set", "prepare.max_dead_letter_ratio=0.06", "--json")
     assert done.returncode == 0, done.stderr
-    (letters,) = planted.config.parent.glob("workspace/runs/*/prepare/dead_letters.parquet")
-    assert sorted(pl.read_parquet(letters).select("source", "row", "reason").rows()) == planted.broken
+    (letters,) = corrupted.config.parent.glob("workspace/runs/*/prepare/dead_letters.parquet")
+    assert sorted(pl.read_parquet(letters).select("source", "row", "reason").rows()) == corrupted.broken
     assert json.loads(done.stdout)["account"]["interactions"] == {
-        "read": planted.rows,
-        "used": planted.rows - len(planted.broken),
+        "read": corrupted.rows,
+        "used": corrupted.rows - len(corrupted.broken),
         "filtered": {},
-        "dead_letters": Counter(reason for _, _, reason in planted.broken),
+        "dead_letters": Counter(reason for _, _, reason in corrupted.broken),
     }
 
 
 @pytest.mark.slow
-def test_too_many_invalid_rows_stop_the_run_and_leave_only_its_report(planted: Planted) -> None:
+def test_too_many_invalid_rows_stop_the_run_and_leave_only_its_report(corrupted: CorruptedLog) -> None:
     """The message names the reasons with their counts."""
-    done = program.run("nightly", "--config", planted.config)
+    done = program.run("nightly", "--config", corrupted.config)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    told = " ".join(done.stderr.split())
-    assert f"Received: {len(planted.broken):,} of {planted.rows:,}" in told
-    for reason, rows in Counter(reason for _, _, reason in planted.broken).items():
-        assert f"{rows:,} {reason}" in told
-    workspace = planted.config.parent / "workspace"
+    message = " ".join(done.stderr.split())
+    assert f"Received: {len(corrupted.broken):,} of {corrupted.rows:,}" in message
+    for reason, rows in Counter(reason for _, _, reason in corrupted.broken).items():
+        assert f"{rows:,} {reason}" in message
+    workspace = corrupted.config.parent / "workspace"
     (run,) = (workspace / "runs").iterdir()
     assert {path.name for path in run.rglob("*")} == {".lock", "run_report.html", "run_report.json"}
     assert {path.name for path in workspace.glob("[!.]*")} <= {"runs", "mlflow.db", "mlartifacts"}

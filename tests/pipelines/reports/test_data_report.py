@@ -43,14 +43,14 @@ def prepared(
     )
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
     stage = context.run.folder / "prepare"
-    # in the order of the nights, whatever the clock's resolution
+    # in the order of the runs, whatever the clock's resolution
     os.utime(stage / data_page.REPORT, ns=(int(name) * 10**9, int(name) * 10**9))
     return context, json.loads((stage / data_page.REPORT).read_text())
 
 
 def goods(items: int, **last: Any) -> list[dict[str, Any]]:
-    found = [{"item_id": f"i{n}", "title": f"Item {n}", "brand": f"b{n % 2}"} for n in range(items)]
-    return [*found[:-1], {**found[-1], **last}]
+    result = [{"item_id": f"i{n}", "title": f"Item {n}", "brand": f"b{n % 2}"} for n in range(items)]
+    return [*result[:-1], {**result[-1], **last}]
 
 
 class Page(html.parser.HTMLParser):
@@ -104,12 +104,12 @@ def test_report_compares_with_the_previous_run(tmp_path: Path) -> None:
 
 
 def test_previous_run_is_the_last_finished_run(tmp_path: Path) -> None:
-    nights = [prepared(tmp_path, made_up(seed, 60), goods(9))[0] for seed in (1, 2)]
+    runs = [prepared(tmp_path, made_up(seed, 60), goods(9))[0] for seed in (1, 2)]
     _, report = prepared(tmp_path, made_up(3, 60), goods(9))
-    assert report["previous"]["run_id"] == nights[1].run.run_id
-    os.utime(nights[0].run.folder / "prepare" / data_page.REPORT, ns=(10**13, 10**13))
+    assert report["previous"]["run_id"] == runs[1].run.run_id
+    os.utime(runs[0].run.folder / "prepare" / data_page.REPORT, ns=(10**13, 10**13))
     _, report = prepared(tmp_path, made_up(4, 60), goods(9))
-    assert report["previous"]["run_id"] == nights[0].run.run_id
+    assert report["previous"]["run_id"] == runs[0].run.run_id
 
 
 def test_run_with_other_settings_is_compared_with_the_previous_data(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ def test_rows_of_a_release_are_summed_over_files_and_chunks(tmp_path: Path) -> N
     frame = pl.DataFrame(rows, schema=["release_id", "shown", "clicked"], orient="row")
     frame[:6].write_parquet(tmp_path / "1.parquet", row_group_size=2)
     frame[6:].write_parquet(tmp_path / "2.parquet")
-    found = by_release(str(tmp_path / "*.parquet"), 2)
-    assert found["unusable"] == 0
-    a, b = found["releases"]
+    result = by_release(str(tmp_path / "*.parquet"), 2)
+    assert result["unusable"] == 0
+    a, b = result["releases"]
     assert (a["release_id"], a["shown"], a["clicked"]) == ("a", 126, 36)
     assert a["low"] < a["click_through"] == 36 / 126 < a["high"]
     assert (b["shown"], b["click_through"], b["low"]) == (3, 0, 0)
@@ -26,9 +26,9 @@ def test_rows_of_a_release_are_summed_over_files_and_chunks(tmp_path: Path) -> N
 @pytest.mark.parametrize("row", ["a,1.5,1", "a,0,0", "a,1,2", "a,1,-1", "a,,1", "a,nan,0", "a,inf,1", ",1,1", "a,x,1"])
 def test_invalid_rows_are_ignored(tmp_path: Path, row: str) -> None:
     (tmp_path / "feedback.csv").write_text(f"release_id,shown,clicked\na,4,1\n{row}\n")
-    found = by_release(str(tmp_path / "feedback.csv"), 100)
-    assert found["unusable"] == 1
-    assert [(each["shown"], each["clicked"]) for each in found["releases"]] == [(4, 1)]
+    result = by_release(str(tmp_path / "feedback.csv"), 100)
+    assert result["unusable"] == 1
+    assert [(each["shown"], each["clicked"]) for each in result["releases"]] == [(4, 1)]
 
 
 def test_error_names_a_missing_column(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The drawings of a night: what is drawn is what the report says."""
+"""The plots of the run report show the values of the report."""
 
 from __future__ import annotations
 

@@ -148,55 +148,55 @@ def children(context: RunContext, tuning_id: str) -> tuple[Any, list[Any]]:
     client = context.tracking.tracker.client
     experiment = client.get_experiment_by_name("recsys").experiment_id
     (parent,) = client.search_runs([experiment], f"tags.`recsys.run_id` = '{tuning_id}'")
-    found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    return parent, sorted(found, key=lambda run: int(run.info.run_name.removeprefix("trial ")))
+    result = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    return parent, sorted(result, key=lambda run: int(run.info.run_name.removeprefix("trial ")))
 
 
 # --- the search
 
 
 def test_first_trial_is_the_unchanged_config(config: Config, training: Training, clock: Time) -> None:
-    found = tune(RunContext.from_config(config), clock=clock)
+    result = tune(RunContext.from_config(config), clock=clock)
     assert training.trained[0] == config
-    assert found["base_value"] == pytest.approx(landscape(config))
+    assert result["base_value"] == pytest.approx(landscape(config))
 
 
 @pytest.mark.slow
 def test_returns_the_best_trial(config: Config, training: Training, clock: Time) -> None:
-    found = tune(RunContext.from_config(config), clock=clock)
+    result = tune(RunContext.from_config(config), clock=clock)
     values = [landscape(tried) for tried in training.trained]
-    assert found["best_value"] == pytest.approx(max(values))
-    assert found["best_value"] > found["base_value"]
-    assert landscape(with_settings(config, found["settings"])) == pytest.approx(max(values))
-    assert found["trials"] == len(values) == 6
-    assert found["seconds"] == 10.0 * sum(training.passes)
+    assert result["best_value"] == pytest.approx(max(values))
+    assert result["best_value"] > result["base_value"]
+    assert landscape(with_settings(config, result["settings"])) == pytest.approx(max(values))
+    assert result["trials"] == len(values) == 6
+    assert result["seconds"] == 10.0 * sum(training.passes)
 
 
 @pytest.mark.slow
 def test_many_trials_approach_the_optimum(config: Config, training: Training, clock: Time) -> None:
-    found = tune(RunContext.from_config(change(config, trials=16)), clock=clock)
-    assert found["settings"]["train.temperature"] == pytest.approx(BEST_TEMPERATURE, rel=0.15)
-    assert len(training.trained) == found["trials"]
+    result = tune(RunContext.from_config(change(config, trials=16)), clock=clock)
+    assert result["settings"]["train.temperature"] == pytest.approx(BEST_TEMPERATURE, rel=0.15)
+    assert len(training.trained) == result["trials"]
 
 
 def test_worse_settings_are_not_returned(
     config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(globals(), "landscape", lambda _: 0.25)
-    found = tune(RunContext.from_config(config), clock=clock)
-    assert (found["settings"], found["best_value"], found["base_value"]) == ({}, 0.25, 0.25)
+    result = tune(RunContext.from_config(config), clock=clock)
+    assert (result["settings"], result["best_value"], result["base_value"]) == ({}, 0.25, 0.25)
     assert len(training.trained) == 6
-    assert tomllib.loads(Path(found["path"]).read_text()) == {}
+    assert tomllib.loads(Path(result["path"]).read_text()) == {}
 
 
 @pytest.mark.slow
 def test_written_file_has_the_changed_settings_and_gives_the_best_config(
     config: Config, training: Training, clock: Time
 ) -> None:
-    found = tune(RunContext.from_config(config), clock=clock)
-    tables = tomllib.loads(Path(found["path"]).read_text())
+    result = tune(RunContext.from_config(config), clock=clock)
+    tables = tomllib.loads(Path(result["path"]).read_text())
     written = {f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()}
-    assert written == found["settings"]
+    assert written == result["settings"]
     best = with_settings(config, written)
     assert best == max(training.trained, key=landscape)
     base = config.model_dump()
@@ -238,9 +238,9 @@ def test_equal_settings_are_trained_once_and_an_exhausted_search_ends(
 ) -> None:
     """3 ways to mine, the config's own among them, by 2 to fuse."""
     few = change(config, ranges={"train.mining": ["hard", "soft_margin"], "tower.fusion": ["gating"]}, trials=200)
-    found = tune(RunContext.from_config(few), clock=clock)
+    result = tune(RunContext.from_config(few), clock=clock)
     tried = {(each.train.mining, each.tower.fusion) for each in training.trained}
-    assert len(training.trained) == len(tried) == found["trials"] == 6
+    assert len(training.trained) == len(tried) == result["trials"] == 6
 
 
 # --- time
@@ -249,22 +249,22 @@ def test_equal_settings_are_trained_once_and_an_exhausted_search_ends(
 @pytest.mark.slow
 def test_running_trial_stops_after_its_pass_at_the_time_limit(config: Config, training: Training, clock: Time) -> None:
     """270 s: three trials of 80 s, and three passes of a fourth."""
-    found = tune(RunContext.from_config(change(config, trials=100, minutes=4.5)), clock=clock)
+    result = tune(RunContext.from_config(change(config, trials=100, minutes=4.5)), clock=clock)
     assert training.passes == [PASSES, PASSES, PASSES, 3]
-    assert found["seconds"] == 270.0
+    assert result["seconds"] == 270.0
 
 
 def test_first_trial_is_completed_despite_the_time_limit(config: Config, training: Training, clock: Time) -> None:
-    found = tune(RunContext.from_config(change(config, minutes=0.1)), clock=clock)
+    result = tune(RunContext.from_config(change(config, minutes=0.1)), clock=clock)
     assert training.passes == [PASSES]
-    assert found["base_value"] == found["best_value"]
+    assert result["base_value"] == result["best_value"]
 
 
 @pytest.mark.slow
 def test_sessions_share_the_time_limit_and_it_can_be_raised(config: Config, training: Training, clock: Time) -> None:
     first = tune(RunContext.from_config(change(config, trials=100, minutes=160 / 60)), clock=clock)
     assert len(training.passes) == 2
-    clock.seconds += 100_000.0  # nights lie between
+    clock.seconds += 100_000.0  # time between sessions
     again = tune(RunContext.from_config(change(config, trials=100, minutes=160 / 60)), clock=clock)
     assert again == first
     assert len(training.passes) == 2
@@ -279,9 +279,9 @@ def test_poor_trials_are_pruned(
     """After patience and enough finished trials, and they count as tried."""
     monkeypatch.setitem(globals(), "landscape", lambda _: 0.5 if len(training.trained) <= 5 else 0.1)
     context = RunContext.from_config(change(config, trials=8))
-    found = tune(context, clock=clock)
+    result = tune(context, clock=clock)
     assert training.passes == [*[PASSES] * 5, *[config.train.patience] * 3]
-    _, trials = children(context, found["id"])
+    _, trials = children(context, result["id"])
     assert "worse than the median" in trials[-1].data.tags["recsys.outcome"]
 
 
@@ -293,11 +293,11 @@ def test_passes_over_histories_are_not_compared_with_passes_over_pairs(
     """They come after a different number of passes in each trial; here after 4 that are no better than the first."""
     training.rising = rising
     context = RunContext.from_config(with_settings(config, {"train.history_passes": 3, "tune.trials": 2}))
-    found = tune(context, clock=clock)
+    result = tune(context, clock=clock)
     assert training.passes == [compared + 3] * 2
     study = tuning.Study(folder_of(config), SearchSpace.from_config(context.config), context.config).study
     assert [list(trial.intermediate_values) for trial in study.trials] == [list(range(1, compared + 1))] * 2
-    _, trials = children(context, found["id"])
+    _, trials = children(context, result["id"])
     curve = context.tracking.tracker.client.get_metric_history(trials[0].info.run_id, "train_validation_ndcg_at_20")
     assert len(curve) == compared + 3
 
@@ -317,13 +317,13 @@ def test_killed_search_resumes_without_repeating_trials(config: Config, training
         tune(context, clock=clock)
     before = list(training.trained)
     training.fail = lambda _: None
-    found = tune(RunContext.from_config(config), clock=clock)
+    result = tune(RunContext.from_config(config), clock=clock)
     assert training.trained[:4] == before
     assert len(training.trained) == 4 + 3
     assert len({each.fingerprint() for each in training.trained}) == 7
-    assert found["trials"] == 6
-    assert found["seconds"] == 10.0 * PASSES * 6
-    parent, trials = children(context, found["id"])
+    assert result["trials"] == 6
+    assert result["seconds"] == 10.0 * PASSES * 6
+    parent, trials = children(context, result["id"])
     assert parent.info.status == "FINISHED"
     assert [run.info.status for run in trials] == [*["FINISHED"] * 3, "KILLED", *["FINISHED"] * 3]
     assert trials[3].data.tags["recsys.outcome"] == "killed"
@@ -338,9 +338,9 @@ def test_killed_first_trial_is_repeated(config: Config, training: Training, cloc
     with pytest.raises(Killed):
         tune(RunContext.from_config(config), clock=clock)
     training.fail = lambda _: None
-    found = tune(RunContext.from_config(config), clock=clock)
+    result = tune(RunContext.from_config(config), clock=clock)
     assert training.trained[1] == config
-    assert found["base_value"] == pytest.approx(landscape(config))
+    assert result["base_value"] == pytest.approx(landscape(config))
 
 
 @pytest.mark.slow
@@ -350,9 +350,9 @@ def test_search_resumes_after_a_partial_line_and_a_stale_lock(config: Config, tr
     with journal.open("a") as file:
         file.write('{"op_code":4,"wor')
     (journal.parent / "study.log.lock").symlink_to(journal)
-    found = tune(RunContext.from_config(change(config, trials=4)), clock=clock)
-    assert found["trials"] == len(training.trained) == 4
-    assert tune(RunContext.from_config(change(config, trials=4)), clock=clock) == found
+    result = tune(RunContext.from_config(change(config, trials=4)), clock=clock)
+    assert result["trials"] == len(training.trained) == 4
+    assert tune(RunContext.from_config(change(config, trials=4)), clock=clock) == result
 
 
 @pytest.mark.slow
@@ -414,9 +414,9 @@ def test_failed_trial_is_reported_and_the_search_continues(
 
     training.fail = diverge
     context = RunContext.from_config(config, tuning.Progress())
-    found = tune(context, clock=clock)
-    assert (found["trials"], len(training.trained)) == (6, 6)
-    _, trials = children(context, found["id"])
+    result = tune(context, clock=clock)
+    assert (result["trials"], len(training.trained)) == (6, 6)
+    _, trials = children(context, result["id"])
     assert trials[2].info.status == "FAILED"
     assert trials[2].data.tags["recsys.outcome"] == "failed: the loss must be finite"
     assert "failed: the loss must be finite" in capsys.readouterr().err
@@ -429,10 +429,10 @@ def test_search_continues_if_the_unchanged_config_fails(config: Config, training
             raise StageError("the loss must be finite")
 
     training.fail = diverge
-    found = tune(RunContext.from_config(config), clock=clock)
-    assert found["base_value"] is None
-    assert found["settings"]
-    assert "unknown before" in Path(found["path"]).read_text()
+    result = tune(RunContext.from_config(config), clock=clock)
+    assert result["base_value"] is None
+    assert result["settings"]
+    assert "unknown before" in Path(result["path"]).read_text()
 
 
 @pytest.mark.slow
@@ -448,9 +448,9 @@ def test_search_of_failed_trials_ends_with_an_error_and_can_be_repeated(
         tune(context, clock=clock)
     assert len(training.trained) == tuning.MAX_FAILURES
     training.fail = lambda _: None
-    found = tune(RunContext.from_config(config), clock=clock)
+    result = tune(RunContext.from_config(config), clock=clock)
     assert training.trained[3] == config
-    assert found["base_value"] == pytest.approx(landscape(config))
+    assert result["base_value"] == pytest.approx(landscape(config))
 
 
 def test_rejects_data_without_validation_queries(config: Config, training: Training, clock: Time) -> None:
@@ -468,12 +468,14 @@ def test_trials_are_nested_mlflow_runs_with_settings_and_metrics(
     config: Config, training: Training, clock: Time
 ) -> None:
     context = RunContext.from_config(config)
-    found = tune(context, clock=clock)
-    parent, trials = children(context, found["id"])
-    assert (parent.info.run_name, parent.info.status) == (f"tuning {found['id']}", "FINISHED")
-    assert parent.data.metrics == pytest.approx({"best_value": found["best_value"], "base_value": found["base_value"]})
+    result = tune(context, clock=clock)
+    parent, trials = children(context, result["id"])
+    assert (parent.info.run_name, parent.info.status) == (f"tuning {result['id']}", "FINISHED")
+    assert parent.data.metrics == pytest.approx(
+        {"best_value": result["best_value"], "base_value": result["base_value"]}
+    )
     best = {key.removeprefix("best."): value for key, value in parent.data.tags.items() if key.startswith("best.")}
-    assert best == {name: str(value) for name, value in ({**start(config), **found["settings"]}).items()}
+    assert best == {name: str(value) for name, value in ({**start(config), **result["settings"]}).items()}
     assert [run.info.run_name for run in trials] == [f"trial {number}" for number in range(6)]
     for run, tried in zip(trials, training.trained, strict=True):
         assert run.data.params == {name: str(value) for name, value in start(tried).items()}
@@ -517,7 +519,7 @@ def test_number_of_prepared_folders_is_limited(config: Config, training: Trainin
 
 
 @pytest.mark.parametrize(
-    ("ranges", "told"),
+    ("ranges", "message"),
     [
         ({}, "tune.ranges must name settings to search"),
         ({"temperature": [0.1]}, "named table.key. Received: 'temperature'"),
@@ -547,11 +549,11 @@ def test_number_of_prepared_folders_is_limited(config: Config, training: Trainin
     ids=str,
 )  # fmt: skip
 def test_rejects_an_invalid_range_before_the_first_trial(
-    config: Config, training: Training, ranges: dict[str, Any], told: str
+    config: Config, training: Training, ranges: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         tune(RunContext.from_config(change(config, ranges=ranges)))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "tune.ranges" in str(caught.value)
     assert training.trained == []
     assert not (config.workspace / "tuning").exists()
@@ -574,12 +576,12 @@ def test_default_ranges_are_valid(config: Config) -> None:
 
 
 def test_range_is_extended_to_the_value_of_the_config(config: Config) -> None:
-    wanted = {
+    expected = {
         "train.temperature": {"low": 0.2, "high": 0.3},
         "prepare.half_life_days": [30, 90.0],
         "train.passes": {"low": 20, "high": 30, "log": True},
     }
-    space = SearchSpace.from_config(change(config, ranges=wanted))
+    space = SearchSpace.from_config(change(config, ranges=expected))
     assert space.base == {"train.temperature": 0.1, "prepare.half_life_days": None, "train.passes": PASSES}
     assert space.ranges == {
         "train.temperature": NumberRange(0.1, 0.3, log=False, is_integer=False),
@@ -613,10 +615,10 @@ def test_tuned_settings_are_not_worse_than_the_config(tmp_path: Path) -> None:
     overrides = ["train.passes=1", "tune.trials=2"]
     config = load_config(world.write(tmp_path), overrides)
     context = RunContext.from_config(config)
-    found = tune(context)
-    assert found["trials"] == 2
-    assert 0 < found["base_value"] <= found["best_value"] <= 1
-    _, trials = children(context, found["id"])
+    result = tune(context)
+    assert result["trials"] == 2
+    assert 0 < result["base_value"] <= result["best_value"] <= 1
+    _, trials = children(context, result["id"])
     assert [run.info.status for run in trials] == ["FINISHED", "FINISHED"]
-    assert trials[0].data.metrics["value"] == pytest.approx(found["base_value"])
+    assert trials[0].data.metrics["value"] == pytest.approx(result["base_value"])
     assert {"validation_history_mrr_at_20", "train_loss"} <= set(trials[0].data.metrics)

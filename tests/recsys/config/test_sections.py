@@ -38,7 +38,7 @@ def parse(**tables):
 
 
 def write(folder, text):
-    path = folder / "night.toml"
+    path = folder / "run.toml"
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -73,7 +73,7 @@ def test_config_is_immutable():
     ids=["no TOML", "no UTF-8"],
 )
 def test_error_names_an_unreadable_file(tmp_path, content, message):
-    path = tmp_path / "night.toml"
+    path = tmp_path / "run.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(path)
@@ -309,7 +309,7 @@ def test_instant_without_a_time_zone_is_utc_and_a_date_is_the_whole_day(written,
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("items.price = {}", "column_rules.items.price: must state a rule"),
         ("items.price = { missing = true }", "column_rules.items.price: must state a rule"),
@@ -337,10 +337,10 @@ def test_instant_without_a_time_zone_is_utc_and_a_date_is_the_whole_day(written,
     ],
     ids=lambda text: text if "=" in text else "",
 )
-def test_rejects_inconsistent_column_rules(text, told):
+def test_rejects_inconsistent_column_rules(text, message):
     with pytest.raises(ConfigError) as caught:
         column_rules(text)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_column_rules_of_items_require_items():
@@ -411,14 +411,14 @@ def test_paths_of_overrides_are_relative_to_the_current_folder(tmp_path, monkeyp
     (tmp_path / "here").mkdir()
     path = write(tmp_path, '[data]\ninteractions = "log.csv"\n')
     monkeypatch.chdir(tmp_path / "here")
-    loaded = load_config(path, ["data.interactions=other.csv", 'data.workspace="night"'])
+    loaded = load_config(path, ["data.interactions=other.csv", 'data.workspace="other"'])
     assert loaded.data.interactions == str(tmp_path / "here" / "other.csv")
-    assert loaded.data.workspace == str(tmp_path / "here" / "night")
+    assert loaded.data.workspace == str(tmp_path / "here" / "other")
 
 
 def test_default_tracking_store_is_in_the_workspace(tmp_path):
-    path = write(tmp_path, '[data]\ninteractions = "log.csv"\nworkspace = "night"\n')
-    assert load_config(path).tracking_uri == f"sqlite:///{tmp_path / 'night' / 'mlflow.db'}"
+    path = write(tmp_path, '[data]\ninteractions = "log.csv"\nworkspace = "other"\n')
+    assert load_config(path).tracking_uri == f"sqlite:///{tmp_path / 'other' / 'mlflow.db'}"
     assert load_config(path, ["tracking.uri=http://tracker:5000"]).tracking_uri == "http://tracker:5000"
 
 
@@ -543,7 +543,7 @@ choices_of_text = st.lists(names, min_size=1, max_size=3).map(lambda texts: Colu
 
 @st.composite
 def configs(draw):
-    found, *places = draw(roles)
+    result, *places = draw(roles)
     low, middle, high = sorted(places)
     floor, target = sorted((draw(shares), draw(shares)))
 
@@ -564,10 +564,10 @@ def configs(draw):
         ),
         items=ItemsConfig(
             **filled(title=st.none() | columns, separator=names, available=st.none() | st.just("in stock?")),
-            categorical=found[:low],
-            multi_categorical=found[low:middle],
-            numeric=found[middle:high],
-            text=found[high:],
+            categorical=result[:low],
+            multi_categorical=result[low:middle],
+            numeric=result[middle:high],
+            text=result[high:],
         ),
         column_rules=ColumnRulesConfig(
             interactions=draw(

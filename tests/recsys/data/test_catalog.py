@@ -47,12 +47,10 @@ def test_fingerprint_does_not_depend_on_order_or_titles():
     assert catalog(["b", "a"]).fingerprint == catalog(["a", "b"], ["x", "y"]).fingerprint
 
 
-@pytest.mark.parametrize(
-    "others", [["a", "b", "c"], ["a", "bc"], ["abc"], ["a", "b"], [], ["ab", "c", ""]], ids="+".join
-)
-def test_fingerprint_depends_on_the_ids(others):
+@pytest.mark.parametrize("ids", [["a", "b", "c"], ["a", "bc"], ["abc"], ["a", "b"], [], ["ab", "c", ""]], ids="+".join)
+def test_fingerprint_depends_on_the_ids(ids):
     """Also where the ids, written one after the other, spell the same text."""
-    assert catalog(others).fingerprint != catalog(["ab", "c"]).fingerprint
+    assert catalog(ids).fingerprint != catalog(["ab", "c"]).fingerprint
 
 
 def test_save_and_load(tmp_path):

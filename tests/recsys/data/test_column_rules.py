@@ -30,9 +30,9 @@ def goods(**columns):
 
 def reasons(checked, rows):
     """The reason of each row, None where it is used."""
-    found = dict(checked.rejects.select("row", "reason").iter_rows())
-    assert sorted([*found, *checked.rows["row"]]) == list(range(rows))
-    return [found.get(row) for row in range(rows)]
+    result = dict(checked.rejects.select("row", "reason").iter_rows())
+    assert sorted([*result, *checked.rows["row"]]) == list(range(rows))
+    return [result.get(row) for row in range(rows)]
 
 
 def of_items(rules, column, values):
@@ -44,7 +44,7 @@ def of_log(rules, column, values):
     return reasons(check_interactions(raw, "log.csv", column_rules={column: rules}), len(values))
 
 
-def told(column, what, rule, table="items"):
+def reason(column, what, rule, table="items"):
     return f"{column} is {what} (column_rules.{table}.{column}.{rule})"
 
 
@@ -52,20 +52,20 @@ def told(column, what, rule, table="items"):
 
 
 def test_rejects_numbers_out_of_range():
-    low, high = told("price", "below 0.5", "min"), told("price", "above 20", "max")
+    low, high = reason("price", "below 0.5", "min"), reason("price", "above 20", "max")
     values = [0.5, 0.49, 20.0, 20.01, None, -7.0]
     assert of_items(ColumnRules(min=0.5, max=20), "price", values) == [None, low, None, high, None, low]
 
 
 def test_rejects_fractions_of_integers():
-    wrong = told("price", "not an integer", "type")
+    wrong = reason("price", "not an integer", "type")
     values = ["3", "3.0", "3.5", "", " -2 ", "1e2"]
     assert of_items(ColumnRules(type="integer"), "price", values) == [None, None, wrong, None, None, None]
 
 
 @pytest.mark.parametrize("rules", [ColumnRules(type="number"), ColumnRules(min=-99), ColumnRules(allowed=(7, -1.5))])
 def test_rejects_text_that_is_not_a_number(rules):
-    wrong = told("brand", "not a number", "type")
+    wrong = reason("brand", "not a number", "type")
     values = ["7", " -1.5 ", "seven", "nan", "inf", None, " "]
     assert of_items(rules, "brand", values) == [None, None, wrong, wrong, wrong, None, None]
 
@@ -75,31 +75,31 @@ def test_rejects_text_that_is_not_a_number(rules):
     [("name", ["n", None, "", "  "]), ("price", [1.0, None]), ("tags", [["a"], None, [], [""]]), ("brand", ["b", ""])],
 )
 def test_rejects_missing_values(column, values):
-    wrong = told(column, "missing", "missing")
+    wrong = reason(column, "missing", "missing")
     assert of_items(ColumnRules(missing=False), column, values) == [None, *[wrong] * (len(values) - 1)]
 
 
 def test_rejects_values_that_are_not_allowed():
-    wrong = told("event", "not of the allowed values", "allowed", "interactions")
+    wrong = reason("event", "not of the allowed values", "allowed", "interactions")
     values = ["view", "buy", "View", " view", None, ""]
     assert of_log(ColumnRules(allowed=("view", "buy")), "event", values) == [None, None, wrong, wrong, None, None]
 
 
 def test_rejects_lists_with_a_value_that_is_not_allowed():
-    wrong = told("tags", "not of the allowed values", "allowed")
+    wrong = reason("tags", "not of the allowed values", "allowed")
     values = ["a|b", "a|c", "", None, " b |a", "c"]
     assert of_items(ColumnRules(allowed=("a", "b")), "tags", values) == [None, wrong, None, None, None, wrong]
 
 
 def test_allowed_numbers_are_compared_by_value():
-    wrong = told("price", "not of the allowed values", "allowed")
+    wrong = reason("price", "not of the allowed values", "allowed")
     assert of_items(ColumnRules(allowed=(1, 2.5)), "price", ["1.0", "2.5", "2", ""]) == [None, None, wrong, None]
 
 
 def test_rejects_timestamps_out_of_range():
     rules = ColumnRules(earliest=dt.date(2020, 3, 1), latest=dt.date(2020, 3, 2))
-    early = told("timestamp", "before 2020-03-01T00:00:00+00:00", "earliest", "interactions")
-    late = told("timestamp", "after 2020-03-02T23:59:59.999999+00:00", "latest", "interactions")
+    early = reason("timestamp", "before 2020-03-01T00:00:00+00:00", "earliest", "interactions")
+    late = reason("timestamp", "after 2020-03-02T23:59:59.999999+00:00", "latest", "interactions")
     values = [
         "2020-02-29T23:59:59Z",
         "2020-03-01",
@@ -120,9 +120,9 @@ def test_limits_are_inclusive(limit):
 
 
 def test_rules_apply_to_ids():
-    wrong = told("user_id", "not an integer", "type", "interactions")
+    wrong = reason("user_id", "not an integer", "type", "interactions")
     assert of_log(ColumnRules(type="integer"), "user_id", ["12", "12.5"]) == [None, wrong]
-    assert of_items(ColumnRules(min=3), "item_id", ["3", "2"]) == [None, told("item_id", "below 3", "min")]
+    assert of_items(ColumnRules(min=3), "item_id", ["3", "2"]) == [None, reason("item_id", "below 3", "min")]
 
 
 # --- beside the other checks
@@ -135,7 +135,7 @@ def test_invalid_rows_keep_their_reason():
     checked = check_interactions(raw, "log.csv", column_rules=column_rules)
     assert reasons(checked, 3) == [
         "timestamp is neither a number of seconds nor ISO 8601",
-        told("timestamp", "before 2020-01-01T00:00:00+00:00", "earliest", "interactions"),
+        reason("timestamp", "before 2020-01-01T00:00:00+00:00", "earliest", "interactions"),
         "timestamp is missing",
     ]
 
@@ -144,7 +144,7 @@ def test_rejected_row_does_not_reserve_its_id():
     raw = goods(item_id=["a", "a", "a"], price=[-1.0, 1.0, 2.0])
     checked = check_items(raw, ROLES, "items.csv", {"price": ColumnRules(min=0)})
     assert checked.rows["price"].to_list() == [1.0]
-    assert reasons(checked, 3) == [told("price", "below 0", "min"), None, "item_id is a duplicate"]
+    assert reasons(checked, 3) == [reason("price", "below 0", "min"), None, "item_id is a duplicate"]
 
 
 def test_rules_do_not_change_valid_rows():
@@ -206,5 +206,5 @@ some_rules = st.one_of(
 @given(some_rules, st.lists(some_values, min_size=1, max_size=9))
 def test_accepts_exactly_the_rows_that_satisfy_the_rules(rules, values):
     raw = goods(brand=pl.Series(values, dtype=pl.String))
-    found = reasons(check_items(raw, ROLES, "items.csv", {"brand": rules}), len(values))
-    assert [reason is None for reason in found] == [naive(rules, value) for value in values]
+    result = reasons(check_items(raw, ROLES, "items.csv", {"brand": rules}), len(values))
+    assert [reason is None for reason in result] == [naive(rules, value) for value in values]

@@ -61,9 +61,9 @@ def naive(log, times, weights, *, cut, newest, config):
     summed = {}
     for items, own_times, own_weights in zip(log, times, weights, strict=True):
         for place, known in enumerate(known_lengths(own_times, cut)):
-            found = list(pairs_of_user((items, own_times, own_weights), known, newest, config))
-            share = sum(weight for _, _, weight in found) ** config.user_power if found else 1
-            for earlier, later, weight in found:
+            result = list(pairs_of_user((items, own_times, own_weights), known, newest, config))
+            share = sum(weight for _, _, weight in result) ** config.user_power if result else 1
+            for earlier, later, weight in result:
                 key = (earlier, later) if config.directed else (min(earlier, later), max(earlier, later))
                 summed.setdefault(key, [0.0, 0.0])[place] += weight / share
     return summed
@@ -159,7 +159,7 @@ def test_interaction_limit_counts_known_interactions_only():
 
 @pytest.mark.parametrize("cut", [None, TimeCut(7.5, 11.0)], ids=["leave one out", "global time"])
 def test_user_power_1_makes_the_pairs_of_each_user_sum_to_1(cut):
-    """Each user has items of his own, so that his pairs can be told from those of the others."""
+    """Each user has separate items, so that the pairs of users can be distinguished."""
     log = [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9], [10, 11, 10, 12, 13]]
     times = [
         [float(time) for time in range(first, first + len(own))] for own, first in zip(log, (4, 5, 5), strict=True)

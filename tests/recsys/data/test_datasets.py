@@ -183,7 +183,7 @@ def wheel(inter: str, item: str) -> bytes:
 
 @pytest.fixture
 def pip_fetches(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], list[list[str]]]:
-    """Let pip put these bytes where it is told to; the commands that were run."""
+    """Replace pip by a function that writes these bytes; return the commands."""
 
     def fetches(content: bytes) -> list[list[str]]:
         commands: list[list[str]] = []
@@ -260,7 +260,7 @@ def test_rejects_a_file_in_the_wheel_with_another_checksum(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (subprocess.CalledProcessError(1, "pip", stderr="ERROR: no matching distribution\n"), "no matching distribut"),
         (subprocess.TimeoutExpired("pip", 300), "no response in 300 s"),
@@ -268,7 +268,7 @@ def test_rejects_a_file_in_the_wheel_with_another_checksum(
     ids=["fails", "hangs"],
 )
 def test_failed_download_reports_the_output_of_pip(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     def run(*_: object, **__: object) -> None:
         raise error
@@ -276,5 +276,5 @@ def test_failed_download_reports_the_output_of_pip(
     monkeypatch.setattr(datasets.subprocess, "run", run)
     with pytest.raises(InputError, match=r"recbole==1\.2\.1 must be downloadable with pip") as caught:
         datasets.movielens_100k(tmp_path / "out")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert not (tmp_path / "out").exists()

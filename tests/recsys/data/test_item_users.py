@@ -30,16 +30,16 @@ def write_parts(folder, log):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(log=logs, asked=st.lists(st.integers(0, ITEMS - 1), max_size=3))
-def test_counts_shared_users(tmp_path_factory, log, asked):
+@given(log=logs, query_items=st.lists(st.integers(0, ITEMS - 1), max_size=3))
+def test_counts_shared_users(tmp_path_factory, log, query_items):
     folder = tmp_path_factory.mktemp("item_users")
     build(write_parts(folder, log), ITEMS, folder / "item_users.npy")
     item_users = ItemUsers.load(folder / "item_users.npy", ITEMS)
     everyone = [set(items) for users in log for items in users]
     for item in range(ITEMS):
         assert item_users.users(item).tolist() == [u for u, touched in enumerate(everyone) if item in touched]
-        both = sum(item in touched and not touched.isdisjoint(asked) for touched in everyone)
-        assert item_users.count_shared(item_users.users_of_any(asked), item) == both
+        both = sum(item in touched and not touched.isdisjoint(query_items) for touched in everyone)
+        assert item_users.count_shared(item_users.users_of_any(query_items), item) == both
 
 
 def test_is_mapped_and_not_read(tmp_path):
@@ -72,8 +72,8 @@ def test_explanation_has_the_number_of_shared_users(tmp_path, write_release):
     item_users = ItemUsers.load(tmp_path / "item_users.npy", ITEMS)
     engine = Engine("r", release.catalog, release.vectors, release.index, item_users=item_users)
 
-    def users(*asked):
-        answer = engine.search(Query(items=tuple(WeightedItem(f"item {n}") for n in asked), explain=True))
+    def users(*query_items):
+        answer = engine.search(Query(items=tuple(WeightedItem(f"item {n}") for n in query_items), explain=True))
         return {neighbor.item_id[-1]: neighbor.explanation.shared_users for neighbor in answer.neighbors}
 
     assert users(2) == {"0": 2, "1": 2, "3": 0, "4": 0, "5": 0}

@@ -118,9 +118,9 @@ def test_added_and_removed_items_are_counted(snapshot):
 
 
 def shift(moved, name):
-    found = next(shift for shift in moved["shift"] if shift["name"] == name)
-    assert found["verdict"] == shift_level(found["psi"])
-    return found
+    result = next(shift for shift in moved["shift"] if shift["name"] == name)
+    assert result["verdict"] == shift_level(result["psi"])
+    return result
 
 
 def naive_index(before, after):
@@ -151,19 +151,19 @@ def test_hours_and_weekdays_are_compared(snapshot):
     for name, key in (("hour of the day", "interactions_by_hour"), ("weekday", "interactions_by_weekday")):
         sides = [describe(side)[key] for side in (before, after)]
         sides = [list(side.values()) if isinstance(side, dict) else side for side in sides]
-        found = shift(moved, f"interactions by {name}")
-        assert found["psi"] == pytest.approx(naive_index(*sides), abs=1e-6)
-        assert found["verdict"] == "large shift"
-    wednesday = next(bucket for bucket in found["buckets"] if bucket["name"] == "Wed")
+        result = shift(moved, f"interactions by {name}")
+        assert result["psi"] == pytest.approx(naive_index(*sides), abs=1e-6)
+        assert result["verdict"] == "large shift"
+    wednesday = next(bucket for bucket in result["buckets"] if bucket["name"] == "Wed")
     assert wednesday == {"name": "Wed", "previous": round(4 / 11, 6), "now": 0.0}
 
 
 def test_activity_is_compared_by_powers_of_two(snapshot):
     busy = [("u9", "ab"[n % 2], MONDAY + n) for n in range(20)]
     moved = compare(snapshot(ROWS, BRANDS), snapshot([*ROWS, *busy], BRANDS))
-    found = shift(moved, "users by activity")
-    assert [bucket["name"] for bucket in found["buckets"]] == ["1", "2 to 3", "4 to 7", "16 to 31"]
-    assert found["psi"] == pytest.approx(naive_index([1, 1, 1, 0], [1, 1, 1, 1]), abs=1e-6)
+    result = shift(moved, "users by activity")
+    assert [bucket["name"] for bucket in result["buckets"]] == ["1", "2 to 3", "4 to 7", "16 to 31"]
+    assert result["psi"] == pytest.approx(naive_index([1, 1, 1, 0], [1, 1, 1, 1]), abs=1e-6)
 
 
 def test_popularity_is_compared_by_tenths_of_earlier_interactions(snapshot):
@@ -188,10 +188,10 @@ def test_popularity_is_compared_by_tenths_of_earlier_interactions(snapshot):
         tenths[0][tenth] += before[name]
         tenths[1][tenth] += after[name]
         seen += before[name]
-    found = shift(moved, "interactions by item popularity")
-    assert found["psi"] == pytest.approx(naive_index(*tenths), abs=1e-6)
+    result = shift(moved, "interactions by item popularity")
+    assert result["psi"] == pytest.approx(naive_index(*tenths), abs=1e-6)
     shares = [round(n / sum(counts), 6) for n in tenths[0]]
-    assert [bucket["previous"] for bucket in found["buckets"]] == [share for share in shares if share]
+    assert [bucket["previous"] for bucket in result["buckets"]] == [share for share in shares if share]
 
 
 def test_swapped_items_shift_their_popularity(snapshot):
@@ -214,7 +214,7 @@ def test_categories_are_compared_by_most_frequent_other_and_missing(snapshot):
     before = {f"i{n:03d}": f"brand {n % 23:02d}" for n in range(23 * 3 - 2)} | {"z": None}
     after = {name: "new" if brand == "brand 00" else brand for name, brand in before.items()} | {"z2": None}
     moved = compare(snapshot([("u", "z", MONDAY)], before), snapshot([("u", "z", MONDAY)], after))
-    found = shift(moved, "items by brand")
+    result = shift(moved, "items by brand")
     frequent = sorted({b for b in before.values() if b}, key=lambda brand: (-list(before.values()).count(brand), brand))
     frequent = frequent[:20]
     sides = []
@@ -222,9 +222,9 @@ def test_categories_are_compared_by_most_frequent_other_and_missing(snapshot):
         counts = Counter(brands.values())
         named = [counts[brand] for brand in frequent]
         sides.append([*named, len(brands) - sum(named) - counts[None], counts[None]])
-    assert [bucket["name"] for bucket in found["buckets"]] == [*frequent, "other values", "no value"]
-    assert found["psi"] == pytest.approx(naive_index(*sides), abs=1e-6)
-    assert [bucket["now"] for bucket in found["buckets"]] == [round(n / len(after), 6) for n in sides[1]]
+    assert [bucket["name"] for bucket in result["buckets"]] == [*frequent, "other values", "no value"]
+    assert result["psi"] == pytest.approx(naive_index(*sides), abs=1e-6)
+    assert [bucket["now"] for bucket in result["buckets"]] == [round(n / len(after), 6) for n in sides[1]]
 
 
 def test_new_column_is_not_compared(snapshot, tmp_path):

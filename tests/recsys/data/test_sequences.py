@@ -46,10 +46,10 @@ def test_positions_from_end_counts_what_the_same_user_did_later(sequences):
 
 
 def test_no_users_give_no_interactions():
-    nobody = Sequences.from_frame(frame([], []))
-    assert len(nobody) == 0
-    assert nobody.items.tolist() == nobody.times.tolist() == []
-    assert nobody.positions_from_end.tolist() == []
+    empty = Sequences.from_frame(frame([], []))
+    assert len(empty) == 0
+    assert empty.items.tolist() == empty.times.tolist() == []
+    assert empty.positions_from_end.tolist() == []
 
 
 def test_load_keeps_the_order_of_the_parts(tmp_path):

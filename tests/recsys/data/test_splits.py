@@ -74,9 +74,9 @@ def test_sample_of_users_is_fixed_and_ordered():
 
 
 def test_users_with_fewer_than_three_interactions_have_no_query():
-    nobody = left_out([[1, 2], [3]]).holdout("test", max_users=5)
-    assert len(nobody) == 0
-    assert nobody.histories(10).shape == (0, 0)
+    empty = left_out([[1, 2], [3]]).holdout("test", max_users=5)
+    assert len(empty) == 0
+    assert empty.histories(10).shape == (0, 0)
 
 
 # --- through time
@@ -95,7 +95,7 @@ def test_leave_one_out_has_no_time_cut():
 
 
 def test_global_time_by_hand():
-    """Who knows nothing before the cut, or does nothing after it, is not asked; nor who is late for validation."""
+    """Users without interactions before or after the cut have no query, nor users active only after validation."""
     items = [[1, 2, 3, 4, 5], [6, 7], [8, 9], [10, 11, 12], [13, 14]]
     times = [[0, 9, 10, 19, 20], [10, 20], [0, 9], [0, 20, 20], [3, 10]]
     split = Split(sequences_of(items, times), TimeCut(validation=10.0, test=20.0))
@@ -130,7 +130,7 @@ def naive_known(log, instants, target):
 
 
 def naive_questions(log, instants, target):
-    """(items before the target, the target) of each user who is asked."""
+    """(items before the target, the target) of each user with a query."""
     questions = []
     for own in log:
         if instants is None:
@@ -166,9 +166,9 @@ def test_split_agrees_with_a_loop_over_users(log, instants, target, most):
 def test_known_before_validation_is_a_subset_of_known_before_test(log, instants):
     split = Split(sequences_of([[i for i, _ in own] for own in log], [[t for _, t in own] for own in log]), instants)
     assert not (split.known_before("validation") & ~split.known_before("test")).any()
-    asked = split.holdout("validation", 100)
-    if instants is not None and len(asked):
-        moments = split.sequences.times[asked.ends]
+    holdout = split.holdout("validation", 100)
+    if instants is not None and len(holdout):
+        moments = split.sequences.times[holdout.ends]
         assert (moments >= instants.validation).all()
         assert (moments < instants.test).all()
 
@@ -198,7 +198,7 @@ def test_subsample_of_no_queries_is_empty():
 
 
 def test_long_histories_are_truncated_to_fit_into_memory():
-    """One user of 100,000 interactions among 20,000: what is kept of each is the newest, and int32."""
+    """One user of 100,000 interactions among 20,000: the newest items of each remain, as int32."""
     log = [list(range(100_000)), *([1, 2, user] for user in range(20_000))]
     newest = left_out(log).holdout("test", max_users=100_000).histories(1_000)
     assert newest.dtype == np.int32

@@ -315,6 +315,6 @@ def test_save_and_load_return_equal_features(tmp_path_factory, rows, text_encode
 @pytest.mark.parametrize("count", [0, 1, 40])
 def test_id_rows_do_not_depend_on_the_order_of_ids(count):
     ids = [f"i{number}" for number in np.random.default_rng(3).permutation(count)]
-    asked = [f"i{number}" for number in range(50)] + ["", "zzz", None]
-    indices = Features(ids, [], []).id_rows(pl.Series(asked, dtype=pl.String))
-    assert indices.tolist() == [ids.index(item_id) + 1 if item_id in ids else 0 for item_id in asked]
+    queried_ids = [f"i{number}" for number in range(50)] + ["", "zzz", None]
+    indices = Features(ids, [], []).id_rows(pl.Series(queried_ids, dtype=pl.String))
+    assert indices.tolist() == [ids.index(item_id) + 1 if item_id in ids else 0 for item_id in queried_ids]

@@ -31,8 +31,8 @@ def test_words_are_normalized_runs_of_letters_and_digits(given, words):
 
 def test_text_without_words_is_empty_and_long_text_is_truncated():
     long = " ".join(str(number) for number in range(text.MAX_WORDS + 5))
-    found = listed(text.words(pl.Series([None, "", "--", long, "x"])))
-    assert found == {3: [str(number) for number in range(text.MAX_WORDS)], 4: ["x"]}
+    result = listed(text.words(pl.Series([None, "", "--", long, "x"])))
+    assert result == {3: [str(number) for number in range(text.MAX_WORDS)], 4: ["x"]}
 
 
 def test_no_texts_give_no_words():
