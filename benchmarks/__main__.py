@@ -1,4 +1,4 @@
-"""All ratios beside their limits, as one table of one run: `benchmarks.speed`, then `benchmarks.scale`.
+"""Print all ratios and their limits as one table: `benchmarks.speed`, then `benchmarks.scale`.
 
 python -m benchmarks [--json OUT]
 """
@@ -6,12 +6,12 @@ python -m benchmarks [--json OUT]
 from __future__ import annotations
 
 from benchmarks import scale, speed
-from benchmarks.command import FIGURES, parser, working
+from benchmarks.command import FIGURES, parser, temporary_folder
 from benchmarks.table import Table
 
-asked = parser(__doc__, FIGURES).parse_args()
-with working() as folder:
+arguments = parser(__doc__, FIGURES).parse_args()
+with temporary_folder() as folder:
     table = Table()
     speed.fill(table, folder)
     scale.fill(table, folder)
-    table.write(asked.json)
+    table.write(arguments.json)

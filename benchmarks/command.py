@@ -1,4 +1,4 @@
-"""The command line that the benchmarks share: options, a folder to work in, errors, and where figures go."""
+"""Common parts of the command lines of the benchmarks: options, a temporary folder, errors, JSON output."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from recsys.config.sections import Config
 from recsys.errors import RecsysError
 
 CONFIG = argparse.ArgumentParser(add_help=False)
-"""Options of a benchmark on a config, for `load`."""
+"""Options of benchmarks that use a config; see `load`."""
 CONFIG.add_argument("--config", type=Path, required=True, metavar="FILE", help="the TOML config")
 CONFIG.add_argument(
     "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting; repeatable"
 )
 
 FIGURES = argparse.ArgumentParser(add_help=False)
-"""Option of a benchmark that keeps its figures, for `write`."""
-FIGURES.add_argument("--json", type=Path, metavar="OUT", help="where the figures go, beside the screen")
+"""Option of benchmarks that write their figures; see `write`."""
+FIGURES.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to this file")
 
 
 def parser(doc: str | None, *options: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """A parser of these options; the first line of a module's docstring says what it is for."""
+    """Return a parser with these options; its description is the first line of a module's docstring."""
     return argparse.ArgumentParser(description=(doc or "").partition("\n")[0], parents=options)
 
 
-def load(asked: argparse.Namespace, workspace: Path, settings: list[str] | None = None) -> Config:
-    """The config that was asked for, with a workspace of its own.
+def load(arguments: argparse.Namespace, workspace: Path, settings: list[str] | None = None) -> Config:
+    """Load the config of the command line, with another workspace.
 
     Args:
-        asked: parsed with `CONFIG`.
-        workspace: folder of all that the stages write.
-        settings: further `TABLE.KEY=VALUE`.
+        arguments: parsed with `CONFIG`.
+        workspace: folder for the files of the stages.
+        settings: further overrides, `TABLE.KEY=VALUE`.
 
     Raises:
-        ConfigError: the file or a setting is not as it must be.
+        ConfigError: the file or a setting is invalid.
     """
-    return load_config(asked.config, [*asked.set, *(settings or []), f"data.workspace={workspace}"])
+    return load_config(arguments.config, [*arguments.set, *(settings or []), f"data.workspace={workspace}"])
 
 
 @contextmanager
-def working() -> Iterator[Path]:
-    """A folder to work in, which is removed; our errors end the program in one line, as they end `recsys`."""
+def temporary_folder() -> Iterator[Path]:
+    """Provide a temporary folder, and end the program with one line on an error of this library, as `recsys` does."""
     quiet_libraries()
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""Cost per unit of each part of a run, and of a log of another size: the tables of docs/explanation/scale.md.
+"""Cost per unit of each part of a run, projected to another size: the tables of docs/explanation/scale.md.
 
     python -m benchmarks.costs [--interactions 1000000000] [--items 100000000] [--json OUT]
 
-CPU seconds are those of the process and all its threads, so a busy machine changes them less than the clock.
-Bytes are those of files. `project` holds the arithmetic, in proportion to the units but where it says otherwise.
+CPU seconds are those of the process with all its threads, and depend less on other work of the machine than wall time.
+Bytes are those of files. `project` computes the projection, which is proportional to the units with two exceptions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from benchmarks.command import FIGURES, parser, working, write
+from benchmarks.command import FIGURES, parser, temporary_folder, write
 from benchmarks.scale import ITEM_ROWS, USER_ROWS
 from pipelines.beam import runner
 from pipelines.context.run_context import RunContext
@@ -42,50 +42,50 @@ from recsys.index.recall import tune_search_k
 from recsys.testing import synthetic
 
 ROWS, EMBEDDED, INDEXED = 2_000_000, 500_000, 100_000
-ASKED, K = 2_000, 20
+NUM_QUERIES, K = 2_000, 20
 CATALOGS = (5_000, 20), (20_000, 20)
-"""Items of two catalogs to train on, and positives of each."""
+"""Numbers of items of two catalogs for training, and of positives per item."""
 WEIGHTS = "weight", "weight_before_validation"
 PASSES = 10
-"""Over the anchors, of both fits of a night together, as early stopping leaves them."""
+"""Passes over the anchors in both fits of a run, a typical number with early stopping."""
 CORES, GB_A_CORE = 8, 4
-"""Cores that a stage on one machine keeps busy (assumed), and memory that comes with a core for hire."""
+"""Assumed number of busy cores of a stage on one machine, and memory per rented core."""
 DIMENSION = TowerConfig().dimension
 
 CPU_HOUR = 0.05
-"""Assumed price of a core for an hour with its memory, in dollars."""
+"""Assumed price of a core with its memory per hour, in dollars."""
 PHASES = ("interactions", "ranges", "catalog", "numbered", "sequences", "pairs", "labeled")
 MILLION, GB = 1e6, 1e9
 
 
 def cpu(work: Callable[[], object]) -> float:
-    """CPU seconds that the work takes, in all threads."""
+    """Return the CPU seconds of the work in all threads."""
     started = time.process_time()
     work()
     return time.process_time() - started
 
 
-def of_prepare(folder: Path) -> dict[str, float]:
-    """CPU seconds and bytes of each phase, and bytes of each output, for a million interactions."""
+def prepare_costs(folder: Path) -> dict[str, float]:
+    """Return CPU seconds and bytes of each phase, and bytes of each output, per million interactions."""
     log = synthetic.interactions(folder / "log.parquet", ROWS, ROWS // USER_ROWS, ROWS // ITEM_ROWS)
     config = parse_config({"data": {"interactions": str(log), "workspace": str(folder / "workspace")}})
     context = RunContext.from_config(config)
     millions = ROWS / MILLION
-    found = {"log, bytes": log.stat().st_size / millions}
-    with phase_by_phase() as phases:
-        whole = cpu(lambda: prepare.prepare(context.config, context.run, context.inputs, context.progress))
+    costs = {"log, bytes": log.stat().st_size / millions}
+    with measure_phases() as phases:
+        total = cpu(lambda: prepare.prepare(context.config, context.run, context.inputs, context.progress))
     for name, phase in phases.items():
-        found |= {f"{name}, CPU s": phase.seconds / millions, f"{name}, bytes": phase.bytes / millions}
-    found["rest, CPU s"] = (whole - sum(phase.seconds for phase in phases.values())) / millions
-    found["files"] = sum(phase.files for phase in phases.values()) / millions
+        costs |= {f"{name}, CPU s": phase.seconds / millions, f"{name}, bytes": phase.bytes / millions}
+    costs["rest, CPU s"] = (total - sum(phase.seconds for phase in phases.values())) / millions
+    costs["files"] = sum(phase.files for phase in phases.values()) / millions
     for name in (prepare.SEQUENCES, prepare.PAIRS):
-        found[f"output {name}, bytes"] = size_of(context.run.path(prepare.STAGE, name))[0] / millions
-    found["pairs"] = context.run.manifest(prepare.STAGE)["num_pairs"] / millions
-    return {f"prepare: {name}, per million interactions": value for name, value in found.items()}
+        costs[f"output {name}, bytes"] = size_of(context.run.path(prepare.STAGE, name))[0] / millions
+    costs["pairs"] = context.run.manifest(prepare.STAGE)["num_pairs"] / millions
+    return {f"prepare: {name}, per million interactions": value for name, value in costs.items()}
 
 
-class Spent(NamedTuple):
-    """What a phase took, and what it left in its folder."""
+class PhaseCost(NamedTuple):
+    """Cost of a phase, and the files that it wrote."""
 
     seconds: float
     """Of CPU."""
@@ -94,41 +94,41 @@ class Spent(NamedTuple):
 
 
 @contextmanager
-def phase_by_phase() -> Iterator[dict[str, Spent]]:
-    """What each phase takes that runs meanwhile."""
-    found: dict[str, Spent] = {}
+def measure_phases() -> Iterator[dict[str, PhaseCost]]:
+    """Measure each phase that runs inside the context."""
+    costs: dict[str, PhaseCost] = {}
     run = runner.run
 
-    def run_apart(phases: list[runner.Phase], config: BeamConfig, advance: Callable[..., None]) -> None:
+    def run_measured(phases: list[runner.Phase], config: BeamConfig, advance: Callable[..., None]) -> None:
         for phase in phases:
             stage = phase.done_file(0).parent.parent
             size, files = size_of(stage)
             seconds = cpu(partial(run, [phase], config, advance))
-            larger, more = size_of(stage)
-            found[phase.name] = Spent(seconds, larger - size, more - files)
+            new_size, new_files = size_of(stage)
+            costs[phase.name] = PhaseCost(seconds, new_size - size, new_files - files)
 
-    runner.run = run_apart
+    runner.run = run_measured
     try:
-        yield found
+        yield costs
     finally:
         runner.run = run
 
 
 def size_of(folder: Path) -> tuple[int, int]:
-    """Bytes of all files below a folder, and their number."""
+    """Return the bytes of all files below a folder, and their number."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return sum(sizes), len(sizes)
 
 
-def of_training(folder: Path) -> dict[str, float]:
-    """CPU seconds of a step by what is in it, and by the size of the table of ids, which Adam moves as a whole."""
+def training_costs(folder: Path) -> dict[str, float]:
+    """Return the CPU seconds of a step, and of the update of the whole id table by Adam."""
     small, large = (seconds_a_step(folder, items, positives) for items, positives in CATALOGS)
     grown = (CATALOGS[1][0] - CATALOGS[0][0]) / MILLION
     return {"train: CPU s, per step": small, "train: CPU s, per step and million items": (large - small) / grown}
 
 
 def seconds_a_step(folder: Path, items: int, positives: int) -> float:
-    """CPU seconds of a step over anchors of so many positives, candidates sampled as for a large catalog."""
+    """Return the CPU seconds of a training step with sampled candidates, as for a large catalog."""
     from recsys.model import tower
     from recsys.model.batches import PairBatches
     from recsys.model.optimizer import build_optimizer
@@ -136,11 +136,11 @@ def seconds_a_step(folder: Path, items: int, positives: int) -> float:
     from recsys.model.trainer import Trainer
 
     item = np.arange(items, dtype=np.int32)[:, None]
-    others = np.sort((item + 1 + np.arange(positives)) % items, axis=1).astype(np.int32)
-    lists = {name: pl.Series(name, np.ones_like(others, np.float32)).arr.to_list() for name in WEIGHTS}
-    rows = pl.DataFrame({"anchor": item.ravel(), "positives": pl.Series(others).arr.to_list(), **lists})
+    neighbors = np.sort((item + 1 + np.arange(positives)) % items, axis=1).astype(np.int32)
+    lists = {name: pl.Series(name, np.ones_like(neighbors, np.float32)).arr.to_list() for name in WEIGHTS}
+    rows = pl.DataFrame({"anchor": item.ravel(), "positives": pl.Series(neighbors).arr.to_list(), **lists})
     part = folder / "pairs.parquet"
-    pairs.write(rows.with_columns(size=pl.lit(positives, pl.Int32)), part)
+    pairs.write(rows.with_columns(size=pl.lit(positives, pl.Int32), left_out=pl.lit(0, pl.Int32)), part)
     config = parse_config({"data": {"interactions": "none"}, "candidates": {"kind": "sampled"}})
     frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
     streamed = pairs.Pairs([part], items, WEIGHTS[0])
@@ -152,12 +152,12 @@ def seconds_a_step(folder: Path, items: int, positives: int) -> float:
         adam = build_optimizer(config.train, model, features, config.train.learning_rate)
         Trainer(Siamese(model, inputs, config), adam, batches, inputs, config.train).fit(passes)
 
-    seconds = -cpu(lambda: fit(1)) + cpu(lambda: fit(3))  # without building and tracing
+    seconds = -cpu(lambda: fit(1)) + cpu(lambda: fit(3))  # excludes building and tracing
     return seconds / 2 / math.ceil(items / config.train.batch_size)
 
 
-def of_items(folder: Path) -> dict[str, float]:
-    """CPU seconds and bytes of what is done for each item: embed, index, neighbors."""
+def item_costs(folder: Path) -> dict[str, float]:
+    """Return CPU seconds and bytes per item of embed, index and neighbors."""
     from recsys.model import tower
 
     columns = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
@@ -167,7 +167,7 @@ def of_items(folder: Path) -> dict[str, float]:
     frame.write_parquet(catalog)
     features.save(vocabularies)
     tower.build(features, TowerConfig(), seed=1).save(saved)
-    found = {
+    costs = {
         "catalog, bytes": catalog.stat().st_size / EMBEDDED,
         "tower, bytes": saved.stat().st_size / EMBEDDED,
         "vocabularies, bytes": vocabularies.stat().st_size / EMBEDDED,
@@ -176,26 +176,28 @@ def of_items(folder: Path) -> dict[str, float]:
         out = Path(name)
         job = embed.Job(catalog, saved, vocabularies, out, out / "embeddings.npy", ResourcesConfig().embedded_items)
         seconds = cpu(lambda: embed.embed_items(job, EMBEDDED, DIMENSION, BeamConfig(), lambda *_: None))
-        found |= {"embed, CPU s": seconds / EMBEDDED, "embeddings, bytes": job.out.stat().st_size / EMBEDDED}
+        costs |= {"embed, CPU s": seconds / EMBEDDED, "embeddings, bytes": job.out.stat().st_size / EMBEDDED}
     vectors, path = synthetic.vectors(INDEXED, DIMENSION), folder / "index.ann"
     built: list[annoy_index.Index] = []
-    found["index, CPU s"] = cpu(lambda: built.append(annoy_index.build(vectors, IndexConfig(), path))) / INDEXED
-    found["index, bytes"] = path.stat().st_size / INDEXED
+    costs["index, CPU s"] = cpu(lambda: built.append(annoy_index.build(vectors, IndexConfig(), path))) / INDEXED
+    costs["index, bytes"] = path.stat().st_size / INDEXED
     tune_search_k(built[0], vectors, IndexConfig())
-    found["neighbors, CPU s"] = cpu(lambda: [built[0].nearest(number, K) for number in range(ASKED)]) / ASKED
-    return {f"{name}, per item": value for name, value in found.items()}
+    costs["neighbors, CPU s"] = (
+        cpu(lambda: [built[0].nearest(number, K) for number in range(NUM_QUERIES)]) / NUM_QUERIES
+    )
+    return {f"{name}, per item": value for name, value in costs.items()}
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """All unit costs."""
-    return of_prepare(folder) | of_training(folder) | of_items(folder)
+    """Return all unit costs."""
+    return prepare_costs(folder) | training_costs(folder) | item_costs(folder)
 
 
 def project(costs: dict[str, float], interactions: int, items: int) -> dict[str, dict[str, float]]:
-    """What a night of this size takes: CPU hours, GB of disk and memory, units, files and dollars of each part.
+    """Return CPU hours, GB of disk and memory, units, files and dollars of each part of a run.
 
-    In proportion to interactions and items, but for two: a step of training grows with the items, and so does
-    their number; the trees of the index grow deeper by the logarithm.
+    Costs are proportional to interactions or items, with two exceptions: both the number of training steps and the cost
+    of a step grow with the items, and the depth of the trees of the index grows with the logarithm.
     """
     units = max(1, round(interactions / ResourcesConfig().rows_per_unit))
     steps = PASSES * items / TrainConfig().batch_size
@@ -205,7 +207,7 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
     def rows(name: str) -> float:
         return costs[f"prepare: {name}, per million interactions"] * interactions / MILLION
 
-    def each(name: str) -> float:
+    def per_item(name: str) -> float:
         return costs[f"{name}, per item"] * items
 
     parts = {
@@ -217,26 +219,26 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
         },
         "train": {
             "CPU h": steps * step / 3600,
-            "disk, GB": each("tower, bytes") / GB,
-            "memory, GB": 3 * each("embeddings, bytes") / GB,  # the table, and Adam's two moments
+            "disk, GB": per_item("tower, bytes") / GB,
+            "memory, GB": 3 * per_item("embeddings, bytes") / GB,  # the id table and two moments of Adam
         },
         "embed": {
-            "CPU h": each("embed, CPU s") / 3600,
-            "disk, GB": each("embeddings, bytes") / GB,
-            "memory, GB": each("tower, bytes") / GB,
+            "CPU h": per_item("embed, CPU s") / 3600,
+            "disk, GB": per_item("embeddings, bytes") / GB,
+            "memory, GB": per_item("tower, bytes") / GB,
             "units": math.ceil(items / ResourcesConfig().embedded_items),
         },
         "index": {
-            "CPU h": each("index, CPU s") * deeper / 3600,
-            "disk, GB": each("index, bytes") / GB,
-            "memory, GB": each("index, bytes") / GB,
+            "CPU h": per_item("index, CPU s") * deeper / 3600,
+            "disk, GB": per_item("index, bytes") / GB,
+            "memory, GB": per_item("index, bytes") / GB,
         },
         "neighbors": {
-            "CPU h": each("neighbors, CPU s") * deeper / 3600,
-            "memory, GB": each("index, bytes") / GB,
+            "CPU h": per_item("neighbors, CPU s") * deeper / 3600,
+            "memory, GB": per_item("index, bytes") / GB,
             "units": math.ceil(items / ResourcesConfig().exported_items),
         },
-        "catalog": {"disk, GB": (each("catalog, bytes") + each("vocabularies, bytes")) / GB},
+        "catalog": {"disk, GB": (per_item("catalog, bytes") + per_item("vocabularies, bytes")) / GB},
     }
     for part in parts.values():
         hours = part.get("CPU h", 0)
@@ -245,7 +247,7 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
 
 
 def show(costs: dict[str, float], parts: dict[str, dict[str, float]]) -> str:
-    """Both tables as Markdown."""
+    """Return both tables as Markdown."""
     columns = ("CPU h", "disk, GB", "memory, GB", "units", "files", "dollars")
     lines = ["| measured | |", "|---|---|", *(f"| {name} | {value:,.4g} |" for name, value in costs.items())]
     lines += ["", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -256,15 +258,15 @@ def show(costs: dict[str, float], parts: dict[str, dict[str, float]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The benchmark as a program."""
+    """Run the benchmark as a program."""
     options = parser(__doc__, FIGURES)
     options.add_argument("--interactions", type=int, default=10**9, help="of the projection (default: %(default)s)")
     options.add_argument("--items", type=int, default=10**8, help="of the projection (default: %(default)s)")
-    asked = options.parse_args(argv)
-    with working() as folder:
+    arguments = options.parse_args(argv)
+    with temporary_folder() as folder:
         costs = measure(folder)
-    parts: dict[str, Any] = project(costs, asked.interactions, asked.items)
-    write({"costs": costs, "projection": parts}, asked.json)
+    parts: dict[str, Any] = project(costs, arguments.interactions, arguments.items)
+    write({"costs": costs, "projection": parts}, arguments.json)
     print(show(costs, parts))
 
 

@@ -1,4 +1,4 @@
-"""Send hostile and generated requests to a service, and list every answer and log line that must not occur.
+"""Send hostile and generated requests to a service, and list invalid responses and log lines.
 
     python -m benchmarks.fuzz --json FILE [--requests N] [--seed N]
 
@@ -14,15 +14,15 @@ from recsys.testing.fuzz import fuzz
 
 
 def main() -> None:
-    """Run, and write what came of it."""
+    """Run the benchmark as a program."""
     parser = command.parser(__doc__, command.FIGURES)
-    parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="how many")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other requests for another one")
-    asked = parser.parse_args()
-    with command.working() as folder:
-        done = fuzz(folder, asked.requests, asked.seed)
-    print(command.write(done._asdict(), asked.json))
-    sys.exit(bool(done.failed or done.logged or not done.survived))
+    parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="number of requests")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the requests")
+    arguments = parser.parse_args()
+    with command.temporary_folder() as folder:
+        report = fuzz(folder, arguments.requests, arguments.seed)
+    print(command.write(report._asdict(), arguments.json))
+    sys.exit(bool(report.failed or report.logged or not report.survived))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Every loss and distance on one data set, through the product's own stages: the table of `docs/explanation/losses.md`.
+"""Compare all losses and distances on one data set: the table of `docs/explanation/losses.md`.
 
-python -m benchmarks.losses --config FILE [--set TABLE.KEY=VALUE]
+    python -m benchmarks.losses --config FILE [--set TABLE.KEY=VALUE]
+
+The stages of a run train and evaluate each variant.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from benchmarks.command import CONFIG, load, parser, working
+from benchmarks.command import CONFIG, load, parser, temporary_folder
 from pipelines.context.run_context import RunContext
 from pipelines.prepare.stage import prepare
 from pipelines.stages.embed import embed
@@ -36,12 +38,12 @@ BASELINES = ("popularity", "co_occurrence", "windowed_item_knn")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """A row of Markdown for each, as it is done."""
-    asked = parser(__doc__, CONFIG).parse_args(argv)
+    """Run the benchmark as a program, which prints a row of a Markdown table for each variant."""
+    arguments = parser(__doc__, CONFIG).parse_args(argv)
     print("| | NDCG@20, last item | NDCG@10, history | coverage@10 | passes | training |\n|---|---|---|---|---|---|")
     for name, settings in VARIANTS.items():
-        with working() as folder:
-            context = RunContext.from_config(load(asked, folder, settings))
+        with temporary_folder() as folder:
+            context = RunContext.from_config(load(arguments, folder, settings))
             prepare(context.config, context.run, context.inputs, context.progress)
             started = time.monotonic()
             passes = train(context.config, context.run, context.progress, context.tracking.metrics)["passes"]["pairs"]

@@ -1,17 +1,17 @@
-"""Items that nobody touched yet: found by their features alone, beside comparing the features themselves.
+"""Quality of new items, which are embedded by their features, compared with content baselines.
 
     python -m benchmarks.new_items --config FILE [--set TABLE.KEY=VALUE] --json OUT
 
-All interactions of a random tenth of the items are hidden from training, and the tower embeds these items by
-their features. Each is then asked for its neighbors among the other items. What they should be is known: the
-items that users did touch it together with, graded by the weight of the pair. The rivals are content-only cosine
-of idf-weighted attributes, and the same with popularity breaking ties.
+All interactions of a random tenth of the items are removed from training, and the tower embeds these hidden items by
+their features. Each is a query for its neighbors among the other items. The relevant items are those that co-occur
+with it in the removed interactions, with the pair weights as gains. The baselines are the cosine of idf-weighted
+attributes, and the same with ties broken by popularity.
 
-How much could be known at all is measured beside it: what half of the users say of a hidden item, asked for what the
-other half touched together with it (`beside_own_interactions`).
+An upper limit is measured as well: hidden items are embedded by the interactions of one half of the users, and
+evaluated on the pairs of the other half (`with_own_interactions`).
 
-The price is looked at too: the same data without hiding, with what serves new items (`train.new_items`,
-`tower.id_dropout`) and without, by the validation NDCG@20 of look-ups from items that have interactions.
+The cost for other items is measured by the validation NDCG@20 on all interactions, with and without the settings for
+new items (`train.new_items`, `tower.id_dropout`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
+from benchmarks.command import CONFIG, FIGURES, load, parser, temporary_folder, write
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
@@ -42,15 +42,15 @@ from recsys.model.fit_plan import validation_plan
 from recsys.release.runs import Run
 
 HIDDEN_SHARE, K = 0.1, 20
-RIVALS = ("popularity", "content", "content_popularity")
+BASELINES = ("popularity", "content", "content_popularity")
 
 
 def ndcg(answers: NDArray[np.int32], relevance: sparse.csr_array) -> float:
-    """Mean NDCG@K with the pair weights as gains.
+    """Return the mean NDCG@K with the pair weights as gains.
 
     Args:
         answers: int32 [n, K], -1 pads.
-        relevance: gains of each question, [n, num_items]; at least one a row.
+        relevance: gains of each query, [n, num_items]; at least one per row.
     """
     discount = 1 / np.log2(np.arange(K) + 2.0)
     values = []
@@ -62,17 +62,17 @@ def ndcg(answers: NDArray[np.int32], relevance: sparse.csr_array) -> float:
 
 
 def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Hide, train, embed, ask; what could be known at all; and the price for the other items."""
-    whole = RunContext.from_config(config, Progress())
-    prepare(whole.config, whole.run, whole.inputs, whole.progress)
-    catalog = Catalog.load(whole.run.path("prepare", "catalog.parquet"))
-    together = _pairs(whole.run)
-    touched = np.flatnonzero(np.diff(together.indptr))
+    """Measure new items, the upper limit, and the cost for other items."""
+    complete = RunContext.from_config(config, Progress())
+    prepare(complete.config, complete.run, complete.inputs, complete.progress)
+    catalog = Catalog.load(complete.run.path("prepare", "catalog.parquet"))
+    pair_weights = _pairs(complete.run)
+    with_pairs = np.flatnonzero(np.diff(pair_weights.indptr))
     rng = np.random.default_rng(seed)
-    hidden = np.sort(rng.choice(touched, int(len(touched) * HIDDEN_SHARE), replace=False)).astype(np.int32)
+    hidden = np.sort(rng.choice(with_pairs, int(len(with_pairs) * HIDDEN_SHARE), replace=False)).astype(np.int32)
 
     ids = [catalog.item_ids[number] for number in hidden]
-    rows = pl.concat([pl.read_parquet(path) for path in whole.inputs.interactions])
+    rows = pl.concat([pl.read_parquet(path) for path in complete.inputs.interactions])
     context = _prepared(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
     for name in ("train", "embed"):
         STAGES[name](context)
@@ -80,21 +80,21 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     vectors = np.array(embeddings.load(context.run.path("embed", "embeddings.npy")))
     models: dict[str, Recommender] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
     split = train.load_split(context.run)
-    known = Catalog.load(context.run.path("prepare", "catalog.parquet"))
-    rivals = evaluate.variants_before("test", context.config, context.run, split, known)
-    models |= {name: rivals[name][0].fit() for name in RIVALS if name in rivals}
-    asked, figures = _compare(models, together, hidden)
+    hidden_catalog = Catalog.load(context.run.path("prepare", "catalog.parquet"))
+    baselines = evaluate.variants_before("test", context.config, context.run, split, hidden_catalog)
+    models |= {name: baselines[name][0].fit() for name in BASELINES if name in baselines}
+    num_queries, figures = _compare(models, pair_weights, hidden)
     return {
-        "questions": asked,
+        "queries": num_queries,
         "ndcg_at_20": figures,
         "ratios": _ratios(figures),
-        "beside_own_interactions": _beside_own(_halves(config, rows, folder, rng), models, vectors, hidden),
-        "items_with_interactions": _price(config),
+        "with_own_interactions": _compare_own_interactions(_halves(config, rows, folder, rng), models, vectors, hidden),
+        "items_with_interactions": _cost(config),
     }
 
 
 def _prepared(config: Config, rows: pl.DataFrame, folder: Path) -> RunContext:
-    """A night whose interactions are these rows, with its first stage done."""
+    """Prepare a run with these interactions."""
     folder.mkdir()
     rows.write_parquet(folder / "interactions.parquet")
     data = config.data.model_copy(
@@ -106,25 +106,25 @@ def _prepared(config: Config, rows: pl.DataFrame, folder: Path) -> RunContext:
 
 
 def _pairs(run: Run) -> sparse.csr_array:
-    """Weights of all pairs, [num_items, num_items]. The catalog is that of the items file, so numbers agree."""
+    """Return the weights of all pairs, [num_items, num_items]. Item numbers are equal in all runs."""
     return train.load_pairs(run, "weight", run.manifest("prepare")["num_items"]).to_matrix()
 
 
 def _compare(
-    models: Mapping[str, Recommender], together: sparse.csr_array, hidden: NDArray[np.int32]
+    models: Mapping[str, Recommender], pair_weights: sparse.csr_array, hidden: NDArray[np.int32]
 ) -> tuple[int, dict[str, float]]:
-    """How many hidden items can be asked, and the NDCG of each model; they are no answers to each other."""
-    graded = _with_others(together, hidden)
-    asked = np.diff(graded.indptr) > 0
-    excluded = np.broadcast_to(hidden, (int(asked.sum()), len(hidden)))
-    items = hidden[asked][:, None]
+    """Return the number of queries and the NDCG of each model. Hidden items are excluded from the results."""
+    graded = _pairs_with_other_items(pair_weights, hidden)
+    has_pairs = np.diff(graded.indptr) > 0
+    excluded = np.broadcast_to(hidden, (int(has_pairs.sum()), len(hidden)))
+    items = hidden[has_pairs][:, None]
     queries = Queries(items, np.ones(items.shape, np.float32), excluded.astype(np.int32))
-    return len(items), {name: ndcg(model.top_k(queries, K), graded[asked]) for name, model in models.items()}
+    return len(items), {name: ndcg(model.top_k(queries, K), graded[has_pairs]) for name, model in models.items()}
 
 
-def _with_others(together: sparse.csr_array, hidden: NDArray[np.int32]) -> sparse.csr_array:
-    """The pairs of hidden items with those that are not, [num_hidden, num_items]."""
-    rows = together[hidden].tolil()
+def _pairs_with_other_items(pair_weights: sparse.csr_array, hidden: NDArray[np.int32]) -> sparse.csr_array:
+    """Return the pairs of hidden items with other items, [num_hidden, num_items]."""
+    rows = pair_weights[hidden].tolil()
     rows[:, hidden] = 0
     pairs = sparse.csr_array(rows)
     pairs.eliminate_zeros()
@@ -136,7 +136,7 @@ def _ratios(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def _halves(config: Config, rows: pl.DataFrame, folder: Path, rng: np.random.Generator) -> list[sparse.csr_array]:
-    """The pairs of one half of the users, and those of the other."""
+    """Return the pairs of both halves of the users."""
     users = rows["user_id"].unique().sort()
     first = pl.col("user_id").is_in(users.filter(pl.Series(rng.random(len(users)) < 0.5)).implode())
     return [
@@ -144,56 +144,57 @@ def _halves(config: Config, rows: pl.DataFrame, folder: Path, rng: np.random.Gen
     ]
 
 
-def _beside_own(
+def _compare_own_interactions(
     halves: Sequence[sparse.csr_array],
     models: Mapping[str, Recommender],
     vectors: NDArray[np.float32],
     hidden: NDArray[np.int32],
 ) -> dict[str, Any]:
-    """How much could be known at all: what half of the users say of an item, asked for what the others touch with it.
+    """Embed hidden items by the interactions of one half of the users, and evaluate on the pairs of the other half.
 
-    An item's place is then the mean of what the first half touched together with it, weighted, popular items less;
-    by itself (`own_half`), or beside the place that its features give it (`own_half_and_features`). Near is by cosine.
+    The embedding is the weighted mean of the items that form pairs in the first half, with lower weights of popular
+    items (`own_half`), or the sum of this mean and the embedding by features (`own_half_and_features`). The distance is
+    the cosine.
     """
-    own, others = halves
-    popularity = np.asarray((own + others).sum(axis=0))
-    mean = (_with_others(own, hidden) / np.sqrt(popularity + 1)) @ vectors
+    own, other = halves
+    popularity = np.asarray((own + other).sum(axis=0))
+    mean = (_pairs_with_other_items(own, hidden) / np.sqrt(popularity + 1)) @ vectors
     length = np.linalg.norm(mean, axis=1)
-    said = length > 0
-    asked, by_own = hidden[said], mean[said] / length[said, None]
+    has_mean = length > 0
+    items, by_own = hidden[has_mean], mean[has_mean] / length[has_mean, None]
     models = dict(models)
-    for name, place in (("own_half", by_own), ("own_half_and_features", by_own + vectors[asked])):
-        moved = vectors.copy()
-        moved[asked] = place / np.linalg.norm(place, axis=1, keepdims=True)
-        models[name] = ExactIndex(moved)
-    # of what the first half does not know, there is nothing to compare
-    known = np.isin(np.arange(len(vectors)), asked).astype(np.float32)
-    questions, figures = _compare(models, sparse.csr_array(sparse.diags_array(known) @ others), hidden)
-    return {"questions": questions, "ndcg_at_20": figures, "ratios": _ratios(figures)}
+    for name, embedding in (("own_half", by_own), ("own_half_and_features", by_own + vectors[items])):
+        changed = vectors.copy()
+        changed[items] = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+        models[name] = ExactIndex(changed)
+    # only items with pairs in the first half are compared
+    has_embedding = np.isin(np.arange(len(vectors)), items).astype(np.float32)
+    num_queries, figures = _compare(models, sparse.csr_array(sparse.diags_array(has_embedding) @ other), hidden)
+    return {"queries": num_queries, "ndcg_at_20": figures, "ratios": _ratios(figures)}
 
 
-def _price(config: Config) -> dict[str, float]:
-    """Validation NDCG@20 of items with interactions, with what serves new items and without."""
+def _cost(config: Config) -> dict[str, float]:
+    """Return the validation NDCG@20 of items with interactions, with and without the settings for new items."""
     without = {
         "train": config.train.model_copy(update={"new_items": False}),
         "tower": config.tower.model_copy(update={"id_dropout": 0.0}),
     }
-    found = {}
-    for name, tried in (("serving_new_items", config), ("without", config.model_copy(update=without))):
-        context = RunContext.from_config(tried)
+    metrics = {}
+    for name, variant in (("with_new_items", config), ("without", config.model_copy(update=without))):
+        context = RunContext.from_config(variant)
         prepare(context.config, context.run, context.inputs, context.progress)
-        fitted = train.fit_tower(tried, context.run, validation_plan(tried), lambda *_: None)
-        figures = train.measure_validation(tried, context.run, fitted.embeddings)["validation"]
-        found[name] = figures["last_item"]["ndcg_at_20"]
-        found[f"{name}_history"] = figures["history"]["ndcg_at_20"]
-    return found
+        fitted = train.fit_tower(variant, context.run, validation_plan(variant), lambda *_: None)
+        figures = train.measure_validation(variant, context.run, fitted.embeddings)["validation"]
+        metrics[name] = figures["last_item"]["ndcg_at_20"]
+        metrics[f"{name}_history"] = figures["history"]["ndcg_at_20"]
+    return metrics
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The benchmark as a program."""
-    asked = parser(__doc__, CONFIG, FIGURES).parse_args(argv)
-    with working() as folder:
-        print(write(measure(load(asked, folder / "whole"), folder), asked.json))
+    """Run the benchmark as a program."""
+    arguments = parser(__doc__, CONFIG, FIGURES).parse_args(argv)
+    with temporary_folder() as folder:
+        print(write(measure(load(arguments, folder / "complete"), folder), arguments.json))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The published protocol on any file of item sequences, through the product's own stages.
+"""Evaluate the tower and the baselines on a file of item sequences by the protocol of publications.
 
     python -m benchmarks.quality --sequences FILE [--attributes FILE] [--tune-minutes N] --json OUT
 
-Leave-one-out on the position: the last item of a user is the test target, the one before it the validation
-target. Every user is asked, by a look-up from the history, against the whole catalog, the user's earlier items
-left out. All choices are made on the validation target; the test figures come from one final fit.
+The stages of a run do the work. The last item of a user is the test target and the one before it the validation
+target. The history of each user is a query against the whole catalog, whose results exclude the user's earlier items.
+All choices are made on the validation target, and the test metrics come from one final fit.
 
-The JSON holds the model and every baseline: `{"model": {"validation": {…}, "test": {…}}, "baselines": {NAME:
-{the same}}, "settings": {…}, "seconds": {…}}`. `last_item` holds the same for look-ups from one item.
+The JSON file contains the model and all baselines: `{"model": {"validation": {…}, "test": {…}}, "baselines": {NAME:
+{the same}}, "settings": {…}, "seconds": {…}}`. `last_item` contains the same for last-item queries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import FIGURES, parser, working, write
+from benchmarks.command import FIGURES, parser, temporary_folder, write
 from pipelines.context.overrides import with_settings
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
@@ -25,23 +25,23 @@ from pipelines.orchestration.stage_table import STAGES
 from recsys.config.loading import load_config
 from recsys.data import datasets
 
-EVERYBODY = 1_000_000_000
-MEASURED = ("prepare", "train", "embed", "index", "evaluate")
-SHOWN = ("hr_at_5", "ndcg_at_5", "hr_at_10", "ndcg_at_10", "hr_at_20", "ndcg_at_20")
-LOOK_UPS = ("history", "last_item")
+ALL_USERS = 1_000_000_000
+MEASURED_STAGES = ("prepare", "train", "embed", "index", "evaluate")
+PRINTED_METRICS = ("hr_at_5", "ndcg_at_5", "hr_at_10", "ndcg_at_10", "hr_at_20", "ndcg_at_20")
+QUERY_KINDS = ("history", "last_item")
 
 
 def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes: float | None) -> dict[str, Any]:
-    """Run the stages on a file of sequences, and gather what they found."""
+    """Run the stages on a file of sequences and return the metrics."""
     toml = datasets.sequences(sequences, attributes, folder)
-    everybody = [f"evaluate.users={EVERYBODY}", f"train.validation_users={EVERYBODY}"]
-    config = load_config(toml, everybody)
+    all_users = [f"evaluate.users={ALL_USERS}", f"train.validation_users={ALL_USERS}"]
+    config = load_config(toml, all_users)
     seconds, settings = {}, {}
     if tune_minutes is not None:
         from pipelines.tuning.tune import tune
 
         started = time.monotonic()
-        config = load_config(toml, [*everybody, f"tune.minutes={tune_minutes}"])
+        config = load_config(toml, [*all_users, f"tune.minutes={tune_minutes}"])
         context = RunContext.from_config(config, Progress())
         tuned = tune(config, context.run, context.inputs, context.progress, context.tracking.tracker)
         settings = tuned["settings"]
@@ -49,56 +49,58 @@ def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes
         seconds["tune"] = round(time.monotonic() - started, 1)
     context = RunContext.from_config(config, Progress())
     manifests = {}
-    for name in MEASURED:
+    for name in MEASURED_STAGES:
         started = time.monotonic()
         manifests[name] = STAGES[name](context)
         seconds[name] = round(time.monotonic() - started, 1)
     figures, passes = manifests["evaluate"], manifests["train"]["passes"]
-    found = {look_up: _of(look_up, figures) for look_up in LOOK_UPS}
+    results = {query_kind: _results(query_kind, figures) for query_kind in QUERY_KINDS}
     chosen = {"tuned": settings, "passes": passes, "recency": figures["history"]["recency"]}
     return {
-        **found["history"],
-        "last_item": found["last_item"],
+        **results["history"],
+        "last_item": results["last_item"],
         "settings": {"model": {**chosen, **context.config.shaping()}, "baselines": figures["settings"]},
         "queries": figures["queries"],
         "seconds": seconds,
     }
 
 
-def _of(look_up: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """Model and baselines by one look-up, on both targets."""
-    test = figures["history"] if look_up == "history" else figures
+def _results(query_kind: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of the model and the baselines by one kind of query, on both targets."""
+    test = figures["history"] if query_kind == "history" else figures
     validation = figures["validation"]
     baselines = {
-        name: {"validation": choices[look_up], "test": test["baselines"][name]}
+        name: {"validation": choices[query_kind], "test": test["baselines"][name]}
         for name, choices in validation["baselines"].items()
     }
-    return {"model": {"validation": validation[look_up], "test": test["model"]}, "baselines": baselines}
+    return {"model": {"validation": validation[query_kind], "test": test["model"]}, "baselines": baselines}
 
 
-def _tell(result: dict[str, Any]) -> None:
-    for look_up, found in (("history", result), ("last item", result["last_item"])):
-        rows = {"siamese": found["model"], **found["baselines"]}
-        print(f"\n{f'look-up from {look_up}, test':<28}" + "".join(f"{name:>12}" for name in SHOWN))
+def _print_tables(result: dict[str, Any]) -> None:
+    for query_kind, results in (("history", result), ("last-item", result["last_item"])):
+        rows = {"siamese": results["model"], **results["baselines"]}
+        print(f"\n{f'{query_kind} query, test':<28}" + "".join(f"{name:>12}" for name in PRINTED_METRICS))
         for name, figures in rows.items():
-            print(f"{name:<28}" + "".join(f"{figures['test'][metric]:>12.4f}" for metric in SHOWN))
-        best = max(figures["test"]["ndcg_at_20"] for figures in found["baselines"].values())
-        print(f"NDCG@20 over the best baseline: {found['model']['test']['ndcg_at_20'] / best:.3f}")
+            print(f"{name:<28}" + "".join(f"{figures['test'][metric]:>12.4f}" for metric in PRINTED_METRICS))
+        best = max(figures["test"]["ndcg_at_20"] for figures in results["baselines"].values())
+        print(f"NDCG@20 relative to the best baseline: {results['model']['test']['ndcg_at_20'] / best:.3f}")
     print(f"\nseconds: {result['seconds']}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The benchmark as a program."""
+    """Run the benchmark as a program."""
     options = parser(__doc__, FIGURES)
     options.add_argument("--sequences", type=Path, required=True, help="lines of user item item …, oldest first")
     options.add_argument("--attributes", type=Path, help="JSON: item to a list of attributes")
-    options.add_argument("--tune-minutes", type=float, metavar="N", help="search settings so long")
-    options.add_argument("--workspace", type=Path, help="keep the work here")
-    asked = options.parse_args(argv)
-    with working() as folder:
-        result = measure(asked.workspace or folder, asked.sequences, asked.attributes, asked.tune_minutes)
-        write(result, asked.json)
-    _tell(result)
+    options.add_argument("--tune-minutes", type=float, metavar="N", help="time for the search of settings")
+    options.add_argument("--workspace", type=Path, help="folder of the run; kept")
+    arguments = options.parse_args(argv)
+    with temporary_folder() as folder:
+        result = measure(
+            arguments.workspace or folder, arguments.sequences, arguments.attributes, arguments.tune_minutes
+        )
+        write(result, arguments.json)
+    _print_tables(result)
 
 
 if __name__ == "__main__":

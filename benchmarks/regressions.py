@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
+from benchmarks.command import CONFIG, FIGURES, load, parser, temporary_folder, write
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from recsys.config.sections import Config
@@ -23,22 +23,22 @@ from recsys.testing.regressions import REGRESSIONS, inject, judge, publish, run_
 
 
 def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
-    """Every regression, and the retrains."""
+    """Inject every regression, retrain, and return the outcomes."""
     first = judge(config, run_all_stages)
     if not first.promoted:
-        raise RefusedError(f"the first night must be promoted. Received: {first.error}")
+        raise RefusedError(f"the first run must be promoted. Received: {first.error}")
     challenger = with_settings(config, [f"train.seed={config.train.seed + 1}"])
     report = Progress()
     publish(RunContext.from_config(challenger, report))
     figures: dict[str, Any] = {"regressions": {}, "retrains": []}
     for number, regression in enumerate(REGRESSIONS):
-        place = folder / f"planted-{number}"
-        place.mkdir()
-        verdict = inject(regression, config, challenger, place)
-        shutil.rmtree(place)
-        report.write(f"{regression.name}: refused by {', '.join(verdict.failed) or verdict.error}")
+        copy = folder / f"regression-{number}"
+        copy.mkdir()
+        verdict = inject(regression, config, challenger, copy)
+        shutil.rmtree(copy)
+        report.write(f"{regression.name}: rejected by {', '.join(verdict.failed) or verdict.error}")
         figures["regressions"][regression.name] = {
-            "refused_as_expected": verdict.rejected_by(regression.expected),
+            "rejected_as_expected": verdict.rejected_by(regression.expected),
             "expected": regression.expected,
             "failed": verdict.failed,
             "error": verdict.error[:300] if not verdict.failed else "",
@@ -46,18 +46,18 @@ def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
     for seed in range(retrains):
         verdict = judge(with_settings(config, [f"train.seed={config.train.seed + 1 + seed}"]), run_all_stages)
         report.write(f"retrain {seed + 1}: {'promoted' if verdict.promoted else verdict.error}")
-        kept = [check for check in verdict.checks if check["name"] in {"ndcg_at_20_change", "overlap_at_10"}]
-        figures["retrains"].append({"promoted": verdict.promoted, "failed": verdict.failed, "checks": kept})
+        checks = [check for check in verdict.checks if check["name"] in {"ndcg_at_20_change", "overlap_at_10"}]
+        figures["retrains"].append({"promoted": verdict.promoted, "failed": verdict.failed, "checks": checks})
     return figures
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The benchmark as a program."""
+    """Run the benchmark as a program."""
     options = parser(__doc__, CONFIG, FIGURES)
-    options.add_argument("--retrains", type=int, default=10, metavar="N", help="nights with another seed")
-    asked = options.parse_args(argv)
-    with working() as folder:
-        print(write(measure(load(asked, folder / "workspace"), folder, asked.retrains), asked.json))
+    options.add_argument("--retrains", type=int, default=10, metavar="N", help="runs with another seed")
+    arguments = options.parse_args(argv)
+    with temporary_folder() as folder:
+        print(write(measure(load(arguments, folder / "workspace"), folder, arguments.retrains), arguments.json))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""The jobs at size: prepare when the log is ten times as long, embed and neighbors of a million items.
+"""Jobs at scale: prepare of ten million interactions, embed and neighbors of a million items.
 
     python -m benchmarks.scale [--rows 10000000] [--items 1000000] [--json OUT]
 
-prepare: made-up interactions, items by Zipf's law, beside plain Polars. Each measurement is a process of its own,
-which starts with everything imported; its peak memory is that of the whole process.
+prepare: synthetic interactions, items by Zipf's law, compared with plain Polars and with a tenth of the interactions.
+Each measurement has its own process. Imports are not timed; the peak memory is that of the whole process.
 
-embed: the whole catalog, beside a plain loop over the traced tower.
+embed: the whole catalog, compared with a plain loop over the traced tower.
 
-neighbors: the nearest `K` of a sample of the items, whole units of them, beside a pool of as many threads, each
-of which asks bare Annoy with the same search_k. The job runs over Beam and writes its parts; the pool keeps what
-it finds in memory. The release is loaded and the index in the cache on both sides. The index has few trees, since
-building it is not what is measured.
+neighbors: the nearest `K` of some units of items, compared with a pool of as many threads that query Annoy directly
+with the same search_k. The job runs over Beam and writes its parts; the pool keeps the results in memory. On both
+sides the release is loaded and the index is in the page cache. The index has few trees, because its
+build is not measured.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 import polars as pl
 from annoy import AnnoyIndex
 
-from benchmarks.command import FIGURES, parser, working
+from benchmarks.command import FIGURES, parser, temporary_folder
 from benchmarks.speed import embed_against_loop, plain_prepare
 from benchmarks.table import Table, timed
 from pipelines.beam import runner
@@ -54,45 +54,45 @@ from recsys.testing import synthetic
 
 ROWS, GROWTH = 10_000_000, 10
 USER_ROWS, ITEM_ROWS = 20, 50
-"""Rows for each user, and for each item."""
+"""Rows per user and rows per item."""
 
 ITEMS, ROUNDS = 1_000_000, 3
 DIMENSION, K = 64, 50
-ASKED_UNITS = 4
+SEARCHED_UNITS = 4
 INDEX = IndexConfig(n_trees=10, recall_target=0.9, recall_floor=0.5)
 
 
 def prepare_at_size(table: Table, folder: Path, rows: int) -> None:
-    """Seconds and peak memory at both sizes."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    """Add time and peak memory at both sizes."""
+    figures: dict[str, dict[str, dict[str, float]]] = {}
     for name, size in (("small", rows // GROWTH), ("large", rows)):
         log = synthetic.interactions(folder / f"{name}.parquet", size, size // USER_ROWS, rows // ITEM_ROWS)
-        found[name] = {side: _apart(side, log) for side in ("ours", "plain")}
+        figures[name] = {side: _measure_in_process(side, log) for side in ("library", "plain")}
         log.unlink()
-    small, large, plain = found["small"]["ours"], found["large"]["ours"], found["large"]["plain"]
+    small, large, plain = figures["small"]["library"], figures["large"]["library"], figures["large"]["plain"]
     name = f"prepare, {rows:,} interactions"
     table.add(name, 3, large["seconds"], plain["seconds"])
     table.add(f"{name}, peak memory", None, large["peak_mib"], plain["peak_mib"], unit="MiB")
-    table.add(f"{name}, peak memory beside 2 GB", 1, large["peak_mib"], 2e9 / 2**20, unit="MiB")
-    beside = f"{name}, beside {rows // GROWTH:,} of them"
-    table.add(beside, 11, large["seconds"], small["seconds"])
-    table.add(f"{beside}, peak memory", 1.3, large["peak_mib"], small["peak_mib"], unit="MiB")
+    table.add(f"{name}, peak memory relative to 2 GB", 1, large["peak_mib"], 2e9 / 2**20, unit="MiB")
+    growth = f"{name}, relative to {rows // GROWTH:,}"
+    table.add(growth, 11, large["seconds"], small["seconds"])
+    table.add(f"{growth}, peak memory", 1.3, large["peak_mib"], small["peak_mib"], unit="MiB")
 
 
-def _apart(side: str, log: Path) -> dict[str, float]:
-    """What `_alone` finds in a process of its own."""
-    program = f"from benchmarks import scale; scale._alone({side!r}, {str(log)!r})"
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+def _measure_in_process(side: str, log: Path) -> dict[str, float]:
+    """Return the result of `_measure` in a new process."""
+    program = f"from benchmarks import scale; scale._measure({side!r}, {str(log)!r})"
+    process = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return json.loads(process.stdout)  # type: ignore[no-any-return]
 
 
-def _alone(side: str, log: str) -> None:
+def _measure(side: str, log: str) -> None:
     """Print seconds and peak memory of one side as JSON."""
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=Path(log).parent) as out:
-        if side == "ours":
+        if side == "library":
             context = RunContext.from_config(parse_config({"data": {"interactions": log, "workspace": out}}))
-            import apache_beam  # noqa: F401 - seconds that are not the work
+            import apache_beam  # noqa: F401 - the import is not measured
 
             started = time.perf_counter()
             prepare.prepare(context.config, context.run, context.inputs, context.progress)
@@ -105,15 +105,15 @@ def _alone(side: str, log: str) -> None:
 
 
 def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
-    """The job's units over Beam beside a pool of threads, each of which asks Annoy about the same range of items."""
+    """Compare the units of the job over Beam with a pool of threads that query Annoy for the same items."""
     loaded = write_release(items, folder)
     unit, beam = ResourcesConfig().exported_items, BeamConfig(profile="local-threads")
-    asked = min(items, ASKED_UNITS * unit)
-    ranges = [range(start, min(start + unit, asked)) for start in range(0, asked, unit)]
-    bare = AnnoyIndex(DIMENSION, "angular")
-    bare.load(os.fspath(loaded.path / INDEX_FILE))
+    num_queries = min(items, SEARCHED_UNITS * unit)
+    ranges = [range(start, min(start + unit, num_queries)) for start in range(0, num_queries, unit)]
+    plain_index = AnnoyIndex(DIMENSION, "angular")
+    plain_index.load(os.fspath(loaded.path / INDEX_FILE))
 
-    def ours() -> float:
+    def library() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             job = export_job.Job(loaded.path, K, NeighborFilter(), unit, Path(out))
             export_job.cache_release(job, loaded)
@@ -122,18 +122,18 @@ def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
             return timed(lambda: runner.run([phase], beam, _ignore))
 
     def plain() -> float:
-        def ask(numbers: range) -> list[tuple[list[int], list[float]]]:
-            return [bare.get_nns_by_item(number, K + 1, loaded.manifest.search_k, True) for number in numbers]
+        def search(numbers: range) -> list[tuple[list[int], list[float]]]:
+            return [plain_index.get_nns_by_item(number, K + 1, loaded.manifest.search_k, True) for number in numbers]
 
         with ThreadPoolExecutor(beam.workers) as pool:
-            return timed(lambda: list(pool.map(ask, ranges)))
+            return timed(lambda: list(pool.map(search, ranges)))
 
-    name = f"neighbors, top {K} of {asked:,} among {items:,}, search_k {loaded.manifest.search_k}"
-    table.compare(name, 1 / 0.85, ours, plain, ROUNDS)
+    name = f"neighbors, top {K} of {num_queries:,} among {items:,}, search_k {loaded.manifest.search_k}"
+    table.compare(name, 1 / 0.85, library, plain, ROUNDS)
 
 
 def write_release(items: int, folder: Path) -> Release:
-    """A release of made-up vectors, its search_k tuned; tower and features are stand-ins."""
+    """Write a release of synthetic vectors with a tuned search_k; tower and features are placeholders."""
     vectors = synthetic.vectors(items, DIMENSION)
     frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
     catalog = Catalog(frame.with_columns(title=pl.lit(None, pl.String), interactions=pl.lit(1, pl.Int64)))
@@ -171,26 +171,26 @@ def write_release(items: int, folder: Path) -> Release:
 
 
 def _ignore(*_: object) -> None:
-    """No progress in a benchmark."""
+    """Ignore progress."""
 
 
 def fill(table: Table, folder: Path, rows: int = ROWS, items: int = ITEMS) -> None:
-    """All rows."""
+    """Add all rows to the table."""
     prepare_at_size(table, folder, rows)
     embed_against_loop(table, folder, items, 1 / 0.8, ROUNDS)
     neighbors_against_annoy(table, folder, items)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The benchmark as a program."""
+    """Run the benchmark as a program."""
     options = parser(__doc__, FIGURES)
-    options.add_argument("--rows", type=int, default=ROWS, help="of the longer log (default: %(default)s)")
+    options.add_argument("--rows", type=int, default=ROWS, help="interactions of prepare (default: %(default)s)")
     options.add_argument("--items", type=int, default=ITEMS, help="of the catalog (default: %(default)s)")
-    asked = options.parse_args(argv)
-    with working() as folder:
+    arguments = options.parse_args(argv)
+    with temporary_folder() as folder:
         table = Table()
-        fill(table, folder, asked.rows, asked.items)
-        table.write(asked.json)
+        fill(table, folder, arguments.rows, arguments.items)
+        table.write(arguments.json)
 
 
 if __name__ == "__main__":

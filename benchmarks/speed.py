@@ -1,9 +1,9 @@
-"""Speed beside plain code that does the same work, as ratios measured in one run.
+"""Time of this library relative to plain code that does the same work.
 
     python -m benchmarks.speed [--json OUT]
 
-Each pair of rivals takes turns, and the median of the ratios is shown. Starting Python and importing libraries is
-counted on neither side.
+Both sides are measured in turn, and the table has the median of the ratios. The start of Python and the imports of
+libraries are not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from annoy import AnnoyIndex
 
-from benchmarks.command import FIGURES, parser, working
+from benchmarks.command import FIGURES, parser, temporary_folder
 from benchmarks.table import ROUNDS, Table, timed
 from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
@@ -38,11 +38,11 @@ INDEXED, DIMENSION, QUERIES, K = 100_000, 128, 2_000, 10
 
 
 def prepare_against_polars(table: Table, folder: Path) -> None:
-    """The prepare stage beside one Polars query that groups and counts the same pairs."""
+    """Compare the prepare stage with one Polars query that counts the same pairs."""
     path = synthetic.interactions(folder / "interactions.parquet", ROWS, USERS, ITEMS)
     window = PrepareConfig().window
 
-    def ours() -> float:
+    def library() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as workspace:
             config = parse_config({"data": {"interactions": str(path), "workspace": workspace}})
             context = RunContext.from_config(config)
@@ -52,11 +52,11 @@ def prepare_against_polars(table: Table, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             return timed(lambda: plain_prepare(path, window, Path(out)))
 
-    table.compare(f"prepare, {ROWS:,} interactions", 5, ours, plain)
+    table.compare(f"prepare, {ROWS:,} interactions", 5, library, plain)
 
 
 def plain_prepare(path: Path, window: int, out: Path) -> None:
-    """Sequences and symmetric pair weights of a file, by one process that holds everything in memory."""
+    """Write sequences and symmetric pair weights of a file with one process that reads everything into memory."""
     rows = pl.read_parquet(path)
     numbers = rows.select(pl.col("item_id").unique().sort()).with_row_index("item")
     ordered = rows.join(numbers, on="item_id").sort("user_id", "timestamp")
@@ -72,7 +72,7 @@ def plain_prepare(path: Path, window: int, out: Path) -> None:
         .filter(pl.col("anchor") != pl.col("positive"))
         for gap in range(1, window + 1)
     ]
-    # each pair once, and its mirror only after the sum: half the rows to group
+    # each pair is summed once and mirrored afterwards, which halves the rows to group
     once = (
         pl.concat(gaps)
         .with_columns(pl.min_horizontal("anchor", "positive"), positive=pl.max_horizontal("anchor", "positive"))
@@ -93,7 +93,7 @@ def plain_prepare(path: Path, window: int, out: Path) -> None:
 def embed_against_loop(
     table: Table, folder: Path, items: int = EMBEDDED, limit: float = 1 / 0.7, rounds: int = ROUNDS
 ) -> None:
-    """The embed job beside a plain loop over the traced tower."""
+    """Compare the embed job with a plain loop over the traced tower."""
     from recsys.model import tower
 
     columns = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
@@ -109,14 +109,14 @@ def embed_against_loop(
         catalog, saved, vocabularies = (folder / name for name in names)
         return embed.Job(catalog, saved, vocabularies, out, out / "embeddings.npy", ResourcesConfig().embedded_items)
 
-    def ours() -> float:
+    def library() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             beam = BeamConfig()
             return timed(lambda: embed.embed_items(job(Path(out)), items, TowerConfig().dimension, beam, _ignore))
 
-    def ours_from_files() -> float:
+    def library_from_files() -> float:
         embed._encoder.cache_clear()  # noqa: SLF001 - as in a new process
-        return ours()
+        return library()
 
     def plain() -> float:
         return timed(lambda: np.save(folder / "plain.npy", encode(features.transform(read()))))
@@ -133,67 +133,67 @@ def embed_against_loop(
         return pl.read_parquet(folder / "catalog.parquet")
 
     encode = tower.make_encoder(model, embed.BATCH_SIZE)
-    table.compare(f"embed, {items:,} items, files to file", limit, ours_from_files, plain_from_files, rounds)
-    table.compare(f"embed, {items:,} items, tower already loaded", None, ours, plain, rounds)
+    table.compare(f"embed, {items:,} items, files to file", limit, library_from_files, plain_from_files, rounds)
+    table.compare(f"embed, {items:,} items, tower already loaded", None, library, plain, rounds)
 
 
-def look_up_against_annoy(table: Table, folder: Path) -> None:
-    """Building, and one look-up after the other, beside bare Annoy with the same search_k."""
+def search_against_annoy(table: Table, folder: Path) -> None:
+    """Compare builds and single queries with Annoy without this library, with the same search_k."""
     vectors = synthetic.vectors(INDEXED, DIMENSION)
     settings = IndexConfig()
 
     def plain_build() -> float:
         def work() -> None:
-            bare = AnnoyIndex(DIMENSION, "angular")
-            bare.set_seed(annoy_index.SEED)
+            plain_index = AnnoyIndex(DIMENSION, "angular")
+            plain_index.set_seed(annoy_index.SEED)
             for number, vector in enumerate(vectors):
-                bare.add_item(number, vector)
-            bare.build(settings.n_trees, annoy_index.N_JOBS)
-            bare.save(str(folder / "bare.ann"))
+                plain_index.add_item(number, vector)
+            plain_index.build(settings.n_trees, annoy_index.N_JOBS)
+            plain_index.save(str(folder / "plain_index.ann"))
 
         return timed(work)
 
-    def our_build() -> float:
-        return timed(lambda: annoy_index.build(vectors, settings, folder / "ours.ann"))
+    def library_build() -> float:
+        return timed(lambda: annoy_index.build(vectors, settings, folder / "library.ann"))
 
-    table.compare(f"index, build of {INDEXED:,} x {DIMENSION}", 1.1, our_build, plain_build)
-    ours = annoy_index.build(vectors, settings, folder / "index.ann")
-    tuned = tune_search_k(ours, vectors, settings)
-    bare = AnnoyIndex(DIMENSION, "angular")
-    bare.load(str(folder / "index.ann"))
+    table.compare(f"index, build of {INDEXED:,} x {DIMENSION}", 1.1, library_build, plain_build)
+    index = annoy_index.build(vectors, settings, folder / "index.ann")
+    tuned = tune_search_k(index, vectors, settings)
+    plain_index = AnnoyIndex(DIMENSION, "angular")
+    plain_index.load(str(folder / "index.ann"))
     frame = pl.DataFrame({"item_id": [f"item-{number:06d}" for number in range(INDEXED)]})
     catalog = Catalog(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
-    engine = Engine("r", catalog, vectors, ours)
-    asked = np.random.default_rng(0).choice(INDEXED, QUERIES, replace=False).tolist()
+    engine = Engine("r", catalog, vectors, index)
+    item_numbers = np.random.default_rng(0).choice(INDEXED, QUERIES, replace=False).tolist()
 
-    def p50(ask: Callable[[int], object]) -> float:
-        return statistics.median(timed(lambda number=number: ask(number)) for number in asked)  # type: ignore[misc]
+    def p50(search: Callable[[int], object]) -> float:
+        return statistics.median(timed(lambda number=number: search(number)) for number in item_numbers)  # type: ignore[misc]
 
     table.compare(
-        f"look-up of {K}, p50 of {QUERIES:,}, search_k {tuned.search_k}",
+        f"query for {K} neighbors, p50 of {QUERIES:,}, search_k {tuned.search_k}",
         1.5,
         lambda: p50(lambda number: engine.search(Query.from_item(catalog.item_ids[number], K))),
-        lambda: p50(lambda number: bare.get_nns_by_item(number, K + 1, tuned.search_k, True)),
+        lambda: p50(lambda number: plain_index.get_nns_by_item(number, K + 1, tuned.search_k, True)),
     )
 
 
 def _ignore(*_: object) -> None:
-    """No progress in a benchmark."""
+    """Ignore progress."""
 
 
 def fill(table: Table, folder: Path) -> None:
-    """All rows."""
-    for benchmark in (prepare_against_polars, embed_against_loop, look_up_against_annoy):
+    """Add all rows to the table."""
+    for benchmark in (prepare_against_polars, embed_against_loop, search_against_annoy):
         benchmark(table, folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The benchmark as a program."""
-    asked = parser(__doc__, FIGURES).parse_args(argv)
-    with working() as folder:
+    """Run the benchmark as a program."""
+    arguments = parser(__doc__, FIGURES).parse_args(argv)
+    with temporary_folder() as folder:
         table = Table()
         fill(table, folder)
-        table.write(asked.json)
+        table.write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One table: what our code takes beside what plain code takes, as ratios, each beside its limit."""
+"""A table of the time of this library relative to plain code that does the same work, with limits of the ratios."""
 
 from __future__ import annotations
 
@@ -16,65 +16,73 @@ WIDTH = 72
 
 
 class Table:
-    """Rows of one run; each is printed as soon as it is measured."""
+    """Rows of one run. Each is printed as soon as it is measured."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        print(f"{'':<{WIDTH}} {'ours':>9}     {'plain':>9}       ratio (least to most)  wanted", flush=True)
+        print(f"{'':<{WIDTH}} {'recsys':>9}     {'plain':>9}       ratio (min to max)  limit", flush=True)
 
     def compare(
         self,
         name: str,
         limit: float | None,
-        ours: Callable[[], float],
+        library: Callable[[], float],
         plain: Callable[[], float],
         rounds: int = ROUNDS,
     ) -> None:
-        """Median of both sides in seconds, and of the ratios ours / plain, over rounds in turn.
+        """Add the median times of both sides in seconds, and the median of their ratios.
 
-        Machines drift, ratios less.
+        Both sides are measured in turn, because ratios vary less than times on a busy machine.
         """
 
         def fresh(side: Callable[[], float]) -> float:
-            gc.collect()  # or one side pays for what the other one left
+            gc.collect()  # otherwise one side collects the garbage of the other
             return side()
 
-        fresh(ours), fresh(plain)  # warm caches, traces and pools
-        taken = [(fresh(ours), fresh(plain)) for _ in range(rounds)]
-        ours_s, plain_s = (statistics.median(side) for side in zip(*taken, strict=True))
-        self.add(name, limit, ours_s, plain_s, ratios=[a / b for a, b in taken])
+        fresh(library), fresh(plain)  # warm caches, traces and pools
+        times = [(fresh(library), fresh(plain)) for _ in range(rounds)]
+        ours_s, plain_s = (statistics.median(side) for side in zip(*times, strict=True))
+        self.add(name, limit, ours_s, plain_s, ratios=[a / b for a, b in times])
 
     def add(
         self,
         name: str,
         limit: float | None,
-        ours: float,
+        library: float,
         plain: float,
         *,
         ratios: Sequence[float] = (),
         unit: str = "s",
     ) -> None:
-        """A row that was measured elsewhere; its ratio should be at most `limit`."""
-        spread = sorted(ratios or [ours / plain])
+        """Add a row of measured values; its ratio should be at most `limit`."""
+        spread = sorted(ratios or [library / plain])
         ratio = statistics.median(spread)
         self.rows.append(
-            {"name": name, "unit": unit, "ours": ours, "plain": plain, "ratio": ratio, "spread": spread, "limit": limit}
+            {
+                "name": name,
+                "unit": unit,
+                "recsys": library,
+                "plain": plain,
+                "ratio": ratio,
+                "spread": spread,
+                "limit": limit,
+            }
         )
         digits = 5 if unit == "s" else 0
-        wanted = "" if limit is None else f"at most {limit:.2f}{', not kept' if ratio > limit else ''}"
+        limit_text = "" if limit is None else f"at most {limit:.2f}{', exceeded' if ratio > limit else ''}"
         print(
-            f"{name:<{WIDTH}} {ours:>9.{digits}f} {unit:<3} {plain:>9.{digits}f} {unit:<3}  {ratio:>5.2f} "
-            f"({spread[0]:.2f} to {spread[-1]:.2f})  {wanted}",
+            f"{name:<{WIDTH}} {library:>9.{digits}f} {unit:<3} {plain:>9.{digits}f} {unit:<3}  {ratio:>5.2f} "
+            f"({spread[0]:.2f} to {spread[-1]:.2f})  {limit_text}",
             flush=True,
         )
 
     def write(self, path: Path | None) -> None:
-        """Keep the rows as JSON, if there is a path."""
+        """Write the rows as JSON if there is a path."""
         write({"rows": self.rows}, path)
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that the work takes."""
+    """Return the seconds that the work takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

@@ -1,15 +1,14 @@
-"""Training beside gensim's item2vec, on the same sequences, in one run; and its memory when the pairs grow.
+"""Training time compared with gensim's item2vec on the same sequences, and memory as the number of pairs grows.
 
     python -m benchmarks.training --config FILE [--set TABLE.KEY=VALUE] --json OUT
 
-The clock of the tower starts with the pairs on disk and runs through compiling, training and the look-ups that
-decide when to stop; it is read when the validation NDCG@20 first reaches 95% of its best: once for the look-up from
-the last item, which is what item2vec is for, and once for the mean of that and the look-up from a history. The clock
-of item2vec (Barkan and Koenigstein, 2016: skip-gram with negative sampling; 64 dimensions, 30 passes, 2 workers)
-starts with the sequences in memory. Importing libraries is counted on neither side, and both see what is known before
-the validation targets.
+The time of the tower starts with the pairs on disk, includes compilation, training and validation, and ends when the
+validation NDCG@20 first reaches 95% of its maximum: once by last-item queries, the purpose of item2vec, and once by
+the mean of last-item and history queries. The time of item2vec (Barkan and Koenigstein, 2016: skip-gram with negative
+sampling; 64 dimensions, 30 passes, 2 workers) starts with the sequences in memory. Imports are not counted. Both
+are trained on the interactions before the validation targets.
 
-For memory, training runs one pass in a process of its own on made-up pairs, and on ten times as many.
+The memory is that of a process that trains one pass over synthetic pairs, and of one with ten times as many pairs.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.command import CONFIG, FIGURES, load, parser, working, write
+from benchmarks.command import CONFIG, FIGURES, load, parser, temporary_folder, write
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.prepare.stage import prepare
@@ -39,52 +38,52 @@ from recsys.model.fit_plan import PhaseName, validation_plan
 from recsys.testing import synthetic
 
 SHARE = 0.95
-CLOCKS = (("last_item", f"validation_{TARGET_METRIC}"), ("both", VALIDATION_SCORE))
-"""What a clock is stopped by, and the name of that figure of a pass."""
+TARGETS = (("last_item", f"validation_{TARGET_METRIC}"), ("both", VALIDATION_SCORE))
+"""Name of a time, and the validation metric that ends it."""
 
 DIMENSION, PASSES, WORKERS = 64, 30, 2
 PAIRS_ITEMS, PAIRS_AN_ITEM, GROWTH = 5_000, 400, 10
 
 
-def race(config: Config) -> dict[str, Any]:
-    """Seconds of both, and what they came to."""
+def compare(config: Config) -> dict[str, Any]:
+    """Return the times of both, and their validation metrics."""
     context = RunContext.from_config(config, Progress())
     prepare(context.config, context.run, context.inputs, context.progress)
     curve: list[dict[str, float]] = []
-    from recsys.model import tower_fit  # noqa: F401 - seconds that are not the work
+    from recsys.model import tower_fit  # noqa: F401 - the import is not measured
 
     started = time.perf_counter()
 
     def on_pass(phase: PhaseName, _: int, figures: dict[str, float]) -> None:
         if phase != "new_items":
-            curve.append({"seconds": time.perf_counter() - started} | {name: figures[key] for name, key in CLOCKS})
+            curve.append({"seconds": time.perf_counter() - started} | {name: figures[key] for name, key in TARGETS})
 
     train.fit_tower(config, context.run, validation_plan(config), on_pass)
-    best = {name: max(passed[name] for passed in curve) for name, _ in CLOCKS}
-    ours = {
-        name: next(passed["seconds"] for passed in curve if passed[name] >= SHARE * most_of_all)
-        for name, most_of_all in best.items()
+    best = {name: max(point[name] for point in curve) for name, _ in TARGETS}
+    tower_seconds = {
+        name: next(point["seconds"] for point in curve if point[name] >= SHARE * maximum)
+        for name, maximum in best.items()
     }
-    vectors, theirs = item2vec(context)
+    vectors, item2vec_seconds = item2vec(context)
     split = train.load_split(context.run)
     figures = evaluate_last_item(ExactIndex(vectors), split.holdout("validation", config.evaluate.users))
     return {
-        "seconds_to_95_percent": ours,
-        "item2vec_seconds": theirs,
-        "ratio": {name: seconds / theirs for name, seconds in ours.items()},
+        "seconds_to_95_percent": tower_seconds,
+        "item2vec_seconds": item2vec_seconds,
+        "ratio": {name: seconds / item2vec_seconds for name, seconds in tower_seconds.items()},
         "curve": curve,
         "item2vec_validation": figures,
     }
 
 
 def item2vec(context: RunContext) -> tuple[np.ndarray, float]:
-    """Unit vectors of the catalog by gensim, and the seconds it took; zeros for what it did not see."""
+    """Return unit vectors of gensim for all items, zeros for items without interactions, and the training time."""
     from gensim.models import Word2Vec
 
     split = train.load_split(context.run)
-    known, sequences = split.known_before("validation"), split.sequences
+    is_known, sequences = split.known_before("validation"), split.sequences
     sentences = [
-        sequences.items[start:end][known[start:end]].astype(str).tolist()
+        sequences.items[start:end][is_known[start:end]].astype(str).tolist()
         for start, end in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)
     ]
     started = time.perf_counter()
@@ -100,24 +99,24 @@ def item2vec(context: RunContext) -> tuple[np.ndarray, float]:
 
 
 def memory() -> dict[str, Any]:
-    """Peak memory of one pass over made-up pairs, and over ten times as many, in MiB."""
+    """Return the peak memory of one pass over synthetic pairs, and over ten times as many, in MiB."""
     with tempfile.TemporaryDirectory() as folder:
-        found = {}
+        peaks = {}
         for growth in (1, GROWTH):
             part = Path(folder) / f"part-{growth}.parquet"
-            made_up(part, PAIRS_AN_ITEM * growth)
+            write_pairs(part, PAIRS_AN_ITEM * growth)
             program = f"from benchmarks.training import one_pass; print(one_pass({str(part)!r}))"
-            done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-            found[f"peak_mib_{growth}x"] = float(done.stdout)
-    return {**found, "ratio": found[f"peak_mib_{GROWTH}x"] / found["peak_mib_1x"]}
+            process = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+            peaks[f"peak_mib_{growth}x"] = float(process.stdout)
+    return {**peaks, "ratio": peaks[f"peak_mib_{GROWTH}x"] / peaks["peak_mib_1x"]}
 
 
-def made_up(path: Path, positives: int) -> None:
-    """A file of pairs: every item with so many others, the next ones, at falling weights."""
+def write_pairs(path: Path, positives: int) -> None:
+    """Write a file of pairs: each item with the items that follow it, with decreasing weights."""
     item = np.arange(PAIRS_ITEMS, dtype=np.int32)[:, None]
-    others = np.sort((item + 1 + np.arange(positives)) % PAIRS_ITEMS, axis=1).astype(np.int32)
-    weights = np.broadcast_to(1 / np.arange(1.0, positives + 1), others.shape).astype(np.float32)
-    columns = {"positives": others, "weight": weights, "weight_before_validation": weights}
+    neighbors = np.sort((item + 1 + np.arange(positives)) % PAIRS_ITEMS, axis=1).astype(np.int32)
+    weights = np.broadcast_to(1 / np.arange(1.0, positives + 1), neighbors.shape).astype(np.float32)
+    columns = {"positives": neighbors, "weight": weights, "weight_before_validation": weights}
     lists = {name: pl.Series(name, value).arr.to_list() for name, value in columns.items()}
     rows = pl.DataFrame({"anchor": item.ravel(), **lists}).with_columns(
         size=pl.lit(positives, pl.Int32), left_out=pl.lit(0, pl.Int32)
@@ -126,7 +125,7 @@ def made_up(path: Path, positives: int) -> None:
 
 
 def one_pass(part: str) -> float:
-    """Train one pass, and give this process's peak memory in MiB."""
+    """Train one pass and return the peak memory of the process in MiB."""
     from recsys.features.encoding import Features
     from recsys.model import tower
     from recsys.model.batches import PairBatches
@@ -147,10 +146,10 @@ def one_pass(part: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The benchmark as a program."""
-    asked = parser(__doc__, CONFIG, FIGURES).parse_args(argv)
-    with working() as folder:
-        print(write({"race": race(load(asked, folder)), "memory": memory()}, asked.json))
+    """Run the benchmark as a program."""
+    arguments = parser(__doc__, CONFIG, FIGURES).parse_args(argv)
+    with temporary_folder() as folder:
+        print(write({"comparison": compare(load(arguments, folder)), "memory": memory()}, arguments.json))
 
 
 if __name__ == "__main__":

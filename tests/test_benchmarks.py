@@ -10,7 +10,7 @@ from recsys.index.exact import ExactIndex
 
 
 def test_synthetic_pairs_of_the_memory_benchmark_can_be_loaded(tmp_path):
-    training.made_up(tmp_path / "pairs.parquet", positives=3)
+    training.write_pairs(tmp_path / "pairs.parquet", positives=3)
     matrix = Pairs([tmp_path / "pairs.parquet"], training.PAIRS_ITEMS, "weight").to_matrix().toarray()
     assert (matrix > 0).sum() == 3 * len(matrix)
     assert matrix[0, 1] > matrix[0, 2] > matrix[0, 3] > 0
@@ -39,9 +39,11 @@ def test_hidden_items_are_retrieved_by_one_half_of_the_users_and_judged_by_the_o
     own_half[4, 6] = 9  # a pair of two hidden items is ignored
     other_half[[4, 5, 6], [2, 0, 3]] = 2
     halves = [sparse.csr_array(half) for half in (own_half, other_half)]
-    report = new_items._beside_own(halves, {"siamese": ExactIndex(vectors)}, vectors, np.array([4, 5, 6], np.int32))
+    report = new_items._compare_own_interactions(
+        halves, {"siamese": ExactIndex(vectors)}, vectors, np.array([4, 5, 6], np.int32)
+    )
     ranks = {"siamese": (3, 1), "own_half": (1, 4), "own_half_and_features": (2, 2)}
     expected = {name: np.mean([1 / np.log2(rank + 1) for rank in both]) for name, both in ranks.items()}
-    assert report["questions"] == 2
+    assert report["queries"] == 2
     assert report["ndcg_at_20"] == pytest.approx(expected)
     assert report["ratios"]["own_half"] == pytest.approx(expected["siamese"] / expected["own_half"])
