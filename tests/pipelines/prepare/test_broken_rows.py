@@ -110,6 +110,7 @@ def corrupted(tmp_path: Path) -> CorruptedLog:
     return plant(tmp_path)
 
 
+@pytest.mark.slow
 def test_every_invalid_row_becomes_one_dead_letter(corrupted: CorruptedLog) -> None:
     """Compares file, row and reason; all other rows are used."""
     done = program.run("prepare", "--config", corrupted.config, "--set", "prepare.max_dead_letter_ratio=0.06", "--json")

@@ -22,6 +22,13 @@ from tests import memory_mb
 
 Row = dict[str, Any]
 
+one_shard = pytest.param(500_000, id="one shard")
+
+
+def many_shards(rows_per_unit: int) -> Any:
+    """Return a slow case; `test_results_do_not_depend_on_units_or_profile` compares everything with one shard."""
+    return pytest.param(rows_per_unit, id="many shards", marks=pytest.mark.slow)
+
 
 class Result(NamedTuple):
     """What the stage left, and where."""
@@ -195,7 +202,7 @@ def test_consecutive_repeats_are_filtered_and_accounted_for(tmp_path: Path, log:
     }
 
 
-@pytest.mark.parametrize("rows_per_unit", [500_000, 30], ids=["one shard", "many shards"])
+@pytest.mark.parametrize("rows_per_unit", [one_shard, many_shards(30)])
 def test_duplicate_rows_are_counted_by_day(tmp_path: Path, rows_per_unit: int) -> None:
     """User, item and time; with another row between the two they are no repeat of the item before."""
     rng = random.Random(0)  # noqa: S311 - made-up data
@@ -283,7 +290,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("rows_per_unit", [500_000, 20], ids=["one shard", "many shards"])
+@pytest.mark.parametrize("rows_per_unit", [one_shard, many_shards(20)])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_pairs_by_every_setting_equal_a_plain_double_loop(
     tmp_path: Path, log: list[Row], settings: dict[str, Any], rows_per_unit: int
@@ -296,7 +303,7 @@ def test_pairs_by_every_setting_equal_a_plain_double_loop(
     assert expected != naive_pairs(users, 3, 1.0)
 
 
-@pytest.mark.parametrize("rows_per_unit", [500_000, 20], ids=["one shard", "many shards"])
+@pytest.mark.parametrize("rows_per_unit", [one_shard, many_shards(20)])
 @pytest.mark.parametrize("settings", [{}, {"user_power": 0.5, "max_user_interactions": 5}], ids=["plain", "weighed"])
 def test_pairs_ignore_interactions_after_a_global_cut(
     tmp_path: Path, log: list[Row], settings: dict[str, Any], rows_per_unit: int
@@ -338,7 +345,7 @@ def test_interactions_after_the_test_cut_change_no_pair(tmp_path: Path) -> None:
     assert_frame_equal(result[0].catalog, result[1].catalog)
 
 
-@pytest.mark.parametrize("rows_per_unit", [500_000, 20], ids=["one shard", "many shards"])
+@pytest.mark.parametrize("rows_per_unit", [one_shard, many_shards(20)])
 def test_events_have_the_configured_weights_and_others_are_filtered(tmp_path: Path, rows_per_unit: int) -> None:
     """Filtered interactions are in no sequence, so their neighbors become adjacent."""
     factors = {"view": 0.5, "buy": 3.0}
@@ -609,7 +616,7 @@ def tally(files: dict[str, list[RowCase]]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("rows_per_unit", [500_000, 4], ids=["one shard", "many shards"])
+@pytest.mark.parametrize("rows_per_unit", [one_shard, many_shards(4)])
 def test_account_adds_up_with_invalid_rows_of_every_kind(tmp_path: Path, rows_per_unit: int) -> None:
     log, items = planted_log(), planted_items()
     plant(tmp_path, log | items)
@@ -620,7 +627,7 @@ def test_account_adds_up_with_invalid_rows_of_every_kind(tmp_path: Path, rows_pe
     assert result.catalog["year"].to_list() == [1_990, 1_991, 1_992, None, 1_994, 1_995, None]
 
 
-@pytest.mark.parametrize("rows_per_unit", [500_000, 4], ids=["one shard", "many shards"])
+@pytest.mark.parametrize("rows_per_unit", [one_shard, many_shards(4)])
 def test_each_dead_letter_has_its_origin_and_reason(tmp_path: Path, rows_per_unit: int) -> None:
     files = planted_log() | planted_items()
     plant(tmp_path, files)

@@ -103,6 +103,7 @@ def test_report_compares_with_the_previous_run(tmp_path: Path) -> None:
     assert previous["share_of_new_items"] == round(1 / report["interactions"], 6)
 
 
+@pytest.mark.slow
 def test_previous_run_is_the_last_finished_run(tmp_path: Path) -> None:
     runs = [prepared(tmp_path, made_up(seed, 60), goods(9))[0] for seed in (1, 2)]
     _, report = prepared(tmp_path, made_up(3, 60), goods(9))
@@ -112,6 +113,7 @@ def test_previous_run_is_the_last_finished_run(tmp_path: Path) -> None:
     assert report["previous"]["run_id"] == runs[0].run.run_id
 
 
+@pytest.mark.slow
 def test_run_with_other_settings_is_compared_with_the_previous_data(tmp_path: Path) -> None:
     """Not with each other: that would say nothing."""
     first, _ = prepared(tmp_path, made_up(1, 60), goods(9))
@@ -123,6 +125,7 @@ def test_run_with_other_settings_is_compared_with_the_previous_data(tmp_path: Pa
     assert report["previous"]["run_id"] == first.run.run_id
 
 
+@pytest.mark.slow
 def test_unreadable_snapshot_does_not_fail_the_run(tmp_path: Path) -> None:
     first, _ = prepared(tmp_path, made_up(1, 60), goods(9))
     second, _ = prepared(tmp_path, made_up(2, 60), goods(9))

@@ -155,6 +155,7 @@ def children(context: RunContext, tuning_id: str) -> tuple[Any, list[Any]]:
 # --- the search
 
 
+@pytest.mark.slow
 def test_first_trial_is_the_unchanged_config(config: Config, training: Training, clock: Time) -> None:
     result = tune(RunContext.from_config(config), clock=clock)
     assert training.trained[0] == config

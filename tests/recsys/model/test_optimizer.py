@@ -77,7 +77,8 @@ class World:
         }
 
 
-@pytest.mark.parametrize("text_encoder", ["bag", pytest.param("recurrent", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("text_encoder", ["bag", "recurrent"])
 def test_default_settings_give_exactly_adam(text_encoder):
     built = World(text_encoder=text_encoder, compiled=True)
     plain = World(keras.optimizers.Adam(RATE), text_encoder=text_encoder, compiled=True)
