@@ -71,6 +71,15 @@ def test_every_command_is_documented() -> None:
     assert COMMANDS.keys() <= documented
 
 
+def test_reference_of_the_command_line_lists_every_option() -> None:
+    page = (ROOT / "docs/reference/command-line.md").read_text()
+    rows = re.findall(r"^\| `recsys ([^`]+)` \| .* \| (.*) \|$", page, re.MULTILINE)
+    listed = {tuple(command.split()): set(re.findall(r"--[a-z-]+", options)) for command, options in rows}
+    assert listed == {
+        command: {option for option in options if option.startswith("--")} for command, options in COMMANDS.items()
+    }
+
+
 @each_page
 def test_options_without_a_command_exist(page: Path) -> None:
     options = set[str]().union(*COMMANDS.values())
