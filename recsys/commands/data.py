@@ -17,7 +17,7 @@ Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder fo
 
 @app.command("movielens-100k")
 def movielens_100k(output: Output) -> None:
-    """Download MovieLens 100k: 943 users, 1,682 films, 100,000 ratings."""
+    """Download MovieLens 100k: 943 users, 1,682 movies, 100,000 ratings."""
     from recsys.data import datasets  # noqa: PLC0415
 
     with Console(stderr=True).status("Downloading MovieLens 100k"):
