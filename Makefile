@@ -15,7 +15,7 @@ export RECSYS_DATASETS ?= $(abspath $(wildcard ../shared/data))
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/.installed ## run the pipeline on MovieLens 100k and show neighbors of three films
+demo: $(VENV)/.installed ## run the pipeline on MovieLens 100k and show neighbors of three movies
 	@$(BIN)/recsys data movielens-100k --output $(DEMO)
 	@$(BIN)/recsys nightly --config $(DEMO)/recsys.toml
 	@$(BIN)/recsys similar 1 50 98 --k 5 --config $(DEMO)/recsys.toml

@@ -432,7 +432,7 @@ class ServeConfig(Table):
     `Recsys-Sticky-Key`."""
     keys: str | None = None
     """File of API keys, as `recsys keys new` creates them. By default, the keys in the environment variable
-    RECSYS_KEYS; without keys, everybody may read and nobody may write."""
+    RECSYS_KEYS; without keys, all clients may read and none may write."""
     rate: Positive | None = None
     """Maximum number of requests per second for each API key, over all workers. By default, unlimited."""
     timeout_seconds: Positive = 10.0

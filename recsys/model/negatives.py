@@ -30,7 +30,8 @@ IGNORE = -1.0
 """Target of a candidate that is neither a positive nor a negative of an anchor, such as the anchor itself."""
 
 SMALL_CATALOG = 5_000
-"""Number of items up to which `auto` compares anchors with the whole catalog: below it, sampling saves no time."""
+"""Number of items up to which `auto` compares anchors with the whole catalog; see
+`docs/decisions/0021-sampled-candidates.md`."""
 
 
 class Anchors(NamedTuple):

@@ -19,7 +19,8 @@ from serving.live.item_changes import START, ItemChange, ItemChanges
 
 logger = logging.getLogger(__name__)
 
-HOUR_S = 3_600.0
+CHANGE_EXPIRY_S = 86_400.0
+"""A release that was built this long after a change contains it, on the assumption that no nightly run takes longer."""
 WARM_UP_QUERIES = 3
 
 Embed = Callable[[Release, Mapping[str, Any]], NDArray[np.float32]]
@@ -32,10 +33,9 @@ class LiveRelease:
     Args:
         release: a verified release.
         embed: embeds new items by their features; None if the service has no tower.
-        change_expiry_h: a release that was built this many hours after a change supersedes it.
     """
 
-    def __init__(self, release: Release, embed: Embed | None = None, change_expiry_h: float = 24.0) -> None:
+    def __init__(self, release: Release, embed: Embed | None = None) -> None:
         self.release = release
         self.release_id = release.release_id
         self.overlay = EMPTY_OVERLAY
@@ -43,7 +43,6 @@ class LiveRelease:
         self.created_at = datetime.fromisoformat(release.manifest.created_at).timestamp()
         """When the release was built, in seconds since 1970."""
         self._embed = embed
-        self._change_expiry_s = change_expiry_h * HOUR_S
         self._position = START
         self._hidden: set[str] = set()
         self._added: dict[str, AddedItem] = {}
@@ -72,14 +71,14 @@ class LiveRelease:
 
         A hidden item is contained if the catalog does not have the item: it stays hidden as long as it is in the
         catalog. Any other change is contained if the catalog has the changed values, or if the release was built
-        `change_expiry_h` after the change.
+        `CHANGE_EXPIRY_S` after the change.
         """
         item_number = self.release.catalog.find_item_number(change.item_id)
         if change.hidden:
             return item_number is None
         if self.created_at < change.changed_at:
             return False
-        if self.created_at >= change.changed_at + self._change_expiry_s:
+        if self.created_at >= change.changed_at + CHANGE_EXPIRY_S:
             return True
         if item_number is None:
             return False

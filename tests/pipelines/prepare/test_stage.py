@@ -486,7 +486,7 @@ def test_equal_timestamps_in_different_formats_are_ties(tmp_path: Path) -> None:
 
 
 class RowCase(NamedTuple):
-    """A row of a file, and what has to become of it."""
+    """A row of a file and its expected outcome."""
 
     row: Row | str
     reason: str | None = None
