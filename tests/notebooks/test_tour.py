@@ -1,4 +1,4 @@
-"""`notebooks/tour.ipynb`: it is stored without outputs, and has the expected results on MovieLens 100k."""
+"""`notebooks/tour.ipynb` is stored without outputs; executed on MovieLens 100k, it has the expected results."""
 
 import copy
 import json
@@ -82,7 +82,7 @@ def test_stored_cells_have_no_outputs_and_no_execution_counts(stored: Any) -> No
     assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
 
 
-def test_each_section_has_its_number_of_figures(executed: Executed) -> None:
+def test_each_section_has_the_expected_number_of_figures(executed: Executed) -> None:
     section, figures = 0, Counter[int]()
     for cell in executed.cells:
         if cell.cell_type == "markdown":
@@ -95,7 +95,7 @@ def test_each_section_has_its_number_of_figures(executed: Executed) -> None:
 
 
 def test_outputs_are_only_tables_figures_and_values(executed: Executed) -> None:
-    """There are no warnings and no log lines of TensorFlow."""
+    """TensorFlow writes no warnings and no log lines."""
     kinds = {output.output_type for cell in executed.cells for output in cell.get("outputs", [])}
     assert kinds == {"display_data", "execute_result"}
 

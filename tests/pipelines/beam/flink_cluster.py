@@ -20,7 +20,7 @@ JAVA = ["java", "-Xmx512m", *ADD_OPENS]
 JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
 
-# computed by Flink's own start scripts; a task manager does not start without them
+# Flink's start scripts compute these values; without them a task manager does not start
 MEMORY = """
 taskmanager.cpu.cores: 1
 taskmanager.memory.task.heap.size: 256m
@@ -38,7 +38,7 @@ taskmanager.memory.jvm-overhead.max: 192m
 
 @contextmanager
 def session_cluster(jars: Path, folder: Path) -> Iterator[str]:
-    """Start the cluster, and yield the address to submit jobs to."""
+    """Start the cluster and yield the address to which jobs are submitted."""
     rest, rpc = job_servers.free_port(), job_servers.free_port()
     settings = {
         "jobmanager.rpc.address": HOST,
@@ -51,7 +51,7 @@ def session_cluster(jars: Path, folder: Path) -> Iterator[str]:
         "taskmanager.bind-host": HOST,
         "taskmanager.numberOfTaskSlots": 1,
         "io.tmp.dirs": folder,
-        # a job ships the same jars again
+        # each job submits the same jars again
         "classloader.resolve-order": "parent-first",
     }
     (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()) + MEMORY)

@@ -1,4 +1,4 @@
-"""Beam jobs on Flink and Spark: every row equals that of the profile `local`."""
+"""Beam jobs on Flink and Spark write the same rows as with the profile `local`."""
 
 import logging
 import os
@@ -17,8 +17,8 @@ from recsys.testing import program, synthetic
 from tests.pipelines import outputs
 from tests.pipelines.beam import flink_cluster
 
-JOB_SERVERS = Path(os.environ.get("RECSYS_JOB_SERVERS", "nowhere"))
-"""The folder that `make flink` and `make spark` put Beam's job servers into."""
+JOB_SERVERS = Path(os.environ.get("RECSYS_JOB_SERVERS", "no-job-servers"))
+"""Folder of Beam's job servers, which `make flink` and `make spark` create."""
 
 TIMEOUT_S = 900
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.skipif(shutil.which("java") is None, 
 
 
 def needs_job_server(profile: str) -> pytest.MarkDecorator:
-    reason = f"needs Beam's job server for {profile}, which `make {profile}` fetches with Maven"
+    reason = f"needs Beam's job server for {profile}: run `make {profile}`, which gets it with Maven"
     return pytest.mark.skipif(not (JOB_SERVERS / profile).is_dir(), reason=reason)
 
 
@@ -56,7 +56,7 @@ n_trees = 10
 recall_target = 0.9
 recall_floor = 0.1
 """
-"""Random interactions, so nothing to learn beyond popularity: the gate would rightly refuse the release."""
+"""Settings for random interactions, from which only popularity can be learned; the gate would reject the release."""
 
 SMALL_UNITS = {"movielens": ["resources.memory_mb=160"], "million": []}
 """Overrides that split a data set into several units."""
@@ -82,7 +82,7 @@ def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
-    """Run the stages up to publish; the gate is left out, since this test compares runners and not models."""
+    """Run the stages up to `publish`. The gate is skipped, because the tests compare runners and not models."""
     config = request.getfixturevalue(request.param) / "recsys.toml"
     folder = tmp_path_factory.mktemp("local")
     overrides = [*SMALL_UNITS[request.param], f"data.workspace={folder / 'workspace'}"]
@@ -103,8 +103,7 @@ CASES = [
     case("movielens", "spark", "embedded"),
     case("million", "spark", "embedded"),
 ]
-"""Both data sets and both kinds of Flink cluster, an embedded one and two task managers; each once, since each takes
-minutes."""
+"""Cover both data sets, runners and kinds of Flink cluster (embedded; two task managers). Each takes minutes."""
 
 
 @pytest.fixture
@@ -121,27 +120,27 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[str
         assert flink_cluster.finished_jobs(address) == 3
 
 
-def recsys(command: str, config: Path, overrides: list[str], *arguments: object) -> float:
-    """Run a command in another process, and return its seconds."""
+def run_command(command: str, config: Path, overrides: list[str], *arguments: object) -> float:
+    """Run a command in another process and return its duration in seconds."""
     started = time.monotonic()
     flags = [flag for override in overrides for flag in ("--set", override)]
-    done = program.run(command, "--config", config, *flags, *arguments, timeout_s=TIMEOUT_S)
-    assert done.returncode == 0, done.stderr
+    process = program.run(command, "--config", config, *flags, *arguments, timeout_s=TIMEOUT_S)
+    assert process.returncode == 0, process.stderr
     return time.monotonic() - started
 
 
 def export_neighbors(config: Path, overrides: list[str], release: Path, to: Path) -> float:
     overrides = [*overrides, "resources.memory_mb=800"]
-    return recsys("export", config, overrides, "--release", release, "--to", to)
+    return run_command("export", config, overrides, "--release", release, "--to", to)
 
 
 @pytest.mark.parametrize(("local", "cluster"), CASES, indirect=True)
 def test_cluster_writes_the_rows_of_the_local_profile(local: LocalRun, cluster: list[str], tmp_path: Path) -> None:
     overrides = [*local.overrides, *cluster, f"data.workspace={tmp_path / 'workspace'}"]
-    seconds = {"prepare": recsys("prepare", local.config, overrides)}
+    seconds = {"prepare": run_command("prepare", local.config, overrides)}
     (run,) = (tmp_path / "workspace" / "runs").iterdir()
     shutil.copytree(local.run / "train", run / "train")
-    seconds["embed"] = recsys("embed", local.config, overrides)
+    seconds["embed"] = run_command("embed", local.config, overrides)
     seconds["neighbors"] = export_neighbors(local.config, overrides, local.release, tmp_path / "neighbors")
     logging.getLogger(__name__).info("seconds: %s", {name: round(value, 1) for name, value in seconds.items()})
 

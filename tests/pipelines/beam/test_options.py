@@ -67,22 +67,26 @@ def test_local_profiles_need_no_options(profile: str, expected: dict[str, Any]) 
 
 @pytest.mark.parametrize(("profile", "master"), [("flink", "flink_master"), ("spark", "spark_master_url")])
 def test_java_runner_is_embedded_unless_a_cluster_is_set(profile: str, master: str, jar: str) -> None:
-    given = {f"{profile}_job_server_jar": jar}
-    embedded = pipeline_options(beam(profile, **given))
+    options = {f"{profile}_job_server_jar": jar}
+    embedded = pipeline_options(beam(profile, **options))
     assert "local" in embedded[master]
     assert embedded["sdk_worker_parallelism"] == "3"
     cluster = {master: "cluster:8081", "environment_type": "EXTERNAL", "environment_config": "localhost:50000"}
-    assert pipeline_options(beam(profile, **given, **cluster)).items() >= {**given, **cluster}.items()
+    assert pipeline_options(beam(profile, **options, **cluster)).items() >= {**options, **cluster}.items()
 
 
-def test_dataflow_options() -> None:
-    chosen = pipeline_options(beam("dataflow", **DATAFLOW, experiments=["one", "two"]))
-    assert chosen.items() >= DATAFLOW.items()
-    assert (chosen["runner"], chosen["max_num_workers"], chosen["experiments"]) == ("DataflowRunner", 3, ["one", "two"])
-    assert chosen["save_main_session"] is False
+def test_dataflow_sets_runner_and_number_of_workers() -> None:
+    options = pipeline_options(beam("dataflow", **DATAFLOW, experiments=["one", "two"]))
+    assert options.items() >= DATAFLOW.items()
+    assert (options["runner"], options["max_num_workers"], options["experiments"]) == (
+        "DataflowRunner",
+        3,
+        ["one", "two"],
+    )
+    assert options["save_main_session"] is False
 
 
-def test_config_overrides_the_profile() -> None:
+def test_options_of_the_config_override_the_profile() -> None:
     assert pipeline_options(beam("dataflow", **DATAFLOW, max_num_workers=50))["max_num_workers"] == 50
 
 
@@ -112,10 +116,10 @@ def test_rejects_value_that_beam_does_not_accept(name: str, value: object) -> No
         pipeline_options(beam("portable", **{name: value}))
 
 
-def test_rejected_value_is_not_shown_because_it_may_be_a_secret() -> None:
+def test_error_does_not_show_the_rejected_value() -> None:
     with pytest.raises(ConfigError, match="s3_secret_access_key") as caught:
-        pipeline_options(beam("portable", s3_secret_access_key=["hush", "hush"]))
-    assert "hush" not in str(caught.value)
+        pipeline_options(beam("portable", s3_secret_access_key=["confidential", "confidential"]))
+    assert "confidential" not in str(caught.value)
 
 
 def test_rejects_runner_option() -> None:
@@ -125,9 +129,9 @@ def test_rejects_runner_option() -> None:
 
 @pytest.mark.parametrize("missing", ["project", "region", "temp_location", "sdk_container_image"])
 def test_dataflow_names_the_missing_option(missing: str) -> None:
-    given = {name: value for name, value in DATAFLOW.items() if name != missing}
+    options = {name: value for name, value in DATAFLOW.items() if name != missing}
     with pytest.raises(ConfigError, match=rf"must contain {missing}.*with the profile dataflow"):
-        pipeline_options(beam("dataflow", **given))
+        pipeline_options(beam("dataflow", **options))
 
 
 @pytest.mark.parametrize("profile", ["flink", "spark"])
@@ -151,25 +155,25 @@ def test_cluster_on_this_machine_needs_no_environment_type(address: str, jar: st
     assert "environment_type" not in pipeline_options(beam("flink", flink_job_server_jar=jar, flink_master=address))
 
 
-def silent(*_: object, **__: object) -> None:
+def ignore_progress(*_: object, **__: object) -> None:
     """Ignore progress."""
 
 
 @pytest.mark.skipif(find_spec("apitools") is not None, reason="Google's libraries are installed")
 def test_dataflow_without_google_libraries_names_the_package() -> None:
     with pytest.raises(ConfigError, match=r"pip install \"apache-beam\[gcp\]\""):
-        runner.run([], beam("dataflow", **DATAFLOW), silent)
+        runner.run([], beam("dataflow", **DATAFLOW), ignore_progress)
 
 
-def test_errors_of_beams_own_validation_are_reported() -> None:
+def test_reports_errors_of_beams_validation() -> None:
     with pytest.raises(ConfigError, match=r"(?s)must pass Beam's own checks.*process_command"):
-        runner.run([], beam("local", environment_type="PROCESS", environment_options=["zzz=1"]), silent)
+        runner.run([], beam("local", environment_type="PROCESS", environment_options=["zzz=1"]), ignore_progress)
 
 
 # --- servers
 
 
-def listening(address: str, host: str = "127.0.0.1") -> bool:
+def is_listening(address: str, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((host, int(address.rpartition(":")[2]))) == 0
 
@@ -177,9 +181,9 @@ def listening(address: str, host: str = "127.0.0.1") -> bool:
 def wait_until_closed(addresses: list[str]) -> bool:
     """Return whether the ports are closed before the deadline."""
     deadline = time.monotonic() + DEADLINE_S
-    while any(map(listening, addresses)) and time.monotonic() < deadline:
+    while any(map(is_listening, addresses)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not any(map(listening, addresses))
+    return not any(map(is_listening, addresses))
 
 
 def addresses_of(options: dict[str, Any]) -> list[str]:
@@ -189,13 +193,13 @@ def addresses_of(options: dict[str, Any]) -> list[str]:
 def test_servers_bind_to_loopback_and_end_with_the_run() -> None:
     with job_servers.started({"runner": "PortableRunner"}) as options:
         addresses = addresses_of(options)
-        assert all(map(listening, addresses))
-        # a server bound to every interface also listens on the other loopback addresses
-        assert not any(listening(address, "127.0.0.2") for address in addresses)
+        assert all(map(is_listening, addresses))
+        # a server that is bound to all interfaces also listens on other loopback addresses
+        assert not any(is_listening(address, "127.0.0.2") for address in addresses)
     assert wait_until_closed(addresses)
 
 
-STARTER = """
+PARENT_PROGRAM = """
 import json, sys
 from pipelines.beam import job_servers
 with job_servers.started({}) as options:
@@ -204,32 +208,34 @@ with job_servers.started({}) as options:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name
+)
 @pytest.mark.slow
-def test_servers_end_when_the_parent_process_is_killed(number: signal.Signals) -> None:
-    command = [sys.executable, "-c", STARTER]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as starter:
-        assert starter.stdout is not None
-        addresses = addresses_of(json.loads(starter.stdout.readline()))
-        assert all(map(listening, addresses))
-        os.kill(starter.pid, number)
+def test_servers_end_when_the_parent_process_is_killed(signal_number: signal.Signals) -> None:
+    command = [sys.executable, "-c", PARENT_PROGRAM]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout is not None
+        addresses = addresses_of(json.loads(parent.stdout.readline()))
+        assert all(map(is_listening, addresses))
+        os.kill(parent.pid, signal_number)
     assert wait_until_closed(addresses)
 
 
-def test_servers_that_are_configured_are_not_started() -> None:
-    named = {"job_endpoint": "127.0.0.1:1", "environment_type": "DOCKER"}
-    with job_servers.started(named) as options:
-        assert options == named
+def test_does_not_start_servers_if_addresses_are_configured() -> None:
+    configured = {"job_endpoint": "127.0.0.1:1", "environment_type": "DOCKER"}
+    with job_servers.started(configured) as options:
+        assert options == configured
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
-def test_server_that_does_not_start_is_reported_with_its_output(jar: str) -> None:
+def test_error_contains_the_output_of_a_server_that_does_not_start(jar: str) -> None:
     options = pipeline_options(beam("flink", flink_job_server_jar=jar))
     with pytest.raises(StageError, match=r"(?s)job server must start.*server\.jar"), job_servers.started(options):
         pass
 
 
-def test_missing_java_is_reported(jar: str) -> None:
+def test_reports_missing_java(jar: str) -> None:
     options = pipeline_options(beam("flink", flink_job_server_jar=jar, job_server_java_launcher="no-such-java"))
     with pytest.raises(StageError, match=r"needs Java 17\. Received: no no-such-java"), job_servers.started(options):
         pass
@@ -244,14 +250,14 @@ def test_grpc_servers_of_this_process_bind_to_loopback() -> None:
     port = server.add_insecure_port("[::]:0")
     server.start()
     try:
-        assert listening(f":{port}")
-        assert not listening(f":{port}", "127.0.0.2")
+        assert is_listening(f":{port}")
+        assert not is_listening(f":{port}", "127.0.0.2")
     finally:
         server.stop(0)
     assert grpc.server is original
 
 
-# --- equal rows in other processes
+# --- workers in other processes
 
 
 def config_of(path: Path, *settings: str) -> Config:
@@ -271,10 +277,10 @@ def write_tower(folder: Path, context: RunContext) -> None:
 
 
 @pytest.mark.slow
-def test_prepare_and_embed_write_the_same_rows_in_other_processes(tmp_path: Path) -> None:
+def test_prepare_and_embed_write_the_same_rows_with_workers_in_other_processes(tmp_path: Path) -> None:
     path = world.write(tmp_path / "world")
     small = ["resources.memory_mb=1.6"]
-    written = {}
+    rows = {}
     for profile in ("local", "portable"):
         workspace = tmp_path / profile
         settings = [*small, f"data.workspace={workspace}", f"beam.profile={profile}"]
@@ -285,37 +291,39 @@ def test_prepare_and_embed_write_the_same_rows_in_other_processes(tmp_path: Path
             write_tower(trained, context)
         shutil.copytree(trained, context.run.folder / "train")
         embed.embed(context.config, context.run, context.progress)
-        written[profile] = outputs.rows(context.run.folder)
-    assert len([name for name in written["local"] if name.startswith("prepare/pairs/")]) > 1
-    assert written["portable"] == written["local"]
+        rows[profile] = outputs.rows(context.run.folder)
+    assert len([name for name in rows["local"] if name.startswith("prepare/pairs/")]) > 1
+    assert rows["portable"] == rows["local"]
 
 
 @pytest.mark.slow
-def test_neighbors_are_the_same_rows_in_other_processes(tmp_path: Path, write_release: Callable[..., Path]) -> None:
+def test_export_writes_the_same_rows_with_workers_in_other_processes(
+    tmp_path: Path, write_release: Callable[..., Path]
+) -> None:
     release = Release.load(write_release([f"item-{number}" for number in range(40)]))
     path = world.write(tmp_path / "world")
-    written = {}
+    rows = {}
     for profile in ("local", "portable"):
         to = tmp_path / f"{profile}-neighbors"
         settings = [f"data.workspace={tmp_path / profile}", f"beam.profile={profile}", f"export.to={to}"]
         config = config_of(path, *settings, "resources.memory_mb=12", "export.k=5")
         export_neighbors(release, config, Progress(quiet=True))
-        written[profile] = outputs.rows(to)
-    assert len([name for name in written["local"] if name.endswith(".parquet")]) > 1
-    assert written["portable"] == written["local"]
+        rows[profile] = outputs.rows(to)
+    assert len([name for name in rows["local"] if name.endswith(".parquet")]) > 1
+    assert rows["portable"] == rows["local"]
 
 
 # --- remote workers
 
 
-def nothing(unit: int) -> None:
-    """Work that must not start without the folder."""
+def fail_if_started(unit: int) -> None:
+    """Raise: a worker must not start work if it cannot access the folder."""
     raise AssertionError(unit)
 
 
 @pytest.mark.slow
-def test_workers_without_access_to_the_run_folder_are_reported(tmp_path: Path) -> None:
+def test_reports_workers_without_access_to_the_run_folder(tmp_path: Path) -> None:
     folder = tmp_path / "not shared"
-    phase = runner.Phase("first", [0, 1], nothing, lambda unit: folder / f"{unit}.json")
+    phase = runner.Phase("first", [0, 1], fail_if_started, lambda unit: folder / f"{unit}.json")
     with pytest.raises(StageError, match=r"must have access to the folder of the run, .*not shared.*without 0\.json"):
-        runner.run([phase], BeamConfig(), silent)
+        runner.run([phase], BeamConfig(), ignore_progress)

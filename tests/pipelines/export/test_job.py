@@ -1,4 +1,4 @@
-"""The export of a release: it has the ranking of the service, resumes after a kill, and repeats nothing."""
+"""The export of a release: its rows equal the results of the service, and finished units are not repeated."""
 
 import json
 from contextlib import AbstractContextManager
@@ -30,7 +30,7 @@ def release() -> Release:
 
 
 class Exporter:
-    """Exports into one workspace, and records which units were searched."""
+    """Exports with one workspace and records which units were searched."""
 
     def __init__(self, folder: Path, release: Release) -> None:
         self.folder, self.release = folder, release
@@ -121,14 +121,14 @@ def test_writes_a_second_sink_from_the_same_parts(export: Exporter) -> None:
 
 
 @pytest.mark.parametrize("killed_at", range(5))
-def test_after_a_kill_searches_only_the_missing_units(
+def test_searches_only_the_unfinished_units_after_a_kill(
     export: Exporter, killed_at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     uninterrupted = Exporter(tmp_path / "uninterrupted", export.release)
     uninterrupted()
 
     def kill(path: Path) -> AbstractContextManager[Path]:
-        """Stop after a part is written and before it is marked as complete."""
+        """Exit after a part is written and before it is marked as complete."""
         if path.name == f"part-{killed_at:05d}.json":
             raise SystemExit(9)
         return storage.atomic_write(path)
@@ -144,7 +144,7 @@ def test_after_a_kill_searches_only_the_missing_units(
     assert [part.read_bytes() for part in export.parts] == [part.read_bytes() for part in uninterrupted.parts]
 
 
-def test_after_a_kill_during_delivery_searches_nothing(export: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_searches_no_unit_again_after_a_kill_during_delivery(export: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -160,7 +160,7 @@ def test_after_a_kill_during_delivery_searches_nothing(export: Exporter, monkeyp
 @pytest.mark.parametrize(
     "changed", [{"k": 5}, {"min_similarity": 0.6}, {"where": {"genre": ["genre-1"]}}, {"min_interactions": 15}]
 )
-def test_other_settings_replace_the_export(export: Exporter, changed: dict[str, Any]) -> None:
+def test_export_with_other_settings_replaces_the_previous_one(export: Exporter, changed: dict[str, Any]) -> None:
     first = export()
     before = export.rows
     second = export(**changed)
@@ -171,8 +171,8 @@ def test_other_settings_replace_the_export(export: Exporter, changed: dict[str, 
     assert len(list((export.folder / "out").glob("export-*"))) == 1
 
 
-def test_the_sink_does_not_change_the_export(export: Exporter) -> None:
-    """And no file contains its password."""
+def test_export_id_does_not_depend_on_the_sink(export: Exporter) -> None:
+    """No file of the workspace contains the address of the sink, which can include a password."""
     first = export()
     second = export(to=f"sqlite:///{export.folder}/secret.db")
     assert second["export_id"] == first["export_id"]
@@ -180,7 +180,7 @@ def test_the_sink_does_not_change_the_export(export: Exporter) -> None:
         assert path.is_dir() or b"secret" not in path.read_bytes()
 
 
-def test_applies_the_filters_in_every_unit(export: Exporter) -> None:
+def test_applies_the_filters_to_every_unit(export: Exporter) -> None:
     summary = export(where={"genre": ["genre-2"]}, min_interactions=1)
     assert set(export.rows["neighbor_id"]) == {f"item-2-{position}" for position in range(8)}
     assert (summary["items"], summary["items_without_neighbors"]) == (49, 0)
@@ -224,10 +224,9 @@ def test_rejects_a_second_export_process(export: Exporter) -> None:
         export()
 
 
-def test_a_worker_process_loads_the_release_once(
+def test_worker_process_loads_the_release_once(
     export: Exporter, release: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It is verified, and used for all units of the process."""
     config = export.config(where={"genre": ["genre-3"]}).export
     loaded: list[Path] = []
     load = Release.load
@@ -240,10 +239,10 @@ def test_a_worker_process_loads_the_release_once(
     monkeypatch.setattr(Release, "load", counting)
     (tmp_path / "abc").mkdir()
     run = job._export_run(release, export.config())
-    made = job.Job.from_config(release, config, ITEMS_PER_UNIT, run)
-    made.folder.mkdir()
+    search_job = job.Job.from_config(release, config, ITEMS_PER_UNIT, run)
+    search_job.folder.mkdir()
     for unit in range(3):
-        job.search_unit(made, unit)
+        job.search_unit(search_job, unit)
     assert loaded == [GOLDEN.resolve()]
-    rows = pl.concat([pl.read_parquet(made.part(unit)) for unit in range(3)])
+    rows = pl.concat([pl.read_parquet(search_job.part(unit)) for unit in range(3)])
     assert set(rows["neighbor_id"]) == {f"item-3-{position}" for position in range(8)}

@@ -1,4 +1,4 @@
-"""Sinks: every sink is read back with a library other than the one that wrote."""
+"""The sinks. Each test reads the rows with a library other than the one that wrote them."""
 
 import json
 import os
@@ -88,7 +88,7 @@ class TestParquetByUrl(SinkContract):
         return f"{bucket.url}/new/neighbors.parquet"
 
     @pytest.fixture(autouse=True)
-    def _stored(self, bucket):
+    def _set_bucket(self, bucket):
         self.bucket = bucket
 
     def visible_rows(self, url):
@@ -96,7 +96,7 @@ class TestParquetByUrl(SinkContract):
         names = json.loads(self.bucket.get(f"{folder}/_MANIFEST.json"))["files"]
         return sorted(row for name in names for row in pl.read_parquet(self.bucket.get(f"{folder}/{name}")).rows())
 
-    def count_stored(self, url, export_id):  # noqa: ARG002 - a bucket holds one export
+    def count_stored(self, url, export_id):  # noqa: ARG002 - the bucket contains one export
         return sum(export_id in name for name in self.bucket.names())
 
     def test_rejects_a_prefix_with_other_content(self, bucket):
@@ -117,7 +117,7 @@ class TestJsonLinesByUrl(SinkContract):
         return f"{bucket.url}/new/neighbors.jsonl"
 
     @pytest.fixture(autouse=True)
-    def _stored(self, bucket):
+    def _set_bucket(self, bucket):
         self.bucket = bucket
 
     def visible_rows(self, url):
@@ -126,7 +126,7 @@ class TestJsonLinesByUrl(SinkContract):
         assert len({line["export_id"] for line in lines}) <= 1
         return rows_of_items((line["item_id"], line["neighbors"]) for line in lines)
 
-    def count_stored(self, url, export_id):  # noqa: ARG002 - a bucket holds one export
+    def count_stored(self, url, export_id):  # noqa: ARG002 - the bucket contains one export
         return sum(self.bucket.get(name).decode().count(export_id) for name in self.bucket.names())
 
     def kill(self, sink):
@@ -134,9 +134,9 @@ class TestJsonLinesByUrl(SinkContract):
             sink._file.close()
 
     def test_removes_the_draft(self, url, export, tmp_path):
-        made = export("one-1")
-        self.deliver(url, made)
-        assert list_files(tmp_path) == sorted(part.name for part in made.parts)
+        created = export("one-1")
+        self.deliver(url, created)
+        assert list_files(tmp_path) == sorted(part.name for part in created.parts)
 
     def test_rejects_an_object_with_other_content(self, url, bucket):
         bucket.put("new/neighbors.jsonl", b"user_id,item_id\n")
@@ -174,7 +174,7 @@ class TestSqlite(SinkContract):
             assert sink.current_export_id() is None
         assert list_files(tmp_path) == []
 
-    def test_keeps_other_tables(self, url, export, tmp_path):
+    def test_does_not_change_other_tables(self, url, export, tmp_path):
         (tmp_path / "new").mkdir()
         with closing(sqlite3.connect(tmp_path / "new" / "all.db")) as connection:
             connection.execute("CREATE TABLE neighbors AS SELECT 7 AS value")
@@ -188,8 +188,8 @@ class TestSqlite(SinkContract):
         with closing(open_sink(url)) as sink:
             for part in second.parts:
                 sink.write(second, part)
-            with closing(open_sink(url)) as other:
-                other.remove_previous(first)
+            with closing(open_sink(url)) as second_sink:
+                second_sink.remove_previous(first)
             with pytest.raises(StageError, match="Received: 0 of 6 rows"):
                 sink.publish(second)
         assert self.visible_rows(url) == expected_rows(first)
@@ -238,10 +238,10 @@ class TestPostgresql(SinkContract):
 
     def test_rejects_a_second_writer(self, url, export):
         first, second = export("one-1"), export("two-1")
-        with closing(open_sink(url)) as sink, closing(open_sink(url)) as other:
+        with closing(open_sink(url)) as sink, closing(open_sink(url)) as second_sink:
             sink.write(first, first.parts[0])
             with pytest.raises(StageError, match="Another process is already exporting"):
-                other.write(second, second.parts[0])
+                second_sink.write(second, second.parts[0])
 
     def test_rolls_back_an_id_that_postgresql_cannot_store(self, url, export):
         first = export("one-1")
@@ -250,7 +250,7 @@ class TestPostgresql(SinkContract):
             self.deliver(url, export("two-1", ["a", "nul \0", "b"]))
         assert self.visible_rows(url) == expected_rows(first)
 
-    def test_existing_tables_need_no_create_privilege(self, url, export):
+    def test_needs_no_create_privilege_if_the_tables_exist(self, url, export):
         self.deliver(url, export("one-1"))
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("DROP ROLE IF EXISTS exporter")
@@ -312,12 +312,12 @@ class TestRedis(SinkContract):
         assert self.visible_rows(url) == expected_rows(first)
 
     def test_reports_a_full_server_in_one_line(self, url, export):
-        made = export("one-1")
+        created = export("one-1")
         with redis.Redis.from_url(url) as client:
             client.config_set("maxmemory", 1)
             try:
                 with pytest.raises(StageError, match="maxmemory") as caught:
-                    self.deliver(url, made)
+                    self.deliver(url, created)
             finally:
                 client.config_set("maxmemory", 0)
         assert len(str(caught.value)) < 500
@@ -325,7 +325,7 @@ class TestRedis(SinkContract):
             assert sink.current_export_id() is None
 
 
-# --- choice of the sink
+# --- choosing a sink
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ class TestRedis(SinkContract):
         ("rediss://host", "RedisSink"),
     ],
 )
-def test_chooses_the_sink_by_name_without_connecting(to, name, tmp_path, monkeypatch):
+def test_chooses_the_sink_by_its_address_without_connecting(to, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with closing(open_sink(to)) as sink:
         assert type(sink).__name__ == name
@@ -365,7 +365,7 @@ def test_rejects_a_location_below_a_file(to, tmp_path):
     assert list_files(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root has write permission everywhere")
 @pytest.mark.parametrize("to", ["{}/out", "{}/out.jsonl", "sqlite:///{}/out.db"])
 def test_rejects_a_folder_without_write_permission(to, tmp_path):
     tmp_path.chmod(0o500)
@@ -412,7 +412,7 @@ def test_reports_an_unreachable_server_without_the_password(to):
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "expected"),
     [
         ("redis://:p@ss@host:1/0", "redis://…@host:1/0"),
         ("postgresql://me:p@ss@host/db?sslmode=off", "postgresql://…@host/db"),
@@ -420,14 +420,14 @@ def test_reports_an_unreachable_server_without_the_password(to):
         ("postgresql://me:what?p@ss@host/db", "postgresql://…"),
     ],
 )
-def test_shows_an_address_without_secrets(url, shown):
+def test_removes_the_secrets_of_an_address(url, expected):
     address = Address(url)
-    assert address.shown == shown
+    assert address.shown == expected
     assert "p@ss" not in address.without_secret(f"cannot read {url}: {url.partition('://')[2]}")
     assert "p@ss" not in repr(address)
 
 
 @pytest.mark.parametrize("url", ["redis://host:1/0", "postgresql://host/db", "sqlite:///all.db", "folder/with @ sign"])
-def test_shows_an_address_without_secrets_unchanged(url):
+def test_does_not_change_an_address_without_secrets(url):
     assert Address(url).shown == url
     assert Address(url).without_secret(f"cannot read {url}") == f"cannot read {url}"

@@ -1,4 +1,4 @@
-"""The shuffle through files: every reader gets its rows, once and in order."""
+"""The shuffle through files: each reader gets its rows once and in order."""
 
 from contextlib import closing
 from pathlib import Path
@@ -13,10 +13,10 @@ from pipelines.prepare import shuffle
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.text(max_size=5), st.lists(st.text(max_size=2), max_size=3)))
 SCHEMA = {"reader": pl.Int64, "text": pl.String, "tags": pl.List(pl.String)}
-QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 
 
-@QUIET
+@SETTINGS
 @given(chunks=st.lists(ROWS, min_size=1, max_size=3))
 def test_each_reader_gets_its_rows_in_order(tmp_path: Path, chunks: list[list[Any]]) -> None:
     path = tmp_path / "rows.arrow"
@@ -36,11 +36,11 @@ def test_batches_equal_the_written_frames(tmp_path: Path) -> None:
             writer.write(frame)
     file = shuffle.open_batches(tmp_path / "rows.arrow")
     read = [shuffle.to_frame(file.get_batch(number)) for number in range(file.num_record_batches)]
-    assert [frame.equals(other) for frame, other in zip(frames, read, strict=True)] == [True, True]
+    assert [frame.equals(batch) for frame, batch in zip(frames, read, strict=True)] == [True, True]
 
 
 def test_spread_writes_each_text_once(tmp_path: Path) -> None:
-    """Each slice of the newer string type would be written with the text of all rows."""
+    """With Arrow's string views, each batch would contain the text of all rows."""
     texts = [f"{number:01000d}" for number in range(200)]
     with closing(shuffle.Writer(tmp_path / "rows.arrow")) as writer:
         writer.spread(pl.DataFrame({"text": texts}), np.arange(200) % 50, 50)
