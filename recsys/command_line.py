@@ -3,7 +3,8 @@
 Each package brings its own commands, which `pyproject.toml` lists as entry points of the group `recsys.commands`. A
 command module is imported when its command is used or listed, and imports its libraries when the command runs.
 
-Exit codes: 0 done; 1 the work failed, or the release was refused; 2 the input or the command line is wrong.
+Exit codes: 0 success; 1 the command failed, or the gate refused the release; 2 the input, the config or the command
+line is invalid.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ app = typer.Typer(
 
 @app.callback()
 def recsys() -> None:
-    """Similar-item recommendations: train a siamese tower every night, and answer queries all day."""
+    """Similar-item recommendations: a nightly pipeline that trains a siamese tower, and a query service."""
 
 
 def main() -> None:

@@ -28,8 +28,9 @@ def export(
             "--to",
             envvar="RECSYS_EXPORT_TO",
             metavar="LOCATION",
-            help="A folder for Parquet or a file.jsonl, both also s3://…; sqlite:///FILE, postgresql://… or redis://…; "
-            "the same as export.to. The environment variable keeps a password out of files and process lists.",
+            help="Target: a folder for Parquet or a file ending in .jsonl, by path or URL, or a database: "
+            "sqlite:///FILE, postgresql://… or redis://…; the same as export.to. Set the environment variable to keep "
+            "a password out of files and process lists.",
         ),
     ] = None,
     k: Annotated[
@@ -41,8 +42,9 @@ def export(
 ) -> None:
     """Export the nearest neighbors of every item, with their similarities.
 
-    Writes Parquet, JSON lines, SQLite, PostgreSQL or Redis, in the order of `recsys similar`. Readers see the previous
-    export until the new one is complete. An interrupted export resumes; a finished one is not repeated.
+    Writes Parquet, JSON lines, SQLite, PostgreSQL or Redis. The neighbors are those of `recsys similar`, in the same
+    order. Readers see the previous export until the new one is complete. An interrupted export resumes; a finished
+    one is not repeated.
     """
     from recsys.config.loading import load_config  # noqa: PLC0415
 

@@ -44,14 +44,14 @@ def nightly(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the last unfinished run, even if the input has changed since.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show which stages would run; write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run all stages, from the input files to the champion.
 
     Exit code 0: the release is the champion, or was the champion before. 1: the gate refused the release, or a stage
-    failed; the same command resumes after the last finished stage. 2: the input or the config is wrong. With --json
-    the summary is printed in every case.
+    failed; the same command resumes after the last finished stage. 2: the input or the config is invalid. With
+    --json the summary is printed in every case.
     """
     from recsys.config.loading import load_config  # noqa: PLC0415
 

@@ -40,7 +40,7 @@ def evaluate(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, a
 
 
 def calibrate(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Fit probabilities and thresholds to similarities, on held-out pairs."""
+    """Calibrate similarities: fit probabilities and thresholds on held-out pairs."""
     _run("calibrate", config, overrides, as_json)
 
 
@@ -51,10 +51,11 @@ def publish(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as
 
 def promote(
     release: Annotated[
-        str | None, typer.Argument(metavar="[RELEASE]", help="A registered release; by default that of the run.")
+        str | None,
+        typer.Argument(metavar="[RELEASE]", help="Id of a registered release; by default the release of the run."),
     ] = None,
     *,
-    force: Annotated[bool, typer.Option("--force", help="With RELEASE: even if it did not pass the gate.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote RELEASE even if it did not pass the gate.")] = False,
     reason: Reason = "",
     config: ConfigFile = CONFIG_DEFAULT,
     overrides: Overrides = None,
@@ -62,15 +63,15 @@ def promote(
 ) -> None:
     """Make a release the champion if it passes the gate.
 
-    Without RELEASE, the gate checks the release of the run. A given RELEASE must have passed the gate before, and must
-    load and answer queries now. The history records who promoted it, and the reason.
+    Without RELEASE, the gate checks the release of the run. With RELEASE, this release must have passed the gate
+    before, and must load and answer queries. The promotion history records who promoted it, and the reason.
     """
     if release is not None:
         promote_release(release, config, reason=reason, forced=force, as_json=as_json)
     elif force or reason:
         raise InputError(
-            "--force and --reason must be given with a RELEASE. Received: no RELEASE. The gate alone decides about the "
-            "release of a run."
+            "--force and --reason must be given with a RELEASE. Received: no RELEASE. The release of a "
+            "run is always checked by the gate."
         )
     else:
         _run("promote", config, overrides, as_json)

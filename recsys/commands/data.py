@@ -33,7 +33,7 @@ def sequences(
     output: Output,
     attributes: Annotated[
         Path | None,
-        typer.Option("--attributes", metavar="FILE", help="JSON object: item id to a list of attribute ids."),
+        typer.Option("--attributes", metavar="FILE", help="JSON object: item id -> list of attribute ids."),
     ] = None,
 ) -> None:
     """Convert a file of item sequences."""

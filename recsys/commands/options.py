@@ -27,7 +27,7 @@ ReleaseLocation = Annotated[
     str | None,
     typer.Option("--release", metavar="LOCATION", help="Folder or URL of a release; by default the champion."),
 ]
-Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="The reason, for the history.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason to record in the promotion history.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 CONFIG_DEFAULT = Path("recsys.toml")

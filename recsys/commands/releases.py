@@ -111,7 +111,7 @@ def history(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) -> None:
 @app.command("pin")
 def pin(
     release: RegisteredRelease,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="The reason.")] = "by hand",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason to record with the pin.")] = "by hand",
     config: ConfigFile = CONFIG_DEFAULT,
 ) -> None:
     """Protect a release from `prune`, on this and on other machines."""
@@ -139,7 +139,7 @@ def prune(
     keep: Annotated[int, typer.Option("--keep", min=1, metavar="N", help="Number of newest releases to keep.")] = 7,
     servers: Annotated[
         list[str] | None,
-        typer.Option("--server", metavar="URL", help="A running service, whose release is kept; repeatable."),
+        typer.Option("--server", metavar="URL", help="URL of a running service whose release is kept; repeatable."),
     ] = None,
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; by default only show what would be deleted.")] = False,

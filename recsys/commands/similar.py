@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def similar(
-    items: Annotated[list[str], typer.Argument(metavar="ITEM…", help="Item ids; each is a query of its own.")],
+    items: Annotated[list[str], typer.Argument(metavar="ITEM…", help="Item ids; each is a separate query.")],
     k: Annotated[int, typer.Option("--k", min=1, help="Number of neighbors of each item.")] = 10,
     release: ReleaseLocation = None,
     config: ConfigFile = CONFIG_DEFAULT,

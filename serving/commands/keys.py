@@ -22,7 +22,9 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Owner of the key, as written to the log.")],
     file: Annotated[
         Path | None,
-        typer.Option("--file", metavar="FILE", help="Append the line of the key to this file, see serve.keys."),
+        typer.Option(
+            "--file", metavar="FILE", help="Append the line of the key to this file; see the setting serve.keys."
+        ),
     ] = None,
     *,
     write: Annotated[bool, typer.Option("--write", help="Allow the key to change and remove items.")] = False,

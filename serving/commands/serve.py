@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 
 def serve(
     release: ReleaseLocation = None,
-    host: Annotated[str | None, typer.Option("--host", help="Address; by default serve.host.")] = None,
-    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; by default serve.port.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; by default serve.host.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on; by default serve.port.")
+    ] = None,
     config: ConfigFile = CONFIG_DEFAULT,
     overrides: Overrides = None,
     *,
     with_tower: Annotated[
-        bool, typer.Option("--with-tower", help="Load the tower, for queries by the features of a new item.")
+        bool,
+        typer.Option(
+            "--with-tower", help="Load the tower, to accept queries and item changes with the features of new items."
+        ),
     ] = False,
 ) -> None:
     """Answer similarity queries over HTTP."""
