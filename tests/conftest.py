@@ -54,13 +54,13 @@ def mlflow_template(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copy MLflow databases from a template in this process, because MLflow needs seconds to create its tables."""
-    registry = sys.modules.get("recsys.release.mlflow_registry")
-    if registry is None or request.node.get_closest_marker("creates_mlflow_tables"):
+    connection = sys.modules.get("recsys.release.mlflow_connection")
+    if connection is None or request.node.get_closest_marker("creates_mlflow_tables"):
         return
     shared = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
         shared = shared.parent  # shared by all workers
-    template, create = shared / "mlflow-template.db", registry._create_database
+    template, create = shared / "mlflow-template.db", connection.create_database
 
     def copy(database: Path) -> None:
         if database.exists():
@@ -70,7 +70,7 @@ def mlflow_template(
         database.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(template, database)
 
-    monkeypatch.setattr(registry, "_create_database", copy)
+    monkeypatch.setattr(connection, "create_database", copy)
 
 
 @pytest.fixture

@@ -1,7 +1,4 @@
-"""MLflow: runs with their metrics and artifacts, versions of the registered model, and their aliases.
-
-This is the only module that imports MLflow. Every exception of MLflow is raised as a `TrackingError`.
-"""
+"""MLflow: runs with their metrics and artifacts, versions of the registered model, and their aliases."""
 
 from __future__ import annotations
 
@@ -10,21 +7,20 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from recsys.config.sections import Config
 from recsys.config.urls import Address
-from recsys.errors import RecsysError, ReleaseError, TrackingError
+from recsys.errors import ReleaseError, TrackingError
 from recsys.release.bundle import Release
 from recsys.release.formats import MANIFEST
 from recsys.release.history import Event
 from recsys.release.manifest import read_manifest
+from recsys.release.mlflow_connection import connect, tracking_errors
+from recsys.release.mlflow_model import write_model_files
 from recsys.release.versions import (
     CHALLENGER,
     CHAMPION,
@@ -39,12 +35,8 @@ from recsys.release.versions import (
 )
 from recsys.release.writer import rename_release
 
-# MLflow's defaults would retry for up to an hour
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # standard output is reserved for results
+# `mlflow_connection` sets environment variables that MLflow reads when it is imported
+# isort: split
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
@@ -71,11 +63,7 @@ class Tracker:
         self.uri = config.tracking_uri
         self.model = config.tracking.model
         self.workspace = config.workspace
-        with self._translated():
-            if self.uri.startswith("sqlite:///"):
-                _create_database(Path(self.uri.removeprefix("sqlite:///")))
-            mlflow.set_tracking_uri(self.uri)  # for code of MLflow that resolves `runs:/` URLs
-            self.client = mlflow.MlflowClient(self.uri)
+        self.client = connect(self.uri)
         self.experiment = config.tracking.experiment
 
     @property
@@ -100,7 +88,7 @@ class Tracker:
 
     def start_run(self, run_id: str, snapshot: str, kind: str = "nightly") -> str:
         """Start the MLflow run of a pipeline run, or resume it if it exists, and return its MLflow id."""
-        with self._translated():
+        with self._errors():
             experiment_id = self._experiment_id()
             existing = self.client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1)
             if existing:
@@ -113,14 +101,14 @@ class Tracker:
 
     def start_child_run(self, parent: str, name: str) -> str:
         """Start an MLflow run nested below another, and return its MLflow id."""
-        with self._translated():
+        with self._errors():
             experiment_id = self.client.get_run(parent).info.experiment_id
             created = self.client.create_run(experiment_id, tags={PARENT_TAG: parent}, run_name=name)
             return str(created.info.run_id)
 
     def child_run_names(self, parent: str) -> set[str]:
         """Return the names of the MLflow runs nested below another."""
-        with self._translated():
+        with self._errors():
             experiment_id = self.client.get_run(parent).info.experiment_id
             children = self.client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{parent}'")
             return {str(run.info.run_name) for run in children}
@@ -128,12 +116,12 @@ class Tracker:
     def log_data(self, mlflow_run: str, name: str, snapshot: str, sources: Sequence[str]) -> None:
         """Log the input files of a run as a data set, with the hash over all input."""
         dataset = Dataset(name, snapshot[:MAX_DIGEST_LENGTH], "files", json.dumps(sources))
-        with self._translated():
+        with self._errors():
             self.client.log_inputs(mlflow_run, [DatasetInput(dataset)])
 
     def finish_run(self, mlflow_run: str, status: str) -> None:
         """End a run as FINISHED or FAILED."""
-        with self._translated():
+        with self._errors():
             self.client.set_terminated(mlflow_run, status)
 
     @contextmanager
@@ -147,7 +135,7 @@ class Tracker:
         if not enabled.get():
             yield
             return
-        with self._translated():
+        with self._errors():
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: PLC0415
 
             monitor_class: Any = SystemMetricsMonitor
@@ -163,34 +151,34 @@ class Tracker:
         flat = {
             f"{table}.{key}": str(v)[:MAX_PARAM_LENGTH] for table, keys in tables.items() for key, v in keys.items()
         }
-        with self._translated():
+        with self._errors():
             self.client.log_batch(mlflow_run, params=[Param(key, value) for key, value in flat.items()])
 
     def log_metrics(self, mlflow_run: str, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics at one step."""
         now = int(time.time() * 1000)
         metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
-        with self._translated():
+        with self._errors():
             self.client.log_batch(mlflow_run, metrics=metrics)
 
     def log_tags(self, mlflow_run: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
-        with self._translated():
+        with self._errors():
             self.client.log_batch(mlflow_run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_artifact(self, mlflow_run: str, path: Path, folder: str | None = None) -> None:
         """Log a file as an artifact of a run."""
-        with self._translated():
+        with self._errors():
             self.client.log_artifact(mlflow_run, os.fspath(path), folder)
 
     def log_text(self, mlflow_run: str, text: str, path: str) -> None:
         """Log a text as an artifact of a run."""
-        with self._translated():
+        with self._errors():
             self.client.log_text(mlflow_run, text, path)
 
     def has_artifact(self, mlflow_run: str, path: str) -> bool:
         """Return whether a run has an artifact."""
-        with self._translated():
+        with self._errors():
             try:
                 artifacts = self.client.list_artifacts(mlflow_run, path.rpartition("/")[0])
             except MlflowException as error:
@@ -201,7 +189,7 @@ class Tracker:
 
     def register(self, mlflow_run: str, release: Release) -> Version:
         """Register a release as a version of the model, or return its existing version."""
-        with self._translated():
+        with self._errors():
             existing = self._version_of(release.release_id)
             if existing is not None:
                 return existing
@@ -209,7 +197,7 @@ class Tracker:
                 self.client.create_registered_model(self.model)
             self.client.log_artifacts(mlflow_run, os.fspath(release.path), ARTIFACT)
             with tempfile.TemporaryDirectory() as folder:
-                _write_model_files(release, Path(folder) / "model")
+                write_model_files(release, Path(folder) / "model")
                 self.client.log_artifacts(mlflow_run, f"{folder}/model", ARTIFACT)
             run = self.client.get_run(mlflow_run)
             created = self.client.create_model_version(
@@ -234,25 +222,25 @@ class Tracker:
 
     def version_of(self, release_id: str) -> Version | None:
         """Return the version of a release, None if it is not registered."""
-        with self._translated():
+        with self._errors():
             return self._version_of(release_id)
 
     def promote(self, version: Version, champion: Version | None) -> None:
         """Move the alias `champion` to a version, and the alias `previous` to the replaced `champion`."""
-        with self._translated():
+        with self._errors():
             if champion is not None:
                 self.client.set_registered_model_alias(self.model, PREVIOUS, champion.number)
             self.client.set_registered_model_alias(self.model, CHAMPION, version.number)
 
     def tag_version(self, version: Version, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
-        with self._translated():
+        with self._errors():
             for key, value in tags.items():
                 self.client.set_model_version_tag(self.model, version.number, key, value)
 
     def version_tags(self, version: Version) -> dict[str, str]:
         """Return the tags of a version."""
-        with self._translated():
+        with self._errors():
             return dict(self.client.get_model_version(self.model, version.number).tags)
 
     def pin(self, version: Version, reason: str) -> None:
@@ -261,13 +249,13 @@ class Tracker:
 
     def unpin(self, version: Version) -> None:
         """Allow a release to be pruned again."""
-        with self._translated():
+        with self._errors():
             if PIN_TAG in self.client.get_model_version(self.model, version.number).tags:
                 self.client.delete_model_version_tag(self.model, version.number, PIN_TAG)
 
     def pins(self) -> dict[str, str]:
         """Return release id -> reason of all pinned releases."""
-        with self._translated():
+        with self._errors():
             pins: dict[str, str] = {}
             page = None
             while page != "":
@@ -282,7 +270,7 @@ class Tracker:
         checks = json.dumps(saved.pop("checks"))
         if len(checks) > MAX_TAG_LENGTH:  # passed checks are in the report of the gate
             checks = json.dumps([check for check in event.checks if check["verdict"] == "failed"])[:MAX_TAG_LENGTH]
-        with self._translated():
+        with self._errors():
             created = self.client.create_run(
                 self._experiment_id(self._history_experiment),
                 run_name=f"{event.action} {event.after}",
@@ -292,7 +280,7 @@ class Tracker:
 
     def events(self) -> list[Event]:
         """Return the recorded events, oldest first."""
-        with self._translated():
+        with self._errors():
             experiment = self.client.get_experiment_by_name(self._history_experiment)
             if experiment is None:
                 return []
@@ -312,7 +300,7 @@ class Tracker:
         """Return the text of an artifact of a run, None if it does not exist."""
         if not self.has_artifact(mlflow_run, path):
             return None
-        with self._translated(), tempfile.TemporaryDirectory() as folder:
+        with self._errors(), tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(mlflow_run, path, folder)).read_text(encoding="utf-8")
 
     def fetch(self, version: Version, releases: Path) -> Path:
@@ -327,7 +315,7 @@ class Tracker:
         releases.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{version.release_id}-", dir=releases))
         try:
-            with self._translated():
+            with self._errors():
                 downloaded = mlflow.artifacts.download_artifacts(
                     artifact_uri=version.source, dst_path=os.fspath(temporary), tracking_uri=self.uri
                 )
@@ -345,7 +333,7 @@ class Tracker:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _by_alias(self, alias: str) -> Version | None:
-        with self._translated():
+        with self._errors():
             models = self.client.search_registered_models(f"name = '{self.model}'")
             if not models or alias not in models[0].aliases:
                 return None
@@ -364,65 +352,5 @@ class Tracker:
             )
         return Version(str(saved.version), saved.tags[RELEASE_TAG], saved.source)
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except RecsysError:
-            raise
-        except Exception as error:  # noqa: BLE001 - databases and artifact stores raise their own errors
-            raise TrackingError(
-                f"MLflow at {self.display_uri} must answer. Received: {Address(self.uri).without_secret(str(error))}. "
-                "Check tracking.uri, or start the server."
-            ) from None  # the original message may contain the password
-
-
-def _create_database(database: Path) -> None:
-    """Create MLflow's tables in a temporary file and rename it: MLflow cannot use a partly created database."""
-    if database.exists():
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    folder = database.with_name(f".tmp-{database.name}")
-    with FileLock(database.with_name(f".{database.name}.lock")):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        if not database.exists():  # another process may have created it
-            created = folder / database.name
-            mlflow.MlflowClient(f"sqlite:///{created}").search_experiments(max_results=1)
-            created.rename(database)
-        folder.rmdir()
-
-
-def _write_model_files(release: Release, folder: Path) -> None:
-    """Write the files that make a release folder an MLflow model: its signature and its loader."""
-    with warnings.catch_warnings(action="ignore"):  # MLflow warns about its own type hints
-        import mlflow.pyfunc  # noqa: PLC0415 - slow to import
-        from mlflow.models import ModelSignature  # noqa: PLC0415
-        from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema  # noqa: PLC0415
-
-    string, double, integer = DataType.string, DataType.double, DataType.long
-    neighbor = Object(
-        [
-            Property("item_id", string),
-            Property("title", string, required=False),
-            Property("similarity", double),
-            Property("rank", integer),
-            Property("probability", double, required=False),
-        ]
-    )
-    inputs = Schema([ColSpec(string, "item_id"), ColSpec(integer, "k", required=False)])
-    outputs = Schema(
-        [
-            ColSpec(string, "release_id"),
-            ColSpec(string, "item_id"),
-            ColSpec(string, "title", required=False),
-            ColSpec(Array(neighbor), "neighbors"),
-        ]
-    )
-    mlflow.pyfunc.save_model(
-        folder,
-        loader_module="recsys.release.pyfunc",
-        signature=ModelSignature(inputs, outputs),
-        input_example={"item_id": release.catalog.item_ids[:2], "k": [5, 5]},
-        pip_requirements=["recsys"],
-    )
+    def _errors(self) -> AbstractContextManager[None]:
+        return tracking_errors(self.uri)

@@ -84,13 +84,16 @@ def test_mlflow_models_predict_returns_the_results_of_the_release(
     assert predictions == [*smoke_test.search(release, ["item 3"], 4), *smoke_test.search(release, ["item 7"], 2)]
 
 
-def test_version_has_a_signature_and_an_example(tracker: Tracker, version: Version) -> None:
+def test_version_has_a_signature_and_an_example(tracker: Tracker, version: Version, release: Release) -> None:
     from mlflow.models import get_model_info
 
     info = get_model_info(f"models:/{tracker.model}/{version.number}")
     assert info.signature is not None
     assert info.signature.inputs.input_names() == ["item_id", "k"]
-    assert info.signature.outputs.input_names() == ["release_id", "item_id", "title", "neighbors"]
+    result = Similar(release).predict(Frame({"item_id": "item 3"}))[0]
+    outputs = {column["name"]: column for column in info.signature.outputs.to_dict()}
+    assert outputs.keys() == result.keys()
+    assert outputs["neighbors"]["items"]["properties"].keys() == result["neighbors"][0].keys()
     example = json.loads(
         tracker.read_artifact(tracker.start_run("abc", "snapshot"), "release/input_example.json") or ""
     )
