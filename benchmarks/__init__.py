@@ -1,1 +1,1 @@
-"""Measurements that are run on request, as ratios against plain code."""
+"""Benchmarks, which are run on request. Speed is measured relative to plain code that does the same work."""

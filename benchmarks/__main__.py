@@ -1,4 +1,4 @@
-"""Print all ratios and their limits as one table: `benchmarks.speed`, then `benchmarks.scale`.
+"""Run `benchmarks.speed` and `benchmarks.scale`, and print all ratios and their limits as one table.
 
 python -m benchmarks [--json OUT]
 """

@@ -1,4 +1,4 @@
-"""Common parts of the command lines of the benchmarks: options, a temporary folder, errors, JSON output."""
+"""Shared by the command lines of the benchmarks: options, a temporary folder, errors, JSON output."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ FIGURES.add_argument("--json", type=Path, metavar="OUT", help="also write the fi
 
 
 def parser(doc: str | None, *options: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Return a parser with these options; its description is the first line of a module's docstring."""
+    """Return a parser with these options, described by the first line of a docstring."""
     return argparse.ArgumentParser(description=(doc or "").partition("\n")[0], parents=options)
 
 
 def load(arguments: argparse.Namespace, workspace: Path, settings: list[str] | None = None) -> Config:
-    """Load the config of the command line, with another workspace.
+    """Load the config of the command line with a different workspace.
 
     Args:
-        arguments: parsed with `CONFIG`.
+        arguments: parsed by a parser with the options `CONFIG`.
         workspace: folder for the files of the stages.
         settings: further overrides, `TABLE.KEY=VALUE`.
 
@@ -49,7 +49,7 @@ def load(arguments: argparse.Namespace, workspace: Path, settings: list[str] | N
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Provide a temporary folder, and end the program with one line on an error of this library, as `recsys` does."""
+    """Provide a temporary folder. On an error of this library, print one line and exit, as `recsys` does."""
     quiet_libraries()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def write(figures: dict[str, Any], path: Path | None) -> str:
-    """Write the figures as JSON if there is a path, and return the text."""
+    """Return the figures as JSON, and write them to `path` unless it is None."""
     text = json.dumps(figures, indent=2)
     if path is not None:
         path.write_text(text + "\n", encoding="utf-8")

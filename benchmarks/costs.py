@@ -1,9 +1,9 @@
-"""Cost per unit of each part of a run, projected to another size: the tables of docs/explanation/scale.md.
+"""Measure the unit costs of each part of a run and project them to another size, as in docs/explanation/scale.md.
 
     python -m benchmarks.costs [--interactions 1000000000] [--items 100000000] [--json OUT]
 
-CPU seconds are those of the process with all its threads, and depend less on other work of the machine than wall time.
-Bytes are those of files. `project` computes the projection, which is proportional to the units with two exceptions.
+CPU seconds are of the process with all its threads; they depend less on other work of the machine than wall time.
+Bytes are of files. `project` describes how the costs grow with the size.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from recsys.testing import synthetic
 ROWS, EMBEDDED, INDEXED = 2_000_000, 500_000, 100_000
 NUM_QUERIES, K = 2_000, 20
 CATALOGS = (5_000, 20), (20_000, 20)
-"""Numbers of items of two catalogs for training, and of positives per item."""
+"""Two catalogs for training: number of items, and number of positives per item."""
 WEIGHTS = "weight", "weight_before_validation"
 PASSES = 10
-"""Passes over the anchors in both fits of a run, a typical number with early stopping."""
-CORES, GB_A_CORE = 8, 4
-"""Assumed number of busy cores of a stage on one machine, and memory per rented core."""
+"""Passes over the anchors in both fits of a run together; a typical number with early stopping."""
+CORES, GB_PER_CORE = 8, 4
+"""Assumed number of cores that a stage uses on one machine, and GB of memory per core."""
 DIMENSION = TowerConfig().dimension
 
 CPU_HOUR = 0.05
-"""Assumed price of a core with its memory per hour, in dollars."""
+"""Assumed price of one core with its memory, in dollars per hour."""
 PHASES = ("interactions", "ranges", "catalog", "numbered", "sequences", "pairs", "labeled")
 MILLION, GB = 1e6, 1e9
 
 
-def cpu(work: Callable[[], object]) -> float:
-    """Return the CPU seconds of the work in all threads."""
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Return the CPU seconds that the work takes in all threads."""
     started = time.process_time()
     work()
     return time.process_time() - started
@@ -73,13 +73,13 @@ def prepare_costs(folder: Path) -> dict[str, float]:
     millions = ROWS / MILLION
     costs = {"log, bytes": log.stat().st_size / millions}
     with measure_phases() as phases:
-        total = cpu(lambda: prepare.prepare(context.config, context.run, context.inputs, context.progress))
+        total = cpu_seconds(lambda: prepare.prepare(context.config, context.run, context.inputs, context.progress))
     for name, phase in phases.items():
         costs |= {f"{name}, CPU s": phase.seconds / millions, f"{name}, bytes": phase.bytes / millions}
     costs["rest, CPU s"] = (total - sum(phase.seconds for phase in phases.values())) / millions
     costs["files"] = sum(phase.files for phase in phases.values()) / millions
     for name in (prepare.SEQUENCES, prepare.PAIRS):
-        costs[f"output {name}, bytes"] = size_of(context.run.path(prepare.STAGE, name))[0] / millions
+        costs[f"output {name}, bytes"] = folder_size(context.run.path(prepare.STAGE, name))[0] / millions
     costs["pairs"] = context.run.manifest(prepare.STAGE)["num_pairs"] / millions
     return {f"prepare: {name}, per million interactions": value for name, value in costs.items()}
 
@@ -88,23 +88,23 @@ class PhaseCost(NamedTuple):
     """Cost of a phase, and the files that it wrote."""
 
     seconds: float
-    """Of CPU."""
+    """CPU seconds."""
     bytes: int
     files: int
 
 
 @contextmanager
 def measure_phases() -> Iterator[dict[str, PhaseCost]]:
-    """Measure each phase that runs inside the context."""
+    """Yield the costs of the phases that run inside the context, by the name of the phase."""
     costs: dict[str, PhaseCost] = {}
     run = runner.run
 
     def run_measured(phases: list[runner.Phase], config: BeamConfig, advance: Callable[..., None]) -> None:
         for phase in phases:
             stage = phase.done_file(0).parent.parent
-            size, files = size_of(stage)
-            seconds = cpu(partial(run, [phase], config, advance))
-            new_size, new_files = size_of(stage)
+            size, files = folder_size(stage)
+            seconds = cpu_seconds(partial(run, [phase], config, advance))
+            new_size, new_files = folder_size(stage)
             costs[phase.name] = PhaseCost(seconds, new_size - size, new_files - files)
 
     runner.run = run_measured
@@ -114,20 +114,23 @@ def measure_phases() -> Iterator[dict[str, PhaseCost]]:
         runner.run = run
 
 
-def size_of(folder: Path) -> tuple[int, int]:
-    """Return the bytes of all files below a folder, and their number."""
+def folder_size(folder: Path) -> tuple[int, int]:
+    """Return the size in bytes and the number of all files below a folder."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return sum(sizes), len(sizes)
 
 
 def training_costs(folder: Path) -> dict[str, float]:
-    """Return the CPU seconds of a step, and of the update of the whole id table by Adam."""
-    small, large = (seconds_a_step(folder, items, positives) for items, positives in CATALOGS)
-    grown = (CATALOGS[1][0] - CATALOGS[0][0]) / MILLION
-    return {"train: CPU s, per step": small, "train: CPU s, per step and million items": (large - small) / grown}
+    """Return the CPU seconds of a training step, and their growth with the size of the id table, which Adam updates."""
+    small, large = (seconds_per_step(folder, items, positives) for items, positives in CATALOGS)
+    added_millions = (CATALOGS[1][0] - CATALOGS[0][0]) / MILLION
+    return {
+        "train: CPU s, per step": small,
+        "train: CPU s, per step and million items": (large - small) / added_millions,
+    }
 
 
-def seconds_a_step(folder: Path, items: int, positives: int) -> float:
+def seconds_per_step(folder: Path, items: int, positives: int) -> float:
     """Return the CPU seconds of a training step with sampled candidates, as for a large catalog."""
     from recsys.model import tower
     from recsys.model.batches import PairBatches
@@ -152,12 +155,12 @@ def seconds_a_step(folder: Path, items: int, positives: int) -> float:
         adam = build_optimizer(config.train, model, features, config.train.learning_rate)
         Trainer(Siamese(model, inputs, config), adam, batches, inputs, config.train).fit(passes)
 
-    seconds = -cpu(lambda: fit(1)) + cpu(lambda: fit(3))  # excludes building and tracing
+    seconds = -cpu_seconds(lambda: fit(1)) + cpu_seconds(lambda: fit(3))  # the difference excludes building and tracing
     return seconds / 2 / math.ceil(items / config.train.batch_size)
 
 
 def item_costs(folder: Path) -> dict[str, float]:
-    """Return CPU seconds and bytes per item of embed, index and neighbors."""
+    """Return CPU seconds and bytes per item of the stages embed and index, and of exported neighbors."""
     from recsys.model import tower
 
     columns = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
@@ -175,15 +178,15 @@ def item_costs(folder: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=folder) as name:
         out = Path(name)
         job = embed.Job(catalog, saved, vocabularies, out, out / "embeddings.npy", ResourcesConfig().embedded_items)
-        seconds = cpu(lambda: embed.embed_items(job, EMBEDDED, DIMENSION, BeamConfig(), lambda *_: None))
+        seconds = cpu_seconds(lambda: embed.embed_items(job, EMBEDDED, DIMENSION, BeamConfig(), lambda *_: None))
         costs |= {"embed, CPU s": seconds / EMBEDDED, "embeddings, bytes": job.out.stat().st_size / EMBEDDED}
     vectors, path = synthetic.vectors(INDEXED, DIMENSION), folder / "index.ann"
     built: list[annoy_index.Index] = []
-    costs["index, CPU s"] = cpu(lambda: built.append(annoy_index.build(vectors, IndexConfig(), path))) / INDEXED
+    costs["index, CPU s"] = cpu_seconds(lambda: built.append(annoy_index.build(vectors, IndexConfig(), path))) / INDEXED
     costs["index, bytes"] = path.stat().st_size / INDEXED
     tune_search_k(built[0], vectors, IndexConfig())
     costs["neighbors, CPU s"] = (
-        cpu(lambda: [built[0].nearest(number, K) for number in range(NUM_QUERIES)]) / NUM_QUERIES
+        cpu_seconds(lambda: [built[0].nearest(number, K) for number in range(NUM_QUERIES)]) / NUM_QUERIES
     )
     return {f"{name}, per item": value for name, value in costs.items()}
 
@@ -196,13 +199,14 @@ def measure(folder: Path) -> dict[str, float]:
 def project(costs: dict[str, float], interactions: int, items: int) -> dict[str, dict[str, float]]:
     """Return CPU hours, GB of disk and memory, units, files and dollars of each part of a run.
 
-    Costs are proportional to interactions or items, with two exceptions: both the number of training steps and the cost
-    of a step grow with the items, and the depth of the trees of the index grows with the logarithm.
+    Costs are proportional to the number of interactions or of items, with two exceptions. The number of training steps
+    and the cost of a step both grow with the number of items; and the depth of the trees of the index grows with its
+    logarithm.
     """
     units = max(1, round(interactions / ResourcesConfig().rows_per_unit))
     steps = PASSES * items / TrainConfig().batch_size
     step = costs["train: CPU s, per step"] + costs["train: CPU s, per step and million items"] * items / MILLION
-    deeper = math.log2(max(items, 2)) / math.log2(INDEXED)
+    depth_ratio = math.log2(max(items, 2)) / math.log2(INDEXED)
 
     def rows(name: str) -> float:
         return costs[f"prepare: {name}, per million interactions"] * interactions / MILLION
@@ -220,7 +224,7 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
         "train": {
             "CPU h": steps * step / 3600,
             "disk, GB": per_item("tower, bytes") / GB,
-            "memory, GB": 3 * per_item("embeddings, bytes") / GB,  # the id table and two moments of Adam
+            "memory, GB": 3 * per_item("embeddings, bytes") / GB,  # the id table and Adam's two moments
         },
         "embed": {
             "CPU h": per_item("embed, CPU s") / 3600,
@@ -229,12 +233,12 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
             "units": math.ceil(items / ResourcesConfig().embedded_items),
         },
         "index": {
-            "CPU h": per_item("index, CPU s") * deeper / 3600,
+            "CPU h": per_item("index, CPU s") * depth_ratio / 3600,
             "disk, GB": per_item("index, bytes") / GB,
             "memory, GB": per_item("index, bytes") / GB,
         },
         "neighbors": {
-            "CPU h": per_item("neighbors, CPU s") * deeper / 3600,
+            "CPU h": per_item("neighbors, CPU s") * depth_ratio / 3600,
             "memory, GB": per_item("index, bytes") / GB,
             "units": math.ceil(items / ResourcesConfig().exported_items),
         },
@@ -242,11 +246,11 @@ def project(costs: dict[str, float], interactions: int, items: int) -> dict[str,
     }
     for part in parts.values():
         hours = part.get("CPU h", 0)
-        part["dollars"] = hours * CPU_HOUR * max(1, part.get("memory, GB", 0) / GB_A_CORE / CORES)
+        part["dollars"] = hours * CPU_HOUR * max(1, part.get("memory, GB", 0) / GB_PER_CORE / CORES)
     return parts
 
 
-def show(costs: dict[str, float], parts: dict[str, dict[str, float]]) -> str:
+def to_markdown(costs: dict[str, float], parts: dict[str, dict[str, float]]) -> str:
     """Return both tables as Markdown."""
     columns = ("CPU h", "disk, GB", "memory, GB", "units", "files", "dollars")
     lines = ["| measured | |", "|---|---|", *(f"| {name} | {value:,.4g} |" for name, value in costs.items())]
@@ -260,14 +264,16 @@ def show(costs: dict[str, float], parts: dict[str, dict[str, float]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark as a program."""
     options = parser(__doc__, FIGURES)
-    options.add_argument("--interactions", type=int, default=10**9, help="of the projection (default: %(default)s)")
-    options.add_argument("--items", type=int, default=10**8, help="of the projection (default: %(default)s)")
+    options.add_argument(
+        "--interactions", type=int, default=10**9, help="projected interactions (default: %(default)s)"
+    )
+    options.add_argument("--items", type=int, default=10**8, help="projected items (default: %(default)s)")
     arguments = options.parse_args(argv)
     with temporary_folder() as folder:
         costs = measure(folder)
     parts: dict[str, Any] = project(costs, arguments.interactions, arguments.items)
     write({"costs": costs, "projection": parts}, arguments.json)
-    print(show(costs, parts))
+    print(to_markdown(costs, parts))
 
 
 if __name__ == "__main__":

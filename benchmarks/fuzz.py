@@ -2,7 +2,8 @@
 
     python -m benchmarks.fuzz --json FILE [--requests N] [--seed N]
 
-The requests are those of `recsys.testing.fuzz`. The exit code is 1 if anything failed.
+`recsys.testing.fuzz` generates the requests. The exit code is 1 if a response or a log line is invalid, or if the
+service exited.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def main() -> None:
     """Run the benchmark as a program."""
     parser = command.parser(__doc__, command.FIGURES)
     parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="number of requests")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the requests")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the generated requests")
     arguments = parser.parse_args()
     with command.temporary_folder() as folder:
         report = fuzz(folder, arguments.requests, arguments.seed)

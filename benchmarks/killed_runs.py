@@ -1,11 +1,11 @@
-"""Kill nightly runs at random moments, resume them, and compare the results with an undisturbed run.
+"""Kill nightly runs at random times, resume them, and compare the results with an undisturbed run.
 
     python -m benchmarks.killed_runs [--kills 20] [--rows 1000000] [--seed 0] --json OUT
 
-Each run starts in its own workspace and is killed with its process group (SIGKILL). The times of the kills are spread
-over the duration of an undisturbed run. The run is then started again and completes. Its files are compared byte for
-byte with those of the undisturbed run. Files that contain the time of writing or an id from MLflow are compared
-without these parts (`recsys.testing.killed_runs.CONTENT`). The exit code is 1 if anything differs.
+Each run has its own workspace. Its process group is killed with SIGKILL, at times that are spread over the duration of
+an undisturbed run. The run is then started again and completes. Its files are compared byte for byte with those of the
+undisturbed run. Files that contain the time of writing or an id from MLflow are compared without these parts
+(`recsys.testing.killed_runs.CONTENT`). The exit code is 1 if a run fails or a file differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def measure(folder: Path, kills: int, rows: int, seed: int) -> dict[str, Any]:
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     config = write_data(folder, rows)
     undisturbed = folder / "undisturbed"
-    run_nightly(config, folder / "warm")  # the first run reads programs from disk and takes longer
+    run_nightly(config, folder / "warm")  # not timed: the first run is slower, because it reads libraries from disk
     complete = run_nightly(config, undisturbed)
     if complete.exit_code:
         raise SystemExit(complete.stderr)
@@ -38,12 +38,11 @@ def measure(folder: Path, kills: int, rows: int, seed: int) -> dict[str, Any]:
     kills_report = []
     for number in range(kills):
         workspace = folder / f"killed-{number}"  # a unique name: MLflow keeps databases open by name
-        moment = complete.seconds * (number + rng.random()) / kills
-        while not (
-            killed := run_nightly(config, workspace, moment)
-        ).exit_code:  # it finished first: durations vary on a busy machine
+        kill_after_s = complete.seconds * (number + rng.random()) / kills
+        # on a busy machine, durations vary, and a run can finish before it is killed
+        while not (killed := run_nightly(config, workspace, kill_after_s)).exit_code:
             shutil.rmtree(workspace)
-            moment *= 0.8
+            kill_after_s *= 0.8
         resumed = run_nightly(config, workspace)
         problems = [f"exit code {resumed.exit_code}: {resumed.stderr[-500:]}"] if resumed.exit_code else []
         problems = problems or differences(config, undisturbed, workspace)
@@ -74,9 +73,9 @@ def measure(folder: Path, kills: int, rows: int, seed: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark as a program."""
     options = parser(__doc__, FIGURES)
-    options.add_argument("--kills", type=int, default=20, help="runs that are killed (default: %(default)s)")
-    options.add_argument("--rows", type=int, default=1_000_000, help="interactions (default: %(default)s)")
-    options.add_argument("--seed", type=int, default=0, help="of the times of the kills (default: %(default)s)")
+    options.add_argument("--kills", type=int, default=20, help="number of runs to kill (default: %(default)s)")
+    options.add_argument("--rows", type=int, default=1_000_000, help="number of interactions (default: %(default)s)")
+    options.add_argument("--seed", type=int, default=0, help="seed of the times of the kills (default: %(default)s)")
     arguments = options.parse_args(argv)
     with temporary_folder() as folder:
         figures = measure(folder, arguments.kills, arguments.rows, arguments.seed)

@@ -1,8 +1,8 @@
-"""Compare all losses and distances on one data set: the table of `docs/explanation/losses.md`.
+"""Compare all losses and distances on one data set, as in the table of `docs/explanation/losses.md`.
 
     python -m benchmarks.losses --config FILE [--set TABLE.KEY=VALUE]
 
-The stages of a run train and evaluate each variant.
+Each variant is trained and evaluated by the stages of a run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BASELINES = ("popularity", "co_occurrence", "windowed_item_knn")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark as a program, which prints a row of a Markdown table for each variant."""
+    """Run the benchmark as a program. It prints a row of a Markdown table for each variant."""
     arguments = parser(__doc__, CONFIG).parse_args(argv)
     print("| | NDCG@20, last item | NDCG@10, history | coverage@10 | passes | training |\n|---|---|---|---|---|---|")
     for name, settings in VARIANTS.items():
@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds = time.monotonic() - started
             embed(context.config, context.run, context.progress), index(context.config, context.run, context.progress)
             figures = evaluate(context.config, context.run, context.progress)
-        _row(name, figures["model"], figures["history"]["model"], f"{passes}", f"{seconds:.0f} s")
+        _print_row(name, figures["model"], figures["history"]["model"], f"{passes}", f"{seconds:.0f} s")
     for name in BASELINES:
-        _row(name.replace("_", " "), figures["baselines"][name], figures["history"]["baselines"][name], "", "")
+        _print_row(name.replace("_", " "), figures["baselines"][name], figures["history"]["baselines"][name], "", "")
 
 
-def _row(name: str, last_item: dict[str, float], history: dict[str, float], passes: str, seconds: str) -> None:
+def _print_row(name: str, last_item: dict[str, float], history: dict[str, float], passes: str, seconds: str) -> None:
     print(
         f"| {name} | {last_item['ndcg_at_20']:.4f} | {history['ndcg_at_10']:.4f} | {last_item['coverage_at_10']:.2f} "
         f"| {passes} | {seconds} |",

@@ -3,9 +3,9 @@
     python -m benchmarks.new_items --config FILE [--set TABLE.KEY=VALUE] --json OUT
 
 All interactions of a random tenth of the items are removed from training, and the tower embeds these hidden items by
-their features. Each is a query for its neighbors among the other items. The relevant items are those that co-occur
-with it in the removed interactions, with the pair weights as gains. The baselines are the cosine of idf-weighted
-attributes, and the same with ties broken by popularity.
+their features. Each hidden item is a query item, and the candidates are the other items. The relevant items are those
+that co-occur with it in the removed interactions, with the pair weights as gains. The baselines are popularity, the
+cosine of idf-weighted attributes, and this cosine with ties broken by popularity.
 
 An upper limit is measured as well: hidden items are embedded by the interactions of one half of the users, and
 evaluated on the pairs of the other half (`with_own_interactions`).
@@ -45,19 +45,19 @@ HIDDEN_SHARE, K = 0.1, 20
 BASELINES = ("popularity", "content", "content_popularity")
 
 
-def ndcg(answers: NDArray[np.int32], relevance: sparse.csr_array) -> float:
+def ndcg(results: NDArray[np.int32], relevance: sparse.csr_array) -> float:
     """Return the mean NDCG@K with the pair weights as gains.
 
     Args:
-        answers: int32 [n, K], -1 pads.
+        results: item numbers, int32 [n, K]; -1 pads short rows.
         relevance: gains of each query, [n, num_items]; at least one per row.
     """
     discount = 1 / np.log2(np.arange(K) + 2.0)
     values = []
-    for row, answer in enumerate(answers):
+    for row, result in enumerate(results):
         gains = relevance[[row]].toarray().ravel()
         best = np.sort(gains)[::-1][:K]
-        values.append((gains[answer[answer >= 0]] @ discount[: (answer >= 0).sum()]) / (best @ discount[: len(best)]))
+        values.append((gains[result[result >= 0]] @ discount[: (result >= 0).sum()]) / (best @ discount[: len(best)]))
     return float(np.mean(values))
 
 
@@ -73,7 +73,7 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
 
     ids = [catalog.item_ids[number] for number in hidden]
     rows = pl.concat([pl.read_parquet(path) for path in complete.inputs.interactions])
-    context = _prepared(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
+    context = _prepare_run(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
     for name in ("train", "embed"):
         STAGES[name](context)
 
@@ -88,13 +88,15 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
         "queries": num_queries,
         "ndcg_at_20": figures,
         "ratios": _ratios(figures),
-        "with_own_interactions": _compare_own_interactions(_halves(config, rows, folder, rng), models, vectors, hidden),
-        "items_with_interactions": _cost(config),
+        "with_own_interactions": _compare_own_interactions(
+            _pairs_by_half(config, rows, folder, rng), models, vectors, hidden
+        ),
+        "items_with_interactions": _cost_for_other_items(config),
     }
 
 
-def _prepared(config: Config, rows: pl.DataFrame, folder: Path) -> RunContext:
-    """Prepare a run with these interactions."""
+def _prepare_run(config: Config, rows: pl.DataFrame, folder: Path) -> RunContext:
+    """Run `prepare` with these interactions."""
     folder.mkdir()
     rows.write_parquet(folder / "interactions.parquet")
     data = config.data.model_copy(
@@ -106,7 +108,7 @@ def _prepared(config: Config, rows: pl.DataFrame, folder: Path) -> RunContext:
 
 
 def _pairs(run: Run) -> sparse.csr_array:
-    """Return the weights of all pairs, [num_items, num_items]. Item numbers are equal in all runs."""
+    """Return the weights of all pairs, [num_items, num_items]. All runs have the same item numbers."""
     return train.load_pairs(run, "weight", run.manifest("prepare")["num_items"]).to_matrix()
 
 
@@ -114,12 +116,12 @@ def _compare(
     models: Mapping[str, Recommender], pair_weights: sparse.csr_array, hidden: NDArray[np.int32]
 ) -> tuple[int, dict[str, float]]:
     """Return the number of queries and the NDCG of each model. Hidden items are excluded from the results."""
-    graded = _pairs_with_other_items(pair_weights, hidden)
-    has_pairs = np.diff(graded.indptr) > 0
+    gains = _pairs_with_other_items(pair_weights, hidden)
+    has_pairs = np.diff(gains.indptr) > 0
     excluded = np.broadcast_to(hidden, (int(has_pairs.sum()), len(hidden)))
     items = hidden[has_pairs][:, None]
     queries = Queries(items, np.ones(items.shape, np.float32), excluded.astype(np.int32))
-    return len(items), {name: ndcg(model.top_k(queries, K), graded[has_pairs]) for name, model in models.items()}
+    return len(items), {name: ndcg(model.top_k(queries, K), gains[has_pairs]) for name, model in models.items()}
 
 
 def _pairs_with_other_items(pair_weights: sparse.csr_array, hidden: NDArray[np.int32]) -> sparse.csr_array:
@@ -135,12 +137,15 @@ def _ratios(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: figures["siamese"] / value for name, value in figures.items() if name != "siamese"}
 
 
-def _halves(config: Config, rows: pl.DataFrame, folder: Path, rng: np.random.Generator) -> list[sparse.csr_array]:
-    """Return the pairs of both halves of the users."""
+def _pairs_by_half(
+    config: Config, rows: pl.DataFrame, folder: Path, rng: np.random.Generator
+) -> list[sparse.csr_array]:
+    """Split the users randomly into halves, and return the pairs of each half."""
     users = rows["user_id"].unique().sort()
     first = pl.col("user_id").is_in(users.filter(pl.Series(rng.random(len(users)) < 0.5)).implode())
     return [
-        _pairs(_prepared(config, rows.filter(half), folder / name).run) for name, half in (("a", first), ("b", ~first))
+        _pairs(_prepare_run(config, rows.filter(half), folder / name).run)
+        for name, half in (("a", first), ("b", ~first))
     ]
 
 
@@ -152,28 +157,28 @@ def _compare_own_interactions(
 ) -> dict[str, Any]:
     """Embed hidden items by the interactions of one half of the users, and evaluate on the pairs of the other half.
 
-    The embedding is the weighted mean of the items that form pairs in the first half, with lower weights of popular
-    items (`own_half`), or the sum of this mean and the embedding by features (`own_half_and_features`). The distance is
-    the cosine.
+    The embedding is the weighted mean of the items that form pairs in the first half, where popular items have lower
+    weights (`own_half`), or the sum of this mean and the embedding by features (`own_half_and_features`). The distance
+    is the cosine.
     """
-    own, other = halves
-    popularity = np.asarray((own + other).sum(axis=0))
-    mean = (_pairs_with_other_items(own, hidden) / np.sqrt(popularity + 1)) @ vectors
+    first_half, second_half = halves
+    popularity = np.asarray((first_half + second_half).sum(axis=0))
+    mean = (_pairs_with_other_items(first_half, hidden) / np.sqrt(popularity + 1)) @ vectors
     length = np.linalg.norm(mean, axis=1)
     has_mean = length > 0
-    items, by_own = hidden[has_mean], mean[has_mean] / length[has_mean, None]
+    items, by_interactions = hidden[has_mean], mean[has_mean] / length[has_mean, None]
     models = dict(models)
-    for name, embedding in (("own_half", by_own), ("own_half_and_features", by_own + vectors[items])):
+    for name, embedding in (("own_half", by_interactions), ("own_half_and_features", by_interactions + vectors[items])):
         changed = vectors.copy()
         changed[items] = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
         models[name] = ExactIndex(changed)
-    # only items with pairs in the first half are compared
+    # queries: only items with pairs in the first half
     has_embedding = np.isin(np.arange(len(vectors)), items).astype(np.float32)
-    num_queries, figures = _compare(models, sparse.csr_array(sparse.diags_array(has_embedding) @ other), hidden)
+    num_queries, figures = _compare(models, sparse.csr_array(sparse.diags_array(has_embedding) @ second_half), hidden)
     return {"queries": num_queries, "ndcg_at_20": figures, "ratios": _ratios(figures)}
 
 
-def _cost(config: Config) -> dict[str, float]:
+def _cost_for_other_items(config: Config) -> dict[str, float]:
     """Return the validation NDCG@20 of items with interactions, with and without the settings for new items."""
     without = {
         "train": config.train.model_copy(update={"new_items": False}),

@@ -1,13 +1,14 @@
-"""Evaluate the tower and the baselines on a file of item sequences by the protocol of publications.
+"""Evaluate the tower and the baselines on a file of item sequences by the protocol of published results.
 
     python -m benchmarks.quality --sequences FILE [--attributes FILE] [--tune-minutes N] --json OUT
 
-The stages of a run do the work. The last item of a user is the test target and the one before it the validation
-target. The history of each user is a query against the whole catalog, whose results exclude the user's earlier items.
-All choices are made on the validation target, and the test metrics come from one final fit.
+The stages of a run train and evaluate. The last item of a user is the test target, and the item before it is the
+validation target. The history of each user is a query against the complete catalog; the user's earlier items are
+excluded from the results. All choices are made on the validation target, and the test metrics come from one final fit.
 
-The JSON file contains the model and all baselines: `{"model": {"validation": {…}, "test": {…}}, "baselines": {NAME:
-{the same}}, "settings": {…}, "seconds": {…}}`. `last_item` contains the same for last-item queries.
+The JSON file contains the metrics of the model and of all baselines: `{"model": {"validation": {…}, "test": {…}},
+"baselines": {NAME: {"validation": {…}, "test": {…}}}, "settings": {…}, "seconds": {…}}`. `last_item` has the same
+structure for last-item queries.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ QUERY_KINDS = ("history", "last_item")
 
 
 def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes: float | None) -> dict[str, Any]:
-    """Run the stages on a file of sequences and return the metrics."""
+    """Run the stages on a file of sequences, and return the metrics."""
     toml = datasets.sequences(sequences, attributes, folder)
     all_users = [f"evaluate.users={ALL_USERS}", f"train.validation_users={ALL_USERS}"]
     config = load_config(toml, all_users)
@@ -66,7 +67,7 @@ def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes
 
 
 def _results(query_kind: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics of the model and the baselines by one kind of query, on both targets."""
+    """Return the metrics of the model and the baselines for one kind of query on both targets."""
     test = figures["history"] if query_kind == "history" else figures
     validation = figures["validation"]
     baselines = {
@@ -90,10 +91,12 @@ def _print_tables(result: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark as a program."""
     options = parser(__doc__, FIGURES)
-    options.add_argument("--sequences", type=Path, required=True, help="lines of user item item …, oldest first")
-    options.add_argument("--attributes", type=Path, help="JSON: item to a list of attributes")
-    options.add_argument("--tune-minutes", type=float, metavar="N", help="time for the search of settings")
-    options.add_argument("--workspace", type=Path, help="folder of the run; kept")
+    options.add_argument(
+        "--sequences", type=Path, required=True, help="one line per user: user item item …, oldest item first"
+    )
+    options.add_argument("--attributes", type=Path, help="JSON object: item to list of attributes")
+    options.add_argument("--tune-minutes", type=float, metavar="N", help="tune the settings for this time first")
+    options.add_argument("--workspace", type=Path, help="folder of the run; it is not deleted")
     arguments = options.parse_args(argv)
     with temporary_folder() as folder:
         result = measure(

@@ -2,8 +2,8 @@
 
     python -m benchmarks.queries
 
-A filter allows a random share of the items. Exact search compares the query with all items and sorts the allowed ones;
-the time of a query is that of the complete `search`. One thread.
+A filter passes a random share of the items. Exact search compares the query with all items and sorts those that pass.
+The time of a query includes everything that `Engine.search` does. One thread.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from recsys.retrieval.query import Condition, Diversity, Query, WeightedItem
 from recsys.testing import synthetic
 
 SHARES = {"half": 0.5, "tenth": 0.1, "twentieth": 0.05, "hundredth": 0.01, "thousandth": 0.001}
-"""Value of the filter -> share of the items that pass it."""
-COUNTS = (10, 50, 500)
+"""Share of the items that pass each filter, by its value."""
+NUM_NEIGHBORS = (10, 50, 500)
+"""Values of `k`."""
 
 
 def make_catalog(items: int) -> Catalog:
-    """Return items with a list of the filters that they pass."""
-    drawn = np.random.default_rng(2).random((items, len(SHARES)))
-    passes = [[name for name, value in zip(SHARES, row, strict=True) if value < SHARES[name]] for row in drawn]
+    """Return a catalog in which each item lists the filters that it passes."""
+    uniform = np.random.default_rng(2).random((items, len(SHARES)))
+    passes = [[name for name, value in zip(SHARES, row, strict=True) if value < SHARES[name]] for row in uniform]
     columns = {"item_id": [f"item-{number:07d}" for number in range(items)], "passes": passes}
     frame = pl.DataFrame(columns, schema_overrides={"passes": pl.List(pl.String)})
     return Catalog(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
 
 
 def queries_by_kind(catalog: Catalog, item_numbers: list[int], k: int) -> dict[str, list[Query]]:
-    """Return the queries of each kind, one per item."""
+    """Return queries of each kind, one query per item."""
     ids = catalog.item_ids
     pairs = list(zip(item_numbers, reversed(item_numbers), strict=True))
     kinds = {"one item": [Query.from_item(ids[number], k) for number in item_numbers]}
@@ -56,7 +57,7 @@ def queries_by_kind(catalog: Catalog, item_numbers: list[int], k: int) -> dict[s
 
 
 def exact(vectors: Vectors, catalog: Catalog, query: Query, masks: dict[str, NDArray[np.bool_]]) -> list[str]:
-    """Return the result of a comparison with every item."""
+    """Return the item ids that an exact search returns."""
     numbers = [catalog.item_number(item_id) for item_id, _ in query.items]
     similarities = vectors @ vectors[numbers].mean(axis=0)
     similarities[numbers] = -np.inf
@@ -68,17 +69,17 @@ def exact(vectors: Vectors, catalog: Catalog, query: Query, masks: dict[str, NDA
 
 
 def measure(engine: Engine, vectors: Vectors, catalog: Catalog, queries: list[Query]) -> dict[str, Any]:
-    """Return the mean recall, and latencies in milliseconds of queries and of exact search."""
+    """Return the mean recall, and the latencies of queries and of exact search in milliseconds."""
     masks = {name: catalog.frame["passes"].list.contains(name).to_numpy() for name in SHARES}
     query_times, exact_times, recalls = [], [], []
     for query in queries:
         started = time.perf_counter()
-        answer = engine.search(query)
+        result = engine.search(query)
         query_times.append(time.perf_counter() - started)
         started = time.perf_counter()
         expected = exact(vectors, catalog, query, masks)
         exact_times.append(time.perf_counter() - started)
-        recalls.append(len({n.item_id for n in answer.neighbors} & set(expected)) / len(expected))
+        recalls.append(len({n.item_id for n in result.neighbors} & set(expected)) / len(expected))
     p50, p99 = (np.quantile(query_times, share) * 1e3 for share in (0.5, 0.99))
     return {"recall": np.mean(recalls), "p50": p50, "p99": p99, "exact_p50": np.median(exact_times) * 1e3}
 
@@ -86,9 +87,9 @@ def measure(engine: Engine, vectors: Vectors, catalog: Catalog, queries: list[Qu
 def main() -> None:
     """Run the benchmark as a program."""
     options = command.parser(__doc__)
-    options.add_argument("--items", type=int, default=100_000, help="items of the catalog")
-    options.add_argument("--dimension", type=int, default=128, help="of the embeddings")
-    options.add_argument("--queries", type=int, default=300, help="queries of each kind")
+    options.add_argument("--items", type=int, default=100_000, help="number of items")
+    options.add_argument("--dimension", type=int, default=128, help="dimension of the embeddings")
+    options.add_argument("--queries", type=int, default=300, help="number of queries of each kind")
     arguments: argparse.Namespace = options.parse_args()
     with command.temporary_folder() as folder:
         run(folder, arguments.items, arguments.dimension, arguments.queries)
@@ -103,7 +104,7 @@ def run(folder: Path, items: int, dimension: int, count: int) -> None:
     print(f"{items:,} items of {dimension} dimensions, search_k {tuned.search_k}, index recall@20 {tuned.recall:.4f}")
     print(f"{'':<22} {'k':>4} {'recall':>7} {'p50 ms':>8} {'p99 ms':>8} {'exact p50 ms':>13}")
     numbers = np.random.default_rng(0).choice(items, min(count, items), replace=False).tolist()
-    for k in COUNTS:
+    for k in NUM_NEIGHBORS:
         kinds = queries_by_kind(catalog, numbers, k)
         kinds["one item, MMR 0.7"] = [
             Query(items=query.items, k=k, diversity=Diversity(0.7)) for query in kinds["one item"]

@@ -1,10 +1,10 @@
-"""Inject ten regressions into nightly runs, each of which the gate must reject, and retrain with other seeds.
+"""Inject ten regressions into nightly runs, which the gate must reject, and retrain with other seeds.
 
     python -m benchmarks.regressions --config FILE [--set TABLE.KEY=VALUE] [--retrains N] --json OUT
 
-A first run promotes a champion. Then one regression at a time is injected into the data, the training or the finished
-release of another run, and the gate judges it. Finally, the same data is trained with other seeds, run after run, and
-the gate must promote each.
+The first run promotes a champion. Then one regression at a time is injected into the data, the training or the finished
+release of another run, and the gate decides. Finally, the tower is trained on the same data with other seeds, run after
+run; the gate must promote each release.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recsys.testing.regressions import REGRESSIONS, inject, judge, publish, run_
 
 
 def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
-    """Inject every regression, retrain, and return the outcomes."""
+    """Inject each regression, retrain, and return the decisions of the gate."""
     first = judge(config, run_all_stages)
     if not first.promoted:
         raise RefusedError(f"the first run must be promoted. Received: {first.error}")
@@ -54,7 +54,7 @@ def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark as a program."""
     options = parser(__doc__, CONFIG, FIGURES)
-    options.add_argument("--retrains", type=int, default=10, metavar="N", help="runs with another seed")
+    options.add_argument("--retrains", type=int, default=10, metavar="N", help="number of runs with other seeds")
     arguments = options.parse_args(argv)
     with temporary_folder() as folder:
         print(write(measure(load(arguments, folder / "workspace"), folder, arguments.retrains), arguments.json))

@@ -1,16 +1,17 @@
-"""Jobs at scale: prepare of ten million interactions, embed and neighbors of a million items.
+"""Measure jobs at scale: prepare of ten million interactions, embed and export of a million items.
 
     python -m benchmarks.scale [--rows 10000000] [--items 1000000] [--json OUT]
 
-prepare: synthetic interactions, items by Zipf's law, compared with plain Polars and with a tenth of the interactions.
-Each measurement has its own process. Imports are not timed; the peak memory is that of the whole process.
+prepare: synthetic interactions with item popularity by Zipf's law. The job is compared with plain Polars, and with the
+same job on a tenth of the interactions. Each measurement runs in its own process. Imports are not timed, but they are
+included in the peak memory.
 
-embed: the whole catalog, compared with a plain loop over the traced tower.
+embed: the complete catalog, compared with a plain loop over the traced tower.
 
-neighbors: the nearest `K` of some units of items, compared with a pool of as many threads that query Annoy directly
-with the same search_k. The job runs over Beam and writes its parts; the pool keeps the results in memory. On both
-sides the release is loaded and the index is in the page cache. The index has few trees, because its
-build is not measured.
+neighbors: the `K` nearest neighbors of several units of items, compared with a pool of as many threads that query Annoy
+directly with the same search_k. The job runs on Beam and writes its parts; the pool stores the results in memory. On
+both sides the release is loaded and the index is in the page cache. The build of the index is not measured, so it has
+only a small number of trees.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ INDEX = IndexConfig(n_trees=10, recall_target=0.9, recall_floor=0.5)
 
 
 def prepare_at_size(table: Table, folder: Path, rows: int) -> None:
-    """Add time and peak memory at both sizes."""
+    """Add time and peak memory of `prepare`, compared with plain code and with a smaller input."""
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for name, size in (("small", rows // GROWTH), ("large", rows)):
         log = synthetic.interactions(folder / f"{name}.parquet", size, size // USER_ROWS, rows // ITEM_ROWS)
@@ -80,14 +81,14 @@ def prepare_at_size(table: Table, folder: Path, rows: int) -> None:
 
 
 def _measure_in_process(side: str, log: Path) -> dict[str, float]:
-    """Return the result of `_measure` in a new process."""
+    """Run `_measure` in a new process and return its result."""
     program = f"from benchmarks import scale; scale._measure({side!r}, {str(log)!r})"
     process = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     return json.loads(process.stdout)  # type: ignore[no-any-return]
 
 
 def _measure(side: str, log: str) -> None:
-    """Print seconds and peak memory of one side as JSON."""
+    """Print the seconds and the peak memory of one side as JSON."""
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=Path(log).parent) as out:
         if side == "library":
@@ -105,7 +106,7 @@ def _measure(side: str, log: str) -> None:
 
 
 def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
-    """Compare the units of the job over Beam with a pool of threads that query Annoy for the same items."""
+    """Compare units of the export on Beam with a pool of threads that query Annoy for the same items."""
     loaded = write_release(items, folder)
     unit, beam = ResourcesConfig().exported_items, BeamConfig(profile="local-threads")
     num_queries = min(items, SEARCHED_UNITS * unit)
@@ -184,8 +185,12 @@ def fill(table: Table, folder: Path, rows: int = ROWS, items: int = ITEMS) -> No
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark as a program."""
     options = parser(__doc__, FIGURES)
-    options.add_argument("--rows", type=int, default=ROWS, help="interactions of prepare (default: %(default)s)")
-    options.add_argument("--items", type=int, default=ITEMS, help="of the catalog (default: %(default)s)")
+    options.add_argument(
+        "--rows", type=int, default=ROWS, help="number of interactions for prepare (default: %(default)s)"
+    )
+    options.add_argument(
+        "--items", type=int, default=ITEMS, help="number of items of the catalog (default: %(default)s)"
+    )
     arguments = options.parse_args(argv)
     with temporary_folder() as folder:
         table = Table()

@@ -1,11 +1,11 @@
-"""Throughput, latency and memory of the service, and concurrent queries, promotions and item changes.
+"""Measure throughput, latency and memory of the service, also during promotions and item changes.
 
     python -m benchmarks.service --json FILE [--requests N] [--swaps N] [--seconds S] [--soak-minutes M]
 
 The service and the load generator run on the same machine. First, the throughput is compared with that of an endpoint
-that returns `{}` from the same server (with wrk if it is installed), and the latency is measured at half of the
-throughput, from the time when a query was due. Then several clients send queries while releases are swapped and items
-are deleted and added; every response is checked. Finally, the memory of the workers is measured under a long load.
+that returns `{}` from the same server (wrk generates the load if it is installed). The latency is measured at half of
+the throughput, from the time when a query was due. Then several clients send queries while releases are promoted and
+items are deleted and added; each response is checked. Finally, the memory of the workers is measured under a long load.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ CONNECTIONS = 32
 ROUNDS = 3
 NUM_NEW_QUERIES = 200_000
 SOAK_QUERIES_S = 500
-"""Queries per second of the long load."""
+"""Queries per second under the long load."""
 NUM_SAMPLES = 30
-"""Samples of the memory of the workers during the long load."""
+"""Number of measurements of the workers' memory under the long load."""
 WRK_SCRIPT = """
 local paths, number = {}, 0
 for path in io.lines(%s) do paths[#paths + 1] = path end
@@ -51,7 +51,7 @@ request = function()
   return wrk.format("GET", paths[number])
 end
 """
-"""Script of wrk that requests the paths in turn."""
+"""Script for wrk that requests the paths in turn."""
 
 empty = FastAPI()
 
@@ -63,7 +63,7 @@ async def get_empty() -> dict[str, str]:
 
 
 class Load(NamedTuple):
-    """Throughput and latency of repeated queries, which the cache answers, and of new queries."""
+    """Throughput and latency of repeated queries, which the cache answers, and of new queries, which it does not."""
 
     requests_s: float
     """Maximum number of repeated queries per second."""
@@ -72,14 +72,14 @@ class Load(NamedTuple):
     empty_requests_s: float
     """Maximum number of requests of the empty endpoint per second."""
     ratio: float
-    """Throughput of repeated queries relative to the empty endpoint, the median of several rounds."""
+    """Throughput of repeated queries relative to the empty endpoint; median of several rounds."""
     new_ratio: float
     """Throughput of new queries relative to the empty endpoint."""
     p50_ms: float
-    """Of repeated queries, at half of their throughput."""
+    """Latency of repeated queries at half of their throughput."""
     p99_ms: float
     new_p50_ms: float
-    """Of new queries, at half of their throughput."""
+    """Latency of new queries at half of their throughput."""
     new_p99_ms: float
 
 
@@ -97,7 +97,7 @@ def load(folder: Path, seconds: float) -> Load:
             rounds = [[_throughput(*target, seconds) for target in targets] for _ in range(ROUNDS)]
         repeated_rate, new_rate, empty_rate = (statistics.median(side) for side in zip(*rounds, strict=True))
         latencies = [
-            uvloop.run(_paced(service.url, paths, rate / 2, seconds))
+            uvloop.run(_send(service.url, paths, rate / 2, seconds))
             for paths, rate in ((repeated, repeated_rate), (new, new_rate))
         ]
     finally:
@@ -113,7 +113,7 @@ def _path(item_id: str) -> str:
 
 
 def _new_queries(item_ids: list[str]) -> list[str]:
-    """Return different queries with the same results, more than the cache can store."""
+    """Return more different queries than the cache can store; those for the same item have the same result."""
     numbered = zip(itertools.cycle(item_ids), range(NUM_NEW_QUERIES), strict=False)
     return [f"{_path(item_id)}?min_similarity=-1.{number:06}" for item_id, number in numbered]
 
@@ -123,12 +123,12 @@ class Soak(NamedTuple):
 
     answers: int
     memory_bytes: list[int]
-    """Of all workers without shared pages, at equal intervals."""
+    """Memory of all workers without shared pages, at equal intervals."""
     open_files: list[int]
 
 
 def soak(folder: Path, seconds: float) -> Soak:
-    """Send queries at a constant rate, each of them twice."""
+    """Send queries at a constant rate, each query twice."""
     service, item_ids = create_service(folder, ITEMS)
     service.configure(workers=WORKERS)
     service.start()
@@ -137,7 +137,7 @@ def soak(folder: Path, seconds: float) -> Soak:
     try:
         wait_until(lambda: service.get(_path(item_ids[0])).is_success)
         latencies = uvloop.run(
-            _paced(service.url, paths, SOAK_QUERIES_S, seconds, lambda: samples.append(usage(service)))
+            _send(service.url, paths, SOAK_QUERIES_S, seconds, lambda: samples.append(usage(service)))
         )
     finally:
         service.close()
@@ -147,7 +147,7 @@ def soak(folder: Path, seconds: float) -> Soak:
 
 @contextmanager
 def _empty_server() -> Iterator[str]:
-    """Start the empty endpoint in another process, with the server and the settings of the service; yield its URL."""
+    """Run the empty endpoint in another process with the server and the settings of the service, and yield its URL."""
     code = (
         "import socket, uvicorn; from benchmarks.service import empty; s = socket.create_server(('127.0.0.1', 0)); "
         "print(s.getsockname()[1], flush=True); "
@@ -156,13 +156,13 @@ def _empty_server() -> Iterator[str]:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
             url = f"http://127.0.0.1:{int(cast('IO[str]', process.stdout).readline())}"
-            wait_until(lambda: _answers(f"{url}/empty"))
+            wait_until(lambda: _is_available(f"{url}/empty"))
             yield url
         finally:
             process.terminate()
 
 
-def _answers(url: str) -> bool:
+def _is_available(url: str) -> bool:
     try:
         return httpx.get(url, timeout=10).is_success
     except httpx.TransportError:
@@ -173,7 +173,7 @@ def _throughput(url: str, paths: list[str], seconds: float) -> float:
     """Return the maximum number of responses per second."""
     wrk = shutil.which("wrk")
     if wrk is None:
-        return len(uvloop.run(_paced(url, paths, None, seconds))) / seconds
+        return len(uvloop.run(_send(url, paths, None, seconds))) / seconds
     with tempfile.TemporaryDirectory() as folder:
         path_list, script = Path(folder) / "paths.txt", Path(folder) / "paths.lua"
         path_list.write_text("\n".join(paths))
@@ -185,12 +185,12 @@ def _throughput(url: str, paths: list[str], seconds: float) -> float:
     return float(re.findall(r"Requests/sec:\s+([\d.]+)", process.stdout)[0])
 
 
-async def _paced(
-    url: str, paths: list[str], rate: float | None, seconds: float, watch: Callable[[], None] | None = None
+async def _send(
+    url: str, paths: list[str], rate: float | None, seconds: float, sample: Callable[[], None] | None = None
 ) -> list[float]:
-    """Return the latencies of queries at a rate in seconds, each from the time when it was due.
+    """Send queries at a rate per second and return their latencies in seconds, each from the time when it was due.
 
-    Without a rate, send as many queries as possible. `watch` is called `NUM_SAMPLES` times at equal intervals.
+    If `rate` is None, send as many queries as possible. `sample` is called `NUM_SAMPLES` times at equal intervals.
     """
     address = urlsplit(url)
     cycled_paths = itertools.cycle(paths)
@@ -210,13 +210,13 @@ async def _paced(
             latencies.append(time.perf_counter() - due)
         writer.close()
 
-    async def watcher(watch: Callable[[], None]) -> None:
-        for sample in range(1, NUM_SAMPLES + 1):
-            await asyncio.sleep(max(0.0, started + seconds * sample / NUM_SAMPLES - time.perf_counter()))
-            watch()
+    async def sampler(sample: Callable[[], None]) -> None:
+        for number in range(1, NUM_SAMPLES + 1):
+            await asyncio.sleep(max(0.0, started + seconds * number / NUM_SAMPLES - time.perf_counter()))
+            sample()
 
-    watchers = [] if watch is None else [watcher(watch)]
-    await asyncio.gather(*(client() for _ in range(CONNECTIONS)), *watchers)
+    samplers = [] if sample is None else [sampler(sample)]
+    await asyncio.gather(*(client() for _ in range(CONNECTIONS)), *samplers)
     return latencies
 
 
@@ -224,10 +224,20 @@ def main() -> None:
     """Run the benchmark as a program."""
     parser = command.parser(__doc__, command.FIGURES)
     parser.add_argument(
-        "--requests", type=int, default=10_000, metavar="N", help="queries during the promotions and item changes"
+        "--requests",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="number of queries during the promotions and item changes",
     )
-    parser.add_argument("--swaps", type=int, default=100, metavar="N", help="promotions")
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each measurement")
+    parser.add_argument("--swaps", type=int, default=100, metavar="N", help="number of promotions")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="duration of each measurement of throughput and latency",
+    )
     parser.add_argument("--soak-minutes", type=float, default=0.5, metavar="M", help="duration of the long load")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {"cores": os.cpu_count(), "load_generator": "wrk" if shutil.which("wrk") else "asyncio"}

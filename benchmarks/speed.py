@@ -1,9 +1,9 @@
-"""Time of this library relative to plain code that does the same work.
+"""Measure the time of this library relative to plain code that does the same work.
 
     python -m benchmarks.speed [--json OUT]
 
-Both sides are measured in turn, and the table has the median of the ratios. The start of Python and the imports of
-libraries are not counted.
+Both sides are measured in turn, and the table contains the median of the ratios. The start of Python and imports are
+not measured.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ INDEXED, DIMENSION, QUERIES, K = 100_000, 128, 2_000, 10
 
 
 def prepare_against_polars(table: Table, folder: Path) -> None:
-    """Compare the prepare stage with one Polars query that counts the same pairs."""
+    """Compare the stage `prepare` with one Polars query that counts the same pairs."""
     path = synthetic.interactions(folder / "interactions.parquet", ROWS, USERS, ITEMS)
     window = PrepareConfig().window
 
@@ -56,7 +56,7 @@ def prepare_against_polars(table: Table, folder: Path) -> None:
 
 
 def plain_prepare(path: Path, window: int, out: Path) -> None:
-    """Write sequences and symmetric pair weights of a file with one process that reads everything into memory."""
+    """Write the sequences and the symmetric pair weights of a file, with all rows in the memory of one process."""
     rows = pl.read_parquet(path)
     numbers = rows.select(pl.col("item_id").unique().sort()).with_row_index("item")
     ordered = rows.join(numbers, on="item_id").sort("user_id", "timestamp")
@@ -72,16 +72,16 @@ def plain_prepare(path: Path, window: int, out: Path) -> None:
         .filter(pl.col("anchor") != pl.col("positive"))
         for gap in range(1, window + 1)
     ]
-    # each pair is summed once and mirrored afterwards, which halves the rows to group
-    once = (
+    # sum each pair once and mirror the sums, which halves the number of rows to group
+    summed = (
         pl.concat(gaps)
         .with_columns(pl.min_horizontal("anchor", "positive"), positive=pl.max_horizontal("anchor", "positive"))
         .group_by("anchor", "positive")
         .agg(pl.col("weight").sum())
     )
-    mirrored = once.select(pl.col("positive").alias("anchor"), pl.col("anchor").alias("positive"), "weight")
+    mirrored = summed.select(pl.col("positive").alias("anchor"), pl.col("anchor").alias("positive"), "weight")
     (
-        pl.concat([once, mirrored])
+        pl.concat([summed, mirrored])
         .sort("anchor", "positive")
         .group_by("anchor", maintain_order=True)
         .agg("positive", "weight")
@@ -93,7 +93,7 @@ def plain_prepare(path: Path, window: int, out: Path) -> None:
 def embed_against_loop(
     table: Table, folder: Path, items: int = EMBEDDED, limit: float = 1 / 0.7, rounds: int = ROUNDS
 ) -> None:
-    """Compare the embed job with a plain loop over the traced tower."""
+    """Compare the stage `embed` with a plain loop over the traced tower."""
     from recsys.model import tower
 
     columns = ItemsConfig(title="title", categorical=("category",), multi_categorical=("tags",), numeric=("price",))
@@ -123,9 +123,9 @@ def embed_against_loop(
 
     def plain_from_files() -> float:
         def work() -> None:
-            vocabularies = Features.load(folder / "features.json")
-            fresh = tower.make_encoder(tower.load(folder / "tower.keras"), embed.BATCH_SIZE)
-            np.save(folder / "plain.npy", fresh(vocabularies.transform(read())))
+            loaded_features = Features.load(folder / "features.json")
+            encode_loaded = tower.make_encoder(tower.load(folder / "tower.keras"), embed.BATCH_SIZE)
+            np.save(folder / "plain.npy", encode_loaded(loaded_features.transform(read())))
 
         return timed(work)
 
@@ -138,7 +138,7 @@ def embed_against_loop(
 
 
 def search_against_annoy(table: Table, folder: Path) -> None:
-    """Compare builds and single queries with Annoy without this library, with the same search_k."""
+    """Compare the build of an index and single queries with plain Annoy, with the same search_k."""
     vectors = synthetic.vectors(INDEXED, DIMENSION)
     settings = IndexConfig()
 

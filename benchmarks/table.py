@@ -1,4 +1,4 @@
-"""A table of the time of this library relative to plain code that does the same work, with limits of the ratios."""
+"""A table of measurements of this library and of plain code that does the same work, with ratios and their limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH = 72
 
 
 class Table:
-    """Rows of one run. Each is printed as soon as it is measured."""
+    """Rows of measurements. Each row is printed as soon as it is added."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -30,19 +30,19 @@ class Table:
         plain: Callable[[], float],
         rounds: int = ROUNDS,
     ) -> None:
-        """Add the median times of both sides in seconds, and the median of their ratios.
+        """Measure both sides, and add a row with their median times in seconds and the median of their ratios.
 
-        Both sides are measured in turn, because ratios vary less than times on a busy machine.
+        The sides are measured in turn: on a busy machine, ratios vary less than times.
         """
 
-        def fresh(side: Callable[[], float]) -> float:
-            gc.collect()  # otherwise one side collects the garbage of the other
+        def collect_and_run(side: Callable[[], float]) -> float:
+            gc.collect()  # otherwise one side would collect the garbage of the other
             return side()
 
-        fresh(library), fresh(plain)  # warm caches, traces and pools
-        times = [(fresh(library), fresh(plain)) for _ in range(rounds)]
-        ours_s, plain_s = (statistics.median(side) for side in zip(*times, strict=True))
-        self.add(name, limit, ours_s, plain_s, ratios=[a / b for a, b in times])
+        collect_and_run(library), collect_and_run(plain)  # fills caches, traces functions and starts thread pools
+        times = [(collect_and_run(library), collect_and_run(plain)) for _ in range(rounds)]
+        library_s, plain_s = (statistics.median(side) for side in zip(*times, strict=True))
+        self.add(name, limit, library_s, plain_s, ratios=[a / b for a, b in times])
 
     def add(
         self,
@@ -54,7 +54,7 @@ class Table:
         ratios: Sequence[float] = (),
         unit: str = "s",
     ) -> None:
-        """Add a row of measured values; its ratio should be at most `limit`."""
+        """Add a row of measured values. The ratio should be at most `limit`, unless it is None."""
         spread = sorted(ratios or [library / plain])
         ratio = statistics.median(spread)
         self.rows.append(
@@ -77,7 +77,7 @@ class Table:
         )
 
     def write(self, path: Path | None) -> None:
-        """Write the rows as JSON if there is a path."""
+        """Write the rows as JSON to `path`, unless it is None."""
         write({"rows": self.rows}, path)
 
 

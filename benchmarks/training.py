@@ -1,14 +1,14 @@
-"""Training time compared with gensim's item2vec on the same sequences, and memory as the number of pairs grows.
+"""Compare the training time with gensim's item2vec, and measure the memory as the number of pairs grows.
 
     python -m benchmarks.training --config FILE [--set TABLE.KEY=VALUE] --json OUT
 
-The time of the tower starts with the pairs on disk, includes compilation, training and validation, and ends when the
-validation NDCG@20 first reaches 95% of its maximum: once by last-item queries, the purpose of item2vec, and once by
-the mean of last-item and history queries. The time of item2vec (Barkan and Koenigstein, 2016: skip-gram with negative
-sampling; 64 dimensions, 30 passes, 2 workers) starts with the sequences in memory. Imports are not counted. Both
-are trained on the interactions before the validation targets.
+The time of the tower starts with the pairs on disk and includes compilation, training and validation. It ends when the
+validation NDCG@20 first reaches 95% of its maximum. Two times are reported: by last-item queries, for which item2vec is
+trained, and by the mean of last-item and history queries. The time of item2vec (Barkan and Koenigstein, 2016: skip-gram
+with negative sampling; 64 dimensions, 30 passes, 2 workers) starts with the sequences in memory. Imports are not
+measured. Both models are trained on the interactions before the validation targets.
 
-The memory is that of a process that trains one pass over synthetic pairs, and of one with ten times as many pairs.
+The memory is the peak of a process that trains one pass over synthetic pairs, and of another with ten times as many.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from recsys.testing import synthetic
 
 SHARE = 0.95
 TARGETS = (("last_item", f"validation_{TARGET_METRIC}"), ("both", VALIDATION_SCORE))
-"""Name of a time, and the validation metric that ends it."""
+"""Name of each reported time, and the validation metric that ends it."""
 
 DIMENSION, PASSES, WORKERS = 64, 30, 2
-PAIRS_ITEMS, PAIRS_AN_ITEM, GROWTH = 5_000, 400, 10
+PAIRS_ITEMS, PAIRS_PER_ITEM, GROWTH = 5_000, 400, 10
 
 
 def compare(config: Config) -> dict[str, Any]:
-    """Return the times of both, and their validation metrics."""
+    """Return the training times and the validation metrics of both models."""
     context = RunContext.from_config(config, Progress())
     prepare(context.config, context.run, context.inputs, context.progress)
     curve: list[dict[str, float]] = []
@@ -77,13 +77,13 @@ def compare(config: Config) -> dict[str, Any]:
 
 
 def item2vec(context: RunContext) -> tuple[np.ndarray, float]:
-    """Return unit vectors of gensim for all items, zeros for items without interactions, and the training time."""
+    """Return the normalized vectors of all items, zeros for items without interactions, and the training time."""
     from gensim.models import Word2Vec
 
     split = train.load_split(context.run)
-    is_known, sequences = split.known_before("validation"), split.sequences
+    before_target, sequences = split.known_before("validation"), split.sequences
     sentences = [
-        sequences.items[start:end][is_known[start:end]].astype(str).tolist()
+        sequences.items[start:end][before_target[start:end]].astype(str).tolist()
         for start, end in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)
     ]
     started = time.perf_counter()
@@ -99,12 +99,12 @@ def item2vec(context: RunContext) -> tuple[np.ndarray, float]:
 
 
 def memory() -> dict[str, Any]:
-    """Return the peak memory of one pass over synthetic pairs, and over ten times as many, in MiB."""
+    """Return the peak memory in MiB of one pass over synthetic pairs, and over ten times as many."""
     with tempfile.TemporaryDirectory() as folder:
         peaks = {}
         for growth in (1, GROWTH):
             part = Path(folder) / f"part-{growth}.parquet"
-            write_pairs(part, PAIRS_AN_ITEM * growth)
+            write_pairs(part, PAIRS_PER_ITEM * growth)
             program = f"from benchmarks.training import one_pass; print(one_pass({str(part)!r}))"
             process = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
             peaks[f"peak_mib_{growth}x"] = float(process.stdout)
@@ -112,7 +112,7 @@ def memory() -> dict[str, Any]:
 
 
 def write_pairs(path: Path, positives: int) -> None:
-    """Write a file of pairs: each item with the items that follow it, with decreasing weights."""
+    """Write pairs of each item with the next items by number, with decreasing weights."""
     item = np.arange(PAIRS_ITEMS, dtype=np.int32)[:, None]
     neighbors = np.sort((item + 1 + np.arange(positives)) % PAIRS_ITEMS, axis=1).astype(np.int32)
     weights = np.broadcast_to(1 / np.arange(1.0, positives + 1), neighbors.shape).astype(np.float32)
@@ -125,7 +125,7 @@ def write_pairs(path: Path, positives: int) -> None:
 
 
 def one_pass(part: str) -> float:
-    """Train one pass and return the peak memory of the process in MiB."""
+    """Train one pass, and return the peak memory of the process in MiB."""
     from recsys.features.encoding import Features
     from recsys.model import tower
     from recsys.model.batches import PairBatches
