@@ -23,7 +23,7 @@ from recsys.release.runs import MANIFEST, Run
 
 REPORT, PAGE = "data_report.json", "data_report.html"
 MAX_BARS = 120
-"""Largest number of bars of a chart; with more days, several days share a bar."""
+"""Maximum number of bars of a chart; if there are more days, each bar covers several days."""
 
 
 def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], sequences: str) -> None:
@@ -43,27 +43,31 @@ def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], s
             folder / CATALOG, [folder / sequences / part for part in manifest["sequences"]], items
         )
 
-    now = load_snapshot(folder, manifest)
+    current = load_snapshot(folder, manifest)
     report = {
         "format": profile.FORMAT,
         "run_id": run.run_id,
         "data_snapshot": run.data_snapshot,
         "account": manifest["account"],
-        **profile.describe(now),
+        **profile.describe(current),
         "previous": None,
         "unreadable": [],
     }
-    for earlier in finished(config.workspace):
+    for earlier_folder in finished(config.workspace):
         try:
-            if json.loads((earlier / REPORT).read_text(encoding="utf-8"))["data_snapshot"] == run.data_snapshot:
+            if json.loads((earlier_folder / REPORT).read_text(encoding="utf-8"))["data_snapshot"] == run.data_snapshot:
                 continue  # the same data with other settings
-            earlier_manifest = json.loads((earlier / MANIFEST).read_text(encoding="utf-8"))
-            before = load_snapshot(earlier, earlier_manifest)
+            earlier_manifest = json.loads((earlier_folder / MANIFEST).read_text(encoding="utf-8"))
+            previous = load_snapshot(earlier_folder, earlier_manifest)
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError):
-            report["unreadable"].append(earlier.parent.name)  # an unreadable report must not fail the run
+            report["unreadable"].append(earlier_folder.parent.name)  # an unreadable report must not fail the run
             continue
-        compared = profile.compare(before, now)
-        report["previous"] = {"run_id": earlier.parent.name, "account": earlier_manifest["account"], **compared}
+        comparison = profile.compare(previous, current)
+        report["previous"] = {
+            "run_id": earlier_folder.parent.name,
+            "account": earlier_manifest["account"],
+            **comparison,
+        }
         break
     (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / PAGE).write_text(render(report), encoding="utf-8")
@@ -72,7 +76,7 @@ def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], s
 def render(report: Mapping[str, Any]) -> str:
     """Render a data report as a self-contained HTML page."""
     days, width = _bars(report["interactions_a_day"])
-    return html.render("data_report.html", report=report, days=days, days_a_bar=width)
+    return html.render("data_report.html", report=report, days=days, days_per_bar=width)
 
 
 def finished(workspace: Path) -> list[Path]:
@@ -83,7 +87,7 @@ def finished(workspace: Path) -> list[Path]:
 
 
 def _bars(days: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Return first day -> interactions of each bar, and the number of days per bar."""
+    """Return the interactions of each bar by its first day, and the number of days per bar."""
     first, last = date.fromisoformat(min(days)), date.fromisoformat(max(days))
     width = (last - first).days // MAX_BARS + 1
     bars = {(first + timedelta(day)).isoformat(): 0 for day in range(0, (last - first).days + 1, width)}

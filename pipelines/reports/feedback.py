@@ -1,4 +1,4 @@
-"""Feedback: click-through rate of each release, from files written by the client of the service."""
+"""Click-through rates of releases, from feedback files that the client of the service writes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ COLUMNS = ("release_id", "shown", "clicked")
 
 
 def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
-    """Return the click-through rate of each release with its 95% interval, most shown releases first.
+    """Return the click-through rate of each release with its 95% interval, in descending order of impressions.
 
     Args:
-        pattern: files with `release_id` (string), `shown` and `clicked` (integers), any number of rows
-            per release. Every response of the service contains the release id.
+        pattern: path, URL or glob of files with `release_id` (string), and `shown` and `clicked` (integers: numbers of
+            impressions and clicks), in any number of rows per release. Every response of the service contains the
+            release id.
         rows_per_unit: rows to read at a time.
 
     Returns:
-        `releases`, and the number of `unusable` rows: not an integer, nothing shown, or more clicked than shown.
+        `releases`, and the number of `unusable` rows: a value is not an integer, `shown` is not positive, or
+        `clicked` is not between 0 and `shown`.
 
     Raises:
         InputError: files or columns are missing.
         ConfigError: the URL is invalid.
     """
-    counted = [pl.DataFrame(schema={"release_id": pl.String, "shown": pl.Int64, "clicked": pl.Int64})]
+    counts = [pl.DataFrame(schema={"release_id": pl.String, "shown": pl.Int64, "clicked": pl.Int64})]
     unusable = 0
     for unit in plan_units(find_files(pattern, "data.feedback"), rows_per_unit):
         for raw in read_unit(unit, rows_per_unit):
@@ -40,12 +42,12 @@ def by_release(pattern: str, rows_per_unit: int) -> dict[str, Any]:
                 clicked=as_number(raw.frame, "clicked", unit.source).cast(pl.Float64),
             )
             shown, clicked = pl.col("shown"), pl.col("clicked")
-            whole = (shown % 1 == 0) & (clicked % 1 == 0)  # neither NaN nor infinity is
-            usable = typed.drop_nulls().filter(whole & (shown > 0) & clicked.is_between(0, shown))
+            are_integers = (shown % 1 == 0) & (clicked % 1 == 0)  # false for NaN and infinity
+            usable = typed.drop_nulls().filter(are_integers & (shown > 0) & clicked.is_between(0, shown))
             usable = usable.cast({"shown": pl.Int64, "clicked": pl.Int64})
             unusable += typed.height - usable.height + raw.malformed.height
-            counted.append(usable.group_by("release_id").agg(pl.all().sum()))
-    releases = pl.concat(counted).group_by("release_id").agg(pl.all().sum())
+            counts.append(usable.group_by("release_id").agg(pl.all().sum()))
+    releases = pl.concat(counts).group_by("release_id").agg(pl.all().sum())
     rates = []
     for release_id, shown, clicked in releases.sort("shown", "release_id", descending=[True, False]).iter_rows():
         rate = estimate_share(clicked, shown)

@@ -26,7 +26,7 @@ def _number(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    """Format a share, with a second decimal if the first one would round to 0."""
+    """Format a share in percent, with a second decimal if one decimal would round to 0."""
     return f"{share:.1%}" if round(share, 3) else f"{share:.2%}" if share else "0%"
 
 

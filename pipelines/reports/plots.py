@@ -12,30 +12,30 @@ from pipelines.reports import html
 from recsys.evaluation.metrics import STRATA, TARGET_METRIC
 
 HEIGHT, SQUARE = 240, 640
-"""Height of a plot, and of the square map. Plots are 640 units wide."""
+"""Height of a plot, and of the map, which is square. All plots are 640 units wide."""
 CURVES = {"loss": "Training loss", f"validation_{TARGET_METRIC}": "NDCG@20 on the validation target"}
-"""Plotted metrics of each pass, and their titles."""
+"""Metrics of each pass that are plotted -> title of the plot."""
 
 
 def coordinates(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the coordinates of every plot, in percent of its size."""
-    training, indexed, quality = report["training"], report["index"], report["quality"]
+    """Return the coordinates of every plot, in percent of the width and height of the plot."""
+    training, index, quality = report["training"], report["index"], report["quality"]
     plots: dict[str, Any] = {}
     for name in CURVES:
-        curve = enumerate(training["curve"] if training else [], 1)
-        plots[name] = _line([(number, figures[name]) for number, figures in curve if name in figures])
-    trials = indexed["curve"] if indexed else []
+        passes = enumerate(training["curve"] if training else [], 1)
+        plots[name] = _line([(number, figures[name]) for number, figures in passes if name in figures])
+    trials = index["curve"] if index else []
     plots["recall"] = _line(
         [(np.log2(search_k), recall) for search_k, recall in trials],
         [f"search_k {search_k}: {recall:.4f}" for search_k, recall in trials],
-        indexed["target"] if indexed else None,
+        index["target"] if index else None,
     )
     plots["quality"] = {kind: _ranges(models) for kind, models in quality.items()} if quality else {}
     return plots
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return name -> SVG of the plots that the run report has data for."""
+    """Return the plots for which the run report has data, as SVG by name."""
     plots = coordinates(report)
     images = {}
     for name, title in CURVES.items():
@@ -81,8 +81,8 @@ def _curve(title: str, curve: Mapping[str, Any], first: str, last: str) -> str:
         line=points,
         dots=[("now", *point) for point in points],
         guide=curve["guide"],
-        across=[(0, first), (100, last)],
-        up=[(4, f"{curve['low']:.3g}"), (96, f"{curve['high']:.3g}")],
+        x_labels=[(0, first), (100, last)],
+        y_labels=[(4, f"{curve['low']:.3g}"), (96, f"{curve['high']:.3g}")],
     )
 
 
@@ -91,55 +91,77 @@ def _bars(
     names: Sequence[str],
     series: Mapping[str, Sequence[float]],
     key: Mapping[str, str],
-    across: Sequence[tuple[float, str]],
+    x_labels: Sequence[tuple[float, str]],
 ) -> str:
-    """Draw grouped bars of shares, one group for each name."""
+    """Draw grouped bars of shares: one group per name, and in each group one bar per series."""
     tallest = max(max(shares) for shares in series.values()) or 1.0
-    step = 100 / len(names)
-    wide = 0.8 * step / len(series)
+    group_width = 100 / len(names)
+    width = 0.8 * group_width / len(series)
     bars = [
-        (of, step * (number + 0.1) + wide * turn, 100 * share / tallest, wide, f"{name}, {key[of]}: {share:.1%}")
-        for turn, (of, shares) in enumerate(series.items())
-        for number, (name, share) in enumerate(zip(names, shares, strict=True))
+        (
+            series_name,
+            group_width * (group + 0.1) + width * rank,
+            100 * share / tallest,
+            width,
+            f"{name}, {key[series_name]}: {share:.1%}",
+        )
+        for rank, (series_name, shares) in enumerate(series.items())
+        for group, (name, share) in enumerate(zip(names, shares, strict=True))
     ]
-    return _svg(title, bars=bars, key=key, across=across, up=[(0, "0%"), (100, f"{tallest:.0%}")])
+    return _svg(title, bars=bars, key=key, x_labels=x_labels, y_labels=[(0, "0%"), (100, f"{tallest:.0%}")])
 
 
 def _svg(title: str, **parts: Any) -> str:
-    empty: dict[str, Any] = {"line": (), "bars": (), "dots": (), "guide": None, "key": {}, "across": (), "up": ()}
+    """Render `plot.svg` with the given parts; parts that are not given are empty."""
+    empty: dict[str, Any] = {
+        "line": (),
+        "bars": (),
+        "dots": (),
+        "guide": None,
+        "key": {},
+        "x_labels": (),
+        "y_labels": (),
+    }
     return html.render("plot.svg", **{**empty, "height": HEIGHT, "title": title, **parts})
 
 
-def _line(points: Sequence[tuple[float, float]], shown: list[str] | None = None, guide: float | None = None) -> Any:
-    if len(points) < 2:  # noqa: PLR2004 - no line
+def _line(points: Sequence[tuple[float, float]], labels: list[str] | None = None, guide: float | None = None) -> Any:
+    """Return the coordinates of a line with labeled points, or None if there are fewer than two points.
+
+    Args:
+        points: x and y of each point, by ascending x.
+        labels: label of each point; x and y by default.
+        guide: y of a horizontal reference line.
+    """
+    if len(points) < 2:  # noqa: PLR2004
         return None
-    across, up = np.array(points, float).T
-    low, high = (float(bound) for bound in (min(up.min(), guide or np.inf), max(up.max(), guide or -np.inf)))
+    x, y = np.array(points, float).T
+    low, high = (float(bound) for bound in (min(y.min(), guide or np.inf), max(y.max(), guide or -np.inf)))
     scale = (high - low) or 1.0
 
-    def height(value: Any) -> Any:
+    def to_percent(value: Any) -> Any:
         return np.round(4 + 92 * (value - low) / scale, 2)
 
-    spots = np.stack([np.round(100 * (across - across[0]) / (across[-1] - across[0]), 2), height(up)], axis=1)
-    names = shown or [f"{x:g}: {y:.4f}" for x, y in points]
+    plotted = np.stack([np.round(100 * (x - x[0]) / (x[-1] - x[0]), 2), to_percent(y)], axis=1)
+    labels = labels or [f"{point_x:g}: {point_y:.4f}" for point_x, point_y in points]
     return {
-        "points": [(*point, name) for point, name in zip(spots.tolist(), names, strict=True)],
+        "points": [(*point, label) for point, label in zip(plotted.tolist(), labels, strict=True)],
         "low": low,
         "high": high,
-        "guide": None if guide is None else float(height(guide)),
+        "guide": None if guide is None else float(to_percent(guide)),
     }
 
 
 def _ranges(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return NDCG@20 of each model with its interval, on a common scale from 0."""
-    widest = max(figures["intervals"][TARGET_METRIC][1] for figures in models.values()) or 1.0
+    """Return NDCG@20 of each model with its interval; `scale` converts both to percent of the axis."""
+    upper_bound = max(figures["intervals"][TARGET_METRIC][1] for figures in models.values()) or 1.0
     return [
         {
             "name": name,
             "value": figures[TARGET_METRIC],
             "low": figures["intervals"][TARGET_METRIC][0],
             "high": figures["intervals"][TARGET_METRIC][1],
-            "scale": 100 / widest,
+            "scale": 100 / upper_bound,
         }
         for name, figures in models.items()
     ]
