@@ -1,7 +1,7 @@
-"""Servers that some profiles need: Beam's job server, and a pool of workers.
+"""Servers of portable Beam runners: a job server and a pool of workers.
 
-They listen on free ports, and end when this process ends, even if it is killed. The Python servers bind to loopback
-only; Beam's Java job server binds to every interface and cannot be configured otherwise.
+They listen on free ports and end when this process ends, even if it is killed. The Python servers bind to loopback
+only; Beam's Java job server always binds to all interfaces.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from recsys.errors import StageError
 START_TIMEOUT_S = 120
 POLL_S = 0.05
 LAST_LINES = 5
+"""Number of lines of output in an error message."""
 
 WORKER_POOL = [sys.executable, "-m", "pipelines.beam.worker_pool"]
 JOB_SERVER = [sys.executable, "-m", "pipelines.beam.loopback", "apache_beam.runners.portability.local_job_service_main"]
@@ -34,10 +35,10 @@ def started(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Start a job server unless `job_endpoint` is set, and a worker pool unless `environment_type` is set.
 
     Args:
-        options: of a portable runner, from `pipelines.beam.options.pipeline_options`.
+        options: options of a portable runner, from `pipelines.beam.options.pipeline_options`.
 
     Yields:
-        The same options, with the addresses of the started servers.
+        The options with the addresses of the started servers.
 
     Raises:
         StageError: a server does not start.
@@ -60,7 +61,7 @@ def started(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _job_server(options: dict[str, Any], port: int, folder: Path) -> list[str]:
-    """Return the command of the job server: Java if a jar is set, otherwise the one written in Python."""
+    """Return the command of the job server: the Java server if a jar is set, otherwise the Python server."""
     for runner, master in (("flink", "flink_master"), ("spark", "spark_master_url")):
         jar = options.get(f"{runner}_job_server_jar")
         if jar is not None and master in options:
@@ -80,7 +81,7 @@ def _job_server(options: dict[str, Any], port: int, folder: Path) -> list[str]:
 
 
 def _loopback_flags(runner: str, folder: Path) -> tuple[list[str], list[str]]:
-    """Return Java properties and job server flags that bind an embedded runner to loopback."""
+    """Return the Java properties and job server flags that bind an embedded runner to loopback."""
     if runner == "spark":
         return [f"-Dspark.driver.host={HOST}", f"-Dspark.driver.bindAddress={HOST}", "-Dspark.ui.enabled=false"], []
     names = ("jobmanager.bind-host", "taskmanager.bind-host", "taskmanager.host", "rest.address", "rest.bind-address")
@@ -89,7 +90,7 @@ def _loopback_flags(runner: str, folder: Path) -> tuple[list[str], list[str]]:
 
 
 class Server:
-    """A process that listens on a port, run by `pipelines.beam.process_guard`."""
+    """A process that listens on a port, started by `pipelines.beam.process_guard`."""
 
     def __init__(self, name: str, command: list[str], port: int, folder: Path) -> None:
         self.name, self.command, self.port, self.folder = name, command, port, folder
@@ -97,7 +98,7 @@ class Server:
 
     def __enter__(self) -> Self:
         environment = os.environ | {
-            # the pool starts its workers as `python`, and they import from the same paths
+            # the pool starts workers by the name `python`; they need the same import paths
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "TMPDIR": str(self.folder),
@@ -109,7 +110,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is handled by this process
+                start_new_session=True,  # only this process handles Ctrl-C
             )
         return self
 
@@ -121,7 +122,7 @@ class Server:
         """Wait until the server listens.
 
         Raises:
-            StageError: the process ended, or did not listen in time.
+            StageError: the process ended, or does not listen in time.
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         while self.process.poll() is None and time.monotonic() < deadline:

@@ -1,7 +1,7 @@
 """Bind Beam's gRPC servers to loopback only.
 
-Beam binds the servers between a job and its workers to every interface, without authentication, and any client of a
-worker pool can run code.
+By default, the servers between a job and its workers bind to all interfaces without authentication, and any client of
+a worker pool can run code.
 
     python -m pipelines.beam.loopback MODULE ARGUMENTS…
 """
@@ -19,7 +19,7 @@ HOST = "127.0.0.1"
 
 @contextmanager
 def bind_loopback_only() -> Iterator[None]:
-    """Bind all gRPC servers that this process creates in the block to loopback."""
+    """Bind all gRPC servers that are created in the `with` block to loopback."""
     import grpc  # noqa: PLC0415 - heavy, as Beam is
     from apache_beam.runners.portability.fn_api_runner import worker_handlers  # noqa: PLC0415
 

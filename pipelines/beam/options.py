@@ -24,23 +24,23 @@ REQUIRED: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("sdk_container_image", "setup_file", "extra_packages"),
     ),
 }
-"""Required options by profile; at least one of each group."""
+"""Required options by profile: at least one option of each group."""
 
 JARS = ("flink_job_server_jar", "spark_job_server_jar")
 ADDRESSES = ("flink_master", "spark_master_url", "job_endpoint")
 
 LOCAL_ADDRESS = re.compile(r"\[local\]|local(\[.*\])?|(\w+://)?(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
-"""Addresses on this machine."""
+"""Matches addresses on this machine."""
 
 JAVA_17 = ("java.lang", "java.lang.invoke", "java.util", "java.util.concurrent", "java.nio", "java.net")
 """Java packages that Flink accesses by reflection, which Java 17 does not allow by default."""
 
 
 def pipeline_options(config: BeamConfig) -> dict[str, Any]:
-    """Return Beam's options by name: those of the profile, overridden by those of the config.
+    """Return Beam's options by name: the options of the profile, overridden by those of the config.
 
     Raises:
-        ConfigError: an unknown or missing option, or an invalid value.
+        ConfigError: an option is unknown, missing or invalid.
     """
     if "runner" in config.options:
         raise ConfigError("beam.options must not contain runner: beam.profile selects it.")

@@ -1,4 +1,4 @@
-"""Run a server that ends when the process that started it ends, even if that is killed.
+"""Run a server that ends with its parent process, even if the parent is killed.
 
     python -m pipelines.beam.process_guard COMMAND…
 
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def _end_with_parent(server: subprocess.Popen[bytes]) -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing is written to it: returns when it is closed
+    os.read(sys.stdin.fileno(), 1)  # nothing is written to standard input, so this returns when it is closed
     _signal(server, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         server.wait(GRACE_S)

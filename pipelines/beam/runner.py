@@ -1,8 +1,8 @@
-"""Run the phases of a job on Beam, the units of each phase in parallel.
+"""Run the phases of a job on Beam, with the units of each phase in parallel.
 
-The jobs use only transforms that behave the same on every runner: Impulse, Map, FlatMap and GroupByKey with small
-integer keys and values. The elements of the pipeline are numbers of units; the data are exchanged through files. A
-phase starts when the previous one is complete.
+A phase starts when the previous phase is complete. The elements of the pipeline are the numbers of the units; the data
+are exchanged through files. The jobs use only transforms that behave the same on all runners: Impulse, Map, FlatMap,
+and GroupByKey with small integer keys and values.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ ERROR_SUFFIX = ".error"
 
 
 class Phase(NamedTuple):
-    """One step of a job: `work(unit)` for every unit.
+    """A step of a job: calls `work(unit)` for each unit.
 
-    The work of a unit writes the file `done_file(unit)` last; a unit whose file exists is skipped.
+    `work` writes the file `done_file(unit)` last; units whose file exists are skipped.
     """
 
     name: str
@@ -45,7 +45,10 @@ class Phase(NamedTuple):
 
 
 class _UnitWork(NamedTuple):
-    """Does the work of a unit, and emits it under the single key of the next barrier. Picklable, for remote workers."""
+    """Does the work of a unit and emits the unit with key 0, the only key of the next barrier.
+
+    Picklable, because it is sent to the workers.
+    """
 
     phase: Phase
 
@@ -53,28 +56,28 @@ class _UnitWork(NamedTuple):
         unit = grouped[0]
         done = self.phase.done_file(unit)
         if done.exists() or not done.parent.is_dir() or any(done.parent.glob(f"*{ERROR_SUFFIX}")):
-            return 0, unit  # if the folder is not shared, `run` notices the missing file
+            return 0, unit  # if the folder is not shared, `run` detects the missing file
         try:
             self.phase.work(unit)
         except RecsysError as error:
-            # runners wrap exceptions, print tracebacks, or retry
+            # in a file, because runners wrap exceptions, print tracebacks, or retry
             content = {"type": type(error).__name__, "message": str(error)}
             done.with_suffix(ERROR_SUFFIX).write_text(json.dumps(content))
         return 0, unit
 
 
 def run(phases: list[Phase], config: BeamConfig, advance: Advance) -> None:
-    """Run the phases in order, the units of each in parallel.
+    """Run the phases in order, with the units of each phase in parallel.
 
     Raises:
-        RecsysError: the first error of a unit; no unit is started after it.
-        ConfigError: invalid Beam options.
+        RecsysError: the first error of a unit; no units are started after it.
+        ConfigError: the Beam options are invalid.
         StageError: a server does not start, or the workers do not share the folder of the run.
     """
     error_files = [phase.done_file(unit).with_suffix(ERROR_SUFFIX) for phase in phases for unit in phase.units]
-    for path in error_files:  # of an earlier attempt
+    for path in error_files:  # left by an earlier attempt
         path.unlink(missing_ok=True)
-    _import_beam()  # first, since this import is the quiet one
+    _import_beam()  # before all other imports of Beam, because this one suppresses warnings
     options = pipeline_options(config)
     if config.profile == "dataflow" and find_spec("apitools") is None:
         raise ConfigError('the profile dataflow needs Google\'s libraries. Run: pip install "apache-beam[gcp]"')
@@ -105,9 +108,10 @@ def _pipeline(options: dict[str, Any]) -> Any:
 
 
 def build_pipeline(pipeline: beam.Pipeline, phases: list[Phase]) -> None:
-    """Add the phases: for each, a shuffle that distributes its units, and a single-key barrier before the next phase.
+    """Add the phases to the pipeline.
 
-    The number of transforms is minimal, because planning one takes some hundredths of a second.
+    Each phase distributes its units by a shuffle; a barrier, GroupByKey with a single key, separates it from the next
+    phase. The number of transforms is minimal, because planning each takes some hundredths of a second.
     """
     beam = _import_beam()
     collection = pipeline | "start" >> beam.Impulse()
@@ -123,7 +127,7 @@ def build_pipeline(pipeline: beam.Pipeline, phases: list[Phase]) -> None:
 
 
 def _import_beam() -> ModuleType:
-    """Import Beam on first use, which takes seconds, without its warnings about Google's libraries."""
+    """Import Beam without its warnings about Google's libraries; on first use, because the import takes seconds."""
     logging.disable(logging.WARNING)
     try:
         import apache_beam  # noqa: PLC0415
@@ -140,7 +144,7 @@ class _Units(NamedTuple):
 
 
 class _ProgressWatcher:
-    """Counts finished units by their files: works on every runner, and Beam's counters arrive too late."""
+    """Counts the files of finished units; Beam's own counters arrive too late on some runners."""
 
     def __init__(self, phases: list[Phase], advance: Advance) -> None:
         self.files = [phase.done_file(unit) for phase in phases for unit in phase.units]

@@ -1,4 +1,4 @@
-"""Beam's worker pool, bound to loopback: starts a worker process for each worker of a job on this machine.
+"""Beam's worker pool, bound to loopback: starts a process for each worker of a job on this machine.
 
 `python -m pipelines.beam.worker_pool PORT`
 """
@@ -16,9 +16,9 @@ from pipelines.beam.loopback import bind_loopback_only
 
 
 class Pool(BeamFnExternalWorkerPoolServicer):
-    """Beam's pool without stopping workers by name: a worker ends with the connection to its job.
+    """Beam's worker pool without stopping workers by name: a worker ends when the connection to its job ends.
 
-    Two task managers on one machine give their workers the same names, and would stop each other's.
+    Two task managers on one machine use the same worker names, and would stop the workers of each other.
     """
 
     def StopWorker(self, *_: Any) -> Any:  # noqa: N802 - Beam's name

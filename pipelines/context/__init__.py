@@ -1,1 +1,1 @@
-"""What every stage is given: configuration, readers, progress, time limit, and resource usage."""
+"""Common parts of all stages: run context, readers, progress, time limit, and resource usage."""

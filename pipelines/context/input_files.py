@@ -15,17 +15,17 @@ from recsys.release.manifest import read_manifest
 
 @dataclass(frozen=True)
 class InputFiles:
-    """Paths or URLs, by what they hold."""
+    """Paths or URLs of the input files, by role."""
 
     interactions: list[str]
     items: list[str] = field(default_factory=list)
     labeled_pairs: list[str] = field(default_factory=list)
     warm_start: list[str] = field(default_factory=list)
-    """The manifest of the release that training starts from."""
+    """Manifest of the release of a warm start."""
 
     @classmethod
     def find(cls, config: DataConfig) -> InputFiles:
-        """Find the files that the `[data]` table names.
+        """Find the files of the settings in `[data]`.
 
         Raises:
             ConfigError: `data.interactions` is not set, or a URL cannot be used.
@@ -44,16 +44,16 @@ class InputFiles:
         )
 
     def by_role(self) -> dict[str, list[str]]:
-        """Files by role, in the order in which the data snapshot reads them."""
+        """Return the files by role, in the order in which the data snapshot reads them."""
         roles = {"interactions": self.interactions, "items": self.items, "labeled_pairs": self.labeled_pairs}
         return {**roles, "warm_start": self.warm_start} if self.warm_start else roles
 
 
 def _manifest_path(release: str) -> Path:
-    """Return the manifest of a release, which names every other file of it.
+    """Return the manifest of a release, which lists all other files of the release.
 
     Raises:
-        InputError: there is no release.
+        InputError: it is not a release.
     """
     try:
         folder = remote.fetch(release)

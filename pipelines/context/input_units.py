@@ -1,4 +1,4 @@
-"""Input files, and the units of work that they are divided into."""
+"""Input files and their division into units of work."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from recsys.errors import InputError
 Format = Literal["parquet", "csv", "jsonl"]
 SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 BYTES_PER_ROW, BYTES_PER_GZIPPED_ROW = 32, 10
-"""Rough size of a row of text, to estimate the rows of a file without reading it."""
+"""Approximate size of a row of text, to estimate the number of rows of a file without reading it."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of the input that is processed at once."""
+    """A part of the input that is processed as one unit of work."""
 
     number: int
     source: str
     """Path or URL of the file."""
     format: Format
     row_groups: tuple[int, ...] = ()
-    """Row groups of a Parquet file; () is the whole file."""
+    """Row groups of a Parquet file; () means all."""
     first_row: int = 0
-    """Row of the file that the unit begins with."""
+    """Number of the first row of the unit in its file."""
     rows: int = 0
-    """Number of rows of a Parquet file; an estimate for other formats."""
+    """Number of rows, which is an estimate for formats other than Parquet."""
 
 
 def find_files(pattern: str, setting: str) -> list[str]:
@@ -39,11 +39,11 @@ def find_files(pattern: str, setting: str) -> list[str]:
 
     Args:
         pattern: a path, a URL or a glob.
-        setting: its name, for messages.
+        setting: name of the setting, for messages.
 
     Raises:
-        InputError: there are no files, the format of one is unknown, or they cannot be accessed.
-        ConfigError: a URL contains a password, or its library is not installed.
+        InputError: no file matches, a file has an unknown format, or the files cannot be accessed.
+        ConfigError: a URL contains a password, or the library for its scheme is not installed.
     """
     location = storage.locate(pattern)
     sources = location.list_files()
@@ -75,12 +75,12 @@ def plan_units(sources: list[str], rows_per_unit: int) -> list[Unit]:
 
 
 def is_gzipped(source: str) -> bool:
-    """Tell whether a file is gzipped, by its name."""
+    """Return whether the name of a file says that it is gzipped."""
     return source.endswith(".gz")
 
 
 def display_name(source: str) -> str:
-    """Return the name of a file as messages show it, without passwords."""
+    """Return the name of a file for messages, without passwords."""
     return storage.locate(source).display_name
 
 

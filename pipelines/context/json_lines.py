@@ -1,7 +1,7 @@
 """Reader of JSON lines.
 
-A file is read twice: once for its columns and their types, since its last line may have another column or type, and
-once for its rows.
+A file is read twice: first for the columns and their types, because any line may add a column or a type, then for the
+rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipelines.context.raw_rows import MalformedRows, RawRows
 from pipelines.context.text_files import open_text
 
 JsonType = tuple[type, ...]
-"""Type of a value: (type,), or (list, type) of a list element; `object` stands for anything but a scalar."""
+"""Type of a value: (type,) of a scalar, (list, type) of an element of a list; `object` is any other type."""
 DataType = pl.DataType | type[pl.DataType]
 SCALARS: dict[type, Any] = {bool: pl.Boolean, int: pl.Int64, float: pl.Float64, str: pl.String}
 
@@ -47,7 +47,7 @@ def read_json_lines(source: str, rows_per_chunk: int) -> Iterator[RawRows]:
 
 
 def _lines(source: str) -> Iterator[tuple[int, str, dict[str, object] | None]]:
-    """Number and text of every line that is not blank, and its JSON object, or None if it is malformed."""
+    """Yield number, text and JSON object of every line that is not blank; the object is None if malformed."""
     with open_text(source) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
         for number, line in enumerate(line for line in text if line.strip()):
@@ -58,7 +58,7 @@ def _json_object(line: str) -> dict[str, object] | None:
     try:
         row = json.loads(line)
         if "\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is not text
+            json.dumps(row, ensure_ascii=False).encode()  # rejects an unpaired surrogate, which is not valid text
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
@@ -85,14 +85,14 @@ def _scalar_type(value: object) -> type:
 
 
 def _common_type(types: set[JsonType]) -> DataType:
-    """Return the type of a column: lists stay lists; values of several types become text, to be parsed later."""
-    present = types - {(NoneType,)}
-    scalars = {json_type[-1] for json_type in present} - {NoneType}
+    """Return the data type of a column; values of several types become text, which is parsed later."""
+    non_null = types - {(NoneType,)}
+    scalars = {json_type[-1] for json_type in non_null} - {NoneType}
     one_type = next(iter(scalars)) if len(scalars) == 1 else object
     scalar = SCALARS.get(one_type, pl.String) if scalars else pl.Null
-    if len({len(json_type) for json_type in present}) > 1:
+    if len({len(json_type) for json_type in non_null}) > 1:
         return pl.String
-    return pl.List(scalar) if (list,) in {json_type[:-1] for json_type in present} else scalar
+    return pl.List(scalar) if (list,) in {json_type[:-1] for json_type in non_null} else scalar
 
 
 def _series(name: str, values: list[Any], data_type: DataType) -> pl.Series:

@@ -1,4 +1,4 @@
-"""What TensorFlow, Beam and MLflow write to the terminal."""
+"""Log messages of TensorFlow, Beam and MLflow."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 
 
 def quiet_libraries() -> None:
-    """Silence messages that are meant for developers of the libraries; call it before importing TensorFlow."""
+    """Silence messages for developers of the libraries. Call this before TensorFlow is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no log level silences its notice
-    for name in ("apache_beam", "mlflow.store.db.utils"):  # they log the traceback of errors that we report
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its notice ignores the log level
+    for name in ("apache_beam", "mlflow.store.db.utils"):  # they log tracebacks of errors that are reported anyway
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in ("alembic", "tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Metrics of a run: sent to MLflow, and queued in a file while MLflow does not answer."""
+"""Log of the metrics of a run: sent to MLflow, or queued in a file while MLflow does not answer."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from recsys.errors import TrackingError
 
 
 class Send(Protocol):
-    """Sends metrics to MLflow; raises `TrackingError` where MLflow does not answer."""
+    """Function that sends metrics to MLflow; raises `TrackingError` if MLflow does not answer."""
 
     def __call__(self, values: Mapping[str, float], step: int, stage: str | None) -> None:
         """Send the metrics of one step, or of one finished stage."""
 
 
 class MetricsLog:
-    """Logs metrics without ever failing a stage: a server that is down for a minute must not cost hours of work.
+    """Logs metrics without failing a stage: a short outage of the server must not cost hours of work.
 
-    After the first failure, metrics are queued without trying again, until `send_queued` is called.
+    After the first failure, all metrics are queued until `send_queued` is called.
 
     Args:
-        queue: file for the metrics that could not be sent, one JSON object per line; absent if there are none.
+        queue: file of the queued metrics, one JSON object per line; it does not exist if none are queued.
         send: sends metrics to MLflow.
-        progress: where a warning is written.
+        progress: receives a warning if metrics are queued.
     """
 
     def __init__(self, queue: Path, send: Send, progress: Progress) -> None:
@@ -36,7 +36,7 @@ class MetricsLog:
 
     @property
     def queued(self) -> bool:
-        """Whether metrics wait to be sent."""
+        """Whether metrics are queued."""
         return self._queue.exists()
 
     def log(self, values: Mapping[str, float], step: int = 0, stage: str | None = None) -> None:
@@ -45,7 +45,7 @@ class MetricsLog:
         Args:
             values: metrics by name.
             step: number of the training pass.
-            stage: a finished stage, whose metrics go into a child run of their own.
+            stage: a finished stage, whose metrics are logged to its own child run.
         """
         if not self.queued:
             try:

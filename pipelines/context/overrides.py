@@ -1,4 +1,4 @@
-"""Settings by name, such as `train.temperature`: applied to a config, and written as TOML."""
+"""Settings by name, such as `train.temperature`: apply them to a config, or format them as TOML."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from recsys.config.sections import Config
 
 
 def with_settings(config: Config, settings: Mapping[str, Any], source: str = "config") -> Config:
-    """Return the config with some settings replaced, validated like a config file.
+    """Return a copy of the config with some settings replaced, validated like a config file.
 
     Args:
-        config: not modified.
-        settings: value by name, `table.key`; may be empty.
+        config: the config, which is not modified.
+        settings: values by name, `table.key`; may be empty.
         source: origin of the settings, for messages.
 
     Raises:
@@ -37,9 +37,9 @@ def by_table(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def as_toml(settings: Mapping[str, Any]) -> str:
-    """Format settings as TOML; the values are text, booleans or numbers. Return "" if there are none."""
+    """Format settings as TOML, "" if there are none. The values must be strings, booleans or numbers."""
     tables = by_table(dict(sorted(settings.items())))
-    # JSON and TOML write these values in the same way
+    # JSON and TOML have the same syntax for these values
     blocks = [
         "\n".join([f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())])
         for table, values in tables.items()

@@ -1,4 +1,4 @@
-"""Progress of the stages: a bar on a terminal, and one line per finished stage everywhere."""
+"""Progress of the stages: a progress bar on a terminal, and one line per finished stage."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 Advance = Callable[..., None]
-"""`advance(done, total=None, note="")`."""
+"""Function that updates the progress bar: `advance(done, total=None, note="")`."""
 
 
 class Progress:
-    """Writes progress to standard error; standard output is left to results.
+    """Writes progress to standard error; standard output is reserved for results.
 
     Args:
         quiet: write nothing.
@@ -26,7 +26,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Advance]:
-        """Show a bar while a stage runs, and a line with its time and its last note when it has finished."""
+        """Show a progress bar while a stage runs, then write a line with its duration and its last note."""
         started = time.monotonic()
         columns = (
             SpinnerColumn(finished_text=" "),

@@ -1,7 +1,7 @@
-"""Readers of the input: Parquet, CSV and JSON lines; the text formats also gzipped, all by path or by URL.
+"""Readers of the input files: Parquet, CSV and JSON lines, by path or URL; the text formats may be gzipped.
 
-A unit is read in chunks, never as a whole. Lines that are not rows, such as a CSV line with too many fields, are
-returned beside the rows, with their row number and a reason.
+A unit is read in chunks, so that memory is bounded. Lines that cannot be parsed, such as a CSV line with too many
+fields, are returned with their row number and a reason.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from recsys.errors import InputError
 def read_unit(unit: Unit, rows_per_chunk: int) -> Iterator[RawRows]:
     """Read the rows of a unit in chunks of about `rows_per_chunk`.
 
-    Every chunk has all columns of the file, of the same types; columns of CSV are text. A file without rows gives one
-    empty chunk.
+    Every chunk has all columns of the file, of the same types; columns of CSV are text. A file without rows
+    yields one empty chunk.
 
     Raises:
-        InputError: the file is not of the format that its name says; possibly after the first chunks.
+        InputError: the file does not have the format of its suffix; may be raised after the first chunks.
     """
     try:
         if unit.format == "parquet":
@@ -66,7 +66,7 @@ def _read_csv(source: str, rows_per_chunk: int) -> Iterator[RawRows]:
             # pyarrow numbers rows only with one thread
             read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
             parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_malformed),
-            # a type inferred from some rows would reject others
+            # types inferred from the first rows would reject later rows
             convert_options=pacsv.ConvertOptions(
                 column_types={column: pa.string() for column in columns},
                 null_values=[""],
@@ -83,12 +83,12 @@ def _chunks(
     malformed: MalformedRows,
     first_row: int = 0,
 ) -> Iterator[RawRows]:
-    """Combine batches to chunks. `malformed` is filled while batches are read, and emptied here."""
+    """Combine batches into chunks. Reading a batch appends its malformed rows to `malformed`; a chunk removes them."""
     pending: list[pa.RecordBatch] = []
 
     def chunk() -> RawRows:
         frame = cast("pl.DataFrame", pl.from_arrow(pa.Table.from_batches(pending, schema)))
-        # the reader may be ahead: count the malformed rows that precede the row after this chunk
+        # the reader may be ahead of this chunk: count the malformed rows before the next chunk
         preceding = sum(row - first_row - earlier <= frame.height for earlier, (row, _, _) in enumerate(malformed))
         rows = RawRows.from_frame(frame, malformed[:preceding], first_row)
         pending.clear()
@@ -96,9 +96,9 @@ def _chunks(
         return rows
 
     yielded = False
-    for batch in batches:
-        pending.append(batch)
-        if sum(each.num_rows for each in pending) + len(malformed) >= rows_per_chunk:
+    for next_batch in batches:
+        pending.append(next_batch)
+        if sum(batch.num_rows for batch in pending) + len(malformed) >= rows_per_chunk:
             rows = chunk()
             yield rows
             yielded, first_row = True, first_row + rows.frame.height + rows.malformed.height

@@ -1,4 +1,4 @@
-"""Time and memory that a stage uses, as measured by the operating system."""
+"""Time and memory that a stage uses, measured by the operating system."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-"""This process, and its children that have ended."""
+"""This process, and its child processes that have ended."""
 MAXRSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 @contextmanager
 def measure(usage: dict[str, float]) -> Iterator[None]:
-    """Measure the body, also if it raises.
+    """Measure the time and memory of the `with` block, also if it raises.
 
     Args:
-        usage: receives `seconds`, `cpu_seconds`, and `peak_memory_mb`: the largest resident set so far of this process
-            or of one child, in MiB.
+        usage: receives `seconds`, `cpu_seconds`, and `peak_memory_mb`, the largest resident set size so far of this
+            process or of one child, in MiB.
     """
     started, cpu_before = time.monotonic(), _cpu_seconds()
     try:

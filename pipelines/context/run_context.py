@@ -1,4 +1,4 @@
-"""The run context: all that the stages of one run are called with, built once by whoever starts them."""
+"""The run context: config, run, input files and progress, from which the stages receive their arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recsys.release.runs import Inputs, Run
 
 @dataclass(frozen=True)
 class RunContext:
-    """One run of the pipeline, or of one of its stages. A stage is given the parts that it uses."""
+    """Context of a run of the pipeline, or of a single stage. Each stage receives only the parts that it uses."""
 
     config: Config
     run: Run
@@ -26,15 +26,16 @@ class RunContext:
     def from_config(
         cls, config: Config, progress: Progress | None = None, find_run: Callable[[Config, Inputs], Run] = Run.create
     ) -> RunContext:
-        """Find the input files, and the run that belongs to them and to the config.
+        """Return the context of the run of a config and its input files.
 
         Args:
             config: the whole config.
-            progress: where progress is shown; nowhere by default.
-            find_run: `Run.find` writes nothing.
+            progress: receives the progress; by default, none is shown.
+            find_run: returns the run of a config and its inputs; `Run.create` creates its folder, `Run.find` writes
+                nothing.
 
         Raises:
-            ConfigError: the config names no interactions.
+            ConfigError: `data.interactions` is not set.
             InputError: input files are missing, or the workspace is not writable.
         """
         inputs = InputFiles.find(config.data)
@@ -42,5 +43,5 @@ class RunContext:
 
     @cached_property
     def tracking(self) -> RunTracking:
-        """The MLflow run of this run."""
+        """MLflow client, run and metrics of this run."""
         return RunTracking(self.config, self.run, self.inputs, self.progress)

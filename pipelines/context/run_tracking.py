@@ -1,4 +1,4 @@
-"""The MLflow run of a run of the pipeline."""
+"""Tracking of a run of the pipeline in MLflow."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ QUEUE = "unsent.jsonl"
 
 
 class RunTracking:
-    """MLflow for one run of the pipeline: the client, the id of the MLflow run, and its metrics.
+    """MLflow client, MLflow run and metrics of a run of the pipeline.
 
-    MLflow is imported, and the MLflow run started, at first use: the import takes seconds.
+    MLflow is imported and the MLflow run is started on first use, because the import takes seconds.
     """
 
     def __init__(self, config: Config, run: Run, inputs: InputFiles, progress: Progress) -> None:
@@ -40,10 +40,10 @@ class RunTracking:
 
     @cached_property
     def mlflow_run(self) -> str:
-        """Id of the MLflow run, which is started, or continued if it exists."""
+        """Id of the MLflow run. The run is started, or resumed if it exists."""
         snapshot = self._run.data_snapshot
         mlflow_run = self.tracker.start_run(self._run.run_id, snapshot)
-        # other parameters may differ when a run is resumed, and a URI may contain a password
+        # only settings that shape the release: others may change when a run resumes, and a URI may contain a password
         self.tracker.log_params(mlflow_run, self._config.shaping())
         self.tracker.log_tags(mlflow_run, {"recsys.code_version": self._run.code_version})
         inputs = self._inputs

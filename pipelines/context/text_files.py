@@ -1,4 +1,4 @@
-"""Text files, plain or gzipped, checked to be UTF-8."""
+"""Readers of text files, plain or gzipped, that check that the content is UTF-8."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK_BYTES = 1 << 20
 def open_text(source: str) -> Iterator[io.BufferedReader]:
     """Open a text file as bytes, decompressed.
 
-    Reading raises `UnicodeDecodeError` where the file is not UTF-8.
+    Reading raises `UnicodeDecodeError` if the file is not UTF-8.
     """
     with ExitStack() as stack:
         file = stack.enter_context(storage.locate(source).open())
@@ -29,7 +29,7 @@ def open_text(source: str) -> Iterator[io.BufferedReader]:
 
 
 class _Utf8Checker(io.RawIOBase):
-    """Checks the encoding before pyarrow parses a file: pyarrow would print a traceback for a malformed line."""
+    """Checks the encoding while a file is read, because pyarrow prints a traceback for lines that are not UTF-8."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

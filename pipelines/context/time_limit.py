@@ -1,4 +1,4 @@
-"""The time limit of a run: no stage starts that cannot finish in time, and a stage is interrupted at the limit."""
+"""Time limit of a run: a stage starts only if it can finish in time, and is interrupted at the limit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ RESUME = "Finished work is kept: the same command resumes."
 
 
 class _TimeLimitError(KeyboardInterrupt):
-    """Interrupts a stage as a user would, so that its finished units are kept."""
+    """Raised at the limit. A stage handles it like Ctrl-C, so its finished units are kept."""
 
 
 class TimeLimit:
-    """A number of minutes, counted from now.
+    """A time limit that starts when the object is created.
 
     Args:
-        minutes: None is no limit.
+        minutes: the limit; None means no limit.
     """
 
     def __init__(self, minutes: float | None = None) -> None:
@@ -33,25 +33,25 @@ class TimeLimit:
         """Check that a stage can finish in time.
 
         Args:
-            stage: its name, for the message.
-            seconds: its duration in an earlier run; 0 if unknown.
+            stage: name of the stage, for the message.
+            seconds: duration of the stage in an earlier run; 0 if unknown.
 
         Raises:
-            StageError: less time than that is left.
+            StageError: the remaining time is shorter.
         """
         if self._end is None:
             return
-        left = self._end - time.monotonic()
-        if left <= 0 or seconds > left:
+        remaining = self._end - time.monotonic()
+        if remaining <= 0 or seconds > remaining:
             earlier = f", and the stage took {seconds:.0f} s last time" if seconds else ""
             raise StageError(
-                f"stage {stage} must finish within --max-minutes {self.minutes:g}. Received: {max(left, 0):.0f} s "
+                f"stage {stage} must finish within --max-minutes {self.minutes:g}. Received: {max(remaining, 0):.0f} s "
                 f"left{earlier}. {RESUME}"
             )
 
     @contextmanager
     def enforce(self, stage: str) -> Iterator[None]:
-        """Interrupt a stage at the limit. Only the main thread of a process can be interrupted.
+        """Interrupt a stage at the limit; does nothing in other threads than the main thread.
 
         Raises:
             StageError: the stage was interrupted.

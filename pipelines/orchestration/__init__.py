@@ -1,1 +1,1 @@
-"""All stages in order: the nightly run, backfills, the run report, and notifications."""
+"""Orchestration of all stages: nightly runs, backfills, run reports, and notifications."""

@@ -1,6 +1,7 @@
-"""Backfill: the runs of past days, each from the interactions before that day, oldest first.
+"""Backfill: run the pipeline for past days, oldest first, each with the interactions before that day.
 
-Releases are not promoted unless asked for: the gate compares with the current champion, which was trained on more data.
+Releases are not promoted by default, because the gate compares them with the current champion, which was trained on
+more data.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from recsys.release.runs import Run
 
 
 def backfill(config: Config, progress: Progress, first: date, last: date, *, promotes: bool = False) -> list[Summary]:
-    """Run each day that is not finished.
+    """Run the pipeline for each day without a finished run.
 
-    A day that fails or is refused does not stop the others, unless MLflow does not answer.
+    If a run fails or is refused, the following days still run; if MLflow does not answer, the backfill ends.
 
     Args:
         config: the whole config.
-        progress: where progress is shown.
+        progress: receives the progress.
         first: the first day; its run uses the interactions before its midnight, UTC.
         last: the last day.
         promotes: whether each release is promoted if it passes the gate.
 
     Returns:
-        For each day `as_of` and the summary of its run; for a run that was finished before, only `run_id`, `outcome`
-        and `skipped`.
+        One dictionary per day: `as_of` and the summary of its run. If the run was finished before: `as_of`, `run_id`,
+        `outcome` and `skipped`.
 
     Raises:
-        InputError: the days are in the wrong order.
+        InputError: `first` is after `last`.
         TrackingError: MLflow does not answer.
         StageError: some runs failed or were refused; all days were tried.
     """
@@ -72,6 +73,6 @@ def backfill(config: Config, progress: Progress, first: date, last: date, *, pro
 
 
 def with_as_of(config: Config, as_of: datetime) -> Config:
-    """Return the config, restricted to the interactions before a time."""
+    """Return a copy of the config that uses only the interactions before a time."""
     values: dict[str, Any] = {"as_of": as_of}
     return config.model_copy(update={"prepare": config.prepare.model_copy(update=values)})

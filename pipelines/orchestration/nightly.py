@@ -26,17 +26,17 @@ from recsys.errors import InputError, RefusedError, TrackingError
 from recsys.release.runs import Inputs, Run
 
 START = "mlflow"
-"""What a run does before its first stage, as progress and the report name it."""
+"""Name of the step before the first stage, in the progress and in the report."""
 UNINTERRUPTED = ("publish", "promote")
-"""Stages without a folder, which the time limit does not interrupt: they change what other systems see."""
+"""Stages that the time limit does not interrupt, because they change other systems. They have no folder."""
 NOT_IN_NOTIFICATIONS = ("checks", "evaluation")
-"""Parts of a summary that are too long for a notification; the report has them."""
+"""Parts of a summary that notifications omit because of their size; the report contains them."""
 TEXTS = {
     "promoted": "its release is the champion",
     "passed": "its release passed the gate, but was the champion before: the current champion stays",
-    "published": "its release is registered; the run was not to promote it",
+    "published": "its release is registered; the run was started without promotion",
 }
-"""Text of each outcome; of the others it is the error."""
+"""Explanation of each successful outcome; other outcomes are explained by their error."""
 
 Summary = dict[str, Any]
 
@@ -54,11 +54,11 @@ def run_nightly(
 
     Args:
         config: the whole config.
-        progress: where progress is shown.
-        time_limit: none by default.
+        progress: receives the progress.
+        time_limit: limits the duration of the run; unlimited by default.
         promotes: whether the release is promoted if it passes the gate; otherwise it is only registered.
         resumes: resume the last unfinished run, even if the input has changed since.
-        on_end: receives the summary however the run ends, also if this function raises.
+        on_end: called with the summary when the run ends, also if this function raises.
 
     Raises:
         RecsysError: a stage failed; the stages before it stay finished.
@@ -87,7 +87,7 @@ def run_stages(context: RunContext, summary: Summary, time_limit: TimeLimit, *, 
 
     Args:
         context: the run.
-        summary: is filled in, also if this function raises.
+        summary: updated with the results, also if this function raises.
         time_limit: see `run_nightly`.
         promotes: see `run_nightly`.
 
@@ -101,7 +101,7 @@ def run_stages(context: RunContext, summary: Summary, time_limit: TimeLimit, *, 
     expected_seconds = {} if time_limit.minutes is None else _seconds_last_time(context)
     tracking = context.tracking
     try:
-        with context.progress.stage(START) as advance:  # before hours of work, not after them
+        with context.progress.stage(START) as advance:  # an unreachable MLflow must fail before hours of work
             mlflow_run = tracking.mlflow_run
             tracking.metrics.send_queued()
             logged_stages = tracking.tracker.child_run_names(mlflow_run)
@@ -147,28 +147,32 @@ def plan_run(config: Config) -> dict[str, Any]:
         "labeled_pairs": context.inputs.labeled_pairs,
         "as_of": config.prepare.as_of.isoformat() if config.prepare.as_of else None,
         "stages": {name: "done" if is_done else "to do" for name, is_done in done.items()},
-        "seconds_last_time": {name: took for name, took in _seconds_last_time(context).items() if not done[name]},
+        "seconds_last_time": {name: seconds for name, seconds in _seconds_last_time(context).items() if not done[name]},
         "champion": champion.release_id if champion else None,
     }
 
 
 def _last_unfinished_run(config: Config, _: Inputs) -> Run:
-    """Find the last run that has read all its input and not finished, provided that no later run finished."""
-    reading = ("prepare",) if config.data.warm_start is None else ("prepare", "train")
+    """Return the last unfinished run that has read all its input.
+
+    Raises:
+        InputError: there is no such run, or a later run finished.
+    """
+    input_stages = ("prepare",) if config.data.warm_start is None else ("prepare", "train")
     for run in _earlier_runs(config):
         report = report_files.read_report(run.folder)
         if report is not None and report["outcome"] != "failed":
             break
-        if all(run.done(stage) for stage in reading):
+        if all(run.done(stage) for stage in input_stages):
             return run
     raise InputError(
-        f"--resume must find a run of this config and this code that finished {' and '.join(reading)} but not the "
+        f"--resume must find a run of this config and this code that finished {' and '.join(input_stages)} but not the "
         f"later stages, and no later run that finished. Received: none in {config.workspace}. Run without --resume."
     )
 
 
 def _earlier_runs(config: Config) -> Iterator[Run]:
-    """Runs of this config and this code, whatever their input; the last one to read its input comes first."""
+    """Yield the runs of this config and this code with any input, the last one that read its input first."""
     for folder in data_report.finished(config.workspace):
         with suppress(OSError, ValueError, KeyError):  # files of another version
             report = json.loads((folder / data_report.REPORT).read_text(encoding="utf-8"))
@@ -178,13 +182,16 @@ def _earlier_runs(config: Config) -> Iterator[Run]:
 
 
 def _has_tracking_database(config: Config) -> bool:
-    """Tell whether MLflow can be queried without creating a database file."""
+    """Return whether MLflow can be queried without creating a database file."""
     database = config.tracking_uri.removeprefix("sqlite:///")
     return database == config.tracking_uri or Path(database).exists()
 
 
 def _is_done(context: RunContext, stage: str) -> bool:
-    """Tell whether a stage left its result. `promote` runs again anyway: champion and limits may have changed."""
+    """Return whether the result of a stage exists.
+
+    `promote` runs again even if it does, because the champion and the limits may have changed.
+    """
     results = {
         "publish": context.config.workspace / "releases" / context.run.run_id,
         "promote": context.run.folder / promote.REPORT,
@@ -195,7 +202,7 @@ def _is_done(context: RunContext, stage: str) -> bool:
 def _run_stage(
     context: RunContext, name: str, stage: Stage, time_limit: TimeLimit, seconds: dict[str, float]
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Run a stage; return its manifest, and the resources that it used, empty if it was finished before."""
+    """Run a stage; return its manifest and the resources it used, {} if the stage was finished before."""
     was_done, usage = context.run.done(name), dict[str, float]()
     try:
         with measure(usage), nullcontext() if name in UNINTERRUPTED else time_limit.enforce(name):
@@ -207,11 +214,11 @@ def _run_stage(
 
 
 def _numbers(manifest: Mapping[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in manifest.items() if type(value) in (int, float)}
+    return {name: float(value) for name, value in manifest.items() if type(value) in (int, float)}
 
 
 def _summarize_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
-    """Return the part of a stage's manifest that belongs into the summary."""
+    """Return the part of a stage's manifest that goes into the summary."""
     if name == "prepare":
         return {"account": manifest["account"]}
     if name == "evaluate":
@@ -228,22 +235,25 @@ def _finish(context: RunContext, end: RunEnd, summary: Summary, mlflow_run: str 
     try:
         page = write_report(context, end)
         summary["report"] = str(page)
-    except Exception as error:  # noqa: BLE001 - the release counts, whatever the error is
+    except Exception as error:  # noqa: BLE001 - no error of the report may fail the run
         context.progress.write(f"  the report could not be written: {type(error).__name__}: {error}")
     if "report" in summary and end.error is not None:
         context.progress.write(f"Report {summary['report']}")
     if mlflow_run is None or end.stage == START:
         return
-    try:  # the status first: if MLflow does not answer, the report need not be read
+    try:  # the status first: if MLflow does not answer, the report is not read
         context.tracking.tracker.finish_run(mlflow_run, "FINISHED" if end.error is None else "FAILED")
         if "report" in summary:
             _log_report(context, mlflow_run, page)
-    except Exception as error:  # noqa: BLE001 - the same; a plot may fail as well
+    except Exception as error:  # noqa: BLE001 - as above; drawing a plot may fail too
         context.progress.write(f"  the end of the run could not be logged to MLflow: {type(error).__name__}: {error}")
 
 
 def _log_report(context: RunContext, mlflow_run: str, page: Path) -> None:
-    """Log the report and its plots to MLflow, unless the same report is already there; it is logged last."""
+    """Log the report and its plots to MLflow, unless the same report was logged before.
+
+    The JSON report is logged last: if it is in MLflow, so are the page and the plots.
+    """
     tracker, report = context.tracking.tracker, page.with_name(report_files.REPORT)
     content = report.read_text(encoding="utf-8")
     if tracker.read_artifact(mlflow_run, report.name) != content:
@@ -254,7 +264,7 @@ def _log_report(context: RunContext, mlflow_run: str, page: Path) -> None:
 
 
 def _gate_decision(context: RunContext) -> dict[str, Any] | None:
-    """Return the decision of the gate about this run, or None if there is none."""
+    """Return the decision of the gate on this run, or None if the gate has not decided."""
     try:
         decision: dict[str, Any] = json.loads((context.run.folder / promote.REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -264,10 +274,11 @@ def _gate_decision(context: RunContext) -> dict[str, Any] | None:
 
 def _seconds_last_time(context: RunContext) -> dict[str, float]:
     """Return the duration of each stage in the last run that finished it."""
-    last: dict[str, float] = {}
+    seconds_by_stage: dict[str, float] = {}
     for report in reversed(report_files.earlier_reports(context.config.workspace, context.run.run_id)):
-        last |= {stage: seconds for stage, seconds in report["seconds"].items() if stage != report["stage"]}
-    return last
+        finished = {stage: seconds for stage, seconds in report["seconds"].items() if stage != report["stage"]}
+        seconds_by_stage |= finished
+    return seconds_by_stage
 
 
 def _outcome_of(error: BaseException) -> Outcome:
@@ -279,7 +290,7 @@ def _message(error: BaseException) -> str:
 
 
 def _text(summary: Summary, model: str) -> str:
-    """Return one line for a chat message."""
+    """Return a summary of one line, for chat messages."""
     outcome = summary["outcome"]
     run = f"run {summary['run_id']}" if summary["run_id"] else "run"
     return f"{model}: {run} {outcome}: {TEXTS.get(outcome) or summary['error']}"

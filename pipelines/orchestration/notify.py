@@ -14,62 +14,65 @@ from urllib.request import Request, urlopen
 from recsys.config.sections import NotifyConfig
 
 WEBHOOK = "RECSYS_WEBHOOK"
-"""Environment variable of the URL; it overrides the config, and keeps a secret URL out of files."""
+"""Environment variable with the URL of the webhook. It overrides the config and keeps a secret URL out of files."""
 TIMEOUT_SECONDS = 10.0
-"""Time that a webhook or a command may take: the end of a run does not wait longer."""
+"""Maximum duration of a webhook or a command."""
 
 
 def notify(summary: Mapping[str, Any], config: NotifyConfig, write: Callable[[str], None]) -> None:
-    """Send a summary to the webhook and to the command, if they are to be notified of its outcome.
+    """Send the summary of a run to the webhook and the command of the config, if its outcome is in `config.on`.
 
     Args:
-        summary: of the run, serializable as JSON, with `outcome`.
-        config: what to notify, and of which outcomes.
-        write: receives a line if a notification fails; the line never contains the URL, which may hold a secret.
+        summary: JSON-serializable, with `outcome`.
+        config: webhook, command, and the outcomes that they are notified of.
+        write: called with one line for each notification that fails. The line does not contain the URL, which may
+            contain a secret.
     """
     if summary["outcome"] not in config.on:
         return
     content = json.dumps(summary).encode()
     url = os.environ.get(WEBHOOK) or config.webhook
-    if url and (problem := _post(url, content, TIMEOUT_SECONDS)):
-        write(f"The webhook was not notified: {problem}.")
-    if config.command and (problem := _run(config.command, content, TIMEOUT_SECONDS)):
-        write(f"The command of [notify] failed: {problem}.")
+    if url and (message := _post(url, content, TIMEOUT_SECONDS)):
+        write(f"The webhook was not notified: {message}.")
+    if config.command and (message := _run(config.command, content, TIMEOUT_SECONDS)):
+        write(f"The command of [notify] failed: {message}.")
 
 
 def _post(url: str, content: bytes, timeout_seconds: float) -> str | None:
-    """Post JSON to a URL; return the problem, or None."""
-    problem: str | None = f"no answer after {timeout_seconds:g} s"
+    """Post JSON to a URL; return an error message, or None."""
+    message: str | None = f"no answer after {timeout_seconds:g} s"
 
     def post() -> None:
-        nonlocal problem
+        nonlocal message
         try:
             if not url.lower().startswith(("http://", "https://")):
-                problem = "the URL must begin with http:// or https://"
+                message = "the URL must begin with http:// or https://"
                 return
             headers = {"Content-Type": "application/json"}
             request = Request(url, content, headers, method="POST")  # noqa: S310 - the scheme is checked above
             with urlopen(request, timeout=timeout_seconds):  # noqa: S310
-                problem = None
+                message = None
         except HTTPError as error:
-            problem = f"it answered {error.code}"
+            message = f"it answered {error.code}"
         except Exception as error:  # noqa: BLE001 - some messages of urllib contain the URL
-            problem = type(error).__name__
+            message = type(error).__name__
 
-    # a thread, because the timeout of urllib is for each read: a slow server could block the run
+    # a thread, because the timeout of urllib applies to each read: a slow server could block the run
     thread = threading.Thread(target=post, daemon=True)
     thread.start()
     thread.join(timeout_seconds)
-    return problem
+    return message
 
 
 def _run(command: tuple[str, ...], content: bytes, timeout_seconds: float) -> str | None:
-    """Run a command, without a shell, with JSON on its standard input; return the problem, or None."""
+    """Run a command with JSON on its standard input, without a shell; return an error message, or None."""
     try:
-        # standard output is for the result of the run
-        done = subprocess.run(command, input=content, stdout=subprocess.DEVNULL, timeout=timeout_seconds, check=False)
+        # standard output is reserved for the result of the run
+        completed = subprocess.run(
+            command, input=content, stdout=subprocess.DEVNULL, timeout=timeout_seconds, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"{command[0]} did not end within {timeout_seconds:g} s"
     except OSError as error:
         return f"{command[0]}: {error.strerror}"
-    return f"{command[0]} ended with exit code {done.returncode}" if done.returncode else None
+    return f"{command[0]} ended with exit code {completed.returncode}" if completed.returncode else None

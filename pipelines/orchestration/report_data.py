@@ -1,4 +1,4 @@
-"""The data of a run report, from the files of the finished stages, the release and the champion."""
+"""Collect the data of a run report from the files of the finished stages, the release and the champion."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from recsys.release.formats import CATALOG
 
 HISTOGRAM_BINS = 40
 MAP_ITEMS = 600
-"""Items on the map of the embeddings."""
+"""Maximum number of items on the map of the embeddings."""
 EARLIER_RUNS = 10
-"""Earlier runs that the report lists."""
+"""Maximum number of earlier runs in the report."""
 
 
 def collect(context: RunContext, *, compared_with: str | None, gate_decided: bool) -> dict[str, Any]:
@@ -48,8 +48,8 @@ def collect(context: RunContext, *, compared_with: str | None, gate_decided: boo
 
     Args:
         context: the run.
-        compared_with: id of the release that the gate compared with.
-        gate_decided: whether the gate decided; if not, the release is compared with its parent.
+        compared_with: id of the release with which the gate compared this run's release.
+        gate_decided: whether the gate has decided; if not, the release is compared with its parent.
     """
     run, config = context.run, context.config
     manifests = {
@@ -99,7 +99,7 @@ def _target_metric(report: Mapping[str, Any]) -> float | None:
 
 
 def _load_release(context: RunContext, release_id: str | None) -> Release | None:
-    """Load a release of the workspace; None if it is missing or damaged, which the gate reports."""
+    """Load a release of the workspace; return None if it is missing or damaged, which the gate reports."""
     try:
         return Release.load(context.config.workspace / "releases" / release_id) if release_id else None
     except ReleaseError:
@@ -107,7 +107,7 @@ def _load_release(context: RunContext, release_id: str | None) -> Release | None
 
 
 def _click_through(context: RunContext) -> dict[str, Any] | None:
-    """Return click-through rates by release, or the error that prevents it; None without feedback."""
+    """Return the click-through rates of releases, or the error of reading them; None without feedback."""
     pattern = context.config.data.feedback
     if pattern is None:
         return None
@@ -134,12 +134,14 @@ def _quality(context: RunContext, evaluated: Mapping[str, Any], champion: Releas
 
 def evaluate_champion(champion: Release, catalog: Catalog, holdout: Holdout, kind: QueryKind) -> dict[str, Any]:
     """Evaluate the champion on the queries of this run; a query or target that it does not have is a miss."""
-    # item number of this run -> item number of the champion; the last entry keeps padding as it is
-    numbers = np.append(champion.catalog.item_numbers(catalog.item_ids, missing=-1), np.int32(-1))
-    own = make_queries(holdout, kind, champion.manifest.recency, PROTOCOL)
-    items = numbers[own.items]
-    translated = Queries(items, np.where(items < 0, 0, own.weights).astype(np.float32), numbers[own.excluded])
-    targets = numbers[holdout.targets]
+    # item number of this run -> item number of the champion; the last entry maps padding, -1, to itself
+    champion_numbers = np.append(champion.catalog.item_numbers(catalog.item_ids, missing=-1), np.int32(-1))
+    queries = make_queries(holdout, kind, champion.manifest.recency, PROTOCOL)
+    items = champion_numbers[queries.items]
+    translated = Queries(
+        items, np.where(items < 0, 0, queries.weights).astype(np.float32), champion_numbers[queries.excluded]
+    )
+    targets = champion_numbers[holdout.targets]
     answerable = np.flatnonzero((translated.weights > 0).any(axis=1) & (targets >= 0))
     rank = np.full(len(targets), max(CUTS))
     rank[answerable] = target_ranks(champion.index, translated[answerable], targets[answerable])
@@ -155,7 +157,7 @@ def evaluate_champion(champion: Release, catalog: Catalog, holdout: Holdout, kin
 
 
 def _similarity_histograms(release: Release, max_items: int) -> dict[str, Any]:
-    """Return histograms of the similarity of items to their nearest neighbors, and to random items."""
+    """Return histograms of the similarities of items to their nearest neighbors and to random items."""
     rng = np.random.default_rng(0)
     items = np.sort(rng.choice(len(release.catalog), min(max_items, len(release.catalog)), replace=False))
     k = min(NEIGHBORS, len(release.catalog) - 1)
@@ -191,7 +193,11 @@ def _exposure(release: Release, max_items: int) -> dict[str, dict[str, float]]:
 
 
 def _map(release: Release) -> dict[str, Any]:
-    """Return a sample of the embeddings on their two principal axes, and the share of variance of these axes."""
+    """Project a sample of the embeddings to their first two principal components.
+
+    Returns:
+        `items` with their coordinates in percent, and `variance`: the share that the two components explain.
+    """
     popularity = release.catalog.frame["interactions"].to_numpy()
     items = np.sort(np.random.default_rng(0).choice(len(popularity), min(MAP_ITEMS, len(popularity)), replace=False))
     vectors = release.vectors[items].astype(np.float64)

@@ -11,7 +11,7 @@ FORMAT = 1
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
-    """Return the report in the folder of a run, or None if there is none of this format."""
+    """Return the report in the folder of a run, or None if it is missing or has another format."""
     try:
         report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -20,7 +20,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
 
 
 def earlier_reports(workspace: Path, run_id: str) -> list[dict[str, Any]]:
-    """Return the reports of all runs of a workspace but `run_id`, newest first."""
+    """Return the reports of all runs of a workspace except `run_id`, newest first."""
     reports = [read_report(path.parent) for path in (workspace / "runs").glob(f"*/{REPORT}")]
     earlier = [report for report in reports if report and report["run_id"] != run_id]
     return sorted(earlier, key=lambda report: (report["ended_at"], report["run_id"]), reverse=True)

@@ -1,6 +1,7 @@
-"""The report of a run: whether its release was promoted and why, what changed, and how good it is.
+"""The report of a run: the outcome and its reason, the changes of the data and the neighbors, and the metrics.
 
-It is written however the run ended, from the files of the finished stages; what was not reached is left out.
+It is written for every run, also for a failed one, from the files of the finished stages. Parts of stages that did not
+finish are omitted.
 """
 
 from __future__ import annotations
@@ -18,31 +19,34 @@ from pipelines.reports import plots
 from recsys.data.storage import atomic_write
 
 Outcome = Literal["promoted", "passed", "published", "refused", "failed"]
-"""`passed`: the release passed the gate and was the champion before, but another one has been chosen since.
-`published`: the release is registered, and the run was not to promote it."""
+"""Outcome of a run.
+
+`passed`: the release passed the gate, but is not promoted again, since it was the champion before and was replaced.
+`published`: the release is registered; the run was started without promotion.
+"""
 
 VERDICTS = ("failed", "passed", "skipped")
 """Order of the checks on the page."""
 
 
 class RunEnd(NamedTuple):
-    """How a run ended."""
+    """The end of a run: its outcome, error and durations."""
 
     outcome: Outcome
     error: str | None = None
-    """The message of the error, or the checks that failed."""
+    """Message of the error, which names the failed checks if the release was refused."""
     stage: str | None = None
-    """The stage that the run ended in, if it did not finish."""
+    """Stage in which the run ended, if it did not finish."""
     seconds: Mapping[str, float] = {}
-    """Duration of each stage that this process ran."""
+    """Seconds of each stage that this process ran."""
     decision: Mapping[str, Any] | None = None
-    """The decision of the gate: `champion` and `checks`."""
+    """Decision of the gate: `champion` and `checks`."""
 
 
 def write_report(context: RunContext, end: RunEnd) -> Path:
     """Write the report of a run as JSON and as HTML, and return the path of the HTML.
 
-    The report stays as it is if a finished run is repeated and ends in the same way.
+    An existing report is not rewritten if the run was finished before and has the same outcome again.
     """
     folder = context.run.folder
     previous = read_report(folder)
@@ -62,7 +66,7 @@ def write_report(context: RunContext, end: RunEnd) -> Path:
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """Render a report as one HTML page, without scripts or external resources."""
+    """Render a run report as a self-contained HTML page."""
     checks = (report["decision"] or {}).get("checks", [])
     return page.render(
         "run_report.html",

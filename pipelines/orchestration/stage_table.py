@@ -1,4 +1,4 @@
-"""The stages of a run in order, each called with what it uses of the run context."""
+"""The stages of a run in order, as functions of the run context."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.stages.train import train
 from recsys.config.sections import Config
 
 Stage = Callable[[RunContext], dict[str, Any]]
-"""Runs one stage, unless it is finished, and returns its manifest."""
+"""Function that runs a stage unless it is finished, and returns its manifest."""
 
 STAGES: Mapping[str, Stage] = {
     "prepare": lambda c: prepare(c.config, c.run, c.inputs, c.progress),
@@ -34,7 +34,7 @@ STAGES: Mapping[str, Stage] = {
 
 
 def run_stage(name: str, config: Config, progress: Progress) -> dict[str, Any]:
-    """Run one stage by itself, under the lock of its run, and return its manifest.
+    """Run a single stage under the lock of its run, and return its manifest.
 
     Raises:
         RecsysError: see `recsys.errors`.

@@ -1,1 +1,1 @@
-"""The first stage: interactions and items turned into catalog, sequences, and pairs."""
+"""The prepare stage: builds the catalog, the sequences and the pairs from interactions and items."""

@@ -1,7 +1,7 @@
-"""Ranges of item ids, so that item numbers can be assigned without holding all ids in one process.
+"""Ranges of item ids, to assign item numbers without all ids in the memory of one process.
 
-The item number is the rank of the id among all ids of the catalog. Samples of the ids divide them into ranges of
-about equal size. Each range is ranked alone; its item numbers start after those of the previous range.
+An item number is the rank of the id among all ids of the catalog. The ids are divided into ranges of about equal size
+by a sample. Each range is ranked separately; its item numbers start after those of the previous range.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import pyarrow as pa
 _as_text = methodcaller("as_py")
 
 SAMPLE_SIZE = 256
-"""Number of ids that represent a chunk when the ranges are chosen."""
+"""Maximum number of ids that are sampled from each chunk."""
 
 
 def sample_ids(ids: pl.Series) -> tuple[list[str], float]:
-    """Return at most `SAMPLE_SIZE` of sorted ids, evenly spaced, and the number of ids that each represents."""
+    """Sample at most `SAMPLE_SIZE` evenly spaced ids from sorted ids; return them and the ids per sampled id."""
     step = max(1, -(-len(ids) // SAMPLE_SIZE))
     sample = ids.gather_every(step).to_list()
     return sample, len(ids) / max(len(sample), 1)
@@ -32,25 +32,25 @@ def sample_ids(ids: pl.Series) -> tuple[list[str], float]:
 
 @dataclass(frozen=True)
 class IdRanges:
-    """Consecutive ranges of sorted ids: range r is `starts[r - 1] <= id < starts[r]`; the first and last are open."""
+    """Consecutive ranges of sorted ids: range r is `starts[r - 1] <= id < starts[r]`; the outer ends are unbounded."""
 
     starts: tuple[str, ...]
-    """First id of each range but the first."""
+    """First id of each range except the first range."""
 
     @classmethod
     def from_samples(cls, samples: Sequence[tuple[list[str], float]], count: int) -> IdRanges:
-        """Choose `count` ranges that contain about equally many of the ids that the samples represent."""
+        """Choose `count` ranges that contain about the same number of ids, estimated from samples."""
         ids = np.array([item_id for sample, _ in samples for item_id in sample], object)
         weights = np.array([weight for sample, weight in samples for _ in sample])
         if not len(ids):
             return cls(("",) * (count - 1))
         order = np.argsort(ids, kind="stable")
         cumulative = np.cumsum(weights[order])
-        position = np.searchsorted(cumulative, cumulative[-1] * np.arange(1, count) / count)
-        return cls(tuple(ids[order][position].tolist()))
+        boundaries = np.searchsorted(cumulative, cumulative[-1] * np.arange(1, count) / count)
+        return cls(tuple(ids[order][boundaries].tolist()))
 
     def rows_within(self, ids: pa.Array, number: int) -> slice:
-        """Return the rows of sorted ids that belong to a range, by bisection."""
+        """Return the slice of sorted ids that belongs to a range, found by bisection."""
         start = bisect_left(ids, self.starts[number - 1], key=_as_text) if number else 0
         end = bisect_left(ids, self.starts[number], key=_as_text) if number < len(self.starts) else len(ids)
         return slice(start, end)

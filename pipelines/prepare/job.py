@@ -1,4 +1,4 @@
-"""One prepare job: its input units, its folders, and the files that the phases exchange."""
+"""A prepare job: its input units, its folders, and the files that its phases exchange."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from recsys.data.storage import atomic_write
 
 @dataclass(frozen=True)
 class Job:
-    """What all units of one prepare job share; it is pickled and sent to the workers."""
+    """The parameters of all units of a prepare job, which are pickled and sent to the workers."""
 
     config: Config
     interactions: list[Unit]
@@ -38,10 +38,10 @@ class Job:
     labeled_pairs: Path
     """Output file."""
     shards: int
-    """Number of shards of users, and of ranges of items."""
+    """Number of shards of users, which is also the number of ranges of items."""
 
     def entry(self, phase: str, unit: int) -> Path:
-        """Path of the file that marks a unit as finished and holds its counts."""
+        """Return the path of the file that marks a unit as finished and contains its counts."""
         return self.work / f"{phase}-{unit:05d}.json"
 
     def phase(self, name: str, units: list[int], work: Callable[[Job, int], None]) -> runner.Phase:
@@ -58,7 +58,7 @@ class Job:
             draft.write_text(json.dumps(counts))
 
     def exchange_file(self, name: str, unit: int) -> Path:
-        """Path of a file that a unit writes for the units of a later phase."""
+        """Return the path of a file that a unit writes for the units of a later phase."""
         return self.work / f"{name}-{unit:05d}.arrow"
 
     def chunks(self, units: list[Unit], number: int) -> Iterator[RawRows]:
@@ -70,7 +70,7 @@ class Job:
         letters.write_parquet(self.work / f"dead-{phase}-{unit:05d}-{chunk:05d}.parquet")
 
     def dead_letters(self, *phases: str) -> pl.LazyFrame:
-        """Read the dead letters of phases, in the order of their units."""
+        """Read the dead letters of some phases, in the order of their units."""
         paths = [path for phase in phases for path in sorted(self.work.glob(f"dead-{phase}-*.parquet"))]
         return pl.scan_parquet(paths) if paths else pl.LazyFrame(schema=DEAD_LETTER_SCHEMA)
 

@@ -1,4 +1,4 @@
-"""The phases of prepare: functions of a job and the number of a unit. `pipelines.prepare.stage` lists and runs them."""
+"""The phases of prepare, as functions of a job and the number of a unit. `pipelines.prepare.stage` runs them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ from recsys.data.validation import (
 
 UNKNOWN_ITEM = "item_id is not in the catalog"
 MAX_ITEM_PAIRS = 10_000
-"""Number of positives of an item that are kept, the heaviest ones: an item in every history would be paired with
-the whole catalog. The manifest counts what is left out."""
+"""Maximum number of positives per item; those with the largest weights are used.
+
+Without a limit, an item in every history would be paired with all items. The manifest counts the omitted pairs.
+"""
 
 
 def read_interactions(job: Job, unit: int) -> None:
@@ -86,7 +88,7 @@ def read_items(job: Job, unit: int) -> None:
 
 
 def choose_ranges(job: Job, _: int) -> None:
-    """Phase 3: choose ranges of the item ids; of the ids in the interactions if there is no item table."""
+    """Phase 3: choose the ranges of item ids, from the item table or, without one, from the interactions."""
     entries = job.entries("items" if job.items else "interactions")
     samples = [tuple(sample) for entry in entries for sample in entry["samples"]]
     IdRanges.from_samples(samples, job.shards).save(job.ranges)
@@ -94,9 +96,9 @@ def choose_ranges(job: Job, _: int) -> None:
 
 
 def build_catalog(job: Job, part: int) -> None:
-    """Phase 4: collect the items of one range of ids; write, for each chunk of the interactions, their ranks.
+    """Phase 4: collect the items of one range of ids, and write the ranks of the ids of each chunk of interactions.
 
-    A rank is the item number within the range.
+    The rank of an item is its item number relative to the first item of the range.
     """
     ranges = IdRanges.load(job.ranges)
     id_chunks = [
@@ -105,7 +107,7 @@ def build_catalog(job: Job, part: int) -> None:
     if job.items:
         files = [job.exchange_file("items", unit.number) for unit in job.items]
         rows = pl.concat([rows for path in files for rows in _rows_within(path, ranges, part)])
-        is_first = rows["item_id"].is_first_distinct()  # `check_items` saw duplicates within a chunk only
+        is_first = rows["item_id"].is_first_distinct()  # `check_items` finds duplicates only within a chunk
         duplicates = row_account.dead_letters_of_rows(rows.filter(~is_first), DUPLICATE_ITEM)
         job.write_dead_letters(duplicates, "catalog", part)
         items = rows.filter(is_first).drop("row", "source")
@@ -121,7 +123,7 @@ def build_catalog(job: Job, part: int) -> None:
 
 
 def _rows_within(path: Path, ranges: IdRanges, part: int) -> Iterator[pl.DataFrame]:
-    """Yield, for each batch of a file sorted by `item_id`, the rows of one range of ids."""
+    """Yield the rows of one range of ids from each batch of a file, which is sorted by `item_id`."""
     file = shuffle.open_batches(path)
     for chunk in range(file.num_record_batches):
         batch = file.get_batch(chunk)
@@ -130,7 +132,7 @@ def _rows_within(path: Path, ranges: IdRanges, part: int) -> Iterator[pl.DataFra
 
 
 def assign_item_numbers(job: Job, unit: int) -> None:
-    """Phase 5: add item numbers to the rows of a unit of the interactions, and spread them over the shards of users."""
+    """Phase 5: add item numbers to the rows of a unit of the interactions, and distribute them to shards of users."""
     source, num_unknown = job.interactions[unit].source, 0
     earlier_chunks = sum(len(entry["samples"]) for entry in job.entries("interactions")[:unit])
     rows_file = shuffle.open_batches(job.exchange_file("interactions", unit))
@@ -157,7 +159,7 @@ def assign_item_numbers(job: Job, unit: int) -> None:
 
 
 def build_sequences(job: Job, shard: int) -> None:
-    """Phase 6: sort one shard of users by time, write their sequences, and count their pairs by range of anchors."""
+    """Phase 6: sort the interactions of a shard of users by time, write the sequences, and count the pairs."""
     files = [job.exchange_file("numbered", unit.number) for unit in job.interactions]
     rows = pl.concat([rows for path in files for rows in shuffle.read(path, shard, job.shards)])
     interactions = sort_interactions(rows)
@@ -178,12 +180,12 @@ def build_sequences(job: Job, shard: int) -> None:
     with closing(shuffle.Writer(job.exchange_file("pair-counts", shard))) as pairs_file:
         anchor_range = _range_of(pair_counts["anchor"].to_numpy(), first_item_numbers)
         pairs_file.spread(pair_counts, anchor_range, job.shards)
-    over = split.sequences.lengths - config.max_user_interactions
+    excess = split.sequences.lengths - config.max_user_interactions
     job.finish(
         "sequences",
         shard,
-        users_over=int((over > 0).sum()),
-        rows_over=int(over[over > 0].sum()),
+        users_over=int((excess > 0).sum()),
+        rows_over=int(excess[excess > 0].sum()),
         repeats=rows.height - interactions.height,
         copies=_copies_by_day(rows),
         used=interactions.height,
@@ -193,7 +195,7 @@ def build_sequences(job: Job, shard: int) -> None:
 
 
 def _copies_by_day(rows: pl.DataFrame) -> dict[str, list[int]]:
-    """Return, by day, the number of rows, and of those that repeat user, item and time of another row."""
+    """Return for each day the number of rows, and of rows with the same user, item and time as another row."""
     num_distinct = pl.struct("user_id", "item_number", "timestamp").n_unique()
     by_day = rows.group_by(day=pl.from_epoch(pl.col("timestamp").cast(pl.Int64)).dt.date()).agg(
         rows=pl.len(), copies=pl.len() - num_distinct
@@ -202,12 +204,12 @@ def _copies_by_day(rows: pl.DataFrame) -> dict[str, list[int]]:
 
 
 def _range_of(item_numbers: NDArray[np.int32], first_item_numbers: list[int]) -> NDArray[np.intp]:
-    """Return the range of each item number."""
+    """Return the number of the range of each item number."""
     return np.searchsorted(first_item_numbers, item_numbers, side="right") - 1
 
 
 def merge_pairs(job: Job, part: int) -> None:
-    """Phase 7: sum the pairs and the interactions of one range of items over all shards of users."""
+    """Phase 7: sum the pair counts and the interactions of one range of items over all shards of users."""
     shards = range(job.shards)
     pair_files = [job.exchange_file("pair-counts", shard) for shard in shards]
     pair_counts = pl.concat([rows for path in pair_files for rows in shuffle.read(path, part, job.shards)])
@@ -257,7 +259,7 @@ def read_labeled_pairs(job: Job, _: int) -> None:
 
 
 def _find_item_numbers(job: Job, item_ids: pl.Series) -> pl.DataFrame:
-    """Return `item_id` and `item_number` of the given ids that are in the catalog, which is read in a stream."""
+    """Return `item_id` and `item_number` of the ids that are in the catalog, which is streamed from disk."""
     catalog = pl.scan_parquet(sorted(job.work.glob("catalog-*.parquet"))).select("item_id")
     ids = item_ids.alias("item_id").to_frame().lazy()
     return catalog.with_row_index("item_number").join(ids, on="item_id", how="semi").collect(engine="streaming")

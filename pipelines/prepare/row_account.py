@@ -1,4 +1,4 @@
-"""The row account: every row that was read is used, filtered by a rule, or a dead letter with a reason."""
+"""Row accounts: each row that was read must be used, filtered by a rule, or a dead letter with a reason."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from recsys.data.validation import rows_as_json
 from recsys.errors import InputError, StageError
 
 DEAD_LETTER_SCHEMA = {"source": pl.String, "row": pl.UInt32, "reason": pl.String, "content": pl.String}
-"""The file, the position of the row in it (from 0, without a CSV's header), the reason, and the row as JSON."""
+"""File, row number (from 0, not counting a CSV header), reason, and content of the row as JSON."""
 
 EXAMPLE_CHARACTERS = 300
+"""Maximum length of the dead letter in a message."""
 MAX_NAMED_FILES = 5
-"""Number of files that a message names."""
+"""Maximum number of file names in a message."""
 
 
 def dead_letters_of_chunk(rejects: pl.DataFrame, raw: RawRows, source: str) -> pl.DataFrame:
-    """Return the dead letters of a chunk of a file: the rejected rows, and what could not be parsed as a row."""
+    """Return the dead letters of a chunk of a file: rejected rows, and lines that could not be parsed."""
     rejected = rejects.with_columns(row=raw.row_numbers.gather(rejects["row"]))
-    both = [
+    letters = [
         frame.with_columns(source=pl.lit(source)).select(*DEAD_LETTER_SCHEMA) for frame in (rejected, raw.malformed)
     ]
-    return pl.concat(both)
+    return pl.concat(letters)
 
 
 def dead_letters_of_rows(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
-    """Return dead letters for valid rows with `source` and `row` that cannot be used for another reason."""
+    """Return valid rows, which have `source` and `row`, as dead letters with the given reason."""
     return rows.select("source", "row", reason=pl.lit(reason), content=rows_as_json(rows.drop("source", "row")))
 
 
 def close_account(
     units: list[Unit], letters: pl.LazyFrame, max_ratio: float, *, read: int, used: int, filtered: dict[str, int]
 ) -> dict[str, Any]:
-    """Return the row account of a table, after checking it.
+    """Check the row account of a table and return it.
 
     Args:
         units: all units of the table.
@@ -77,7 +78,7 @@ def close_account(
 
 
 def _file_names(units: list[Unit]) -> str:
-    """Return the files for a message: the first ones, and the number of the others."""
+    """Return the first file names and the number of further files, for a message."""
     sources = sorted({unit.source for unit in units})
     names = ", ".join(sources[:MAX_NAMED_FILES])
     return names if len(sources) <= MAX_NAMED_FILES else f"{names} and {len(sources) - MAX_NAMED_FILES} more files"

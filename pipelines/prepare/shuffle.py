@@ -1,8 +1,7 @@
-"""The shuffle: units of one phase pass rows to the units of a later phase through files, one file per writing unit.
+"""Shuffle through files: each unit of a phase writes one file, which the units of a later phase read.
 
-A file contains its rows in batches, one for each reading unit. A reader maps the file and accesses only its own
-batches, so memory is bounded by the size of a batch, and the number of files grows with the number of units and not
-with writers times readers.
+The rows of a file are in batches, one per reading unit. A reader memory-maps the file and accesses only its own
+batches. So memory is bounded by the size of a batch, and the number of files is the number of writers.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 
 class Writer:
-    """Writes a file of batches with the columns of the first batch. The file is complete after `close`."""
+    """Writes batches with equal columns to a file, which is complete after `close`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,7 +27,7 @@ class Writer:
         self._write(_to_batch(rows))
 
     def spread(self, rows: pl.DataFrame, reader: NDArray[np.integer], num_readers: int) -> None:
-        """Write one batch for each reader; `reader` is the reader of each row, [rows]. The order of rows is kept."""
+        """Write one batch per reader, keeping the order of rows; `reader` is the reader of each row, [rows]."""
         order = np.argsort(reader, kind="stable")
         batch = _to_batch(rows[order])
         ends = np.searchsorted(reader[order], np.arange(num_readers), side="right").tolist()
@@ -47,7 +46,7 @@ class Writer:
 
 
 def open_batches(path: Path) -> Any:
-    """Map a file; the result has `num_record_batches` and `get_batch(number)`."""
+    """Memory-map a file; return a reader with `num_record_batches` and `get_batch(number)`."""
     return pa.ipc.open_file(pa.memory_map(str(path)))
 
 
@@ -58,12 +57,12 @@ def read(path: Path, reader: int, num_readers: int) -> list[pl.DataFrame]:
 
 
 def to_frame(batch: pa.RecordBatch) -> pl.DataFrame:
-    """Convert a batch or a slice of it to Polars."""
+    """Convert a batch, or a slice of a batch, to a data frame."""
     return cast("pl.DataFrame", pl.from_arrow(batch))
 
 
 def _to_batch(rows: pl.DataFrame) -> pa.RecordBatch:
-    # slices of the newer string type would be written with the text of all rows
+    # a slice of the newer string type would be written with the text of all rows
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
     batches = table.to_batches()
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)

@@ -1,6 +1,6 @@
-"""prepare: interactions and items -> catalog, sequences, pairs, dead letters and the row account.
+"""prepare: build catalog, sequences and pairs from interactions and items.
 
-The phases exchange data through files, so memory is bounded by the size of a unit, and not by the log or the catalog:
+The phases exchange data through files, so memory is bounded by the size of a unit, not by the log or the catalog:
 
 1. interactions   a unit of the interactions -> its usable rows and item ids; its dead letters
 2. items          a unit of the items        -> its usable rows; its dead letters
@@ -9,9 +9,9 @@ The phases exchange data through files, so memory is bounded by the size of a un
 5. numbered       a unit of the interactions -> its rows with item numbers, by shard of users
 6. sequences      a shard of users           -> their items, oldest first; pair counts, by range of anchors
 7. pairs          a range of anchors         -> one row per anchor; the number of interactions of each item
-8. labeled        the labeled pairs, if any  -> the same with item numbers
+8. labeled        the labeled pairs, if any  -> the labeled pairs with item numbers; their dead letters
 
-Every row that is read is used, filtered by a rule, or a dead letter with a reason; the row account must add up.
+Each row that is read is used, filtered by a rule, or a dead letter with a reason; the row account must add up.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipelines.context.input_units import plan_units
 from pipelines.context.progress import Progress
 from pipelines.prepare import phases, row_account
 from pipelines.prepare.job import Job
-from pipelines.reports import data_report as data_page
+from pipelines.reports import data_report
 from recsys.config.sections import Config
 from recsys.data import item_users
 from recsys.data.catalog import fingerprint
@@ -41,13 +41,13 @@ from recsys.release.runs import Run
 STAGE = "prepare"
 SEQUENCES, PAIRS = "sequences", "pairs"
 LABELED_PAIRS, DEAD_LETTERS = "labeled_pairs.parquet", "dead_letters.parquet"
-"""Outputs in the folder of the stage: two folders and two files."""
+"""Names of outputs in the folder of the stage: two folders and two files."""
 
 WORK, REMOVED_WORK = ".work", ".removed-work"
-"""Folder of the files that the phases exchange, and its name while it is being removed."""
+"""Name of the folder with the files that the phases exchange, and its name while it is removed."""
 
 MIN_ITEMS = MIN_USERS = 2
-"""Smallest log that can be learned from."""
+"""Minimum size of a log for training."""
 
 REPEATED_ITEM = "repeats the user's previous item"
 
@@ -56,8 +56,8 @@ def prepare(config: Config, run: Run, inputs: InputFiles, progress: Progress) ->
     """Run the stage unless it is done, and return its manifest.
 
     Raises:
-        InputError: a file cannot be used, or the data are too few to learn from.
-        StageError: too many dead letters, or a row account that does not add up.
+        InputError: a file is invalid, or there are too few data for training.
+        StageError: there are too many dead letters, or a row account does not add up.
     """
     if run.done(STAGE):
         return run.manifest(STAGE)
@@ -79,7 +79,7 @@ def prepare(config: Config, run: Run, inputs: InputFiles, progress: Progress) ->
         ]
         runner.run([step for step in steps if step.units], config.beam, advance)
         manifest.update(commit(job, folder))
-        data_page.write(config, run, folder, manifest, SEQUENCES)
+        data_report.write(config, run, folder, manifest, SEQUENCES)
         num_rows = manifest["account"]["interactions"]["read"]
         advance(1, 1, f"{num_rows:,} interactions, {manifest['num_items']:,} items, {manifest['num_pairs']:,} pairs")
     return run.manifest(STAGE)
@@ -106,11 +106,11 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
     sequences, merged_pairs = job.entries("sequences"), job.entries("pairs")
     num_users, num_items = sum(entry["users"] for entry in sequences), job.first_item_numbers[-1]
     filtered = {rule: rows for rule, rows in accounts["interactions"]["filtered"].items() if rule != REPEATED_ITEM}
-    remark = "".join(f" Filtered out: {rows:,} rows: {rule}." for rule, rows in filtered.items())
+    hint = "".join(f" Filtered out: {rows:,} rows: {rule}." for rule, rows in filtered.items())
     if num_items < MIN_ITEMS:
-        raise InputError(f"the catalog must contain at least {MIN_ITEMS} items. Received: {num_items}.{remark}")
+        raise InputError(f"the catalog must contain at least {MIN_ITEMS} items. Received: {num_items}.{hint}")
     if num_users < MIN_USERS:
-        raise InputError(f"interactions must have at least {MIN_USERS} users. Received: {num_users}.{remark}")
+        raise InputError(f"interactions must have at least {MIN_USERS} users. Received: {num_users}.{hint}")
     times = time_cut(job.newest, job.config.evaluate)
     if times is not None and not sum(entry["before_validation"] for entry in sequences):
         days = (job.newest - min(entry["oldest"] for entry in job.entries("interactions"))) / DAY_S
@@ -125,7 +125,7 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
     catalog_fingerprint = fingerprint(item_ids)
     job.dead_letters("items", "catalog", "interactions", "numbered", "labeled").sink_parquet(out / DEAD_LETTERS)
     item_users.build(sorted(job.sequences.iterdir()), num_items, out / ITEM_USERS)
-    job.work.rename(out / REMOVED_WORK)  # atomic: a job that is killed here must not resume from some of the files
+    job.work.rename(out / REMOVED_WORK)  # atomic: a killed job must not resume from a part of the files
     shutil.rmtree(out / REMOVED_WORK)
     return {
         "num_users": num_users,
@@ -188,9 +188,9 @@ def _close_accounts(job: Job) -> dict[str, Any]:
 
 
 def _copied_days(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Return rows and copies of each day that has copies, over all shards."""
+    """Return the numbers of rows and copies, over all shards, of each day that has copies."""
     days: dict[str, list[int]] = {}
     for entry in entries:
         for day, counts in entry["copies"].items():
             days[day] = [total + count for total, count in zip(days.get(day, [0, 0]), counts, strict=True)]
-    return {day: {"rows": rows, "copies": n} for day, (rows, n) in sorted(days.items()) if n}
+    return {day: {"rows": rows, "copies": copies} for day, (rows, copies) in sorted(days.items()) if copies}

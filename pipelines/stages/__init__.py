@@ -1,1 +1,1 @@
-"""The other stages of a run, one file each."""
+"""The stages of a run after prepare, one module each."""

@@ -19,14 +19,16 @@ from recsys.release.runs import Run
 
 STAGE = "calibrate"
 MAX_PAIRS = 20_000
-"""Number of held-out pairs to fit and measure with, and as many that do not belong together: the standard error of a
-measured precision of .9 is then .003."""
+"""Maximum number of held-out pairs that belong together, and of pairs that do not.
+
+With this many, the standard error of a measured precision of .9 is .003.
+"""
 
 
 def calibrate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     """Run the stage if it is not done, and return its manifest.
 
-    With too few pairs the release has no calibration, and the manifest has the reason.
+    If there are too few pairs, the release has no calibration, and the manifest contains the reason.
 
     Raises:
         StageError: the embed stage has not run.
@@ -59,23 +61,20 @@ def calibrate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def calibration_pairs(config: Config, run: Run) -> CalibrationPairs:
-    """Return the pairs to fit and measure on.
-
-    If there are labeled pairs, these are the held-out ones; otherwise they are sampled from the test interactions.
-    """
+    """Return held-out labeled pairs or, without labeled pairs, pairs sampled from the test interactions."""
     if config.data.labeled_pairs:
         _, held_out = train.load_labeled(run, config.train.seed)
         rng = np.random.default_rng(config.train.seed)
         classes = [rng.permutation(np.flatnonzero(label)) for label in (held_out.same, ~held_out.same)]
-        rows = np.concatenate([each[:MAX_PAIRS] for each in classes])
+        rows = np.concatenate([class_rows[:MAX_PAIRS] for class_rows in classes])
         return CalibrationPairs(held_out.first[rows], held_out.second[rows], held_out.same[rows])
     holdout = train.load_split(run).holdout("test", MAX_PAIRS, config.train.seed)
     return sample_pairs(holdout, config.train.seed)
 
 
 def _summary(fitted: Calibration) -> str:
-    """Return the main figures in one line."""
-    measured = fitted.thresholds[0].measured  # of probability one half; None if the curve is constant
+    """Return the main figures as one line of text."""
+    measured = fitted.thresholds[0].measured  # at probability 0.5; None if the curve is constant
     accuracy = f", accuracy {measured.accuracy.value:.4f}" if measured else ""
     return (
         f"calibration error {fitted.expected_calibration_error.value:.4f} on {fitted.measured_pairs:,} pairs, "

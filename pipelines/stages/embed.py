@@ -1,7 +1,7 @@
-"""embed: compute the embeddings of the catalog with the tower, those of new items from their features alone.
+"""embed: compute the embeddings of all items of the catalog with the tower.
 
-A unit is a range of items. Its vectors are written to their rows of one `.npy` file that is allocated first, so that
-units are independent and nothing is merged afterwards.
+The embeddings of new items are computed from their features alone. A unit is a range of items. Each unit writes its
+rows of one `.npy` file that is allocated first, so units are independent and nothing is merged afterwards.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from recsys.release.runs import Run
 
 STAGE = "embed"
 BATCH_SIZE = 4_096
-"""Items per call of the tower: larger batches are no faster, smaller ones pay for the call."""
+"""Number of items per call of the tower. Larger batches are no faster; with smaller ones, the calls take longer."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all units of the stage need; sent to the workers."""
+    """The parameters of all units of the stage, which are sent to the workers."""
 
     catalog: Path
     tower: Path
@@ -84,7 +84,7 @@ def embed(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def embed_items(job: Job, num_items: int, dimension: int, config: BeamConfig, advance: Advance) -> None:
-    """Embed all items, unit by unit, over Beam."""
+    """Embed all items in units on Beam."""
     if not any(job.work.iterdir()):  # no unit is complete
         np.lib.format.open_memmap(job.out, mode="w+", dtype=np.float32, shape=(num_items, dimension))
     units = list(range(math.ceil(num_items / job.items_per_unit)))
@@ -106,12 +106,12 @@ def embed_unit(job: Job, unit: int) -> None:
 
 
 _loading = threading.Lock()
-"""Held while the tower is loaded, so that it is in memory once per process."""
+"""Lock for loading the tower, so that each process loads it once."""
 
 
 @lru_cache(maxsize=1)
 def _encoder(tower: Path, features: Path) -> tuple[Features, Callable[[Inputs], Vectors]]:
-    """Return the encoder of this process: loading and tracing take longer than a unit, and the file never changes."""
+    """Return the encoder; cached per process, because loading and tracing take longer than a unit."""
     from recsys.model.tower import load, make_encoder  # noqa: PLC0415 - TensorFlow takes seconds
 
     return Features.load(features), make_encoder(load(tower), BATCH_SIZE)

@@ -1,8 +1,8 @@
-"""evaluate: figures of the index and of the baselines on held-out interactions.
+"""evaluate: measure the index and the baselines on held-out interactions.
 
-Two kinds of queries are evaluated on the whole catalog: the last item before the target, where only that item is
-excluded, and the user's history, where all of it is excluded. The settings of the baselines are chosen on the
-validation target; all test figures are computed from the interactions before the test target.
+Two kinds of queries are evaluated on the whole catalog: the last item before the target, which excludes only that item
+from the results, and the user's history, which excludes all of its items. The settings of the baselines are chosen on
+the validation target; all test figures are computed from the interactions before the test target.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ STAGE = "evaluate"
 def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     """Run the stage if it is not done, and return its manifest with the figures.
 
-    `model` and `baselines` are the figures for last-item queries, `history` has those for history queries; `settings`
-    and `validation` are the chosen settings of each baseline and their metrics on the validation target.
+    Returns:
+        The manifest. `model` and `baselines` contain the figures for last-item queries, `history` those for history
+        queries; `settings` and `validation` contain the chosen settings of each baseline and their metrics on the
+        validation target.
 
     Raises:
         StageError: the index stage has not run.

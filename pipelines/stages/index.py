@@ -1,4 +1,4 @@
-"""index: build the Annoy index of the embeddings, and tune its search_k to the target recall.
+"""index: build the Annoy index of the embeddings, and tune its `search_k` to the target recall.
 
 A unit is a shard of the index: one file with a range of items. A small catalog has one shard.
 """
@@ -29,7 +29,7 @@ STAGE = "index"
 
 @dataclass(frozen=True)
 class Job:
-    """What all units of the stage need; sent to the workers."""
+    """The parameters of all units of the stage, which are sent to the workers."""
 
     config: IndexConfig
     distance: str
@@ -38,7 +38,7 @@ class Job:
     folder: Path
 
     def file(self, unit: int) -> Path:
-        """Return the file of a shard; it exists only if it is complete."""
+        """Return the path of the file of a shard, which exists only if it is complete."""
         return self.folder / self.shards[unit].file
 
 
@@ -50,23 +50,23 @@ def index(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     """
     if run.done(STAGE):
         return run.manifest(STAGE)
-    origin = run.path(embed.STAGE, EMBEDDINGS)
-    vectors, shards = embeddings.load(origin), index_shards(config, run)
+    embeddings_file = run.path(embed.STAGE, EMBEDDINGS)
+    vectors, shards = embeddings.load(embeddings_file), index_shards(config, run)
     distance = config.tower.distance
     with progress.stage(STAGE) as advance, run.stage(STAGE, str(len(shards))) as (folder, manifest):
         advance(0, len(shards), f"{config.index.n_trees} trees")
-        job = Job(config.index, distance, origin, shards, folder)
+        job = Job(config.index, distance, embeddings_file, shards, folder)
         units = list(range(len(shards)))
         runner.run([runner.Phase(STAGE, units, partial(build_shard, job), job.file)], config.beam, advance)
-        built = annoy_index.load(folder, shards, vectors, RECALL_K, distance=DISTANCES[distance])
-        tries = 0
+        loaded_index = annoy_index.load(folder, shards, vectors, RECALL_K, distance=DISTANCES[distance])
+        num_tries = 0
 
         def on_try(search_k: int, recall: float) -> None:
-            nonlocal tries
-            tries += 1
-            advance(tries, None, f"search_k {search_k}: recall {recall:.4f}")
+            nonlocal num_tries
+            num_tries += 1
+            advance(num_tries, None, f"search_k {search_k}: recall {recall:.4f}")
 
-        tuned = tune_search_k(built, vectors, config.index, on_try)
+        tuned = tune_search_k(loaded_index, vectors, config.index, on_try)
         manifest |= {"shards": len(shards), "search_k": tuned.search_k, "recall": tuned.recall, "curve": tuned.curve}
         files = "" if len(shards) == 1 else f" in each of {len(shards)} files"
         advance(1, 1, f"recall@{RECALL_K} {tuned.recall:.4f} at search_k {tuned.search_k}{files}")

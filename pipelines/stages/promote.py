@@ -1,7 +1,7 @@
 """promote: make the release of the run the champion if it passes every check of the gate.
 
-The first release is checked alone; later releases are also compared with the champion on the same held-out queries. A
-rejected release stays registered, and the champion stays in service.
+The first release is checked alone; later releases are also compared with the champion on the same held-out queries. If
+a release is rejected, it stays registered and the champion does not change.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def promote(config: Config, run: Run, progress: Progress, tracking: RunTracking)
     """Check the release of the run, and make it the champion if it passes.
 
     The gate runs once for each combination of release, champion and limits. A release that was the champion before
-    is not promoted again by repeating its run: it has been rolled back.
+    is not promoted again if its run is repeated, because it may have been rolled back.
 
     Returns:
-        `passed`, `promoted` (whether the release is the champion now), `champion` (the release that it was compared
-        with) and `checks`.
+        `passed`, `promoted` (whether the release is now the champion), `champion` (the release with which it was
+        compared) and `checks`.
 
     Raises:
         StageError: the release was not published, or another process is promoting.
@@ -71,8 +71,8 @@ def promote(config: Config, run: Run, progress: Progress, tracking: RunTracking)
                 f"{len(checks)} checks failed: {'; '.join(failed)}. {_champion_stays(champion)}. "
                 "See docs/explanation/promotion.md."
             )
-        former_champions = {event.after for event in promotion.events(tracker)}
-        if champion != version and release.release_id not in former_champions:
+        past_champions = {event.after for event in promotion.events(tracker)}
+        if champion != version and release.release_id not in past_champions:
             reason = f"run {run.run_id} passed the gate"
             promotion.change_champion(
                 tracker, version, champion, action="promote", reason=reason, checks=decision["checks"]
@@ -99,7 +99,7 @@ def _decide(
     version: Version,
     champion: Version | None,
 ) -> dict[str, Any]:
-    """Run the gate, or return its earlier decision if release, champion and limits are the same."""
+    """Run the gate, or return its earlier decision if release, champion and limits have not changed."""
     limits = hashlib.sha256(config.promote.model_dump_json().encode()).hexdigest()[:12]
     key = {"champion": champion.release_id if champion else None, "limits": limits}
     saved = tracking.tracker.version_tags(version).get(VERDICT_TAG)
@@ -126,7 +126,7 @@ def _collect_evidence(
 ) -> gate.Evidence:
     catalog = Catalog.load(run.path(prepare.STAGE, CATALOG))
     champion, champion_loads = _load_champion(config, tracking, champion_version)
-    rng = np.random.default_rng([SEED, 1])  # other items than those that search_k was tuned on
+    rng = np.random.default_rng([SEED, 1])  # not the items on which search_k was tuned
     num_items = len(challenger.catalog)
     sample = np.sort(rng.choice(num_items, min(SAMPLE_SIZE, num_items), False)).astype(np.int32)
     return gate.Evidence(
@@ -147,7 +147,7 @@ def _collect_evidence(
 
 
 def _load_champion(config: Config, tracking: RunTracking, champion: Version | None) -> tuple[Release | None, Check]:
-    """Load the champion. If it cannot be loaded the check fails, so that it is not replaced without a comparison."""
+    """Load the champion. If it cannot be loaded, the check fails: it must not be replaced without a comparison."""
     name = "champion_loads"
     if champion is None:
         return None, skipped(name, "no champion")
@@ -158,7 +158,7 @@ def _load_champion(config: Config, tracking: RunTracking, champion: Version | No
 
 
 def _data_report_of(run: Run, tracking: RunTracking, release: Release | None) -> dict[str, Any] | None:
-    """Return the data report of a release's run, from the workspace or from MLflow; None if it is lost."""
+    """Return the data report of a release's run, from the workspace or from MLflow, or None if neither has it."""
     if release is None:
         return None
     path = run.folder.parent / release.release_id / prepare.STAGE / DATA_REPORT
@@ -181,7 +181,10 @@ def _held_out_queries(config: Config, run: Run, catalog: Catalog) -> HeldOutQuer
 
 
 def _quality_floor(config: Config, run: Run) -> float | None:
-    """Return the smallest NDCG@20. Towers of labeled pairs are not trained to predict interactions: no floor."""
+    """Return the minimum NDCG@20: by default that of the popularity baseline, or none with labeled pairs.
+
+    Towers of labeled pairs are not trained to predict interactions.
+    """
     if config.promote.quality_floor is not None or config.data.labeled_pairs is not None:
         return config.promote.quality_floor
     popularity = run.manifest(evaluate.STAGE)["baselines"]["popularity"]
@@ -190,7 +193,7 @@ def _quality_floor(config: Config, run: Run) -> float | None:
 
 
 def _encode(release: Release, sample: NDArray[np.int32]) -> Vectors:
-    """Return the embeddings that the release's tower computes for some items, float32 [n, dimension]."""
+    """Compute the embeddings of some items with the tower of a release, float32 [n, dimension]."""
     from recsys.model import tower  # noqa: PLC0415 - TensorFlow takes seconds
 
     features = Features.load(release.path / FEATURES)

@@ -1,4 +1,4 @@
-"""publish: the finished stages -> a verified release folder, registered in MLflow as a version of the model."""
+"""publish: write the release folder from the finished stages, verify it, and register it in MLflow."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ STAGE = "publish"
 
 
 def publish(config: Config, run: Run, progress: Progress, tracking: RunTracking) -> dict[str, Any]:
-    """Write the release if it is not there, verify it, copy it to `data.releases`, and register it once.
+    """Write the release unless it exists, verify it, copy it to `data.releases`, and register it once.
 
     Raises:
-        StageError: an earlier stage was not run.
-        ReleaseError: the written release is invalid, or `data.releases` has another release of this id.
+        StageError: an earlier stage has not been run.
+        ReleaseError: the release is invalid, or `data.releases` contains a different release with this id.
         InputError: `data.releases` cannot be reached or written.
         TrackingError: MLflow cannot be reached, or rejects the request.
     """
@@ -116,10 +116,12 @@ def _log(run: Run, tracking: RunTracking, release: Release) -> None:
 
 
 def log_data_report(run: Run, tracking: RunTracking) -> None:
-    """Log the data report to the MLflow run, once; also for a run that ends before publish.
+    """Log the data report to the MLflow run, unless it was logged before.
+
+    `run_nightly` calls this after prepare, so that a run that ends before publish has its report.
 
     Raises:
-        StageError: prepare was not run.
+        StageError: prepare has not been run.
         TrackingError: MLflow cannot be reached, or rejects the request.
     """
     if not tracking.tracker.has_artifact(tracking.mlflow_run, f"{prepare.STAGE}/{data_report.PAGE}"):
@@ -128,5 +130,5 @@ def log_data_report(run: Run, tracking: RunTracking) -> None:
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics of an evaluation, without intervals and strata."""
+    """Return the metrics of an evaluation without intervals and strata."""
     return {name: value for name, value in values.items() if isinstance(value, float)}

@@ -1,7 +1,7 @@
-"""train: pairs -> tower.
+"""train: fit the tower to the pairs.
 
-The validation fit selects the number of passes; the final fit repeats them on all interactions before the test targets,
-and its tower is kept. See `recsys.model.fit_plan`.
+The validation fit selects the number of passes. The final fit trains the tower of the release: the same number of
+passes over all interactions before the test targets. See `recsys.model.fit_plan`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STAGE = "train"
 CHECKPOINTS = ".checkpoints"
 
 WEIGHTS: dict[Target, Weight] = {"validation": "weight_before_validation", "test": "weight"}
-"""The pair weights of the interactions before each target."""
+"""Name of the pair weight that counts the interactions before each target."""
 
 
 def train(config: Config, run: Run, progress: Progress, metrics: MetricsLog) -> dict[str, Any]:
@@ -122,10 +122,10 @@ def fit_tower(
 
     Args:
         config: the whole config.
-        run: its prepare stage has been completed.
-        plan: the phases.
+        run: a run whose prepare stage has been completed.
+        plan: phases of the fit.
         on_pass: called after each pass.
-        checkpoints: folder from whose checkpoints an interrupted fit resumes.
+        checkpoints: folder of the checkpoints from which an interrupted fit resumes.
 
     Raises:
         StageError: there are no pairs, or the loss is not finite.
@@ -138,7 +138,7 @@ def fit_tower(
 
 
 def load_fit_data(config: Config, run: Run, target: Target) -> FitData:
-    """Load what the prepare stage wrote, and the tower to start from."""
+    """Load the outputs of the prepare stage, and the tower of a warm start."""
     from recsys.model.tower_fit import FitData  # noqa: PLC0415 - TensorFlow takes seconds
 
     catalog = Catalog.load(run.path(prepare.STAGE, CATALOG))
@@ -152,7 +152,7 @@ def load_fit_data(config: Config, run: Run, target: Target) -> FitData:
 
 
 def load_earlier_tower(release: str) -> EarlierTower:
-    """Load the tower of a release, a folder or URL, to start from.
+    """Load the tower of a release, given its folder or URL, for a warm start.
 
     Raises:
         InputError: it is not a release, or it is damaged.
@@ -171,8 +171,9 @@ def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[st
     """Measure embeddings on the validation targets by exact search.
 
     Returns:
-        `recency`, the best one for history queries, and `validation`: for `last_item` and `history` what
-        `recsys.evaluation.metrics.evaluation_report` returns. None and {} if no interaction is held out.
+        `recency`: the best recency for history queries; `validation`: the reports of
+        `recsys.evaluation.metrics.evaluation_report` for `last_item` and `history`. None and {} if no interaction is
+        held out.
     """
     split = load_split(run)
     holdout = split.holdout("validation", config.evaluate.users)
@@ -195,7 +196,7 @@ def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[st
 
 
 def load_split(run: Run) -> Split:
-    """Load the sequences of all users, and how they are split."""
+    """Load the sequences of all users and their split."""
     prepared = run.manifest(prepare.STAGE)
     folder = run.path(prepare.STAGE, prepare.SEQUENCES)
     sequences = Sequences.load(folder / name for name in prepared["sequences"])
@@ -203,7 +204,7 @@ def load_split(run: Run) -> Split:
 
 
 def load_pairs(run: Run, weight: Weight, num_items: int) -> Pairs:
-    """Open the pairs, with one of their two weights."""
+    """Open the pairs with one of their two weights."""
     folder = run.path(prepare.STAGE, prepare.PAIRS)
     return Pairs([folder / name for name in run.manifest(prepare.STAGE)["pairs"]], num_items, weight)
 
