@@ -12,10 +12,10 @@ from recsys.config.table import Table, instant
 
 
 class ColumnRules(Table):
-    """Rules for the values of one column. A rule that is not set allows everything."""
+    """Rules for the values of one column. A rule that is not set allows all values."""
 
     type: Literal["integer", "number"] | None = None
-    """`integer`: numbers without a fraction; `number`: any number. Implied where another rule needs numbers."""
+    """`integer`: numbers without a fraction; `number`: any number. Implied if another rule requires numbers."""
     min: float | None = None
     """Smallest number."""
     max: float | None = None

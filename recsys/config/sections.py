@@ -21,7 +21,7 @@ from recsys.config.table import Columns, Count, DistanceName, Positive, Share, T
 from recsys.config.urls import Address
 
 RESERVED = {"item_id", "interactions", "available"}
-"""Columns of the catalog that are no features; `title` is one only where it is the title."""
+"""Catalog columns that are not features. `title` is a feature only if it is the title column."""
 
 
 class DataConfig(Table):
@@ -34,13 +34,13 @@ class DataConfig(Table):
     """Items, in the same formats. By default, the catalog consists of the items that have interactions."""
     labeled_pairs: str | None = None
     """Pairs of items labeled by people, in the same formats, with columns `item_a`, `item_b` and `same` (0 or 1). If
-    set, the tower is trained on these pairs only; interactions still decide when to stop."""
+    set, the tower is trained on these pairs only; early stopping still uses the interactions."""
     feedback: str | None = None
     """Impressions and clicks per release, in the same formats, with columns `release_id`, `shown` and `clicked`. The
-    run report shows the click-through rate of each release; nothing is trained on it."""
+    run report shows the click-through rate of each release; it is not used for training."""
     warm_start: str | None = None
-    """Folder or URL of a release whose tower is the start of training. Set it to keep embeddings stable from run to
-    run; new items start from their features."""
+    """Folder or URL of a release whose tower is the start of training. Set it to keep embeddings similar from run to
+    run. The embeddings of new items start from their features."""
     workspace: str = "workspace"
     """Local folder for runs, releases and, by default, the MLflow database."""
     releases: str | None = None
@@ -63,7 +63,7 @@ class ItemsConfig(Table):
     categorical: Columns = ()
     """Columns with one category per item, such as brand or language."""
     multi_categorical: Columns = ()
-    """Columns with several categories per item, such as genres or tags: lists, or text divided by `separator`."""
+    """Columns with several categories per item, such as genres or tags: lists, or text split at `separator`."""
     separator: str = "|"
     """Separator of categories in text columns."""
     numeric: Columns = ()
@@ -71,7 +71,7 @@ class ItemsConfig(Table):
     text: Columns = ()
     """Columns with free text, such as title or description. The title column may be one of them."""
     available: str | None = None
-    """Column that tells whether an item is available: true or false, 1 or 0, also as text; empty means true. Queries
+    """Column that states whether an item is available: true or false, 1 or 0, also as text; empty means true. Queries
     can be restricted to available items."""
 
     @model_validator(mode="after")
@@ -79,12 +79,12 @@ class ItemsConfig(Table):
         roles = [*self.categorical, *self.multi_categorical, *self.numeric]
         taken = RESERVED & {*roles, *self.text}
         if taken or (self.title != "title" and "title" in [*roles, *self.text]):
-            raise ValueError(f"no feature may be called {', '.join(sorted(taken)) or 'title'}: the catalog has it")
+            raise ValueError(f"no feature may be called {', '.join(sorted(taken)) or 'title'}: the name is reserved")
         roles += filter(None, [self.available])
         roles += self.text  # the title may be read as text
         twice = sorted({column for column in roles if roles.count(column) > 1})
         if twice:
-            raise ValueError(f"a column may have one role only; named twice: {', '.join(twice)}")
+            raise ValueError(f"each column must have one role; named twice: {', '.join(twice)}")
         return self
 
     @property
@@ -104,8 +104,8 @@ class PrepareConfig(Table):
     """Use only interactions before this time, as if the run took place then. A date means midnight UTC. Items have no
     time; all of them are used."""
     window: Count = 10
-    """Largest distance, in positions of a user's sequence, between two items of a pair. Larger windows find more
-    distant relations and take longer."""
+    """Largest distance, in positions of a user's sequence, between two items of a pair. Larger windows also relate
+    items that are farther apart, and take longer."""
     decay: Annotated[float, Field(ge=0)] = 1.0
     """A pair of items `gap` positions apart has the weight gap ** -decay. 0 weighs all pairs in the window equally."""
     directed: bool = False
@@ -115,8 +115,8 @@ class PrepareConfig(Table):
     """A pause longer than this ends a session; pairs do not cross sessions. By default, the whole sequence is one
     session."""
     half_life_days: Positive | None = None
-    """Age at which a pair counts half, relative to the newest interaction. Set it if tastes change quickly. By default,
-    age does not count."""
+    """Age, relative to the newest interaction, at which the weight of a pair is halved. Set it if interests change
+    quickly. By default, the weight does not depend on age."""
     max_user_interactions: Annotated[int, Field(ge=2)] = 10_000
     """Maximum number of recent interactions per user used to form pairs; limits the influence of bots."""
     user_power: Share = 0.0
@@ -124,32 +124,32 @@ class PrepareConfig(Table):
     gives active users more."""
     event_weights: dict[str, Positive] = {}
     """Weight of an interaction by its `event`, such as { view = 1, purchase = 5 }. Events that are not listed are
-    filtered out. By default, all events count alike."""
+    filtered out. By default, all events have the same weight."""
     max_dead_letter_ratio: Share = 0.01
-    """Largest share of invalid rows; above it the run stops."""
+    """Maximum share of dead letters; above it, the run stops."""
 
 
 class TowerConfig(Table):
     """The encoder that both items of a pair share."""
 
     dimension: Annotated[int, Field(ge=2)] = 128
-    """Length of an embedding. More costs time everywhere and rarely helps above 128."""
+    """Length of an embedding. Larger values make every stage slower and rarely help above 128."""
     distance: DistanceName = "cosine"
     """Distance between embeddings in training, in the index and in results. See `docs/explanation/losses.md`."""
     fusion: Literal["sum", "concatenation", "gating"] = "sum"
     """How the encoded features are combined. `gating` weighs them for each item."""
     text_encoder: Literal["bag", "convolutional", "recurrent"] = "bag"
-    """How text is read: as a bag of word and character n-grams (fastest), or word by word by a convolutional or
-    recurrent network."""
+    """How text is encoded: as a bag of word and character n-grams (fastest), or as a sequence of words by a
+    convolutional or recurrent network."""
     min_count: Count = 1
-    """Items with fewer pairs share hashed id embeddings. Raise it to save memory in catalogs with many rare items."""
+    """Items with fewer pairs share hashed id embeddings. Raise it to save memory if the catalog has many rare items."""
     hidden: Annotated[tuple[Count, ...], Field(strict=False)] = ()
     """Sizes of hidden layers between the combined features and the embedding. Useful with many features."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout rate after each hidden layer."""
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of items whose id is hidden at each training step. Regularizes; `train.new_items` serves new items better.
-"""
+    """Share of items whose id is hidden at each training step, as regularization. For new items, prefer
+    `train.new_items`."""
 
 
 class CandidatesConfig(Table):
@@ -162,15 +162,17 @@ class CandidatesConfig(Table):
     max_positives: Count = 4_096
     """`sampled`: maximum number of positives in a batch."""
     negatives: Count = 1_024
-    """`sampled` and `mixed`: number of sampled negatives in a batch. More take longer and rarely help above 1,024."""
+    """`sampled` and `mixed`: number of sampled negatives in a batch. Larger numbers take longer and rarely help above
+    1,024."""
     popularity_power: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """Negatives are sampled in proportion to popularity to this power. 0 samples uniformly, 1 prefers popular items."""
     popularity_correction: Share = 0.0
-    """0 learns which items are used together; 1 learns what goes beyond popularity. Raise it for a longer tail; new
-    items then get worse."""
+    """Factor of the log popularity that is added to the scores in training. With 0, embeddings express which items
+    are used together; with 1, how much more often than their popularity predicts. Higher values improve rare items and
+    make new items worse."""
     hard_negatives: Annotated[int, Field(ge=0)] = 0
-    """Number of hard negatives per anchor: near items that are not positives. Not with `catalog`, which contains them.
-"""
+    """Number of hard negatives per anchor: near items that are not positives. Not used with `catalog`, which contains
+    them."""
 
 
 class TrainConfig(Table):
@@ -183,17 +185,18 @@ class TrainConfig(Table):
     """Cross-entropy: divisor of the similarity before the softmax. Smaller values concentrate on the nearest
     candidates."""
     margin: Positive = 0.5
-    """Contrastive and triplet: distance that negatives must keep."""
+    """Contrastive: smallest distance of a negative from the anchor. Triplet: by how much a negative must be farther
+    from the anchor than a positive."""
     mining: Literal["semi_hard", "hard", "soft_margin"] = "semi_hard"
-    """Triplet: which negative is used for each positive. `soft_margin` uses the hardest, and log(1 + exp) instead of a
+    """Triplet: which negative is used for each positive. `soft_margin` uses the nearest, and log(1 + exp) instead of a
     margin."""
     passes: Count = 20
-    """Maximum number of passes over the anchors; early stopping usually ends training before."""
+    """Maximum number of passes over the anchors; early stopping usually ends training earlier."""
     patience: Count = 4
     """Number of passes without a better validation score after which training stops."""
     history_passes: Annotated[int, Field(ge=0)] = 1
     """Number of passes over users' histories after those over pairs. They improve queries with several items, and are
-    dropped if they make the score worse. 0 saves time if only single items are queried."""
+    discarded if they lower the validation score by more than 2%. 0 saves time if all queries have a single item."""
     batch_size: Count = 256
     """Number of anchors in a training step."""
     learning_rate: Positive = 0.003
@@ -209,10 +212,10 @@ class TrainConfig(Table):
     """Whether items without interactions get encoders of their own, trained at the end. Turn it off to save time if the
     catalog has no new items."""
     anchor_power: Share = 1.0
-    """An anchor counts in the loss with its total pair weight to this power. 0 weighs all anchors equally."""
+    """The weight of an anchor in the loss is its total pair weight to this power. 0 weighs all anchors equally."""
     validation_users: Count = 10_000
-    """Maximum number of users whose validation queries are evaluated after each pass. More are less noisy and take
-    longer."""
+    """Maximum number of users whose validation queries are evaluated after each pass. More users give a less
+    noisy score and take longer."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     """Seed of initial weights, order of anchors, dropout and samples."""
 
@@ -221,10 +224,10 @@ class IndexConfig(Table):
     """Embeddings -> Annoy index."""
 
     n_trees: Count = 50
-    """Number of Annoy trees. More make a larger file and faster queries at the same recall."""
+    """Number of Annoy trees. With more trees the index is larger, and queries are faster at the same recall."""
     recall_target: Share = 0.98
-    """Share of the exact 20 nearest neighbors that the index must return; the search is tuned to it. Higher means
-    slower queries."""
+    """Share of the exact 20 nearest neighbors that the index must return; the search is tuned to it. Queries are
+    slower with higher values."""
     recall_floor: Share = 0.95
     """The run fails if the tuned recall is below this."""
 
@@ -261,14 +264,14 @@ class EvaluateConfig(Table):
 
     split: Literal["leave_one_out", "global_time"] = "leave_one_out"
     """`leave_one_out`: the last item of each user is held out. `global_time`: everything after an instant is held out,
-    and the first item of each user after it is the target; stricter, and needs users who are active in that time."""
+    and the first item of each user after it is the target; stricter, and requires users who are active after it."""
     test_days: Positive = 1.0
     """`global_time`: number of days before the newest interaction that are held out for the test."""
     validation_days: Positive = 1.0
     """`global_time`: number of days before those that are held out for validation."""
     users: Count = 20_000
-    """Maximum number of users to evaluate; a fixed sample if there are more. More users narrow the intervals and take
-    longer."""
+    """Maximum number of users to evaluate; a fixed sample if there are more. With more users, the confidence intervals
+    are narrower and evaluation takes longer."""
 
 
 class ExportConfig(Table):
@@ -291,7 +294,7 @@ class TuneConfig(Table):
     """Search for better settings on the validation target."""
 
     minutes: Positive = 30.0
-    """Time for all trials together; a resumed search continues counting."""
+    """Time for all trials together, in minutes; the time before an interruption counts too."""
     trials: Count = 200
     """Maximum number of trials."""
     ranges: dict[str, Range] = {
@@ -315,9 +318,9 @@ class PromoteConfig(Table):
 
     tolerance: Share = 0.05
     """Largest loss of NDCG@20 against the champion, as a share of the champion's. The lower bound of the interval of
-    the difference is compared; with few users the limit is what their number can show."""
+    the difference is compared. With few users the limit is larger, at least five standard errors."""
     stratum_tolerance: Share = 0.5
-    """The same for each of head, torso, tail and new items. Lower it if the tail matters."""
+    """The same for each of head, torso, tail and new items. Lower it if the tail is important."""
     quality_floor: Share | None = None
     """Smallest NDCG@20. By default that of the popularity baseline of the same run."""
     overlap_floor: Share = 0.2
@@ -327,7 +330,7 @@ class PromoteConfig(Table):
     """Median query latency, in milliseconds, that is always acceptable. Above it, up to three times the champion's
     latency is accepted."""
     data_sensitivity: DataSensitivity = "normal"
-    """How much the data may differ from the champion's data before the release is rejected: volume, users, items,
+    """How much the data may differ from the champion's data before the release is refused: volume, users, items,
     days, categories, distributions. Use `low` for a run whose data changed on purpose. The report prints the limits."""
 
 
@@ -372,11 +375,11 @@ class BeamConfig(Table):
 
 
 class ResourcesConfig(Table):
-    """The memory of a run. It decides how the work is divided."""
+    """The memory of a run, which determines the size of its units of work."""
 
     memory_mb: Positive = 4_000.0
     """Memory in megabytes that one process of a run may use for data. Lower it on a small machine; the work is then
-    divided into more, smaller units and takes longer. With several workers on one machine, each may use as much."""
+    divided into more, smaller units and takes longer. With several workers on one machine, each may use this amount."""
 
     @property
     def rows_per_unit(self) -> int:
@@ -428,8 +431,8 @@ class ServeConfig(Table):
     """`shadow`: the challenger receives queries too, and its results are compared but not returned. `canary`: it
     answers a share of the queries."""
     challenger_share: Share = 0.1
-    """Share of the queries that the challenger receives. A canary is chosen by the value of the header
-    `Recsys-Sticky-Key`."""
+    """Share of the queries that the challenger receives. For a canary, the value of the header `Recsys-Sticky-Key`
+    determines which release answers."""
     keys: str | None = None
     """File of API keys, as `recsys keys new` creates them. By default, the keys in the environment variable
     RECSYS_KEYS; without keys, all clients may read and none may write."""
@@ -487,7 +490,7 @@ class Config(Table):
         return column_rules
 
     def shaping(self) -> dict[str, Any]:
-        """Every setting that can change a release: not where things lie, nor how they are run."""
+        """Every setting that can change a release; locations and settings of runners and of the service cannot."""
         return self.model_dump(mode="json", include=SHAPING)
 
     def fingerprint(self) -> str:
@@ -501,5 +504,5 @@ class Config(Table):
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking URI, the default filled in."""
+        """The tracking URI of MLflow, or its default."""
         return self.tracking.uri or f"sqlite:///{self.workspace.resolve() / 'mlflow.db'}"

@@ -43,7 +43,7 @@ MmrLambda = Annotated[
         ge=0,
         le=1,
         description="Lambda of maximal marginal relevance: 1 ranks by similarity alone, 0 by difference from the "
-        "neighbors before.",
+        "neighbors ranked before.",
     ),
 ]
 
@@ -135,7 +135,7 @@ Items = list[Annotated[WeightedItemBody, BeforeValidator(_item_from_string), Wit
 
 
 class DiversityBody(BaseModel):
-    """How different from each other the neighbors must be."""
+    """Diversity of the neighbors."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -175,7 +175,9 @@ class SearchRequest(BaseModel):
         },
     )
 
-    items: Items = Field(default_factory=list, description="Item ids, or item ids with weights.")
+    items: Items = Field(
+        default_factory=list, description="Item ids, or item ids with weights. Only the ratios of the weights matter."
+    )
     negatives: Items = Field(default_factory=list, description="Items that the neighbors should not resemble.")
     history: list[str] = Field(default_factory=list, description="Item ids that a user interacted with, newest last.")
     vector: list[float] | None = Field(None, description="An embedding to search from; its weight beside items is 1.")
@@ -188,7 +190,7 @@ class SearchRequest(BaseModel):
     min_similarity: MinSimilarity = None
     min_probability: MinProbability = None
     exclude: Exclude = Field(default_factory=list)
-    allow: list[str] | None = Field(None, description="If set, only these item ids are returned.")
+    allow: list[str] | None = Field(None, description="The only item ids that may be returned. By default, all.")
     where: Annotated[dict[str, Any], WithJsonSchema(WHERE_SCHEMA)] = Field(default_factory=dict)
     only_available: OnlyAvailable = False
     diversity: DiversityBody = Field(default_factory=DiversityBody)

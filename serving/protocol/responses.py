@@ -38,7 +38,9 @@ class NeighborResponse(BaseModel):
         le=1,
         description="Cosine similarity, or 1 / (1 + distance); larger is closer. Null for popular items.",
     )
-    rank: int = Field(ge=1, description="Position in the whole ranking; 1 is the nearest item.")
+    rank: int = Field(
+        ge=1, description="Rank in the whole ranking, including skipped neighbors; 1 is the nearest item."
+    )
     probability: float | None = Field(
         ge=0,
         le=1,
@@ -110,7 +112,7 @@ class StatusResponse(BaseModel):
     release_id: str | None = Field(None, description="The champion release.")
     loaded: list[str] = Field([], description="Ids of all loaded releases; a request can select any of them.")
     errors: dict[str, str] = Field(
-        {}, description="Component -> its current error. The service keeps answering from the releases it has loaded."
+        {}, description="Component -> its current error. The service continues to answer from the loaded releases."
     )
 
 
@@ -120,7 +122,7 @@ class ItemChangeResponse(BaseModel):
     item_id: str
     release_id: str = Field(description="The release that the change was validated against.")
     embedding_source: EmbeddingSource = Field(
-        description="Where the embedding of the item comes from: the release, or the vector or features of the change."
+        description="Source of the embedding: the release, or the vector or the features of the change."
     )
 
 
@@ -128,9 +130,9 @@ class Problem(BaseModel):
     """Problem details of an error (RFC 9457), served as `application/problem+json`."""
 
     type: str = Field(description="URN of the kind of problem, for example `urn:recsys:unknown-item`.")
-    title: str = Field(description="Phrase of the HTTP status.")
+    title: str = Field(description="Reason phrase of the HTTP status.")
     status: int = Field(description="HTTP status.")
-    detail: str = Field(description="What was wrong with this request.")
+    detail: str = Field(description="Why this request failed, and what was received.")
     instance: str = Field(description="Path of the request.")
 
 

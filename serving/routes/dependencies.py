@@ -12,8 +12,10 @@ from serving.protocol.requests import RequestedRelease
 ITEM_ID = "Any item id, percent-encoded."
 RELEASE = "Id of the release to answer from."
 RELEASE_HEADER = "Same as the parameter `release`."
-STICKY_KEY = "Identifies the caller's user: while a challenger is tested, the same key gets the same release."
-IF_NONE_MATCH = "ETag of a response that the caller has; if it is still valid, the response is 304."
+STICKY_KEY = (
+    "Key of the caller's user. While the challenger is a canary, requests with the same key get the same release."
+)
+IF_NONE_MATCH = "ETag of an earlier response. If it is still valid, the status is 304."
 
 
 async def state(request: Request) -> State:  # FastAPI would run a plain function in a thread

@@ -28,7 +28,7 @@ async def live() -> StatusResponse:
 async def ready(state: WorkerState, response: Response) -> StatusResponse:
     """Respond with 200 if a verified release is loaded.
 
-    `errors` does not affect the status: answers from an older release are better than none.
+    `errors` does not affect the status: the service continues to answer from the loaded releases.
     """
     roles = state.releases.roles
     if roles.champion is None:

@@ -39,7 +39,7 @@ router = APIRouter(route_class=StrictJSONRoute, tags=["items"])
 
 
 class ItemChangeRequest(BaseModel):
-    """All differences of an item from the release; it replaces an earlier change of the item."""
+    """All differences of an item from the release. A change replaces earlier changes of the item."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -60,7 +60,7 @@ class ItemChangeRequest(BaseModel):
     summary="Add or change an item",
 )
 async def put_item(state: WorkerState, item_id: ItemId, change: ItemChangeRequest) -> ItemChangeResponse:
-    """Store a change until a release contains it. The next result of every worker reflects it."""
+    """Store a change until a release contains it. All workers apply it from their next response on."""
     item_changes = _require_item_changes(state)
     release = state.choose_release(RequestedRelease())
     _validate_length(item_id)
@@ -86,7 +86,7 @@ async def put_item(state: WorkerState, item_id: ItemId, change: ItemChangeReques
     summary="Hide an item",
 )
 async def hide_item(state: WorkerState, item_id: ItemId) -> None:
-    """Hide an item, known or unknown, until it is put again. The next result of every worker reflects it."""
+    """Hide an item, known or unknown, until it is added again. All workers apply it from their next response on."""
     if state.releases.champion.release.catalog.find_item_number(item_id) is None:
         _validate_length(item_id)
     await run_in_threadpool(_require_item_changes(state).write, ItemChange(item_id, time.time(), hidden=True))

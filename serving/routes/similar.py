@@ -62,7 +62,7 @@ class _DirectRoute(APIRoute):
 
 
 async def similar(request: Request) -> Response:
-    """Return the items most similar to an item, nearest first; fewer than `k` only if there are no more."""
+    """Return the items most similar to an item, nearest first; fewer than `k` only if no others satisfy the query."""
     state: State = request.app.state.recsys
     try:
         parameters = SimilarParameters.from_request(request)
@@ -107,7 +107,7 @@ async def item(request: Request, state: WorkerState, item_id: ItemId, _: Request
     summary="Search by a query",
 )
 async def search(state: WorkerState, body: SearchRequest, requested: Requested) -> Response:
-    """Return the nearest items of a query; fewer than `k` only if there are no more."""
+    """Return the nearest items of a query; fewer than `k` only if no others satisfy the query."""
     release = state.choose_release(requested._replace(cursor=body.cursor))
     return _json(_search(state, release, _query(state, body, release)), release)
 
