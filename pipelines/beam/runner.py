@@ -144,7 +144,7 @@ class _Units(NamedTuple):
 
 
 class _ProgressWatcher:
-    """Counts the files of finished units; Beam's own counters arrive too late on some runners."""
+    """Counts finished units by their files, which works on all runners; Beam's counters arrive too late."""
 
     def __init__(self, phases: list[Phase], advance: Advance) -> None:
         self.files = [phase.done_file(unit) for phase in phases for unit in phase.units]

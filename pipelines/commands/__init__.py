@@ -1,1 +1,1 @@
-"""Commands of the batch jobs: the nightly run, single stages, tuning and export."""
+"""Commands of the pipeline: the nightly run, backfill, single stages, tuning and export."""

@@ -1,4 +1,4 @@
-"""`recsys export`: the nearest neighbors of every item, for systems that do not query the service."""
+"""`recsys export`: export the nearest neighbors of all items for systems that do not query the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`recsys nightly` and `recsys backfill`: all stages, for one run or for the runs of past days."""
+"""`recsys nightly` and `recsys backfill`: run all stages once, or once for each of several past days."""
 
 from __future__ import annotations
 
@@ -139,6 +139,6 @@ def _print_summary(summary: dict[str, Any], config_file: Path) -> None:
         "Report": summary.get("report", "none"),
         "History": uri if uri.startswith("http") else f"{program_path('mlflow')} ui --backend-store-uri {uri}",
     }
-    current_folder = f"{Path.cwd()}{os.sep}"  # relative paths are easier to read and to copy
+    current_folder = f"{Path.cwd()}{os.sep}"  # relative paths are shorter
     for name, text in lines.items():
         console.print(f"{name:<9} {text.replace(current_folder, '')}", markup=False)

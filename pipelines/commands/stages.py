@@ -1,4 +1,4 @@
-"""`recsys prepare`, `recsys train` and so on: each stage by itself."""
+"""`recsys prepare`, `recsys train` and so on: run a single stage."""
 
 from __future__ import annotations
 

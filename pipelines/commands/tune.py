@@ -31,5 +31,5 @@ def tune(
         from pipelines.tuning import tune as tuning  # noqa: PLC0415
     context = RunContext.from_config(loaded, Progress())
     best = tuning.tune(loaded, context.run, context.inputs, context.progress, context.tracking.tracker)
-    # all of the output is TOML, so that it can be redirected to a file
+    # the output is valid TOML, so that it can be redirected to a file
     print_result(best, as_json, lambda: typer.echo(f"{tuning.result_as_toml(best)}# in {best['path']}"))

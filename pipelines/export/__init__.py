@@ -1,1 +1,1 @@
-"""The export of every item's neighbors to files and databases."""
+"""Export of the neighbors of all items to files and databases."""

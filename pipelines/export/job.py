@@ -1,8 +1,8 @@
-"""Export of the nearest neighbors of every item to Parquet, JSON lines, SQLite, PostgreSQL or Redis.
+"""Export of the nearest neighbors of all items to Parquet, JSON lines, SQLite, PostgreSQL or Redis.
 
 The job searches a published release in the same way as the service. A unit is a range of items and writes one part.
-The parts stay in the workspace until the next export, so that an interrupted job resumes; the sink is written from
-the parts (`pipelines.export.sinks`).
+The sink is written from the parts (`pipelines.export.sinks`), which stay in the workspace until the next export, so an
+interrupted job resumes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NAME = "export"
 
 @dataclass(frozen=True)
 class Job:
-    """What all units of an export need; sent to the workers. It does not depend on the sink."""
+    """The parameters of all units of an export, which are sent to the workers. They do not depend on the sink."""
 
     release: Path
     k: int
@@ -56,35 +56,35 @@ class Job:
         return cls(release.path.resolve(), config.k, neighbor_filter, items_per_unit, run.folder / run.run_id)
 
     def part(self, unit: int) -> Path:
-        """Return the file with the rows of a unit, of `recsys.retrieval.bulk.SCHEMA`."""
+        """Return the path of the file with the rows of a unit; the schema is `recsys.retrieval.bulk.SCHEMA`."""
         return self.folder / f"part-{unit:05d}.parquet"
 
     def entry(self, unit: int) -> Path:
-        """Return the file that marks a unit as complete and holds its counts."""
+        """Return the path of the file that marks a unit as complete and contains its counts."""
         return self.folder / f"part-{unit:05d}.json"
 
 
 def export_neighbors(release: Release, config: Config, progress: Progress) -> dict[str, Any]:
-    """Export the neighbors of every item; an export that the sink already holds is not repeated.
+    """Export the neighbors of all items, unless the sink already contains this export.
 
     Args:
         release: a verified release.
-        config: the table `export` determines the rows and the sink, the other tables how the job runs.
-        progress: where progress is shown.
+        config: the table `export` determines the rows and the sink; other tables determine how the job runs.
+        progress: receives the progress.
 
     Returns:
-        JSON-compatible: `export_id`, `release_id`, `k`; the number of `items` with neighbors,
+        A JSON-serializable dictionary: `export_id`, `release_id`, `k`; the numbers of `items` with neighbors,
         `items_without_neighbors` and `rows`; `to`, without a password.
 
     Raises:
-        ConfigError: no sink of this kind, or its library is not installed.
-        InputError: a filter does not fit the catalog, or a file cannot be written.
+        ConfigError: there is no such sink, or its library is not installed.
+        InputError: a filter does not match the columns of the catalog, or a file cannot be written.
         StageError: no neighbor passes the filter, the sink is not reachable, or another process is exporting.
     """
     quiet_libraries()
     to = config.export.to
     run = _export_run(release, config)
-    with closing(open_sink(to)) as sink:  # fails before the search, not after it
+    with closing(open_sink(to)) as sink:  # an unreachable sink must fail before the search
         is_current = sink.current_export_id() == run.run_id
     job = Job.from_config(release, config.export, config.resources.exported_items, run)
     with run.locked():
@@ -95,7 +95,7 @@ def export_neighbors(release: Release, config: Config, progress: Progress) -> di
         export = _to_export(manifest, job)
         with closing(open_sink(to)) as sink:
             if is_current:
-                sink.remove_previous(export)  # if the process was killed before that
+                sink.remove_previous(export)  # the process that published may have been killed before this step
             else:
                 with progress.stage("deliver") as advance:
                     deliver(export, sink, advance)
@@ -107,7 +107,7 @@ def export_neighbors(release: Release, config: Config, progress: Progress) -> di
 
 
 def _export_run(release: Release, config: Config) -> Run:
-    """Return the run of this export; equal ids mean equal rows."""
+    """Return the run of this export. Exports with equal ids have equal rows."""
     folder = config.workspace / NAME
     folder.mkdir(parents=True, exist_ok=True)
     code = code_version()
@@ -118,34 +118,35 @@ def _export_run(release: Release, config: Config) -> Run:
 
 
 def _search_all(job: Job, release: Release, config: Config, advance: Advance) -> None:
-    """Search the neighbors of all items, unit by unit, over Beam; then write the manifest."""
+    """Search the neighbors of all items in units on Beam, then write the manifest."""
     cache_release(job, release)
     units = list(range(math.ceil(len(release.catalog) / job.items_per_unit)))
     job.folder.mkdir(exist_ok=True)
     runner.run([runner.Phase(NAME, units, partial(search_unit, job), job.entry)], config.beam, advance)
     entries = [json.loads(job.entry(unit).read_text()) for unit in units]
     items, rows = (sum(entry[name] for entry in entries) for name in ("items", "rows"))
-    items_without = len(release.catalog) - items
+    items_without_neighbors = len(release.catalog) - items
     if rows == 0:
         raise StageError(
-            f"at least one item must have a neighbor. Received: {items_without:,} items, none with a neighbor that "
-            "passes export.min_similarity, export.min_interactions and export.where. Relax these settings."
+            "at least one item must have a neighbor. "
+            f"Received: {items_without_neighbors:,} items, none with a neighbor "
+            "that passes export.min_similarity, export.min_interactions and export.where. Relax these settings."
         )
     manifest = {
         "export_id": job.folder.name,
         "release_id": release.release_id,
         "k": job.k,
         "items": items,
-        "items_without_neighbors": items_without,
+        "items_without_neighbors": items_without_neighbors,
         "rows": rows,
     }
     with atomic_write(job.folder / MANIFEST) as draft:
         draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    advance(1, 1, f"{rows:,} neighbors of {items:,} items, {items_without:,} items without")
+    advance(1, 1, f"{rows:,} neighbors of {items:,} items, {items_without_neighbors:,} items without")
 
 
 def search_unit(job: Job, unit: int) -> None:
-    """Search the neighbors of one range of items and write them as one part."""
+    """Search the neighbors of a range of items and write them as a part."""
     release, mask = _open_release(job)
     start = unit * job.items_per_unit
     item_numbers = range(start, min(start + job.items_per_unit, len(release.catalog)))
@@ -164,19 +165,19 @@ def search_unit(job: Job, unit: int) -> None:
 
 
 class _OpenRelease(NamedTuple):
-    """A release and the items that pass the filter."""
+    """A release and the mask of the items that pass the filter."""
 
     release: Release
     mask: Mask | None
 
 
 _open_releases: dict[Path, _OpenRelease] = {}
-"""The release of this process, by the folder of the export: loading takes longer than a unit."""
+"""The release by folder of the export; cached per process, because loading takes longer than a unit."""
 _loading = threading.Lock()
 
 
 def cache_release(job: Job, release: Release) -> None:
-    """Let the units of this process use a release that is already loaded."""
+    """Cache a loaded release for the units that run in this process."""
     _open_releases.clear()
     _open_releases[job.folder] = _OpenRelease(release, job.neighbor_filter.mask(release.catalog))
 
@@ -199,7 +200,7 @@ def _write_part(rows: pl.DataFrame, path: Path) -> None:
     import pyarrow as pa  # noqa: PLC0415 - installed with the extra of the jobs
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    # older readers do not know the large strings of Polars
+    # some readers do not support the large strings of Polars
     table = rows.to_arrow()
     fields = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema]
     with atomic_write(path) as draft:

@@ -1,1 +1,1 @@
-"""Tuning: search for better settings."""
+"""Hyperparameter tuning of the settings."""

@@ -1,4 +1,4 @@
-"""Prepared data of the trials of a tuning, shared by trials with the same `[prepare]` table."""
+"""Prepared data of the trials of a tuning. Trials with the same `[prepare]` table share them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ PREFIX = "prepared-"
 """Prefix of the folders; a hash of the `[prepare]` table follows."""
 
 MAX_FOLDERS = 4
-"""With a range of numbers nearly every trial prepares data anew, so old folders are removed."""
+"""Maximum number of folders. If a setting of `[prepare]` has a range of numbers, almost every trial needs a new one."""
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The folders of prepared data in the folder of a tuning."""
+    """Folders of prepared data in the folder of a tuning."""
 
     run: Run
-    """Of the tuning."""
+    """The run of the tuning."""
     inputs: InputFiles
 
     @property
     def folders(self) -> list[Path]:
-        """All folders, the most recently used first."""
+        """All folders, most recently used first."""
         folders = self.run.folder.glob(f"{PREFIX}*")
         return sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
 

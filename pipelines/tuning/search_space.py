@@ -1,4 +1,4 @@
-"""The search space of a tuning: `tune.ranges`, validated against the config from which the search starts."""
+"""Search space of a tuning: `tune.ranges`, validated against the config from which the search starts."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from recsys.errors import ConfigError
 SOURCE = "tune.ranges"
 
 TUNABLE_TABLES = ("prepare", "tower", "candidates", "train")
-"""Tables whose settings change the tower, and so the validation score."""
+"""Tables whose settings change the tower and therefore the validation score."""
 
 NOT_TUNABLE = {
     "prepare.max_dead_letter_ratio": "it is a limit for bad input",
     "train.validation_users": "all trials must use the same validation queries",
-    "train.seed": "the best seed is only the luckiest one",
+    "train.seed": "differences between seeds are noise",
 }
-"""Settings of these tables that cannot be tuned -> the reason."""
+"""Settings of these tables that cannot be tuned -> reason."""
 
 DIGITS = 4
-"""Significant digits of suggested numbers, so that people can read and paste them."""
+"""Significant digits of suggested numbers, for readability."""
 
 
 @dataclass(frozen=True)
 class NumberRange:
-    """All numbers from `low` to `high`, both included."""
+    """The numbers from `low` to `high`, inclusive."""
 
     low: float
     high: float
@@ -42,7 +42,7 @@ class NumberRange:
         return self.high - self.low + 1 if self.is_integer else math.inf
 
     def rounded(self, value: float) -> float:
-        """Return the number with `DIGITS` significant digits nearest to `value`, within the range."""
+        """Return `value` rounded to `DIGITS` significant digits, within the range; integers are not rounded."""
         return value if self.is_integer else min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
 
@@ -58,25 +58,25 @@ class Choices:
         return len(self.values)
 
     def rounded(self, value: Any) -> Any:
-        """Return the value itself."""
+        """Return the value unchanged."""
         return value
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The values to search, and the values to start from."""
+    """The values to search and the values from which the search starts."""
 
     ranges: dict[str, NumberRange | Choices]
-    """Setting -> its values, in alphabetical order."""
+    """Setting -> values, in alphabetical order of the settings."""
     base: dict[str, Any]
-    """Setting -> its value in the config, which is part of its range."""
+    """Setting -> value in the config, which is in the range."""
 
     @classmethod
     def from_config(cls, config: Config) -> SearchSpace:
-        """Validate the ranges of a config, and extend each to the value in the config.
+        """Validate the ranges of a config, and extend each range to include the value in the config.
 
         Raises:
-            ConfigError: a range cannot be searched; the message names all such ranges.
+            ConfigError: ranges are missing or invalid; the message names all invalid ranges.
         """
         if not config.tune.ranges:
             raise ConfigError(f"{SOURCE} must name settings to search. Received: none.")
@@ -96,7 +96,7 @@ class SearchSpace:
         return math.prod(values.size for values in self.ranges.values())
 
     def changed_settings(self, point: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings at a point that differ from the config, with rounded numbers."""
+        """Return the settings of a point that differ from the config, with rounded numbers."""
         changed = {name: self.ranges[name].rounded(value) for name, value in point.items() if value != self.base[name]}
         return {name: value for name, value in changed.items() if value != self.base[name]}
 
@@ -108,7 +108,7 @@ def _validate_range(config: Config, name: str, values: Range) -> tuple[NumberRan
         raise ConfigError(f"{SOURCE}: a setting is named table.key. Received: {name!r}. For example: train.temperature")
     fields = Config.model_fields.get(table)
     if fields is None or key not in type(getattr(config, table)).model_fields:
-        with_settings(config, {name: None}, SOURCE)  # raises, and suggests the nearest name
+        with_settings(config, {name: None}, SOURCE)  # raises an error that suggests the nearest name
     _require_tunable(name, table)
     current = _value(config, name)
     if isinstance(values, Span):
@@ -156,7 +156,7 @@ def _number_range(config: Config, name: str, span: Span, current: Any) -> Number
 
 
 def _types(annotation: Any) -> set[Any]:
-    """The types of a setting's values."""
+    """Return the types that an annotation allows."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _types(get_args(annotation)[0])

@@ -1,6 +1,6 @@
-"""The trials of a tuning, stored on disk by Optuna: their settings and values, and which settings to try next.
+"""Study of a tuning: the trials with their settings and values, stored by Optuna, which suggests the next settings.
 
-Optuna's journal storage forces each line to disk before a trial continues. One process at a time may open it.
+Optuna's journal storage flushes each line to disk before a trial continues. Only one process at a time may open it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SETTINGS, SECONDS, ERROR, REPEATS, MLFLOW_RUN = "settings", "seconds", "error", 
 """User attributes of a trial."""
 
 STARTUP_TRIALS = 5
-"""Number of finished trials before any trial is pruned, so that a median is meaningful."""
+"""Number of finished trials before a trial can be pruned, so that the median is meaningful."""
 
 
 class MeasuredTrial(NamedTuple):
@@ -40,11 +40,11 @@ class MeasuredTrial(NamedTuple):
 
 
 class Study:
-    """The trials in a folder.
+    """The trials of a tuning, stored in a folder.
 
     Args:
-        folder: of the journal.
-        space: the settings to search.
+        folder: folder of the journal.
+        space: the search space.
         config: the base config.
 
     Raises:
@@ -62,13 +62,13 @@ class Study:
             study_name=folder.name,
             direction="maximize",
             load_if_exists=True,
-            # every trial gets the passes that early stopping would wait for an improvement
+            # no trial is pruned within the patience of early stopping
             pruner=self.optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=config.train.patience),
         )
 
     @property
     def finished_trials(self) -> list[optuna.trial.FrozenTrial]:
-        """Trials that were completed, pruned, or failed with an error; not those whose process was killed."""
+        """Trials that were completed, pruned, or failed with an error; without those whose process was killed."""
         states = self.optuna.trial.TrialState
         return [
             trial
@@ -84,7 +84,7 @@ class Study:
 
     @property
     def seconds(self) -> float:
-        """Duration of all trials."""
+        """Duration of all trials in seconds."""
         return float(sum(trial.user_attrs[SECONDS] for trial in self.distinct_trials))
 
     @property
@@ -99,7 +99,7 @@ class Study:
 
     @property
     def best(self) -> MeasuredTrial | None:
-        """The first trial with the largest value, so that other settings are chosen only if they are better."""
+        """The trial with the largest value; among equal values the first, so the base config is preferred."""
         return max(self.measured_trials, key=lambda trial: trial.value, default=None)
 
     @property
@@ -113,7 +113,7 @@ class Study:
         return len({_key(trial.user_attrs[SETTINGS]) for trial in self.distinct_trials}) >= self.space.size
 
     def fail_interrupted(self) -> list[str]:
-        """Mark trials as failed whose process ended while they ran, and return their MLflow run ids."""
+        """Mark the trials whose process was killed as failed, and return their MLflow run ids."""
         states = self.optuna.trial.TrialState
         interrupted = [trial for trial in self.study.trials if trial.state == states.RUNNING]
         for trial in interrupted:
@@ -127,10 +127,9 @@ class Study:
             self.study.enqueue_trial(self.space.base)
 
     def start_trial(self) -> tuple[optuna.Trial, dict[str, Any]]:
-        """Start the next trial, and return it with its settings that differ from the config.
+        """Start the next trial; return it and its settings that differ from the config.
 
-        An Optuna sampler starts from its seed in every process. So each trial has a seed of its own; otherwise a
-        resumed tuning would sample the same points again.
+        Each trial has its own seed. With one seed for all, a resumed tuning would sample the same points again.
         """
         number = len(self.study.get_trials(deepcopy=False))
         seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
@@ -141,20 +140,27 @@ class Study:
         return trial, settings
 
     def finish_as_repeated(self, trial: optuna.Trial, settings: Mapping[str, Any]) -> bool:
-        """Finish a trial like an earlier one with the same settings, and return whether there is one.
+        """Finish a trial with the result of an earlier trial with the same settings; return whether there is one.
 
-        Training is deterministic, so a repetition has the same result. The base config is tried again until it has a
-        value, because the cause of its failure may have been outside the settings.
+        Training is deterministic, so a repeated trial has the same result. The base config is repeated until it has a
+        value, because the settings may not be the cause of its failure.
         """
         states = self.optuna.trial.TrialState
-        same = [other for other in self.distinct_trials if _key(other.user_attrs[SETTINGS]) == _key(settings)]
-        earlier = next((other for other in same if settings or other.state == states.COMPLETE), None)
-        if earlier is None:
+        repeated = next(
+            (
+                earlier
+                for earlier in self.distinct_trials
+                if _key(earlier.user_attrs[SETTINGS]) == _key(settings)
+                and (settings or earlier.state == states.COMPLETE)
+            ),
+            None,
+        )
+        if repeated is None:
             return False
-        trial.set_user_attr(REPEATS, earlier.number)
-        if earlier.state == states.FAIL:
-            trial.set_user_attr(ERROR, earlier.user_attrs[ERROR])
-        self.study.tell(trial, earlier.value if earlier.state == states.COMPLETE else None, earlier.state)
+        trial.set_user_attr(REPEATS, repeated.number)
+        if repeated.state == states.FAIL:
+            trial.set_user_attr(ERROR, repeated.user_attrs[ERROR])
+        self.study.tell(trial, repeated.value if repeated.state == states.COMPLETE else None, repeated.state)
         return True
 
     def complete(self, trial: optuna.Trial, seconds: float, value: float) -> None:
@@ -174,7 +180,7 @@ class Study:
         self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
 
     def _distribution(self, values: NumberRange | Choices) -> BaseDistribution:
-        from optuna import distributions  # noqa: PLC0415 - an extra
+        from optuna import distributions  # noqa: PLC0415 - optional
 
         if isinstance(values, Choices):
             return distributions.CategoricalDistribution(values.values)
@@ -188,9 +194,9 @@ def _key(settings: Mapping[str, Any]) -> str:
 
 
 def _repair(journal: Path) -> None:
-    """Remove an incomplete last line and Optuna's lock, which a process killed while writing leaves behind.
+    """Remove an incomplete last line and Optuna's lock, which remain if a process is killed while it writes.
 
-    Optuna would append to the incomplete line and never read it, and wait half a minute for the lock.
+    Otherwise Optuna would append to the incomplete line and never read it, and wait half a minute for the lock.
     """
     Path(f"{journal}.lock").unlink(missing_ok=True)
     if journal.exists():
@@ -199,7 +205,7 @@ def _repair(journal: Path) -> None:
 
 
 def _import_optuna() -> Any:
-    """Import Optuna when it is needed, and silence its log messages."""
+    """Import Optuna on first use, and silence its log messages."""
     try:
         import optuna  # noqa: PLC0415
     except ModuleNotFoundError:

@@ -1,7 +1,7 @@
 """tune: search `tune.ranges` for settings with a better validation score.
 
 The first trial is the base config, so the result is never worse on the validation target. The test target is not used.
-An interrupted tuning resumes with the trials that it has.
+An interrupted tuning resumes after its finished trials.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 BEST_SETTINGS = "best.toml"
 
 MAX_FAILURES = 3
-"""A tuning ends after this number of failed trials if no trial succeeded: the settings are not the cause."""
+"""Number of failed trials after which a tuning ends if no trial has succeeded."""
 
 OUTCOME_TAG = "recsys.outcome"
 MAX_TAG_LENGTH = 5_000
@@ -52,35 +52,35 @@ Clock = Callable[[], float]
 def tune(
     config: Config, run: Run, inputs: InputFiles, progress: Progress, tracker: Tracker, *, clock: Clock = time.monotonic
 ) -> dict[str, Any]:
-    """Run trials until the time or the number of trials is reached, or every combination was tried; resume if possible.
+    """Run or resume trials until a limit of time or trials is reached, or every combination was tried.
 
-    The value of a trial is the mean of the two NDCG@20 on the validation target, of last-item and history queries. A
-    trial stops when the time is over; the base config is always trained to the end.
+    The value of a trial is the mean of the NDCG@20 of last-item and of history queries on the validation target. A
+    trial is stopped at the time limit; the trial of the base config is always completed.
 
     Args:
-        config: the base config; `tune` has the ranges and limits.
+        config: the base config; the table `tune` contains the ranges and limits.
         run: the run of the base config.
-        inputs: input files, from which trials prepare their data.
-        progress: shows the trials.
-        tracker: MLflow.
-        clock: returns seconds since any moment.
+        inputs: input files, from which the trials prepare their data.
+        progress: receives the progress of the trials.
+        tracker: client of the MLflow server.
+        clock: monotonic clock in seconds.
 
     Returns:
-        A dictionary for JSON: `id`; `trials`, their number; `best_value`; `base_value`, of the base config, None if it
-        failed; `settings`, those of the best trial that differ from the base config; `path`, of a TOML file with these
-        settings; `seconds`, the duration of all trials.
+        A JSON-serializable dictionary: `id`; `trials`, the number of trials; `best_value`; `base_value`, the value of
+        the base config, None if it failed; `settings` of the best trial that differ from the base config; `path` of a
+        TOML file with these settings; `seconds`, the duration of all trials.
 
     Raises:
-        ConfigError: a range cannot be searched, or Optuna is not installed.
-        InputError: the input cannot be used.
+        ConfigError: a range is invalid, or Optuna is not installed.
+        InputError: the input is invalid.
         StageError: another process runs this tuning, no interaction is held out, or no trial has a value.
         TrackingError: MLflow does not answer.
     """
     quiet_libraries()
     space = SearchSpace.from_config(config)
-    tuned = tuning_run(config, run)
-    with tuned.locked():
-        tuning = _Tuning(config, tuned, inputs, progress, tracker, space=space, clock=clock)
+    own_run = tuning_run(config, run)
+    with own_run.locked():
+        tuning = _Tuning(config, own_run, inputs, progress, tracker, space=space, clock=clock)
         if not tuning.is_finished:
             tuning.search()
         tuning.data.remove()
@@ -97,7 +97,7 @@ def tuning_run(config: Config, run: Run) -> Run:
 
 
 class _Tuning:
-    """A tuning in one process."""
+    """A tuning that runs in this process."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class _Tuning:
 
     @property
     def is_finished(self) -> bool:
-        """Whether a limit is reached, or every combination was tried."""
+        """Whether a limit is reached or every combination was tried."""
         study = self.study
         has_all_trials = len(study.finished_trials) >= self.config.tune.trials
         return has_all_trials or study.seconds >= self.budget or study.is_exhausted
@@ -158,7 +158,7 @@ class _Tuning:
                 raise error
 
     def result(self) -> dict[str, Any]:
-        """Return the result so far, as `tune` describes it, and write the TOML file.
+        """Write the TOML file, and return the result so far; see `tune`.
 
         Raises:
             StageError: no trial has a value.
@@ -191,7 +191,7 @@ class _Tuning:
             )
 
     def _run_trial(self) -> RecsysError | None:
-        """Run one trial; return the error of a failed one."""
+        """Run one trial; return its error if it fails."""
         started = self.clock()
         trial, settings = self.study.start_trial()
         if self.study.finish_as_repeated(trial, settings):
@@ -206,7 +206,7 @@ class _Tuning:
             except self.study.optuna.TrialPruned as pruned:
                 self.study.prune(trial, self.clock() - started)
                 outcome, status = str(pruned), "FINISHED"
-            except TrackingError:  # not caused by the settings, and cannot be logged
+            except TrackingError:  # the settings are not the cause, and it cannot be logged
                 raise
             except RecsysError as error:
                 failure = error
@@ -227,28 +227,28 @@ class _Tuning:
     def _measure(
         self, trial: optuna.Trial, settings: dict[str, Any], started: float, advance: Advance
     ) -> dict[str, float]:
-        """Train a tower, and return its figures on the validation target and `value`, the value of the trial.
+        """Train a tower; return its figures on the validation target and the value of the trial, `value`.
 
         Raises:
-            optuna.TrialPruned: the trial is worse than the median, or the time is over.
+            optuna.TrialPruned: the trial is worse than the median, or the time limit is reached.
         """
         config = with_settings(self.config, settings)
         max_passes = config.train.passes + config.train.history_passes
 
         def on_pass(phase: PhaseName, number: int, figures: dict[str, float]) -> None:
-            if phase == "new_items":  # has no validation
+            if phase == "new_items":  # this phase has no validation
                 return
             value = figures[VALIDATION_SCORE]
             advance(number, max_passes, f"{value:.4f}{self._summary(started)}")
             self.tracker.log_metrics(
                 trial.user_attrs[MLFLOW_RUN], {f"train_{name}": figure for name, figure in figures.items()}, number
             )
-            if phase == "pairs":  # the history phase starts at another number in each trial
+            if phase == "pairs":  # pass numbers of the history phase differ between trials
                 trial.report(value, number)
-            if not settings:  # all trials are compared with the base config, so it is never stopped
+            if not settings:  # the base config is never stopped: all trials are compared with it
                 return
             if self._remaining_seconds(started) <= 0:
-                raise self.study.optuna.TrialPruned(f"stopped at {value:.4f}: the time is over")
+                raise self.study.optuna.TrialPruned(f"stopped at {value:.4f}: the time limit is reached")
             if phase == "pairs" and trial.should_prune():
                 raise self.study.optuna.TrialPruned(f"{value:.4f} at pass {number}: worse than the median")
 
@@ -264,18 +264,18 @@ class _Tuning:
         return {"value": validation_score(measured.values()), **figures}
 
     def _remaining_seconds(self, started: float | None = None) -> float:
-        """Time that is left, negative if it is exceeded; `started` is the start of the current trial."""
+        """Return the remaining time, which may be negative; `started` is the start of the current trial."""
         current = 0.0 if started is None else self.clock() - started
         return self.budget - self.study.seconds - current
 
     def _summary(self, started: float | None = None) -> str:
-        """The best trial so far and the remaining time, for the progress line."""
+        """Return the best trial so far and the remaining time, for the progress line."""
         best = self.study.best
         best_so_far = f", best {best.value:.4f} of trial {best.number}" if best else ""
         return f"{best_so_far}, {max(0.0, self._remaining_seconds(started)):,.0f} s left"
 
     def _log_best(self, number: int) -> None:
-        """Write the best settings so far to disk and to MLflow, as tags because parameters cannot change."""
+        """Write the best settings so far to disk and to MLflow; as tags, because parameters cannot change."""
         result = self.result()
         base = {} if result["base_value"] is None else {"base_value": result["base_value"]}
         settings = {**self.space.base, **result["settings"]}
@@ -284,7 +284,7 @@ class _Tuning:
 
 
 def result_as_toml(result: dict[str, Any]) -> str:
-    """Return the settings of a result as TOML for the config, with the values in a comment."""
+    """Format the settings of a result as TOML for the config, with the values in a comment."""
     before = "unknown" if result["base_value"] is None else f"{result['base_value']:.4f}"
     comment = (
         f"# tuning {result['id']}: validation NDCG@20 {before} before, {result['best_value']:.4f} after "
@@ -294,6 +294,6 @@ def result_as_toml(result: dict[str, Any]) -> str:
 
 
 def _release_models() -> None:
-    """Release the towers that Keras keeps in this process."""
+    """Free the towers that Keras keeps in memory."""
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()

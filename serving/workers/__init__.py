@@ -1,1 +1,1 @@
-"""Supervisor and worker processes, and the loading of the champion."""
+"""Supervisor and worker processes, and the loading of releases."""

@@ -1,4 +1,4 @@
-"""Exponential backoff. A separate module, because the client must not import the packages of the server."""
+"""Exponential backoff. It is a separate module because the client must not import the packages of the server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def backoff_delays(first_s: float, max_s: float) -> Iterator[float]:
-    """Yield seconds to wait between attempts: doubling up to a maximum, with jitter."""
+    """Yield the seconds to wait between attempts, which double up to a maximum, with jitter."""
     delay = first_s
     while True:
         yield delay * random.uniform(0.5, 1)  # noqa: S311 - not a secret

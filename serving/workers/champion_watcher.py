@@ -1,7 +1,7 @@
-"""Polls the source of the releases to serve, and writes them to the target file of the workers.
+"""Watcher that polls the source of the releases to serve, and writes them to the target file of the workers.
 
-It runs in the supervisor: workers do not access MLflow or object stores. If the source fails, it is polled again with
-increasing delays, and the last target stays in effect.
+It runs in the supervisor, because workers do not access MLflow or object stores. If the source fails, it is polled
+again with increasing delays, and the last target remains in effect.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ MAX_DELAY_S = 300.0
 """Maximum seconds between two attempts after a failure."""
 
 Source = Callable[[], Target]
-"""Returns the releases to serve as folders of this machine. Raises RecsysError if it cannot."""
+"""Function that returns the releases to serve, as folders on this machine, or raises RecsysError."""
 
 
 def source_from_location(location: str) -> Source:
-    """Return the source for a location.
+    """Return a source that reads the releases from a location.
 
     Args:
-        location: the folder or URL of a release; the folder or URL of several releases, of which the newest is
-            served; or a file that names releases, see `serving.workers.target`.
+        location: folder or URL of a release; folder or URL that contains releases, of which the newest is served; or
+            a file that names releases (see `serving.workers.target`).
     """
 
-    def target() -> Target:
+    def load_target() -> Target:
         if Path(location).is_file():
-            named = read_target(Path(location))
+            target = read_target(Path(location))
             folder = Path(location).parent
-            challenger = None if named.challenger is None else _local_folder(named.challenger, folder)
-            return Target(champion=_local_folder(named.champion, folder), challenger=challenger)
+            challenger = None if target.challenger is None else _local_folder(target.challenger, folder)
+            return Target(champion=_local_folder(target.champion, folder), challenger=challenger)
         return Target(champion=_local_folder(_newest_release(location), Path()))
 
-    return target
+    return load_target
 
 
 def _local_folder(location: str, folder: Path) -> str:
-    """Return the folder of a release on this machine. Links are resolved, to detect another link target."""
+    """Return the folder of a release on this machine, with links resolved, so that a changed link is detected."""
     absolute = location if isinstance(storage.locate(location), RemoteLocation) else str(folder / location)
     return str(remote.fetch(absolute).resolve())
 
 
 def _newest_release(location: str) -> str:
-    """Return the location itself if it is a release, otherwise the newest release below it."""
+    """Return the location if it is a release, otherwise the newest release in it."""
     root = storage.locate(location)
     if (root / MANIFEST).exists():
         return location
@@ -73,11 +73,11 @@ def _newest_release(location: str) -> str:
 
 
 class ChampionWatcher:
-    """Polls a source and writes its target.
+    """Polls a source and writes the target file.
 
     Args:
         source: returns the releases to serve.
-        folder: folder of the service.
+        folder: folder of the service, which contains the target file.
         poll_interval_s: seconds between two polls.
     """
 
@@ -92,11 +92,11 @@ class ChampionWatcher:
         """Poll once, then continue in a thread.
 
         Raises:
-            RecsysError: the source fails, and there is no earlier target whose release is on this machine.
+            RecsysError: the source fails, and the champion of the last target is not on this machine.
         """
         try:
             self._write(self._source())
-        except Exception as error:  # after any error, an earlier target is better than none
+        except Exception as error:  # after any error, an earlier target can still be served
             if not self._has_target():
                 raise
             self._write_error(error)
@@ -134,7 +134,7 @@ class ChampionWatcher:
     def _write_error(self, error: Exception) -> None:
         if not isinstance(error, RecsysError):
             logger.error("unexpected error while polling the champion", exc_info=error)
-        # the text of an unexpected error may contain secrets
+        # the message of an unexpected error may contain secrets
         message = str(error) if isinstance(error, RecsysError) else type(error).__name__
         try:
             self._write(read_target(self._path).model_copy(update={"error": message}))

@@ -1,8 +1,8 @@
-"""Loads the releases of the target file into a worker.
+"""Loader of the releases in the target file into a worker.
 
-A new release is loaded while the current one is served: every file is verified, index and exact search are compared
-on some queries, and some queries run through the whole search. Then one reference is replaced. If anything fails, the
-worker keeps serving the current release, reports the error, and retries with increasing delays.
+A new release is loaded while the current one is served: all files are verified, the results of index and exact search
+are compared for some queries, and some complete queries are run. Then a single reference is replaced. If any step
+fails, the worker continues to serve the current release, reports the error, and retries with increasing delays.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MAX_DELAY_S = 60.0
 
 
 class ReleaseLoader:
-    """Loads and unloads the releases of a worker as its target file changes.
+    """Loads and unloads the releases of a worker when the target file changes.
 
     Args:
         state: the state of the worker.
-        folder: folder of the service, with the target file.
+        folder: folder of the service, which contains the target file.
         check_interval_s: seconds between two checks of the file.
     """
 
@@ -41,19 +41,19 @@ class ReleaseLoader:
         self._check_interval_s = check_interval_s
         self._thread = threading.Thread(target=self._run, name="release_loader", daemon=True)
         self._failures: dict[str, tuple[float, Iterator[float]]] = {}
-        """Location of a release -> time of the next attempt, and the delays after that."""
+        """Location of a release -> time of the next attempt to load it, and the delays of further attempts."""
 
     def start(self) -> None:
-        """Load the target, or the release that was served last, then continue in a thread until the process ends."""
+        """Load the target or, if that fails, the release that was served last; then continue in a thread."""
         self.update()
         if self._state.releases.roles.champion is None:
             self._load_last_served()
         self._thread.start()
 
     def update(self) -> None:
-        """Load the releases of the target that are not loaded, and unload those that are no longer needed."""
+        """Load the releases of the target that are not loaded, and unload releases that are no longer needed."""
         state = self._state
-        before = state.releases.roles
+        previous_roles = state.releases.roles
         try:
             target = read_target(self._folder / TARGET_FILE)
         except ReleaseError as error:
@@ -69,11 +69,12 @@ class ReleaseLoader:
             challenger = self._find_or_load(target.challenger, "challenger")
         else:
             self._set_error("challenger", None)
-        champion = champion or before.champion
-        if champion is not None and (champion is not before.champion or challenger is not before.challenger):
+        champion = champion or previous_roles.champion
+        is_changed = champion is not previous_roles.champion or challenger is not previous_roles.challenger
+        if champion is not None and is_changed:
             self._replace(champion, challenger)
         state.releases.unload_expired()
-        if state.releases.roles is not before:
+        if state.releases.roles is not previous_roles:
             self._compact_item_changes()
 
     def _run(self) -> None:
@@ -81,11 +82,11 @@ class ReleaseLoader:
             time.sleep(self._check_interval_s)
             try:
                 self.update()
-            except Exception:  # after any error, the loaded releases are still served
+            except Exception:  # after any error, the worker continues to serve the loaded releases
                 logger.exception("unexpected error while loading releases")
 
     def _find_or_load(self, location: str, role: str) -> LiveRelease | None:
-        """Return the release of a location; load it if it is not loaded, and return None if that fails."""
+        """Return the release of a location, loading it if necessary; return None if that fails."""
         releases = self._state.releases.roles.releases
         loaded = next((release for release in releases if str(release.release.path) == location), None)
         if loaded is not None:
@@ -124,7 +125,7 @@ class ReleaseLoader:
             self._record_last_served(champion)
 
     def _load_last_served(self) -> None:
-        """Load the release that was served last, because the target cannot be loaded."""
+        """Load the release that was served last. Called if the target cannot be loaded."""
         try:
             champion = self._load(read_target(self._folder / LAST_SERVED_FILE).champion)
         except (RecsysError, OSError) as error:
@@ -139,7 +140,7 @@ class ReleaseLoader:
             logger.warning("the served release cannot be recorded: %s", error)
 
     def _register(self, releases: list[LiveRelease]) -> None:
-        """Record the releases whose item changes this process needs."""
+        """Register the releases whose item changes this process needs."""
         if self._state.item_changes is None:
             return
         try:
@@ -165,7 +166,7 @@ class ReleaseLoader:
             logger.info("deleted %d item changes that all loaded releases contain", num_deleted)
 
     def _set_error(self, component: str, message: str | None) -> None:
-        """Record the error of a component, or None if it has recovered; log both."""
+        """Record and log the error of a component, or its recovery if `message` is None."""
         errors = self._state.errors
         self._state.metrics.set_error(component, active=message is not None)
         if message == errors.get(component):

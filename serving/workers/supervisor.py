@@ -1,7 +1,7 @@
-"""The processes of the service: a supervisor, which also polls the champion, and workers, which answer requests.
+"""Processes of the service: a supervisor, which also polls the champion, and workers, which answer requests.
 
-Workers are spawned, not forked. They share the listening socket, and the memory-mapped files of the index and the
-embeddings. A worker that ends is replaced. All workers end with the supervisor, even if it is killed.
+Workers are spawned, not forked. They share the listening socket and the memory-mapped files of the index and the
+embeddings. The supervisor replaces workers that end. If the supervisor ends or is killed, all workers end.
 """
 
 from __future__ import annotations
@@ -49,40 +49,42 @@ BACKLOG = 2_048
 MAX_CHECK_INTERVAL_S = 1.0
 """Maximum seconds between two checks of the target file by a worker."""
 SHUTDOWN_TIMEOUT_S = 30
-"""Time for running requests when the service stops."""
+"""Maximum seconds to complete running requests when the service stops."""
 STABLE_AFTER_S = 10.0
-"""A worker that ends sooner is restarted with increasing delays."""
+"""Seconds that a worker must run; workers that end earlier are restarted with increasing delays."""
 FIRST_DELAY_S = 0.1
+"""Seconds before the first restart of a worker."""
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker process receives."""
+    """Settings that are sent to a worker process."""
 
     config: ServeConfig
     folder: Path
     is_persistent: bool
-    """Whether the folder outlives the service; otherwise item changes are rejected."""
+    """Whether the folder remains after the service stops; otherwise item changes are rejected."""
     embed: Embed | None
 
 
 def run(source: Source, config: ServeConfig, folder: Path | None, embed: Embed | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; running requests are completed.
+    """Serve until SIGTERM or SIGINT, then complete running requests.
 
     Args:
         source: returns the releases to serve.
         config: settings of the service.
-        folder: folder for item changes and the served releases; if None, item changes are rejected.
-        embed: embeds new items by their features.
+        folder: folder of the target file and the item changes. If None, a temporary folder is used and item changes are
+            rejected.
+        embed: computes embeddings of new items from their features.
 
     Raises:
-        RecsysError: there is no release, or a setting is invalid.
+        RecsysError: there is no release to serve, or a setting is invalid.
     """
     logging.config.dictConfig(LOGGING_CONFIG)
     with tempfile.TemporaryDirectory(prefix="recsys-") as temporary:
         settings = WorkerSettings(config, folder or Path(temporary), folder is not None, embed)
         settings.folder.mkdir(parents=True, exist_ok=True)
-        ApiKeys(_keys_path(config)), create_tracer()  # an invalid setting fails here, not in each worker
+        ApiKeys(_keys_path(config)), create_tracer()  # raises an error of an invalid setting here, not in each worker
         metrics_folder = Path(temporary) / "metrics"
         metrics_folder.mkdir()
         os.environ[MULTIPROCESS] = str(metrics_folder)
@@ -92,7 +94,7 @@ def run(source: Source, config: ServeConfig, folder: Path | None, embed: Embed |
             watcher = ChampionWatcher(source, settings.folder, config.poll_seconds)
             watcher.start()
             if not (settings.folder / LAST_SERVED_FILE).exists():
-                Release.load(read_target(settings.folder / TARGET_FILE).champion)  # fails if it is invalid
+                Release.load(read_target(settings.folder / TARGET_FILE).champion)  # raises an error if it is invalid
             host, port = listener.getsockname()[:2]
             logger.info("running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
             _supervise(lambda: _start(settings, listener), config.workers)
@@ -118,7 +120,7 @@ def _keys_path(config: ServeConfig) -> Path | None:
 
 
 def _end_with_parent() -> None:
-    """Stop this worker when its parent ends, because nothing else would replace or stop it."""
+    """Stop this worker when its parent process ends, because nothing else would stop it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -127,7 +129,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Listen before a worker runs: clients wait instead of failing."""
+    """Listen on a socket before the workers run, so that early clients wait instead of failing."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -148,7 +150,7 @@ def _start(settings: WorkerSettings, listener: socket.socket) -> SpawnProcess:
 
 
 def _supervise(start: Callable[[], SpawnProcess], count: int) -> None:
-    """Keep this number of processes running until SIGTERM or SIGINT, then stop them."""
+    """Keep `count` processes running until SIGTERM or SIGINT, then stop them."""
     wake_receiver, wake_sender = socket.socketpair()
     wake_sender.setblocking(False)
     stopped = threading.Event()

@@ -1,6 +1,6 @@
-"""The releases to serve: a small file in the folder of the service, written by one process and read by all workers.
+"""The target file: it names the releases to serve, is written by the supervisor and read by all workers.
 
-The file persists. If the champion cannot be determined when the service starts, it starts with the last one.
+The file persists. If the champion cannot be determined when the service starts, the champion in the file is served.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from recsys.errors import ReleaseError
 
 TARGET_FILE = "target.json"
-"""The releases that the workers should serve."""
+"""File with the releases that the workers should serve."""
 LAST_SERVED_FILE = "last_served.json"
-"""The releases that a worker last served; used if those of the target cannot be loaded at the start."""
+"""File with the last champion of a worker; used if the target cannot be loaded when the service starts."""
 
 
 class Target(BaseModel):
-    """Releases to serve, each by its folder or URL."""
+    """Releases to serve, as folders or URLs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     champion: str
     challenger: str | None = None
     error: str | None = None
-    """Why the last attempt to determine the releases failed."""
+    """Error of the last attempt to determine the releases."""
 
 
 def read_target(path: Path) -> Target:
-    """Read a target, written by `write_target` or by hand.
+    """Read a target file, written by `write_target` or by hand.
 
     Raises:
         ReleaseError: the file is missing or invalid.
@@ -46,7 +46,7 @@ def read_target(path: Path) -> Target:
 
 
 def write_target(path: Path, target: Target) -> None:
-    """Replace the file atomically. Each process uses its own temporary file, because all workers write at once."""
+    """Replace a target file atomically; uses one temporary file per process, because all workers may write at once."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(target.model_dump_json(indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""The interface of a sink for exported neighbors, and the order of its calls.
+"""Interface of a sink for exported neighbors, and the order of its calls.
 
-Rows are written where no reader sees them, then one step makes them visible to all readers, and the previous rows are
-removed last. So a reader sees one complete export or the next, whenever the process is killed.
+Rows are written invisibly to readers, then published in one step, then the previous rows are removed. So readers see
+the previous or the new export, never parts of both, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from recsys.errors import InputError
 
 @dataclass(frozen=True)
 class Export:
-    """The neighbors of all items of a release, searched with one configuration."""
+    """The neighbors of all items of a release."""
 
     export_id: str
-    """The release id, a dash, and a hash of release, settings and code: equal ids mean equal rows."""
+    """Release id, dash, and hash of release, settings and code. Exports with equal ids have equal rows."""
     release_id: str
     k: int
     items: int
@@ -30,11 +30,11 @@ class Export:
     rows: int
     """Number of neighbors of all items."""
     parts: tuple[Path, ...]
-    """Parquet files of `recsys.retrieval.bulk.SCHEMA`; the rows of an item are adjacent, in one file."""
+    """Parquet files with `recsys.retrieval.bulk.SCHEMA`. The rows of an item are adjacent and in one file."""
 
     @property
     def metadata(self) -> dict[str, str | int]:
-        """What a sink stores besides the rows."""
+        """Metadata that a sink stores with the rows."""
         return {
             "export_id": self.export_id,
             "release_id": self.release_id,
@@ -48,28 +48,28 @@ class Sink(Protocol):
     """A destination of exported neighbors.
 
     Raises:
-        StageError: from every method, if a server is not reachable or rejects a statement.
-        InputError: from every method, if an object store is not reachable or rejects a request.
+        StageError: by any method, if a server is not reachable or rejects a statement.
+        InputError: by any method, if an object store is not reachable or rejects a request.
     """
 
     def current_export_id(self) -> str | None:
-        """Return the id of the export that readers see, None before the first. Changes nothing."""
+        """Return the id of the export that readers see, or None if there is none. Writes nothing."""
 
     def write(self, export: Export, part: Path) -> None:
-        """Write the rows of a part, invisible to readers. After a kill, writing starts again with the first part."""
+        """Write the rows of a part invisibly to readers. A process that resumes starts again with the first part."""
 
     def publish(self, export: Export) -> None:
-        """Make this export the one that readers see, in one step."""
+        """Make this export visible to readers, in place of the previous one, in one step."""
 
     def remove_previous(self, export: Export) -> None:
-        """Remove the rows of all other exports, after this one was published."""
+        """Remove the rows of all other exports. Called after this one was published."""
 
     def close(self) -> None:
         """Release resources and remove rows that were not published."""
 
 
 def deliver(export: Export, sink: Sink, advance: Advance) -> None:
-    """Write an export to a sink, in place of the previous one.
+    """Write an export to a sink and replace the previous one.
 
     Raises:
         StageError: the sink is not reachable, or another process writes to it.
@@ -83,18 +83,18 @@ def deliver(export: Export, sink: Sink, advance: Advance) -> None:
 
 
 def group_by_item(part: Path) -> pl.DataFrame:
-    """Return a part as one row per item: `item_id` and `neighbors`, a list as in the service, without titles."""
+    """Read a part as one row per item: `item_id` and `neighbors`, a list as in responses, without titles."""
     neighbor = pl.struct(pl.col("neighbor_id").alias("item_id"), "similarity", "rank", "probability")
     rows = pl.read_parquet(part)
     return rows.group_by("item_id", maintain_order=True).agg(neighbor.alias("neighbors"))
 
 
 def require_writable(folder: Path, name: str) -> None:
-    """Raise if a folder cannot be written or created.
+    """Check that a folder can be written or created.
 
     Raises:
-        InputError: the folder, and what to do.
+        InputError: it cannot; the message contains `name`.
     """
-    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise InputError(f"export.to must be in a folder with write permission. Received: {name}.")

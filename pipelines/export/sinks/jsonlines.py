@@ -1,4 +1,4 @@
-"""A file of JSON lines, one per item, in the format of the service; the file is replaced in one step."""
+"""Sink for a JSON lines file with one line per item, in the format of the service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recsys.errors import InputError
 
 
 class JsonLinesSink:
-    """Writes a draft, and renames it when it is complete."""
+    """Writes a draft and renames it when it is complete, so the file is replaced in one step."""
 
     def __init__(self, location: Location) -> None:
         self.location = location
@@ -22,13 +22,13 @@ class JsonLinesSink:
         self._file: IO[bytes] | None = None
 
     def current_export_id(self) -> str | None:
-        """Return the export id in the first line."""
+        """Return the export id in the first line of the file."""
         if not self.location.exists():
             return None
         try:
             with self.location.open() as file:
-                first = file.readline()
-            return str(json.loads(first)["export_id"])
+                first_line = file.readline()
+            return str(json.loads(first_line)["export_id"])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(
                 "export.to must be a new file, or a file of exported neighbors. "
@@ -36,7 +36,7 @@ class JsonLinesSink:
             ) from None
 
     def write(self, export: Export, part: Path) -> None:
-        """Append lines to the draft."""
+        """Append the rows to the draft."""
         if self._draft is None or self._file is None:
             self._draft = self.location.draft(part.parent)  # for an object store, the draft is beside the parts
             self._file = self._draft.open("wb")
@@ -44,7 +44,7 @@ class JsonLinesSink:
         group_by_item(part).select(*ids, "item_id", "neighbors").write_ndjson(self._file)
 
     def publish(self, export: Export) -> None:  # noqa: ARG002 - every line contains its id
-        """Replace the file by the draft."""
+        """Replace the file with the draft."""
         if self._draft is not None and self._file is not None:
             self._file.close()
             self.location.commit(self._draft)

@@ -1,4 +1,4 @@
-"""A folder of Parquet files; `_MANIFEST.json` in it lists the files of the current export."""
+"""Sink for a folder of Parquet files, whose `_MANIFEST.json` lists the files of the current export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREFIX = "export-"
 
 
 class ParquetSink:
-    """Writes one subfolder per export, and replaces the manifest in one step.
+    """Writes each export to its own subfolder, and replaces the manifest in one step.
 
     Raises:
         InputError: the folder has other content.

@@ -1,4 +1,4 @@
-"""Tables in a PostgreSQL database."""
+"""Sink for tables in a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from recsys.errors import StageError
 
 CONNECT_S = 10
 LOCK = 0x72656373797300
-"""Advisory lock of the writing transaction; an arbitrary number."""
+"""Key of the advisory lock of the writing transaction, an arbitrary number."""
 
 
 class PostgresqlSink:
-    """Writes and publishes all rows in one transaction, so that a kill leaves nothing behind."""
+    """Writes and publishes all rows in one transaction, so a killed process leaves no rows."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -53,7 +53,7 @@ class PostgresqlSink:
             if not self._writing:
                 self._begin(export)
             with self._connection.cursor().copy(copy) as stream:
-                # strings are quoted and nulls are not, so that an empty string stays a string
+                # quotes distinguish empty strings from nulls
                 stream.write(rows.write_csv(include_header=False, quote_style="non_numeric"))
 
     def publish(self, export: Export) -> None:

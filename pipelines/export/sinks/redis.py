@@ -1,4 +1,4 @@
-"""A hash in Redis with one field per item, renamed when it is complete."""
+"""Sink for a Redis hash with one field per item."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CURRENT, METADATA, PREVIOUS = "recsys:neighbors", "recsys:neighbors:about", "rec
 
 CONNECT_S, RESPONSE_S = 10, 60
 FIELDS = 500
-"""Items per command: Redis executes one command at a time."""
+"""Number of items per command. Redis executes one command at a time, so a large one would block readers."""
 UNFINISHED_S = 24 * 60 * 60
-"""Expiry of the rows of a killed process."""
+"""Seconds until the rows of a killed process expire."""
 
 
 class RedisSink:
-    """Writes a new hash and renames it; readers get fields of one hash, and so never mix two exports."""
+    """Writes a new hash and renames it when it is complete, so no command of a reader mixes two exports."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -40,7 +40,7 @@ class RedisSink:
 
     def write(self, export: Export, part: Path) -> None:
         """Write the fields of an unpublished hash."""
-        items = group_by_item(part).select("item_id", pl.struct("neighbors").struct.json_encode().alias("answer"))
+        items = group_by_item(part).select("item_id", pl.struct("neighbors").struct.json_encode().alias("value"))
         with self._translated_errors():
             if self._unpublished is None:
                 self._unpublished = f"{CURRENT}:{export.export_id}"
@@ -78,7 +78,7 @@ class RedisSink:
             self._client.unlink(PREVIOUS)
 
     def close(self) -> None:
-        """Unlink an unpublished hash; it expires if the server is not reachable."""
+        """Unlink an unpublished hash. If the server is not reachable, the hash expires."""
         if self._unpublished is not None:
             with suppress(redis.RedisError):
                 self._client.unlink(self._unpublished)

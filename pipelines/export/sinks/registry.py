@@ -1,4 +1,4 @@
-"""The sink for a path or URL. To add a sink, implement `pipelines.export.sinks.base.Sink` and register it here."""
+"""Sinks by path or URL. To add a sink, implement `pipelines.export.sinks.base.Sink` and register it here."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ SERVERS = {
     "redis": ("pipelines.export.sinks.redis", "RedisSink"),
     "rediss": ("pipelines.export.sinks.redis", "RedisSink"),
 }
-"""Module and class by URL scheme. A module is imported on first use, since its library is optional."""
+"""Module and class by URL scheme. Modules are imported on first use, because their libraries are optional."""
 
 
 def open_sink(to: str) -> Sink:
-    """Return the sink for a path or URL, without writing to it or connecting to a database.
+    """Return the sink for a path or URL; does not write or connect to a database.
 
     Raises:
-        ConfigError: no sink for this path or URL, or its library is not installed.
-        InputError: a file or folder that cannot be written or has other content, or an object store that cannot be
-            reached.
+        ConfigError: there is no sink for this path or URL, or its library is not installed.
+        InputError: a file or folder cannot be written or has other content, or an object store is not reachable.
     """
     address = Address(to)
     if address.scheme is None or address.scheme in storage.EXTRAS:
-        kinds: dict[str, Callable[[Location], Sink]] = {
+        sink_of_suffix: dict[str, Callable[[Location], Sink]] = {
             ".jsonl": JsonLinesSink,
             ".parquet": ParquetSink,
             "": ParquetSink,
         }
         suffix = PurePosixPath(to).suffix
-        if suffix in kinds:
+        if suffix in sink_of_suffix:
             location = storage.locate(to)
             if isinstance(location, LocalLocation):
                 require_writable(Path(to).parent if suffix == ".jsonl" else Path(to), to)
-            return kinds[suffix](location)
+            return sink_of_suffix[suffix](location)
     elif address.scheme in SERVERS:
         module, name = SERVERS[address.scheme]
         try:

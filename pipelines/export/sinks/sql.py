@@ -36,7 +36,7 @@ CREATE_VIEW = (
 
 
 def publish_statement(placeholder: str) -> str:
-    """Return the statement that makes an export the current one; its parameters are the values of `Export.metadata`."""
+    """Return the statement that publishes an export; its parameters are the values of `Export.metadata`."""
     values = ", ".join([placeholder] * len(METADATA))
     updates = ", ".join(f"{column} = excluded.{column}" for column in METADATA)
     return (

@@ -1,4 +1,4 @@
-"""Tables in an SQLite file, which can contain other tables."""
+"""Sink for tables in an SQLite file, which may contain other tables."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from recsys.config.urls import Address
 from recsys.errors import ConfigError, StageError
 
 WAIT_S = 60.0
-"""Time to wait for a lock of another process."""
+"""Maximum seconds to wait for the lock of another process."""
 DELETE_ROWS = 100_000
-"""Rows removed per transaction: bounds the time that readers wait."""
+"""Maximum number of rows removed per transaction; limits the time that readers wait."""
 
 
 class SqliteSink:
-    """Writes each part in one transaction, so that readers wait only briefly.
+    """Writes each part in its own transaction, so readers wait only briefly.
 
     Raises:
-        ConfigError: the URL contains no file.
+        ConfigError: the URL does not contain a file.
         InputError: the folder cannot be written.
     """
 
@@ -68,7 +68,7 @@ class SqliteSink:
             connection.executemany(insert, rows)
 
     def publish(self, export: Export) -> None:
-        """Make the export the current one, if all its rows were written."""
+        """Make the export the current one if all its rows were written."""
         with self._transaction() as connection:
             count = f"SELECT count(*) FROM {ROWS} WHERE export_id = ?"  # noqa: S608
             (num_rows,) = connection.execute(count, [export.export_id]).fetchone()
@@ -84,11 +84,11 @@ class SqliteSink:
         key = "export_id, item_id, rank"
         # two ranges of the primary key; <> would scan all rows
         other_rows = f"SELECT {key} FROM {ROWS} WHERE export_id < ? OR export_id > ? LIMIT {DELETE_ROWS}"  # noqa: S608
-        deleted = DELETE_ROWS
-        while deleted == DELETE_ROWS:
+        num_deleted = DELETE_ROWS
+        while num_deleted == DELETE_ROWS:
             with self._transaction() as connection:
                 ids = [export.export_id] * 2
-                deleted = connection.execute(f"DELETE FROM {ROWS} WHERE ({key}) IN ({other_rows})", ids).rowcount  # noqa: S608
+                num_deleted = connection.execute(f"DELETE FROM {ROWS} WHERE ({key}) IN ({other_rows})", ids).rowcount  # noqa: S608
 
     def close(self) -> None:
         """Close the connection; unpublished rows are invisible, and the next export removes them."""
