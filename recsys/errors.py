@@ -7,7 +7,7 @@ RecsysError
 ├── StageError         a stage cannot complete although its input is readable       exit 1
 ├── ReleaseError       a release is missing, damaged or of an unsupported format    exit 1
 ├── TrackingError      MLflow cannot be reached, or an entity does not exist        exit 1
-└── RefusedError       the gate rejected a release                                  exit 1
+└── RefusedError       the gate refused a release                                   exit 1
 
 Every message states the input, the rule, the value received and the remedy.
 """
@@ -50,4 +50,4 @@ class TrackingError(RecsysError):
 
 
 class RefusedError(RecsysError):
-    """The gate rejected a release. The champion does not change."""
+    """The gate refused a release. The champion does not change."""

@@ -220,7 +220,7 @@ class Client:
 
 
 class AsyncClient:
-    """Asynchronous client; otherwise like `Client`.
+    """Asynchronous client with the methods and errors of `Client`.
 
     Args:
         url: URL of the service.

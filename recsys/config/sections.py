@@ -331,7 +331,8 @@ class PromoteConfig(Table):
     latency is accepted."""
     data_sensitivity: DataSensitivity = "normal"
     """How much the data may differ from the champion's data before the release is refused: volume, users, items,
-    days, categories, distributions. Use `low` for a run whose data changed on purpose. The report prints the limits."""
+    days, categories, distributions. Use `low` for a run whose data changed on purpose. The run report shows the
+    limits."""
 
 
 class NotifyConfig(Table):

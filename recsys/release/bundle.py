@@ -1,4 +1,4 @@
-"""A release: everything that a query needs, verified to belong together.
+"""A release: all files that are needed to answer queries, verified to belong together.
 
 Files of a release never change after it has been written: changing an Annoy file that a process has mapped would crash
 that process. Loading checks every file against the manifest, and the files against each other.
@@ -57,7 +57,7 @@ class Release:
     manifest: Manifest
     catalog: Catalog
     vectors: Vectors
-    """float32 [num_items, dimension], mapped."""
+    """float32 [num_items, dimension], memory-mapped."""
     index: Index
     calibration: Calibration | None = None
     """None for format 1, or with too few held-out pairs."""
@@ -70,7 +70,7 @@ class Release:
 
         Raises:
             ReleaseError: the folder is not a release of a supported format, a file is missing or changed, files do
-                not belong together, or the index does not return the neighbors that exact search returns.
+                not belong together, or the recall of the index is far below that of the manifest.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -97,7 +97,7 @@ class Release:
 
     @property
     def release_id(self) -> str:
-        """Id of the release, part of every result."""
+        """Id of the release. Every result contains it."""
         return self.manifest.release_id
 
     @property
@@ -124,7 +124,7 @@ class Release:
         )
 
     def similar(self, item_id: str, k: int = 10) -> SearchResult:
-        """Return the `k` most similar items of one item, fewer only if the catalog has no more."""
+        """Return the `k` items most similar to an item; fewer only if the catalog has fewer."""
         return self.search(Query.from_item(item_id, k))
 
     def search(self, query: Query, overlay: Overlay = EMPTY_OVERLAY) -> SearchResult:
@@ -149,8 +149,8 @@ class Release:
             item_a: id of one item.
             item_b: id of the other item. The result is symmetric.
             precision: use the threshold of this precision.
-            false_positive_rate: use the threshold of this false-positive rate. Without a target, items are the same
-                if the probability is at least one half.
+            false_positive_rate: use the threshold of this false-positive rate. By default, items are the same if
+                the probability that they belong together is at least 0.5.
 
         Raises:
             UnknownItemError: an item is not in the catalog.

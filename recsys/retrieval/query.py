@@ -61,10 +61,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Diversity:
-    """How different from each other the neighbors must be."""
+    """Diversity of the neighbors."""
 
     mmr_lambda: float = 1.0
-    """Lambda of maximal marginal relevance: 1 ranks by similarity alone, 0 by difference from the items before."""
+    """Lambda of maximal marginal relevance: 1 ranks by similarity alone, 0 by difference from the items
+    ranked before."""
     max_per_value: Mapping[str, int] = field(default_factory=dict)
     """Column -> maximum number of neighbors with the same value. Missing values are not limited."""
 
@@ -86,7 +87,7 @@ class Query:
     items: tuple[WeightedItem, ...] = ()
     """Items that the neighbors should resemble."""
     negatives: tuple[WeightedItem, ...] = ()
-    """Items that the neighbors should not resemble; together they count half as much as `items`."""
+    """Items that the neighbors should not resemble; together they have half the weight of `items`."""
     history: tuple[str, ...] = ()
     """Item ids that a user interacted with, newest last. Each step back multiplies the weight by the release's
     recency."""
@@ -101,9 +102,9 @@ class Query:
     min_probability: float | None = None
     """Smallest probability of a neighbor; requires a calibrated release."""
     exclude: tuple[str, ...] = ()
-    """Item ids that must not be returned. The items of the query never are."""
+    """Item ids that must not be returned. Query items are always excluded."""
     allow: tuple[str, ...] | None = None
-    """If set, only these item ids are returned."""
+    """The only item ids that may be returned. None allows all items."""
     where: tuple[Condition, ...] = ()
     """Conditions that every neighbor satisfies."""
     only_available: bool = False
@@ -112,7 +113,7 @@ class Query:
     on_unknown: OnUnknown = "error"
     """Handling of unknown item ids: raise an error, skip them, or return popular items if no item is known."""
     explain: bool = False
-    """Return with each neighbor what it has in common with the items of the query."""
+    """Return an explanation with each neighbor: what it has in common with the items of the query."""
 
     def __post_init__(self) -> None:
         if self.k < 1:

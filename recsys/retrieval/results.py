@@ -1,6 +1,7 @@
 """What the engine returns: neighbors of a query, the details of one item, and the comparison of two items.
 
-A new field of the HTTP answer starts here and in `recsys.retrieval.engine`; `serving.protocol.responses` describes it.
+To add a field to the HTTP responses, add it here and in `recsys.retrieval.engine`, and describe it in
+`serving.protocol.responses`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from recsys.evaluation.calibration import Calibration, Threshold
 from recsys.retrieval.query import Value
 
 IncompleteReason = Literal["unknown_items", "min_similarity", "min_probability", "diversity", "filters", "catalog"]
-"""Why fewer than `k` neighbors were returned, the first that applies: no item of the query is known; the remaining
-items are below `min_similarity` or `min_probability`; the diversity limits exclude them; the filters (`where`,
-`only_available`, `exclude`, `allow`) exclude them; the catalog has no more items."""
+"""Why fewer than `k` neighbors were returned, the first reason that applies: no item of the query is known; the
+remaining items are below `min_similarity` or `min_probability`; the diversity limits exclude them; the filters
+(`where`, `only_available`, `exclude`, `allow`) exclude them; the catalog has no more items."""
 
 
 class Explanation(NamedTuple):
     """What a neighbor has in common with the items of the query."""
 
     shared_users: int | None
-    """Number of users who interacted with it and with at least one of them; None if the release has no user data."""
+    """Number of users who interacted with the neighbor and with an item of the query; None if the release has no user
+    data."""
     shared_values: dict[str, list[Value]]
-    """Column -> values that it shares with at least one of them."""
+    """Column -> values that the neighbor shares with an item of the query."""
 
 
 class Neighbor(NamedTuple):
@@ -34,7 +36,7 @@ class Neighbor(NamedTuple):
     similarity: float | None
     """A cosine in [-1, 1], or 1 / (1 + distance); larger is closer. None for popular items (`fallback`)."""
     rank: int
-    """Position in the whole ranking, from 1; items skipped by an offset count."""
+    """Rank in the whole ranking, from 1, including the items skipped by an offset."""
     probability: float | None = None
     """Calibrated probability that the neighbor and the query belong together; None if the release is not calibrated.
     See `recsys.evaluation.calibration`."""
@@ -97,7 +99,7 @@ class VerificationResult(NamedTuple):
     similarity: float
     """Exact similarity of the two embeddings; larger is closer."""
     probability: float
-    """Probability that the two belong together, assuming that half of all pairs do."""
+    """Probability that the two items belong together, assuming that half of all pairs belong together."""
     same: bool
     """Whether the similarity reaches the threshold."""
     threshold: Threshold
