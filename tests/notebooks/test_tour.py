@@ -37,9 +37,9 @@ print(json.dumps({
     "curve": tuned.curve,
     "paired": float(np.median(paired)),
     "random": float(np.median(random_pairs)),
-    "new_genres": list(new_films["genres"][0]),
+    "new_genres": list(new_movies["genres"][0]),
     "near_new": [text.split(", ") for text in nearest_to(new_vectors[0])["genres"]],
-    "near_star_wars": list(nearest("50")["film"]),
+    "near_star_wars": list(nearest("50")["movie"]),
 }))
 """
 
@@ -114,7 +114,7 @@ def test_index_curve_reaches_the_target_recall(executed: Executed) -> None:
     assert executed.values["recall"] >= 0.98
 
 
-def test_paired_films_are_more_similar_than_random_pairs(executed: Executed) -> None:
+def test_paired_movies_are_more_similar_than_random_pairs(executed: Executed) -> None:
     assert executed.values["paired"] > executed.values["random"] + 0.2
 
 
@@ -122,8 +122,8 @@ def test_neighbors_of_star_wars_contain_its_sequel(executed: Executed) -> None:
     assert "Return of the Jedi" in executed.values["near_star_wars"][:3]
 
 
-def test_most_neighbors_of_a_new_film_share_a_genre_with_it(executed: Executed) -> None:
-    """Most films of the catalog share no genre with it."""
+def test_most_neighbors_of_a_new_movie_share_a_genre_with_it(executed: Executed) -> None:
+    """Most movies of the catalog share no genre with it."""
     new_genres, neighbor_genres = set(executed.values["new_genres"]), executed.values["near_new"]
     assert len(neighbor_genres) == 10
     assert sum(bool(new_genres & set(genres)) for genres in neighbor_genres) >= 6
