@@ -29,7 +29,7 @@ class RunContext:
         """Return the context of the run of a config and its input files.
 
         Args:
-            config: the whole config.
+            config: the complete config.
             progress: receives the progress; by default, none is shown.
             find_run: returns the run of a config and its inputs; `Run.create` creates its folder, `Run.find` writes
                 nothing.

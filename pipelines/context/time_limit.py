@@ -51,7 +51,7 @@ class TimeLimit:
 
     @contextmanager
     def enforce(self, stage: str) -> Iterator[None]:
-        """Interrupt a stage at the limit; does nothing in other threads than the main thread.
+        """Interrupt a stage at the limit; do nothing in threads other than the main thread.
 
         Raises:
             StageError: the stage was interrupted.

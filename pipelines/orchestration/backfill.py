@@ -25,7 +25,7 @@ def backfill(config: Config, progress: Progress, first: date, last: date, *, pro
     If a run fails or is refused, the following days still run; if MLflow does not answer, the backfill ends.
 
     Args:
-        config: the whole config.
+        config: the complete config.
         progress: receives the progress.
         first: the first day; its run uses the interactions before its midnight, UTC.
         last: the last day.

@@ -53,7 +53,7 @@ def run_nightly(
     """Run all stages under the lock of the run, write the report and send the notifications.
 
     Args:
-        config: the whole config.
+        config: the complete config.
         progress: receives the progress.
         time_limit: limits the duration of the run; unlimited by default.
         promotes: whether the release is promoted if it passes the gate; otherwise it is only registered.

@@ -121,7 +121,7 @@ def fit_tower(
     """Fit a tower to the prepared data.
 
     Args:
-        config: the whole config.
+        config: the complete config.
         run: a run whose prepare stage has been completed.
         plan: phases of the fit.
         on_pass: called after each pass.
