@@ -66,7 +66,7 @@ class SearchResponse(BaseModel):
         description="Why there are fewer than `k` neighbors; the first reason that applies."
     )
     next_cursor: str | None = Field(
-        description="Cursor of the next page. Null if there is none, or if it exceeds `serve.max_k`."
+        description="Cursor of the next page. Null if there is none, or if it would begin beyond rank `serve.max_k`."
     )
 
     @classmethod
