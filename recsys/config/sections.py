@@ -98,10 +98,10 @@ class ItemsConfig(Table):
 
 
 class PrepareConfig(Table):
-    """Interactions and items -> catalog, sequences and pairs."""
+    """Preparation of catalog, sequences and pairs from interactions and items."""
 
     as_of: Annotated[datetime, instant(time.min)] | None = None
-    """Use only interactions before this time, as if the run took place then. A date means midnight UTC. Items have no
+    """Use only interactions before this time, as if the run had started then. A date means midnight UTC. Items have no
     time; all of them are used."""
     window: Count = 10
     """Largest distance, in positions of a user's sequence, between two items of a pair. Larger windows also relate
@@ -153,7 +153,7 @@ class TowerConfig(Table):
 
 
 class CandidatesConfig(Table):
-    """The items from which the positives of an anchor are distinguished."""
+    """The items with which the positives of an anchor are compared in training."""
 
     kind: Literal["auto", "catalog", "sampled", "in_batch", "mixed"] = "auto"
     """`catalog`: all items. `sampled`: the positives of the batch and sampled negatives. `in_batch`: one positive per
@@ -176,7 +176,7 @@ class CandidatesConfig(Table):
 
 
 class TrainConfig(Table):
-    """Pairs -> tower."""
+    """Training of the tower."""
 
     loss: Literal["cross_entropy", "contrastive", "triplet"] = "cross_entropy"
     """Loss function. `cross_entropy` for interactions, `contrastive` for labeled pairs; see
@@ -209,8 +209,8 @@ class TrainConfig(Table):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of AdamW for everything but biases."""
     new_items: bool = True
-    """Whether items without interactions get encoders of their own, trained at the end. Turn it off to save time if the
-    catalog has no new items."""
+    """Whether items without interactions have separate encoders, which are trained last. Turn it off to save time if
+    the catalog has no new items."""
     anchor_power: Share = 1.0
     """The weight of an anchor in the loss is its total pair weight to this power. 0 weighs all anchors equally."""
     validation_users: Count = 10_000
@@ -221,7 +221,7 @@ class TrainConfig(Table):
 
 
 class IndexConfig(Table):
-    """Embeddings -> Annoy index."""
+    """The Annoy index of the embeddings."""
 
     n_trees: Count = 50
     """Number of Annoy trees. With more trees the index is larger, and queries are faster at the same recall."""
@@ -275,7 +275,7 @@ class EvaluateConfig(Table):
 
 
 class ExportConfig(Table):
-    """Release -> the nearest neighbors of all items, for readers that do not query the service."""
+    """Export of the nearest neighbors of all items, for readers that do not query the service."""
 
     to: Annotated[str, Field(repr=False)] = "neighbors.parquet"
     """Target of the export: a folder of Parquet files or a file ending in `.jsonl`, by path or URL, or a database:
@@ -317,8 +317,8 @@ class PromoteConfig(Table):
     """When a release replaces the champion. `docs/explanation/promotion.md` explains how to read a refusal."""
 
     tolerance: Share = 0.05
-    """Largest loss of NDCG@20 against the champion, as a share of the champion's. The lower bound of the interval of
-    the difference is compared. With few users the limit is larger, at least five standard errors."""
+    """Largest loss of NDCG@20 against the champion, as a share of the champion's NDCG@20. The lower bound of the
+    interval of the difference is compared. With few users the limit is larger, at least five standard errors."""
     stratum_tolerance: Share = 0.5
     """The same for each of head, torso, tail and new items. Lower it if the tail is important."""
     quality_floor: Share | None = None
@@ -353,7 +353,7 @@ class NotifyConfig(Table):
 
 
 class TrackingConfig(Table):
-    """MLflow."""
+    """Tracking and model registry of MLflow."""
 
     uri: str | None = None
     """Tracking URI. By default, an SQLite file in the workspace."""
@@ -460,7 +460,7 @@ SHAPING = {
 
 
 class Config(Table):
-    """The whole file."""
+    """The whole config file."""
 
     data: DataConfig = DataConfig()
     items: ItemsConfig = ItemsConfig()
