@@ -92,7 +92,7 @@ class Query:
     """Item ids that a user interacted with, newest last. Each step back multiplies the weight by the release's
     recency."""
     vector: tuple[float, ...] | None = None
-    """An embedding to search from; its weight beside items is 1."""
+    """An embedding. If the query has items too, its weight is 1."""
     k: int = 10
     """Maximum number of neighbors."""
     offset: int = 0

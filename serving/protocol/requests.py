@@ -180,7 +180,7 @@ class SearchRequest(BaseModel):
     )
     negatives: Items = Field(default_factory=list, description="Items that the neighbors should not resemble.")
     history: list[str] = Field(default_factory=list, description="Item ids that a user interacted with, newest last.")
-    vector: list[float] | None = Field(None, description="An embedding to search from; its weight beside items is 1.")
+    vector: list[float] | None = Field(None, description="An embedding. If the query has items too, its weight is 1.")
     features: dict[str, Any] | None = Field(
         None, description="Features of a new item, embedded by the tower. Requires a service with `--with-tower`."
     )
