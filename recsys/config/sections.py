@@ -59,7 +59,7 @@ class ItemsConfig(Table):
     """The role of each column of the items. `item_id` is always the id."""
 
     title: str | None = None
-    """Column with the title of the item, which results contain."""
+    """Column with the item title that results show."""
     categorical: Columns = ()
     """Columns with one category per item, such as brand or language."""
     multi_categorical: Columns = ()
