@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from filelock import FileLock
 
+from pipelines.beam import runner
 from recsys.testing.releases import WriteRelease, release_writer
 
 pytest.register_assert_rewrite(*(f"recsys.testing.{kind}_contract" for kind in ("loss", "neighbors", "sink")))
@@ -71,6 +72,24 @@ def mlflow_template(
         shutil.copy(template, database)
 
     monkeypatch.setattr(connection, "create_database", copy)
+
+
+@pytest.fixture(autouse=True)
+def jobs_without_beam(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call the units of local Beam jobs one by one in quick tests, because planning a pipeline takes a second."""
+    if any(request.node.get_closest_marker(name) for name in ("beam", "slow", "e2e")):
+        return
+    run_pipeline = runner._run_pipeline
+
+    def run(phases: list[Any], options: dict[str, Any], advance: Any) -> None:
+        if options.get("direct_running_mode") != "in_memory":
+            run_pipeline(phases, options, advance)
+            return
+        for phase in phases:
+            for unit in phase.units:
+                runner._UnitWork(phase)((unit, []))
+
+    monkeypatch.setattr(runner, "_run_pipeline", run)
 
 
 @pytest.fixture

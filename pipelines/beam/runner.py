@@ -82,10 +82,7 @@ def run(phases: list[Phase], config: BeamConfig, advance: Advance) -> None:
     if config.profile == "dataflow" and find_spec("apitools") is None:
         raise ConfigError('the profile dataflow needs Google\'s libraries. Run: pip install "apache-beam[gcp]"')
     with job_servers.started(options) if options["runner"] == "PortableRunner" else nullcontext(options) as options:
-        pipeline = _pipeline(options)
-        build_pipeline(pipeline, phases)
-        with loopback.bind_loopback_only(), _ProgressWatcher(phases, advance):
-            pipeline.run().wait_until_finish()
+        _run_pipeline(phases, options, advance)
     for path in error_files:
         if path.exists():
             content = json.loads(path.read_text())
@@ -97,6 +94,13 @@ def run(phases: list[Phase], config: BeamConfig, advance: Advance) -> None:
                     f"every worker must have access to the folder of the run, {path.parent}, under this path. "
                     f"Received: a finished job without {path.name}. Set data.workspace to a shared folder."
                 )
+
+
+def _run_pipeline(phases: list[Phase], options: dict[str, Any], advance: Advance) -> None:
+    pipeline = _pipeline(options)
+    build_pipeline(pipeline, phases)
+    with loopback.bind_loopback_only(), _ProgressWatcher(phases, advance):
+        pipeline.run().wait_until_finish()
 
 
 def _pipeline(options: dict[str, Any]) -> Any:

@@ -29,6 +29,8 @@ beam = runner._import_beam()
 from apache_beam.pipeline import PipelineVisitor  # noqa: E402 - runner imports Beam without its warnings
 from apache_beam.transforms.core import CallableWrapperDoFn  # noqa: E402
 
+pytestmark = pytest.mark.beam
+
 Profile = Literal["local", "local-threads", "portable"]
 GOLDEN = GOLDEN_RELEASES / "v2"
 every_profile = pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def export(tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch) ->
     return exporter
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize("profile", ["local", "local-threads"])
 def test_exports_what_the_service_returns(export: Exporter, release: Release, profile: str) -> None:
     summary = export(beam={"profile": profile})

@@ -791,6 +791,7 @@ def test_failed_stage_runs_after_the_input_is_corrected(tmp_path: Path) -> None:
 # --- the job as a program
 
 
+@pytest.mark.beam
 def test_stage_runs_from_a_config_file(tmp_path: Path, log: list[Row], program: Any) -> None:
     (tmp_path / "recsys.toml").write_text('[data]\ninteractions = "log*"\n')
     outcome = program("prepare", "--config", tmp_path / "recsys.toml", "--set", "prepare.window=1", "--json")
