@@ -18,7 +18,7 @@ from benchmarks.command import CONFIG, FIGURES, load, parser, temporary_folder, 
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from recsys.config.sections import Config
-from recsys.errors import RefusedError
+from recsys.errors import RejectedError
 from recsys.testing.regressions import REGRESSIONS, inject, judge, publish, run_all_stages, with_settings
 
 
@@ -26,7 +26,7 @@ def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
     """Inject each regression, retrain, and return the decisions of the gate."""
     first = judge(config, run_all_stages)
     if not first.promoted:
-        raise RefusedError(f"the first run must be promoted. Received: {first.error}")
+        raise RejectedError(f"the first run must be promoted. Received: {first.error}")
     challenger = with_settings(config, [f"train.seed={config.train.seed + 1}"])
     report = Progress()
     publish(RunContext.from_config(challenger, report))

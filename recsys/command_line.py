@@ -3,7 +3,7 @@
 Each package brings its own commands, which `pyproject.toml` lists as entry points of the group `recsys.commands`. A
 command module is imported when its command is used or listed, and imports its libraries when the command runs.
 
-Exit codes: 0 success; 1 the command failed, or the gate refused the release; 2 the input, the config or the command
+Exit codes: 0 success; 1 the command failed, or the gate rejected the release; 2 the input, the config or the command
 line is invalid.
 """
 

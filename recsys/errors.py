@@ -7,7 +7,7 @@ RecsysError
 ├── StageError         a stage cannot complete although its input is readable       exit 1
 ├── ReleaseError       a release is missing, damaged or of an unsupported format    exit 1
 ├── TrackingError      MLflow cannot be reached, or an entity does not exist        exit 1
-└── RefusedError       the gate refused a release                                   exit 1
+└── RejectedError       the gate rejected a release                                   exit 1
 
 Every message states the input, the rule, the value received and the remedy.
 """
@@ -49,5 +49,5 @@ class TrackingError(RecsysError):
     """MLflow cannot be reached, rejects a request, or does not have the requested entity."""
 
 
-class RefusedError(RecsysError):
-    """The gate refused a release. The champion does not change."""
+class RejectedError(RecsysError):
+    """The gate rejected a release. The champion does not change."""

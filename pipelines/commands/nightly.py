@@ -49,7 +49,7 @@ def nightly(
 ) -> None:
     """Run all stages, from the input files to the champion.
 
-    Exit code 0: the release is the champion, or was the champion before. 1: the gate refused the release, or a stage
+    Exit code 0: the release is the champion, or was the champion before. 1: the gate rejected the release, or a stage
     failed; the same command resumes after the last finished stage. 2: the input or the config is invalid. With
     --json the summary is printed in every case.
     """

@@ -22,7 +22,7 @@ from recsys.release.runs import Run
 def backfill(config: Config, progress: Progress, first: date, last: date, *, promotes: bool = False) -> list[Summary]:
     """Run the pipeline for each day without a finished run.
 
-    If a run fails or is refused, the following days still run; if MLflow does not answer, the backfill ends.
+    If a run fails or is rejected, the following days still run; if MLflow does not answer, the backfill ends.
 
     Args:
         config: the complete config.
@@ -38,7 +38,7 @@ def backfill(config: Config, progress: Progress, first: date, last: date, *, pro
     Raises:
         InputError: `first` is after `last`.
         TrackingError: MLflow does not answer.
-        StageError: some runs failed or were refused; all days were tried.
+        StageError: some runs failed or were rejected; all days were tried.
     """
     if first > last:
         raise InputError(f"--from must not be after --to. Received: {first} and {last}.")

@@ -22,7 +22,7 @@ from pipelines.reports import data_report, plots
 from pipelines.stages import promote
 from pipelines.stages.publish import log_data_report
 from recsys.config.sections import Config
-from recsys.errors import InputError, RefusedError, TrackingError
+from recsys.errors import InputError, RejectedError, TrackingError
 from recsys.release.runs import Inputs, Run
 
 START = "mlflow"
@@ -282,7 +282,7 @@ def _seconds_last_time(context: RunContext) -> dict[str, float]:
 
 
 def _outcome_of(error: BaseException) -> Outcome:
-    return "refused" if isinstance(error, RefusedError) else "failed"
+    return "rejected" if isinstance(error, RejectedError) else "failed"
 
 
 def _message(error: BaseException) -> str:

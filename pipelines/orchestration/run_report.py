@@ -18,7 +18,7 @@ from pipelines.reports import html as page
 from pipelines.reports import plots
 from recsys.data.storage import atomic_write
 
-Outcome = Literal["promoted", "passed", "published", "refused", "failed"]
+Outcome = Literal["promoted", "passed", "published", "rejected", "failed"]
 """Outcome of a run.
 
 `passed`: the release passed the gate, but is not promoted again, since it was the champion before and was replaced.
@@ -34,7 +34,7 @@ class RunEnd(NamedTuple):
 
     outcome: Outcome
     error: str | None = None
-    """Message of the error, which names the failed checks if the release was refused."""
+    """Message of the error, which names the failed checks if the release was rejected."""
     stage: str | None = None
     """Stage in which the run ended, if it did not finish."""
     seconds: Mapping[str, float] = {}

@@ -223,13 +223,13 @@ def merge_pairs(job: Job, part: int) -> None:
         for rows in shuffle.read(path, part, job.shards):
             interactions[rows["item_number"].to_numpy() - first] += rows["interactions"].to_numpy()
     catalog.with_columns(interactions=interactions).write_parquet(job.work / f"counted-{part:05d}.parquet")
-    left_out = merged["left_out"]
+    dropped_positives = merged["dropped_positives"]
     job.finish(
         "pairs",
         part,
         pairs=int(merged["size"].sum()),
-        items_over=int((left_out > 0).sum()),
-        pairs_over=int(left_out.sum()),
+        items_over=int((dropped_positives > 0).sum()),
+        pairs_over=int(dropped_positives.sum()),
     )
 
 

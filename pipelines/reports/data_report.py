@@ -75,7 +75,7 @@ def write(config: Config, run: Run, folder: Path, manifest: Mapping[str, Any], s
 
 def render(report: Mapping[str, Any]) -> str:
     """Render a data report as a self-contained HTML page."""
-    days, width = _bars(report["interactions_a_day"])
+    days, width = _bars(report["interactions_per_day"])
     return html.render("data_report.html", report=report, days=days, days_per_bar=width)
 
 

@@ -23,7 +23,7 @@ from pipelines.stages.train import load_split
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
 from recsys.data.storage import atomic_write
-from recsys.errors import RefusedError, ReleaseError
+from recsys.errors import RejectedError, ReleaseError
 from recsys.evaluation.metrics import TARGET_METRIC, popularity_strata
 from recsys.features.encoding import Features
 from recsys.index.annoy_index import SEED
@@ -53,7 +53,7 @@ def promote(config: Config, run: Run, progress: Progress, tracking: RunTracking)
 
     Raises:
         StageError: the release was not published, or another process is promoting.
-        RefusedError: the release failed a check, now or in an earlier run of the gate.
+        RejectedError: the release failed a check, now or in an earlier run of the gate.
         ReleaseError: the release cannot be loaded.
     """
     with progress.stage(STAGE) as advance, promotion.locked(config.workspace):
@@ -66,7 +66,7 @@ def promote(config: Config, run: Run, progress: Progress, tracking: RunTracking)
         checks = [Check.from_dict(saved) for saved in decision["checks"]]
         if not decision["passed"]:
             failed = [str(check) for check in checks if not check.passed]
-            raise RefusedError(
+            raise RejectedError(
                 f"release {release.release_id} must pass every check to be promoted. Received: {len(failed)} of "
                 f"{len(checks)} checks failed: {'; '.join(failed)}. {_champion_stays(champion)}. "
                 "See docs/explanation/promotion.md."

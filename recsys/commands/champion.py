@@ -78,7 +78,7 @@ def _change(
     action: Action, target: Callable[[Tracker], Version], config_file: Path, reason: str, *, forced: bool
 ) -> Event:
     from recsys.config.loading import load_config  # noqa: PLC0415
-    from recsys.errors import RefusedError, ReleaseError  # noqa: PLC0415
+    from recsys.errors import RejectedError, ReleaseError  # noqa: PLC0415
     from recsys.release import promotion, smoke_test  # noqa: PLC0415
     from recsys.release.bundle import Release  # noqa: PLC0415
     from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
@@ -95,7 +95,7 @@ def _change(
             forced = forced or version.release_id in {event.after for event in promotion.events(tracker)}
         if not (forced or verdict.get("passed")):
             failed = [check["name"] for check in verdict.get("checks", []) if check["verdict"] == "failed"]
-            raise RefusedError(
+            raise RejectedError(
                 f"release {version.release_id} must have passed the gate. Received: "
                 f"{'failed ' + ', '.join(failed) if failed else 'the gate has not checked it'}. "
                 f"`recsys promote {version.release_id} --force --reason …` promotes it anyway."

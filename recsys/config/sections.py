@@ -314,7 +314,7 @@ DataSensitivity = Literal["low", "normal", "high"]
 
 
 class PromoteConfig(Table):
-    """When a release replaces the champion. `docs/explanation/promotion.md` explains how to read a refusal."""
+    """When a release replaces the champion. `docs/explanation/promotion.md` explains how to read a rejection."""
 
     tolerance: Share = 0.05
     """Largest loss of NDCG@20 against the champion, as a share of the champion's NDCG@20. The lower bound of the
@@ -330,7 +330,7 @@ class PromoteConfig(Table):
     """Median query latency, in milliseconds, that is always acceptable. Above it, up to three times the champion's
     latency is accepted."""
     data_sensitivity: DataSensitivity = "normal"
-    """How much the data may differ from the champion's data before the release is refused: volume, users, items,
+    """How much the data may differ from the champion's data before the release is rejected: volume, users, items,
     days, categories, distributions. Use `low` for a run whose data changed on purpose. The run report shows the
     limits."""
 
@@ -342,11 +342,11 @@ class NotifyConfig(Table):
     """URL that receives the summary of the run as JSON. The environment variable RECSYS_WEBHOOK takes precedence."""
     command: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Program and arguments that receive the summary on standard input; no shell is involved."""
-    on: Annotated[tuple[Literal["promoted", "passed", "published", "refused", "failed"], ...], Field(strict=False)] = (
+    on: Annotated[tuple[Literal["promoted", "passed", "published", "rejected", "failed"], ...], Field(strict=False)] = (
         "promoted",
         "passed",
         "published",
-        "refused",
+        "rejected",
         "failed",
     )
     """Outcomes that trigger a notification."""

@@ -131,7 +131,7 @@ def group_by_anchor(counts: pl.DataFrame, max_positives: int) -> pl.DataFrame:
 
     Returns:
         `anchor`; its `max_positives` heaviest `positives` (list of int32), sorted; their two weights (lists of
-        float32); `size`, the number of these; and `left_out`, the number of dropped positives (both int32).
+        float32); `size`, the number of these; and `dropped_positives`, the number of dropped positives (both int32).
     """
     summed = (
         counts.group_by("anchor", "positive")
@@ -139,14 +139,16 @@ def group_by_anchor(counts: pl.DataFrame, max_positives: int) -> pl.DataFrame:
         .sort("anchor", "positive")
     )
     too_many = pl.len().cast(pl.Int32) - max_positives
-    left_out = summed.group_by("anchor").agg(left_out=too_many).filter(pl.col("left_out") > 0)
-    if left_out.height:
+    dropped_positives = (
+        summed.group_by("anchor").agg(dropped_positives=too_many).filter(pl.col("dropped_positives") > 0)
+    )
+    if dropped_positives.height:
         summed = summed.filter(pl.col("weight").rank("ordinal", descending=True).over("anchor") <= max_positives)
     rows = summed.group_by("anchor", maintain_order=True).agg(
         pl.col("positive").alias("positives"), "weight", "weight_before_validation", size=pl.len().cast(pl.Int32)
     )
-    return rows.join(left_out, on="anchor", how="left", maintain_order="left").with_columns(
-        pl.col("left_out").fill_null(0)
+    return rows.join(dropped_positives, on="anchor", how="left", maintain_order="left").with_columns(
+        pl.col("dropped_positives").fill_null(0)
     )
 
 

@@ -24,9 +24,11 @@ ROW_GROUP_PAIRS = 250_000
 
 
 def write(rows: pl.DataFrame, path: Path) -> None:
-    """Write the result of `group_by_anchor`, without `left_out`, in row groups that can be read one by one."""
+    """Write the result of `group_by_anchor`, without `dropped_positives`, in row groups that can be read one by one."""
     size = int(rows["size"].sum())
-    rows.drop("left_out").write_parquet(path, row_group_size=max(1, rows.height * ROW_GROUP_PAIRS // max(size, 1)))
+    rows.drop("dropped_positives").write_parquet(
+        path, row_group_size=max(1, rows.height * ROW_GROUP_PAIRS // max(size, 1))
+    )
 
 
 class Block(NamedTuple):

@@ -179,8 +179,8 @@ def _copied_share(report: DataReport, copied_days: Mapping[str, Mapping[str, int
     Days smaller than the average count as average. A day that was delivered twice has a share of one half.
     """
     copies = sum(day["copies"] for day in copied_days.values())
-    total = sum(report["interactions_a_day"].values()) + copies
-    average = total / max(len(report["interactions_a_day"]), 1)
+    total = sum(report["interactions_per_day"].values()) + copies
+    average = total / max(len(report["interactions_per_day"]), 1)
     excess = [0.0]
     for day in copied_days.values():
         other_share = _share(copies - day["copies"], total - day["rows"])
@@ -244,7 +244,11 @@ def _popularity_shift(catalog: Catalog, champion_catalog: Catalog, limits: DataL
 
 def _grown_day(report: DataReport, champion_report: DataReport, limits: DataLimits) -> Check:
     """Check the largest growth of a day that was complete when the champion was built."""
-    name, days, champion_days = "data_grown_day", report["interactions_a_day"], champion_report["interactions_a_day"]
+    name, days, champion_days = (
+        "data_grown_day",
+        report["interactions_per_day"],
+        champion_report["interactions_per_day"],
+    )
     complete = [day for day in champion_days if day in days and day < max(champion_days)]
     if not complete:
         return skipped(name, "no day that was complete when the champion was built")
@@ -256,7 +260,7 @@ def _grown_day(report: DataReport, champion_report: DataReport, limits: DataLimi
 def _histogram_shift(name: str, report: DataReport, champion_report: DataReport, limits: DataLimits) -> Check:
     """Check the population stability index of one histogram of the data report."""
     check = f"data_{name}_shift"
-    num_days = min(len(report["interactions_a_day"]), len(champion_report["interactions_a_day"]))
+    num_days = min(len(report["interactions_per_day"]), len(champion_report["interactions_per_day"]))
     if name in BY_CALENDAR and num_days < WHOLE_WEEKS_DAYS:
         return skipped(check, f"a log of {num_days} days, fewer than {WHOLE_WEEKS_DAYS}")
     counts, champion_counts = (_histogram(each[HISTOGRAMS[name]]) for each in (report, champion_report))

@@ -20,7 +20,7 @@ from pipelines.stages import promote
 from recsys.config.loading import parse_config
 from recsys.config.sections import Config, IndexConfig
 from recsys.data.storage import sha256
-from recsys.errors import ConfigError, RecsysError, RefusedError
+from recsys.errors import ConfigError, RecsysError, RejectedError
 from recsys.index import annoy_index, embeddings
 from recsys.index.shards import INDEX_FILE
 from recsys.release.bundle import Release
@@ -184,7 +184,7 @@ def judge(config: Config, stage: Callable[[RunContext], dict[str, Any]]) -> Verd
     try:
         with context.run.locked():
             outcome = stage(context)
-    except RefusedError as error:
+    except RejectedError as error:
         checks = json.loads((context.run.folder / promote.REPORT).read_text())["checks"]
         return Verdict(False, [check["name"] for check in checks if check["verdict"] == "failed"], str(error), checks)
     except RecsysError as error:

@@ -23,7 +23,7 @@ TABLE: dict[type[errors.RecsysError], tuple[HTTPStatus, str]] = {
     errors.StageError: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error"),
     errors.ReleaseError: (HTTPStatus.SERVICE_UNAVAILABLE, "release-unusable"),
     errors.TrackingError: (HTTPStatus.SERVICE_UNAVAILABLE, "registry-unreachable"),
-    errors.RefusedError: (HTTPStatus.CONFLICT, "gate-failed"),
+    errors.RejectedError: (HTTPStatus.CONFLICT, "gate-failed"),
     errors.RecsysError: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error"),
 }
 """Exception -> HTTP status and kind of problem. A test verifies that it contains every exception of the library."""

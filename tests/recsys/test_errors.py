@@ -12,7 +12,7 @@ from recsys import errors
         (errors.StageError("x"), 1),
         (errors.ReleaseError("x"), 1),
         (errors.TrackingError("x"), 1),
-        (errors.RefusedError("x"), 1),
+        (errors.RejectedError("x"), 1),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )

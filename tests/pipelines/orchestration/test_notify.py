@@ -14,7 +14,7 @@ import pytest
 from pipelines.orchestration.notify import WEBHOOK, notify
 from recsys.config.sections import NotifyConfig
 
-SUMMARY = {"outcome": "refused", "run_id": "0123456789ab", "text": "…"}
+SUMMARY = {"outcome": "rejected", "run_id": "0123456789ab", "text": "…"}
 
 
 class Hook(HTTPServer):

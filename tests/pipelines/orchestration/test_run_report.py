@@ -25,7 +25,7 @@ from pipelines.stages import evaluate, train
 from recsys import Release
 from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
-from recsys.errors import RecsysError, RefusedError, StageError
+from recsys.errors import RecsysError, RejectedError, StageError
 from recsys.evaluation.baseline_search import QUERY_KINDS
 from recsys.index.recall import tune_search_k
 from recsys.release.formats import CATALOG
@@ -79,7 +79,7 @@ def execute(path: Path, overrides: list[str]) -> FinishedRun:
 class Runs(NamedTuple):
     first: FinishedRun
     second: FinishedRun
-    refused: FinishedRun
+    rejected: FinishedRun
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_different_settings_are_listed(runs: Runs) -> None:
     """Settings that do not affect a release, such as the limits of the gate, are not listed."""
     assert runs.second.report["settings"] == []
     settings = {
-        setting["name"]: (setting["champion"], setting["challenger"]) for setting in runs.refused.report["settings"]
+        setting["name"]: (setting["champion"], setting["challenger"]) for setting in runs.rejected.report["settings"]
     }
     assert settings == {
         "items.categorical": (["genre"], []),
@@ -262,9 +262,9 @@ def test_page_is_self_contained_and_escapes_catalog_text(runs: Runs) -> None:
 
 
 def test_page_of_a_rejected_run_lists_failed_checks_first(runs: Runs) -> None:
-    run = runs.refused
-    assert isinstance(run.error, RefusedError)
-    assert run.summary["outcome"] == "refused"
+    run = runs.rejected
+    assert isinstance(run.error, RejectedError)
+    assert run.summary["outcome"] == "rejected"
     assert run.summary["failed_checks"] == [
         check["name"] for check in run.report["decision"]["checks"] if check["verdict"] == "failed"
     ]

@@ -670,9 +670,9 @@ def test_stage_fails_above_the_ratio_and_leaves_no_files(tmp_path: Path) -> None
     assert list(job.run.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(("limit", "refused"), [(0.25, False), (0.2499, True)])
+@pytest.mark.parametrize(("limit", "rejected"), [(0.25, False), (0.2499, True)])
 @pytest.mark.parametrize("where", ["interactions", "items"])
-def test_ratio_equal_to_the_limit_is_allowed(tmp_path: Path, where: str, limit: float, refused: bool) -> None:
+def test_ratio_equal_to_the_limit_is_allowed(tmp_path: Path, where: str, limit: float, rejected: bool) -> None:
     """One row of four is bad, in one of the two tables."""
     broken = {"interactions": {"log.csv": "u1,a"}, "items": {"items.csv": "b,1"}}[where]
     write(tmp_path / "log.csv", [{"user_id": f"u{n % 2}", "item_id": "ab"[n // 2], "timestamp": n} for n in range(3)])
@@ -681,11 +681,11 @@ def test_ratio_equal_to_the_limit_is_allowed(tmp_path: Path, where: str, limit: 
         with (tmp_path / name).open("a") as file:
             file.write(line + "\n")
     job = context(tmp_path, "items.csv", prepare={"max_dead_letter_ratio": limit})
-    if refused:
+    if rejected:
         with pytest.raises(StageError, match="may be unusable"):
             prepare.prepare(job.config, job.run, job.inputs, job.progress)
     assert job.run.done("prepare") is False
-    if not refused:
+    if not rejected:
         account = prepare.prepare(job.config, job.run, job.inputs, job.progress)["account"][where]
         assert (account["read"], sum(account["dead_letters"].values())) == (4, 1)
 
@@ -847,7 +847,7 @@ def test_rejects_a_feature_named_interactions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight", [1e300, 1e-300])
 def test_pair_weights_are_finite_and_above_0_whatever_the_weights(tmp_path: Path, weight: float) -> None:
-    """Such a weight is refused as a dead letter, or counted; it never makes a pair of weight infinity, 0 or NaN."""
+    """Such a weight is rejected as a dead letter, or counted; it never makes a pair of weight infinity, 0 or NaN."""
     odd = {**LOG[0], "item_id": "odd", "weight": weight}
     write(tmp_path / "log.csv", [odd, *({**row, "weight": 1.0} for row in LOG)])
     result = prepared(context(tmp_path, prepare={"max_dead_letter_ratio": 0.1}))

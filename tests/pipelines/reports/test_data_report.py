@@ -87,7 +87,7 @@ def test_report_of_the_first_run_has_no_comparison(tmp_path: Path) -> None:
     assert report["account"] == manifest["account"]
     assert report["interactions"] == manifest["account"]["interactions"]["used"]
     assert (report["users"], report["items"]) == (13, 10)
-    assert sum(report["interactions_a_day"].values()) == sum(report["interactions_by_hour"]) == report["interactions"]
+    assert sum(report["interactions_per_day"].values()) == sum(report["interactions_by_hour"]) == report["interactions"]
     assert "This is the first snapshot" in page_of(context).seen
 
 

@@ -15,7 +15,7 @@ from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
 from recsys.config.loading import load_config
-from recsys.errors import RefusedError, StageError
+from recsys.errors import RejectedError, StageError
 from recsys.evaluation.metrics import CUTS, ranking_metrics
 from recsys.release import promotion, quality_gate
 from recsys.release.bundle import Release
@@ -101,7 +101,7 @@ def test_repeated_promotion_has_the_same_result_and_adds_no_event(folder: Path) 
 def test_changed_limits_are_checked_again(folder: Path) -> None:
     strict = ["promote.overlap_floor=1.0", "promote.quality_floor=1.0"]
     for _ in range(2):
-        with pytest.raises(RefusedError, match=r"2 of \d+ checks failed: ndcg_at_20 .*overlap_at_10"):
+        with pytest.raises(RejectedError, match=r"2 of \d+ checks failed: ndcg_at_20 .*overlap_at_10"):
             promote_challenger(folder, *strict)
     assert promote_challenger(folder)["promoted"]
 
@@ -169,7 +169,7 @@ def test_unreadable_champion_fails_the_check_champion_loads(folder: Path) -> Non
     champion = folder / "workspace" / "releases" / context(folder).run.run_id
     manifest = json.loads((champion / MANIFEST).read_text()) | {"format_version": 99}
     (champion / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(RefusedError, match=r"champion_loads 0\.0000.*format version"):
+    with pytest.raises(RejectedError, match=r"champion_loads 0\.0000.*format version"):
         promote_challenger(folder)
 
 

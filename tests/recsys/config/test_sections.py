@@ -676,7 +676,7 @@ def configs(draw):
             **filled(
                 webhook=st.none() | names,
                 command=st.lists(names, max_size=3),
-                on=st.lists(st.sampled_from(["promoted", "passed", "published", "refused", "failed"]), max_size=5),
+                on=st.lists(st.sampled_from(["promoted", "passed", "published", "rejected", "failed"]), max_size=5),
             )
         ),
         tracking=TrackingConfig(

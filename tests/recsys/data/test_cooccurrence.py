@@ -239,13 +239,13 @@ def test_group_by_anchor_keeps_the_heaviest_positives():
         {"anchor": row, "positive": column, "weight": weights[row, column], "weight_before_validation": 0}
     )
     grouped = cooccurrence.group_by_anchor(frame.cast(cooccurrence.SCHEMA), max_positives=4)
-    for anchor, positives, weight, _, size, left_out in grouped.iter_rows():
+    for anchor, positives, weight, _, size, dropped_positives in grouped.iter_rows():
         every = np.flatnonzero(weights[anchor])
         heaviest = sorted(sorted(every, key=lambda other: (-weights[anchor, other], other))[:4])
         assert positives == heaviest
         assert weight == weights[anchor, heaviest].tolist()
-        assert (size, left_out) == (len(heaviest), len(every) - len(heaviest))
-    assert grouped["left_out"].max() > 0 == grouped["left_out"].min()
+        assert (size, dropped_positives) == (len(heaviest), len(every) - len(heaviest))
+    assert grouped["dropped_positives"].max() > 0 == grouped["dropped_positives"].min()
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)

@@ -57,16 +57,21 @@ ROWS = [
 
 def test_volume_and_time(snapshot):
     figures = describe(snapshot(ROWS, BRANDS))
-    assert (figures["interactions"], figures["users"], figures["items"], figures["touched_items"]) == (11, 3, 4, 3)
+    assert (figures["interactions"], figures["users"], figures["items"], figures["items_with_interactions"]) == (
+        11,
+        3,
+        4,
+        3,
+    )
     assert (figures["first"], figures["last"]) == ("2024-01-01T02:00:00+00:00", "2024-01-10T00:00:00+00:00")
-    assert figures["interactions_a_day"] == {"2024-01-01": 7, "2024-01-03": 3, "2024-01-10": 1}
+    assert figures["interactions_per_day"] == {"2024-01-01": 7, "2024-01-03": 3, "2024-01-10": 1}
     assert figures["interactions_by_hour"] == [1, 0, 7, *[0] * 20, 3]
     assert figures["interactions_by_weekday"] == {"Mon": 7, "Tue": 0, "Wed": 4, "Thu": 0, "Fri": 0, "Sat": 0, "Sun": 0}
 
 
 def test_quantiles_are_values_that_occur(snapshot):
     rows = [(f"u{user}", "ab"[n % 2], MONDAY + n) for user in range(23) for n in range(user * user % 17 + 1)]
-    figures = describe(snapshot(rows, {"a": "x", "b": "x"}))["interactions_a_user"]
+    figures = describe(snapshot(rows, {"a": "x", "b": "x"}))["interactions_per_user"]
     lengths = sorted(Counter(user for user, _, _ in rows).values())
     for name, share in {"25%": 0.25, "50%": 0.5, "75%": 0.75, "90%": 0.9, "99%": 0.99}.items():
         assert figures[name] == lengths[math.ceil(share * len(lengths)) - 1]

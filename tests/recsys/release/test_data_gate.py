@@ -176,7 +176,7 @@ def test_rejects_interactions_in_the_future(data_report, hours, passed):
 def test_a_duplicated_day_fails_although_every_day_has_some_copies(data_report):
     """Copies are a tenth of the rows of each day, and half of the rows of one day."""
     report = data_report(log())
-    usual = {day: {"rows": rows, "copies": rows // 10} for day, rows in report["interactions_a_day"].items()}
+    usual = {day: {"rows": rows, "copies": rows // 10} for day, rows in report["interactions_per_day"].items()}
     now = datetime.fromisoformat(report["last"])
 
     def copies_check(days):
@@ -184,7 +184,7 @@ def test_a_duplicated_day_fails_although_every_day_has_some_copies(data_report):
 
     assert copies_check({}).value == 0
     assert copies_check(usual).passed
-    day, rows = next(iter(report["interactions_a_day"].items()))
+    day, rows = next(iter(report["interactions_per_day"].items()))
     duplicated = copies_check({**usual, day: {"rows": 2 * rows, "copies": rows}})
     assert duplicated.value == pytest.approx(0.4, abs=0.02)
     assert not duplicated.passed
