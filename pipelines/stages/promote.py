@@ -21,6 +21,7 @@ from pipelines.reports.data_report import REPORT as DATA_REPORT
 from pipelines.stages import embed, evaluate
 from pipelines.stages.train import load_split
 from recsys.config.sections import Config
+from recsys.data import profile
 from recsys.data.catalog import Catalog
 from recsys.data.storage import atomic_write
 from recsys.errors import RejectedError, ReleaseError
@@ -158,7 +159,7 @@ def _load_champion(config: Config, tracking: RunTracking, champion: Version | No
 
 
 def _data_report_of(run: Run, tracking: RunTracking, release: Release | None) -> dict[str, Any] | None:
-    """Return the data report of a release's run, from the workspace or from MLflow, or None if neither has it."""
+    """Return the data report of a release's run, from the workspace or from MLflow, None if it is lost or has other fields."""
     if release is None:
         return None
     path = run.folder.parent / release.release_id / prepare.STAGE / DATA_REPORT
@@ -167,7 +168,8 @@ def _data_report_of(run: Run, tracking: RunTracking, release: Release | None) ->
     else:
         mlflow_run = release.manifest.mlflow_run
         text = tracking.tracker.read_artifact(mlflow_run, f"{prepare.STAGE}/{DATA_REPORT}") if mlflow_run else None
-    return json.loads(text) if text else None
+    report = json.loads(text) if text else None
+    return report if report and report["format"] == profile.FORMAT else None
 
 
 def _held_out_queries(config: Config, run: Run, catalog: Catalog) -> HeldOutQueries:

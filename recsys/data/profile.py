@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from recsys.data.snapshot import Snapshot
 
-FORMAT = 1
+FORMAT = 2
+"""Number of the set of fields; reports with another number are not compared."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 TOP_ITEMS = 10
 TOP_SHARES = (0.01, 0.1)

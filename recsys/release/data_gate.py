@@ -157,7 +157,7 @@ def champion_checks(
         at_most("data_missing", _missing_growth(catalog, champion_catalog), limits.missing),
     ]
     if champion_report is None:
-        reason = "the champion's data report is lost"
+        reason = "the champion has no data report of this version"
         return [*checks, *(skipped(name, reason) for name in report_names)]
     volume = report["interactions"] / max(champion_report["interactions"], 1)
     age = datetime.fromisoformat(champion_report["last"]) - datetime.fromisoformat(report["last"])

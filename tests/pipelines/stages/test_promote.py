@@ -160,7 +160,7 @@ def test_champion_of_release_format_1_is_compared(folder: Path) -> None:
     checks = decision["checks"]
     compared = ("champion_loads", "data_lost_items", "data_items_shift", "ndcg_at_20_change", "overlap_at_10")
     assert {checks[name]["verdict"] for name in compared} == {"passed"}
-    assert checks["data_lost_volume"]["reason"] == "the champion's data report is lost"
+    assert checks["data_lost_volume"]["reason"] == "the champion has no data report of this version"
     assert decision["champion"] == old.release_id == golden.release_id
     assert decision["promoted"]
 
@@ -178,3 +178,11 @@ def test_data_report_of_the_champion_is_read_from_mlflow_if_its_run_was_deleted(
     checks = promote_challenger(folder)["checks"]
     assert checks["data_lost_volume"]["verdict"] == "passed"
     assert checks["data_lost_volume"]["value"] == 0
+
+
+def test_data_report_of_another_version_is_not_compared(folder: Path) -> None:
+    report = context(folder).run.folder / "prepare" / "data_report.json"
+    report.write_text(json.dumps({"format": 1, "touched_items": 3}))
+    checks = promote_challenger(folder)["checks"]
+    assert checks["data_lost_volume"]["reason"] == "the champion has no data report of this version"
+    assert checks["data_lost_items"]["verdict"] == "passed"
