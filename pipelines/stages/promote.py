@@ -159,7 +159,7 @@ def _load_champion(config: Config, tracking: RunTracking, champion: Version | No
 
 
 def _data_report_of(run: Run, tracking: RunTracking, release: Release | None) -> dict[str, Any] | None:
-    """Return the data report of a release's run, from the workspace or from MLflow, None if it is lost or has other fields."""
+    """Return the data report of a release, from the workspace or MLflow; None if it is lost or has other fields."""
     if release is None:
         return None
     path = run.folder.parent / release.release_id / prepare.STAGE / DATA_REPORT
