@@ -23,7 +23,7 @@ def write_model_files(release: Release, folder: Path) -> None:
             Property("similarity", double),
             Property("rank", integer),
             Property("probability", double, required=False),
-            Property("explanation", AnyType(), required=False),  # null: the model has no parameter `explain`
+            Property("explanation", AnyType(), required=False),  # type: ignore[no-untyped-call] # null: no parameter `explain`
         ]
     )
     inputs = Schema([ColSpec(string, "item_id"), ColSpec(integer, "k", required=False)])
