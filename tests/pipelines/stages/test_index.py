@@ -17,6 +17,7 @@ from pipelines.stages import embed
 from pipelines.stages import index as indexing
 from recsys import Release
 from recsys.config.loading import load_config
+from recsys.config.sections import ResourcesConfig
 from recsys.index import annoy_index
 from recsys.index.annoy_index import RECALL_K
 from recsys.index.exact import ExactIndex
@@ -128,14 +129,16 @@ def test_killed_stage_resumes_with_the_missing_shards(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_run_with_several_shards_returns_the_neighbors_of_all_shards(tmp_path: Path) -> None:
+def test_run_with_several_shards_returns_the_neighbors_of_all_shards(
+    tmp_path: Path, program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Queries and export agree and return the block of an item, although its items are in several shards."""
+    monkeypatch.setattr(ResourcesConfig, "shard_items", 10)
     config = world.write(tmp_path)
-    flags = ("--config", config, "--set", "resources.memory_mb=0.04")
-    done = program.run("nightly", *flags, "--json")
-    assert done.returncode == 0, done.stderr
-    assert "in each of 5 files" in done.stderr
-    release = Release.load(json.loads(done.stdout)["path"])
+    done = program("nightly", "--config", config, "--json")
+    assert done.exit_code == 0, done.err
+    assert "in each of 5 files" in done.err
+    release = Release.load(json.loads(done.out)["path"])
     shards = release.manifest.index
     assert [shard.stop - shard.start for shard in shards] == [9, 10, 10, 10, 10]
     assert {path.name for path in release.path.glob("*.ann")} == {shard.file for shard in shards}
@@ -144,11 +147,11 @@ def test_run_with_several_shards_returns_the_neighbors_of_all_shards(tmp_path: P
     ranges = [range(shard.start, shard.stop) for shard in shards]
     item_numbers = [release.catalog.item_number(item_id) for item_id in [item, *expected]]
     assert len([numbers for numbers in ranges if {*numbers} & {*item_numbers}]) > 1
-    done = program.run("similar", item, "--k", len(expected), "--release", release.path, "--json")
-    assert {neighbor["item_id"] for neighbor in json.loads(done.stdout)["neighbors"]} == set(expected)
+    done = program("similar", item, "--k", len(expected), "--release", release.path, "--json")
+    assert {neighbor["item_id"] for neighbor in json.loads(done.out)["neighbors"]} == set(expected)
 
-    done = program.run("export", *flags, "--k", 48, "--to", tmp_path / "all.jsonl", "--json")
-    assert done.returncode == 0, done.stderr
+    done = program("export", "--config", config, "--k", 48, "--to", tmp_path / "all.jsonl", "--json")
+    assert done.exit_code == 0, done.err
     exported = pl.read_ndjson(tmp_path / "all.jsonl")
     assert exported["item_id"].to_list() == list(release.catalog.item_ids)
     for item_id, neighbors in exported.select("item_id", "neighbors").iter_rows():
