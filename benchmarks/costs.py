@@ -143,7 +143,7 @@ def seconds_per_step(folder: Path, items: int, positives: int) -> float:
     lists = {name: pl.Series(name, np.ones_like(neighbors, np.float32)).arr.to_list() for name in WEIGHTS}
     rows = pl.DataFrame({"anchor": item.ravel(), "positives": pl.Series(neighbors).arr.to_list(), **lists})
     part = folder / "pairs.parquet"
-    pairs.write(rows.with_columns(size=pl.lit(positives, pl.Int32), left_out=pl.lit(0, pl.Int32)), part)
+    pairs.write(rows.with_columns(size=pl.lit(positives, pl.Int32), dropped_positives=pl.lit(0, pl.Int32)), part)
     config = parse_config({"data": {"interactions": "none"}, "candidates": {"kind": "sampled"}})
     frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
     streamed = pairs.Pairs([part], items, WEIGHTS[0])

@@ -119,7 +119,7 @@ def write_pairs(path: Path, positives: int) -> None:
     columns = {"positives": neighbors, "weight": weights, "weight_before_validation": weights}
     lists = {name: pl.Series(name, value).arr.to_list() for name, value in columns.items()}
     rows = pl.DataFrame({"anchor": item.ravel(), **lists}).with_columns(
-        size=pl.lit(positives, pl.Int32), left_out=pl.lit(0, pl.Int32)
+        size=pl.lit(positives, pl.Int32), dropped_positives=pl.lit(0, pl.Int32)
     )
     pairs.write(rows, path)
 

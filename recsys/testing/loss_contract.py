@@ -62,6 +62,7 @@ class LossContract:
         assert losses.dtype == np.float32
         assert np.isfinite(losses).all()
 
+    @pytest.mark.slow
     def test_compiled_loss_is_equal_for_any_number_of_candidates(self, loss, batch):
         """Training compiles the loss with XLA; only the dimension is known when it is traced."""
         shapes = [(None, DIMENSION), (None, DIMENSION), (None, None), (None,), (None,)]

@@ -165,6 +165,7 @@ def test_dataflow_without_google_libraries_names_the_package() -> None:
         runner.run([], beam("dataflow", **DATAFLOW), ignore_progress)
 
 
+@pytest.mark.beam
 def test_reports_errors_of_beams_validation() -> None:
     with pytest.raises(ConfigError, match=r"(?s)must pass Beam's own checks.*process_command"):
         runner.run([], beam("local", environment_type="PROCESS", environment_options=["zzz=1"]), ignore_progress)

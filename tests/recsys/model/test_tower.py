@@ -123,7 +123,11 @@ def test_ids_are_dropped_in_training_only(features):
 
 FUSIONS, TEXT_ENCODERS = ("sum", "concatenation", "gating"), ("bag", "convolutional", "recurrent")
 DISTANCE_NAMES = ("cosine", "euclidean", "manhattan")
-SHAPES = [(FUSIONS[i], TEXT_ENCODERS[j], DISTANCE_NAMES[(i + j) % 3]) for i, j in itertools.product(range(3), repeat=2)]
+SHAPES = [
+    # three quick ones have every fusion, text encoder and distance
+    pytest.param(FUSIONS[i], TEXT_ENCODERS[j], DISTANCE_NAMES[(i + j) % 3], marks=[] if i == j else pytest.mark.slow)
+    for i, j in itertools.product(range(3), repeat=2)
+]
 """Every combination of two of the three settings."""
 
 
