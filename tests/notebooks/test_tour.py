@@ -1,4 +1,4 @@
-"""`notebooks/tour.ipynb` is stored without outputs; executed on MovieLens 100k, it has the expected results."""
+"""`notebooks/tour.ipynb` is stored with its outputs; executed on MovieLens 100k, it has the expected results."""
 
 import copy
 import json
@@ -76,10 +76,19 @@ def test_stored_notebook_is_valid_and_has_unique_cell_ids(stored: Any) -> None:
     assert stored.metadata.kernelspec.name == "python3"
 
 
-def test_stored_cells_have_no_outputs_and_no_execution_counts(stored: Any) -> None:
+def test_stored_outputs_are_those_of_one_execution_in_order(stored: Any) -> None:
+    """The documentation shows them."""
     code = [cell for cell in stored.cells if cell.cell_type == "code"]
-    assert code
-    assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    figures = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+    assert figures == sum(FIGURES.values())
+
+
+def test_stored_outputs_have_the_kinds_of_those_of_an_execution(stored: Any, executed: Executed) -> None:
+    def kinds(cells: list[Any]) -> list[list[list[str]]]:
+        return [[sorted(output.get("data", {})) for output in cell.get("outputs", [])] for cell in cells]
+
+    assert kinds(stored.cells) == kinds(executed.cells)
 
 
 def test_each_section_has_the_expected_number_of_figures(executed: Executed) -> None:
