@@ -58,6 +58,7 @@ def temperatures(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return temperatures
 
 
+@pytest.mark.slow
 def test_json_output_is_one_object_and_text_output_is_toml(
     config: Path, program: Any, temperatures: list[float], tmp_path: Path
 ) -> None:

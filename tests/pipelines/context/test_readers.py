@@ -409,6 +409,7 @@ def test_invalid_bytes_at_the_end_of_a_long_file_are_rejected(tmp_path: Path, na
     assert str(path) in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.jsonl.gz", "log.parquet"])
 def test_memory_of_a_reader_is_less_than_half_of_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -329,6 +329,7 @@ def test_metrics_are_sent_later_when_mlflow_was_unreachable(tmp_path: Path, monk
         assert artifact == (context.run.folder / name).read_text()
 
 
+@pytest.mark.slow
 def test_mlflow_records_the_data_and_each_stage(tmp_path: Path) -> None:
     config = quick_config(tmp_path)
     run_nightly(config, QUIET, promotes=False)

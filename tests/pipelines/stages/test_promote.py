@@ -24,6 +24,8 @@ from recsys.release.mlflow_registry import Tracker
 from recsys.testing import regressions, world
 from tests import GOLDEN_RELEASES
 
+pytestmark = pytest.mark.slow  # the fixture runs all stages twice
+
 QUICK = ["train.passes=3", "train.history_passes=0", "promote.tolerance=0.3"]
 GOLDEN = GOLDEN_RELEASES / "v1"
 
@@ -138,7 +140,6 @@ def test_second_promotion_is_rejected_while_one_runs(folder: Path) -> None:
         promote_challenger(folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["tower.dimension=8", 'tower.distance="euclidean"'])
 def test_champion_with_another_dimension_or_distance_is_compared_by_item_id(folder: Path, shape: str) -> None:
     verdict = regressions.judge(

@@ -95,6 +95,7 @@ def run_stage(context: RunContext) -> dict[str, Any]:
 # --- manifest
 
 
+@pytest.mark.slow
 def test_manifest_has_passes_curves_and_validation_figures(tmp_path: Path) -> None:
     world.write(tmp_path)
     context = prepared_run(tmp_path, "train.history_passes=2")

@@ -180,6 +180,7 @@ def test_many_trials_approach_the_optimum(config: Config, training: Training, cl
     assert len(training.trained) == result["trials"]
 
 
+@pytest.mark.slow
 def test_worse_settings_are_not_returned(
     config: Config, training: Training, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,6 +288,7 @@ def test_draws_the_requested_number_of_distinct_negatives(sampler, power):
         assert (log_inclusion <= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [0.0, 0.7], ids="power {}".format)
 def test_sampled_partition_function_is_unbiased(sampler, power):
     """The mean over draws of sum(exp(logit) / inclusion) is the sum over all items that are positives."""
@@ -308,6 +309,7 @@ def test_sampled_partition_function_is_unbiased(sampler, power):
 # --- in batch and mixed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["in_batch", "mixed"])
 def test_positive_of_an_anchor_is_drawn_by_weight(sampler, kind):
     drawn, draws = sampler(kind, seed=3), 3000

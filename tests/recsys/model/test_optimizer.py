@@ -88,6 +88,7 @@ def test_default_settings_give_exactly_adam(text_encoder):
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_only_a_frozen_encoder_does_not_change(encoder):
     moved = World(learning_rates={encoder: 0.0}, weight_decay=0.1).moved(5)
@@ -105,6 +106,7 @@ def test_factors_scale_the_first_step_of_their_encoders_only(factor):
     assert min(expected.values()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text_encoder", "text_factor"), [("bag", 4.0), ("convolutional", 1.0), ("recurrent", 1.0)])
 def test_feature_rate_applies_to_features_except_convolutional_and_recurrent_text(text_encoder, text_factor):
     plain = World(text_encoder=text_encoder).moved()
