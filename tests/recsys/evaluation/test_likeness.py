@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+from scipy import sparse
+
+from recsys.evaluation import likeness
+from recsys.evaluation.likeness import (
+    Evidence,
+    K,
+    column_agreement,
+    graded_ndcg,
+    group_recall,
+    held_out_users,
+    likeness_report,
+    load_groups,
+    mean_interval,
+    relevance_of,
+)
+
+NUM_ITEMS = 30
+
+
+class FixedNeighbors:
+    """A recommender with fixed results."""
+
+    def __init__(self, neighbors):
+        self.neighbors = neighbors
+
+    def top_k(self, queries, k):
+        result = np.full((len(queries), k), -1, np.int32)
+        for row, item in enumerate(queries.items[:, 0]):
+            neighbors = self.neighbors[item][:k]
+            result[row, : len(neighbors)] = neighbors
+        return result
+
+
+def random_order(seed=0):
+    rng = np.random.default_rng(seed)
+    return np.array([[n for n in rng.permutation(NUM_ITEMS) if n != item] for item in range(NUM_ITEMS)], np.int32)
+
+
+def random_relevance(seed=0):
+    """Items 3 and 8 have no evidence."""
+    rng = np.random.default_rng(seed)
+    dense = rng.random((NUM_ITEMS, NUM_ITEMS)) * (rng.random((NUM_ITEMS, NUM_ITEMS)) < 0.4)
+    np.fill_diagonal(dense, 0)
+    dense[[3, 8]] = dense[:, [3, 8]] = 0
+    return dense
+
+
+def naive_ndcg(order, gains, judged):
+    received = [gains[item] for item in order if judged[item]][:10]
+    ideal = sorted(gains, reverse=True)[:10]
+    dcg, best = (sum(gain / np.log2(rank + 2) for rank, gain in enumerate(each)) for each in (received, ideal))
+    return dcg / best
+
+
+def test_graded_ndcg_skips_items_without_evidence():
+    order, gains = random_order(), random_relevance()
+    judged = gains.sum(axis=0) > 0
+    expected = [naive_ndcg(order[item], gains[item], judged) for item in range(NUM_ITEMS) if item not in (3, 8)]
+    np.testing.assert_allclose(graded_ndcg(order, sparse.csr_array(gains)), expected)
+
+
+def test_graded_ndcg_of_the_best_order_is_1_and_of_no_neighbors_0():
+    gains = random_relevance()
+    best = np.argsort(-gains, axis=1, kind="stable").astype(np.int32)
+    np.testing.assert_allclose(graded_ndcg(best, sparse.csr_array(gains)), 1)
+    useless = np.full((NUM_ITEMS, 2), -1, np.int32)
+    useless[:, 0] = 3
+    np.testing.assert_allclose(graded_ndcg(useless, sparse.csr_array(gains)), 0)
+
+
+def test_group_recall_counts_the_other_members():
+    nearest = np.full((NUM_ITEMS, K), -1, np.int32)
+    nearest[1, :2] = 2, 20
+    nearest[2, :3] = 5, 1, 7
+    nearest[5, :1] = 11
+    groups = [np.array([1, 2, 5]), np.array([11, 12])]
+    assert group_recall(nearest, groups).tolist() == [1 / 2, 2 / 2, 0, 0, 0]
+
+
+def test_group_recall_of_a_large_group_can_reach_1():
+    members = np.arange(15, dtype=np.int32)
+    nearest = np.array([[n for n in members if n != item][:K] for item in range(15)], np.int32)
+    assert group_recall(nearest, [members]).tolist() == [1.0] * 15
+
+
+def test_column_agreement_is_the_mean_cosine_of_neighbors():
+    dense = np.zeros((NUM_ITEMS, 3))
+    dense[[0, 1]] = [0.6, 0.8, 0]
+    dense[2] = [1, 0, 0]
+    nearest = np.full((3, K), -1, np.int32)
+    nearest[0, :3] = 1, 2, 9
+    nearest[1, :1] = 2
+    agreement = column_agreement(nearest, np.array([0, 1, 9], np.int32), sparse.csr_array(dense))
+    np.testing.assert_allclose(agreement, [(1 + 0.6) / K, 0.6 / K])  # item 9 has no terms, so it is not a query
+
+
+def test_users_are_held_out_by_their_id_alone():
+    ids = [f"user {number}" for number in range(4_000)]
+    mask = held_out_users(ids, share=0.25)
+    assert 0.22 < mask.mean() < 0.28
+    by_id = dict(zip(ids, mask.tolist(), strict=True))
+    reverse = held_out_users(ids[::-1], share=0.25)
+    assert reverse.tolist() == [by_id[each] for each in ids[::-1]]
+    assert (mask <= held_out_users(ids, share=0.5)).all()
+    assert not held_out_users(ids, share=0).any()
+    assert held_out_users(ids, share=1).all()
+
+
+def test_relevance_ignores_items_with_too_few_users():
+    rng = np.random.default_rng(0)
+    dense = (rng.random((40, 7)) < 0.5).astype(np.float32)
+    dense[:, 2] = 0
+    dense[:3, 2] = 1
+    relevance = relevance_of(sparse.csr_array(dense), min_users=4, shrinkage=1.0).toarray()
+    assert not relevance[2].any()
+    assert not relevance[:, 2].any()
+    common = int((dense[:, 0] * dense[:, 5]).sum())
+    lift = common * 40 / (dense[:, 0].sum() * dense[:, 5].sum())
+    assert relevance[0, 5] == pytest.approx(lift * common / (common + 1), rel=1e-6)
+
+
+def test_mean_interval_contains_the_mean_and_narrows_with_more_values():
+    values = np.random.default_rng(1).random(400)
+    low, high = mean_interval(values, 500)
+    few_low, few_high = mean_interval(values[:25], 500)
+    assert low < values.mean() < high
+    standard_error = values.std() / np.sqrt(len(values))
+    assert high - low == pytest.approx(2 * 1.96 * standard_error, rel=0.15)
+    assert few_high - few_low > 2 * (high - low)
+
+
+def test_report_has_every_figure_with_its_interval():
+    order, gains = random_order(1), random_relevance(1)
+    rng = np.random.default_rng(0)
+    columns = np.eye(NUM_ITEMS)[rng.integers(0, 4, NUM_ITEMS)]
+    popularity = np.arange(NUM_ITEMS) * 9  # item 0 has no interactions; items 0 and 1 are rare, 12 and later popular
+    evidence = Evidence(sparse.csr_array(gains), [np.array([4, 9, 17], np.int32)], sparse.csr_array(columns))
+    report = likeness_report(FixedNeighbors(order), evidence, popularity, resamples=200)
+    judged = gains.sum(axis=0) > 0
+    agreement = [naive_ndcg(order[item], gains[item], judged) for item in range(1, NUM_ITEMS) if gains[item].any()]
+    assert report["agreement_at_10"] == pytest.approx(np.mean(agreement))
+    recall = np.mean([len({4, 9, 17} & {*order[item, :10].tolist()}) / 2 for item in (4, 9, 17)])
+    assert report["group_recall_at_10"] == pytest.approx(recall)
+    cosine = np.mean([columns[item] @ columns[other] for item in range(1, NUM_ITEMS) for other in order[item, :10]])
+    assert report["column_agreement_at_10"] == pytest.approx(cosine)
+    assert report["popularity_at_10"] == np.median(popularity[order[1:, :10]])
+    assert report["rare_at_10"] == pytest.approx(np.mean(popularity[order[12:, :10]] < likeness.RARE))
+    assert report["queries"] == {
+        "agreement_at_10": len(agreement),
+        "group_recall_at_10": 3,
+        "column_agreement_at_10": NUM_ITEMS - 1,
+    }
+    for name, (low, high) in report["intervals"].items():
+        assert low <= report[name] <= high
+
+
+def test_report_without_evidence_has_only_the_popularity_of_neighbors():
+    evidence = Evidence(sparse.csr_array((NUM_ITEMS, NUM_ITEMS), dtype=np.float32))
+    report = likeness_report(FixedNeighbors(random_order()), evidence, np.full(NUM_ITEMS, 5), resamples=10)
+    assert report["intervals"] == {}
+    assert report["queries"] == {"agreement_at_10": 0, "group_recall_at_10": 0}
+    assert (report["popularity_at_10"], report["rare_at_10"]) == (5, 0)
+
+
+def test_groups_contain_only_items_of_the_catalog():
+    numbers = {"a": 4, "b": 0, "c": 2}
+    groups = load_groups({"one": ["a", "b", "x"], "two": ["c", "y"], "three": ["a", "a"]}, numbers)
+    assert [group.tolist() for group in groups] == [[0, 4]]
