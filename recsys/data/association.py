@@ -21,8 +21,8 @@ BLOCK_CELLS = 2**23
 
 NUM_NEIGHBORS = 200
 """Items on which an anchor is regressed. On MovieLens 100k, 100 find fewer films of a series, 400 a few more."""
-DENSE_SPEED = 30
-"""How many products of a dense matrix take the time of one product of a sparse matrix, approximately."""
+DENSE_ITEMS = 8_192
+"""Largest catalog whose common users are counted once for all items: 256 MiB."""
 
 NEIGHBOR_SHRINKAGE = 10.0
 """Shrinkage of the cosine that selects these items."""
@@ -76,7 +76,7 @@ def partial_weights(
     """
     num_items = interactions.shape[1]
     root = np.sqrt(_item_counts(interactions))
-    by_item = interactions.astype(np.float32).tocsc()
+    count_common = _CommonUsers(interactions)
     blocks = []
     for anchors, shared in _shared_users_by_block(interactions):
         row = np.repeat(anchors, np.diff(shared.indptr))
@@ -90,35 +90,36 @@ def partial_weights(
             cells = slice(nearest.indptr[number], nearest.indptr[number + 1])
             neighbors = nearest.indices[cells]
             if len(neighbors):
-                weights[cells] = _regress(by_item[:, neighbors], shared[[number]].toarray()[0, neighbors], penalty)
+                common = count_common(np.append(neighbors, anchors[number])).astype(np.float64)
+                gram, target = common[:-1, :-1], common[:-1, -1]
+                gram[np.diag_indices_from(gram)] += penalty
+                factor = linalg.cho_factor(gram, check_finite=False)  # `linalg.solve` also estimates the condition
+                weights[cells] = linalg.cho_solve(factor, target, check_finite=False)
         nearest.data = np.maximum(weights, 0) ** power
         nearest.eliminate_zeros()
         blocks.append(_normalize_rows(_largest(nearest, max_positives)))
     return _stack(blocks, num_items)
 
 
-def _regress(columns: sparse.csc_array, target: NDArray[np.float32], penalty: float) -> NDArray[np.float64]:
-    """Return the ridge regression weights of an anchor.
+class _CommonUsers:
+    """Number of common users of any two of some items, [n, n]; of one item on the diagonal.
 
-    Args:
-        columns: users of the neighbors, [num_users, n].
-        target: number of users that each neighbor shares with the anchor, [n].
-        penalty: L2 penalty.
+    Looked up in a dense matrix of all items of a small catalog, and counted for a large one.
     """
-    gram = _gram(columns).astype(np.float64)
-    gram[np.diag_indices_from(gram)] += penalty
-    return linalg.solve(gram, target.astype(np.float64), assume_a="pos", overwrite_a=True, check_finite=False)
 
+    def __init__(self, interactions: sparse.csr_array) -> None:
+        interactions = interactions.astype(np.float32)
+        self._by_item = interactions.tocsc()
+        self._all: NDArray[np.float32] | None = None
+        if interactions.shape[1] <= DENSE_ITEMS:
+            self._all = (interactions.T @ interactions).toarray()
 
-def _gram(columns: sparse.csc_array) -> NDArray[np.float32]:
-    """Return the number of common users of any two columns, [n, n], by the cheaper of two products."""
-    users, rows = np.unique(columns.indices, return_inverse=True)
-    sparse_cost = (np.bincount(rows).astype(np.float64) ** 2).sum()
-    if sparse_cost * DENSE_SPEED < len(users) * columns.shape[1] ** 2:
-        return (columns.T @ columns).toarray()
-    dense = np.zeros((len(users), columns.shape[1]), np.float32)
-    dense[rows, np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))] = 1
-    return dense.T @ dense
+    def __call__(self, items: NDArray[np.int32]) -> NDArray[np.float32]:
+        if self._all is not None:
+            return self._all[np.ix_(items, items)]
+        columns = self._by_item[:, items]
+        counts: NDArray[np.float32] = (columns.T @ columns).toarray()
+        return counts
 
 
 def _item_counts(interactions: sparse.csr_array) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys.data.association import shrunk_lift
+from recsys.data.association import partial_weights, shrunk_lift
 from recsys.evaluation.metrics import CONFIDENCE, Recommender
 from recsys.index.queries import PADDING, Queries
 
@@ -27,6 +27,10 @@ K = 10
 """Number of neighbors that are judged."""
 SEARCHED = 100
 """Number of neighbors that are searched, so that `K` of them are items with evidence."""
+MIN_USERS = (20, 10, 5)
+"""Numbers of users left out from which an item can be judged."""
+JUDGED_SHARE = 0.25
+"""Share of the catalog that has to be judged."""
 HELD_OUT_SHARE = 1 / 3
 """Share of the users who are left out of the training to judge it."""
 POPULAR, RARE = 100, 10
@@ -34,35 +38,46 @@ POPULAR, RARE = 100, 10
 
 
 class Evidence(NamedTuple):
-    """What the neighbors of the items are compared with; None for what there is not."""
+    """What the neighbors of the items are compared with."""
 
-    relevance: sparse.csr_array
-    """Association of two items among the users left out, from `relevance_of`, [num_items, num_items]."""
+    lift: sparse.csr_array
+    """Shrunk lift of two items among the users left out, [num_items, num_items]."""
+    partial: sparse.csr_array
+    """Partial weight of two items among the users left out, [num_items, num_items]."""
     groups: Sequence[NDArray[np.int32]] = ()
     """Item numbers of each group of items that belong together."""
     columns: sparse.csr_array | None = None
     """Rows of length 1 or 0, [num_items, num_terms], of columns that no model reads."""
+
+    @classmethod
+    def from_interactions(cls, interactions: sparse.csr_array) -> Evidence:
+        """Measure the association of items among users left out.
+
+        Lift alone would reward neighbors that are associated through a third item, and partial weights alone are noisy.
+        Counts and cosine would reward popularity: popular items are near all others by them.
+
+        Items with too few of these users are not judged. The number is the largest of `MIN_USERS` that a quarter of the
+        items reach; shrinkage and penalty are in proportion to it.
+
+        Args:
+            interactions: whole histories of the users left out, 0 or 1, [num_users, num_items].
+        """
+        counts = np.asarray(interactions.sum(axis=0)).ravel()
+        min_users = next((each for each in MIN_USERS if np.mean(counts >= each) >= JUDGED_SHARE), MIN_USERS[-1])
+        judged = sparse.diags_array((counts >= min_users).astype(np.float32))
+        # without the other items, but with all users: the lift depends on their number
+        known = sparse.csr_array(interactions @ judged)
+        known.eliminate_zeros()
+        return cls(
+            shrunk_lift(known, min_users / 2, known.shape[1]),
+            partial_weights(known, 5.0 * min_users, 1.0, known.shape[1]),
+        )
 
 
 def held_out_users(user_ids: Iterable[str], share: float = HELD_OUT_SHARE) -> NDArray[np.bool_]:
     """Return which users are left out, bool [num_users]. A user's id alone decides, so the choice never changes."""
     hashes = (hashlib.blake2b(user_id.encode(), digest_size=8, person=b"held-out").digest() for user_id in user_ids)
     return np.array([int.from_bytes(each) < share * 2**64 for each in hashes], np.bool_)
-
-
-def relevance_of(interactions: sparse.csr_array, min_users: int, shrinkage: float) -> sparse.csr_array:
-    """Return the graded relevance of the neighbors of each item: the shrunk lift among users left out.
-
-    Cosine and counts would not do: popular items are near all others by them, so that popularity looks like likeness.
-
-    Args:
-        interactions: whole histories of the users left out, 0 or 1, [num_users, num_items].
-        min_users: items with fewer users among them have no evidence: their rows and columns are empty.
-        shrinkage: of the lift.
-    """
-    counts = np.asarray(interactions.sum(axis=0)).ravel()
-    judged = sparse.diags_array((counts >= min_users).astype(np.float32))
-    return shrunk_lift(sparse.csr_array(interactions @ judged), shrinkage, interactions.shape[1])
 
 
 def likeness_report(
@@ -78,28 +93,30 @@ def likeness_report(
         seed: of the resamples.
 
     Returns:
-        JSON-compatible: `agreement_at_10`, `group_recall_at_10` and `column_agreement_at_10` if there is evidence;
-        `popularity_at_10`, the median number of interactions of the neighbors; `rare_at_10`, the share of the
-        neighbors of popular items that are rare; `intervals` (name: [low, high]); `queries` (name: number of items).
+        JSON-compatible: `lift_agreement_at_10`, `partial_agreement_at_10` and their mean, `agreement_at_10`;
+        `group_recall_at_10` and `column_agreement_at_10` if there is evidence; `popularity_at_10`, the median number of
+        interactions of the neighbors; `rare_at_10`, the share of the neighbors of popular items that are rare;
+        `intervals` (name: [low, high]); `queries` (name: number of items).
     """
     items = np.flatnonzero(popularity > 0).astype(np.int32)
-    top = np.full((len(popularity), SEARCHED), PADDING, np.int32)
-    top[items] = model.top_k(Queries.from_items(items), SEARCHED)
+    top = model.top_k(Queries.from_items(items), SEARCHED)
     nearest = top[:, :K]
+    lift, partial = (graded_ndcg(top, items, relevance) for relevance in (evidence.lift, evidence.partial))
     values = {
-        f"agreement_at_{K}": graded_ndcg(top, evidence.relevance),
-        f"group_recall_at_{K}": group_recall(nearest, evidence.groups),
+        f"agreement_at_{K}": (lift + partial) / 2,
+        f"lift_agreement_at_{K}": lift,
+        f"partial_agreement_at_{K}": partial,
+        f"group_recall_at_{K}": group_recall(nearest, items, evidence.groups),
     }
     if evidence.columns is not None:
-        values[f"column_agreement_at_{K}"] = column_agreement(nearest[items], items, evidence.columns)
-    popular = nearest[items[popularity[items] >= POPULAR]]
-    shown = popularity[popular[popular >= 0]]
+        values[f"column_agreement_at_{K}"] = column_agreement(nearest, items, evidence.columns)
+    values = {name: each[np.isfinite(each)] for name, each in values.items()}
     figures: dict[str, Any] = {name: float(each.mean()) for name, each in values.items() if len(each)}
-    returned = nearest[items]
-    figures[f"popularity_at_{K}"] = (
-        float(np.median(popularity[returned[returned >= 0]])) if (returned >= 0).any() else 0.0
+    returned, by_popular = (
+        popularity[rows[rows != PADDING]] for rows in (nearest, nearest[popularity[items] >= POPULAR])
     )
-    figures[f"rare_at_{K}"] = float(np.mean(shown < RARE)) if len(shown) else 0.0
+    figures[f"popularity_at_{K}"] = float(np.median(returned)) if len(returned) else 0.0
+    figures[f"rare_at_{K}"] = float(np.mean(by_popular < RARE)) if len(by_popular) else 0.0
     figures["intervals"] = {
         name: mean_interval(each, resamples, seed=seed) for name, each in values.items() if len(each)
     }
@@ -107,45 +124,50 @@ def likeness_report(
     return figures
 
 
-def graded_ndcg(top: NDArray[np.int32], relevance: sparse.csr_array) -> NDArray[np.float64]:
-    """Return the NDCG of the first `K` judged neighbors of each item with evidence, float64 [n].
+def graded_ndcg(top: NDArray[np.int32], items: NDArray[np.int32], relevance: sparse.csr_array) -> NDArray[np.float64]:
+    """Return the NDCG of the first `K` judged neighbors of each item, float64 [n]; NaN for items without relevance.
 
-    Neighbors without evidence are skipped rather than counted as wrong (condensed lists; Sakai, Alternatives to
-    Bpref, SIGIR 2007).
+    Neighbors without relevance to any item are skipped rather than counted as wrong (condensed lists; Sakai,
+    Alternatives to Bpref, SIGIR 2007).
 
     Args:
-        top: neighbors of all items, best first, int32 [num_items, SEARCHED]; -1 pads. Items that were not searched
-            have no neighbors, and are left out.
-        relevance: gains, [num_items, num_items]; an item with evidence has a positive gain in its column.
+        top: neighbors of the items, best first, int32 [n, SEARCHED]; -1 pads.
+        items: item numbers, int32 [n].
+        relevance: gains, [num_items, num_items].
     """
     judged = np.asarray(relevance.sum(axis=0)).ravel() > 0
-    searched = top[:, 0] != PADDING
     discount = 1 / np.log2(np.arange(K) + 2.0)
-    result = []
-    for item in np.flatnonzero(searched & (np.diff(relevance.indptr) > 0)):
+    result = np.full(len(items), np.nan)
+    gains = np.zeros(len(judged))
+    for row, item in enumerate(items):
         cells = slice(relevance.indptr[item], relevance.indptr[item + 1])
-        gains = np.zeros(len(judged))
+        if cells.start == cells.stop:
+            continue
         gains[relevance.indices[cells]] = relevance.data[cells]
-        neighbors = top[item][top[item] != PADDING]
+        neighbors = top[row][top[row] != PADDING]
         received = gains[neighbors[judged[neighbors]][:K]]
+        gains[relevance.indices[cells]] = 0
         ideal = np.sort(relevance.data[cells])[::-1][:K]
-        result.append((received @ discount[: len(received)]) / (ideal @ discount[: len(ideal)]))
-    return np.array(result, np.float64)
+        result[row] = (received @ discount[: len(received)]) / (ideal @ discount[: len(ideal)])
+    return result
 
 
-def group_recall(nearest: NDArray[np.int32], groups: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
-    """Return for each member of a group the share of the other members among its neighbors, float64 [n].
+def group_recall(
+    nearest: NDArray[np.int32], items: NDArray[np.int32], groups: Sequence[NDArray[np.int32]]
+) -> NDArray[np.float64]:
+    """Return for each member of a group the share of the other members among its neighbors, float64 [num_members].
 
     Args:
-        nearest: neighbors of all items, int32 [num_items, K].
+        nearest: neighbors of the items, int32 [n, K]; -1 pads.
+        items: item numbers, int32 [n]; the others have no neighbors.
         groups: item numbers of each group.
     """
+    neighbors = dict(zip(items.tolist(), nearest, strict=True))
     return np.array(
         [
-            np.isin(np.setdiff1d(group, [item]), nearest[item]).sum() / min(len(group) - 1, K)
+            np.isin(group[group != item], neighbors.get(item, ())).sum() / min(len(group) - 1, K)
             for group in groups
-            for item in group
-            if len(group) > 1
+            for item in group.tolist()
         ],
         np.float64,
     )
@@ -154,10 +176,12 @@ def group_recall(nearest: NDArray[np.int32], groups: Sequence[NDArray[np.int32]]
 def column_agreement(
     nearest: NDArray[np.int32], items: NDArray[np.int32], columns: sparse.csr_array
 ) -> NDArray[np.float64]:
-    """Return the mean cosine of each item and its neighbors, float64 [n]; a missing neighbor counts 0.
+    """Return the mean cosine of each item and its neighbors, float64 [n]; NaN for items without terms.
+
+    A missing neighbor has the cosine 0.
 
     Args:
-        nearest: neighbors of each of the items, int32 [n, K]; -1 pads.
+        nearest: neighbors of the items, int32 [n, K]; -1 pads.
         items: item numbers, int32 [n].
         columns: rows of length 1 or 0, [num_items, num_terms].
     """
@@ -166,7 +190,7 @@ def column_agreement(
         cosine = np.asarray(columns[items].multiply(columns[column]).sum(axis=1)).ravel()
         total += np.where(column == PADDING, 0, cosine)
     has_terms = np.diff(columns.indptr)[items] > 0
-    return total[has_terms] / nearest.shape[1]
+    return np.where(has_terms, total / nearest.shape[1], np.nan)
 
 
 def mean_interval(values: NDArray[np.float64], resamples: int, *, seed: int = 0) -> list[float]:

@@ -20,9 +20,11 @@ def matrix(dense):
     return sparse.csr_array(dense)
 
 
-@pytest.fixture(params=[1, 40, 10_000], ids="{} pairs per block".format)
+@pytest.fixture(params=[(1, 0), (40, 100), (10_000, 0)], ids=["many blocks", "dense counts", "one block"])
 def blocks(request, monkeypatch):
-    monkeypatch.setattr(association, "BLOCK_CELLS", request.param)
+    block_cells, dense_items = request.param
+    monkeypatch.setattr(association, "BLOCK_CELLS", block_cells)
+    monkeypatch.setattr(association, "DENSE_ITEMS", dense_items)
 
 
 def naive_lift(dense, shrinkage):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from recsys.data.association import partial_weights, shrunk_lift
 from recsys.evaluation import likeness
 from recsys.evaluation.likeness import (
     Evidence,
@@ -13,7 +14,6 @@ from recsys.evaluation.likeness import (
     likeness_report,
     load_groups,
     mean_interval,
-    relevance_of,
 )
 
 NUM_ITEMS = 30
@@ -57,32 +57,36 @@ def naive_ndcg(order, gains, judged):
 def test_graded_ndcg_skips_items_without_evidence():
     order, gains = random_order(), random_relevance()
     judged = gains.sum(axis=0) > 0
-    expected = [naive_ndcg(order[item], gains[item], judged) for item in range(NUM_ITEMS) if item not in (3, 8)]
-    np.testing.assert_allclose(graded_ndcg(order, sparse.csr_array(gains)), expected)
+    items = np.array([9, 3, 0, 21, 8], np.int32)
+    ndcg = graded_ndcg(order[items], items, sparse.csr_array(gains))
+    expected = [np.nan if item in (3, 8) else naive_ndcg(order[item], gains[item], judged) for item in items]
+    np.testing.assert_allclose(ndcg, expected)
 
 
 def test_graded_ndcg_of_the_best_order_is_1_and_of_no_neighbors_0():
     gains = random_relevance()
-    best = np.argsort(-gains, axis=1, kind="stable").astype(np.int32)
-    np.testing.assert_allclose(graded_ndcg(best, sparse.csr_array(gains)), 1)
-    useless = np.full((NUM_ITEMS, 2), -1, np.int32)
+    items = np.setdiff1d(np.arange(NUM_ITEMS), [3, 8]).astype(np.int32)
+    best = np.argsort(-gains[items], axis=1, kind="stable").astype(np.int32)
+    np.testing.assert_allclose(graded_ndcg(best, items, sparse.csr_array(gains)), 1)
+    useless = np.full((len(items), 2), -1, np.int32)
     useless[:, 0] = 3
-    np.testing.assert_allclose(graded_ndcg(useless, sparse.csr_array(gains)), 0)
+    np.testing.assert_allclose(graded_ndcg(useless, items, sparse.csr_array(gains)), 0)
 
 
 def test_group_recall_counts_the_other_members():
-    nearest = np.full((NUM_ITEMS, K), -1, np.int32)
-    nearest[1, :2] = 2, 20
-    nearest[2, :3] = 5, 1, 7
-    nearest[5, :1] = 11
+    items = np.array([2, 5, 1], np.int32)  # 11 and 12 have no neighbors
+    nearest = np.full((3, K), -1, np.int32)
+    nearest[0, :3] = 5, 1, 7
+    nearest[1, :1] = 11
+    nearest[2, :2] = 2, 20
     groups = [np.array([1, 2, 5]), np.array([11, 12])]
-    assert group_recall(nearest, groups).tolist() == [1 / 2, 2 / 2, 0, 0, 0]
+    assert group_recall(nearest, items, groups).tolist() == [1 / 2, 2 / 2, 0, 0, 0]
 
 
 def test_group_recall_of_a_large_group_can_reach_1():
     members = np.arange(15, dtype=np.int32)
     nearest = np.array([[n for n in members if n != item][:K] for item in range(15)], np.int32)
-    assert group_recall(nearest, [members]).tolist() == [1.0] * 15
+    assert group_recall(nearest, members, [members]).tolist() == [1.0] * 15
 
 
 def test_column_agreement_is_the_mean_cosine_of_neighbors():
@@ -93,7 +97,7 @@ def test_column_agreement_is_the_mean_cosine_of_neighbors():
     nearest[0, :3] = 1, 2, 9
     nearest[1, :1] = 2
     agreement = column_agreement(nearest, np.array([0, 1, 9], np.int32), sparse.csr_array(dense))
-    np.testing.assert_allclose(agreement, [(1 + 0.6) / K, 0.6 / K])  # item 9 has no terms, so it is not a query
+    np.testing.assert_allclose(agreement, [(1 + 0.6) / K, 0.6 / K, np.nan])  # item 9 has no terms
 
 
 def test_users_are_held_out_by_their_id_alone():
@@ -108,17 +112,23 @@ def test_users_are_held_out_by_their_id_alone():
     assert held_out_users(ids, share=1).all()
 
 
-def test_relevance_ignores_items_with_too_few_users():
+@pytest.mark.parametrize(("users_per_item", "min_users"), [(60, 20), (14, 10), (7, 5), (3, 5)])
+def test_evidence_is_the_association_of_items_with_enough_users(users_per_item, min_users):
+    """Every item has `users_per_item` users or a few more, but item 2 has 4."""
     rng = np.random.default_rng(0)
-    dense = (rng.random((40, 7)) < 0.5).astype(np.float32)
-    dense[:, 2] = 0
-    dense[:3, 2] = 1
-    relevance = relevance_of(sparse.csr_array(dense), min_users=4, shrinkage=1.0).toarray()
-    assert not relevance[2].any()
-    assert not relevance[:, 2].any()
-    common = int((dense[:, 0] * dense[:, 5]).sum())
-    lift = common * 40 / (dense[:, 0].sum() * dense[:, 5].sum())
-    assert relevance[0, 5] == pytest.approx(lift * common / (common + 1), rel=1e-6)
+    dense = np.zeros((90, 11), np.float32)
+    for item in range(11):
+        dense[rng.choice(90, 4 if item == 2 else users_per_item + item % 3, replace=False), item] = 1
+    evidence = Evidence.from_interactions(sparse.csr_array(dense))
+    judged = np.flatnonzero(dense.sum(axis=0) >= min_users)
+    known = np.zeros_like(dense)
+    known[:, judged] = dense[:, judged]
+    assert 2 not in judged
+    lift = shrunk_lift(sparse.csr_array(known), min_users / 2, 11).toarray()
+    partial = partial_weights(sparse.csr_array(known), 5 * min_users, 1.0, 11).toarray()
+    np.testing.assert_array_equal(evidence.lift.toarray(), lift)
+    np.testing.assert_array_equal(evidence.partial.toarray(), partial)
+    assert bool(lift.any()) == (users_per_item > 5)
 
 
 def test_mean_interval_contains_the_mean_and_narrows_with_more_values():
@@ -136,11 +146,25 @@ def test_report_has_every_figure_with_its_interval():
     rng = np.random.default_rng(0)
     columns = np.eye(NUM_ITEMS)[rng.integers(0, 4, NUM_ITEMS)]
     popularity = np.arange(NUM_ITEMS) * 9  # item 0 has no interactions; items 0 and 1 are rare, 12 and later popular
-    evidence = Evidence(sparse.csr_array(gains), [np.array([4, 9, 17], np.int32)], sparse.csr_array(columns))
+    other_gains = random_relevance(2)
+    other_gains[11] = 0
+    evidence = Evidence(
+        sparse.csr_array(gains),
+        sparse.csr_array(other_gains),
+        [np.array([4, 9, 17], np.int32)],
+        sparse.csr_array(columns),
+    )
     report = likeness_report(FixedNeighbors(order), evidence, popularity, resamples=200)
-    judged = gains.sum(axis=0) > 0
-    agreement = [naive_ndcg(order[item], gains[item], judged) for item in range(1, NUM_ITEMS) if gains[item].any()]
-    assert report["agreement_at_10"] == pytest.approx(np.mean(agreement))
+
+    def ndcg(relevance, item):
+        return naive_ndcg(order[item], relevance[item], relevance.sum(axis=0) > 0)
+
+    judged = [item for item in range(1, NUM_ITEMS) if item not in (3, 8)]
+    both = [item for item in judged if item != 11]
+    lift, partial = ([ndcg(each, item) for item in both] for each in (gains, other_gains))
+    assert report["lift_agreement_at_10"] == pytest.approx(np.mean([ndcg(gains, item) for item in judged]))
+    assert report["partial_agreement_at_10"] == pytest.approx(np.mean(partial))
+    assert report["agreement_at_10"] == pytest.approx(np.mean([lift, partial]))
     recall = np.mean([len({4, 9, 17} & {*order[item, :10].tolist()}) / 2 for item in (4, 9, 17)])
     assert report["group_recall_at_10"] == pytest.approx(recall)
     cosine = np.mean([columns[item] @ columns[other] for item in range(1, NUM_ITEMS) for other in order[item, :10]])
@@ -148,7 +172,9 @@ def test_report_has_every_figure_with_its_interval():
     assert report["popularity_at_10"] == np.median(popularity[order[1:, :10]])
     assert report["rare_at_10"] == pytest.approx(np.mean(popularity[order[12:, :10]] < likeness.RARE))
     assert report["queries"] == {
-        "agreement_at_10": len(agreement),
+        "agreement_at_10": len(both),
+        "lift_agreement_at_10": len(judged),
+        "partial_agreement_at_10": len(both),
         "group_recall_at_10": 3,
         "column_agreement_at_10": NUM_ITEMS - 1,
     }
@@ -157,10 +183,11 @@ def test_report_has_every_figure_with_its_interval():
 
 
 def test_report_without_evidence_has_only_the_popularity_of_neighbors():
-    evidence = Evidence(sparse.csr_array((NUM_ITEMS, NUM_ITEMS), dtype=np.float32))
+    nothing = sparse.csr_array((NUM_ITEMS, NUM_ITEMS), dtype=np.float32)
+    evidence = Evidence(nothing, nothing)
     report = likeness_report(FixedNeighbors(random_order()), evidence, np.full(NUM_ITEMS, 5), resamples=10)
     assert report["intervals"] == {}
-    assert report["queries"] == {"agreement_at_10": 0, "group_recall_at_10": 0}
+    assert set(report["queries"].values()) == {0}
     assert (report["popularity_at_10"], report["rare_at_10"]) == (5, 0)
 
 

@@ -1,0 +1,229 @@
+"""Measure whether the nearest neighbors of items are like them, for towers and baselines.
+
+    python -m benchmarks.likeness --sequences FILE [--attributes FILE] [--texts FILE] [--alike FILE] --json OUT
+    python -m benchmarks.likeness --config FILE [--texts FILE] [--alike FILE] --json OUT
+
+Three kinds of evidence, described in `docs/explanation/likeness.md`: the agreement with users who took no part in the
+training, groups of items that people put together (`--alike`, JSON: name to item ids), and texts that no model reads
+(`--texts`, JSON: item to text). All models are trained on the other users, and the settings of each baseline are those
+with the best agreement. The test targets are held out as in `benchmarks.quality`.
+
+Towers are trained on kinds of pairs and mixes of them: `next` by all stages of a run, the others in passes over pairs
+alone:
+
+- `windowed`: the pairs of `prepare`, co-occurrence within a window
+- `partial`: partial weights, cubed; what an item says about another beyond what its other neighbors say
+- `lift`: shrunk lift
+- `mixed`: half `partial`, half `windowed`
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import sparse
+
+from benchmarks.command import FIGURES, parser, temporary_folder, write
+from pipelines.context.progress import Progress
+from pipelines.context.run_context import RunContext
+from pipelines.orchestration.stage_table import STAGES
+from pipelines.stages import evaluate, train
+from recsys.config.loading import load_config
+from recsys.config.sections import Config, ItemsConfig
+from recsys.data import association, cooccurrence, datasets, pairs
+from recsys.data.catalog import Catalog
+from recsys.data.sequences import Sequences
+from recsys.errors import InputError
+from recsys.evaluation.baselines import interaction_matrix
+from recsys.evaluation.likeness import Evidence, held_out_users, likeness_report, load_groups
+from recsys.evaluation.metrics import Recommender, evaluate_last_item
+from recsys.features.tfidf import tfidf_matrix
+from recsys.index import embeddings
+from recsys.index.distances import DISTANCES
+from recsys.index.exact import ExactIndex
+from recsys.model.fit_plan import FitPlan, PairPhase
+from recsys.release.formats import CATALOG, EMBEDDINGS
+
+PENALTY, POWER = 200.0, 3.0
+"""Of the partial weights."""
+LIFT_SHRINKAGE, LIFT_POSITIVES = 10.0, 100
+PASSES = 40
+RESAMPLES = 1_000
+AGREEMENT = "agreement_at_10"
+PRINTED = (AGREEMENT, "lift_agreement_at_10", "partial_agreement_at_10", "group_recall_at_10", "column_agreement_at_10")
+
+
+def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None) -> dict[str, Any]:
+    """Train all models on the users who are not left out, and return their figures."""
+    everybody = _prepare(config, folder / "everybody")
+    catalog = Catalog.load(everybody.run.path("prepare", CATALOG))
+    all_sequences = train.load_split(everybody.run).sequences
+    left_out = held_out_users(all_sequences.user_ids)
+    groups = json.loads(alike.read_text(encoding="utf-8")) if alike else {}
+    evidence = Evidence.from_interactions(_whole_histories(all_sequences, left_out, len(catalog)))._replace(
+        groups=load_groups(groups, {item_id: number for number, item_id in enumerate(catalog.item_ids)}),
+        columns=_text_columns(catalog, texts) if texts else None,
+    )
+    users = [user for user, out in zip(all_sequences.user_ids, left_out.tolist(), strict=True) if not out]
+    context = _prepare(config, folder / "trained", users)
+    popularity = Catalog.load(context.run.path("prepare", CATALOG)).frame["interactions"].to_numpy()
+    holdout = train.load_split(context.run).holdout("test", 10**9)
+    reports: dict[str, Any] = {}
+
+    def report(name: str, model: Recommender, **details: Any) -> None:
+        figures = likeness_report(model, evidence, popularity, RESAMPLES)
+        next_item = evaluate_last_item(model, holdout).get("ndcg_at_20")
+        reports[name] = {**figures, "next_item_ndcg_at_20": next_item, **details}
+        print(_line(name, reports[name]), flush=True)
+
+    print(f"{'':<20}" + "".join(f"{name.removesuffix('_at_10'):>20}" for name in (*PRINTED, "next_item_ndcg_at_20")))
+    for name, (model, settings) in _best_baselines(context, catalog, evidence, popularity).items():
+        report(name, model, settings=settings)
+    for name, embed in _towers(context, len(catalog), folder).items():
+        started = time.monotonic()
+        vectors = embed()
+        seconds = round(time.monotonic() - started, 1)
+        report(f"tower, {name}", ExactIndex(vectors, DISTANCES[config.tower.distance]), seconds=seconds)
+    return {
+        "users": len(users),
+        "users_left_out": int(left_out.sum()),
+        "groups": len(evidence.groups),
+        "models": reports,
+    }
+
+
+def _prepare(config: Config, folder: Path, users: Sequence[str] | None = None) -> RunContext:
+    """Run `prepare`, with the interactions of these users only."""
+    folder.mkdir(parents=True)
+    data = config.data.model_copy(update={"workspace": str(folder / "workspace")})
+    if users is not None:
+        original = RunContext.from_config(config.model_copy(update={"data": data}), Progress())
+        rows = pl.concat([pl.read_parquet(path) for path in original.inputs.interactions])
+        kept = rows.filter(pl.col("user_id").cast(pl.String).is_in(users))
+        kept.write_parquet(folder / "interactions.parquet")
+        data = data.model_copy(update={"interactions": str(folder / "interactions.parquet")})
+    context = RunContext.from_config(config.model_copy(update={"data": data}), Progress())
+    STAGES["prepare"](context)
+    return context
+
+
+def _whole_histories(sequences: Sequences, users: NDArray[np.bool_], num_items: int) -> sparse.csr_array:
+    """Return whether each of these users interacted with an item, 0 or 1, [num_users, num_items]."""
+    shape = (len(sequences), num_items)
+    ones = np.ones(len(sequences.items), np.float32)
+    matrix = sparse.coo_array((ones, (sequences.users, sequences.items)), shape=shape).tocsr()
+    matrix.data[:] = 1
+    return matrix[users]
+
+
+def _text_columns(catalog: Catalog, texts: Path) -> sparse.csr_array:
+    """Return the TF-IDF weights of texts, in rows of length 1 or 0, [num_items, num_words]."""
+    text_of_item = json.loads(texts.read_text(encoding="utf-8"))
+    frame = pl.DataFrame({"text": [text_of_item.get(item_id, "") for item_id in catalog.item_ids]})
+    matrix = tfidf_matrix(frame, ItemsConfig(text=("text",)))
+    if matrix is None:
+        raise InputError(f"texts must contain words of items in the catalog. Received: none in {texts}.")
+    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    return sparse.csr_array(sparse.diags_array(1 / np.where(lengths > 0, lengths, 1)) @ matrix)
+
+
+def _best_baselines(
+    context: RunContext, catalog: Catalog, evidence: Evidence, popularity: NDArray[np.int64]
+) -> dict[str, tuple[Recommender, dict[str, float]]]:
+    """Return each baseline with the settings that agree best with the evidence, fitted before the test targets."""
+    variants = evaluate.variants_before("test", context.config, context.run, train.load_split(context.run), catalog)
+    best: dict[str, tuple[Recommender, dict[str, float]]] = {}
+    for name, candidates in variants.items():
+        scores = []
+        for variant in candidates:
+            model = variant.fit()
+            scores.append(likeness_report(model, evidence, popularity, 1).get(AGREEMENT, 0.0))
+            if scores[-1] == max(scores):
+                best[name] = model, variant.settings
+    return best
+
+
+def _towers(context: RunContext, num_items: int, folder: Path) -> Mapping[str, Callable[[], NDArray[np.float32]]]:
+    split = train.load_split(context.run)
+    interactions = interaction_matrix(split, "test", num_items)
+    root_popularity = np.sqrt(np.asarray(interactions.sum(axis=0)).ravel())
+    max_positives = context.config.candidates.max_positives
+    partial = association.partial_weights(interactions, PENALTY, POWER, max_positives)
+    lift = association.shrunk_lift(interactions, LIFT_SHRINKAGE, LIFT_POSITIVES)
+    windowed = train.load_pairs(context.run, "weight", num_items)
+
+    def from_next() -> NDArray[np.float32]:
+        for stage in ("train", "embed"):
+            STAGES[stage](context)
+        return np.array(embeddings.load(context.run.path("embed", EMBEDDINGS)))
+
+    def from_association(name: str, weights: sparse.csr_array) -> Callable[[], NDArray[np.float32]]:
+        # an anchor counts with the root of its popularity
+        path = _write_pairs(_normalize(weights), root_popularity, max_positives, folder / f"{name}.parquet")
+        return lambda: _fit(context, pairs.Pairs([path], num_items, "weight"))
+
+    counts = windowed.to_matrix()
+    return {
+        "next": from_next,
+        "windowed": lambda: _fit(context, windowed),
+        "partial": from_association("partial", partial),
+        "lift": from_association("lift", lift),
+        "mixed": from_association("mixed", _normalize(partial) + _normalize(counts)),
+    }
+
+
+def _normalize(weights: sparse.csr_array) -> sparse.csr_array:
+    """Return the weights in rows that sum to 1."""
+    total = np.asarray(weights.sum(axis=1, dtype=np.float64)).ravel()
+    return sparse.csr_array(sparse.diags_array(1 / np.where(total > 0, total, 1)) @ weights)
+
+
+def _write_pairs(weights: sparse.csr_array, anchor_weight: NDArray[np.float64], max_positives: int, path: Path) -> Path:
+    cells = weights.tocoo()
+    weight = cells.data * anchor_weight[cells.row]
+    frame = pl.DataFrame(
+        {"anchor": cells.row, "positive": cells.col, "weight": weight, "weight_before_validation": weight},
+        schema=cooccurrence.SCHEMA,
+    )
+    pairs.write(cooccurrence.group_by_anchor(frame, max_positives), path)
+    return path
+
+
+def _fit(context: RunContext, fitted_pairs: pairs.Pairs) -> NDArray[np.float32]:
+    """Train a tower in passes over pairs, and return the embeddings of the catalog."""
+    from recsys.model.tower_fit import TowerFit
+
+    phase = PairPhase(PASSES, validate=False, anchor_power=context.config.train.anchor_power)
+    data = train.load_fit_data(context.config, context.run, "test")._replace(pairs=fitted_pairs)
+    return TowerFit(FitPlan("test", (phase,)), data, context.config).run().embeddings
+
+
+def _line(name: str, figures: Mapping[str, Any]) -> str:
+    values = [figures.get(metric) for metric in (*PRINTED, "next_item_ndcg_at_20")]
+    return f"{name:<20}" + "".join(f"{'' if value is None else f'{value:.4f}':>20}" for value in values)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark as a program."""
+    options = parser(__doc__, FIGURES)
+    source = options.add_mutually_exclusive_group(required=True)
+    source.add_argument("--sequences", type=Path, help="one line per user: user item item …, oldest item first")
+    source.add_argument("--config", type=Path, help="the TOML config of other data")
+    options.add_argument("--attributes", type=Path, help="JSON object: item to list of attributes, for --sequences")
+    options.add_argument("--texts", type=Path, help="JSON object: item to text, which no model reads")
+    options.add_argument("--alike", type=Path, help="JSON object: name of a group to its items")
+    arguments = options.parse_args(argv)
+    with temporary_folder() as folder:
+        toml = arguments.config or datasets.sequences(arguments.sequences, arguments.attributes, folder / "data")
+        write(measure(load_config(toml), folder, arguments.texts, arguments.alike), arguments.json)
+
+
+if __name__ == "__main__":
+    main()
