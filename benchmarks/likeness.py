@@ -8,8 +8,8 @@ training, groups of items that people put together (`--alike`, JSON: name to ite
 (`--texts`, JSON: item to text). All models are trained on the other users, and the settings of each baseline are those
 with the best agreement. The test targets are held out as in `benchmarks.quality`.
 
-Towers are trained on kinds of pairs and mixes of them: `next` by all stages of a run, the others in passes over pairs
-alone:
+Towers are trained on kinds of pairs and mixes of them: `next` by the stages of a run, the others in passes over pairs
+alone, until their agreement is no longer better:
 
 - `windowed`: the pairs of `prepare`, co-occurrence within a window
 - `partial`: partial weights, cubed; what an item says about another beyond what its other neighbors say
@@ -42,7 +42,7 @@ from recsys.data.catalog import Catalog
 from recsys.data.sequences import Sequences
 from recsys.errors import InputError
 from recsys.evaluation.baselines import interaction_matrix
-from recsys.evaluation.likeness import Evidence, held_out_users, likeness_report, load_groups
+from recsys.evaluation.likeness import AGREEMENT, Evidence, held_out_users, likeness_report, load_groups
 from recsys.evaluation.metrics import Recommender, evaluate_last_item
 from recsys.features.tfidf import tfidf_matrix
 from recsys.index import embeddings
@@ -53,10 +53,13 @@ from recsys.release.formats import CATALOG, EMBEDDINGS
 
 PENALTY, POWER = 200.0, 3.0
 """Of the partial weights."""
-LIFT_SHRINKAGE, LIFT_POSITIVES = 10.0, 100
-PASSES = 40
+LIFT_SHRINKAGE = 10.0
+MAX_POSITIVES = 100
+"""Of an anchor, with the largest weights; the others are mostly noise."""
+MAX_PASSES = 60
 RESAMPLES = 1_000
-AGREEMENT = "agreement_at_10"
+
+Embed = Callable[[], tuple[NDArray[np.float32], int]]
 PRINTED = (AGREEMENT, "lift_agreement_at_10", "partial_agreement_at_10", "group_recall_at_10", "column_agreement_at_10")
 
 
@@ -78,7 +81,7 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
     reports: dict[str, Any] = {}
 
     def report(name: str, model: Recommender, **details: Any) -> None:
-        figures = likeness_report(model, evidence, popularity, RESAMPLES)
+        figures = likeness_report(model, evidence, popularity, resamples=RESAMPLES)
         next_item = evaluate_last_item(model, holdout).get("ndcg_at_20")
         reports[name] = {**figures, "next_item_ndcg_at_20": next_item, **details}
         print(_line(name, reports[name]), flush=True)
@@ -86,11 +89,13 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
     print(f"{'':<20}" + "".join(f"{name.removesuffix('_at_10'):>20}" for name in (*PRINTED, "next_item_ndcg_at_20")))
     for name, (model, settings) in _best_baselines(context, catalog, evidence, popularity).items():
         report(name, model, settings=settings)
-    for name, embed in _towers(context, len(catalog), folder).items():
+    for name, embed in _towers(context, evidence, folder).items():
         started = time.monotonic()
-        vectors = embed()
+        vectors, passes = embed()
         seconds = round(time.monotonic() - started, 1)
-        report(f"tower, {name}", ExactIndex(vectors, DISTANCES[config.tower.distance]), seconds=seconds)
+        # baselines cannot return items without interactions either
+        index = ExactIndex(vectors, DISTANCES[config.tower.distance], popularity > 0)
+        report(f"tower, {name}", index, passes=passes, seconds=seconds)
     return {
         "users": len(users),
         "users_left_out": int(left_out.sum()),
@@ -144,38 +149,38 @@ def _best_baselines(
         scores = []
         for variant in candidates:
             model = variant.fit()
-            scores.append(likeness_report(model, evidence, popularity, 1).get(AGREEMENT, 0.0))
+            scores.append(likeness_report(model, evidence, popularity).get(AGREEMENT, 0.0))
             if scores[-1] == max(scores):
                 best[name] = model, variant.settings
     return best
 
 
-def _towers(context: RunContext, num_items: int, folder: Path) -> Mapping[str, Callable[[], NDArray[np.float32]]]:
-    split = train.load_split(context.run)
+def _towers(context: RunContext, evidence: Evidence, folder: Path) -> Mapping[str, Embed]:
+    """Return functions that train a tower, and return the embeddings of the catalog and the number of passes."""
+    split, num_items = train.load_split(context.run), evidence.lift.shape[0]
     interactions = interaction_matrix(split, "test", num_items)
     root_popularity = np.sqrt(np.asarray(interactions.sum(axis=0)).ravel())
-    max_positives = context.config.candidates.max_positives
-    partial = association.partial_weights(interactions, PENALTY, POWER, max_positives)
-    lift = association.shrunk_lift(interactions, LIFT_SHRINKAGE, LIFT_POSITIVES)
+    partial = association.partial_weights(interactions, PENALTY, POWER, MAX_POSITIVES)
+    lift = association.shrunk_lift(interactions, LIFT_SHRINKAGE, MAX_POSITIVES)
     windowed = train.load_pairs(context.run, "weight", num_items)
 
-    def from_next() -> NDArray[np.float32]:
+    def train_next() -> tuple[NDArray[np.float32], int]:
         for stage in ("train", "embed"):
             STAGES[stage](context)
-        return np.array(embeddings.load(context.run.path("embed", EMBEDDINGS)))
+        passes = sum(context.run.manifest("train")["passes"].values())
+        return np.array(embeddings.load(context.run.path("embed", EMBEDDINGS))), passes
 
-    def from_association(name: str, weights: sparse.csr_array) -> Callable[[], NDArray[np.float32]]:
+    def train_on(name: str, weights: sparse.csr_array) -> Embed:
         # an anchor counts with the root of its popularity
-        path = _write_pairs(_normalize(weights), root_popularity, max_positives, folder / f"{name}.parquet")
-        return lambda: _fit(context, pairs.Pairs([path], num_items, "weight"))
+        path = _write_pairs(_normalize(weights), root_popularity, folder / f"{name}.parquet")
+        return lambda: _fit(context, pairs.Pairs([path], num_items, "weight"), evidence)
 
-    counts = windowed.to_matrix()
     return {
-        "next": from_next,
-        "windowed": lambda: _fit(context, windowed),
-        "partial": from_association("partial", partial),
-        "lift": from_association("lift", lift),
-        "mixed": from_association("mixed", _normalize(partial) + _normalize(counts)),
+        "next": train_next,
+        "windowed": lambda: _fit(context, windowed, evidence),
+        "partial": train_on("partial", partial),
+        "lift": train_on("lift", lift),
+        "mixed": train_on("mixed", _normalize(partial) + _normalize(windowed.to_matrix())),
     }
 
 
@@ -185,24 +190,25 @@ def _normalize(weights: sparse.csr_array) -> sparse.csr_array:
     return sparse.csr_array(sparse.diags_array(1 / np.where(total > 0, total, 1)) @ weights)
 
 
-def _write_pairs(weights: sparse.csr_array, anchor_weight: NDArray[np.float64], max_positives: int, path: Path) -> Path:
+def _write_pairs(weights: sparse.csr_array, anchor_weight: NDArray[np.float64], path: Path) -> Path:
     cells = weights.tocoo()
     weight = cells.data * anchor_weight[cells.row]
     frame = pl.DataFrame(
         {"anchor": cells.row, "positive": cells.col, "weight": weight, "weight_before_validation": weight},
         schema=cooccurrence.SCHEMA,
     )
-    pairs.write(cooccurrence.group_by_anchor(frame, max_positives), path)
+    pairs.write(cooccurrence.group_by_anchor(frame, MAX_POSITIVES), path)
     return path
 
 
-def _fit(context: RunContext, fitted_pairs: pairs.Pairs) -> NDArray[np.float32]:
-    """Train a tower in passes over pairs, and return the embeddings of the catalog."""
+def _fit(context: RunContext, training_pairs: pairs.Pairs, evidence: Evidence) -> tuple[NDArray[np.float32], int]:
+    """Train a tower in passes over pairs, until the agreement with the evidence is no longer better."""
     from recsys.model.tower_fit import TowerFit
 
-    phase = PairPhase(PASSES, validate=False, anchor_power=context.config.train.anchor_power)
-    data = train.load_fit_data(context.config, context.run, "test")._replace(pairs=fitted_pairs)
-    return TowerFit(FitPlan("test", (phase,)), data, context.config).run().embeddings
+    phase = PairPhase(MAX_PASSES, validate=True, anchor_power=context.config.train.anchor_power)
+    data = train.load_fit_data(context.config, context.run, "test")._replace(pairs=training_pairs, evidence=evidence)
+    fitted = TowerFit(FitPlan("test", (phase,)), data, context.config).run()
+    return fitted.embeddings, fitted.passes.pairs
 
 
 def _line(name: str, figures: Mapping[str, Any]) -> str:

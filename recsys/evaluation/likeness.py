@@ -25,6 +25,8 @@ from recsys.index.queries import PADDING, Queries
 
 K = 10
 """Number of neighbors that are judged."""
+AGREEMENT = f"agreement_at_{K}"
+"""Metric by which towers for likeness are selected."""
 SEARCHED = 100
 """Number of neighbors that are searched, so that `K` of them are items with evidence."""
 MIN_USERS = (20, 10, 5)
@@ -81,15 +83,22 @@ def held_out_users(user_ids: Iterable[str], share: float = HELD_OUT_SHARE) -> ND
 
 
 def likeness_report(
-    model: Recommender, evidence: Evidence, popularity: NDArray[np.integer[Any]], resamples: int, *, seed: int = 0
+    model: Recommender,
+    evidence: Evidence,
+    popularity: NDArray[np.integer[Any]],
+    *,
+    items: NDArray[np.int32] | None = None,
+    resamples: int = 0,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the figures of a model, searching each item with interactions once.
+    """Return the figures of a model, searching each item once.
 
     Args:
         model: to evaluate.
         evidence: what its neighbors are compared with.
         popularity: interactions of each item in its training data, [num_items].
-        resamples: number of bootstrap resamples of each interval.
+        items: item numbers to search, int32; by default all items with interactions.
+        resamples: number of bootstrap resamples of each interval; 0 gives no intervals.
         seed: of the resamples.
 
     Returns:
@@ -98,12 +107,13 @@ def likeness_report(
         interactions of the neighbors; `rare_at_10`, the share of the neighbors of popular items that are rare;
         `intervals` (name: [low, high]); `queries` (name: number of items).
     """
-    items = np.flatnonzero(popularity > 0).astype(np.int32)
+    if items is None:
+        items = np.flatnonzero(popularity > 0).astype(np.int32)
     top = model.top_k(Queries.from_items(items), SEARCHED)
     nearest = top[:, :K]
     lift, partial = (graded_ndcg(top, items, relevance) for relevance in (evidence.lift, evidence.partial))
     values = {
-        f"agreement_at_{K}": (lift + partial) / 2,
+        AGREEMENT: (lift + partial) / 2,
         f"lift_agreement_at_{K}": lift,
         f"partial_agreement_at_{K}": partial,
         f"group_recall_at_{K}": group_recall(nearest, items, evidence.groups),
@@ -118,7 +128,7 @@ def likeness_report(
     figures[f"popularity_at_{K}"] = float(np.median(returned)) if len(returned) else 0.0
     figures[f"rare_at_{K}"] = float(np.mean(by_popular < RARE)) if len(by_popular) else 0.0
     figures["intervals"] = {
-        name: mean_interval(each, resamples, seed=seed) for name, each in values.items() if len(each)
+        name: mean_interval(each, resamples, seed=seed) for name, each in values.items() if len(each) and resamples
     }
     figures["queries"] = {name: len(each) for name, each in values.items()}
     return figures

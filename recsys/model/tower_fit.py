@@ -16,6 +16,7 @@ from recsys.config.sections import Config
 from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.pairs import Pairs
 from recsys.data.splits import Split
+from recsys.evaluation.likeness import Evidence
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features
 from recsys.index.distances import DISTANCES
@@ -28,7 +29,7 @@ from recsys.model.fit_plan import FitPlan, HistoryPhase, NewItemPhase, PairPhase
 from recsys.model.optimizer import FEATURE_LEAD, EncoderAdam, LearningRate, build_optimizer, feature_rate_factor
 from recsys.model.siamese import NewItemSiamese, Siamese
 from recsys.model.trainer import Trainer
-from recsys.model.validation import Validation
+from recsys.model.validation import LikenessValidation, PassValidation, Validation
 from recsys.model.warm_start import Report, warm_start
 
 OnPhasePass = Callable[[PhaseName, int, dict[str, float]], None]
@@ -55,6 +56,8 @@ class FitData(NamedTuple):
     """If given, these are trained on instead of the pairs and histories."""
     earlier: EarlierTower | None = None
     """Warm start from this tower."""
+    evidence: Evidence | None = None
+    """If given, passes are validated by likeness instead of the held-out targets."""
 
 
 class FittedTower(NamedTuple):
@@ -182,7 +185,7 @@ class TowerFit:
         self.embeddings = np.where(self._is_known[:, None], self.embeddings, result.embeddings)
 
     def _trainer(
-        self, phase: Phase, model: Siamese, adam: EncoderAdam, batches: Batches, validation: Validation | None
+        self, phase: Phase, model: Siamese, adam: EncoderAdam, batches: Batches, validation: PassValidation | None
     ) -> Trainer:
         checkpoint = None
         if self.checkpoints is not None:
@@ -202,10 +205,13 @@ class TowerFit:
     def _adam(self, trained: keras.Model, learning_rate: LearningRate, feature_rate: float) -> EncoderAdam:
         return build_optimizer(self.config.train, trained, self.features, learning_rate, feature_rate=feature_rate)
 
-    def _validation(self, phase: PairPhase | HistoryPhase) -> Validation | None:
+    def _validation(self, phase: PairPhase | HistoryPhase) -> PassValidation | None:
         """Validation of a phase; None also if no interaction is held out."""
         if not phase.validate:
             return None
+        if self.data.evidence is not None:
+            popularity = self.data.catalog["interactions"].to_numpy()
+            return LikenessValidation(self.data.evidence, popularity, DISTANCES[self.config.tower.distance])
         train = self.config.train
         holdout = self.data.split.holdout(self.plan.target, train.validation_users, train.seed)
         if not len(holdout):

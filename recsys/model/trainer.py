@@ -21,7 +21,7 @@ from recsys.model.negatives import Batch
 from recsys.model.optimizer import EncoderAdam
 from recsys.model.siamese import Siamese
 from recsys.model.tower import make_encoder
-from recsys.model.validation import RECENCY, Validation
+from recsys.model.validation import RECENCY, PassValidation
 
 XLA_VARIABLE = "RECSYS_XLA"
 """Environment variable: with value 0, the training step is not compiled by XLA. Compilation takes seconds, which short
@@ -66,7 +66,7 @@ class Trainer:
     """Inputs of the whole catalog."""
     config: TrainConfig
     """`patience` and `thaw_after`."""
-    validation: Validation | None = None
+    validation: PassValidation | None = None
     """Selects the pass to keep. Without validation all passes are done, and the last one is kept."""
     score_to_beat: float = -np.inf
     """If no pass has a larger score, the tower gets its initial weights back."""

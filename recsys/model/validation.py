@@ -1,13 +1,15 @@
-"""Retrieval quality on the validation targets after a pass, which decides when training stops."""
+"""Quality of the embeddings after a pass, which decides when training stops: retrieval of targets, or likeness."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.splits import Holdout
+from recsys.evaluation.likeness import AGREEMENT, Evidence, likeness_report
 from recsys.evaluation.metrics import VALIDATION_SCORE, choose_recency, ranking_metrics, target_ranks, validation_score
 from recsys.evaluation.protocol import PROTOCOL, EvaluationProtocol
 from recsys.index.distances import Distance
@@ -20,6 +22,22 @@ RECENCY = "validation_recency"
 RECENCY_USERS = 2_000
 """Users whose queries select the recency of a pass: the score varies little around the best recency, and each recency
 costs a query per user."""
+
+
+LIKENESS_ITEMS = 3_000
+"""Maximum number of items whose neighbors are compared with the evidence of likeness after a pass."""
+
+
+class PassValidation(Protocol):
+    """Evaluates the embeddings after a pass."""
+
+    def evaluate(self, embeddings: Vectors) -> dict[str, float]:
+        """Return the figures of a pass, among them `validation_score`, which is maximized.
+
+        Args:
+            embeddings: of the catalog, float32 [num_items, d].
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,3 +77,30 @@ class Validation:
 
     def _metrics(self, index: ExactIndex, queries: Queries) -> dict[str, float]:
         return ranking_metrics(target_ranks(index, queries, self.holdout.targets))
+
+
+@dataclass(frozen=True)
+class LikenessValidation:
+    """Agreement of the nearest neighbors with users who took no part in the training."""
+
+    evidence: Evidence
+    popularity: NDArray[np.integer[Any]]
+    """Interactions of each item in the training data, [num_items]; items without any are not evaluated."""
+    distance: Distance
+    seed: int = 0
+    """Of the sample of items, if there are more than `LIKENESS_ITEMS`."""
+
+    def evaluate(self, embeddings: Vectors) -> dict[str, float]:
+        """Return `validation_agreement_at_10` and its two parts, and `validation_score`, which is the agreement.
+
+        Args:
+            embeddings: of the catalog, float32 [num_items, d].
+        """
+        index = ExactIndex(embeddings, self.distance, self.popularity > 0)
+        # items whose neighbors cannot be judged say nothing
+        judged = np.flatnonzero((self.popularity > 0) & (np.diff(self.evidence.lift.indptr) > 0))
+        rng = np.random.default_rng(self.seed)
+        items = np.sort(rng.choice(judged, min(len(judged), LIKENESS_ITEMS), replace=False)).astype(np.int32)
+        report = likeness_report(index, self.evidence, self.popularity, items=items)
+        figures = {f"validation_{name}": value for name, value in report.items() if AGREEMENT in name}
+        return figures | {VALIDATION_SCORE: report.get(AGREEMENT, 0.0)}
