@@ -1,12 +1,18 @@
 """Synthetic data and metrics of the benchmarks."""
 
+import json
+from xml.etree import ElementTree as ET
+
+import matplotlib as mpl
 import numpy as np
 import pytest
 from scipy import sparse
 
-from benchmarks import new_items, training
+from benchmarks import likeness, likeness_plot, new_items, training
+from recsys.config.loading import load_config
 from recsys.data.pairs import Pairs
 from recsys.index.exact import ExactIndex
+from recsys.testing import world
 
 
 def test_synthetic_pairs_of_the_memory_benchmark_can_be_loaded(tmp_path):
@@ -47,3 +53,53 @@ def test_hidden_items_are_retrieved_by_one_half_of_the_users_and_judged_by_the_o
     assert report["queries"] == 2
     assert report["ndcg_at_20"] == pytest.approx(expected)
     assert report["ratios"]["own_half"] == pytest.approx(expected["siamese"] / expected["own_half"])
+
+
+@pytest.mark.slow
+def test_likeness_of_blocks_is_found_by_towers_and_not_by_popularity(tmp_path):
+    """Items of a block have the same users, the groups are blocks, and the texts are those of a block."""
+    config = load_config(world.write(tmp_path / "data"))
+    blocks = {str(block): world.item_ids(block) for block in range(world.BLOCKS)}
+    (tmp_path / "groups.json").write_text(json.dumps(blocks))
+    texts = {item: f"text of block {block}" for block, items in blocks.items() for item in items}
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    result = likeness.measure(config, tmp_path / "work", tmp_path / "texts.json", tmp_path / "groups.json")
+    assert result["users"] + result["users_left_out"] == world.BLOCKS * world.USERS_A_BLOCK
+    assert 0.2 < result["users_left_out"] / (world.BLOCKS * world.USERS_A_BLOCK) < 0.5
+    models = result["models"]
+    towers = {name: figures for name, figures in models.items() if name.startswith("tower, ")}
+    assert set(towers) == {f"tower, {name}" for name in ("next", "windowed", "partial", "lift", "mixed")}
+    for figures in towers.values():
+        assert figures["group_recall_at_10"] > 0.9
+        # 7 of the 10 neighbors at most are of the block
+        assert figures["column_agreement_at_10"] > 0.6
+        assert figures["agreement_at_10"] > models["popularity"]["agreement_at_10"] + 0.3
+        low, high = figures["intervals"]["agreement_at_10"]
+        assert low <= figures["agreement_at_10"] <= high
+
+
+def test_plot_names_every_model_of_every_result(tmp_path):
+    def model(agreement, ndcg):
+        interval = [agreement - 0.02, agreement + 0.01]
+        return {
+            "agreement_at_10": agreement,
+            "next_item_ndcg_at_20": ndcg,
+            "intervals": {"agreement_at_10": interval},
+        }
+
+    files = []
+    for title, names in (("Movies & more", ("item_knn", "tower, next")), ("Music", ("popularity", "tower, lift"))):
+        models = {name: model(0.1 * (number + 1), 0.02 * number) for number, name in enumerate(names)}
+        (tmp_path / f"{title}.json").write_text(json.dumps({"models": models}))
+        files.append(f"{title}={tmp_path / title}.json")
+    with mpl.rc_context({"svg.fonttype": "none"}):  # text stays text
+        likeness_plot.main(["--svg", str(tmp_path / "plot.svg"), *files])
+    texts = set(ET.parse(tmp_path / "plot.svg").getroot().itertext())  # noqa: S314 - our own file
+    assert texts >= {"Movies & more", "Music", "ItemKNN", "popularity", "tower, next", "tower, lift"}
+
+
+def test_labels_of_the_plot_keep_their_order_and_a_distance():
+    positions = likeness_plot._spread([0.1, 0.5, 0.5, 0.6, 0.6])
+    assert positions[-1] == 0.6
+    assert np.diff(positions).min() == pytest.approx(likeness_plot.LABEL_GAP * 0.5 / 4)
+    assert positions[0] == 0.1

@@ -1,9 +1,12 @@
 import keras
 import numpy as np
+import polars as pl
 import pytest
+from scipy import sparse
 
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Split, TimeCut
+from recsys.evaluation.likeness import Evidence
 from recsys.model import tower_fit
 from recsys.model.fit_plan import FitPlan, HistoryPhase, NewItemPhase, PairPhase
 from recsys.model.tower_fit import FitData, TowerFit
@@ -21,8 +24,9 @@ def fit(store):
     items = np.concatenate([rng.choice(block, 3, replace=False) for block in blocks]).astype(np.int32)
     sequences = Sequences([str(user) for user in range(users)], items, 3 * np.arange(users + 1), np.arange(3.0 * users))
 
-    def run(phases, on_pass=lambda *_: None, **settings):
-        data = FitData(block_items(), Split(sequences, TimeCut(1e9, 1e9)), store(block_pairs()))
+    def run(phases, on_pass=lambda *_: None, evidence=None, **settings):
+        catalog = block_items().with_columns(interactions=pl.lit(3))
+        data = FitData(catalog, Split(sequences, TimeCut(1e9, 1e9)), store(block_pairs()), evidence=evidence)
         return TowerFit(FitPlan("test", phases), data, make_config(**settings), on_pass=on_pass).run()
 
     return run
@@ -93,3 +97,12 @@ def test_embeddings_of_known_items_do_not_change_in_the_last_phase(fit):
     combined = fit((PAIRS, NewItemPhase(anchor_power=0.5)), **BY_BRAND)
     assert len(combined.embeddings) == NUM_ITEMS
     np.testing.assert_array_equal(combined.embeddings, without.embeddings)
+
+
+def test_passes_are_validated_by_evidence_of_likeness_if_there_is_any(fit):
+    """The evidence associates the items of a block, as the pairs do."""
+    blocks = sparse.csr_array(block_pairs())
+    curve = fit((PairPhase(4, validate=True, anchor_power=1.0),), evidence=Evidence(blocks, blocks)).curve
+    scores = [figures["validation_score"] for figures in curve]
+    assert [figures["validation_agreement_at_10"] for figures in curve] == scores
+    assert scores[-1] > scores[0] > 0

@@ -1,11 +1,15 @@
 import numpy as np
 import pytest
+from scipy import sparse
 
 from recsys.data.splits import Holdout
+from recsys.evaluation.likeness import Evidence, likeness_report
 from recsys.evaluation.metrics import VALIDATION_SCORE
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.distances import COSINE
-from recsys.model.validation import Validation
+from recsys.index.exact import ExactIndex
+from recsys.model import validation
+from recsys.model.validation import LikenessValidation, Validation
 from tests.recsys.model.block_world import NUM_ITEMS, misleading_holdout
 
 RECENCIES = (0.9, 0.1, 0.4)
@@ -53,3 +57,36 @@ def test_only_retrievable_items_take_ranks(embeddings):
     figures = Validation(holdout, COSINE, retrievable).evaluate(embeddings)
     assert figures["validation_hr_at_5"] == pytest.approx(np.mean(holdout.targets == 5))
     assert figures["validation_mrr_at_5"] == figures["validation_hr_at_5"]
+
+
+def association(seed):
+    """Item 2 has no evidence."""
+    rng = np.random.default_rng(seed)
+    dense = rng.random((NUM_ITEMS, NUM_ITEMS)) * (rng.random((NUM_ITEMS, NUM_ITEMS)) < 0.5)
+    dense[2] = dense[:, 2] = 0
+    return sparse.csr_array(dense - np.diag(dense.diagonal()))
+
+
+def test_likeness_is_the_agreement_of_neighbors_with_interactions(embeddings):
+    popularity = np.full(NUM_ITEMS, 3)
+    popularity[[0, 7]] = 0
+    evidence = Evidence(association(0), association(1))
+    figures = LikenessValidation(evidence, popularity, COSINE).evaluate(embeddings)
+    report = likeness_report(ExactIndex(embeddings, COSINE, popularity > 0), evidence, popularity)
+    expected = {f"validation_{name}": report[name] for name in report if "agreement" in name}
+    assert len(expected) == 3
+    assert figures == pytest.approx({**expected, VALIDATION_SCORE: report["agreement_at_10"]})
+    everything = likeness_report(ExactIndex(embeddings), evidence, popularity)
+    assert everything["agreement_at_10"] != report["agreement_at_10"]
+
+
+def test_likeness_of_a_large_catalog_is_measured_on_a_sample_of_the_judged_items(embeddings, monkeypatch):
+    monkeypatch.setattr(validation, "LIKENESS_ITEMS", 5)
+    searched = []
+    top_k = ExactIndex.top_k
+    monkeypatch.setattr(ExactIndex, "top_k", lambda self, q, k: (searched.append(q.items[:, 0]), top_k(self, q, k))[1])
+    evaluated = LikenessValidation(Evidence(association(0), association(1)), np.full(NUM_ITEMS, 3), COSINE)
+    assert evaluated.evaluate(embeddings) == evaluated.evaluate(embeddings)
+    assert len(set(searched[0].tolist())) == 5
+    assert 2 not in searched[0]
+    assert searched[0].tolist() == searched[1].tolist()
