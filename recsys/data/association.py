@@ -110,6 +110,7 @@ class _CommonUsers:
     def __init__(self, interactions: sparse.csr_array) -> None:
         interactions = interactions.astype(np.float32)
         self._by_item = interactions.tocsc()
+        self._number = np.empty(interactions.shape[0], np.int32)
         self._all: NDArray[np.float32] | None = None
         if interactions.shape[1] <= DENSE_ITEMS:
             self._all = (interactions.T @ interactions).toarray()
@@ -118,7 +119,12 @@ class _CommonUsers:
         if self._all is not None:
             return self._all[np.ix_(items, items)]
         columns = self._by_item[:, items]
-        counts: NDArray[np.float32] = (columns.T @ columns).toarray()
+        # numbers of these users in the order of their last cells: a matrix of all users would take longer to create
+        self._number[columns.indices] = np.arange(columns.nnz, dtype=np.int32)
+        by_user = sparse.csc_array(
+            (columns.data, self._number[columns.indices], columns.indptr), shape=(columns.nnz, len(items))
+        ).tocsr()
+        counts: NDArray[np.float32] = (by_user.T @ by_user).toarray()
         return counts
 
 
@@ -149,14 +155,17 @@ def _shared_users_by_block(interactions: sparse.csr_array) -> Iterator[tuple[NDA
 
 def _largest(matrix: sparse.csr_array, k: int) -> sparse.csr_array:
     """Return the `k` largest values of each row, ties to the smaller column; columns are sorted."""
-    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, row))
-    rank = np.arange(matrix.nnz) - matrix.indptr[row]  # of the cell at each position of the order
-    kept = order[rank < k]
-    cells = (matrix.data[kept], (row[kept], matrix.indices[kept]))
-    result = sparse.coo_array(cells, shape=matrix.shape).tocsr()
-    result.sort_indices()
-    return result
+    matrix.sort_indices()
+    kept = np.ones(matrix.nnz, np.bool_)
+    for row in np.flatnonzero(np.diff(matrix.indptr) > k):
+        cells = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        values = matrix.data[cells]
+        smallest = np.partition(values, -k)[-k]
+        kept[cells] = values > smallest
+        ties = np.flatnonzero(values == smallest)[: k - np.count_nonzero(kept[cells])]
+        kept[matrix.indptr[row] + ties] = True
+    indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
+    return sparse.csr_array((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
 
 
 def _normalize_rows(matrix: sparse.csr_array) -> sparse.csr_array:
