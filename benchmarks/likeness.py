@@ -19,15 +19,15 @@ alone, until their agreement is no longer better:
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from scipy import sparse
 
 from benchmarks.command import FIGURES, parser, temporary_folder, write
@@ -59,6 +59,12 @@ MAX_POSITIVES = 100
 MAX_PASSES = 60
 RESAMPLES = 1_000
 
+Content = TypeVar("Content")
+GROUPS, TEXTS = TypeAdapter(dict[str, list[str]]), TypeAdapter(dict[str, str])
+DESCRIPTIONS = {
+    "alike": "a JSON file with an object: name of a group to its item ids",
+    "texts": "a JSON file with an object: item id to text",
+}
 Embed = Callable[[], tuple[NDArray[np.float32], int]]
 PRINTED = (AGREEMENT, "lift_agreement_at_10", "partial_agreement_at_10", "group_recall_at_10", "column_agreement_at_10")
 
@@ -69,7 +75,7 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
     catalog = Catalog.load(everybody.run.path("prepare", CATALOG))
     all_sequences = train.load_split(everybody.run).sequences
     left_out = held_out_users(all_sequences.user_ids)
-    groups = json.loads(alike.read_text(encoding="utf-8")) if alike else {}
+    groups = _read_json(alike, "alike", GROUPS) if alike else {}
     evidence = Evidence.from_interactions(_whole_histories(all_sequences, left_out, len(catalog)))._replace(
         groups=load_groups(groups, {item_id: number for number, item_id in enumerate(catalog.item_ids)}),
         columns=_text_columns(catalog, texts) if texts else None,
@@ -128,9 +134,17 @@ def _whole_histories(sequences: Sequences, users: NDArray[np.bool_], num_items: 
     return matrix[users]
 
 
+def _read_json(path: Path, option: str, content: TypeAdapter[Content]) -> Content:
+    try:
+        return content.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error.errors()[0]["msg"])
+        raise InputError(f"{option} must be {DESCRIPTIONS[option]}. Received {path}: {reason}.") from None
+
+
 def _text_columns(catalog: Catalog, texts: Path) -> sparse.csr_array:
     """Return the TF-IDF weights of texts, in rows of length 1 or 0, [num_items, num_words]."""
-    text_of_item = json.loads(texts.read_text(encoding="utf-8"))
+    text_of_item = _read_json(texts, "texts", TEXTS)
     frame = pl.DataFrame({"text": [text_of_item.get(item_id, "") for item_id in catalog.item_ids]})
     matrix = tfidf_matrix(frame, ItemsConfig(text=("text",)))
     if matrix is None:
@@ -223,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source.add_argument("--sequences", type=Path, help="one line per user: user item item …, oldest item first")
     source.add_argument("--config", type=Path, help="the TOML config of other data")
     options.add_argument("--attributes", type=Path, help="JSON object: item to list of attributes, for --sequences")
-    options.add_argument("--texts", type=Path, help="JSON object: item to text, which no model reads")
-    options.add_argument("--alike", type=Path, help="JSON object: name of a group to its items")
+    options.add_argument("--texts", type=Path, help=f"{DESCRIPTIONS['texts']}, which no model reads")
+    options.add_argument("--alike", type=Path, help=DESCRIPTIONS["alike"])
     arguments = options.parse_args(argv)
     with temporary_folder() as folder:
         toml = arguments.config or datasets.sequences(arguments.sequences, arguments.attributes, folder / "data")

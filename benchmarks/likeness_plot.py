@@ -40,7 +40,13 @@ def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """
     mpl.use("svg")
     plt.rcParams.update(
-        {"font.size": 9, "svg.hashsalt": "recsys", "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "font.size": 9,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "recsys",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
     )
     rows = -(-len(results) // COLUMNS)
     width, height = PANEL_INCHES

@@ -3,7 +3,6 @@
 import json
 from xml.etree import ElementTree as ET
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 from scipy import sparse
@@ -92,8 +91,7 @@ def test_plot_names_every_model_of_every_result(tmp_path):
         models = {name: model(0.1 * (number + 1), 0.02 * number) for number, name in enumerate(names)}
         (tmp_path / f"{title}.json").write_text(json.dumps({"models": models}))
         files.append(f"{title}={tmp_path / title}.json")
-    with mpl.rc_context({"svg.fonttype": "none"}):  # text stays text
-        likeness_plot.main(["--svg", str(tmp_path / "plot.svg"), *files])
+    likeness_plot.main(["--svg", str(tmp_path / "plot.svg"), *files])
     texts = set(ET.parse(tmp_path / "plot.svg").getroot().itertext())  # noqa: S314 - our own file
     assert texts >= {"Movies & more", "Music", "ItemKNN", "popularity", "tower, next", "tower, lift"}
 
@@ -103,3 +101,15 @@ def test_labels_of_the_plot_keep_their_order_and_a_distance():
     assert positions[-1] == 0.6
     assert np.diff(positions).min() == pytest.approx(likeness_plot.LABEL_GAP * 0.5 / 4)
     assert positions[0] == 0.1
+
+
+@pytest.mark.parametrize("content", ["[]", '{"Star Wars": "50"}', "no JSON", None])
+def test_invalid_groups_are_one_line(tmp_path, capsys, content):
+    if content is not None:
+        (tmp_path / "groups.json").write_text(content)
+    config = world.write(tmp_path / "data")
+    with pytest.raises(SystemExit, match="2"):
+        likeness.main(["--config", str(config), "--alike", str(tmp_path / "groups.json")])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: alike must be a JSON file with an object: name of a group to its item ids.")
+    assert "groups.json" in message
