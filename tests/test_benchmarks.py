@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from benchmarks import likeness, likeness_plot, new_items, training
+from benchmarks import association, likeness, likeness_plot, new_items, training
 from recsys.config.loading import load_config
 from recsys.data.pairs import Pairs
 from recsys.index.exact import ExactIndex
@@ -113,3 +113,22 @@ def test_invalid_groups_are_one_line(tmp_path, capsys, content):
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("error: alike must be a JSON file with an object: name of a group to its item ids.")
     assert "groups.json" in message
+
+
+def test_synthetic_interactions_have_the_requested_size_and_clusters():
+    interactions = association.synthetic_interactions(5_000, 1_200)
+    assert interactions.shape == (200, 1_200)
+    assert set(interactions.data.tolist()) == {1}
+    assert 0.8 * 5_000 < interactions.nnz <= 5_000
+    counts = np.asarray(interactions.sum(axis=0)).ravel().reshape(3, 400)
+    assert (counts[:, :20].mean(axis=1) > 3 * counts[:, 200:].mean(axis=1)).all()
+    dense = interactions.toarray()
+    common = dense.T @ dense
+    assert association.count_common_users(interactions, step=7) == np.count_nonzero(common)
+
+
+def test_association_benchmark_measures_every_function(tmp_path):
+    association.main(["--interactions", "2000", "--items", "300", "--json", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures) == {"plain", "shrunk_lift", "partial_weights"}
+    assert all(each["seconds"] >= 0 and each["peak_mib"] > 10 for each in figures.values())
