@@ -31,6 +31,8 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import sparse
 
 from benchmarks.command import FIGURES, parser, temporary_folder, write
+from benchmarks.prepared import prepare_rows, read_interactions
+from benchmarks.quality import ALL_USERS
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
@@ -39,15 +41,24 @@ from recsys.config.loading import load_config
 from recsys.config.sections import Config, ItemsConfig
 from recsys.data import association, cooccurrence, datasets, pairs
 from recsys.data.catalog import Catalog
-from recsys.data.sequences import Sequences
 from recsys.errors import InputError
-from recsys.evaluation.baselines import interaction_matrix
-from recsys.evaluation.likeness import AGREEMENT, Evidence, held_out_users, likeness_report, load_groups
+from recsys.evaluation.baselines import interaction_matrix, user_item_matrix
+from recsys.evaluation.likeness import (
+    AGREEMENT,
+    SEARCHED,
+    Evidence,
+    agreement,
+    group_item_numbers,
+    held_out_users,
+    likeness_report,
+    means,
+)
 from recsys.evaluation.metrics import Recommender, evaluate_last_item
-from recsys.features.tfidf import tfidf_matrix
+from recsys.features.tfidf import tfidf_matrix, unit_length_rows
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
+from recsys.index.queries import Queries
 from recsys.model.fit_plan import FitPlan, PairPhase
 from recsys.release.formats import CATALOG, EMBEDDINGS
 
@@ -66,33 +77,43 @@ DESCRIPTIONS = {
     "texts": "a JSON file with an object: item id to text",
 }
 Embed = Callable[[], tuple[NDArray[np.float32], int]]
-PRINTED = (AGREEMENT, "lift_agreement_at_10", "partial_agreement_at_10", "group_recall_at_10", "column_agreement_at_10")
+PRINTED = (
+    AGREEMENT,
+    "lift_agreement_at_10",
+    "partial_agreement_at_10",
+    "group_recall_at_10",
+    "column_agreement_at_10",
+    "next_item_ndcg_at_20",
+)
 
 
 def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None) -> dict[str, Any]:
     """Train all models on the users who are not left out, and return their figures."""
-    everybody = _prepare(config, folder / "everybody")
-    catalog = Catalog.load(everybody.run.path("prepare", CATALOG))
-    all_sequences = train.load_split(everybody.run).sequences
-    left_out = held_out_users(all_sequences.user_ids)
     groups = _read_json(alike, "alike", GROUPS) if alike else {}
-    evidence = Evidence.from_interactions(_whole_histories(all_sequences, left_out, len(catalog)))._replace(
-        groups=load_groups(groups, {item_id: number for number, item_id in enumerate(catalog.item_ids)}),
+    everybody = RunContext.from_config(config, Progress())
+    STAGES["prepare"](everybody)
+    catalog = Catalog.load(everybody.run.path("prepare", CATALOG))
+    sequences = train.load_split(everybody.run).sequences
+    left_out = held_out_users(sequences.user_ids)
+    histories = user_item_matrix(sequences, left_out[sequences.users], len(catalog))[left_out]
+    evidence = Evidence.from_interactions(histories)._replace(
+        groups=group_item_numbers(groups, catalog),
         columns=_text_columns(catalog, texts) if texts else None,
     )
-    users = [user for user, out in zip(all_sequences.user_ids, left_out.tolist(), strict=True) if not out]
-    context = _prepare(config, folder / "trained", users)
+    users = [user for user, out in zip(sequences.user_ids, left_out.tolist(), strict=True) if not out]
+    rows = read_interactions(everybody).filter(pl.col("user_id").cast(pl.String).is_in(users))
+    context = prepare_rows(config, rows, folder / "trained")
     popularity = Catalog.load(context.run.path("prepare", CATALOG)).frame["interactions"].to_numpy()
-    holdout = train.load_split(context.run).holdout("test", 10**9)
+    holdout = train.load_split(context.run).holdout("test", ALL_USERS)
     reports: dict[str, Any] = {}
 
     def report(name: str, model: Recommender, **details: Any) -> None:
-        figures = likeness_report(model, evidence, popularity, resamples=RESAMPLES)
+        figures = likeness_report(model, evidence, popularity, RESAMPLES)
         next_item = evaluate_last_item(model, holdout).get("ndcg_at_20")
         reports[name] = {**figures, "next_item_ndcg_at_20": next_item, **details}
         print(_line(name, reports[name]), flush=True)
 
-    print(f"{'':<20}" + "".join(f"{name.removesuffix('_at_10'):>20}" for name in (*PRINTED, "next_item_ndcg_at_20")))
+    print(f"{'':<20}" + "".join(f"{name.removesuffix('_at_10'):>20}" for name in PRINTED))
     for name, (model, settings) in _best_baselines(context, catalog, evidence, popularity).items():
         report(name, model, settings=settings)
     for name, embed in _towers(context, evidence, folder).items():
@@ -110,30 +131,6 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
     }
 
 
-def _prepare(config: Config, folder: Path, users: Sequence[str] | None = None) -> RunContext:
-    """Run `prepare`, with the interactions of these users only."""
-    folder.mkdir(parents=True)
-    data = config.data.model_copy(update={"workspace": str(folder / "workspace")})
-    if users is not None:
-        original = RunContext.from_config(config.model_copy(update={"data": data}), Progress())
-        rows = pl.concat([pl.read_parquet(path) for path in original.inputs.interactions])
-        kept = rows.filter(pl.col("user_id").cast(pl.String).is_in(users))
-        kept.write_parquet(folder / "interactions.parquet")
-        data = data.model_copy(update={"interactions": str(folder / "interactions.parquet")})
-    context = RunContext.from_config(config.model_copy(update={"data": data}), Progress())
-    STAGES["prepare"](context)
-    return context
-
-
-def _whole_histories(sequences: Sequences, users: NDArray[np.bool_], num_items: int) -> sparse.csr_array:
-    """Return whether each of these users interacted with an item, 0 or 1, [num_users, num_items]."""
-    shape = (len(sequences), num_items)
-    ones = np.ones(len(sequences.items), np.float32)
-    matrix = sparse.coo_array((ones, (sequences.users, sequences.items)), shape=shape).tocsr()
-    matrix.data[:] = 1
-    return matrix[users]
-
-
 def _read_json(path: Path, option: str, content: TypeAdapter[Content]) -> Content:
     try:
         return content.validate_json(path.read_bytes())
@@ -149,8 +146,7 @@ def _text_columns(catalog: Catalog, texts: Path) -> sparse.csr_array:
     matrix = tfidf_matrix(frame, ItemsConfig(text=("text",)))
     if matrix is None:
         raise InputError(f"texts must contain words of items in the catalog. Received: none in {texts}.")
-    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
-    return sparse.csr_array(sparse.diags_array(1 / np.where(lengths > 0, lengths, 1)) @ matrix)
+    return unit_length_rows(matrix)
 
 
 def _best_baselines(
@@ -158,12 +154,14 @@ def _best_baselines(
 ) -> dict[str, tuple[Recommender, dict[str, float]]]:
     """Return each baseline with the settings that agree best with the evidence, fitted before the test targets."""
     variants = evaluate.variants_before("test", context.config, context.run, train.load_split(context.run), catalog)
+    items = np.flatnonzero(popularity > 0).astype(np.int32)
     best: dict[str, tuple[Recommender, dict[str, float]]] = {}
     for name, candidates in variants.items():
         scores = []
         for variant in candidates:
             model = variant.fit()
-            scores.append(likeness_report(model, evidence, popularity).get(AGREEMENT, 0.0))
+            values = agreement(model.top_k(Queries.from_items(items), SEARCHED), items, evidence)
+            scores.append(means(values).get(AGREEMENT, 0.0))
             if scores[-1] == max(scores):
                 best[name] = model, variant.settings
     return best
@@ -186,7 +184,7 @@ def _towers(context: RunContext, evidence: Evidence, folder: Path) -> Mapping[st
 
     def train_on(name: str, weights: sparse.csr_array) -> Embed:
         # an anchor counts with the root of its popularity
-        path = _write_pairs(_normalize(weights), root_popularity, folder / f"{name}.parquet")
+        path = _write_pairs(association.normalize_rows(weights), root_popularity, folder / f"{name}.parquet")
         return lambda: _fit(context, pairs.Pairs([path], num_items, "weight"), evidence)
 
     return {
@@ -194,14 +192,8 @@ def _towers(context: RunContext, evidence: Evidence, folder: Path) -> Mapping[st
         "windowed": lambda: _fit(context, windowed, evidence),
         "partial": train_on("partial", partial),
         "lift": train_on("lift", lift),
-        "mixed": train_on("mixed", _normalize(partial) + _normalize(windowed.to_matrix())),
+        "mixed": train_on("mixed", partial + association.normalize_rows(windowed.to_matrix())),
     }
-
-
-def _normalize(weights: sparse.csr_array) -> sparse.csr_array:
-    """Return the weights in rows that sum to 1."""
-    total = np.asarray(weights.sum(axis=1, dtype=np.float64)).ravel()
-    return sparse.csr_array(sparse.diags_array(1 / np.where(total > 0, total, 1)) @ weights)
 
 
 def _write_pairs(weights: sparse.csr_array, anchor_weight: NDArray[np.float64], path: Path) -> Path:
@@ -226,7 +218,7 @@ def _fit(context: RunContext, training_pairs: pairs.Pairs, evidence: Evidence) -
 
 
 def _line(name: str, figures: Mapping[str, Any]) -> str:
-    values = [figures.get(metric) for metric in (*PRINTED, "next_item_ndcg_at_20")]
+    values = [figures.get(metric) for metric in PRINTED]
     return f"{name:<20}" + "".join(f"{'' if value is None else f'{value:.4f}':>20}" for value in values)
 
 
@@ -242,7 +234,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = options.parse_args(argv)
     with temporary_folder() as folder:
         toml = arguments.config or datasets.sequences(arguments.sequences, arguments.attributes, folder / "data")
-        write(measure(load_config(toml), folder, arguments.texts, arguments.alike), arguments.json)
+        config = load_config(toml, [f"data.workspace={folder / 'workspace'}"])
+        write(measure(config, folder, arguments.texts, arguments.alike), arguments.json)
 
 
 if __name__ == "__main__":

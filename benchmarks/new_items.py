@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from benchmarks.command import CONFIG, FIGURES, load, parser, temporary_folder, write
+from benchmarks.prepared import prepare_rows, read_interactions
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
@@ -33,7 +34,7 @@ from pipelines.prepare.stage import prepare
 from pipelines.stages import evaluate, train
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
-from recsys.evaluation.metrics import Recommender
+from recsys.evaluation.metrics import Recommender, ndcg_of_gains
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
@@ -52,12 +53,10 @@ def ndcg(results: NDArray[np.int32], relevance: sparse.csr_array) -> float:
         results: item numbers, int32 [n, K]; -1 pads short rows.
         relevance: gains of each query, [n, num_items]; at least one per row.
     """
-    discount = 1 / np.log2(np.arange(K) + 2.0)
     values = []
     for row, result in enumerate(results):
         gains = relevance[[row]].toarray().ravel()
-        best = np.sort(gains)[::-1][:K]
-        values.append((gains[result[result >= 0]] @ discount[: (result >= 0).sum()]) / (best @ discount[: len(best)]))
+        values.append(ndcg_of_gains(gains[result[result >= 0]], gains, K))
     return float(np.mean(values))
 
 
@@ -72,8 +71,8 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     hidden = np.sort(rng.choice(with_pairs, int(len(with_pairs) * HIDDEN_SHARE), replace=False)).astype(np.int32)
 
     ids = [catalog.item_ids[number] for number in hidden]
-    rows = pl.concat([pl.read_parquet(path) for path in complete.inputs.interactions])
-    context = _prepare_run(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
+    rows = read_interactions(complete)
+    context = prepare_rows(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
     for name in ("train", "embed"):
         STAGES[name](context)
 
@@ -93,18 +92,6 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
         ),
         "items_with_interactions": _cost_for_other_items(config),
     }
-
-
-def _prepare_run(config: Config, rows: pl.DataFrame, folder: Path) -> RunContext:
-    """Run `prepare` with these interactions."""
-    folder.mkdir()
-    rows.write_parquet(folder / "interactions.parquet")
-    data = config.data.model_copy(
-        update={"interactions": str(folder / "interactions.parquet"), "workspace": str(folder / "workspace")}
-    )
-    context = RunContext.from_config(config.model_copy(update={"data": data}), Progress())
-    prepare(context.config, context.run, context.inputs, context.progress)
-    return context
 
 
 def _pairs(run: Run) -> sparse.csr_array:
@@ -144,7 +131,7 @@ def _pairs_by_half(
     users = rows["user_id"].unique().sort()
     first = pl.col("user_id").is_in(users.filter(pl.Series(rng.random(len(users)) < 0.5)).implode())
     return [
-        _pairs(_prepare_run(config, rows.filter(half), folder / name).run)
+        _pairs(prepare_rows(config, rows.filter(half), folder / name).run)
         for name, half in (("a", first), ("b", ~first))
     ]
 

@@ -43,7 +43,7 @@ def shrunk_lift(interactions: sparse.csr_array, shrinkage: float, max_positives:
     Returns:
         float32 [num_items, num_items] without a diagonal; column indices are sorted.
     """
-    num_users, num_items = interactions.shape
+    num_users = interactions.shape[0]
     counts = _item_counts(interactions)
     blocks = []
     for anchors, shared in _shared_users_by_block(interactions):
@@ -52,7 +52,7 @@ def shrunk_lift(interactions: sparse.csr_array, shrinkage: float, max_positives:
         lift = common * num_users / (counts[row] * counts[shared.indices])
         shared.data = (lift * common / (common + shrinkage)).astype(np.float32)
         blocks.append(_largest(shared, max_positives))
-    return _stack(blocks, num_items)
+    return sparse.vstack(blocks, format="csr", dtype=np.float32)
 
 
 def partial_weights(
@@ -74,7 +74,6 @@ def partial_weights(
     Returns:
         float32 [num_items, num_items] without a diagonal; column indices are sorted. The rows with any weight sum to 1.
     """
-    num_items = interactions.shape[1]
     root = np.sqrt(_item_counts(interactions))
     count_common = _CommonUsers(interactions)
     blocks = []
@@ -97,8 +96,8 @@ def partial_weights(
                 weights[cells] = linalg.cho_solve(factor, target, check_finite=False)
         nearest.data = np.maximum(weights, 0) ** power
         nearest.eliminate_zeros()
-        blocks.append(_normalize_rows(_largest(nearest, max_positives)))
-    return _stack(blocks, num_items)
+        blocks.append(normalize_rows(_largest(nearest, max_positives)))
+    return sparse.vstack(blocks, format="csr", dtype=np.float32)
 
 
 class _CommonUsers:
@@ -144,8 +143,6 @@ def _shared_users_by_block(interactions: sparse.csr_array) -> Iterator[tuple[NDA
     block = np.cumsum(pairs) // BLOCK_CELLS
     starts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), interactions.shape[1]]
     for start, stop in pairwise(starts):
-        if start == stop:
-            continue
         shared = (by_item[start:stop] @ interactions).tocsr()
         anchors = np.arange(start, stop)
         shared.data[np.repeat(anchors, np.diff(shared.indptr)) == shared.indices] = 0
@@ -168,14 +165,8 @@ def _largest(matrix: sparse.csr_array, k: int) -> sparse.csr_array:
     return sparse.csr_array((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
 
 
-def _normalize_rows(matrix: sparse.csr_array) -> sparse.csr_array:
+def normalize_rows(matrix: sparse.csr_array) -> sparse.csr_array:
+    """Return the rows scaled to the sum 1, float32; rows of zeros stay zeros."""
     total = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
     scale = np.repeat(np.where(total > 0, total, 1), np.diff(matrix.indptr))
-    matrix.data = (matrix.data / scale).astype(np.float32)
-    return matrix
-
-
-def _stack(blocks: list[sparse.csr_array], num_items: int) -> sparse.csr_array:
-    if not blocks:
-        return sparse.csr_array((num_items, num_items), dtype=np.float32)
-    return sparse.vstack(blocks, format="csr", dtype=np.float32)
+    return sparse.csr_array(((matrix.data / scale).astype(np.float32), matrix.indices, matrix.indptr), matrix.shape)

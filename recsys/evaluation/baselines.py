@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recsys.data.sequences import Sequences
 from recsys.data.splits import Split, Target
 from recsys.evaluation.scoring import Counts, NeighborhoodModel, ScoringModel, allowed_masks, by_count
+from recsys.features.tfidf import unit_length_rows
 from recsys.index.queries import PADDING, Queries
 
 
@@ -115,9 +117,7 @@ class Content(ScoringModel):
 
     def __init__(self, attributes: sparse.csr_array, popularity: Counts | None = None) -> None:
         super().__init__(attributes.shape[0], popularity)
-        attributes = attributes.astype(np.float64)
-        lengths = np.sqrt(np.asarray(attributes.multiply(attributes).sum(axis=1)).ravel())
-        self.normalized = attributes.multiply(1 / np.where(lengths > 0, lengths, 1)[:, None]).tocsr()
+        self.normalized = unit_length_rows(attributes)
         self.by_attribute = self.normalized.T.tocsr()
 
     def scores(self, queries: sparse.csr_array) -> sparse.csr_array:
@@ -127,10 +127,20 @@ class Content(ScoringModel):
 
 def interaction_matrix(split: Split, target: Target, num_items: int) -> sparse.csr_array:
     """Return whether a user interacted with an item before the target, 0 or 1, float32 [num_users, num_items]."""
-    sequences, known = split.sequences, split.known_before(target)
-    shape = (len(sequences), num_items)
-    coordinates = (sequences.users[known], sequences.items[known])
-    matrix = sparse.coo_array((np.ones(int(known.sum()), np.float32), coordinates), shape=shape).tocsr()
+    return user_item_matrix(split.sequences, split.known_before(target), num_items)
+
+
+def user_item_matrix(sequences: Sequences, included: NDArray[np.bool_], num_items: int) -> sparse.csr_array:
+    """Return whether a user interacted with an item, 0 or 1, float32 [num_users, num_items].
+
+    Args:
+        sequences: of all users.
+        included: interactions that count, bool [num_interactions].
+        num_items: size of the catalog.
+    """
+    coordinates = (sequences.users[included], sequences.items[included])
+    ones = np.ones(int(included.sum()), np.float32)
+    matrix = sparse.coo_array((ones, coordinates), shape=(len(sequences), num_items)).tocsr()
     matrix.data[:] = 1  # repeated interactions were summed
     return matrix
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.data.association import partial_weights, shrunk_lift
-from recsys.evaluation.metrics import CONFIDENCE, Recommender
+from recsys.data.catalog import Catalog
+from recsys.evaluation.metrics import BOUNDS, Recommender, ndcg_of_gains
 from recsys.index.queries import PADDING, Queries
 
 K = 10
@@ -82,53 +83,64 @@ def held_out_users(user_ids: Iterable[str], share: float = HELD_OUT_SHARE) -> ND
     return np.array([int.from_bytes(each) < share * 2**64 for each in hashes], np.bool_)
 
 
+def agreement(top: NDArray[np.int32], items: NDArray[np.int32], evidence: Evidence) -> dict[str, NDArray[np.float64]]:
+    """Return `lift_agreement_at_10`, `partial_agreement_at_10` and their mean, `agreement_at_10`, of each item.
+
+    Args:
+        top: neighbors of the items, best first, int32 [n, SEARCHED]; -1 pads.
+        items: item numbers, int32 [n].
+        evidence: associations among the users left out.
+
+    Returns:
+        float64 [n] each; NaN for items without evidence.
+    """
+    lift, partial = (graded_ndcg(top, items, relevance) for relevance in (evidence.lift, evidence.partial))
+    return {AGREEMENT: (lift + partial) / 2, f"lift_{AGREEMENT}": lift, f"partial_{AGREEMENT}": partial}
+
+
+def means(values: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """Return the mean of each metric over the items with evidence; metrics without such items are left out."""
+    return {name: float(np.nanmean(each)) for name, each in values.items() if np.isfinite(each).any()}
+
+
 def likeness_report(
     model: Recommender,
     evidence: Evidence,
     popularity: NDArray[np.integer[Any]],
+    resamples: int,
     *,
-    items: NDArray[np.int32] | None = None,
-    resamples: int = 0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the figures of a model, searching each item once.
+    """Return the figures of a model, searching each item with interactions once.
 
     Args:
         model: to evaluate.
         evidence: what its neighbors are compared with.
         popularity: interactions of each item in its training data, [num_items].
-        items: item numbers to search, int32; by default all items with interactions.
-        resamples: number of bootstrap resamples of each interval; 0 gives no intervals.
+        resamples: number of bootstrap resamples of each interval.
         seed: of the resamples.
 
     Returns:
-        JSON-compatible: `lift_agreement_at_10`, `partial_agreement_at_10` and their mean, `agreement_at_10`;
-        `group_recall_at_10` and `column_agreement_at_10` if there is evidence; `popularity_at_10`, the median number of
-        interactions of the neighbors; `rare_at_10`, the share of the neighbors of popular items that are rare;
-        `intervals` (name: [low, high]); `queries` (name: number of items).
+        JSON-compatible: the means of `agreement`; `group_recall_at_10` and `column_agreement_at_10` if there is
+        evidence; `popularity_at_10`, the median number of interactions of the neighbors; `rare_at_10`, the share of the
+        neighbors of popular items that are rare; `intervals` (name: [low, high]); `queries` (name: number of items).
     """
-    if items is None:
-        items = np.flatnonzero(popularity > 0).astype(np.int32)
+    items = np.flatnonzero(popularity > 0).astype(np.int32)
     top = model.top_k(Queries.from_items(items), SEARCHED)
     nearest = top[:, :K]
-    lift, partial = (graded_ndcg(top, items, relevance) for relevance in (evidence.lift, evidence.partial))
-    values = {
-        AGREEMENT: (lift + partial) / 2,
-        f"lift_agreement_at_{K}": lift,
-        f"partial_agreement_at_{K}": partial,
-        f"group_recall_at_{K}": group_recall(nearest, items, evidence.groups),
-    }
+    values = agreement(top, items, evidence)
+    values[f"group_recall_at_{K}"] = group_recall(nearest, items, evidence.groups)
     if evidence.columns is not None:
         values[f"column_agreement_at_{K}"] = column_agreement(nearest, items, evidence.columns)
     values = {name: each[np.isfinite(each)] for name, each in values.items()}
-    figures: dict[str, Any] = {name: float(each.mean()) for name, each in values.items() if len(each)}
+    figures: dict[str, Any] = dict(means(values))
     returned, by_popular = (
         popularity[rows[rows != PADDING]] for rows in (nearest, nearest[popularity[items] >= POPULAR])
     )
     figures[f"popularity_at_{K}"] = float(np.median(returned)) if len(returned) else 0.0
     figures[f"rare_at_{K}"] = float(np.mean(by_popular < RARE)) if len(by_popular) else 0.0
     figures["intervals"] = {
-        name: mean_interval(each, resamples, seed=seed) for name, each in values.items() if len(each) and resamples
+        name: mean_interval(each, resamples, seed=seed) for name, each in values.items() if len(each)
     }
     figures["queries"] = {name: len(each) for name, each in values.items()}
     return figures
@@ -146,7 +158,6 @@ def graded_ndcg(top: NDArray[np.int32], items: NDArray[np.int32], relevance: spa
         relevance: gains, [num_items, num_items].
     """
     judged = np.asarray(relevance.sum(axis=0)).ravel() > 0
-    discount = 1 / np.log2(np.arange(K) + 2.0)
     result = np.full(len(items), np.nan)
     gains = np.zeros(len(judged))
     for row, item in enumerate(items):
@@ -155,10 +166,8 @@ def graded_ndcg(top: NDArray[np.int32], items: NDArray[np.int32], relevance: spa
             continue
         gains[relevance.indices[cells]] = relevance.data[cells]
         neighbors = top[row][top[row] != PADDING]
-        received = gains[neighbors[judged[neighbors]][:K]]
+        result[row] = ndcg_of_gains(gains[neighbors[judged[neighbors]]], relevance.data[cells], K)
         gains[relevance.indices[cells]] = 0
-        ideal = np.sort(relevance.data[cells])[::-1][:K]
-        result[row] = (received @ discount[: len(received)]) / (ideal @ discount[: len(ideal)])
     return result
 
 
@@ -206,11 +215,11 @@ def column_agreement(
 def mean_interval(values: NDArray[np.float64], resamples: int, *, seed: int = 0) -> list[float]:
     """Return the bootstrap interval of a mean, [low, high], with the confidence of all intervals."""
     rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
-    return np.percentile(means, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]).tolist()  # type: ignore[no-any-return]
+    resampled = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    return np.percentile(resampled, BOUNDS).tolist()  # type: ignore[no-any-return]
 
 
-def load_groups(groups: Mapping[str, Sequence[str]], item_number: Mapping[str, int]) -> list[NDArray[np.int32]]:
+def group_item_numbers(groups: Mapping[str, Sequence[str]], catalog: Catalog) -> list[NDArray[np.int32]]:
     """Return the item numbers of each group; items that the catalog lacks are left out, and then groups of one."""
-    numbers = [sorted({item_number[item] for item in group if item in item_number}) for group in groups.values()]
-    return [np.array(each, np.int32) for each in numbers if len(each) > 1]
+    numbers = [np.unique(catalog.item_numbers(group, missing=PADDING)) for group in groups.values()]
+    return [group[group != PADDING] for group in numbers if np.count_nonzero(group != PADDING) > 1]

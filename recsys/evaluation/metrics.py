@@ -29,6 +29,8 @@ STRATA = ("head", "torso", "tail", "new")
 """Names of the strata that `popularity_strata` returns."""
 
 CONFIDENCE = 0.95
+BOUNDS = (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE))
+"""Percentiles of the bootstrap samples that are the bounds of an interval."""
 
 
 class Recommender(Protocol):
@@ -107,9 +109,8 @@ def bootstrap_intervals(rank: NDArray[np.int64], resamples: int, seed: int = 0) 
     worst = max(CUTS)  # from this rank on all gains are 0
     histogram = np.bincount(np.minimum(rank, worst), minlength=worst + 1)
     draws = np.random.default_rng(seed).multinomial(len(rank), histogram / len(rank), resamples)
-    bounds = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
     return {
-        name: np.percentile(draws @ gain / len(rank), bounds).tolist()
+        name: np.percentile(draws @ gain / len(rank), BOUNDS).tolist()
         for name, gain in gains(np.arange(worst + 1)).items()
     }
 
@@ -226,6 +227,19 @@ def gains(rank: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         gains[f"ndcg_at_{k}"] = hit / np.log2(rank + 2.0)
         gains[f"mrr_at_{k}"] = hit / (rank + 1.0)
     return gains
+
+
+def ndcg_of_gains(received: NDArray[np.floating[Any]], available: NDArray[np.floating[Any]], k: int) -> float:
+    """Return the NDCG@k of one result with graded relevance.
+
+    Args:
+        received: gains of the results, best result first.
+        available: gains of all items that could be returned, in any order; at least one is above 0.
+        k: number of results that count.
+    """
+    discount = 1 / np.log2(np.arange(k) + 2.0)
+    received, ideal = received[:k], np.sort(available)[::-1][:k]
+    return float((received @ discount[: len(received)]) / (ideal @ discount[: len(ideal)]))
 
 
 def _top_k(model: Recommender, queries: Queries, k: int) -> NDArray[np.int32]:

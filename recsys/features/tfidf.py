@@ -46,3 +46,10 @@ def tfidf_matrix(frame: pl.DataFrame, items: ItemsConfig) -> sparse.csr_array | 
     coordinates = (weighted["item_number"].to_numpy(), attribute)
     shape = (frame.height, int(attribute.max()) + 1)
     return sparse.coo_array((weighted["weight"].to_numpy(), coordinates), shape=shape, dtype=np.float64).tocsr()
+
+
+def unit_length_rows(matrix: sparse.csr_array) -> sparse.csr_array:
+    """Return the rows scaled to length 1, float64; rows of zeros stay zeros. Their dot products are cosines."""
+    matrix = matrix.astype(np.float64)
+    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    return matrix.multiply(1 / np.where(lengths > 0, lengths, 1)[:, None]).tocsr()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.splits import Holdout
-from recsys.evaluation.likeness import AGREEMENT, Evidence, likeness_report
+from recsys.evaluation.likeness import AGREEMENT, SEARCHED, Evidence, agreement, means
 from recsys.evaluation.metrics import VALIDATION_SCORE, choose_recency, ranking_metrics, target_ranks, validation_score
 from recsys.evaluation.protocol import PROTOCOL, EvaluationProtocol
 from recsys.index.distances import Distance
@@ -87,8 +88,13 @@ class LikenessValidation:
     popularity: NDArray[np.integer[Any]]
     """Interactions of each item in the training data, [num_items]; items without any are not evaluated."""
     distance: Distance
-    seed: int = 0
-    """Of the sample of items, if there are more than `LIKENESS_ITEMS`."""
+
+    @cached_property
+    def items(self) -> NDArray[np.int32]:
+        """Item numbers whose neighbors are compared with the evidence: a sample of the items with evidence."""
+        judged = np.flatnonzero((self.popularity > 0) & (np.diff(self.evidence.lift.indptr) > 0))
+        sample = np.random.default_rng(0).choice(judged, min(len(judged), LIKENESS_ITEMS), replace=False)
+        return np.sort(sample).astype(np.int32)
 
     def evaluate(self, embeddings: Vectors) -> dict[str, float]:
         """Return `validation_agreement_at_10` and its two parts, and `validation_score`, which is the agreement.
@@ -97,10 +103,7 @@ class LikenessValidation:
             embeddings: of the catalog, float32 [num_items, d].
         """
         index = ExactIndex(embeddings, self.distance, self.popularity > 0)
-        # items whose neighbors cannot be judged say nothing
-        judged = np.flatnonzero((self.popularity > 0) & (np.diff(self.evidence.lift.indptr) > 0))
-        rng = np.random.default_rng(self.seed)
-        items = np.sort(rng.choice(judged, min(len(judged), LIKENESS_ITEMS), replace=False)).astype(np.int32)
-        report = likeness_report(index, self.evidence, self.popularity, items=items)
-        figures = {f"validation_{name}": value for name, value in report.items() if AGREEMENT in name}
-        return figures | {VALIDATION_SCORE: report.get(AGREEMENT, 0.0)}
+        top = index.top_k(Queries.from_items(self.items), SEARCHED)
+        figures = means(agreement(top, self.items, self.evidence))
+        scores = {f"validation_{name}": value for name, value in figures.items()}
+        return scores | {VALIDATION_SCORE: figures.get(AGREEMENT, 0.0)}

@@ -1,18 +1,20 @@
 import numpy as np
+import polars as pl
 import pytest
 from scipy import sparse
 
 from recsys.data.association import partial_weights, shrunk_lift
+from recsys.data.catalog import Catalog
 from recsys.evaluation import likeness
 from recsys.evaluation.likeness import (
     Evidence,
     K,
     column_agreement,
     graded_ndcg,
+    group_item_numbers,
     group_recall,
     held_out_users,
     likeness_report,
-    load_groups,
     mean_interval,
 )
 
@@ -192,6 +194,6 @@ def test_report_without_evidence_has_only_the_popularity_of_neighbors():
 
 
 def test_groups_contain_only_items_of_the_catalog():
-    numbers = {"a": 4, "b": 0, "c": 2}
-    groups = load_groups({"one": ["a", "b", "x"], "two": ["c", "y"], "three": ["a", "a"]}, numbers)
+    catalog = Catalog(pl.DataFrame({"item_id": ["b", "c", "d", "e", "f"], "interactions": [1] * 5}))
+    groups = group_item_numbers({"one": ["f", "b", "x"], "two": ["d", "y"], "three": ["f", "f"]}, catalog)
     assert [group.tolist() for group in groups] == [[0, 4]]

@@ -72,11 +72,11 @@ def test_likeness_is_the_agreement_of_neighbors_with_interactions(embeddings):
     popularity[[0, 7]] = 0
     evidence = Evidence(association(0), association(1))
     figures = LikenessValidation(evidence, popularity, COSINE).evaluate(embeddings)
-    report = likeness_report(ExactIndex(embeddings, COSINE, popularity > 0), evidence, popularity)
+    report = likeness_report(ExactIndex(embeddings, COSINE, popularity > 0), evidence, popularity, resamples=10)
     expected = {f"validation_{name}": report[name] for name in report if "agreement" in name}
     assert len(expected) == 3
     assert figures == pytest.approx({**expected, VALIDATION_SCORE: report["agreement_at_10"]})
-    everything = likeness_report(ExactIndex(embeddings), evidence, popularity)
+    everything = likeness_report(ExactIndex(embeddings), evidence, popularity, resamples=10)
     assert everything["agreement_at_10"] != report["agreement_at_10"]
 
 
