@@ -9,15 +9,13 @@ items with SciPy, 1,000 items at a time, and keeps nothing.
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import sparse
 
+from benchmarks import own_process
 from benchmarks.command import FIGURES, parser, write
 from recsys.data import association
 
@@ -57,13 +55,12 @@ FUNCTIONS: dict[str, Measured] = {
 }
 
 
-def measure(name: str, num_interactions: int, num_items: int) -> str:
+def measure(name: str, num_interactions: int, num_items: int) -> dict[str, float]:
     """Return the seconds of a function, and the peak memory of the process in MiB."""
     interactions = synthetic_interactions(num_interactions, num_items)
     started = time.perf_counter()
     FUNCTIONS[name](interactions)
-    seconds = time.perf_counter() - started
-    return f"{seconds:.1f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}"
+    return {"seconds": round(time.perf_counter() - started, 1), "peak_mib": round(own_process.peak_mib())}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,13 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--interactions", type=int, default=10_000_000, metavar="N", help="number of interactions")
     options.add_argument("--items", type=int, default=200_000, metavar="N", help="size of the catalog")
     arguments = options.parse_args(argv)
-    figures = {}
-    for name in FUNCTIONS:
-        call = f"measure({name!r}, {arguments.interactions}, {arguments.items})"
-        program = f"from benchmarks.association import measure; print({call})"
-        process = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-        seconds, peak = map(float, process.stdout.split())
-        figures[name] = {"seconds": seconds, "peak_mib": peak}
+    size = arguments.interactions, arguments.items
+    figures = {name: own_process.run("benchmarks.association", "measure", name, *size) for name in FUNCTIONS}
     plain = figures["plain"]["seconds"]
     for each in figures.values():
         each["relative_to_plain"] = round(each["seconds"] / max(plain, 0.1), 2)

@@ -16,11 +16,7 @@ only a small number of trees.
 
 from __future__ import annotations
 
-import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,6 +28,7 @@ from typing import Any
 import polars as pl
 from annoy import AnnoyIndex
 
+from benchmarks import own_process
 from benchmarks.command import FIGURES, parser, temporary_folder
 from benchmarks.speed import embed_against_loop, plain_prepare
 from benchmarks.table import Table, timed
@@ -68,7 +65,10 @@ def prepare_at_size(table: Table, folder: Path, rows: int) -> None:
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for name, size in (("small", rows // GROWTH), ("large", rows)):
         log = synthetic.interactions(folder / f"{name}.parquet", size, size // USER_ROWS, rows // ITEM_ROWS)
-        figures[name] = {side: _measure_in_process(side, log) for side in ("library", "plain")}
+        figures[name] = {
+            side: own_process.run("benchmarks.scale", "measure_prepare", side, str(log))
+            for side in ("library", "plain")
+        }
         log.unlink()
     small, large, plain = figures["small"]["library"], figures["large"]["library"], figures["large"]["plain"]
     name = f"prepare, {rows:,} interactions"
@@ -80,15 +80,8 @@ def prepare_at_size(table: Table, folder: Path, rows: int) -> None:
     table.add(f"{growth}, peak memory", 1.3, large["peak_mib"], small["peak_mib"], unit="MiB")
 
 
-def _measure_in_process(side: str, log: Path) -> dict[str, float]:
-    """Run `_measure` in a new process and return its result."""
-    program = f"from benchmarks import scale; scale._measure({side!r}, {str(log)!r})"
-    process = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    return json.loads(process.stdout)  # type: ignore[no-any-return]
-
-
-def _measure(side: str, log: str) -> None:
-    """Print the seconds and the peak memory of one side as JSON."""
+def measure_prepare(side: str, log: str) -> dict[str, float]:
+    """Return the seconds and the peak memory of one side."""
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=Path(log).parent) as out:
         if side == "library":
@@ -101,8 +94,7 @@ def _measure(side: str, log: str) -> None:
             started = time.perf_counter()
             plain_prepare(Path(log), PrepareConfig().window, Path(out))
         seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": round(seconds, 2), "peak_mib": round(peak)}))
+    return {"seconds": round(seconds, 2), "peak_mib": round(own_process.peak_mib())}
 
 
 def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:

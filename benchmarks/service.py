@@ -223,21 +223,9 @@ async def _send(
 def main() -> None:
     """Run the benchmark as a program."""
     parser = command.parser(__doc__, command.FIGURES)
-    parser.add_argument(
-        "--requests",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="number of queries during the promotions and item changes",
-    )
+    parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="queries during the promotions")
     parser.add_argument("--swaps", type=int, default=100, metavar="N", help="number of promotions")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=10.0,
-        metavar="S",
-        help="duration of each measurement of throughput and latency",
-    )
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="duration of each measurement")
     parser.add_argument("--soak-minutes", type=float, default=0.5, metavar="M", help="duration of the long load")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {"cores": os.cpu_count(), "load_generator": "wrk" if shutil.which("wrk") else "asyncio"}

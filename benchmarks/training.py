@@ -13,9 +13,6 @@ The memory is the peak of a process that trains one pass over synthetic pairs, a
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,6 +22,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks import own_process
 from benchmarks.command import CONFIG, FIGURES, load, parser, temporary_folder, write
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
@@ -105,9 +103,7 @@ def memory() -> dict[str, Any]:
         for growth in (1, GROWTH):
             part = Path(folder) / f"part-{growth}.parquet"
             write_pairs(part, PAIRS_PER_ITEM * growth)
-            program = f"from benchmarks.training import one_pass; print(one_pass({str(part)!r}))"
-            process = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-            peaks[f"peak_mib_{growth}x"] = float(process.stdout)
+            peaks[f"peak_mib_{growth}x"] = own_process.run("benchmarks.training", "one_pass", str(part))
     return {**peaks, "ratio": peaks[f"peak_mib_{GROWTH}x"] / peaks["peak_mib_1x"]}
 
 
@@ -142,7 +138,7 @@ def one_pass(part: str) -> float:
     inputs = features.transform(frame)
     adam = build_optimizer(small.train, model, features, small.train.learning_rate)
     Trainer(Siamese(model, inputs, small), adam, PairBatches(streamed, small), inputs, small.train).fit(max_passes=1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return own_process.peak_mib()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
