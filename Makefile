@@ -35,7 +35,7 @@ test-lowest: $(VENV)/.installed ## run the unit tests with the lowest versions t
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --requirement .venv-lowest/requirements.txt
 	.venv-lowest/bin/python -m pip install --quiet --editable ".[dev]" --constraint .venv-lowest/requirements.txt
-	.venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not e2e" tests/recsys
+	.venv-lowest/bin/python -m pytest -p no:schemathesis --numprocesses 2 --dist worksteal -m "not slow and not e2e" tests/recsys
 
 check: $(VENV)/.installed ## run the linter, the type checker and the import contracts
 	$(BIN)/ruff check .
