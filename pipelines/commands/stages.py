@@ -9,8 +9,11 @@ import typer
 
 from recsys.commands.champion import promote_release
 from recsys.commands.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, Reason, extras, print_result
+from recsys.config.table import Sense
 from recsys.errors import InputError
+from recsys.release.runs import stage_of
 
+SenseOption = Annotated[Sense, typer.Option("--sense", help="The sense of similarity.")]
 EXTRAS = ("train", "jobs", "tracking")
 
 
@@ -19,19 +22,34 @@ def prepare(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as
     _run("prepare", config, overrides, as_json)
 
 
-def train(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
+def train(
+    sense: SenseOption = "next",
+    config: ConfigFile = CONFIG_DEFAULT,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
     """Train the tower on the pairs (Keras)."""
-    _run("train", config, overrides, as_json)
+    _run(stage_of("train", sense), config, overrides, as_json)
 
 
-def embed(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
+def embed(
+    sense: SenseOption = "next",
+    config: ConfigFile = CONFIG_DEFAULT,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
     """Compute the embeddings of all items (Beam)."""
-    _run("embed", config, overrides, as_json)
+    _run(stage_of("embed", sense), config, overrides, as_json)
 
 
-def index(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
+def index(
+    sense: SenseOption = "next",
+    config: ConfigFile = CONFIG_DEFAULT,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
     """Build the Annoy index, and tune its search to the target recall."""
-    _run("index", config, overrides, as_json)
+    _run(stage_of("index", sense), config, overrides, as_json)
 
 
 def evaluate(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -39,9 +57,14 @@ def evaluate(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, a
     _run("evaluate", config, overrides, as_json)
 
 
-def calibrate(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
+def calibrate(
+    sense: SenseOption = "next",
+    config: ConfigFile = CONFIG_DEFAULT,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
     """Calibrate similarities: fit probabilities and thresholds on held-out pairs."""
-    _run("calibrate", config, overrides, as_json)
+    _run(stage_of("calibrate", sense), config, overrides, as_json)
 
 
 def publish(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:

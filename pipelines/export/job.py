@@ -148,14 +148,15 @@ def _search_all(job: Job, release: Release, config: Config, advance: Advance) ->
 def search_unit(job: Job, unit: int) -> None:
     """Search the neighbors of a range of items and write them as a part."""
     release, mask = _open_release(job)
+    space = release.space("similar")
     start = unit * job.items_per_unit
     item_numbers = range(start, min(start + job.items_per_unit, len(release.catalog)))
     rows = nearest(
         release.catalog,
-        release.engine.searcher,
+        space.engine.searcher,
         item_numbers,
         job.k,
-        calibration=release.calibration,
+        calibration=space.calibration,
         neighbor_filter=job.neighbor_filter,
         mask=mask,
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.config.table import Sense
 from recsys.evaluation.embedding_drift import aligned_cosines
 from recsys.release import quality_gate
 from recsys.release.bundle import Release
@@ -15,6 +16,8 @@ from recsys.retrieval.results import Neighbor
 
 NEIGHBORS = quality_gate.OVERLAP_K
 """Number of nearest neighbors that are compared."""
+SENSE: Final[Sense] = "similar"
+"""Sense whose neighbors and embeddings are compared: the one that answers by default."""
 LISTED_NEIGHBORS = 6
 """Number of neighbors per item in the report."""
 LISTED_ITEMS = 4
@@ -35,6 +38,7 @@ def compare_releases(challenger: Release | None, champion: Release | None, max_i
     """
     if challenger is None:
         return {"neighbors": None, "drift": None}
+    space = challenger.space(SENSE)
     popularity = challenger.catalog.frame["interactions"].to_numpy()
     by_popularity = np.argsort(-popularity, kind="stable")
     if champion is None:
@@ -42,10 +46,10 @@ def compare_releases(challenger: Release | None, champion: Release | None, max_i
         return {"neighbors": _side_by_side(challenger, None, groups), "drift": None}
     champion_numbers = champion.catalog.item_numbers(challenger.catalog.item_ids, missing=-1)
     groups = {"popular": by_popularity, "new": by_popularity[champion_numbers[by_popularity] < 0]}
-    common, common_in_champion, num_shared, k = quality_gate.neighbor_overlap(challenger, champion, max_items)
+    common, common_in_champion, num_shared, k = quality_gate.neighbor_overlap(space, champion.space(SENSE), max_items)
     if not len(common):
         return {"neighbors": _side_by_side(challenger, champion, groups), "drift": None}
-    cosines = aligned_cosines(champion.vectors[common_in_champion], challenger.vectors[common])
+    cosines = aligned_cosines(champion.space(SENSE).vectors[common_in_champion], space.vectors[common])
     changed = common[np.lexsort((common, -popularity[common], num_shared))]
     return {
         "neighbors": _side_by_side(challenger, champion, {"changed": changed, **groups}),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.context.run_context import RunContext
-from pipelines.orchestration.release_comparison import NEIGHBORS, compare_releases, compare_settings
+from pipelines.orchestration.release_comparison import NEIGHBORS, SENSE, compare_releases, compare_settings
 from pipelines.orchestration.report_files import earlier_reports
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report, feedback
@@ -34,6 +34,7 @@ from recsys.index.annoy_index import RECALL_K
 from recsys.index.queries import Queries
 from recsys.index.recall import SAMPLE_SIZE
 from recsys.release.bundle import Release
+from recsys.release.embedding_space import EmbeddingSpace
 from recsys.release.formats import CATALOG
 
 HISTOGRAM_BINS = 40
@@ -80,9 +81,9 @@ def collect(context: RunContext, *, compared_with: str | None, gate_decided: boo
         "index": {**indexed, **target} if indexed else None,
         "queries": evaluated["queries"] if evaluated else None,
         "quality": _quality(context, evaluated, champion) if evaluated and evaluated["queries"] else None,
-        "similarity": _similarity_histograms(challenger, SAMPLE_SIZE) if challenger else None,
-        "exposure": _exposure(challenger, SAMPLE_SIZE) if challenger else None,
-        "map": _map(challenger) if challenger else None,
+        "similarity": _similarity_histograms(challenger.space(SENSE), SAMPLE_SIZE) if challenger else None,
+        "exposure": _exposure(challenger.space(SENSE), SAMPLE_SIZE) if challenger else None,
+        "map": _map(challenger.space(SENSE)) if challenger else None,
         **compare_releases(challenger, champion, SAMPLE_SIZE),
         "online": _click_through(context),
         "settings": compare_settings(champion.manifest.config, config.shaping()) if champion else None,
@@ -136,7 +137,7 @@ def evaluate_champion(champion: Release, catalog: Catalog, holdout: Holdout, kin
     """Evaluate the champion on the queries of this run; a query or target that it does not have is a miss."""
     # item number of this run -> item number of the champion; the last entry maps padding, -1, to itself
     champion_numbers = np.append(champion.catalog.item_numbers(catalog.item_ids, missing=-1), np.int32(-1))
-    queries = make_queries(holdout, kind, champion.manifest.recency, PROTOCOL)
+    queries = make_queries(holdout, kind, champion.space("next").entry.recency, PROTOCOL)
     items = champion_numbers[queries.items]
     translated = Queries(
         items, np.where(items < 0, 0, queries.weights).astype(np.float32), champion_numbers[queries.excluded]
@@ -144,7 +145,7 @@ def evaluate_champion(champion: Release, catalog: Catalog, holdout: Holdout, kin
     targets = champion_numbers[holdout.targets]
     answerable = np.flatnonzero((translated.weights > 0).any(axis=1) & (targets >= 0))
     rank = np.full(len(targets), max(CUTS))
-    rank[answerable] = target_ranks(champion.index, translated[answerable], targets[answerable])
+    rank[answerable] = target_ranks(champion.space("next").index, translated[answerable], targets[answerable])
     stratum = popularity_strata(catalog.frame["interactions"].to_numpy())[holdout.targets]
     return {
         **ranking_metrics(rank),
@@ -156,30 +157,30 @@ def evaluate_champion(champion: Release, catalog: Catalog, holdout: Holdout, kin
     }
 
 
-def _similarity_histograms(release: Release, max_items: int) -> dict[str, Any]:
+def _similarity_histograms(space: EmbeddingSpace, max_items: int) -> dict[str, Any]:
     """Return histograms of the similarities of items to their nearest neighbors and to random items."""
     rng = np.random.default_rng(0)
-    items = np.sort(rng.choice(len(release.catalog), min(max_items, len(release.catalog)), replace=False))
-    k = min(NEIGHBORS, len(release.catalog) - 1)
-    nearest = release.index.neighbors(items.astype(np.int32), k)
-    random_items = (items[:, None] + rng.integers(1, len(release.catalog), (len(items), k))) % len(release.catalog)
-    edges = np.linspace(-1 if release.distance.unit_norm else 0, 1, HISTOGRAM_BINS + 1)
+    items = np.sort(rng.choice(len(space.catalog), min(max_items, len(space.catalog)), replace=False))
+    k = min(NEIGHBORS, len(space.catalog) - 1)
+    nearest = space.index.neighbors(items.astype(np.int32), k)
+    random_items = (items[:, None] + rng.integers(1, len(space.catalog), (len(items), k))) % len(space.catalog)
+    edges = np.linspace(-1 if space.distance.unit_norm else 0, 1, HISTOGRAM_BINS + 1)
 
     def shares(candidates: NDArray[np.integer[Any]]) -> list[float]:
-        distances = release.distance.between(release.vectors[items][:, None], release.vectors[candidates])
-        similarities = np.clip(release.distance.similarity(distances), edges[0], 1)
+        distances = space.distance.between(space.vectors[items][:, None], space.vectors[candidates])
+        similarities = np.clip(space.distance.similarity(distances), edges[0], 1)
         counts: list[float] = (np.histogram(similarities, edges)[0] / candidates.size).tolist()
         return counts
 
     return {"edges": edges.tolist(), "nearest": shares(nearest), "any": shares(random_items)}
 
 
-def _exposure(release: Release, max_items: int) -> dict[str, dict[str, float]]:
+def _exposure(space: EmbeddingSpace, max_items: int) -> dict[str, dict[str, float]]:
     """Return the shares of interactions, of items, and of the neighbors of a sample of items, by stratum."""
-    popularity = release.catalog.frame["interactions"].to_numpy()
+    popularity = space.catalog.frame["interactions"].to_numpy()
     stratum = popularity_strata(popularity)
     items = np.random.default_rng(0).choice(len(stratum), min(max_items, len(stratum)), replace=False)
-    nearest = release.index.neighbors(items.astype(np.int32), min(NEIGHBORS, len(stratum) - 1))
+    nearest = space.index.neighbors(items.astype(np.int32), min(NEIGHBORS, len(stratum) - 1))
 
     def shares(members: NDArray[np.int8], weights: NDArray[np.int64] | None = None) -> dict[str, float]:
         counts = np.bincount(members, weights, len(STRATA))
@@ -192,15 +193,15 @@ def _exposure(release: Release, max_items: int) -> dict[str, dict[str, float]]:
     }
 
 
-def _map(release: Release) -> dict[str, Any]:
+def _map(space: EmbeddingSpace) -> dict[str, Any]:
     """Project a sample of the embeddings to their first two principal components.
 
     Returns:
         `items` with their coordinates in percent, and `variance`: the share that the two components explain.
     """
-    popularity = release.catalog.frame["interactions"].to_numpy()
+    popularity = space.catalog.frame["interactions"].to_numpy()
     items = np.sort(np.random.default_rng(0).choice(len(popularity), min(MAP_ITEMS, len(popularity)), replace=False))
-    vectors = release.vectors[items].astype(np.float64)
+    vectors = space.vectors[items].astype(np.float64)
     left, lengths, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
     coordinates = (left * lengths)[:, :2]
     extent = np.abs(coordinates).max() or 1.0
@@ -208,7 +209,7 @@ def _map(release: Release) -> dict[str, Any]:
     return {
         "variance": float((lengths[:2] ** 2).sum() / max((lengths**2).sum(), np.finfo(float).tiny)),
         "items": [
-            {"title": release.catalog.titles[item] or release.catalog.item_ids[item], "stratum": STRATA[s]}
+            {"title": space.catalog.titles[item] or space.catalog.item_ids[item], "stratum": STRATA[s]}
             | {"x": round(50 + 48 * x / extent, 2), "y": round(50 - 48 * y / extent, 2)}
             for item, s, (x, y) in zip(items.tolist(), stratum.tolist(), coordinates.tolist(), strict=True)
         ],

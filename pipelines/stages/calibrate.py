@@ -36,7 +36,7 @@ def calibrate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     if run.done(STAGE):
         return run.manifest(STAGE)
     vectors = embeddings.load(run.path(embed.STAGE, EMBEDDINGS))
-    with progress.stage(STAGE) as advance, run.stage(STAGE) as (folder, manifest):
+    with progress.stage(run.name(STAGE)) as advance, run.stage(STAGE) as (folder, manifest):
         pairs = calibration_pairs(config, run)
         advance(0, 1, f"{len(pairs.same):,} pairs")
         similarities = calibration.similarities(

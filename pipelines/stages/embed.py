@@ -64,7 +64,7 @@ def embed(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     catalog = run.path(prepare.STAGE, CATALOG)
     tower, features = run.path(train.STAGE, TOWER), run.path(train.STAGE, FEATURES)
     with (
-        progress.stage(STAGE) as advance,
+        progress.stage(run.name(STAGE)) as advance,
         run.stage(STAGE, str(config.resources.embedded_items)) as (folder, manifest),
     ):
         work = folder / ".work"

@@ -53,7 +53,7 @@ def index(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     embeddings_file = run.path(embed.STAGE, EMBEDDINGS)
     vectors, shards = embeddings.load(embeddings_file), index_shards(config, run)
     distance = config.tower.distance
-    with progress.stage(STAGE) as advance, run.stage(STAGE, str(len(shards))) as (folder, manifest):
+    with progress.stage(run.name(STAGE)) as advance, run.stage(STAGE, str(len(shards))) as (folder, manifest):
         advance(0, len(shards), f"{config.index.n_trees} trees")
         job = Job(config.index, distance, embeddings_file, shards, folder)
         units = list(range(len(shards)))

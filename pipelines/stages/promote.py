@@ -33,6 +33,7 @@ from recsys.index.recall import SAMPLE_SIZE
 from recsys.release import gate, promotion
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, skipped
+from recsys.release.embedding_space import EmbeddingSpace
 from recsys.release.formats import CATALOG, FEATURES, TOWER
 from recsys.release.quality_gate import HeldOutQueries
 from recsys.release.runs import Run
@@ -141,7 +142,7 @@ def _collect_evidence(
         champion_data_report=_data_report_of(run, tracking, champion),
         copied_days=run.manifest(prepare.STAGE)["copied_days"],
         sample=sample,
-        encoded_sample=_encode(challenger, sample),
+        encoded_sample={sense: _encode(space, sample) for sense, space in challenger.spaces.items()},
         queries=_held_out_queries(config, run, catalog),
         quality_floor=_quality_floor(config, run),
     )
@@ -194,10 +195,10 @@ def _quality_floor(config: Config, run: Run) -> float | None:
     return floor
 
 
-def _encode(release: Release, sample: NDArray[np.int32]) -> Vectors:
-    """Compute the embeddings of some items with the tower of a release, float32 [n, dimension]."""
+def _encode(space: EmbeddingSpace, sample: NDArray[np.int32]) -> Vectors:
+    """Compute the embeddings of some items with the tower of a space, float32 [n, dimension]."""
     from recsys.model import tower  # noqa: PLC0415 - TensorFlow takes seconds
 
-    features = Features.load(release.path / FEATURES)
-    encode = tower.make_encoder(tower.load(release.path / TOWER), embed.BATCH_SIZE)
-    return encode(features.transform(release.catalog.frame[sample]))
+    features = Features.load(space.path / FEATURES)
+    encode = tower.make_encoder(tower.load(space.path / TOWER), embed.BATCH_SIZE)
+    return encode(features.transform(space.catalog.frame[sample]))

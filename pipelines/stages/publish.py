@@ -13,10 +13,12 @@ from pipelines.reports import data_report
 from pipelines.stages import calibrate, embed, evaluate, train
 from pipelines.stages import index as indexing
 from recsys.config.sections import Config
+from recsys.config.table import Sense
 from recsys.index.annoy_index import N_JOBS, RECALL_K, SEED
 from recsys.index.distances import DISTANCES
 from recsys.release import formats, remote
 from recsys.release.bundle import Release
+from recsys.release.manifest import SpaceEntry
 from recsys.release.runs import MANIFEST, Run
 from recsys.release.writer import write_release
 
@@ -55,35 +57,26 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
     final = config.workspace / "releases" / run.run_id
     if final.exists():
         return final
-    shards = indexing.index_shards(config, run)
-    stage_of_file = {
-        formats.CATALOG: prepare.STAGE,
-        formats.ITEM_USERS: prepare.STAGE,
-        formats.TOWER: train.STAGE,
-        formats.FEATURES: train.STAGE,
-        formats.EMBEDDINGS: embed.STAGE,
-        formats.CALIBRATION: calibrate.STAGE,
-        **{shard.file: indexing.STAGE for shard in shards},
-    }
-    sources = {name: run.path(stage, name) for name, stage in stage_of_file.items()}
+    sources = {name: run.path(prepare.STAGE, name) for name in (formats.CATALOG, formats.ITEM_USERS)}
     sources[formats.EVALUATION] = run.path(evaluate.STAGE, MANIFEST)
-    index, embedded = run.manifest(indexing.STAGE), run.manifest(embed.STAGE)
+    senses: list[Sense] = ["next"]
+    spaces = {}
+    for sense in senses:
+        files, spaces[sense] = _space(config, run)
+        sources |= {f"{sense}/{name}": path for name, path in files.items()}
     champion = tracking.tracker.champion()
     manifest = {
         "release_id": run.run_id,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "num_items": embedded["num_items"],
-        "dimension": embedded["dimension"],
+        "num_items": run.manifest(prepare.STAGE)["num_items"],
+        "dimension": config.tower.dimension,
         "metric": DISTANCES[config.tower.distance].metric,
         "distance": config.tower.distance,
         "n_trees": config.index.n_trees,
         "seed": SEED,
         "n_jobs": N_JOBS,
-        "index": shards,
-        "search_k": index["search_k"],
         "recall_k": RECALL_K,
-        "index_recall": index["recall"],
-        "recency": run.manifest(train.STAGE).get("recency"),
+        "spaces": spaces,
         "catalog_fingerprint": run.manifest(prepare.STAGE)["catalog_fingerprint"],
         "data_snapshot": run.data_snapshot,
         "code_version": run.code_version,
@@ -92,6 +85,25 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
         "config": config.shaping(),
     }
     return write_release(sources, manifest, final.parent)
+
+
+def _space(config: Config, run: Run) -> tuple[dict[str, Path], SpaceEntry]:
+    """Return the files of an embedding space by name, and its entry in the manifest."""
+    shards, index = indexing.index_shards(config, run), run.manifest(indexing.STAGE)
+    stage_of_file = {
+        formats.TOWER: train.STAGE,
+        formats.FEATURES: train.STAGE,
+        formats.EMBEDDINGS: embed.STAGE,
+        formats.CALIBRATION: calibrate.STAGE,
+        **{shard.file: indexing.STAGE for shard in shards},
+    }
+    entry = SpaceEntry(
+        index=tuple(shards),
+        search_k=index["search_k"],
+        index_recall=index["recall"],
+        recency=run.manifest(train.STAGE).get("recency"),
+    )
+    return {name: run.path(stage, name) for name, stage in stage_of_file.items()}, entry
 
 
 def _log(run: Run, tracking: RunTracking, release: Release) -> None:
@@ -106,9 +118,11 @@ def _log(run: Run, tracking: RunTracking, release: Release) -> None:
     for table, rows in account.items():
         figures |= {f"{table}_{key}": rows[key] for key in ("read", "used")}
         figures |= {f"{table}_{key}": sum(rows[key].values()) for key in ("filtered", "dead_letters")}
-    figures |= {"index_recall": release.manifest.index_recall, "search_k": release.manifest.search_k}
-    if release.calibration:
-        figures["expected_calibration_error"] = release.calibration.expected_calibration_error.value
+    for sense, space in release.spaces.items():
+        suffix = "" if sense == "next" else f"_{sense}"
+        figures |= {f"index_recall{suffix}": space.entry.index_recall, f"search_k{suffix}": space.entry.search_k}
+        if space.calibration:
+            figures[f"expected_calibration_error{suffix}"] = space.calibration.expected_calibration_error.value
     tracking.metrics.send_queued()
     tracking.metrics.log(figures)
     tracking.tracker.log_tags(tracking.mlflow_run, {"recsys.release_id": release.release_id})

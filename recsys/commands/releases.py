@@ -39,7 +39,9 @@ def list_releases(config: ConfigFile = CONFIG_DEFAULT, as_json: Json = False) ->
         except ReleaseError as error:
             typer.echo(f"warning: {error}", err=True)
             continue
-        row = manifest.model_dump(include={"release_id", "created_at", "num_items", "dimension", "index_recall"})
+        row = manifest.model_dump(include={"release_id", "created_at", "num_items", "dimension"})
+        row["spaces"] = sorted(manifest.spaces)
+        row["index_recall"] = min(entry.index_recall for entry in manifest.spaces.values())
         rows.append({**row, "champion": champion is not None and champion.release_id == manifest.release_id})
     rows.sort(key=lambda row: (row["created_at"], row["release_id"]), reverse=True)
     print_result(rows, as_json, lambda: _print_releases(rows))
@@ -202,7 +204,7 @@ def _print_releases(rows: list[dict[str, Any]]) -> None:
         typer.echo("There are no releases yet.")
         return
     table = Table()
-    for column in ("release", "created", "items", "dimension", "index recall", "alias"):
+    for column in ("release", "created", "items", "dimension", "spaces", "index recall", "alias"):
         table.add_column(column)
     for row in rows:
         table.add_row(
@@ -210,6 +212,7 @@ def _print_releases(rows: list[dict[str, Any]]) -> None:
             row["created_at"],
             f"{row['num_items']:,}",
             str(row["dimension"]),
+            ", ".join(row["spaces"]),
             f"{row['index_recall']:.4f}",
             "champion" if row["champion"] else "",
         )

@@ -12,6 +12,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 DistanceName = Literal["cosine", "euclidean", "manhattan"]
 """The distances of `recsys.index.distances.DISTANCES`."""
+Sense = Literal["similar", "next"]
+"""A sense of similarity: `similar` items are alike, `next` items are used together or one after the other."""
 Columns = Annotated[tuple[str, ...], Field(strict=False)]
 
 

@@ -8,41 +8,24 @@ that process. Loading checks every file against the manifest, and the files agai
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from recsys.config.table import Sense
 from recsys.data.catalog import Catalog
 from recsys.data.item_users import ItemUsers
 from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError
-from recsys.evaluation import calibration
-from recsys.evaluation.calibration import Calibration
-from recsys.evaluation.protocol import PROTOCOL
-from recsys.index import annoy_index, embeddings
-from recsys.index.annoy_index import Index
-from recsys.index.distances import DISTANCES, Distance
-from recsys.index.embeddings import Vectors
-from recsys.index.queries import default_recency
-from recsys.index.recall import index_recall
-from recsys.release.formats import (
-    CALIBRATION,
-    CATALOG,
-    EMBEDDINGS,
-    EVALUATION,
-    FORMATS,
-    ITEM_USERS,
-)
+from recsys.index.distances import DISTANCES
+from recsys.release.embedding_space import EmbeddingSpace
+from recsys.release.formats import CALIBRATION, CATALOG, EVALUATION, FORMATS, ITEM_USERS, SHARED_FILES, SPACE_FILES
 from recsys.release.manifest import Manifest, read_manifest
-from recsys.retrieval.engine import Engine
 from recsys.retrieval.overlay import EMPTY_OVERLAY, Overlay
 from recsys.retrieval.query import Query
 from recsys.retrieval.results import SearchResult, VerificationResult
-
-SELF_TEST_ITEMS, SELF_TEST_K = 8, 10
 
 
 @dataclass(frozen=True)
@@ -56,13 +39,8 @@ class Release:
     path: Path
     manifest: Manifest
     catalog: Catalog
-    vectors: Vectors
-    """float32 [num_items, dimension], memory-mapped."""
-    index: Index
-    calibration: Calibration | None = None
-    """None for format 1, or with too few held-out pairs."""
-    item_users: ItemUsers | None = None
-    """Users of each item, memory-mapped; None for formats 1 and 2."""
+    spaces: Mapping[Sense, EmbeddingSpace]
+    """Embedding spaces by sense; always `next`, and `similar` if it has its own."""
 
     @classmethod
     def load(cls, path: str | Path) -> Release:
@@ -70,58 +48,47 @@ class Release:
 
         Raises:
             ReleaseError: the folder is not a release of a supported format, a file is missing or changed, files do
-                not belong together, or the recall of the index is far below that of the manifest.
+                not belong together, or the recall of an index is far below that of the manifest.
         """
         path = Path(path)
         manifest = read_manifest(path)
         _verify_files(path, manifest)
-        names = FORMATS[manifest.format_version]
+        version = FORMATS[manifest.format_version]
         try:
-            catalog = Catalog.load(path / names.file(CATALOG))
-            vectors = embeddings.load(path / EMBEDDINGS)
+            catalog = Catalog.load(path / version.file(CATALOG))
             _compare(path, "items in the catalog", manifest.num_items, len(catalog))
             _compare(path, "catalog fingerprint", manifest.catalog_fingerprint, catalog.fingerprint)
-            _compare(path, "shape of the embeddings", (manifest.num_items, manifest.dimension), vectors.shape)
-            distance = DISTANCES[manifest.distance]
-            _compare(path, "metric", distance.metric, manifest.metric)
-            embeddings.validate(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
-            annoy = annoy_index.load(path, manifest.index, vectors, manifest.search_k, distance=distance)
-            calibrated = None if CALIBRATION in names.absent_files else calibration.load(path / CALIBRATION)
-            users_path = path / names.file(ITEM_USERS)
-            item_users = None if ITEM_USERS in names.absent_files else ItemUsers.load(users_path, len(catalog))
+            _compare(path, "metric", DISTANCES[manifest.distance].metric, manifest.metric)
+            users_path = path / version.file(ITEM_USERS)
+            item_users = None if ITEM_USERS in version.absent_files else ItemUsers.load(users_path, len(catalog))
+            spaces = {
+                sense: EmbeddingSpace.load(
+                    path / version.folder(sense),
+                    manifest,
+                    entry,
+                    catalog,
+                    calibrated=CALIBRATION not in version.absent_files,
+                    item_users=item_users,
+                )
+                for sense, entry in manifest.spaces.items()
+            }
         except InputError as error:
             raise ReleaseError(f"release {path} is not usable: {error}") from None
-        release = cls(path, manifest, catalog, vectors, annoy, calibrated, item_users)
-        release._self_test()
-        return release
+        return cls(path, manifest, catalog, spaces)
 
     @property
     def release_id(self) -> str:
         """Id of the release. Every result contains it."""
         return self.manifest.release_id
 
-    @property
-    def distance(self) -> Distance:
-        """Distance of the embeddings."""
-        return DISTANCES[self.manifest.distance]
-
     @cached_property
     def evaluation(self) -> dict[str, Any]:
         """Quality metrics of the release and of the baselines, measured when the release was built."""
         return json.loads((self.path / EVALUATION).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
-    @cached_property
-    def engine(self) -> Engine:
-        """The search engine of this release."""
-        return Engine(
-            self.release_id,
-            self.catalog,
-            self.vectors,
-            self.index,
-            recency=default_recency(PROTOCOL.recencies) if self.manifest.recency is None else self.manifest.recency,
-            calibration=self.calibration,
-            item_users=self.item_users,
-        )
+    def space(self, sense: Sense) -> EmbeddingSpace:
+        """Return the embedding space that answers in a sense: its own, or that of `next`."""
+        return self.spaces.get(sense, self.spaces["next"])
 
     def similar(self, item_id: str, k: int = 10) -> SearchResult:
         """Return the `k` items most similar to an item; fewer only if the catalog has fewer."""
@@ -129,19 +96,24 @@ class Release:
 
     def search(self, query: Query, overlay: Overlay = EMPTY_OVERLAY) -> SearchResult:
         """Return the neighbors of a query; see `recsys.retrieval.engine.Engine.search`."""
-        return self.engine.search(query, overlay)
+        return self.space(query.answered_in).engine.search(query, overlay)
 
-    def similarity(self, item_a: str, item_b: str) -> float:
+    def similarity(self, item_a: str, item_b: str, sense: Sense = "similar") -> float:
         """Return the exact similarity of two items: larger is closer, 1 for equal vectors.
 
         Raises:
             UnknownItemError: an item is not in the catalog.
         """
-        numbers = [self.catalog.item_number(item_id) for item_id in (item_a, item_b)]
-        return float(calibration.similarities(self.distance, self.vectors[numbers[:1]], self.vectors[numbers[1:]])[0])
+        return self.space(sense).similarity(item_a, item_b)
 
     def verify(
-        self, item_a: str, item_b: str, *, precision: float | None = None, false_positive_rate: float | None = None
+        self,
+        item_a: str,
+        item_b: str,
+        *,
+        precision: float | None = None,
+        false_positive_rate: float | None = None,
+        sense: Sense = "similar",
     ) -> VerificationResult:
         """Decide whether two items are the same: whether their similarity reaches a calibrated threshold.
 
@@ -151,47 +123,27 @@ class Release:
             precision: use the threshold of this precision.
             false_positive_rate: use the threshold of this false-positive rate. By default, items are the same if
                 the probability that they belong together is at least 0.5.
+            sense: the sense of similarity.
 
         Raises:
             UnknownItemError: an item is not in the catalog.
             InputError: the release has no calibration, or no threshold for this target.
         """
-        similarity = self.similarity(item_a, item_b)
-        if self.calibration is None:
-            raise InputError(
-                f"release must have a calibration to decide whether items are the same. Received: {self.release_id}, "
-                f"of format {self.manifest.format_version}, has none. Build a release from more held-out pairs."
-            )
-        return VerificationResult.from_similarity(
-            self.catalog,
-            self.release_id,
-            (item_a, item_b),
-            similarity=similarity,
-            calibration=self.calibration,
-            threshold=self.calibration.threshold(precision=precision, false_positive_rate=false_positive_rate),
-        )
-
-    def _self_test(self) -> None:
-        """Compare the index with exact search: some Annoy builds return one neighbor for all queries (Annoy #679)."""
-        items = np.linspace(0, len(self.index) - 1, SELF_TEST_ITEMS).astype(np.int32)
-        k = min(SELF_TEST_K, len(self.index) - 1)
-        measured = index_recall(self.index, self.vectors, np.unique(items), k)
-        # eight items are a small sample, so half of the measured recall is enough to detect a broken index
-        if measured < self.manifest.index_recall / 2:
-            raise ReleaseError(
-                f"release {self.path} is not usable: on this machine its index returns {measured:.0%} of the "
-                f"nearest neighbors. Expected about {self.manifest.index_recall:.0%}. Reinstall Annoy here."
-            )
+        return self.space(sense).verify(item_a, item_b, precision=precision, false_positive_rate=false_positive_rate)
 
 
 def _verify_files(path: Path, manifest: Manifest) -> None:
-    names = [*FORMATS[manifest.format_version].files, *(shard.file for shard in manifest.index)]
+    version = FORMATS[manifest.format_version]
+    names = [version.file(name) for name in SHARED_FILES if name not in version.absent_files]
+    for sense, entry in manifest.spaces.items():
+        names += [version.file(name, sense) for name in SPACE_FILES if name not in version.absent_files]
+        names += [version.file(shard.file, sense) for shard in entry.index]
     _compare(path, "files in the manifest", sorted(names), sorted(manifest.files))
-    for name, entry in manifest.files.items():
+    for name, file in manifest.files.items():
         if not (path / name).is_file():
             raise ReleaseError(f"release {path} must hold {name}. Received: no such file.")
-        _compare(path, f"bytes of {name}", entry.bytes, (path / name).stat().st_size)
-        _compare(path, f"SHA-256 of {name}", entry.sha256, sha256(path / name))
+        _compare(path, f"bytes of {name}", file.bytes, (path / name).stat().st_size)
+        _compare(path, f"SHA-256 of {name}", file.sha256, sha256(path / name))
 
 
 def _compare(path: Path, what: str, expected: object, received: object) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT_VERSION = 4
+from recsys.config.table import Sense
+
+FORMAT_VERSION = 5
 
 MANIFEST = "manifest.json"
 CATALOG = "catalog.parquet"
@@ -19,8 +21,10 @@ FEATURES = "features.json"
 EVALUATION = "evaluation.json"
 CALIBRATION = "calibration.json"
 ITEM_USERS = "item_users.npy"
-FILES = (CATALOG, EMBEDDINGS, TOWER, FEATURES, EVALUATION, CALIBRATION, ITEM_USERS)
-"""Files of a release beside its manifest and the files of its index."""
+SHARED_FILES = (CATALOG, EVALUATION, ITEM_USERS)
+"""Files of a release beside its manifest and its spaces."""
+SPACE_FILES = (EMBEDDINGS, TOWER, FEATURES, CALIBRATION)
+"""Files of an embedding space beside those of its index."""
 
 Fields = Mapping[str, Any]
 
@@ -37,26 +41,34 @@ class Format:
     """Current name of a manifest field -> its name in this version."""
     defaults: Callable[[Fields], Fields] = lambda _: {}
     """Manifest -> values of the fields that this version does not have."""
+    single_space: bool = True
+    """Whether the release has one embedding space, `next`, whose files are not in a folder of their own."""
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Names of the files in this version, without the manifest and the index."""
-        return tuple(self.file(name) for name in FILES if name not in self.absent_files)
-
-    def file(self, name: str) -> str:
-        """Return the name that a file has in this version.
+    def file(self, name: str, space: Sense | None = None) -> str:
+        """Return the name that a file has in this version, relative to the folder of the release.
 
         Args:
             name: current name.
+            space: embedding space that the file belongs to, if any.
         """
-        return self.old_files.get(name, name)
+        return f"{self.folder(space)}{self.old_files.get(name, name)}"
+
+    def folder(self, space: Sense | None) -> str:
+        """Return the prefix of the files of an embedding space."""
+        return "" if space is None or self.single_space else f"{space}/"
 
     def upgrade(self, manifest: Fields) -> dict[str, Any]:
         """Return the manifest with the current field names, and with defaults for fields that it does not have."""
         new_names = {old: new for new, old in self.old_fields.items()}
-        return {**self.defaults(manifest), **{new_names.get(name, name): value for name, value in manifest.items()}}
+        fields = {**self.defaults(manifest), **{new_names.get(name, name): value for name, value in manifest.items()}}
+        if self.single_space:
+            space = {name: fields.pop(name) for name in SPACE_FIELDS if name in fields}
+            fields["spaces"] = {"next": space}
+        return fields
 
 
+SPACE_FIELDS = ("index", "search_k", "index_recall", "recency")
+"""Manifest fields of an embedding space."""
 _BRITISH_FILES = {CATALOG: "catalogue.parquet", ITEM_USERS: "audience.npy"}
 _BRITISH_FIELDS = {"catalog_fingerprint": "catalogue_fingerprint"}
 
@@ -76,6 +88,7 @@ FORMATS = {
         absent_files=(ITEM_USERS,), old_files=_BRITISH_FILES, old_fields=_BRITISH_FIELDS, defaults=_one_index_file
     ),
     3: Format(old_files=_BRITISH_FILES, old_fields=_BRITISH_FIELDS),
-    FORMAT_VERSION: Format(),
+    4: Format(),
+    FORMAT_VERSION: Format(single_space=False),
 }
 """Every version that can be loaded."""

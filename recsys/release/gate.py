@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.sections import Config
+from recsys.config.table import Sense
 from recsys.data.catalog import Catalog
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.embeddings import Vectors
@@ -23,6 +24,7 @@ from recsys.release import data_gate, model_gate, quality_gate, smoke_test
 from recsys.release.bundle import Release
 from recsys.release.check import Check
 from recsys.release.data_gate import DataLimits, DataReport
+from recsys.release.embedding_space import EmbeddingSpace
 from recsys.release.quality_gate import HeldOutQueries
 
 
@@ -49,8 +51,8 @@ class Evidence:
     """Day -> `rows` and `copies`; see `data_gate.day_checks`."""
     sample: NDArray[np.int32]
     """Item numbers on which tower and index are checked, int32 [n]."""
-    encoded_sample: Vectors
-    """Embeddings that the challenger's tower computes for the sample, float32 [n, dimension]."""
+    encoded_sample: Mapping[Sense, Vectors]
+    """Embeddings that each tower of the challenger computes for the sample, float32 [n, dimension]."""
     queries: HeldOutQueries
     quality_floor: float | None
     """Smallest NDCG@20, None for no floor."""
@@ -73,23 +75,44 @@ CHECKS: tuple[Callable[[Evidence], list[Check]], ...] = (
         e.config.items,
         limits=e.data_limits,
     ),
-    lambda e: model_gate.embedding_checks(e.challenger, e.catalog),
-    lambda e: [model_gate.tower_check(e.challenger, e.sample, e.encoded_sample)],
-    lambda e: model_gate.index_checks(e.challenger, e.sample, e.config.index.recall_floor),
+    lambda e: [model_gate.catalog_check(e.challenger.catalog, e.catalog)],
+    lambda e: _for_each_space(e, lambda space, _: model_gate.embedding_checks(space)),
+    lambda e: _for_each_space(
+        e, lambda space, sense: [model_gate.tower_check(space, e.sample, e.encoded_sample[sense])]
+    ),
+    lambda e: _for_each_space(
+        e, lambda space, _: model_gate.index_checks(space, e.sample, e.config.index.recall_floor)
+    ),
     lambda e: [smoke_test.answers_check(e.challenger)],
     lambda e: [e.champion_loads],
     lambda e: quality_gate.quality_checks(
-        e.challenger,
-        e.champion,
+        e.challenger.space("next"),
+        e.champion.space("next") if e.champion else None,
         e.queries,
         floor=e.quality_floor,
         config=e.config.promote,
         resamples=PROTOCOL.resamples,
     ),
-    lambda e: [quality_gate.overlap_check(e.challenger, e.champion, e.config.promote, sample=SAMPLE_SIZE)],
+    lambda e: _for_each_space(
+        e,
+        lambda space, sense: [
+            quality_gate.overlap_check(
+                space, e.champion.space(sense) if e.champion else None, e.config.promote, sample=SAMPLE_SIZE
+            )
+        ],
+    ),
     lambda e: [quality_gate.latency_check(e.challenger, e.champion, e.config.promote)],
 )
 """All checks, in the order of the report."""
+
+
+def _for_each_space(evidence: Evidence, checks: Callable[[EmbeddingSpace, Sense], list[Check]]) -> list[Check]:
+    """Return the checks of each embedding space. Those of `next` keep their names, others end in their sense."""
+    return [
+        check if sense == "next" else check._replace(name=f"{check.name}_{sense}")
+        for sense, space in evidence.challenger.spaces.items()
+        for check in checks(space, sense)
+    ]
 
 
 def run_checks(evidence: Evidence) -> list[Check]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recsys.config.table import DistanceName
+from recsys.config.table import DistanceName, Sense
 from recsys.errors import ReleaseError
 from recsys.index.shards import Shard
 from recsys.release.formats import FORMAT_VERSION, FORMATS, MANIFEST
@@ -21,6 +21,21 @@ class FileEntry(BaseModel):
 
     bytes: int
     sha256: str
+
+
+class SpaceEntry(BaseModel):
+    """One embedding space of a release."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: tuple[Shard, ...]
+    """Files of the index, ordered by item number."""
+    search_k: int
+    """Nodes that a query inspects in each file of the index, tuned to reach the recall."""
+    index_recall: float
+    """Share of the exact nearest `recall_k` that the index returns at `search_k`."""
+    recency: float | None
+    """Weight of an item of a history relative to the next newer item, chosen on validation; null if not chosen."""
 
 
 class Manifest(BaseModel):
@@ -41,15 +56,10 @@ class Manifest(BaseModel):
     n_trees: int
     seed: int
     n_jobs: int
-    index: tuple[Shard, ...]
-    """Files of the index, ordered by item number."""
-    search_k: int
-    """Nodes that a query inspects in each file of the index, tuned to reach the recall."""
     recall_k: int
-    index_recall: float
-    """Share of the exact nearest `recall_k` that the index returns at `search_k`."""
-    recency: float | None
-    """Weight of an item of a history relative to the next newer item, chosen on validation; null if not chosen."""
+    """Number of nearest neighbors whose recall is measured."""
+    spaces: dict[Sense, SpaceEntry]
+    """Embedding spaces by sense. A sense without its own space is answered by the space `next`."""
     catalog_fingerprint: str
     data_snapshot: str
     """SHA-256 over the input files."""

@@ -30,6 +30,7 @@ def write_model_files(release: Release, folder: Path) -> None:
     outputs = Schema(
         [
             ColSpec(string, "release_id"),
+            ColSpec(string, "sense"),
             ColSpec(string, "item_id"),
             ColSpec(string, "title", required=False),
             ColSpec(Array(neighbor), "neighbors"),

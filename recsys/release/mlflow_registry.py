@@ -325,8 +325,9 @@ class Tracker:
                     f"version {version.number} of {self.model} must hold release {version.release_id}. "
                     f"Received: {manifest.release_id}."
                 )
-            for path in Path(downloaded).iterdir():  # files of the MLflow model are not part of the release
-                if path.name not in {MANIFEST, *manifest.files}:
+            names = {MANIFEST, *manifest.files}
+            for path in Path(downloaded).rglob("*"):  # files of the MLflow model are not part of the release
+                if path.is_file() and str(path.relative_to(downloaded)) not in names:
                     path.unlink()
             return rename_release(Path(downloaded), final)
         finally:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from recsys.data.catalog import Catalog
 from recsys.index.embeddings import BLOCK, NORM_TOLERANCE, Vectors
 from recsys.index.recall import index_recall
-from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, at_most, skipped
+from recsys.release.embedding_space import EmbeddingSpace
 
 MIN_TOWER_AGREEMENT = 0.99
 """Smallest similarity of a stored embedding and the embedding that the tower computes. Rounding changes far less."""
@@ -21,14 +21,9 @@ MIN_EFFECTIVE_RANK = 0.05
 have collapsed to a few directions."""
 
 
-def embedding_checks(release: Release, catalog: Catalog) -> list[Check]:
-    """Check that embeddings are finite, normalized and not collapsed, and that the release covers the catalog.
-
-    Args:
-        release: the challenger.
-        catalog: catalog of the run's data.
-    """
-    vectors, distance = release.vectors, release.distance
+def embedding_checks(space: EmbeddingSpace) -> list[Check]:
+    """Check that embeddings are finite, normalized and not collapsed."""
+    vectors, distance = space.vectors, space.distance
     not_finite, norm_error = 0, 0.0
     total = np.zeros(vectors.shape[1])
     squares = np.zeros((vectors.shape[1], vectors.shape[1]))
@@ -51,9 +46,7 @@ def embedding_checks(release: Release, catalog: Catalog) -> list[Check]:
         checks += [skipped(name, reason) for name in ("embeddings_norm_error", "embeddings_mean_cosine")]
     mean = total / count
     rank = effective_rank(squares / count - np.outer(mean, mean)) / min(vectors.shape[1], count)
-    checks.append(at_least("embeddings_effective_rank", rank, MIN_EFFECTIVE_RANK))
-    checks.append(at_least("catalog_covered", _covered_share(release.catalog, catalog), 1))
-    return checks
+    return [*checks, at_least("embeddings_effective_rank", rank, MIN_EFFECTIVE_RANK)]
 
 
 def effective_rank(covariance: NDArray[np.float64]) -> float:
@@ -67,42 +60,42 @@ def effective_rank(covariance: NDArray[np.float64]) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def tower_check(release: Release, sample: NDArray[np.int32], encoded: Vectors) -> Check:
-    """Check that the stored embeddings are those that the release's tower computes.
+def tower_check(space: EmbeddingSpace, sample: NDArray[np.int32], encoded: Vectors) -> Check:
+    """Check that the stored embeddings are those that the tower of the space computes.
 
     Args:
-        release: the challenger.
+        space: embedding space of the challenger.
         sample: item numbers, int32 [n].
         encoded: embeddings that the tower computes for the sample, float32 [n, dimension].
     """
-    similarities = release.distance.similarity(release.distance.between(release.vectors[sample], encoded))
+    similarities = space.distance.similarity(space.distance.between(space.vectors[sample], encoded))
     return at_least("tower_agreement", float(np.min(similarities)), MIN_TOWER_AGREEMENT)
 
 
-def index_checks(release: Release, sample: NDArray[np.int32], recall_floor: float) -> list[Check]:
+def index_checks(space: EmbeddingSpace, sample: NDArray[np.int32], recall_floor: float) -> list[Check]:
     """Check recall and number of neighbors of the loaded index, whatever the manifest says.
 
     Args:
-        release: the challenger.
+        space: embedding space of the challenger.
         sample: query item numbers, int32 [n].
         recall_floor: the smallest index recall.
     """
-    recall = index_recall(release.index, release.vectors, sample, release.manifest.recall_k)
-    k = min(release.manifest.recall_k, len(release.catalog) - 1)
-    neighbors = release.index.neighbors(sample, k)
+    recall = index_recall(space.index, space.vectors, sample, space.manifest.recall_k)
+    k = min(space.manifest.recall_k, len(space.catalog) - 1)
+    neighbors = space.index.neighbors(sample, k)
     distinct = (np.diff(np.sort(neighbors, axis=1), axis=1) > 0).all(axis=1)
     full = distinct & (neighbors >= 0).all(axis=1) & (neighbors != sample[:, None]).all(axis=1)
     return [at_least("index_recall", recall, recall_floor), at_least("index_fill_rate", float(full.mean()), 1)]
 
 
-def _covered_share(release_catalog: Catalog, run_catalog: Catalog) -> float:
-    """Return the share of the run's items that the release has with the same title and features."""
-    columns = run_catalog.frame.columns
+def catalog_check(release_catalog: Catalog, run_catalog: Catalog) -> Check:
+    """Check that the release has all items of the run's data, with the same title and features."""
+    name, columns = "catalog_covered", run_catalog.frame.columns
     if set(columns) - set(release_catalog.frame.columns):
-        return 0.0
+        return at_least(name, 0, 1)
     release_rows, run_rows = (
         catalog.frame.select("item_id", row=catalog.frame.select(columns).hash_rows())
         for catalog in (release_catalog, run_catalog)
     )
     covered = release_rows.join(run_rows, on=["item_id", "row"], how="semi").height
-    return covered / max(len(run_catalog), 1)
+    return at_least(name, covered / max(len(run_catalog), 1), 1)

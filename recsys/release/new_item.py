@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 from recsys.errors import InputError
 from recsys.features.encoding import Features
 from recsys.model import tower
-from recsys.release.bundle import Release
+from recsys.release.embedding_space import EmbeddingSpace
 from recsys.release.formats import FEATURES, TOWER
 from recsys.retrieval.query import is_finite
 
-MAX_LOADED_TOWERS = 2
+MAX_LOADED_TOWERS = 4
+"""Champion and challenger have up to two embedding spaces each."""
 
 
-def embed(release: Release, features: Mapping[str, Any]) -> NDArray[np.float32]:
+def embed(space: EmbeddingSpace, features: Mapping[str, Any]) -> NDArray[np.float32]:
     """Return the embedding of one item, equal to that of an item without interactions in a nightly run.
 
     Args:
-        release: the release whose tower encodes the item.
+        space: the embedding space whose tower encodes the item.
         features: column -> string, list of strings, or number. Columns that are left out are missing values.
 
     Returns:
@@ -34,7 +35,7 @@ def embed(release: Release, features: Mapping[str, Any]) -> NDArray[np.float32]:
     Raises:
         InputError: a column is not an input of the tower, or a value has the wrong type.
     """
-    fitted, encode = _load(release.path)
+    fitted, encode = _load(space.path)
     types: dict[str, Any] = {
         token.column: pl.List(pl.String) if token.kind == "multi_categorical" else pl.String for token in fitted.tokens
     }

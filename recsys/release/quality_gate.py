@@ -17,6 +17,7 @@ from recsys.evaluation.metrics import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, g
 from recsys.index.queries import Queries
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, at_most, skipped
+from recsys.release.embedding_space import EmbeddingSpace
 
 OVERLAP_K = 10
 """Neighbors of an item that are compared."""
@@ -67,13 +68,13 @@ class NeighborOverlap(NamedTuple):
     k: int
 
 
-def held_out_ranks(release: Release, queries: HeldOutQueries) -> NDArray[np.int64]:
+def held_out_ranks(space: EmbeddingSpace, queries: HeldOutQueries) -> NDArray[np.int64]:
     """Return the rank of each target, from 0, int64 [n]. Queries with an item that the release lacks are misses."""
-    to_numbers = release.catalog.item_numbers
+    to_numbers = space.catalog.item_numbers
     query_numbers, targets = to_numbers(queries.query_ids, missing=-1), to_numbers(queries.target_ids, missing=-1)
     in_catalog = (query_numbers >= 0) & (targets >= 0)
     rank = np.full(len(in_catalog), max(CUTS))
-    rank[in_catalog] = target_ranks(release.index, Queries.from_items(query_numbers[in_catalog]), targets[in_catalog])
+    rank[in_catalog] = target_ranks(space.index, Queries.from_items(query_numbers[in_catalog]), targets[in_catalog])
     return rank
 
 
@@ -100,8 +101,8 @@ def paired_difference(
 
 
 def quality_checks(
-    challenger: Release,
-    champion: Release | None,
+    challenger: EmbeddingSpace,
+    champion: EmbeddingSpace | None,
     queries: HeldOutQueries,
     *,
     floor: float | None,
@@ -114,8 +115,8 @@ def quality_checks(
     Without held-out queries a challenger cannot be compared, so it does not replace a champion.
 
     Args:
-        challenger: the new release.
-        champion: the current champion, None before the first.
+        challenger: the space `next` of the new release.
+        champion: that of the current champion, None before the first.
         queries: held-out interactions of the run.
         floor: the smallest NDCG@20, None for no floor.
         config: tolerances.
@@ -162,32 +163,32 @@ def _change_check(
     return at_least(name, difference.low / scale, -limit, details)
 
 
-def neighbor_overlap(release: Release, other: Release, max_items: int, seed: int = 0) -> NeighborOverlap:
+def neighbor_overlap(space: EmbeddingSpace, other: EmbeddingSpace, max_items: int, seed: int = 0) -> NeighborOverlap:
     """Count the shared neighbors of items that two releases have.
 
     Args:
-        release: one release.
-        other: the other release.
+        space: embedding space of one release.
+        other: that of the other release.
         max_items: with more common items, a random sample of this size is compared.
         seed: seed of the sample.
     """
-    numbers = other.catalog.item_numbers(release.catalog.item_ids, missing=-1)
+    numbers = other.catalog.item_numbers(space.catalog.item_ids, missing=-1)
     items = np.flatnonzero(numbers >= 0).astype(np.int32)
     if len(items) > max_items:
         items = np.sort(np.random.default_rng(seed).choice(items, max_items, replace=False))
     other_items = numbers[items]
-    k = min(OVERLAP_K, len(release.catalog) - 1, len(other.catalog) - 1)
+    k = min(OVERLAP_K, len(space.catalog) - 1, len(other.catalog) - 1)
     if not len(items):
         return NeighborOverlap(items, other_items, np.empty(0, np.int64), k)
-    # compared in the item numbers of `release`: -2 equals no neighbor
-    to_release = release.catalog.item_numbers(other.catalog.item_ids, missing=-2)
-    neighbors, other_neighbors = release.index.neighbors(items, k), to_release[other.index.neighbors(other_items, k)]
+    # compared in the item numbers of `space`: -2 equals no neighbor
+    to_space = space.catalog.item_numbers(other.catalog.item_ids, missing=-2)
+    neighbors, other_neighbors = space.index.neighbors(items, k), to_space[other.index.neighbors(other_items, k)]
     shared = (neighbors[:, :, None] == other_neighbors[:, None, :]).any(axis=2).sum(axis=1)
     return NeighborOverlap(items, other_items, shared, k)
 
 
 def overlap_check(
-    challenger: Release, champion: Release | None, config: PromoteConfig, *, sample: int, seed: int = 0
+    challenger: EmbeddingSpace, champion: EmbeddingSpace | None, config: PromoteConfig, *, sample: int, seed: int = 0
 ) -> Check:
     """Check the mean share of ten nearest neighbors that both releases return for their common items."""
     name = f"overlap_at_{OVERLAP_K}"

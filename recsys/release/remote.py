@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,6 +20,9 @@ from recsys.release.bundle import Release
 from recsys.release.formats import MANIFEST
 from recsys.release.manifest import read_manifest
 from recsys.release.writer import rename_release
+
+FILE_NAME = re.compile(r"((similar|next)/)?(?!\.)[\w.-]+")
+"""Names of files in a release, relative to its folder."""
 
 CACHE = "RECSYS_CACHE"
 """Environment variable with the cache folder of fetched releases. By default it is in the user's cache folder."""
@@ -87,6 +91,7 @@ def _fetch_release(location: RemoteLocation) -> Path:
             for name, entry in files.items():
                 _check_size(location, name, entry.bytes)
             for name in files:
+                (temporary / name).parent.mkdir(exist_ok=True)
                 _download(location / name, temporary / name)
             Release.load(temporary)
         except ReleaseError as error:
@@ -98,8 +103,11 @@ def _fetch_release(location: RemoteLocation) -> Path:
 
 def _check_size(location: RemoteLocation, name: str, size: int) -> None:
     """Reject a file of the wrong size before it is downloaded."""
-    if name in {"", ".."} or Path(name).name != name:  # a manifest must not choose where files are written
-        raise ReleaseError(f"file names in the manifest must be plain names. Received: {name}.")
+    if not FILE_NAME.fullmatch(name):  # a manifest must not choose where files are written
+        raise ReleaseError(
+            "file names in the manifest must be plain names, below the folder of an embedding space or none. "
+            f"Received: {name}."
+        )
     file = location / name
     received = file.size() if file.exists() else "no such file"
     if received != size:

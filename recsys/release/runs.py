@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources.abc import Traversable
@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recsys.config.sections import Config
+from recsys.config.table import Sense
 from recsys.data.storage import sha256
 from recsys.errors import InputError, StageError
 
@@ -34,8 +35,16 @@ LIBRARIES = ("annoy", "keras", "numpy", "polars", "scipy", "tensorflow", "tensor
 """Libraries whose version may change a release."""
 
 
+STAGES_OF_A_SENSE = ("train", "embed", "index", "calibrate")
+"""Stages that run once for each sense. Their folders end in the sense, except for `next`."""
+
 Inputs = Mapping[str, Iterable[str]]
 """Role (interactions, items, ...) -> paths or URLs of input files."""
+
+
+def stage_of(stage: str, sense: Sense) -> str:
+    """Return the name of a stage that runs once for each sense."""
+    return stage if sense == "next" else f"{stage}-{sense}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Run:
     folder: Path
     data_snapshot: str
     code_version: str
+    sense: Sense = "next"
+    """Sense of the stages in `STAGES_OF_A_SENSE`."""
 
     @classmethod
     def create(cls, config: Config, inputs: Inputs) -> Run:
@@ -75,6 +86,14 @@ class Run:
         run_id = hashlib.sha256(f"{snapshot} {config.fingerprint()} {code}".encode()).hexdigest()[:12]
         return cls(run_id, config.workspace / "runs" / run_id, snapshot, code)
 
+    def of(self, sense: Sense) -> Run:
+        """Return the same run with its stages of another sense."""
+        return replace(self, sense=sense)
+
+    def name(self, stage: str) -> str:
+        """Return the name of a stage, and of its folder, in the sense of this run."""
+        return stage_of(stage, self.sense) if stage in STAGES_OF_A_SENSE else stage
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock of the run. It is released when the process ends, however it ends.
@@ -93,7 +112,7 @@ class Run:
 
     def done(self, stage: str) -> bool:
         """Return whether a stage is finished."""
-        return (self.folder / stage / MANIFEST).exists()
+        return (self.folder / self.name(stage) / MANIFEST).exists()
 
     def path(self, stage: str, name: str = "") -> Path:
         """Return the path of a file of a finished stage.
@@ -101,11 +120,13 @@ class Run:
         Raises:
             StageError: the stage is not finished.
         """
+        folder = self.folder / self.name(stage)
         if not self.done(stage):
+            option = "" if folder.name == stage else f" --sense {self.sense}"
             raise StageError(
-                f"stage {stage} must be finished first. Received: no {self.folder / stage}. Run: recsys {stage}"
+                f"stage {folder.name} must be finished first. Received: no {folder}. Run: recsys {stage}{option}"
             )
-        return self.folder / stage / name
+        return folder / name
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """Return the manifest of a finished stage."""
@@ -122,8 +143,9 @@ class Run:
             plan: identifies how the stage is divided into units of work. With the same plan as an interrupted
                 process, the folder holds the units that it finished. Without a plan the stage starts again.
         """
-        temporary = self.folder / f".tmp-{stage}-{plan or secrets.token_hex(4)}"
-        for leftover in self.folder.glob(f".tmp-{stage}-*"):  # left by a killed process
+        final = self.folder / self.name(stage)
+        temporary = self.folder / f".tmp-{final.name}.{plan or secrets.token_hex(4)}"
+        for leftover in self.folder.glob(f".tmp-{final.name}.*"):  # left by a killed process
             if leftover != temporary:
                 shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(exist_ok=True)
@@ -131,7 +153,7 @@ class Run:
         try:
             yield temporary, manifest
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            temporary.rename(self.folder / stage)
+            temporary.rename(final)
         except BaseException as error:
             if plan is None or isinstance(error, Exception):
                 shutil.rmtree(temporary, ignore_errors=True)

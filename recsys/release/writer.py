@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.data.storage import sha256
-from recsys.release.formats import FILES, FORMAT_VERSION, MANIFEST
+from recsys.release.formats import FORMAT_VERSION, MANIFEST
 from recsys.release.manifest import FileEntry, Manifest
 
 
@@ -19,7 +19,7 @@ def write_release(sources: dict[str, Path], manifest: dict[str, Any], releases: 
     A folder with the final name is complete, because it is renamed last. It is kept.
 
     Args:
-        sources: name -> path, for each of `FILES` and each file of the index.
+        sources: name in the release -> path, for each file beside the manifest.
         manifest: all fields except `format_version` and `files`.
         releases: parent folder of all releases.
     """
@@ -33,14 +33,16 @@ def write_release(sources: dict[str, Path], manifest: dict[str, Any], releases: 
     temporary.mkdir(parents=True)
     try:
         entries = {}
-        for name in (*FILES, *(shard.file for shard in manifest["index"])):
-            shutil.copyfile(sources[name], temporary / name)
+        for name, source in sources.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, temporary / name)
             _flush(temporary / name)
             entries[name] = FileEntry(bytes=(temporary / name).stat().st_size, sha256=sha256(temporary / name))
         complete = Manifest(format_version=FORMAT_VERSION, files=entries, **manifest)
         (temporary / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
         _flush(temporary / MANIFEST)
-        _flush(temporary)
+        for folder in {(temporary / name).parent for name in (MANIFEST, *sources)}:
+            _flush(folder)
         return rename_release(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -107,6 +107,7 @@ class Engine:
             title = catalog.ids_and_titles([resolved.positives[0][0]])[0][1]
         return SearchResult(
             self.release_id,
+            query.answered_in,
             item_id,
             title,
             self._neighbors(query, resolved, catalog, page, fallback=fallback),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from recsys.config.table import Sense
 from recsys.errors import InputError
 
 Value = str | float | bool
@@ -112,6 +113,8 @@ class Query:
     diversity: Diversity = NO_DIVERSITY
     on_unknown: OnUnknown = "error"
     """Handling of unknown item ids: raise an error, skip them, or return popular items if no item is known."""
+    sense: Sense | None = None
+    """The sense of similarity. By default `next` for a query with a history, otherwise `similar`."""
     explain: bool = False
     """Return an explanation with each neighbor: what it has in common with the items of the query."""
 
@@ -146,6 +149,11 @@ class Query:
     def from_item(cls, item_id: str, k: int = 10) -> Query:
         """Return the query for the neighbors of one item."""
         return cls(items=(WeightedItem(item_id),), k=k)
+
+    @property
+    def answered_in(self) -> Sense:
+        """The sense in which the query is answered."""
+        return self.sense or ("next" if self.history else "similar")
 
     @property
     def single_item_id(self) -> str | None:

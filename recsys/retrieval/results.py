@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+from recsys.config.table import Sense
 from recsys.data.catalog import Catalog
 from recsys.evaluation.calibration import Calibration, Threshold
 from recsys.retrieval.query import Value
@@ -48,6 +49,8 @@ class SearchResult(NamedTuple):
     """The neighbors of a query, nearest first, and the release that they come from."""
 
     release_id: str
+    sense: Sense
+    """The sense of similarity in which the query was answered."""
     item_id: str | None
     """The item of the query, if it has exactly one."""
     title: str | None

@@ -63,7 +63,8 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         frame = pl.DataFrame({"item_id": item_ids, "title": [f"Title of {item}" for item in item_ids]})
         catalog = Catalog(frame.with_columns(**({"interactions": pl.lit(1, pl.Int64)} | columns)))
-        sources = {name: tmp_path / f"source-{name}" for name in (*formats.FILES, INDEX_FILE)}
+        names = (*formats.SHARED_FILES, *formats.SPACE_FILES, INDEX_FILE)
+        sources = {name: tmp_path / f"source-{name}" for name in names}
         catalog.save(sources[formats.CATALOG])
         embeddings.save(vectors, tmp_path / "vectors.npy")
         (tmp_path / "vectors.npy").rename(sources[formats.EMBEDDINGS])
@@ -84,11 +85,15 @@ def release_writer(tmp_path: Path) -> WriteRelease:
             "n_trees": 10,
             "seed": 1,
             "n_jobs": 1,
-            "index": plan_shards(len(item_ids), len(item_ids)),
-            "search_k": built.search_k,
             "recall_k": 20,
-            "index_recall": 1.0,
-            "recency": 0.5,
+            "spaces": {
+                "next": {
+                    "index": plan_shards(len(item_ids), len(item_ids)),
+                    "search_k": built.search_k,
+                    "index_recall": 1.0,
+                    "recency": 0.5,
+                }
+            },
             "catalog_fingerprint": catalog.fingerprint,
             "data_snapshot": "0" * 64,
             "code_version": "test",
@@ -96,6 +101,8 @@ def release_writer(tmp_path: Path) -> WriteRelease:
             "mlflow_run": None,
             "config": Config(data=DataConfig(interactions="log.csv")).shaping(),
         }
-        return write_release(sources, manifest, tmp_path / "releases")
+        in_space = {name: f"next/{name}" for name in (*formats.SPACE_FILES, INDEX_FILE)}
+        files = {in_space.get(name, name): path for name, path in sources.items()}
+        return write_release(files, manifest, tmp_path / "releases")
 
     return write

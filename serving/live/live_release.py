@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from recsys import Release
 from recsys.errors import RecsysError
+from recsys.release.embedding_space import EmbeddingSpace
 from recsys.retrieval.overlay import EMPTY_OVERLAY, AddedItem, Overlay
 from recsys.retrieval.query import Query
 from recsys.retrieval.results import ItemDetails, SearchResult
@@ -23,7 +24,7 @@ CHANGE_EXPIRY_S = 86_400.0
 """A release that was built this long after a change contains it, on the assumption that no nightly run takes longer."""
 WARM_UP_QUERIES = 3
 
-Embed = Callable[[Release, Mapping[str, Any]], NDArray[np.float32]]
+Embed = Callable[[EmbeddingSpace, Mapping[str, Any]], NDArray[np.float32]]
 """Returns the embedding of an item by its features, float32 [dimension]; see `recsys.release.new_item`."""
 
 
@@ -50,11 +51,11 @@ class LiveRelease:
 
     def search(self, query: Query) -> SearchResult:
         """Return the neighbors of a query; see `recsys.retrieval.engine.Engine.search`."""
-        return self.release.engine.search(query, self.overlay)
+        return self.release.search(query, self.overlay)
 
     def item_details(self, item_id: str) -> ItemDetails:
         """Return the columns of one item; see `recsys.retrieval.engine.Engine.item_details`."""
-        return self.release.engine.item_details(item_id, self.overlay)
+        return self.release.space("similar").engine.item_details(item_id, self.overlay)
 
     def warm_up(self) -> None:
         """Run some queries, so that the first request does not wait for lazy initialization.
@@ -124,7 +125,7 @@ class LiveRelease:
         if in_catalog or change.features is None or self._embed is None:
             return None
         try:
-            return self._embed(self.release, change.features)
+            return self._embed(self.release.space("similar"), change.features)
         except RecsysError as error:  # a release with another config may have other columns
             logger.warning("release %s cannot embed a new item: %s", self.release_id, error)
             return None

@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
+from recsys.config.table import Sense
 from recsys.retrieval.results import IncompleteReason, ItemDetails, SearchResult
 
 EmbeddingSource = Literal["release", "vector", "features"]
@@ -54,6 +55,7 @@ class SearchResponse(BaseModel):
     """The neighbors of a query, nearest first."""
 
     release_id: str = Field(description="The release that the result comes from.")
+    sense: Sense = Field(description="The sense of similarity in which the query was answered.")
     item_id: str | None = Field(description="The item of the query, if it has exactly one.")
     title: str | None = Field(description="The title of that item.")
     neighbors: list[NeighborResponse]
@@ -91,6 +93,12 @@ class ItemResponse(BaseModel):
         return cls.model_validate(details._asdict())
 
 
+class SpaceResponse(BaseModel):
+    """An embedding space of a release."""
+
+    index_recall: float = Field(ge=0, le=1, description="Share of the exact nearest neighbors that the index returns.")
+
+
 class ReleaseResponse(BaseModel):
     """The champion release."""
 
@@ -99,7 +107,9 @@ class ReleaseResponse(BaseModel):
     format_version: int
     num_items: int
     dimension: int
-    index_recall: float = Field(ge=0, le=1, description="Share of the exact nearest neighbors that the index returns.")
+    spaces: dict[Sense, SpaceResponse] = Field(
+        description="Embedding spaces by sense. A sense without its own space is answered by the space `next`."
+    )
     data_snapshot: str
     code_version: str
     parent_release: str | None

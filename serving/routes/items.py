@@ -115,7 +115,7 @@ def _columns(release: LiveRelease, change: ItemChangeRequest) -> dict[str, Any]:
         InputError: the catalog does not have a column, or has another type for it.
     """
     schema = release.release.catalog.frame.schema
-    feature_columns = release.release.engine.features
+    feature_columns = release.release.space("similar").engine.features
     columns = {
         column: _validate_value(column, value, schema, feature_columns) for column, value in change.features.items()
     }
@@ -149,7 +149,8 @@ def _embedding(
 ) -> tuple[NDArray[np.float32] | None, EmbeddingSource]:
     """Return the embedding of a changed item, or None to use the embedding of the release, and its source."""
     if change.vector is not None:
-        dimension, distance = release.release.vectors.shape[1], release.release.distance
+        space = release.release.space("similar")
+        dimension, distance = space.vectors.shape[1], space.distance
         vector = validate_vector("vector", np.array(change.vector, np.float64), dimension, distance)
         return vector.astype(np.float32), "vector"
     if release.release.catalog.find_item_number(item_id) is not None:
@@ -159,4 +160,4 @@ def _embedding(
             f"a new item must have a vector, unless the service has the tower. Received: {item_id!r} without a vector. "
             "Start the service with recsys serve --with-tower, or send the vector of the item."
         )
-    return state.embed(release.release, change.features), "features"
+    return state.embed(release.release.space("similar"), change.features), "features"

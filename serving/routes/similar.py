@@ -137,7 +137,7 @@ async def search_batch(request: Request, state: WorkerState, body: BatchRequest,
 async def champion(state: WorkerState) -> ReleaseResponse:
     """Return the champion release."""
     manifest = state.releases.champion.release.manifest
-    return ReleaseResponse(**manifest.model_dump(include=set(ReleaseResponse.model_fields)))
+    return ReleaseResponse.model_validate(manifest.model_dump(include=set(ReleaseResponse.model_fields)))
 
 
 def _batch_entry(
@@ -155,7 +155,7 @@ def _batch_entry(
 
 
 def _query(state: State, body: SearchRequest, release: LiveRelease) -> Query:
-    embed = None if state.embed is None else partial(state.embed, release.release)
+    embed = None if state.embed is None else partial(state.embed, release.release.space("similar"))
     return _at_cursor(body.to_query(state.config, embed), body.cursor, state)
 
 

@@ -1,0 +1,147 @@
+"""An embedding space of a release: the embeddings of the catalog for one sense, with their index and calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from recsys.data.catalog import Catalog
+from recsys.data.item_users import ItemUsers
+from recsys.errors import InputError, ReleaseError
+from recsys.evaluation import calibration
+from recsys.evaluation.calibration import Calibration
+from recsys.evaluation.protocol import PROTOCOL
+from recsys.index import annoy_index, embeddings
+from recsys.index.annoy_index import Index
+from recsys.index.distances import DISTANCES, Distance
+from recsys.index.embeddings import Vectors
+from recsys.index.queries import default_recency
+from recsys.index.recall import index_recall
+from recsys.release.formats import CALIBRATION, EMBEDDINGS
+from recsys.release.manifest import Manifest, SpaceEntry
+from recsys.retrieval.engine import Engine
+from recsys.retrieval.results import VerificationResult
+
+SELF_TEST_ITEMS, SELF_TEST_K = 8, 10
+
+
+@dataclass(frozen=True)
+class EmbeddingSpace:
+    """Embeddings of the catalog and what belongs to them."""
+
+    path: Path
+    """Folder of its files."""
+    manifest: Manifest
+    """Manifest of the release."""
+    entry: SpaceEntry
+    """Part of the manifest on this space."""
+    catalog: Catalog
+    vectors: Vectors
+    """float32 [num_items, dimension], memory-mapped."""
+    index: Index
+    calibration: Calibration | None = None
+    """None for format 1, or with too few held-out pairs."""
+    item_users: ItemUsers | None = None
+    """Users of each item, memory-mapped; None for formats 1 and 2."""
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        manifest: Manifest,
+        entry: SpaceEntry,
+        catalog: Catalog,
+        *,
+        calibrated: bool,
+        item_users: ItemUsers | None,
+    ) -> EmbeddingSpace:
+        """Open the files of a space, and verify that they belong together.
+
+        Args:
+            path: folder of its files.
+            manifest: manifest of the release.
+            entry: part of the manifest on this space.
+            catalog: items of the release.
+            calibrated: whether the format of the release has calibrations.
+            item_users: users of each item.
+
+        Raises:
+            InputError: a file is damaged or does not belong to the others.
+            ReleaseError: the recall of the index is far below that of the manifest.
+        """
+        distance = DISTANCES[manifest.distance]
+        vectors = embeddings.load(path / EMBEDDINGS)
+        if vectors.shape != (manifest.num_items, manifest.dimension):
+            raise InputError(
+                f"shape of the embeddings must be {(manifest.num_items, manifest.dimension)}. Received: "
+                f"{vectors.shape}."
+            )
+        embeddings.validate(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
+        index = annoy_index.load(path, entry.index, vectors, entry.search_k, distance=distance)
+        fitted = calibration.load(path / CALIBRATION) if calibrated else None
+        space = cls(path, manifest, entry, catalog, vectors, index, fitted, item_users)
+        space._self_test()
+        return space
+
+    @property
+    def distance(self) -> Distance:
+        """Distance of the embeddings."""
+        return DISTANCES[self.manifest.distance]
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The search engine of this space."""
+        recency = self.entry.recency
+        return Engine(
+            self.manifest.release_id,
+            self.catalog,
+            self.vectors,
+            self.index,
+            recency=default_recency(PROTOCOL.recencies) if recency is None else recency,
+            calibration=self.calibration,
+            item_users=self.item_users,
+        )
+
+    def similarity(self, item_a: str, item_b: str) -> float:
+        """Return the exact similarity of two items: larger is closer, 1 for equal vectors.
+
+        Raises:
+            UnknownItemError: an item is not in the catalog.
+        """
+        numbers = [self.catalog.item_number(item_id) for item_id in (item_a, item_b)]
+        return float(calibration.similarities(self.distance, self.vectors[numbers[:1]], self.vectors[numbers[1:]])[0])
+
+    def verify(
+        self, item_a: str, item_b: str, *, precision: float | None = None, false_positive_rate: float | None = None
+    ) -> VerificationResult:
+        """Decide whether two items are the same; see `recsys.release.bundle.Release.verify`."""
+        similarity = self.similarity(item_a, item_b)
+        if self.calibration is None:
+            raise InputError(
+                f"release must have a calibration to decide whether items are the same. Received: "
+                f"{self.manifest.release_id}, of format {self.manifest.format_version}, has none. Build a release from "
+                "more held-out pairs."
+            )
+        return VerificationResult.from_similarity(
+            self.catalog,
+            self.manifest.release_id,
+            (item_a, item_b),
+            similarity=similarity,
+            calibration=self.calibration,
+            threshold=self.calibration.threshold(precision=precision, false_positive_rate=false_positive_rate),
+        )
+
+    def _self_test(self) -> None:
+        """Compare the index with exact search: some Annoy builds return one neighbor for all queries (Annoy #679)."""
+        items = np.linspace(0, len(self.index) - 1, SELF_TEST_ITEMS).astype(np.int32)
+        k = min(SELF_TEST_K, len(self.index) - 1)
+        measured = index_recall(self.index, self.vectors, np.unique(items), k)
+        # eight items are a small sample, so half of the measured recall is enough to detect a broken index
+        if measured < self.entry.index_recall / 2:
+            raise ReleaseError(
+                f"release {self.path} is not usable: on this machine its index returns {measured:.0%} of the "
+                f"nearest neighbors. Expected about {self.entry.index_recall:.0%}. Reinstall Annoy here."
+            )
