@@ -28,7 +28,9 @@ NEIGHBOR_SHRINKAGE = 10.0
 """Shrinkage of the cosine that selects these items."""
 
 
-def shrunk_lift(interactions: sparse.csr_array, shrinkage: float, max_positives: int) -> sparse.csr_array:
+def shrunk_lift(
+    interactions: sparse.csr_array, shrinkage: float, max_positives: int, anchors: NDArray[np.integer] | None = None
+) -> sparse.csr_array:
     """Return how much more often two items have common users than their popularity explains.
 
     The lift of items i and j is c n / (c_i c_j), with the numbers of users n, of common users c, and of users of each
@@ -38,16 +40,17 @@ def shrunk_lift(interactions: sparse.csr_array, shrinkage: float, max_positives:
     Args:
         interactions: whether a user interacted with an item, 0 or 1, [num_users, num_items].
         shrinkage: number of common users at which the lift is halved.
-        max_positives: number of largest values kept for each item.
+        max_positives: number of largest values kept for each anchor.
+        anchors: item numbers of the anchors, [n]; None for all items.
 
     Returns:
-        float32 [num_items, num_items] without a diagonal; column indices are sorted.
+        float32 [n, num_items], 0 for the anchor itself; column indices are sorted.
     """
     num_users = interactions.shape[0]
     counts = _item_counts(interactions)
     blocks = []
-    for anchors, shared in _shared_users_by_block(interactions):
-        row = np.repeat(anchors, np.diff(shared.indptr))
+    for block, shared in _shared_users_by_block(interactions, anchors):
+        row = np.repeat(block, np.diff(shared.indptr))
         common = shared.data.astype(np.float64)
         lift = common * num_users / (counts[row] * counts[shared.indices])
         shared.data = (lift * common / (common + shrinkage)).astype(np.float32)
@@ -56,7 +59,11 @@ def shrunk_lift(interactions: sparse.csr_array, shrinkage: float, max_positives:
 
 
 def partial_weights(
-    interactions: sparse.csr_array, penalty: float, power: float, max_positives: int
+    interactions: sparse.csr_array,
+    penalty: float,
+    power: float,
+    max_positives: int,
+    anchors: NDArray[np.integer] | None = None,
 ) -> sparse.csr_array:
     """Return the direct association of items: what one says about another beyond what its other neighbors say.
 
@@ -69,27 +76,28 @@ def partial_weights(
         interactions: whether a user interacted with an item, 0 or 1, [num_users, num_items].
         penalty: L2 penalty of the regression, above 0.
         power: exponent of the weights.
-        max_positives: number of largest weights kept for each item.
+        max_positives: number of largest weights kept for each anchor.
+        anchors: item numbers of the anchors, [n]; None for all items.
 
     Returns:
-        float32 [num_items, num_items] without a diagonal; column indices are sorted. The rows with any weight sum to 1.
+        float32 [n, num_items], 0 for the anchor itself; column indices are sorted. The rows with any weight sum to 1.
     """
     root = np.sqrt(_item_counts(interactions))
     count_common = _CommonUsers(interactions)
     blocks = []
-    for anchors, shared in _shared_users_by_block(interactions):
-        row = np.repeat(anchors, np.diff(shared.indptr))
+    for block, shared in _shared_users_by_block(interactions, anchors):
+        row = np.repeat(block, np.diff(shared.indptr))
         cosine = sparse.csr_array(
             (shared.data / (root[row] * root[shared.indices] + NEIGHBOR_SHRINKAGE), shared.indices, shared.indptr),
             shape=shared.shape,
         )
         nearest = _largest(cosine, NUM_NEIGHBORS)
         weights = np.zeros(nearest.nnz, np.float32)
-        for number in range(len(anchors)):
+        for number in range(len(block)):
             cells = slice(nearest.indptr[number], nearest.indptr[number + 1])
             neighbors = nearest.indices[cells]
             if len(neighbors):
-                common = count_common(np.append(neighbors, anchors[number])).astype(np.float64)
+                common = count_common(np.append(neighbors, block[number])).astype(np.float64)
                 gram, target = common[:-1, :-1], common[:-1, -1]
                 gram[np.diag_indices_from(gram)] += penalty
                 factor = linalg.cho_factor(gram, check_finite=False)  # `linalg.solve` also estimates the condition
@@ -131,23 +139,27 @@ def _item_counts(interactions: sparse.csr_array) -> NDArray[np.float64]:
     return np.asarray(interactions.sum(axis=0, dtype=np.float64)).ravel()
 
 
-def _shared_users_by_block(interactions: sparse.csr_array) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
-    """Yield blocks of anchors, and the number of users that they share with each other item, [len(anchors), num_items].
+def _shared_users_by_block(
+    interactions: sparse.csr_array, anchors: NDArray[np.integer] | None
+) -> Iterator[tuple[NDArray[np.integer], sparse.csr_array]]:
+    """Yield blocks of anchors, and the number of users that they share with each other item, [len(block), num_items].
 
     A block has about `BLOCK_CELLS` pairs, or one anchor.
     """
     interactions = interactions.astype(np.float32)
     by_item = interactions.T.tocsr()
+    if anchors is None:
+        anchors = np.arange(interactions.shape[1])
     # an upper limit of the number of pairs of each anchor: the interactions of its users
-    pairs = by_item @ np.diff(interactions.indptr).astype(np.float64)
-    block = np.cumsum(pairs) // BLOCK_CELLS
-    starts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), interactions.shape[1]]
+    pairs = (by_item @ np.diff(interactions.indptr).astype(np.float64))[anchors]
+    number = np.cumsum(pairs) // BLOCK_CELLS
+    starts = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(anchors)]
     for start, stop in pairwise(starts):
-        shared = (by_item[start:stop] @ interactions).tocsr()
-        anchors = np.arange(start, stop)
-        shared.data[np.repeat(anchors, np.diff(shared.indptr)) == shared.indices] = 0
+        block = anchors[start:stop]
+        shared = (by_item[block] @ interactions).tocsr()
+        shared.data[np.repeat(block, np.diff(shared.indptr)) == shared.indices] = 0
         shared.eliminate_zeros()
-        yield anchors, shared
+        yield block, shared
 
 
 def _largest(matrix: sparse.csr_array, k: int) -> sparse.csr_array:

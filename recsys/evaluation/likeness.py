@@ -47,13 +47,15 @@ class Evidence(NamedTuple):
     """Shrunk lift of two items among the users left out, [num_items, num_items]."""
     partial: sparse.csr_array
     """Partial weight of two items among the users left out, [num_items, num_items]."""
+    judged: NDArray[np.bool_]
+    """Items with enough of these users, bool [num_items]; others are skipped among the neighbors of an item."""
     groups: Sequence[NDArray[np.int32]] = ()
     """Item numbers of each group of items that belong together."""
     columns: sparse.csr_array | None = None
     """Rows of length 1 or 0, [num_items, num_terms], of columns that no model reads."""
 
     @classmethod
-    def from_interactions(cls, interactions: sparse.csr_array) -> Evidence:
+    def from_interactions(cls, interactions: sparse.csr_array, max_items: int | None = None) -> Evidence:
         """Measure the association of items among users left out.
 
         Lift alone would reward neighbors that are associated through a third item, and partial weights alone are noisy.
@@ -64,17 +66,26 @@ class Evidence(NamedTuple):
 
         Args:
             interactions: whole histories of the users left out, 0 or 1, [num_users, num_items].
+            max_items: maximum number of items whose neighbors can be judged, a random sample; None for all items.
         """
         counts = np.asarray(interactions.sum(axis=0)).ravel()
         min_users = next((each for each in MIN_USERS if np.mean(counts >= each) >= JUDGED_SHARE), MIN_USERS[-1])
-        judged = sparse.diags_array((counts >= min_users).astype(np.float32))
+        judged = counts >= min_users
         # without the other items, but with all users: the lift depends on their number
-        known = sparse.csr_array(interactions @ judged)
+        known = sparse.csr_array(interactions @ sparse.diags_array(judged.astype(np.float32)))
         known.eliminate_zeros()
-        return cls(
-            shrunk_lift(known, min_users / 2, known.shape[1]),
-            partial_weights(known, 5.0 * min_users, 1.0, known.shape[1]),
-        )
+        items = np.flatnonzero(judged)
+        if max_items is not None and len(items) > max_items:
+            items = np.sort(np.random.default_rng(0).choice(items, max_items, replace=False))
+        num_items = known.shape[1]
+        lift = shrunk_lift(known, min_users / 2, num_items, items)
+        partial = partial_weights(known, 5.0 * min_users, 1.0, num_items, items)
+        return cls(*(_at_rows(rows, items, num_items) for rows in (lift, partial)), judged)
+
+    @property
+    def items(self) -> NDArray[np.int32]:
+        """Items whose neighbors can be judged, ascending, int32 [n]."""
+        return np.flatnonzero(np.diff(self.lift.indptr) > 0).astype(np.int32)
 
 
 def held_out_users(user_ids: Iterable[str], share: float = HELD_OUT_SHARE) -> NDArray[np.bool_]:
@@ -94,7 +105,9 @@ def agreement(top: NDArray[np.int32], items: NDArray[np.int32], evidence: Eviden
     Returns:
         float64 [n] each; NaN for items without evidence.
     """
-    lift, partial = (graded_ndcg(top, items, relevance) for relevance in (evidence.lift, evidence.partial))
+    lift, partial = (
+        graded_ndcg(top, items, relevance, evidence.judged) for relevance in (evidence.lift, evidence.partial)
+    )
     return {AGREEMENT: (lift + partial) / 2, f"lift_{AGREEMENT}": lift, f"partial_{AGREEMENT}": partial}
 
 
@@ -109,15 +122,17 @@ def likeness_report(
     popularity: NDArray[np.integer[Any]],
     resamples: int,
     *,
+    items: NDArray[np.int32] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the figures of a model, searching each item with interactions once.
+    """Return the figures of a model, searching each item once.
 
     Args:
         model: to evaluate.
         evidence: what its neighbors are compared with.
         popularity: interactions of each item in its training data, [num_items].
         resamples: number of bootstrap resamples of each interval.
+        items: query items, ascending, int32 [n]; None for all items with interactions.
         seed: of the resamples.
 
     Returns:
@@ -125,7 +140,8 @@ def likeness_report(
         evidence; `popularity_at_10`, the median number of interactions of the neighbors; `rare_at_10`, the share of the
         neighbors of popular items that are rare; `intervals` (name: [low, high]); `queries` (name: number of items).
     """
-    items = np.flatnonzero(popularity > 0).astype(np.int32)
+    if items is None:
+        items = np.flatnonzero(popularity > 0).astype(np.int32)
     top = model.top_k(Queries.from_items(items), SEARCHED)
     nearest = top[:, :K]
     values = agreement(top, items, evidence)
@@ -146,18 +162,20 @@ def likeness_report(
     return figures
 
 
-def graded_ndcg(top: NDArray[np.int32], items: NDArray[np.int32], relevance: sparse.csr_array) -> NDArray[np.float64]:
+def graded_ndcg(
+    top: NDArray[np.int32], items: NDArray[np.int32], relevance: sparse.csr_array, judged: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     """Return the NDCG of the first `K` judged neighbors of each item, float64 [n]; NaN for items without relevance.
 
-    Neighbors without relevance to any item are skipped rather than counted as wrong (condensed lists; Sakai,
+    Neighbors that are not judged are skipped rather than counted as wrong (condensed lists; Sakai,
     Alternatives to Bpref, SIGIR 2007).
 
     Args:
         top: neighbors of the items, best first, int32 [n, SEARCHED]; -1 pads.
         items: item numbers, int32 [n].
         relevance: gains, [num_items, num_items].
+        judged: items that can have relevance, bool [num_items].
     """
-    judged = np.asarray(relevance.sum(axis=0)).ravel() > 0
     result = np.full(len(items), np.nan)
     gains = np.zeros(len(judged))
     for row, item in enumerate(items):
@@ -169,6 +187,14 @@ def graded_ndcg(top: NDArray[np.int32], items: NDArray[np.int32], relevance: spa
         result[row] = ndcg_of_gains(gains[neighbors[judged[neighbors]]], relevance.data[cells], K)
         gains[relevance.indices[cells]] = 0
     return result
+
+
+def _at_rows(rows: sparse.csr_array, items: NDArray[np.int64], num_rows: int) -> sparse.csr_array:
+    """Return a matrix of `num_rows` rows with the given rows at `items`, ascending, and no values elsewhere."""
+    sizes = np.zeros(num_rows, np.int64)
+    sizes[items] = np.diff(rows.indptr)
+    indptr = np.concatenate([[0], np.cumsum(sizes)])
+    return sparse.csr_array((rows.data, rows.indices, indptr), shape=(num_rows, rows.shape[1]))
 
 
 def group_recall(
@@ -210,6 +236,19 @@ def column_agreement(
         total += np.where(column == PADDING, 0, cosine)
     has_terms = np.diff(columns.indptr)[items] > 0
     return np.where(has_terms, total / nearest.shape[1], np.nan)
+
+
+def is_better(values: NDArray[np.float64], others: NDArray[np.float64], resamples: int) -> bool:
+    """Return whether the mean of paired values is larger, beyond the bootstrap interval of the difference.
+
+    Args:
+        values: one value per item, float64 [n]; NaN is ignored.
+        others: values of the same items, float64 [n].
+        resamples: number of bootstrap resamples.
+    """
+    difference = values - others
+    difference = difference[np.isfinite(difference)]
+    return len(difference) > 0 and mean_interval(difference, resamples)[0] > 0
 
 
 def mean_interval(values: NDArray[np.float64], resamples: int, *, seed: int = 0) -> list[float]:

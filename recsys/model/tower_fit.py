@@ -210,8 +210,7 @@ class TowerFit:
         if not phase.validate:
             return None
         if self.data.evidence is not None:
-            popularity = self.data.catalog["interactions"].to_numpy()
-            return LikenessValidation(self.data.evidence, popularity, DISTANCES[self.config.tower.distance])
+            return LikenessValidation(self.data.evidence, self._is_known, DISTANCES[self.config.tower.distance])
         train = self.config.train
         holdout = self.data.split.holdout(self.plan.target, train.validation_users, train.seed)
         if not len(holdout):

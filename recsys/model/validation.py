@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,16 +85,16 @@ class LikenessValidation:
     """Agreement of the nearest neighbors with users who took no part in the training."""
 
     evidence: Evidence
-    popularity: NDArray[np.integer[Any]]
-    """Interactions of each item in the training data, [num_items]; items without any are not evaluated."""
+    known: NDArray[np.bool_]
+    """Items that the tower is trained on, bool [num_items]; other items are neither queries nor neighbors."""
     distance: Distance
 
     @cached_property
     def items(self) -> NDArray[np.int32]:
         """Item numbers whose neighbors are compared with the evidence: a sample of the items with evidence."""
-        judged = np.flatnonzero((self.popularity > 0) & (np.diff(self.evidence.lift.indptr) > 0))
-        sample = np.random.default_rng(0).choice(judged, min(len(judged), LIKENESS_ITEMS), replace=False)
-        return np.sort(sample).astype(np.int32)
+        items = self.evidence.items
+        items = items[self.known[items]]
+        return np.sort(np.random.default_rng(0).choice(items, min(len(items), LIKENESS_ITEMS), replace=False))
 
     def evaluate(self, embeddings: Vectors) -> dict[str, float]:
         """Return `validation_agreement_at_10` and its two parts, and `validation_score`, which is the agreement.
@@ -102,7 +102,7 @@ class LikenessValidation:
         Args:
             embeddings: of the catalog, float32 [num_items, d].
         """
-        index = ExactIndex(embeddings, self.distance, self.popularity > 0)
+        index = ExactIndex(embeddings, self.distance, self.known)
         top = index.top_k(Queries.from_items(self.items), SEARCHED)
         figures = means(agreement(top, self.items, self.evidence))
         scores = {f"validation_{name}": value for name, value in figures.items()}

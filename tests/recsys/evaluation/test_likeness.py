@@ -14,6 +14,7 @@ from recsys.evaluation.likeness import (
     group_item_numbers,
     group_recall,
     held_out_users,
+    is_better,
     likeness_report,
     mean_interval,
 )
@@ -60,7 +61,7 @@ def test_graded_ndcg_skips_items_without_evidence():
     order, gains = random_order(), random_relevance()
     judged = gains.sum(axis=0) > 0
     items = np.array([9, 3, 0, 21, 8], np.int32)
-    ndcg = graded_ndcg(order[items], items, sparse.csr_array(gains))
+    ndcg = graded_ndcg(order[items], items, sparse.csr_array(gains), judged)
     expected = [np.nan if item in (3, 8) else naive_ndcg(order[item], gains[item], judged) for item in items]
     np.testing.assert_allclose(ndcg, expected)
 
@@ -69,10 +70,11 @@ def test_graded_ndcg_of_the_best_order_is_1_and_of_no_neighbors_0():
     gains = random_relevance()
     items = np.setdiff1d(np.arange(NUM_ITEMS), [3, 8]).astype(np.int32)
     best = np.argsort(-gains[items], axis=1, kind="stable").astype(np.int32)
-    np.testing.assert_allclose(graded_ndcg(best, items, sparse.csr_array(gains)), 1)
+    judged = gains.sum(axis=0) > 0
+    np.testing.assert_allclose(graded_ndcg(best, items, sparse.csr_array(gains), judged), 1)
     useless = np.full((len(items), 2), -1, np.int32)
     useless[:, 0] = 3
-    np.testing.assert_allclose(graded_ndcg(useless, items, sparse.csr_array(gains)), 0)
+    np.testing.assert_allclose(graded_ndcg(useless, items, sparse.csr_array(gains), judged), 0)
 
 
 def test_group_recall_counts_the_other_members():
@@ -130,6 +132,12 @@ def test_evidence_is_the_association_of_items_with_enough_users(users_per_item, 
     partial = partial_weights(sparse.csr_array(known), 5 * min_users, 1.0, 11).toarray()
     np.testing.assert_array_equal(evidence.lift.toarray(), lift)
     np.testing.assert_array_equal(evidence.partial.toarray(), partial)
+    assert np.flatnonzero(evidence.judged).tolist() == judged.tolist()
+    sample = Evidence.from_interactions(sparse.csr_array(dense), max_items=4)
+    assert len(sample.items) == min(4, len(evidence.items))
+    for rows, expected in ((sample.lift, lift), (sample.partial, partial)):
+        np.testing.assert_array_equal(rows.toarray()[sample.items], expected[sample.items])
+        assert rows.nnz == np.count_nonzero(expected[sample.items])
     assert bool(lift.any()) == (users_per_item > 5)
 
 
@@ -153,13 +161,14 @@ def test_report_has_every_figure_with_its_interval():
     evidence = Evidence(
         sparse.csr_array(gains),
         sparse.csr_array(other_gains),
+        gains.sum(axis=0) > 0,
         [np.array([4, 9, 17], np.int32)],
         sparse.csr_array(columns),
     )
     report = likeness_report(FixedNeighbors(order), evidence, popularity, resamples=200)
 
     def ndcg(relevance, item):
-        return naive_ndcg(order[item], relevance[item], relevance.sum(axis=0) > 0)
+        return naive_ndcg(order[item], relevance[item], gains.sum(axis=0) > 0)
 
     judged = [item for item in range(1, NUM_ITEMS) if item not in (3, 8)]
     both = [item for item in judged if item != 11]
@@ -186,7 +195,7 @@ def test_report_has_every_figure_with_its_interval():
 
 def test_report_without_evidence_has_only_the_popularity_of_neighbors():
     nothing = sparse.csr_array((NUM_ITEMS, NUM_ITEMS), dtype=np.float32)
-    evidence = Evidence(nothing, nothing)
+    evidence = Evidence(nothing, nothing, np.zeros(NUM_ITEMS, bool))
     report = likeness_report(FixedNeighbors(random_order()), evidence, np.full(NUM_ITEMS, 5), resamples=10)
     assert report["intervals"] == {}
     assert set(report["queries"].values()) == {0}
@@ -197,3 +206,14 @@ def test_groups_contain_only_items_of_the_catalog():
     catalog = Catalog(pl.DataFrame({"item_id": ["b", "c", "d", "e", "f"], "interactions": [1] * 5}))
     groups = group_item_numbers({"one": ["f", "b", "x"], "two": ["d", "y"], "three": ["f", "f"]}, catalog)
     assert [group.tolist() for group in groups] == [[0, 4]]
+
+
+def test_is_better_only_beyond_the_interval_of_the_paired_difference():
+    rng = np.random.default_rng(0)
+    values = rng.random(500)
+    noise = rng.normal(size=500) * 0.02
+    values[3] = np.nan
+    assert is_better(values + 0.01 + noise, values, 300)  # 0.01 is 11 standard errors of the difference
+    assert not is_better(values + noise, values, 300)
+    assert not is_better(values - 0.01 + noise, values, 300)
+    assert not is_better(np.full(2, np.nan), np.zeros(2), 300)

@@ -102,7 +102,8 @@ def test_embeddings_of_known_items_do_not_change_in_the_last_phase(fit):
 def test_passes_are_validated_by_evidence_of_likeness_if_there_is_any(fit):
     """The evidence associates the items of a block, as the pairs do."""
     blocks = sparse.csr_array(block_pairs())
-    curve = fit((PairPhase(4, validate=True, anchor_power=1.0),), evidence=Evidence(blocks, blocks)).curve
+    known = blocks.sum(axis=0) > 0
+    curve = fit((PairPhase(4, validate=True, anchor_power=1.0),), evidence=Evidence(blocks, blocks, known)).curve
     scores = [figures["validation_score"] for figures in curve]
     assert [figures["validation_agreement_at_10"] for figures in curve] == scores
     assert scores[-1] > scores[0] > 0

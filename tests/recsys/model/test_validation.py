@@ -70,8 +70,8 @@ def association(seed):
 def test_likeness_is_the_agreement_of_neighbors_with_interactions(embeddings):
     popularity = np.full(NUM_ITEMS, 3)
     popularity[[0, 7]] = 0
-    evidence = Evidence(association(0), association(1))
-    figures = LikenessValidation(evidence, popularity, COSINE).evaluate(embeddings)
+    evidence = Evidence(association(0), association(1), np.arange(NUM_ITEMS) != 2)
+    figures = LikenessValidation(evidence, popularity > 0, COSINE).evaluate(embeddings)
     report = likeness_report(ExactIndex(embeddings, COSINE, popularity > 0), evidence, popularity, resamples=10)
     expected = {f"validation_{name}": report[name] for name in report if "agreement" in name}
     assert len(expected) == 3
@@ -85,7 +85,9 @@ def test_likeness_of_a_large_catalog_is_measured_on_a_sample_of_the_judged_items
     searched = []
     top_k = ExactIndex.top_k
     monkeypatch.setattr(ExactIndex, "top_k", lambda self, q, k: (searched.append(q.items[:, 0]), top_k(self, q, k))[1])
-    evaluated = LikenessValidation(Evidence(association(0), association(1)), np.full(NUM_ITEMS, 3), COSINE)
+    evaluated = LikenessValidation(
+        Evidence(association(0), association(1), np.arange(NUM_ITEMS) != 2), np.ones(NUM_ITEMS, bool), COSINE
+    )
     assert evaluated.evaluate(embeddings) == evaluated.evaluate(embeddings)
     assert len(set(searched[0].tolist())) == 5
     assert 2 not in searched[0]
