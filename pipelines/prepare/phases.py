@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipelines.prepare import row_account, shuffle
 from pipelines.prepare.id_ranges import IdRanges, sample_ids
 from pipelines.prepare.job import Job
 from recsys.data import cooccurrence, pairs
+from recsys.data.interaction_rules import BURST, REPEATED_ITEM, apply_row_rules, drop_bursts
 from recsys.data.labeled_pairs import SCHEMA as LABELED_SCHEMA
 from recsys.data.labeled_pairs import check_labeled_pairs
 from recsys.data.sequences import Sequences, group_by_user, sort_interactions
@@ -22,10 +24,10 @@ from recsys.data.validation import (
     DUPLICATE_ITEM,
     EARLIEST,
     SCHEMA,
-    apply_event_weights,
     check_interactions,
     check_items,
 )
+from recsys.errors import InputError
 
 UNKNOWN_ITEM = "item_id is not in the catalog"
 MAX_ITEM_PAIRS = 10_000
@@ -41,21 +43,20 @@ def read_interactions(job: Job, unit: int) -> None:
     In the rows, the item id is replaced by `id_position`, its position among the sorted ids of the chunk.
     """
     source = job.interactions[unit].source
-    event_weights, column_rules = job.config.prepare.event_weights, job.config.column_rules.interactions
-    as_of = job.config.prepare.as_of
-    counts = {"read": 0, "after_as_of": 0, "without_event_weight": 0, "newest": EARLIEST, "oldest": np.inf}
-    samples = []
+    settings, column_rules = job.config.prepare, job.config.column_rules.interactions
+    events, ratings = bool(settings.event_weights), settings.min_rating is not None
+    counts = {"read": 0, "newest": EARLIEST, "oldest": np.inf}
+    filtered: Counter[str] = Counter()
+    has_ratings, samples = False, []
     with (
         closing(shuffle.Writer(job.exchange_file("interactions", unit))) as rows_file,
         closing(shuffle.Writer(job.exchange_file("ids", unit))) as ids_file,
     ):
         for chunk, raw in enumerate(job.chunks(job.interactions, unit)):
-            checked = check_interactions(raw.frame, source, events=bool(event_weights), column_rules=column_rules)
+            checked = check_interactions(raw.frame, source, events=events, ratings=ratings, column_rules=column_rules)
             letters = row_account.dead_letters_of_chunk(checked.rejects, raw, source)
             job.write_dead_letters(letters, "interactions", unit, chunk)
-            rows = checked.rows
-            before_as_of = rows.filter(pl.col("timestamp") < as_of.timestamp()) if as_of else rows
-            used = apply_event_weights(before_as_of, event_weights) if event_weights else before_as_of
+            used, filtered_rows = apply_row_rules(checked.rows, settings)
             ids = used["item_id"].unique().sort()
             id_position = used["item_id"].rank("dense").cast(pl.UInt32) - 1
             row = raw.row_numbers.gather(used["row"])
@@ -63,12 +64,12 @@ def read_interactions(job: Job, unit: int) -> None:
             ids_file.write(ids.to_frame())
             samples.append(sample_ids(ids))
             counts["read"] += raw.frame.height + raw.malformed.height
-            counts["after_as_of"] += rows.height - before_as_of.height
-            counts["without_event_weight"] += before_as_of.height - used.height
+            has_ratings |= "rating" in raw.frame.columns
+            filtered.update(filtered_rows)
             times = used["timestamp"].to_numpy()
             counts["newest"] = times.max(initial=counts["newest"])
             counts["oldest"] = times.min(initial=counts["oldest"])
-    job.finish("interactions", unit, **counts, samples=samples)
+    job.finish("interactions", unit, **counts, filtered=filtered, has_ratings=has_ratings, samples=samples)
 
 
 def read_items(job: Job, unit: int) -> None:
@@ -89,6 +90,12 @@ def read_items(job: Job, unit: int) -> None:
 
 def choose_ranges(job: Job, _: int) -> None:
     """Phase 3: choose the ranges of item ids, from the item table or, without one, from the interactions."""
+    if job.config.prepare.min_rating is not None and not any(e["has_ratings"] for e in job.entries("interactions")):
+        sources = row_account.file_names(job.interactions)
+        raise InputError(
+            f"prepare.min_rating requires the column 'rating' in the interactions. Received: none in {sources}. "
+            "Add the column, or remove the setting."
+        )
     entries = job.entries("items" if job.items else "interactions")
     samples = [tuple(sample) for entry in entries for sample in entry["samples"]]
     IdRanges.from_samples(samples, job.shards).save(job.ranges)
@@ -161,7 +168,8 @@ def assign_item_numbers(job: Job, unit: int) -> None:
 def build_sequences(job: Job, shard: int) -> None:
     """Phase 6: sort the interactions of a shard of users by time, write the sequences, and count the pairs."""
     files = [job.exchange_file("numbered", unit.number) for unit in job.interactions]
-    rows = pl.concat([rows for path in files for rows in shuffle.read(path, shard, job.shards)])
+    all_rows = pl.concat([rows for path in files for rows in shuffle.read(path, shard, job.shards)])
+    rows = drop_bursts(all_rows, job.config.prepare.max_per_second)
     interactions = sort_interactions(rows)
     users = group_by_user(interactions)
     users.write_parquet(job.sequences / f"part-{shard:05d}.parquet")
@@ -186,7 +194,7 @@ def build_sequences(job: Job, shard: int) -> None:
         shard,
         users_over=int((excess > 0).sum()),
         rows_over=int(excess[excess > 0].sum()),
-        repeats=rows.height - interactions.height,
+        filtered={BURST: all_rows.height - rows.height, REPEATED_ITEM: rows.height - interactions.height},
         copies=_copies_by_day(rows),
         used=interactions.height,
         users=users.height,

@@ -51,7 +51,7 @@ def close_account(
         InputError: the files contain no rows.
         StageError: the account does not add up, or the share of dead letters is too large.
     """
-    files = _file_names(units)
+    files = file_names(units)
     reasons = letters.group_by("reason").agg(rows=pl.len()).sort("rows", "reason", descending=[True, False]).collect()
     by_reason = dict(reasons.iter_rows())
     dead = sum(by_reason.values())
@@ -77,7 +77,7 @@ def close_account(
     return account
 
 
-def _file_names(units: list[Unit]) -> str:
+def file_names(units: list[Unit]) -> str:
     """Return the first file names and the number of further files, for a message."""
     sources = sorted({unit.source for unit in units})
     names = ", ".join(sources[:MAX_NAMED_FILES])

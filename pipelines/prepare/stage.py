@@ -17,6 +17,7 @@ Each row that is read is used, filtered by a rule, or a dead letter with a reaso
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from pipelines.reports import data_report
 from recsys.config.sections import Config
 from recsys.data import item_users
 from recsys.data.catalog import fingerprint
+from recsys.data.interaction_rules import REPEATED_ITEM
 from recsys.data.splits import DAY_S, time_cut
-from recsys.data.validation import AFTER_AS_OF, WITHOUT_EVENT_WEIGHT
 from recsys.errors import InputError
 from recsys.release.formats import CATALOG, ITEM_USERS
 from recsys.release.runs import Run
@@ -48,8 +49,6 @@ WORK, REMOVED_WORK = ".work", ".removed-work"
 
 MIN_ITEMS = MIN_USERS = 2
 """Minimum size of a log for training."""
-
-REPEATED_ITEM = "repeats the user's previous item"
 
 
 def prepare(config: Config, run: Run, inputs: InputFiles, progress: Progress) -> dict[str, Any]:
@@ -151,6 +150,9 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
 def _close_accounts(job: Job) -> dict[str, Any]:
     """Return the row accounts of all tables."""
     interactions, sequences = job.entries("interactions"), job.entries("sequences")
+    filtered: Counter[str] = Counter()
+    for entry in (*interactions, *sequences):
+        filtered.update(entry["filtered"])
     max_ratio = job.config.prepare.max_dead_letter_ratio
     accounts = {}
     if job.items:
@@ -168,11 +170,7 @@ def _close_accounts(job: Job) -> dict[str, Any]:
         max_ratio,
         read=sum(entry["read"] for entry in interactions),
         used=sum(entry["used"] for entry in sequences),
-        filtered={
-            AFTER_AS_OF: sum(entry["after_as_of"] for entry in interactions),
-            WITHOUT_EVENT_WEIGHT: sum(entry["without_event_weight"] for entry in interactions),
-            REPEATED_ITEM: sum(entry["repeats"] for entry in sequences),
-        },
+        filtered=filtered,
     )
     if job.labeled:
         (labeled,) = job.entries("labeled")

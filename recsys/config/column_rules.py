@@ -68,6 +68,7 @@ INTERACTION_KINDS = {
     "timestamp": "timestamps",
     "weight": "numbers",
     "event": "text",
+    "rating": "numbers",
 }
 """Columns of the interactions -> their kind."""
 
@@ -76,7 +77,7 @@ class ColumnRulesConfig(Table):
     """Rules for the columns of the input. A row that breaks a rule becomes a dead letter."""
 
     interactions: dict[str, ColumnRules] = {}
-    """Rules by column: `user_id`, `item_id`, `timestamp`, `weight` or `event`."""
+    """Rules by column: `user_id`, `item_id`, `timestamp`, `weight`, `event` or `rating`."""
     items: dict[str, ColumnRules] = {}
     """Rules by column: `item_id`, or a column named in [items]."""
 

@@ -38,6 +38,7 @@ VALUES: dict[str, Any] = {
     "prepare.as_of": "2024-01-31",
     "prepare.session_gap_minutes": 30.0,
     "prepare.half_life_days": 90.0,
+    "prepare.min_rating": 3.0,
     "export.min_similarity": 0.3,
     "promote.quality_floor": 0.05,
     "notify.webhook": "https://chat.example/hook",

@@ -125,6 +125,12 @@ class PrepareConfig(Table):
     event_weights: dict[str, Positive] = {}
     """Weight of an interaction by its `event`, such as { view = 1, purchase = 5 }. Events that are not listed are
     filtered out. By default, all events have the same weight."""
+    min_rating: float | None = None
+    """Smallest `rating` of an interaction. A lower one means that the user disliked the item, and is filtered out; rows
+    without a rating are used. By default, ratings are ignored."""
+    max_per_second: Count = 100
+    """Maximum number of different items of a user in one second. More are an import or a script, and are filtered out.
+    Raise it if all items of a large order have the same time. See `docs/how-to/interaction-rules.md`."""
     max_dead_letter_ratio: Share = 0.01
     """Maximum share of dead letters; above it, the run stops."""
 

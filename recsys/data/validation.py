@@ -41,10 +41,6 @@ FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0"
 REASON = "reason"
 DUPLICATE_ITEM = "item_id is a duplicate"
 SCHEMA = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Float64, "weight": pl.Float32}
-WEIGHT_RANGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-"""Smallest and largest weight of an interaction."""
-WITHOUT_EVENT_WEIGHT = "event has no weight in prepare.event_weights"
-AFTER_AS_OF = "after --as-of"
 
 NO_COLUMN_RULES: Mapping[str, ColumnRules] = {}
 
@@ -59,7 +55,12 @@ class CheckedRows(NamedTuple):
 
 
 def check_interactions(
-    raw: pl.DataFrame, origin: str, *, events: bool = False, column_rules: Mapping[str, ColumnRules] = NO_COLUMN_RULES
+    raw: pl.DataFrame,
+    origin: str,
+    *,
+    events: bool = False,
+    ratings: bool = False,
+    column_rules: Mapping[str, ColumnRules] = NO_COLUMN_RULES,
 ) -> CheckedRows:
     """Split a chunk of interactions into usable rows (`SCHEMA` and `row`) and rejects.
 
@@ -69,6 +70,7 @@ def check_interactions(
             ignored.
         origin: the file, for messages.
         events: whether to return `event` (text, may be null) too.
+        ratings: whether to return `rating` (float32, null where empty or without the column) too.
         column_rules: further rules by column.
 
     Raises:
@@ -81,6 +83,7 @@ def check_interactions(
             f"Received columns: {', '.join(raw.columns)}."
         )
     has_weight, has_event = "weight" in raw.columns, "event" in raw.columns and (events or "event" in column_rules)
+    has_rating = "rating" in raw.columns and (ratings or "rating" in column_rules)
     typed = raw.select(
         user_id=as_id(raw, "user_id", origin),
         item_id=as_id(raw, "item_id", origin),
@@ -89,6 +92,8 @@ def check_interactions(
         weight=as_number(raw, "weight", origin).cast(pl.Float32) if has_weight else pl.lit(None, pl.Float32),
         has_weight_value=~_is_blank(raw, "weight") if has_weight else pl.lit(False),
         event=_text(raw, "event", origin) if has_event else pl.lit(None, pl.String),
+        rating=as_number(raw, "rating", origin).cast(pl.Float32) if has_rating else pl.lit(None, pl.Float32),
+        has_rating_value=~_is_blank(raw, "rating") if has_rating else pl.lit(False),
     )
     seconds, weight, has_weight_value = pl.col("timestamp"), pl.col("weight"), pl.col("has_weight_value")
     reason = first_reason(
@@ -103,19 +108,13 @@ def check_interactions(
             ),
             "weight is not a number": has_weight_value & weight.is_null(),
             "weight is not finite and above 0": has_weight_value & ~(weight.is_finite() & (weight > 0)),
+            "rating is not a number": pl.col("has_rating_value") & pl.col("rating").is_null(),
+            "rating is not a finite number": ~pl.col("rating").is_finite(),
             **violations(typed, column_rules, "interactions"),
         }
     )
     checked = typed.with_columns(reason=reason, weight=weight.fill_null(1.0))
-    return split_rows(raw, checked, [*SCHEMA, "event"] if events else [*SCHEMA])
-
-
-def apply_event_weights(rows: pl.DataFrame, factors: Mapping[str, float]) -> pl.DataFrame:
-    """Multiply the weight of each row by the factor of its `event`; drop rows of events without a factor."""
-    factor = pl.col("event").replace_strict(dict(factors), default=None, return_dtype=pl.Float64)
-    # the product of two valid factors may overflow or underflow, and 0 and infinity are not valid weights
-    weight = (pl.col("weight").cast(pl.Float64) * factor).clip(*WEIGHT_RANGE).cast(pl.Float32)
-    return rows.with_columns(weight=weight).drop("event").filter(pl.col("weight").is_not_null())
+    return split_rows(raw, checked, [*SCHEMA, *["event"] * events, *["rating"] * ratings])
 
 
 def check_items(

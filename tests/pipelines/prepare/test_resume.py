@@ -88,7 +88,7 @@ def test_finished_units_are_not_repeated(tmp_path: Path) -> None:
     folder = unfinished_stage(tmp_path / "workspace")
     assert folder is not None
     record = min((folder / ".work").glob("interactions-*.json"))
-    record.write_text(record.read_text().replace('"without_event_weight": 0', '"without_event_weight": 1'))
+    record.write_text(record.read_text().replace('"read": ', '"read": 1'))
     with pytest.raises(Exception, match="must be accounted for"):
         STAGES["prepare"](RunContext.from_config(load_config(config)))
     assert unfinished_stage(tmp_path / "workspace") is None, "a failed stage must leave nothing behind"

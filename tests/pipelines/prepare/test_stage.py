@@ -376,6 +376,85 @@ def test_events_are_ignored_without_event_weights(tmp_path: Path) -> None:
     assert (account["used"], account["filtered"]) == (len(LOG), {})
 
 
+@pytest.mark.parametrize("rows_per_unit", [one_shard, many_shards(20)])
+def test_disliked_items_and_bursts_are_filtered(tmp_path: Path, rows_per_unit: int) -> None:
+    """With weights and events, in files of all formats, of which one has no ratings.
+
+    A burst is found among the rows of all units, after those that other rules filter; it makes no neighbors.
+    """
+    factors, maximum = {"view": 0.5, "buy": 3.0}, 3
+    rng = random.Random(5)  # noqa: S311 - made-up data
+    log = [{**row, "event": rng.choice(["view", "buy", "buy", "scroll"])} for row in made_up_log(seed=5)]
+    second = log[0]["timestamp"]
+    for user, moment, size in (("u0", second, 6), ("u1", second, 6), ("u1", second + 50, 9), ("u99", second, 4)):
+        for item in range(size):
+            row = {"user_id": user, "item_id": f"i{item:02d}", "timestamp": moment, "weight": 2.5, "event": "view"}
+            log.insert(rng.randrange(len(log)), row)
+    last_file = len(log) * 5 // 6
+    for row in log[:last_file]:
+        row.update(rng.choice([{}, {"rating": 1}, {"rating": 2}, {"rating": 3.5}, {"rating": 5}]))
+    spread(tmp_path, log)
+    settings = {"event_weights": factors, "min_rating": 2, "max_per_second": maximum}
+    result = prepared(context(tmp_path, prepare=settings, rows=rows_per_unit))
+
+    liked = [row for row in log if row.get("rating", 2) >= 2]
+    weighted = [{**row, "weight": row["weight"] * factors[row["event"]]} for row in liked if row["event"] in factors]
+    items = defaultdict(set)
+    for row in weighted:
+        items[row["user_id"], row["timestamp"]].add(row["item_id"])
+    left = [row for row in weighted if len(items[row["user_id"], row["timestamp"]]) <= maximum]
+    users = naive_sequences(left, {row["item_id"] for row in left})
+    num_used = sum(map(len, users.values()))
+    assert result.manifest["account"]["interactions"] == {
+        "read": len(log),
+        "used": num_used,
+        "filtered": {
+            "rating below prepare.min_rating": len(log) - len(liked),
+            "event has no weight in prepare.event_weights": len(liked) - len(weighted),
+            "more than prepare.max_per_second items in one second": len(weighted) - len(left),
+            "repeats the user's previous item": len(left) - num_used,
+        },
+        "dead_letters": {},
+    }
+    assert result.sequences == {user: [row["item_id"] for row in rows] for user, rows in users.items()}
+    expected = naive_pairs(users, 10, 1.0)
+    assert result.pairs == {key: pytest.approx(weights, rel=1e-5) for key, weights in expected.items()}
+
+
+def test_a_burst_of_the_default_size_is_filtered_and_its_items_stay_in_the_catalog(tmp_path: Path) -> None:
+    """100 items in a second are used, 101 are not, and 101 in a file of dates are."""
+
+    def second(user: str, size: int, moment: object) -> list[Row]:
+        return [{"user_id": user, "item_id": f"{user}-{item}", "timestamp": moment} for item in range(size)]
+
+    kept = [*second("a", 100, "2024-01-02T03:04:05Z"), *second("b", 101, "2024-01-02")]
+    write(tmp_path / "log.csv", [*second("c", 101, "2024-01-02T03:04:05.5Z"), *kept])
+    result = prepared(context(tmp_path))
+    assert result.manifest["account"]["interactions"]["filtered"] == {
+        "more than prepare.max_per_second items in one second": 101
+    }
+    assert {user: len(items) for user, items in result.sequences.items()} == {"a": 100, "b": 101}
+    assert result.catalog.height == 100 + 101 + 101
+
+
+def test_error_names_the_minimum_rating_without_ratings(tmp_path: Path) -> None:
+    write(tmp_path / "log-1.csv", LOG)
+    write(tmp_path / "log-2.jsonl", LOG)
+    message = r"prepare\.min_rating requires the column 'rating' .* none in .*log-1\.csv, .*log-2\.jsonl\. Add"
+    with pytest.raises(InputError, match=message):
+        STAGES["prepare"](context(tmp_path, prepare={"min_rating": 3.0}))
+
+
+def test_invalid_ratings_are_dead_letters_and_all_disliked_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", [{**row, "rating": "x" if n < 2 else 4} for n, row in enumerate(LOG)])
+    limits = {"min_rating": 3.0, "max_dead_letter_ratio": 0.5}
+    account = prepared(context(tmp_path, prepare=limits)).manifest["account"]["interactions"]
+    assert account["dead_letters"] == {"rating is not a number": 2}
+    assert (account["used"], account["filtered"]) == (len(LOG) - 2, {})
+    with pytest.raises(InputError, match=r"18 rows: rating below prepare\.min_rating"):
+        prepared(context(tmp_path, prepare={**limits, "min_rating": 4.5}))
+
+
 # --- pairs that people judged
 
 

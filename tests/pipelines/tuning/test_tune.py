@@ -534,6 +534,8 @@ def test_number_of_prepared_folders_is_limited(config: Config, training: Trainin
                          "evaluate.users", "resources.memory_mb", "items.title", "export.k")
         ],
         ({"train.seed": [1, 2]}, "train.seed cannot be tuned: differences between seeds are noise"),
+        *[({f"prepare.{key}": [1, 2]}, f"prepare.{key} cannot be tuned: all trials must use the same interactions")
+          for key in ("min_rating", "max_per_second")],
         ({"train.validation_users": [10]}, "all trials must use the same validation queries"),
         ({"train.temperature": [0.1, -1.0]}, "train.temperature: should be greater than 0. Received: -1.0"),
         ({"train.temperature": {"low": -1, "high": 1}}, "train.temperature: should be greater than 0. Received: -1.0"),

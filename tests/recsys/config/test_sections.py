@@ -164,6 +164,8 @@ def test_a_service_may_have_a_config_without_data():
         ("prepare", "user_power", 1.5),
         ("prepare", "directed", 1),
         ("prepare", "event_weights", 3),
+        ("prepare", "min_rating", "3"),
+        ("prepare", "max_per_second", 0),
         ("tower", "distance", "dot"),
         ("tower", "fusion", "mean"),
         ("tower", "text_encoder", "attention"),
@@ -327,7 +329,7 @@ def test_instant_without_a_time_zone_is_utc_and_a_date_is_the_whole_day(written,
         ("items.tags = { allowed = [1] }", "items.tags holds lists of text: allowed must list such values"),
         ("items.price = { allowed = ['1'] }", "items.price holds numbers: allowed must list such values"),
         ("items.price = { earliest = 2020-01-01 }", "items.price holds numbers, which takes "),
-        ("interactions.country = { missing = false }", "(known: user_id, item_id, timestamp, weight, event)"),
+        ("interactions.country = { missing = false }", "(known: user_id, item_id, timestamp, weight, event, rating)"),
         ("interactions.timestamp = { min = 5 }", "holds timestamps, which takes earliest, latest, missing: not min"),
         ("interactions.timestamp = { latest = 'soon' }", "column_rules.interactions.timestamp.latest: "),
         (
@@ -571,7 +573,9 @@ def configs(draw):
         ),
         column_rules=ColumnRulesConfig(
             interactions=draw(
-                st.fixed_dictionaries({}, optional={"timestamp": periods, "weight": amounts, "event": choices_of_text})
+                st.fixed_dictionaries(
+                    {}, optional={"timestamp": periods, "weight": amounts, "event": choices_of_text, "rating": amounts}
+                )
             ),
             items={},  # those depend on the columns above
         ),
@@ -586,6 +590,8 @@ def configs(draw):
                 max_user_interactions=st.integers(2, 10**6),
                 user_power=shares,
                 event_weights=st.dictionaries(names, positive, max_size=3),
+                min_rating=st.none() | not_negative,
+                max_per_second=counts,
                 max_dead_letter_ratio=shares,
             )
         ),

@@ -125,6 +125,12 @@ def test_rules_apply_to_ids():
     assert of_items(ColumnRules(min=3), "item_id", ["3", "2"]) == [None, reason("item_id", "below 3", "min")]
 
 
+def test_ratings_may_have_rules_without_a_minimum_rating():
+    below = reason("rating", "below 1", "min", "interactions")
+    ratings = ["1", "0", "", "x"]
+    assert of_log(ColumnRules(min=1), "rating", ratings) == [None, below, None, "rating is not a number"]
+
+
 # --- beside the other checks
 
 
@@ -158,8 +164,8 @@ def test_rules_do_not_change_valid_rows():
 
 def test_optional_column_may_be_absent_if_values_may_be_missing():
     raw = log(timestamp=[1, 2])
-    for column in ("weight", "event"):
-        rule = {"min": 3} if column == "weight" else {"allowed": ("a",)}
+    for column in ("weight", "event", "rating"):
+        rule = {"allowed": ("a",)} if column == "event" else {"min": 3}
         assert check_interactions(raw, "log.csv", column_rules={column: ColumnRules(**rule)}).rows.height == 2
         with pytest.raises(InputError, match=rf"log\.csv: column '{column}' must exist"):
             check_interactions(raw, "log.csv", column_rules={column: ColumnRules(missing=False, **rule)})

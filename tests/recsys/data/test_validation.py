@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config.sections import ItemsConfig
-from recsys.data.validation import apply_event_weights, check_interactions, check_items
+from recsys.data.validation import check_interactions, check_items
 from recsys.errors import InputError
 
 MOMENT = 1_704_164_645.0
@@ -242,31 +242,6 @@ def test_invalid_row_is_rejected_whatever_its_event():
     assert checked.rejects["reason"].to_list() == ["user_id is missing"]
 
 
-def test_event_scales_the_weight_and_events_without_a_factor_are_filtered():
-    events = ["view", "buy", "scroll", None, "view", "View"]
-    weights = [1.0, 2.0, 1.0, 1.0, 0.5, 1.0]
-    raw = log(user_id=["a"] * 6, item_id=["i"] * 6, timestamp=[1] * 6, event=events, weight=weights)
-    weighed = apply_event_weights(check_interactions(raw, "log.csv", events=True).rows, {"view": 0.5, "buy": 3})
-    assert weighed.columns == ["row", "user_id", "item_id", "timestamp", "weight"]
-    assert weighed.schema["weight"] == pl.Float32
-    assert weighed.select("row", "weight").rows() == [(0, 0.5), (1, 6.0), (4, 0.25)]
-
-
-def test_no_rows_remain_if_no_event_has_a_factor():
-    rows = check_interactions(log(event=["view"]), "log.csv", events=True).rows
-    assert apply_event_weights(rows, {"buy": 1.0}).height == 0
-    assert apply_event_weights(rows.head(0), {"buy": 1.0}).height == 0
-
-
-@pytest.mark.parametrize(("weight", "factor"), [(1e38, 1e6), (1e-38, 1e-30)], ids=["overflow", "underflow"])
-def test_scaled_weights_are_finite_and_positive(weight, factor):
-    """What is used is a float32: a product that has none is held at the nearest that it has."""
-    rows = check_interactions(log(weight=[weight], event=["buy"]), "log.csv", events=True).rows
-    (used,) = apply_event_weights(rows, {"buy": factor})["weight"].to_list()
-    assert math.isfinite(used)
-    assert used > 0
-
-
 def test_rejects_a_table_without_events_only_if_required():
     assert check_interactions(log(), "log.csv").rows.height == 1
     with pytest.raises(InputError, match=r"log\.csv.*'event'"):
@@ -276,6 +251,45 @@ def test_rejects_a_table_without_events_only_if_required():
 def test_rejects_a_list_of_events():
     with pytest.raises(InputError, match=r"log\.csv: event must have one value per row"):
         check_interactions(log(event=[["view"]]), "log.csv", events=True)
+
+
+# --- ratings
+
+
+def ratings(values):
+    """Rows with these ratings, checked."""
+    raw = log(user_id=["a"] * len(values), item_id=["i"] * len(values), timestamp=[1] * len(values), rating=values)
+    return check_interactions(raw, "log.csv", ratings=True)
+
+
+def test_ratings_are_read_if_required_and_may_be_missing():
+    rows = ratings([" 4.5", None, "", "-1", "1e1"]).rows
+    assert rows.columns == ["row", "user_id", "item_id", "timestamp", "weight", "rating"]
+    assert rows.schema["rating"] == pl.Float32
+    assert rows["rating"].to_list() == [4.5, None, None, -1.0, 10.0]
+    assert ratings([3, None, 5]).rows["rating"].to_list() == [3.0, None, 5.0]
+
+
+def test_ratings_are_missing_without_the_column():
+    assert check_interactions(log(), "log.csv", ratings=True).rows["rating"].to_list() == [None]
+
+
+def test_rejects_ratings_that_are_not_finite_numbers():
+    checked = ratings(["5", "five", "nan", "-inf", "1e99"])
+    assert checked.rows["row"].to_list() == [0]
+    not_finite = "rating is not a finite number"
+    assert checked.rejects["reason"].to_list() == ["rating is not a number", *[not_finite] * 3]
+
+
+@pytest.mark.parametrize("values", [["five"], [float("nan")], [[3]]], ids=repr)
+def test_ratings_are_ignored_if_not_required(values):
+    assert "rating" not in check_interactions(log(rating=values), "log.csv").rows.columns
+
+
+@pytest.mark.parametrize("value", [True, [3]], ids=repr)
+def test_rejects_a_column_of_ratings_that_are_not_numbers(value):
+    with pytest.raises(InputError, match=r"log\.csv: rating must be numbers"):
+        ratings([value])
 
 
 # --- tables that cannot be used
