@@ -8,12 +8,19 @@ from typing import Annotated
 import typer
 
 from recsys.commands.champion import promote_release
-from recsys.commands.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, Reason, extras, print_result
-from recsys.config.table import Sense
+from recsys.commands.options import (
+    CONFIG_DEFAULT,
+    ConfigFile,
+    Json,
+    Overrides,
+    Reason,
+    SenseOption,
+    extras,
+    print_result,
+)
 from recsys.errors import InputError
 from recsys.release.runs import stage_of
 
-SenseOption = Annotated[Sense, typer.Option("--sense", help="The sense of similarity.")]
 EXTRAS = ("train", "jobs", "tracking")
 
 

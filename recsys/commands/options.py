@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from recsys.config.table import Sense
 from recsys.errors import ConfigError
 
 ConfigFile = Annotated[
@@ -26,6 +27,9 @@ Overrides = Annotated[
 ReleaseLocation = Annotated[
     str | None,
     typer.Option("--release", metavar="LOCATION", help="Folder or URL of a release; by default the champion."),
+]
+SenseOption = Annotated[
+    Sense, typer.Option("--sense", help="Sense of similarity: items that are alike (similar), or used together (next).")
 ]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason to record in the promotion history.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from recsys.commands.options import CONFIG_DEFAULT, ConfigFile, Json, ReleaseLocation, print_result
+from recsys.commands.options import CONFIG_DEFAULT, ConfigFile, Json, ReleaseLocation, SenseOption, print_result
 
 if TYPE_CHECKING:
     from recsys.release.bundle import Release
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 def similar(
     items: Annotated[list[str], typer.Argument(metavar="ITEM…", help="Item ids; each is a separate query.")],
     k: Annotated[int, typer.Option("--k", min=1, help="Number of neighbors of each item.")] = 10,
+    *,
+    sense: SenseOption = "similar",
     release: ReleaseLocation = None,
     config: ConfigFile = CONFIG_DEFAULT,
     as_json: Json = False,
 ) -> None:
     """Show the nearest neighbors of each of the given items."""
     loaded = open_release(release, config)
-    results = [loaded.similar(item, k) for item in items]
+    results = [loaded.similar(item, k, sense) for item in items]
     plain = [result.to_dict() for result in results]
     print_result(plain if len(plain) > 1 else plain[0], as_json, lambda: _print(results))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recsys.commands.options import CONFIG_DEFAULT, ConfigFile, Json, ReleaseLocation, print_result
+from recsys.commands.options import CONFIG_DEFAULT, ConfigFile, Json, ReleaseLocation, SenseOption, print_result
 from recsys.commands.similar import open_release
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def verify(
         float | None,
         typer.Option("--false-positive-rate", metavar="F", help="Use the threshold of this false-positive rate."),
     ] = None,
+    sense: SenseOption = "similar",
     release: ReleaseLocation = None,
     config: ConfigFile = CONFIG_DEFAULT,
     as_json: Json = False,
@@ -34,7 +35,7 @@ def verify(
     a release, see `recsys releases check`.
     """
     verdict = open_release(release, config).verify(
-        item_a, item_b, precision=precision, false_positive_rate=false_positive_rate
+        item_a, item_b, precision=precision, false_positive_rate=false_positive_rate, sense=sense
     )
     plain = {
         **verdict._asdict(),

@@ -88,11 +88,15 @@ class Release:
 
     def space(self, sense: Sense) -> EmbeddingSpace:
         """Return the embedding space that answers in a sense: its own, or that of `next`."""
-        return self.spaces.get(sense, self.spaces["next"])
+        return self.spaces[self.space_name(sense)]
 
-    def similar(self, item_id: str, k: int = 10) -> SearchResult:
+    def space_name(self, sense: Sense) -> Sense:
+        """Return the name of the embedding space that answers in a sense."""
+        return sense if sense in self.spaces else "next"
+
+    def similar(self, item_id: str, k: int = 10, sense: Sense = "similar") -> SearchResult:
         """Return the `k` items most similar to an item; fewer only if the catalog has fewer."""
-        return self.search(Query.from_item(item_id, k))
+        return self.search(Query.from_item(item_id, k, sense))
 
     def search(self, query: Query, overlay: Overlay = EMPTY_OVERLAY) -> SearchResult:
         """Return the neighbors of a query; see `recsys.retrieval.engine.Engine.search`."""

@@ -26,7 +26,9 @@ def write_model_files(release: Release, folder: Path) -> None:
             Property("explanation", AnyType(), required=False),  # type: ignore[no-untyped-call] # null: no parameter `explain`
         ]
     )
-    inputs = Schema([ColSpec(string, "item_id"), ColSpec(integer, "k", required=False)])
+    inputs = Schema(
+        [ColSpec(string, "item_id"), ColSpec(integer, "k", required=False), ColSpec(string, "sense", required=False)]
+    )
     outputs = Schema(
         [
             ColSpec(string, "release_id"),

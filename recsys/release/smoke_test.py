@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recsys.config.table import SENSES
 from recsys.errors import RecsysError, ReleaseError
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least
 
 TIMEOUT_S = 600
 QUERIES, K = 20, 10
-"""Number of queries, and of neighbors of each."""
+"""Number of queries in each sense, and of neighbors of each."""
 CHECK = "answers_in_new_process"
 
 
@@ -48,12 +49,12 @@ def require_answers(release: Release) -> None:
 
 
 def search(release: Release, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:
-    """Return the search result of each item, ready for JSON."""
-    return [release.similar(item_id, k).to_dict() for item_id in item_ids]
+    """Return the search results of the items in each sense, ready for JSON."""
+    return [release.similar(item_id, k, sense).to_dict() for sense in SENSES for item_id in item_ids]
 
 
 def search_in_new_process(path: Path, item_ids: Sequence[str], k: int) -> list[dict[str, Any]]:
-    """Load a release in another process, and return its search result of each item.
+    """Load a release in another process, and return its search results of the items in each sense.
 
     Raises:
         ReleaseError: the process cannot load the release, or does not answer in time.

@@ -38,8 +38,6 @@ class Overlay:
     """New items, and items of the release with another embedding, by id."""
     changed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Item id -> changed columns, including `title`, of an item of the release."""
-    revision: str = ""
-    """Identifies the content: cached results depend on it and on the release."""
 
 
 EMPTY_OVERLAY = Overlay()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from recsys.config.table import Sense
+from recsys.config.table import SENSES, Sense
 from recsys.errors import InputError
 
 Value = str | float | bool
@@ -81,6 +81,11 @@ class Diversity:
 NO_DIVERSITY = Diversity()
 
 
+def resolve_sense(sense: Sense | None, history: Sequence[str]) -> Sense:
+    """Return the sense of a query: by default `next` if it has a history, otherwise `similar`."""
+    return sense or ("next" if history else "similar")
+
+
 @dataclass(frozen=True)
 class Query:
     """A request for similar items. It is independent of a release: ids may be unknown, columns may be missing."""
@@ -138,6 +143,11 @@ class Query:
         contradictory = sorted(query_ids & {item_id for item_id, _ in self.negatives})
         if contradictory:
             raise InputError(f"an item must not be in items and in negatives. Received: {contradictory[0]!r} in both.")
+        if self.sense not in (None, *SENSES):
+            raise InputError(f"sense must be one of {', '.join(SENSES)}. Received: {self.sense!r}.")
+        self._validate_minimum()
+
+    def _validate_minimum(self) -> None:
         if self.min_similarity is not None and self.min_probability is not None:
             raise InputError("a query must have min_similarity or min_probability. Received: both.")
         if self.min_similarity is not None and not is_finite(self.min_similarity):
@@ -146,14 +156,14 @@ class Query:
             raise InputError(f"min_probability must be from 0 to 1. Received: {self.min_probability}.")
 
     @classmethod
-    def from_item(cls, item_id: str, k: int = 10) -> Query:
+    def from_item(cls, item_id: str, k: int = 10, sense: Sense | None = None) -> Query:
         """Return the query for the neighbors of one item."""
-        return cls(items=(WeightedItem(item_id),), k=k)
+        return cls(items=(WeightedItem(item_id),), k=k, sense=sense)
 
     @property
     def answered_in(self) -> Sense:
         """The sense in which the query is answered."""
-        return self.sense or ("next" if self.history else "similar")
+        return resolve_sense(self.sense, self.history)
 
     @property
     def single_item_id(self) -> str | None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.config.table import Sense
 from recsys.errors import StageError
 
 ITEM_CHANGES_FILE = "item_changes.db"
@@ -38,13 +39,16 @@ CREATE TABLE IF NOT EXISTS changes (
     columns TEXT NOT NULL,
     features TEXT,
     vector BLOB,
-    release_id TEXT
+    release_id TEXT,
+    similar_vector BLOB
 );
 CREATE TABLE IF NOT EXISTS compactions (count INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS readers (pid INTEGER PRIMARY KEY, releases TEXT NOT NULL);
 INSERT INTO compactions SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM compactions);
 """
-COLUMNS = "item_id, changed_at, hidden, columns, features, vector, release_id"
+ADDED_COLUMN = "similar_vector"
+"""Column that files of earlier versions do not have. `vector` is the embedding in the space `next` in every version."""
+COLUMNS = "item_id, changed_at, hidden, columns, features, vector, release_id, similar_vector"
 
 
 class Position(NamedTuple):
@@ -71,11 +75,11 @@ class ItemChange:
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Catalog column, `title` or `available` -> new value."""
     features: Mapping[str, Any] | None = None
-    """The features that the vector was computed from, if it was."""
-    vector: NDArray[np.float32] | None = None
-    """The embedding of the item, float32 [dimension]."""
+    """The features that vectors were computed from, if any was."""
+    vectors: Mapping[Sense, NDArray[np.float32]] = field(default_factory=dict)
+    """Embedding space -> the embedding of the item, float32 [dimension]."""
     release_id: str | None = None
-    """The release whose embeddings the vector is comparable with."""
+    """The release whose embeddings the vectors are comparable with."""
 
 
 class Changes(NamedTuple):
@@ -104,6 +108,7 @@ class ItemChanges:
             self._writer.executescript(SCHEMA)
             self._reader = self._connect()
             self._watcher = self._connect()
+        self._add_column()
 
     def close(self) -> None:
         """Close the file."""
@@ -129,11 +134,19 @@ class ItemChanges:
     def write(self, change: ItemChange) -> None:
         """Store the change of an item, replacing the previous one. Returns when it is on disk."""
         features = None if change.features is None else json.dumps(dict(change.features))
-        vector = None if change.vector is None else change.vector.astype("<f4").tobytes()
-        columns = json.dumps(dict(change.columns))
-        row = (change.item_id, change.changed_at, int(change.hidden), columns, features, vector, change.release_id)
+        vectors = {space: vector.astype("<f4").tobytes() for space, vector in change.vectors.items()}
+        row = (
+            change.item_id,
+            change.changed_at,
+            int(change.hidden),
+            json.dumps(dict(change.columns)),
+            features,
+            vectors.get("next"),
+            change.release_id,
+            vectors.get("similar"),
+        )
         with self._transaction() as connection:
-            connection.execute(f"INSERT OR REPLACE INTO changes ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608
+            connection.execute(f"INSERT OR REPLACE INTO changes ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608
 
     def read_since(self, position: Position) -> Changes:
         """Return the changes after a position, or all changes if there was a compaction since."""
@@ -185,6 +198,13 @@ class ItemChanges:
                 connection.execute("UPDATE compactions SET count = count + 1")
         return len(contained)
 
+    def _add_column(self) -> None:
+        """Add the column that a file of an earlier version does not have."""
+        with self._transaction() as connection:
+            names = {name for _, name, *_ in connection.execute("PRAGMA table_info(changes)").fetchall()}
+            if ADDED_COLUMN not in names:
+                connection.execute(f"ALTER TABLE changes ADD COLUMN {ADDED_COLUMN} BLOB")
+
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
@@ -215,14 +235,15 @@ class ItemChanges:
 
 def _change_from_row(row: Sequence[Any]) -> ItemChange:
     """Return the change of a row of `COLUMNS`."""
-    item_id, changed_at, hidden, columns, features, vector, release_id = row
+    item_id, changed_at, hidden, columns, features, next_vector, release_id, similar_vector = row
+    vectors: dict[Sense, bytes | None] = {"similar": similar_vector, "next": next_vector}
     return ItemChange(
         item_id,
         changed_at,
         bool(hidden),
         json.loads(columns),
         None if features is None else json.loads(features),
-        None if vector is None else np.frombuffer(vector, "<f4"),
+        {space: np.frombuffer(vector, "<f4") for space, vector in vectors.items() if vector is not None},
         release_id,
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys import Release
+from recsys.config.table import Sense
 from recsys.errors import RecsysError
 from recsys.release.embedding_space import EmbeddingSpace
 from recsys.retrieval.overlay import EMPTY_OVERLAY, AddedItem, Overlay
@@ -39,33 +40,41 @@ class LiveRelease:
     def __init__(self, release: Release, embed: Embed | None = None) -> None:
         self.release = release
         self.release_id = release.release_id
-        self.overlay = EMPTY_OVERLAY
-        """The item changes, in the form that `Release.search` accepts."""
+        self.overlays: Mapping[Sense, Overlay] = dict.fromkeys(release.spaces, EMPTY_OVERLAY)
+        """Embedding space -> the item changes, in the form that `Release.search` accepts."""
+        self.revision = ""
+        """Identifies the item changes: cached responses depend on it and on the release."""
         self.created_at = datetime.fromisoformat(release.manifest.created_at).timestamp()
         """When the release was built, in seconds since 1970."""
         self._embed = embed
         self._position = START
-        self._hidden: set[str] = set()
-        self._added: dict[str, AddedItem] = {}
-        self._changed: dict[str, Mapping[str, Any]] = {}
 
     def search(self, query: Query) -> SearchResult:
         """Return the neighbors of a query; see `recsys.retrieval.engine.Engine.search`."""
-        return self.release.search(query, self.overlay)
+        return self.release.search(query, self.overlays[self.release.space_name(query.answered_in)])
 
     def item_details(self, item_id: str) -> ItemDetails:
-        """Return the columns of one item; see `recsys.retrieval.engine.Engine.item_details`."""
-        return self.release.space("similar").engine.item_details(item_id, self.overlay)
+        """Return the columns of one item; see `recsys.retrieval.engine.Engine.item_details`.
+
+        Raises:
+            UnknownItemError: the item is in no embedding space.
+        """
+        for space, overlay in self.overlays.items():
+            engine = self.release.space(space).engine
+            if engine.overlaid(overlay).item_number(item_id) is not None:
+                break
+        return engine.item_details(item_id, overlay)
 
     def warm_up(self) -> None:
-        """Run some queries, so that the first request does not wait for lazy initialization.
+        """Run some queries in each space, so that the first request does not wait for lazy initialization.
 
         Raises:
             RecsysError: the release cannot answer them.
         """
         item_ids = self.release.catalog.item_ids
         for item_number in np.linspace(0, len(item_ids) - 1, WARM_UP_QUERIES).astype(int).tolist():
-            self.release.similar(item_ids[item_number])
+            for space in self.release.spaces:
+                self.release.similar(item_ids[item_number], sense=space)
 
     def contains(self, change: ItemChange) -> bool:
         """Return whether the release already contains a change, or supersedes it; then the change is not applied.
@@ -91,41 +100,41 @@ class LiveRelease:
         unread = item_changes.read_since(self._position)
         if unread.position == self._position:
             return
-        if unread.is_complete:
-            self._hidden, self._added, self._changed = set(), {}, {}
-        for change in unread.changes:
-            self._hidden.discard(change.item_id)
-            self._added.pop(change.item_id, None)
-            self._changed.pop(change.item_id, None)
-            if not self.contains(change):
-                self._apply_change(change)
-        revision = "-".join(map(str, unread.position))
-        if self._hidden or self._added or self._changed:
-            self.overlay = Overlay(frozenset(self._hidden), dict(self._added), dict(self._changed), revision)
-        else:
-            self.overlay = EMPTY_OVERLAY
+        overlays = dict.fromkeys(self.release.spaces, EMPTY_OVERLAY) if unread.is_complete else self.overlays
+        changes = {change.item_id: None if self.contains(change) else change for change in unread.changes}
+        overlays = {space: self._change(overlay, space, changes) for space, overlay in overlays.items()}
+        is_changed = any(overlay is not EMPTY_OVERLAY for overlay in overlays.values())
+        self.overlays, self.revision = overlays, "-".join(map(str, unread.position)) if is_changed else ""
         self._position = unread.position
 
-    def _apply_change(self, change: ItemChange) -> None:
-        if change.hidden:
-            self._hidden.add(change.item_id)
-            return
-        item_number = self.release.catalog.find_item_number(change.item_id)
-        vector = self._vector(change, in_catalog=item_number is not None)
-        if vector is not None:
-            row = {} if item_number is None else self.release.catalog.frame.row(item_number, named=True)
-            self._added[change.item_id] = AddedItem(vector, {**row, **change.columns, "item_id": change.item_id})
-        elif item_number is not None:
-            self._changed[change.item_id] = change.columns
+    def _change(self, overlay: Overlay, space: Sense, changes: Mapping[str, ItemChange | None]) -> Overlay:
+        """Return the overlay of a space with the changes of some items replaced, or removed where they are None."""
+        hidden = set(overlay.hidden - changes.keys())
+        added = {item_id: item for item_id, item in overlay.added.items() if item_id not in changes}
+        changed = {item_id: columns for item_id, columns in overlay.changed.items() if item_id not in changes}
+        for item_id, change in changes.items():
+            if change is None:
+                continue
+            if change.hidden:
+                hidden.add(item_id)
+                continue
+            item_number = self.release.catalog.find_item_number(item_id)
+            vector = self._vector(change, space, in_catalog=item_number is not None)
+            if vector is not None:
+                row = {} if item_number is None else self.release.catalog.frame.row(item_number, named=True)
+                added[item_id] = AddedItem(vector, {**row, **change.columns, "item_id": item_id})
+            elif item_number is not None:
+                changed[item_id] = change.columns
+        return Overlay(frozenset(hidden), added, changed) if hidden or added or changed else EMPTY_OVERLAY
 
-    def _vector(self, change: ItemChange, *, in_catalog: bool) -> NDArray[np.float32] | None:
+    def _vector(self, change: ItemChange, space: Sense, *, in_catalog: bool) -> NDArray[np.float32] | None:
         """Return the embedding of a change. Embeddings of another release are not comparable and are not used."""
-        if change.vector is not None and change.release_id == self.release_id:
-            return change.vector
+        if space in change.vectors and change.release_id == self.release_id:
+            return change.vectors[space]
         if in_catalog or change.features is None or self._embed is None:
             return None
         try:
-            return self._embed(self.release.space("similar"), change.features)
+            return self._embed(self.release.space(space), change.features)
         except RecsysError as error:  # a release with another config may have other columns
             logger.warning("release %s cannot embed a new item: %s", self.release_id, error)
             return None

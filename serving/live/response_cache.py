@@ -101,7 +101,7 @@ class ResponseCacheMiddleware:
         except (RecsysError, ReleaseNotLoadedError):  # the route raises it again, inside the error handlers
             await self.app(scope, receive, send)
             return
-        key = release.release_id, release.overlay.revision, scope["path"], scope["query_string"]
+        key = release.release_id, release.revision, scope["path"], scope["query_string"]
         received_etags = next(
             (value.decode("latin-1") for name, value in scope["headers"] if name == IF_NONE_MATCH), None
         )

@@ -27,7 +27,7 @@ class Cursor(NamedTuple):
 
 def query_digest(query: Query) -> str:
     """Return a digest that is the same for all pages of a query."""
-    page = replace(query, k=1, offset=0, explain=False)
+    page = replace(query, k=1, offset=0, explain=False, sense=query.answered_in)
     return hashlib.sha256(repr(page).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -11,8 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from starlette.requests import Request
 
 from recsys.config.sections import ServeConfig
+from recsys.config.table import Sense
 from recsys.errors import InputError
-from recsys.retrieval.query import Condition, Diversity, OnUnknown, Query, WeightedItem
+from recsys.retrieval.query import Condition, Diversity, OnUnknown, Query, WeightedItem, resolve_sense
 from serving.protocol import headers
 
 RANGE_KEYS = {"min", "max"}
@@ -34,6 +35,13 @@ UnknownItems = Annotated[
     Field(
         description="Handling of unknown item ids. `error`: respond with 404. `skip`: ignore them. "
         "`fallback`: return popular items if no item of the query is known."
+    ),
+]
+QuerySense = Annotated[
+    Sense | None,
+    Field(
+        description="Sense of similarity. `similar`: items that are alike. `next`: items that are used together or one "
+        "after the other. By default `next` for a query with a history, otherwise `similar`."
     ),
 ]
 Explain = Annotated[bool, Field(description="Return what each neighbor has in common with the items of the query.")]
@@ -63,6 +71,7 @@ class SimilarParameters(BaseModel):
     on_unknown: UnknownItems = "error"
     explain: Explain = False
     mmr_lambda: MmrLambda = 1.0
+    sense: QuerySense = None
     release: str | None = Field(None, description="Id of the release to answer from.")
 
     @classmethod
@@ -94,6 +103,7 @@ class SimilarParameters(BaseModel):
             only_available=self.only_available,
             diversity=Diversity(self.mmr_lambda),
             on_unknown=self.on_unknown,
+            sense=self.sense,
             explain=self.explain,
         )
 
@@ -180,7 +190,9 @@ class SearchRequest(BaseModel):
     )
     negatives: Items = Field(default_factory=list, description="Items that the neighbors should not resemble.")
     history: list[str] = Field(default_factory=list, description="Item ids that a user interacted with, newest last.")
-    vector: list[float] | None = Field(None, description="An embedding. If the query has items too, its weight is 1.")
+    vector: list[float] | None = Field(
+        None, description="An embedding of the sense of the query. If the query has items too, its weight is 1."
+    )
     features: dict[str, Any] | None = Field(
         None, description="Features of a new item, embedded by the tower. Requires a service with `--with-tower`."
     )
@@ -195,6 +207,7 @@ class SearchRequest(BaseModel):
     only_available: OnlyAvailable = False
     diversity: DiversityBody = Field(default_factory=DiversityBody)
     on_unknown: UnknownItems = "error"
+    sense: QuerySense = None
     explain: Explain = False
 
     def to_query(self, limits: ServeConfig, embed: Embedder | None) -> Query:
@@ -235,6 +248,7 @@ class SearchRequest(BaseModel):
             only_available=self.only_available,
             diversity=Diversity(self.diversity.mmr_lambda, self.diversity.max_per_value),
             on_unknown=self.on_unknown,
+            sense=self.sense,
             explain=self.explain,
         )
 
@@ -253,9 +267,9 @@ class BatchRequest(BaseModel):
 
 
 class Embedder(Protocol):
-    """A function that embeds an item by its features."""
+    """A function that embeds an item by its features, for queries in a sense."""
 
-    def __call__(self, features: Mapping[str, Any]) -> NDArray[np.float32]:
+    def __call__(self, sense: Sense, features: Mapping[str, Any]) -> NDArray[np.float32]:
         """Return the embedding, float32 [dimension]."""
 
 
@@ -269,7 +283,7 @@ def _vector(body: SearchRequest, embed: Embedder | None) -> tuple[float, ...] | 
             "a query with features requires a service with the tower. Received: features, on a service without it. "
             "Start the service with recsys serve --with-tower, or send the vector of the item."
         )
-    return tuple(embed(body.features).tolist())
+    return tuple(embed(resolve_sense(body.sense, body.history), body.features).tolist())
 
 
 def _condition(column: str, value: Any) -> Condition:

@@ -131,8 +131,9 @@ class ItemChangeResponse(BaseModel):
 
     item_id: str
     release_id: str = Field(description="The release that the change was validated against.")
-    embedding_source: EmbeddingSource = Field(
-        description="Source of the embedding: the release, or the vector or the features of the change."
+    embedding_source: dict[Sense, EmbeddingSource] = Field(
+        description="Sense -> source of the embedding: the release, or the vector or the features of the change. "
+        "In a sense that is left out, the item is unknown."
     )
 
 

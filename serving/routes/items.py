@@ -17,6 +17,8 @@ from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from recsys import Release
+from recsys.config.table import SENSES, Sense
 from recsys.errors import InputError
 from recsys.retrieval.filters import AVAILABLE
 from recsys.retrieval.query import is_finite
@@ -38,6 +40,9 @@ MAX_ID_LENGTH = 1_024
 router = APIRouter(route_class=StrictJSONRoute, tags=["items"])
 
 
+Vector = list[Annotated[float, Field(allow_inf_nan=False)]] | None
+
+
 class ItemChangeRequest(BaseModel):
     """All differences of an item from the release. A change replaces earlier changes of the item."""
 
@@ -49,8 +54,13 @@ class ItemChangeRequest(BaseModel):
         default_factory=dict,
         description="Catalog column -> value. Used by filters, and to embed a new item that has no vector.",
     )
-    vector: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
-        None, description="Embedding of the item, comparable with the embeddings of the champion release."
+    vector: Vector = Field(
+        None,
+        description="Embedding of the item for the sense `similar`, comparable with the embeddings of the champion "
+        "release. If that release has one embedding space, the embedding for both senses.",
+    )
+    next_vector: Vector = Field(
+        None, description="Embedding for the sense `next`, if the champion release has two embedding spaces."
     )
 
 
@@ -65,18 +75,20 @@ async def put_item(state: WorkerState, item_id: ItemId, change: ItemChangeReques
     release = state.choose_release(RequestedRelease())
     _validate_length(item_id)
     columns = _columns(release, change)
-    vector, source = _embedding(state, release, item_id, change)
+    vectors, sources = _embeddings(state, release.release, item_id, change)
     stored = ItemChange(
         item_id,
         time.time(),
         columns=columns,
-        features=change.features if source == "features" else None,
-        vector=vector,
-        release_id=None if vector is None else release.release_id,
+        features=change.features if "features" in sources.values() else None,
+        vectors=vectors,
+        release_id=release.release_id if vectors else None,
     )
     await run_in_threadpool(item_changes.write, stored)
     state.metrics.count_change("put")
-    return ItemChangeResponse(item_id=item_id, release_id=release.release_id, embedding_source=source)
+    spaces = {sense: release.release.space_name(sense) for sense in SENSES}
+    embedding_source = {sense: sources[space] for sense, space in spaces.items() if space in sources}
+    return ItemChangeResponse(item_id=item_id, release_id=release.release_id, embedding_source=embedding_source)
 
 
 @router.delete(
@@ -144,20 +156,44 @@ def _validate_value(column: str, value: Any, schema: pl.Schema, feature_columns:
     return value
 
 
-def _embedding(
-    state: State, release: LiveRelease, item_id: str, change: ItemChangeRequest
-) -> tuple[NDArray[np.float32] | None, EmbeddingSource]:
-    """Return the embedding of a changed item, or None to use the embedding of the release, and its source."""
-    if change.vector is not None:
-        space = release.release.space("similar")
-        dimension, distance = space.vectors.shape[1], space.distance
-        vector = validate_vector("vector", np.array(change.vector, np.float64), dimension, distance)
-        return vector.astype(np.float32), "vector"
-    if release.release.catalog.find_item_number(item_id) is not None:
-        return None, "release"
-    if state.embed is None:
+def _embeddings(
+    state: State, release: Release, item_id: str, change: ItemChangeRequest
+) -> tuple[dict[Sense, NDArray[np.float32]], dict[Sense, EmbeddingSource]]:
+    """Return the embedding of a changed item in each space, unless it is that of the release, and its source.
+
+    A new item without a source in a space is not in that space.
+    """
+    vectors: dict[Sense, NDArray[np.float32]] = {}
+    sources: dict[Sense, EmbeddingSource] = {}
+    in_catalog = release.catalog.find_item_number(item_id) is not None
+    for name, (field, values) in _vector_fields(release, change).items():
+        space = release.space(name)
+        if values is not None:
+            vector = validate_vector(field, np.array(values, np.float64), space.vectors.shape[1], space.distance)
+            vectors[name], sources[name] = vector.astype(np.float32), "vector"
+        elif in_catalog:
+            sources[name] = "release"
+        elif state.embed is not None:
+            vectors[name], sources[name] = state.embed(space, change.features), "features"
+    if not sources:
         raise InputError(
             f"a new item must have a vector, unless the service has the tower. Received: {item_id!r} without a vector. "
             "Start the service with recsys serve --with-tower, or send the vector of the item."
         )
-    return state.embed(release.release.space("similar"), change.features), "features"
+    return vectors, sources
+
+
+def _vector_fields(release: Release, change: ItemChangeRequest) -> dict[Sense, tuple[str, Vector]]:
+    """Return the field of a change with the embedding in each space of a release, and its value.
+
+    Raises:
+        InputError: the change has the embedding in a space that the release does not have.
+    """
+    if "similar" in release.spaces:
+        return {"similar": ("vector", change.vector), "next": ("next_vector", change.next_vector)}
+    if change.next_vector is not None:
+        raise InputError(
+            f"next_vector requires a release with two embedding spaces. Received: next_vector, but the champion "
+            f"{release.release_id} has one for both senses. Send vector alone."
+        )
+    return {"next": ("vector", change.vector)}

@@ -8,19 +8,23 @@ GET  /v1/release                     the champion release
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from recsys import Release
+from recsys.config.table import Sense
 from recsys.errors import InputError, RecsysError
 from recsys.retrieval.query import Query
-from serving.live.live_release import LiveRelease
+from serving.live.live_release import Embed, LiveRelease
 from serving.live.response_cache import CACHEABLE, chosen_release
 from serving.live.state import ReleaseNotLoadedError, State
 from serving.protocol import headers
@@ -155,8 +159,12 @@ def _batch_entry(
 
 
 def _query(state: State, body: SearchRequest, release: LiveRelease) -> Query:
-    embed = None if state.embed is None else partial(state.embed, release.release.space("similar"))
+    embed = None if state.embed is None else partial(_embed, state.embed, release.release)
     return _at_cursor(body.to_query(state.config, embed), body.cursor, state)
+
+
+def _embed(embed: Embed, release: Release, sense: Sense, features: Mapping[str, Any]) -> NDArray[np.float32]:
+    return embed(release.space(sense), features)
 
 
 def _at_cursor(query: Query, cursor: str | None, state: State) -> Query:

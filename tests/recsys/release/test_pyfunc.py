@@ -15,7 +15,6 @@ import pytest
 from recsys import Release
 from recsys.config.loading import parse_config
 from recsys.errors import UnknownItemError
-from recsys.release import smoke_test
 from recsys.release.mlflow_registry import Tracker
 from recsys.release.pyfunc import DEFAULT_K, Similar
 from recsys.release.versions import Version
@@ -52,8 +51,7 @@ def version(tracker: Tracker, release: Release) -> Version:
 def test_model_returns_the_results_of_the_release(release: Release) -> None:
     model = Similar(release)
     answers = model.predict(Frame({"item_id": "item 3", "k": 4}, {"item_id": "item 5", "k": float("nan")}))
-    assert answers[:1] == smoke_test.search(release, ["item 3"], 4)
-    assert answers[1:] == smoke_test.search(release, ["item 5"], DEFAULT_K)
+    assert answers == [release.similar("item 3", 4).to_dict(), release.similar("item 5", DEFAULT_K).to_dict()]
     assert model.predict(Frame({"item_id": "item 5"})) == answers[1:]
     with pytest.raises(UnknownItemError, match="unknown"):
         model.predict(Frame({"item_id": "unknown"}))
@@ -81,7 +79,7 @@ def test_mlflow_models_predict_returns_the_results_of_the_release(
     process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert process.returncode == 0, process.stderr
     predictions = json.loads(process.stdout[process.stdout.index("{") :])["predictions"]
-    assert predictions == [*smoke_test.search(release, ["item 3"], 4), *smoke_test.search(release, ["item 7"], 2)]
+    assert predictions == [release.similar("item 3", 4).to_dict(), release.similar("item 7", 2).to_dict()]
 
 
 def test_version_has_a_signature_and_an_example(tracker: Tracker, version: Version, release: Release) -> None:
@@ -89,7 +87,7 @@ def test_version_has_a_signature_and_an_example(tracker: Tracker, version: Versi
 
     info = get_model_info(f"models:/{tracker.model}/{version.number}")
     assert info.signature is not None
-    assert info.signature.inputs.input_names() == ["item_id", "k"]
+    assert info.signature.inputs.input_names() == ["item_id", "k", "sense"]
     result = Similar(release).predict(Frame({"item_id": "item 3"}))[0]
     outputs = {column["name"]: column for column in info.signature.outputs.to_dict()}
     assert outputs.keys() == result.keys()

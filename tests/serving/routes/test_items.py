@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys import Release
+from recsys.config.table import SENSES
 from recsys.testing.releases import WriteRelease
 from recsys.testing.service_process import Service, wait_until
 from serving.live.item_changes import START, ItemChange, ItemChanges
@@ -26,6 +27,7 @@ ITEMS = [f"item {number:02}" for number in range(40)]
 COLORS = ["red", "green"] * 20
 LATE = "2200-01-01T00:00:00+00:00"
 """Build time of a release that is later than all changes of a test."""
+EVERY_SENSE = {"similar": "vector", "next": "vector"}
 CHANGED_AT = 1_800_000_000.0
 
 
@@ -99,7 +101,7 @@ def test_new_item_is_a_neighbor_by_its_vector(service: Service) -> None:
     vector = release.vectors[7].tolist()
     assert client.similar("new").status_code == 404
     response = client.put("new", vector=vector, title="Just in", features={"color": "blue"})
-    assert response.json() == {"item_id": "new", "release_id": "first", "embedding_source": "vector"}
+    assert response.json() == {"item_id": "new", "release_id": "first", "embedding_source": EVERY_SENSE}
     assert client.neighbors(ITEMS[7])[0] == "new"
     assert client.neighbors("new")[0] == ITEMS[7]
     item = client.item("new").json()
@@ -238,16 +240,19 @@ single_changes = st.builds(
     hidden=st.booleans(),
     columns=st.dictionaries(strings, strings | st.none() | st.booleans() | st.lists(strings), max_size=2),
     features=st.none() | st.dictionaries(strings, strings, max_size=2),
-    vector=st.none() | st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=2).map(lambda v: np.array(v, "<f4")),
+    vectors=st.dictionaries(
+        st.sampled_from(SENSES),
+        st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=2).map(lambda values: np.array(values, "<f4")),
+    ),
     release_id=st.none() | strings,
 )
 
 
 def as_tuple(change: ItemChange) -> tuple[Any, ...]:
     """Return the fields of a change, which can be compared."""
-    vector = None if change.vector is None else change.vector.tolist()
+    vectors = {space: vector.tolist() for space, vector in change.vectors.items()}
     features = None if change.features is None else dict(change.features)
-    return change.item_id, change.changed_at, change.hidden, dict(change.columns), features, vector, change.release_id
+    return change.item_id, change.changed_at, change.hidden, dict(change.columns), features, vectors, change.release_id
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
