@@ -47,6 +47,7 @@ from recsys.index.recall import tune_search_k
 from recsys.index.shards import INDEX_FILE, plan_shards
 from recsys.release import formats, writer
 from recsys.release.bundle import Release
+from recsys.release.manifest import SpaceEntry
 from recsys.retrieval.bulk import NeighborFilter
 from recsys.testing import synthetic
 
@@ -100,11 +101,12 @@ def measure_prepare(side: str, log: str) -> dict[str, float]:
 def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
     """Compare units of the export on Beam with a pool of threads that query Annoy for the same items."""
     loaded = write_release(items, folder)
+    space = loaded.space("similar")
     unit, beam = ResourcesConfig().exported_items, BeamConfig(profile="local-threads")
     num_queries = min(items, SEARCHED_UNITS * unit)
     ranges = [range(start, min(start + unit, num_queries)) for start in range(0, num_queries, unit)]
     plain_index = AnnoyIndex(DIMENSION, "angular")
-    plain_index.load(os.fspath(loaded.path / INDEX_FILE))
+    plain_index.load(os.fspath(space.path / INDEX_FILE))
 
     def library() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
@@ -116,12 +118,12 @@ def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
 
     def plain() -> float:
         def search(numbers: range) -> list[tuple[list[int], list[float]]]:
-            return [plain_index.get_nns_by_item(number, K + 1, loaded.manifest.search_k, True) for number in numbers]
+            return [plain_index.get_nns_by_item(number, K + 1, space.entry.search_k, True) for number in numbers]
 
         with ThreadPoolExecutor(beam.workers) as pool:
             return timed(lambda: list(pool.map(search, ranges)))
 
-    name = f"neighbors, top {K} of {num_queries:,} among {items:,}, search_k {loaded.manifest.search_k}"
+    name = f"neighbors, top {K} of {num_queries:,} among {items:,}, search_k {space.entry.search_k}"
     table.compare(name, 1 / 0.85, library, plain, ROUNDS)
 
 
@@ -130,7 +132,7 @@ def write_release(items: int, folder: Path) -> Release:
     vectors = synthetic.vectors(items, DIMENSION)
     frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
     catalog = Catalog(frame.with_columns(title=pl.lit(None, pl.String), interactions=pl.lit(1, pl.Int64)))
-    sources = {name: folder / name for name in (*formats.FILES, INDEX_FILE)}
+    sources = {name: folder / name for name in (*formats.SHARED_FILES, *formats.SPACE_FILES, INDEX_FILE)}
     for name in (formats.TOWER, formats.FEATURES, formats.EVALUATION):
         sources[name].write_text("{}")
     sources[formats.CALIBRATION].write_text('{"calibration": null}')
@@ -148,11 +150,15 @@ def write_release(items: int, folder: Path) -> Release:
         "n_trees": INDEX.n_trees,
         "seed": SEED,
         "n_jobs": N_JOBS,
-        "index": plan_shards(items, items),
-        "search_k": tuned.search_k,
         "recall_k": RECALL_K,
-        "index_recall": tuned.recall,
-        "recency": None,
+        "spaces": {
+            "next": SpaceEntry(
+                index=tuple(plan_shards(items, items)),
+                search_k=tuned.search_k,
+                index_recall=tuned.recall,
+                recency=None,
+            )
+        },
         "catalog_fingerprint": catalog.fingerprint,
         "data_snapshot": "0" * 64,
         "code_version": "benchmark",
@@ -160,7 +166,8 @@ def write_release(items: int, folder: Path) -> Release:
         "mlflow_run": None,
         "config": Config(data=DataConfig(interactions="none.csv")).shaping(),
     }
-    return Release.load(writer.write_release(sources, manifest, folder / "releases"))
+    files = {name if name in formats.SHARED_FILES else f"next/{name}": path for name, path in sources.items()}
+    return Release.load(writer.write_release(files, manifest, folder / "releases"))
 
 
 def _ignore(*_: object) -> None:

@@ -77,7 +77,7 @@ class FinishedRun(NamedTuple):
     @property
     def phase(self) -> str:
         """Phase in which the run ended."""
-        finished = re.findall(r"^  (\w+) +\d+\.\d s", self.stderr, re.MULTILINE)
+        finished = re.findall(r"^  ([\w-]+) +\d+\.\d s", self.stderr, re.MULTILINE)
         started = [*(["start"] if re.search(r"^Run ", self.stderr, re.MULTILINE) else []), *finished]
         return PHASES[len(started)]
 
@@ -118,9 +118,9 @@ def _tower(path: Path) -> object:
 
 
 def _manifest(path: Path) -> object:
-    """Return the manifest without volatile fields and without the hash of the tower's file, which depends on them."""
+    """Return the manifest without volatile fields and without the hashes of the towers' files, which depend on them."""
     content = {key: value for key, value in json.loads(path.read_text()).items() if key not in VOLATILE_FIELDS}
-    return content | {"files": {name: entry for name, entry in content["files"].items() if name != TOWER}}
+    return content | {"files": {name: entry for name, entry in content["files"].items() if Path(name).name != TOWER}}
 
 
 CONTENT: dict[str, Callable[[Path], object]] = {TOWER: _tower, MANIFEST: _manifest}

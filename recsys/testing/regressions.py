@@ -78,30 +78,30 @@ def rewrite(folder: Path, files: dict[str, Callable[[Path], None]], **manifest: 
 
 
 def replace_vectors(release: Release, vectors: embeddings.Vectors) -> None:
-    """Replace the embeddings, and build an index of them."""
+    """Replace the embeddings of the space `next`, and build an index of them."""
     settings = IndexConfig(n_trees=release.manifest.n_trees)
     rewrite(
         release.path,
         {
-            EMBEDDINGS: lambda path: embeddings.save(vectors, path),
-            INDEX_FILE: lambda path: _index(vectors, settings, path, release),
+            f"next/{EMBEDDINGS}": lambda path: embeddings.save(vectors, path),
+            f"next/{INDEX_FILE}": lambda path: _index(vectors, settings, path, release),
         },
     )
 
 
 def _index(vectors: embeddings.Vectors, settings: IndexConfig, path: Path, release: Release) -> None:
-    annoy_index.build(vectors, settings, path, distance=release.distance)
+    annoy_index.build(vectors, settings, path, distance=release.space("next").distance)
 
 
 def shuffle_embeddings(release: Release) -> None:
     """Permute the embeddings of all items."""
-    replace_vectors(release, np.random.default_rng(0).permutation(np.asarray(release.vectors)))
+    replace_vectors(release, np.random.default_rng(0).permutation(np.asarray(release.space("next").vectors)))
 
 
 def collapse_to_popularity(release: Release) -> None:
     """Move popular items toward a common direction, so they are the nearest neighbors of all items."""
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=release.vectors.shape).astype(np.float32)
+    vectors = rng.normal(size=release.space("next").vectors.shape).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     popularity = release.catalog.frame["interactions"].to_numpy()
     nearness = np.argsort(np.argsort(popularity, kind="stable")) / len(popularity)
@@ -112,21 +112,22 @@ def collapse_to_popularity(release: Release) -> None:
 
 def build_one_tree(release: Release) -> None:
     """Build an index of one tree with a small `search_k`; the manifest keeps the recall of the previous index."""
-    vectors = np.asarray(release.vectors)
+    vectors = np.asarray(release.space("next").vectors)
     settings = IndexConfig(n_trees=1)
+    entry = release.space("next").entry.model_copy(update={"search_k": TINY_SEARCH})
     rewrite(
         release.path,
-        {INDEX_FILE: lambda path: _index(vectors, settings, path, release)},
+        {f"next/{INDEX_FILE}": lambda path: _index(vectors, settings, path, release)},
         n_trees=1,
-        search_k=TINY_SEARCH,
+        spaces={"next": entry.model_dump(mode="json")},
     )
 
 
 def add_nan(release: Release) -> None:
     """Set one embedding to NaN."""
-    vectors = np.array(release.vectors)
+    vectors = np.array(release.space("next").vectors)
     vectors[len(vectors) // 2] = np.nan
-    rewrite(release.path, {EMBEDDINGS: lambda path: embeddings.save(vectors, path)})
+    rewrite(release.path, {f"next/{EMBEDDINGS}": lambda path: embeddings.save(vectors, path)})
 
 
 def swap_ids(release: Release) -> None:

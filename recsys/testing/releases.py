@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from recsys.config.sections import Config, DataConfig, IndexConfig
+from recsys.config.table import Sense
 from recsys.data import item_users
 from recsys.data.catalog import Catalog
 from recsys.evaluation import calibration
@@ -17,7 +18,10 @@ from recsys.evaluation.calibration import Calibration, Estimate, Threshold, Thre
 from recsys.index import annoy_index, embeddings
 from recsys.index.shards import INDEX_FILE, plan_shards
 from recsys.release import formats
+from recsys.release.manifest import SpaceEntry
 from recsys.release.writer import write_release
+
+DIMENSION = 5
 
 WriteRelease = Callable[..., Path]
 """Write a release of the given item ids; see `release_writer`."""
@@ -26,7 +30,7 @@ WriteRelease = Callable[..., Path]
 def release_writer(tmp_path: Path) -> WriteRelease:
     """Return a function that writes a complete release of items with random vectors.
 
-    The files of the tower and the features are placeholders that queries do not open. `columns` are further columns of
+    `spaces` are the senses with an embedding space, each with other vectors. The files of the tower and the features are placeholders that queries do not open. `columns` are further columns of
     the catalog, or `interactions` instead of 1. In the calibration, the probability is one half at a similarity of 0.1,
     and no threshold reaches a precision of 0.95.
     """
@@ -56,44 +60,47 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         calibrated: bool = True,
         release_id: str = "0123456789ab",
         created_at: str = "2024-01-31T02:00:00+00:00",
+        spaces: Sequence[Sense] = ("next",),
         **columns: pl.Expr | pl.Series,
     ) -> Path:
         rng = np.random.default_rng([len(item_ids), *release_id.encode()])
-        vectors = rng.normal(size=(len(item_ids), 5)).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         frame = pl.DataFrame({"item_id": item_ids, "title": [f"Title of {item}" for item in item_ids]})
         catalog = Catalog(frame.with_columns(**({"interactions": pl.lit(1, pl.Int64)} | columns)))
-        names = (*formats.SHARED_FILES, *formats.SPACE_FILES, INDEX_FILE)
-        sources = {name: tmp_path / f"source-{name}" for name in names}
+        sources = {name: tmp_path / f"source-{name}" for name in formats.SHARED_FILES}
         catalog.save(sources[formats.CATALOG])
-        embeddings.save(vectors, tmp_path / "vectors.npy")
-        (tmp_path / "vectors.npy").rename(sources[formats.EMBEDDINGS])
-        built = annoy_index.build(vectors, IndexConfig(n_trees=10), sources[INDEX_FILE])
-        calibration.save(
-            small_calibration if calibrated else None, sources[formats.CALIBRATION], "too few held-out pairs"
-        )
         item_users.build([], len(item_ids), sources[formats.ITEM_USERS])
-        for placeholder in (formats.TOWER, formats.FEATURES, formats.EVALUATION):
-            sources[placeholder].write_text("{}")
+        sources[formats.EVALUATION].write_text("{}")
+        entries = {}
+        for sense in spaces:
+            vectors = rng.normal(size=(len(item_ids), DIMENSION)).astype(np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            source = {name: tmp_path / f"source-{sense}-{name}" for name in (*formats.SPACE_FILES, INDEX_FILE)}
+            embeddings.save(vectors, source[formats.EMBEDDINGS])
+            built = annoy_index.build(vectors, IndexConfig(n_trees=10), source[INDEX_FILE])
+            calibration.save(
+                small_calibration if calibrated else None, source[formats.CALIBRATION], "too few held-out pairs"
+            )
+            for placeholder in (formats.TOWER, formats.FEATURES):
+                source[placeholder].write_text("{}")
+            entries[sense] = SpaceEntry(
+                index=tuple(plan_shards(len(item_ids), len(item_ids))),
+                search_k=built.search_k,
+                index_recall=1.0,
+                recency=0.5,
+            )
+            sources |= {f"{sense}/{name}": path for name, path in source.items()}
         manifest = {
             "release_id": release_id,
             "created_at": created_at,
             "num_items": len(item_ids),
-            "dimension": vectors.shape[1],
+            "dimension": DIMENSION,
             "metric": "angular",
             "distance": "cosine",
             "n_trees": 10,
             "seed": 1,
             "n_jobs": 1,
             "recall_k": 20,
-            "spaces": {
-                "next": {
-                    "index": plan_shards(len(item_ids), len(item_ids)),
-                    "search_k": built.search_k,
-                    "index_recall": 1.0,
-                    "recency": 0.5,
-                }
-            },
+            "spaces": entries,
             "catalog_fingerprint": catalog.fingerprint,
             "data_snapshot": "0" * 64,
             "code_version": "test",
@@ -101,8 +108,6 @@ def release_writer(tmp_path: Path) -> WriteRelease:
             "mlflow_run": None,
             "config": Config(data=DataConfig(interactions="log.csv")).shaping(),
         }
-        in_space = {name: f"next/{name}" for name in (*formats.SPACE_FILES, INDEX_FILE)}
-        files = {in_space.get(name, name): path for name, path in sources.items()}
-        return write_release(files, manifest, tmp_path / "releases")
+        return write_release(sources, manifest, tmp_path / "releases")
 
     return write

@@ -148,7 +148,7 @@ class _Load:
 
     def _change(self) -> None:
         """Delete items of the first half one by one, and add other items."""
-        vectors = Release.load(self._service.folder / "releases" / "release-0").vectors
+        vectors = Release.load(self._service.folder / "releases" / "release-0").space("next").vectors
         client = self._client()
         for number in range(len(self._item_ids) // 2):
             if self._done.is_set():

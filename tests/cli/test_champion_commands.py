@@ -134,7 +134,7 @@ def test_rollback_does_not_bypass_the_gate(invoke: Any) -> None:
 def test_rollback_to_a_damaged_release_changes_nothing(workspace: Workspace, invoke: Any) -> None:
     invoke("promote", "release-0")
     invoke("promote", "release-1")
-    (workspace.tracker.workspace / "releases" / "release-0" / "index.ann").write_bytes(b"broken")
+    (workspace.tracker.workspace / "releases" / "release-0" / "next" / "index.ann").write_bytes(b"broken")
     outcome = invoke("rollback")
     assert outcome.exit_code == 1
     assert "index.ann" in outcome.err

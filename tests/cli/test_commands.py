@@ -12,7 +12,7 @@ import typer
 
 from recsys.command_line import app
 from recsys.index.shards import INDEX_FILE
-from recsys.release.formats import FILES
+from recsys.release.formats import SHARED_FILES, SPACE_FILES
 
 REQUIRED_PACKAGES = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]
 
@@ -168,7 +168,7 @@ def release(write_release: Callable[[list[str]], Path]) -> Path:
 def test_similar_orders_neighbors_by_exact_cosine(release: Path, program: Any) -> None:
     outcome = program("similar", "item 07", "--k", 5, "--release", release, "--json")
     result = json.loads(outcome.out)
-    vectors = np.load(release / "embeddings.npy")
+    vectors = np.load(release / "next" / "embeddings.npy")
     cosines = vectors @ vectors[7]
     nearest = [number for number in np.argsort(-cosines) if number != 7][:5]
     assert (result["release_id"], result["item_id"], result["title"]) == (
@@ -208,7 +208,7 @@ def test_releases_check_accepts_an_undamaged_release(release: Path, program: Any
     assert json.loads(outcome.out) == {"release_id": "0123456789ab", "path": str(release), "num_items": 33}
 
 
-@pytest.mark.parametrize("name", sorted([*FILES, INDEX_FILE]))
+@pytest.mark.parametrize("name", sorted([*SHARED_FILES, *(f"next/{name}" for name in (*SPACE_FILES, INDEX_FILE))]))
 def test_releases_check_rejects_one_changed_byte(release: Path, program: Any, name: str) -> None:
     content = bytearray((release / name).read_bytes())
     content[-1] ^= 1

@@ -19,7 +19,7 @@ from recsys import Release
 from recsys.config.loading import load_config
 from recsys.errors import ReleaseError
 from recsys.index.shards import INDEX_FILE
-from recsys.release.formats import FILES
+from recsys.release.formats import SHARED_FILES, SPACE_FILES
 from recsys.release.mlflow_registry import Tracker
 from recsys.testing import program, world
 
@@ -131,8 +131,12 @@ def test_mlflow_has_version_metrics_and_artifacts_of_the_run(nightly_run: Nightl
     curve = client.get_metric_history(version.run_id, "train_validation_ndcg_at_20")
     assert [point.step for point in curve] == list(range(1, len(curve) + 1))
     assert len(curve) > 1
-    artifacts = {artifact.path for artifact in client.list_artifacts(version.run_id, "release")}
-    assert {"release/manifest.json", "release/index.ann", "release/tower.keras"} <= artifacts
+    artifacts = {
+        artifact.path
+        for folder in ("release", "release/next")
+        for artifact in client.list_artifacts(version.run_id, folder)
+    }
+    assert {"release/manifest.json", "release/next/index.ann", "release/next/tower.keras"} <= artifacts
     artifacts = {artifact.path for artifact in client.list_artifacts(version.run_id, "prepare")}
     assert {"prepare/dead_letters.parquet", "prepare/data_report.json", "prepare/data_report.html"} <= artifacts
 
@@ -305,7 +309,7 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink], ids=["flipped byte", "truncated", "missing"])
-@pytest.mark.parametrize("name", sorted([*FILES, INDEX_FILE]))
+@pytest.mark.parametrize("name", sorted([*SHARED_FILES, *(f"next/{name}" for name in (*SPACE_FILES, INDEX_FILE))]))
 def test_damaged_release_is_rejected_with_the_file_name(
     nightly_run: NightlyRun, tmp_path: Path, name: str, damage: Any
 ) -> None:
@@ -319,8 +323,8 @@ def test_damaged_release_is_rejected_with_the_file_name(
 def test_check_reports_a_damaged_release_without_traceback(nightly_run: NightlyRun, tmp_path: Path) -> None:
     damaged = tmp_path / "release"
     shutil.copytree(nightly_run.summary["path"], damaged)
-    flip_a_byte(damaged / "index.ann")
+    flip_a_byte(damaged / "next" / "index.ann")
     done = program.run("releases", "check", damaged)
     assert done.returncode == 1
-    assert "SHA-256 of index.ann" in done.stderr
+    assert "SHA-256 of next/index.ann" in done.stderr
     assert "Traceback" not in done.stderr

@@ -179,7 +179,8 @@ def test_exposure_is_grouped_by_popularity(runs: Runs) -> None:
 def test_map_shows_the_first_two_principal_components(runs: Runs) -> None:
     """Distances on the map are proportional to distances in these components."""
     release, item_map = runs.second.release, runs.second.report["map"]
-    centered = release.vectors - release.vectors.mean(axis=0)
+    vectors = release.space("similar").vectors
+    centered = vectors - vectors.mean(axis=0)
     values, axes = np.linalg.eigh(centered.T @ centered)
     projected = centered @ axes[:, -2:]
     assert item_map["variance"] == pytest.approx(values[-2:].sum() / values.sum(), abs=1e-5)

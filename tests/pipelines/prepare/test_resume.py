@@ -34,11 +34,11 @@ def write_many_units(folder: Path, seed: int = 3) -> Path:
 
 def unfinished_stage(workspace: Path) -> Path | None:
     """Return the folder of a prepare stage that is not finished."""
-    return next(workspace.glob("runs/*/.tmp-prepare-*"), None)
+    return next(workspace.glob("runs/*/.tmp-prepare.*"), None)
 
 
 def count_finished_units(workspace: Path) -> int:
-    return len([*workspace.glob("runs/*/.tmp-prepare-*/.work/*.json")])
+    return len([*workspace.glob("runs/*/.tmp-prepare.*/.work/*.json")])
 
 
 def kill_after(config: Path, num_units: int) -> bool:

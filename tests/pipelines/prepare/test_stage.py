@@ -851,7 +851,7 @@ def test_finished_stage_is_not_repeated(tmp_path: Path) -> None:
 
 def test_files_of_a_killed_job_are_removed(tmp_path: Path, log: list[Row]) -> None:
     job = context(tmp_path)
-    stale = job.run.folder / ".tmp-prepare-dead" / ".work"
+    stale = job.run.folder / ".tmp-prepare.dead" / ".work"
     stale.mkdir(parents=True)
     (stale / "interactions-00000.json").write_text('{"read": 5, "dead": {}}')
     assert prepare.prepare(job.config, job.run, job.inputs, job.progress)["account"]["interactions"]["read"] == len(log)

@@ -91,7 +91,7 @@ def test_every_runner_builds_the_same_files(tmp_path: Path, profile: str) -> Non
 
 def finished_shards(workspace: Path) -> list[Path]:
     """Return the finished shards of a stage that is not finished."""
-    return sorted(workspace.glob("runs/*/.tmp-index-*/index-*.ann"))
+    return sorted(workspace.glob("runs/*/.tmp-index.*/index-*.ann"))
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def test_run_with_several_shards_returns_the_neighbors_of_all_shards(
     assert done.exit_code == 0, done.err
     assert "in each of 5 files" in done.err
     release = Release.load(json.loads(done.out)["path"])
-    shards = release.manifest.index
+    shards = release.space("next").entry.index
     assert [shard.stop - shard.start for shard in shards] == [9, 10, 10, 10, 10]
     assert {path.name for path in release.path.glob("*.ann")} == {shard.file for shard in shards}
 

@@ -70,7 +70,8 @@ def test_explanation_has_the_number_of_shared_users(tmp_path, write_release):
     release = Release.load(write_release([f"item {n}" for n in range(ITEMS)]))
     build(write_parts(tmp_path, [[[0, 1, 2], [1, 2]], [[0, 2], [3]]]), ITEMS, tmp_path / "item_users.npy")
     item_users = ItemUsers.load(tmp_path / "item_users.npy", ITEMS)
-    engine = Engine("r", release.catalog, release.vectors, release.index, item_users=item_users)
+    space = release.space("next")
+    engine = Engine("r", release.catalog, space.vectors, space.index, item_users=item_users)
 
     def users(*query_items):
         answer = engine.search(Query(items=tuple(WeightedItem(f"item {n}") for n in query_items), explain=True))

@@ -55,12 +55,11 @@ def test_golden_release_loads_and_returns_the_expected_neighbors(version: str) -
 def test_result_is_exact() -> None:
     """Compared with cosines of the stored vectors, computed in plain Python."""
     release = Release.load(GOLDEN / "v2")
+    vectors = release.space("similar").vectors
     number = release.catalog.item_number("item-4-0")
     cosines = {
-        release.catalog.item_ids[row]: sum(
-            float(a) * float(b) for a, b in zip(vector, release.vectors[number], strict=True)
-        )
-        for row, vector in enumerate(release.vectors)
+        release.catalog.item_ids[row]: sum(float(a) * float(b) for a, b in zip(vector, vectors[number], strict=True))
+        for row, vector in enumerate(vectors)
         if row != number
     }
     nearest = sorted(cosines, key=lambda item: -cosines[item])[:5]
@@ -122,8 +121,8 @@ def test_rejects_embeddings_with_nan(folder: Path) -> None:
         ({"metric": "euclidean"}, "metric must be angular. Received: euclidean"),
         ({"distance": "euclidean"}, "metric must be euclidean. Received: angular"),
         ({"distance": "hamming"}, "distance"),
-        ({"format_version": 5}, "format version from 1 to 4. Received: 5. Update recsys"),
-        ({"format_version": 0}, "format version from 1 to 4. Received: 0. Build the release again"),
+        ({"format_version": 6}, "format version from 1 to 5. Received: 6. Update recsys"),
+        ({"format_version": 0}, "format version from 1 to 5. Received: 0. Build the release again"),
         ({"format_version": 1}, "files in the manifest must be"),
         ({"recency": "half"}, "recency"),
         ({"search_k": "many"}, "search_k"),
@@ -150,21 +149,25 @@ def test_rejects_a_manifest_that_is_not_json(folder: Path) -> None:
 
 def test_failed_write_leaves_no_files(tmp_path: Path) -> None:
     """A missing source file is an error before the folder gets its final name."""
-    shards = read_manifest(GOLDEN / "v4").index
-    sources = {name: GOLDEN / "v4" / name for name in formats.FILES}
-    sources |= {shard.file: tmp_path / "missing" for shard in shards}
+    sources = {formats.CATALOG: GOLDEN / "v4" / formats.CATALOG, f"next/{INDEX_FILE}": tmp_path / "missing"}
     with pytest.raises(FileNotFoundError):
-        write_release(sources, {"release_id": "abc", "index": shards}, tmp_path / "releases")
+        write_release(sources, {"release_id": "abc"}, tmp_path / "releases")
     assert list((tmp_path / "releases").iterdir()) == []
 
 
 def test_written_release_equals_its_sources(tmp_path: Path) -> None:
     golden = read_manifest(GOLDEN / "v4")
     manifest = {name: value for name, value in golden if name not in {"files", "format_version"}}
-    sources = {name: GOLDEN / "v4" / name for name in golden.files}
+    names = {name: name if name in formats.SHARED_FILES else f"next/{name}" for name in golden.files}
+    sources = {new: GOLDEN / "v4" / name for name, new in names.items()}
     path = write_release(sources, manifest, tmp_path)
     assert path == tmp_path / golden.release_id
-    assert Release.load(path).manifest == Release.load(GOLDEN / "v4").manifest
+    files = {new: golden.files[name] for name, new in names.items()}
+    expected = golden.model_copy(update={"format_version": formats.FORMAT_VERSION, "files": files})
+    assert Release.load(path).manifest == expected
+    assert {name: (path / name).read_bytes() for name in files} == {
+        new: source.read_bytes() for new, source in sources.items()
+    }
     assert write_release(sources, manifest, tmp_path) == path
 
 
@@ -179,7 +182,7 @@ def sharded(tmp_path: Path) -> Path:
 
 
 def test_manifest_lists_the_shards_of_the_index() -> None:
-    shards = Release.load(GOLDEN / "v3").manifest.index
+    shards = Release.load(GOLDEN / "v3").space("next").entry.index
     assert [tuple(shard.model_dump().values()) for shard in shards] == [
         ("index-00000.ann", 0, 16),
         ("index-00001.ann", 16, 32),
@@ -189,7 +192,7 @@ def test_manifest_lists_the_shards_of_the_index() -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_index_has_one_file_before_format_3(version: str) -> None:
-    (shard,) = Release.load(GOLDEN / version).manifest.index
+    (shard,) = Release.load(GOLDEN / version).space("next").entry.index
     assert (shard.file, shard.start, shard.stop) == ("index.ann", 0, 49)
 
 
@@ -242,11 +245,11 @@ def test_rejects_swapped_shards(sharded: Path) -> None:
         (0, {"stop": -1}, r"index-00000\.ann .*at least one item. Received: 0 to -1"),
         (1, {"file": "index-00000.ann"}, "files in the manifest must be"),
         (1, {"file": "index-00007.ann"}, "files in the manifest must be"),
-        (1, {"file": "../index-00001.ann"}, r"index\.1\.file"),
-        (1, {"file": "/index-00001.ann"}, r"index\.1\.file"),
-        (1, {"file": "embeddings.npy"}, r"index\.1\.file"),
-        (1, {"file": "index-00001.ann\n"}, r"index\.1\.file"),
-        (1, {"surprise": 1}, r"index\.1\.surprise"),
+        (1, {"file": "../index-00001.ann"}, r"spaces\.next\.index\.1\.file"),
+        (1, {"file": "/index-00001.ann"}, r"spaces\.next\.index\.1\.file"),
+        (1, {"file": "embeddings.npy"}, r"spaces\.next\.index\.1\.file"),
+        (1, {"file": "index-00001.ann\n"}, r"spaces\.next\.index\.1\.file"),
+        (1, {"surprise": 1}, r"spaces\.next\.index\.1\.surprise"),
     ],
 )
 def test_rejects_invalid_shards(sharded: Path, shard: int, changed: dict[str, Any], message: str) -> None:
@@ -261,7 +264,7 @@ def test_format_3_requires_the_field_index(sharded: Path) -> None:
     manifest = json.loads((sharded / formats.MANIFEST).read_text())
     del manifest["index"]
     (sharded / formats.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(ReleaseError, match=r"index\s+Field required"):
+    with pytest.raises(ReleaseError, match=r"spaces\.next\.index\s+Field required"):
         Release.load(sharded)
 
 
@@ -279,7 +282,8 @@ def test_format_2_requires_fields_that_format_1_lacks(folder: Path, field: str) 
 
 def test_format_1_uses_the_cosine_and_has_no_calibration() -> None:
     release = Release.load(GOLDEN / "v1")
-    assert (release.distance.name, release.manifest.recency, release.calibration) == ("cosine", None, None)
+    space = release.space("next")
+    assert (space.distance.name, space.entry.recency, space.calibration) == ("cosine", None, None)
     assert {neighbor.probability for neighbor in release.similar("item-0-0").neighbors} == {None}
     with pytest.raises(InputError, match=r"must have a calibration .* of format 1, has none"):
         release.verify("item-0-0", "item-0-1")
@@ -290,9 +294,9 @@ def test_similarities_use_the_distance_of_the_release(write_release: Callable[..
     for name in ("euclidean", "manhattan"):
         folder = tmp_path / name
         shutil.copytree(path, folder)
-        vectors = np.load(folder / formats.EMBEDDINGS) * np.float32(3)
-        np.save(folder / formats.EMBEDDINGS, vectors)
-        build(vectors, IndexConfig(), folder / INDEX_FILE, distance=DISTANCES[name])
+        vectors = np.load(folder / "next" / formats.EMBEDDINGS) * np.float32(3)
+        np.save(folder / "next" / formats.EMBEDDINGS, vectors)
+        build(vectors, IndexConfig(), folder / "next" / INDEX_FILE, distance=DISTANCES[name])
         rewrite(folder, distance=name, metric=name)
         release = Release.load(folder)
         difference = np.abs(vectors[0].astype(float) - vectors[1])
@@ -350,9 +354,9 @@ def test_verification_uses_the_requested_threshold(write_release: Callable[..., 
 
 def test_release_without_a_calibration_returns_neighbors(write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release(["a", "b", "c"], calibrated=False))
-    assert release.calibration is None
+    assert release.space("similar").calibration is None
     assert len(release.similar("a").neighbors) == 2
-    with pytest.raises(InputError, match=r"must have a calibration .* of format 4, has none"):
+    with pytest.raises(InputError, match=r"must have a calibration .* of format 5, has none"):
         release.verify("a", "b")
 
 

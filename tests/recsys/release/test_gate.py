@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from recsys.index.queries import Queries
 from recsys.release import model_gate, quality_gate
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, at_most, skipped
-from recsys.release.manifest import Manifest
+from recsys.release.embedding_space import EmbeddingSpace
+from recsys.release.manifest import Manifest, SpaceEntry
 from recsys.release.quality_gate import HeldOutQueries, held_out_ranks, paired_difference, quality_checks
 
 LIMITS = PromoteConfig(tolerance=0.0, stratum_tolerance=0.0)
@@ -42,24 +44,27 @@ class TableIndex:
         return self.top_k(Queries.from_items(numbers), k)
 
 
-def release(neighbors_of, *, items="abcdefgh"):
-    """Return a release with these neighbors, {item id: item ids of its neighbors}."""
+def space(neighbors_of, *, items="abcdefgh"):
+    """Return an embedding space with these neighbors, {item id: item ids of its neighbors}."""
     item_ids = sorted(items)
     catalog = Catalog(pl.DataFrame({"item_id": item_ids, "title": item_ids}))
     number = {item_id: row for row, item_id in enumerate(item_ids)}
     numbered = {
         number[query]: [number[neighbor] for neighbor in neighbors] for query, neighbors in neighbors_of.items()
     }
-    manifest = Manifest.model_construct(index_recall=0.99)
-    return Release(Path("nowhere"), manifest, catalog, np.empty((len(item_ids), 2), np.float32), TableIndex(numbered))
+    return _space(Manifest.model_construct(), catalog, np.empty((len(item_ids), 2), np.float32), TableIndex(numbered))
 
 
 def exact(vectors, *, distance="cosine", items=None):
-    """Return a release with exact search."""
+    """Return an embedding space with exact search."""
     items = items or [f"item {number:03d}" for number in range(len(vectors))]
     catalog = Catalog(pl.DataFrame({"item_id": items, "title": items}))
     manifest = Manifest.model_construct(distance=distance, recall_k=5, release_id="exact")
-    return Release(Path("nowhere"), manifest, catalog, vectors, ExactIndex(vectors, DISTANCES[distance]))
+    return _space(manifest, catalog, vectors, ExactIndex(vectors, DISTANCES[distance]))
+
+
+def _space(manifest, catalog, vectors, index):
+    return EmbeddingSpace(Path("nowhere"), manifest, SpaceEntry.model_construct(), catalog, vectors, index)
 
 
 def unit(n, dimension, seed=0):
@@ -97,7 +102,7 @@ def compare(challenger, champion, queries=HELD_OUT_QUERIES, *, floor=None, limit
 
 
 def test_queries_use_item_ids():
-    figures = ranking_metrics(held_out_ranks(release({"a": "e", "b": "cf", "c": "d"}), HELD_OUT_QUERIES))
+    figures = ranking_metrics(held_out_ranks(space({"a": "e", "b": "cf", "c": "d"}), HELD_OUT_QUERIES))
     assert figures["ndcg_at_20"] == pytest.approx((1 + SECOND) / 4)
     assert figures["hr_at_20"] == pytest.approx(0.5)
 
@@ -107,14 +112,14 @@ def test_query_with_an_unknown_item_is_a_miss(missing):
     """It still counts in the mean over all queries."""
     items = "abcdefgh".replace(missing, "")
     neighbors_of = {"a": "e", "c": "g", "d": "h"}
-    figures = ranking_metrics(held_out_ranks(release(neighbors_of, items=items), HELD_OUT_QUERIES))
+    figures = ranking_metrics(held_out_ranks(space(neighbors_of, items=items), HELD_OUT_QUERIES))
     assert figures["hr_at_10"] == pytest.approx(3 / 4)
     assert figures["mrr_at_10"] == pytest.approx(3 / 4)
 
 
 def test_unknown_target_does_not_match_padding():
     """Unknown targets and padding both have negative item numbers."""
-    figures = ranking_metrics(held_out_ranks(release({}, items="abcd"), HELD_OUT_QUERIES))
+    figures = ranking_metrics(held_out_ranks(space({}, items="abcd"), HELD_OUT_QUERIES))
     assert set(figures.values()) == {0.0}
 
 
@@ -131,16 +136,16 @@ def test_metrics_by_item_id_equal_a_direct_evaluation():
 
 @pytest.mark.parametrize(("floor", "verdict"), [(0.4, "passed"), (0.6, "failed"), (None, "skipped")])
 def test_first_release_is_compared_with_the_floor_only(floor, verdict):
-    checks = compare(release({"a": "e", "b": "f"}), None, floor=floor)
+    checks = compare(space({"a": "e", "b": "f"}), None, floor=floor)
     assert checks.pop("ndcg_at_20").verdict == verdict
     assert {check.verdict for check in checks.values()} == {"skipped"}
     assert {check.reason for check in checks.values()} == {"no champion"}
 
 
 def test_challenger_fails_without_held_out_queries():
-    checks = compare(release({}), release({}), held_out_queries("", ""), floor=0.1)
+    checks = compare(space({}), space({}), held_out_queries("", ""), floor=0.1)
     assert [name for name, check in checks.items() if not check.passed] == ["held_out_queries"]
-    assert all(check.passed for check in compare(release({}), None, held_out_queries("", "")).values())
+    assert all(check.passed for check in compare(space({}), None, held_out_queries("", "")).values())
 
 
 def queries_about_a(hits, misses, stratum=0):
@@ -150,14 +155,14 @@ def queries_about_a(hits, misses, stratum=0):
 
 def test_challenger_equal_to_the_champion_passes():
     neighbors = {"a": "e", "b": "cf"}
-    checks = compare(release(neighbors), release(neighbors))
+    checks = compare(space(neighbors), space(neighbors))
     assert checks["ndcg_at_20_change"].value == checks["ndcg_at_20_change"].limit == 0.0
     assert all(check.passed for check in checks.values())
 
 
 def test_challenger_fails_if_it_is_worse_by_more_than_the_tolerance():
     """The target has rank 1 with the champion and rank 2 with the challenger, which is worse by 37% in each query."""
-    champion, challenger = release({"a": "b"}), release({"a": "cb"})
+    champion, challenger = space({"a": "b"}), space({"a": "cb"})
     queries = queries_about_a(50, 0)
     for tolerance, verdict in ((0.36, "failed"), (0.37, "passed")):
         change = compare(challenger, champion, queries, limits=PromoteConfig(tolerance=tolerance))["ndcg_at_20_change"]
@@ -168,7 +173,7 @@ def test_challenger_fails_if_it_is_worse_by_more_than_the_tolerance():
 
 def test_difference_below_five_standard_errors_passes():
     """A loss in 51 of 100 queries and a gain in 49 is chance; a loss in 900 of 1,000 is not."""
-    champion, challenger = release({"a": "b"}), release({"a": "c"})
+    champion, challenger = space({"a": "b"}), space({"a": "c"})
     assert compare(challenger, champion, queries_about_a(51, 49))["ndcg_at_20_change"].passed
     assert not compare(challenger, champion, queries_about_a(900, 100))["ndcg_at_20_change"].passed
 
@@ -188,7 +193,7 @@ def test_paired_difference_agrees_with_a_naive_bootstrap():
 
 def test_each_stratum_has_its_own_tolerance():
     """A gain in the head does not offset a loss in the tail."""
-    champion, challenger = release({"a": "b"}), release({"a": "c"})
+    champion, challenger = space({"a": "b"}), space({"a": "c"})
     queries = held_out_queries("a" * 300, "c" * 200 + "b" * 100, [0] * 200 + [2] * 100)
     checks = compare(challenger, champion, queries)
     assert checks["ndcg_at_20_change"].passed
@@ -198,7 +203,7 @@ def test_each_stratum_has_its_own_tolerance():
 
 
 def test_skips_strata_with_few_queries():
-    checks = compare(release({}), release({"a": "e"}), min_stratum_queries=5)
+    checks = compare(space({}), space({"a": "e"}), min_stratum_queries=5)
     for stratum in STRATA:
         check = checks[f"ndcg_at_20_change_{stratum}"]
         assert check.verdict == "skipped"
@@ -206,8 +211,8 @@ def test_skips_strata_with_few_queries():
 
 
 def test_items_missing_from_the_champion_are_its_misses():
-    champion = release({"a": "e"}, items="ae")
-    challenger = release({"a": "e", "b": "f"})
+    champion = space({"a": "e"}, items="ae")
+    challenger = space({"a": "e", "b": "f"})
     assert compare(challenger, champion)["ndcg_at_20_change"].passed
     assert "from 0.2500 to 0.5000" in compare(challenger, champion)["ndcg_at_20_change"].reason
 
@@ -216,8 +221,7 @@ def test_items_missing_from_the_champion_are_its_misses():
 
 
 def embedding_checks(vectors, **settings):
-    loaded = exact(vectors, **settings)
-    return by_name(model_gate.embedding_checks(loaded, loaded.catalog))
+    return by_name(model_gate.embedding_checks(exact(vectors, **settings)))
 
 
 def test_random_embeddings_pass():
@@ -262,12 +266,13 @@ def test_effective_rank_is_the_exponential_of_the_entropy_of_singular_values():
 
 
 def test_items_with_another_title_are_not_covered():
-    loaded = exact(unit(10, 4))
-    frame = loaded.catalog.frame
+    catalog = exact(unit(10, 4)).catalog
+    frame = catalog.frame
     swapped = frame.with_columns(title=pl.col("title").reverse())
     missing = pl.concat([frame, pl.DataFrame({"item_id": ["new"], "title": ["New"]})])
     for expected_items, share in ((frame, 1.0), (swapped, 0.0), (missing, 10 / 11)):
-        check = by_name(model_gate.embedding_checks(loaded, Catalog(expected_items)))["catalog_covered"]
+        check = model_gate.catalog_check(catalog, Catalog(expected_items))
+        assert check.name == "catalog_covered"
         assert check.value == pytest.approx(share)
         assert check.passed is (share == 1.0)
 
@@ -289,7 +294,7 @@ def test_measures_the_recall_of_the_loaded_index():
     sample = np.arange(40, dtype=np.int32)
     assert all(check.passed for check in model_gate.index_checks(loaded, sample, 0.95))
     first = TableIndex({number: [n for n in range(6) if n != number][:5] for number in range(40)})
-    worse = Release(loaded.path, loaded.manifest, loaded.catalog, loaded.vectors, first)
+    worse = replace(loaded, index=first)
     checks = by_name(model_gate.index_checks(worse, sample, 0.95))
     naive = np.mean(
         [
@@ -308,7 +313,7 @@ def test_measures_the_recall_of_the_loaded_index():
 def test_counts_incomplete_results(answer):
     loaded = exact(unit(10, 4))
     neighbors_of = {number: [n for n in range(10) if n != number][:5] for number in range(10)} | {0: answer}
-    broken = Release(loaded.path, loaded.manifest, loaded.catalog, loaded.vectors, TableIndex(neighbors_of))
+    broken = replace(loaded, index=TableIndex(neighbors_of))
     checks = by_name(model_gate.index_checks(broken, np.arange(10, dtype=np.int32), 0.0))
     assert checks["index_fill_rate"].value == pytest.approx(0.9)
     assert not checks["index_fill_rate"].passed
@@ -337,10 +342,10 @@ def test_overlap_compares_common_items_by_item_id():
 
 
 def test_overlap_is_0_without_common_items():
-    check = quality_gate.overlap_check(release({}, items="abc"), release({}, items="xyz"), PromoteConfig(), sample=7)
+    check = quality_gate.overlap_check(space({}, items="abc"), space({}, items="xyz"), PromoteConfig(), sample=7)
     assert (check.value, check.verdict) == (0, "failed")
     assert quality_gate.overlap_check(
-        release({}, items="abc"), release({}, items="xyz"), PromoteConfig(overlap_floor=0), sample=7
+        space({}, items="abc"), space({}, items="xyz"), PromoteConfig(overlap_floor=0), sample=7
     ).passed
 
 

@@ -64,8 +64,8 @@ def test_release_is_downloaded_once(bucket, release, url):
 def test_replaced_release_at_the_same_url_is_downloaded(bucket, release, url, write_release):
     remote.load(url)
     replacement = Release.load(write_release(["a", "b", "c"]))
-    for path in replacement.path.iterdir():
-        bucket.put(f"releases/{release.release_id}/{path.name}", path.read_bytes())
+    for name in (MANIFEST, *replacement.manifest.files):
+        bucket.put(f"releases/{release.release_id}/{name}", (replacement.path / name).read_bytes())
     assert remote.load(url).manifest == replacement.manifest
 
 
@@ -154,11 +154,11 @@ def test_rejects_a_file_with_one_changed_byte(bucket, release, url, cache):
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "deep/escaped", "..", "."])  # noqa: S108
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "other/x", "next/../x", "next/a/b", "next/", "..", "."])  # noqa: S108
 def test_rejects_a_manifest_that_names_files_outside_its_folder(bucket, release, url, tmp_path, name):
     entry = {"bytes": 1, "sha256": "0" * 64}
     edit(bucket, release.release_id, lambda manifest: manifest.update(files={name: entry, **manifest["files"]}))
-    bucket.put("releases/escaped", b"x")
+    bucket.put("releases/x", b"x")
     with pytest.raises(ReleaseError, match="must be plain names"):
         remote.load(url)
     assert [path.name for path in tmp_path.rglob("*")] == ["cache"]

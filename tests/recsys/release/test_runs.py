@@ -171,12 +171,16 @@ def test_failed_stage_can_be_repeated(run):
 
 
 def test_stage_deletes_only_its_own_leftover_files(run):
-    for name in (".tmp-train-0badcafe", ".tmp-embed-0badcafe"):
+    for name in (".tmp-train.0badcafe", ".tmp-train-similar.0badcafe", ".tmp-embed.0badcafe"):
         (run.folder / name).mkdir()
         (run.folder / name / "half.txt").write_text("half")
     with run.stage("train"):
         pass
-    assert sorted(path.name for path in run.folder.iterdir()) == [".tmp-embed-0badcafe", "train"]
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        ".tmp-embed.0badcafe",
+        ".tmp-train-similar.0badcafe",
+        "train",
+    ]
 
 
 def interrupted(run, plan):

@@ -56,7 +56,7 @@ def item(number):
 
 def naive(release, query):
     """Return the complete ranking of a query as (item id, similarity) pairs, by plain loops, without diversity."""
-    frame, vectors = release.catalog.frame, np.asarray(release.vectors, np.float64)
+    frame, vectors = release.catalog.frame, np.asarray(release.space("similar").vectors, np.float64)
     vector = np.zeros(vectors.shape[1])
     total = 0.0
     weights = [*query.items]
@@ -261,7 +261,7 @@ def test_limits_the_neighbors_per_value(releases, query):
 
 def test_mmr_agrees_with_the_greedy_algorithm_of_the_paper(releases):
     release = releases[SMALL]
-    vectors = dict(zip(release.catalog.item_ids, np.asarray(release.vectors, np.float64), strict=True))
+    vectors = dict(zip(release.catalog.item_ids, np.asarray(release.space("similar").vectors, np.float64), strict=True))
     query = Query(items=(WeightedItem(item(3)),), k=20, diversity=Diversity(0.6))
     remaining, chosen = dict(naive(release, query)), []
     for _ in range(20):
@@ -479,7 +479,7 @@ def test_rejects_contradictory_queries(make, message):
 
 
 def test_rejects_items_that_cancel_out(releases):
-    vector = tuple((-np.asarray(releases[SMALL].vectors[4], np.float64)).tolist())
+    vector = tuple((-np.asarray(releases[SMALL].space("similar").vectors[4], np.float64)).tolist())
     with pytest.raises(InputError, match="cancel out"):
         releases[SMALL].search(Query(items=(WeightedItem(item(4)),), vector=vector))
 
@@ -522,7 +522,9 @@ def rebuilt():
     class Rebuilt:
         def __init__(self, release, overlay):
             rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
-            vectors = dict(zip(release.catalog.item_ids, np.asarray(release.vectors, np.float64), strict=True))
+            vectors = dict(
+                zip(release.catalog.item_ids, np.asarray(release.space("similar").vectors, np.float64), strict=True)
+            )
             for item_id, row in overlay.changed.items():
                 rows[item_id] = rows[item_id] | row
             empty = dict.fromkeys(release.catalog.frame.columns)
@@ -581,7 +583,7 @@ def test_limits_per_value_use_the_changed_values(releases, query, overlay):
     unlimited = dataclasses.replace(query, k=2 * SMALL, diversity=Diversity(query.diversity.mmr_lambda))
     counts, expected = Counter(), []
     for item_id in ids(release.search(unlimited, overlay)):
-        features = release.engine.item_details(item_id, overlay).features
+        features = release.space("similar").engine.item_details(item_id, overlay).features
         values = [("genre", features["genre"]), *(("tags", tag) for tag in features["tags"] or [])]
         values = [(column, value) for column, value in values if value is not None]
         if all(counts[column, value] < limits[column] for column, value in values):
@@ -594,7 +596,7 @@ def test_limits_per_value_use_the_changed_values(releases, query, overlay):
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_an_added_item_can_be_returned_and_queried(releases, size):
     release = releases[size]
-    vector = np.asarray(release.vectors[7], np.float32) * 3
+    vector = np.asarray(release.space("similar").vectors[7], np.float32) * 3
     overlay = Overlay(added={"new": AddedItem(vector, {"title": "Just out", "genre": "drama", "available": False})})
     first = release.search(Query.from_item(item(7)), overlay).neighbors[0]
     assert (first.item_id, first.title) == ("new", "Just out")
@@ -608,7 +610,7 @@ def test_an_added_item_can_be_returned_and_queried(releases, size):
 
 def test_an_added_vector_replaces_the_embedding(releases):
     release = releases[SMALL]
-    overlay = Overlay(added={item(5): AddedItem(np.asarray(release.vectors[7]), {"title": "Moved"})})
+    overlay = Overlay(added={item(5): AddedItem(np.asarray(release.space("similar").vectors[7]), {"title": "Moved"})})
     assert ids(release.search(Query.from_item(item(7)), overlay))[0] == item(5)
     assert ids(release.search(Query.from_item(item(5)), overlay))[0] == item(7)
     assert ids(release.search(Query.from_item(item(7), SMALL), overlay)).count(item(5)) == 1
@@ -617,14 +619,14 @@ def test_an_added_vector_replaces_the_embedding(releases):
 def test_returns_the_details_of_an_item(releases):
     release = releases[SMALL]
     row = release.catalog.frame.row(1, named=True)
-    details = release.engine.item_details(item(1))
+    details = release.space("similar").engine.item_details(item(1))
     assert details[:3] == ("0123456789ab", item(1), f"Title of {item(1)}")
     assert details.features == {"genre": "comedy", "tags": row["tags"], "year": 1991.0}
     changed = Overlay(changed={item(1): {"genre": "crime", "available": False}})
-    assert release.engine.item_details(item(1), changed).features["genre"] == "crime"
-    assert not release.engine.item_details(item(1), changed).available
+    assert release.space("similar").engine.item_details(item(1), changed).features["genre"] == "crime"
+    assert not release.space("similar").engine.item_details(item(1), changed).available
     with pytest.raises(UnknownItemError):
-        release.engine.item_details(item(1), Overlay(hidden=frozenset([item(1)])))
+        release.space("similar").engine.item_details(item(1), Overlay(hidden=frozenset([item(1)])))
 
 
 def test_rejects_an_added_vector_of_another_dimension(releases):

@@ -55,7 +55,7 @@ def test_release_is_freed_with_its_last_reader(load: Callable[[str], LiveRelease
     releases = LoadedReleases(0)
     releases.replace(load("one"))
     running = releases.champion
-    index, folder = weakref.ref(running.release.index), str(running.release.path)
+    index, folder = weakref.ref(running.release.space("next").index), str(running.release.path)
     releases.replace(load("two"))
     releases.unload_expired()
     assert releases.find("one") is None

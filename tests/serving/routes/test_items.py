@@ -98,7 +98,7 @@ def test_new_item_is_a_neighbor_by_its_vector(service: Service) -> None:
     service.start()
     client = ItemClient(service)
     release = Release.load(service.folder / "releases" / "first")
-    vector = release.vectors[7].tolist()
+    vector = release.space("similar").vectors[7].tolist()
     assert client.similar("new").status_code == 404
     response = client.put("new", vector=vector, title="Just in", features={"color": "blue"})
     assert response.json() == {"item_id": "new", "release_id": "first", "embedding_source": EVERY_SENSE}
@@ -184,7 +184,10 @@ def test_changes_are_removed_once_a_release_contains_them(service: Service, writ
     service.start()
     client = ItemClient(service)
     release = Release.load(service.folder / "releases" / "first")
-    assert client.put("new", vector=release.vectors[7].tolist(), features={"color": "red"}).status_code == 200
+    assert (
+        client.put("new", vector=release.space("similar").vectors[7].tolist(), features={"color": "red"}).status_code
+        == 200
+    )
     assert client.put(ITEMS[2], title="Changed").status_code == 200
     assert client.hide(ITEMS[1]).status_code == 204
     assert service.metric("recsys_stored_item_changes") == 3
@@ -208,7 +211,7 @@ def test_vector_applies_only_to_its_release(service: Service, write_release: Wri
     service.configure(workers=2, keys="keys.txt", keep_seconds=600)
     service.start_workers(2)
     client = ItemClient(service)
-    vector = Release.load(service.folder / "releases" / "first").vectors[7].tolist()
+    vector = Release.load(service.folder / "releases" / "first").space("similar").vectors[7].tolist()
     assert client.put("new", vector=vector).status_code == 200
     service.set_releases(write_release(ITEMS, release_id="second", color=_series(COLORS)))
     wait_until(lambda: client.champions() == {"second"})

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from recsys import Release
 from recsys.config.sections import ServeConfig
+from recsys.release.embedding_space import EmbeddingSpace
 from recsys.retrieval.query import Condition, Diversity, Query, WeightedItem
 from recsys.testing.openapi import problem
 from recsys.testing.releases import release_writer
@@ -404,9 +405,9 @@ def test_query_by_features_returns_items_with_the_same_features(tmp_path: Path) 
 def test_features_are_embedded_with_the_tower_of_the_release(release: Release) -> None:
     calls = []
 
-    def embed(embedding_release: Release, features: Any) -> Any:
-        calls.append((embedding_release.release_id, features))
-        return release.vectors[7]
+    def embed(space: EmbeddingSpace, features: Any) -> Any:
+        calls.append((space.manifest.release_id, features))
+        return space.vectors[7]
 
     async def send() -> httpx.Response:
         async with asgi_client(create_app_for_release(release, ServeConfig(), embed)) as client:
@@ -424,11 +425,11 @@ def test_batch_does_not_block_other_requests(release: Release) -> None:
     async def send() -> None:
         requests: list[asyncio.Future[None]] = []
 
-        def embed(_: Release, __: Any) -> Any:
+        def embed(space: EmbeddingSpace, _: Any) -> Any:
             if not requests:
                 requests.append(asyncio.ensure_future(probe()))
             events.append("query")
-            return release.vectors[7]
+            return space.vectors[7]
 
         async def probe() -> None:
             await client.get("/livez")
