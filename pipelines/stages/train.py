@@ -152,7 +152,7 @@ def load_fit_data(config: Config, run: Run, target: Target) -> FitData:
 
 
 def load_earlier_tower(release: str) -> EarlierTower:
-    """Load the tower of a release, given its folder or URL, for a warm start.
+    """Load the tower `next` of a release, given its folder or URL, for a warm start.
 
     Raises:
         InputError: it is not a release, or it is damaged.
@@ -161,7 +161,7 @@ def load_earlier_tower(release: str) -> EarlierTower:
     from recsys.model.tower_fit import EarlierTower  # noqa: PLC0415
 
     try:
-        folder = remote.load(release).path
+        folder = remote.load(release).space("next").path
     except ReleaseError as error:
         raise InputError(f"data.warm_start must be the folder of a release: {error}") from None
     return EarlierTower(tower.load(folder / TOWER), Features.load(folder / FEATURES))

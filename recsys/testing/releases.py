@@ -30,9 +30,10 @@ WriteRelease = Callable[..., Path]
 def release_writer(tmp_path: Path) -> WriteRelease:
     """Return a function that writes a complete release of items with random vectors.
 
-    `spaces` are the senses with an embedding space, each with other vectors. The files of the tower and the features are placeholders that queries do not open. `columns` are further columns of
-    the catalog, or `interactions` instead of 1. In the calibration, the probability is one half at a similarity of 0.1,
-    and no threshold reaches a precision of 0.95.
+    `spaces` are the senses with an embedding space, each with other vectors. The files of the tower and the features
+    are placeholders that queries do not open. `columns` are further columns of the catalog, or `interactions` instead
+    of 1. In the calibration, the probability is one half at a similarity of 0.1, and no threshold reaches a precision
+    of 0.95.
     """
     share = Estimate(value=0.75, low=0.5, high=0.875)
     measured = ThresholdMetrics(precision=share, recall=share, false_positive_rate=share, accuracy=share)

@@ -65,8 +65,8 @@ def by_item(rows: pl.DataFrame) -> dict[str, list[tuple[Any, ...]]]:
 def test_returns_the_neighbors_that_the_release_returns(version: str, k: int) -> None:
     """The floats are equal exactly. Format 1 has no calibration."""
     release = Release.load(GOLDEN / version)
-    numbers, searcher = range(len(release.catalog)), release.space("similar").engine.searcher
-    rows = by_item(nearest(release.catalog, searcher, numbers, k, calibration=release.space("similar").calibration))
+    numbers, space = range(len(release.catalog)), release.space("similar")
+    rows = by_item(nearest(release.catalog, space.engine.searcher, numbers, k, calibration=space.calibration))
     assert list(rows) == release.catalog.item_ids
     for item_id, neighbors in rows.items():
         answer = release.similar(item_id, k).neighbors
@@ -85,18 +85,7 @@ def test_no_items_give_an_empty_table(catalog: Catalog, searcher: Searcher) -> N
 
 def test_a_single_item_has_no_neighbors(write_release: Callable[..., Path]) -> None:
     release = Release.load(write_release(["only"]))
-    assert (
-        by_item(
-            nearest(
-                release.catalog,
-                release.space("similar").engine.searcher,
-                range(1),
-                3,
-                calibration=release.space("similar").calibration,
-            )
-        )
-        == {}
-    )
+    assert by_item(nearest(release.catalog, release.space("similar").engine.searcher, range(1), 3)) == {}
 
 
 FILTERS: dict[str, tuple[NeighborFilter, Callable[[int], bool]]] = {

@@ -522,9 +522,8 @@ def rebuilt():
     class Rebuilt:
         def __init__(self, release, overlay):
             rows = {row["item_id"]: row for row in release.catalog.frame.iter_rows(named=True)}
-            vectors = dict(
-                zip(release.catalog.item_ids, np.asarray(release.space("similar").vectors, np.float64), strict=True)
-            )
+            vectors = np.asarray(release.space("similar").vectors, np.float64)
+            vectors = dict(zip(release.catalog.item_ids, vectors, strict=True))
             for item_id, row in overlay.changed.items():
                 rows[item_id] = rows[item_id] | row
             empty = dict.fromkeys(release.catalog.frame.columns)
@@ -619,14 +618,15 @@ def test_an_added_vector_replaces_the_embedding(releases):
 def test_returns_the_details_of_an_item(releases):
     release = releases[SMALL]
     row = release.catalog.frame.row(1, named=True)
-    details = release.space("similar").engine.item_details(item(1))
+    engine = release.space("similar").engine
+    details = engine.item_details(item(1))
     assert details[:3] == ("0123456789ab", item(1), f"Title of {item(1)}")
     assert details.features == {"genre": "comedy", "tags": row["tags"], "year": 1991.0}
     changed = Overlay(changed={item(1): {"genre": "crime", "available": False}})
-    assert release.space("similar").engine.item_details(item(1), changed).features["genre"] == "crime"
-    assert not release.space("similar").engine.item_details(item(1), changed).available
+    assert engine.item_details(item(1), changed).features["genre"] == "crime"
+    assert not engine.item_details(item(1), changed).available
     with pytest.raises(UnknownItemError):
-        release.space("similar").engine.item_details(item(1), Overlay(hidden=frozenset([item(1)])))
+        engine.item_details(item(1), Overlay(hidden=frozenset([item(1)])))
 
 
 def test_rejects_an_added_vector_of_another_dimension(releases):

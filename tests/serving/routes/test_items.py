@@ -183,11 +183,8 @@ def test_changes_are_removed_once_a_release_contains_them(service: Service, writ
     service.configure(workers=2, keys="keys.txt", keep_seconds=0.2)
     service.start()
     client = ItemClient(service)
-    release = Release.load(service.folder / "releases" / "first")
-    assert (
-        client.put("new", vector=release.space("similar").vectors[7].tolist(), features={"color": "red"}).status_code
-        == 200
-    )
+    vector = Release.load(service.folder / "releases" / "first").space("similar").vectors[7].tolist()
+    assert client.put("new", vector=vector, features={"color": "red"}).status_code == 200
     assert client.put(ITEMS[2], title="Changed").status_code == 200
     assert client.hide(ITEMS[1]).status_code == 204
     assert service.metric("recsys_stored_item_changes") == 3
