@@ -49,7 +49,6 @@ from recsys.evaluation.likeness import (
     Evidence,
     agreement,
     group_item_numbers,
-    held_out_users,
     likeness_report,
     means,
 )
@@ -94,7 +93,7 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
     STAGES["prepare"](everybody)
     catalog = Catalog.load(everybody.run.path("prepare", CATALOG))
     sequences = train.load_split(everybody.run).sequences
-    left_out = held_out_users(sequences.user_ids)
+    left_out = train.load_split(everybody.run).held_out
     histories = user_item_matrix(sequences, left_out[sequences.users], len(catalog))[left_out]
     evidence = Evidence.from_interactions(histories)._replace(
         groups=group_item_numbers(groups, catalog),
@@ -153,7 +152,7 @@ def _best_baselines(
     context: RunContext, catalog: Catalog, evidence: Evidence, popularity: NDArray[np.int64]
 ) -> dict[str, tuple[Recommender, dict[str, float]]]:
     """Return each baseline with the settings that agree best with the evidence, fitted before the test targets."""
-    variants = evaluate.variants_before("test", context.config, context.run, train.load_split(context.run), catalog)
+    variants = evaluate.fitted_variants("weight", context.config, context.run, train.load_split(context.run), catalog)
     items = np.flatnonzero(popularity > 0).astype(np.int32)
     best: dict[str, tuple[Recommender, dict[str, float]]] = {}
     for name, candidates in variants.items():

@@ -80,7 +80,7 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     models: dict[str, Recommender] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
     split = train.load_split(context.run)
     hidden_catalog = Catalog.load(context.run.path("prepare", "catalog.parquet"))
-    baselines = evaluate.variants_before("test", context.config, context.run, split, hidden_catalog)
+    baselines = evaluate.fitted_variants("weight", context.config, context.run, split, hidden_catalog)
     models |= {name: baselines[name][0].fit() for name in BASELINES if name in baselines}
     num_queries, figures = _compare(models, pair_weights, hidden)
     return {

@@ -1,4 +1,4 @@
-"""The input files of a run: interactions, items, labeled pairs, and the release of a warm start."""
+"""The input files of a run: interactions, items, labeled pairs, item groups, and the release of a warm start."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class InputFiles:
     labeled_pairs: list[str] = field(default_factory=list)
     warm_start: list[str] = field(default_factory=list)
     """Manifest of the release of a warm start."""
+    alike: list[str] = field(default_factory=list)
 
     @classmethod
     def find(cls, config: DataConfig) -> InputFiles:
@@ -41,12 +42,14 @@ class InputFiles:
             find_files(config.items, "data.items") if config.items else [],
             find_files(config.labeled_pairs, "data.labeled_pairs") if config.labeled_pairs else [],
             [str(_manifest_path(config.warm_start))] if config.warm_start is not None else [],
+            find_files(config.alike, "data.alike") if config.alike else [],
         )
 
     def by_role(self) -> dict[str, list[str]]:
         """Return the files by role, in the order in which the data snapshot reads them."""
         roles = {"interactions": self.interactions, "items": self.items, "labeled_pairs": self.labeled_pairs}
-        return {**roles, "warm_start": self.warm_start} if self.warm_start else roles
+        optional = {"warm_start": self.warm_start, "alike": self.alike}
+        return roles | {role: files for role, files in optional.items() if files}
 
 
 def _manifest_path(release: str) -> Path:

@@ -35,6 +35,8 @@ class Job:
     """Output folder."""
     pairs: Path
     """Output folder."""
+    similar_pairs: Path
+    """Output folder."""
     labeled_pairs: Path
     """Output file."""
     shards: int

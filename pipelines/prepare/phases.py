@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipelines.prepare import row_account, shuffle
 from pipelines.prepare.id_ranges import IdRanges, sample_ids
 from pipelines.prepare.job import Job
+from pipelines.prepare.similar_pairs import count_pairs_of_histories
 from recsys.data import cooccurrence, pairs
 from recsys.data.interaction_rules import BURST, REPEATED_ITEM, apply_row_rules, drop_bursts
 from recsys.data.labeled_pairs import SCHEMA as LABELED_SCHEMA
@@ -188,6 +189,7 @@ def build_sequences(job: Job, shard: int) -> None:
     with closing(shuffle.Writer(job.exchange_file("pair-counts", shard))) as pairs_file:
         anchor_range = _range_of(pair_counts["anchor"].to_numpy(), first_item_numbers)
         pairs_file.spread(pair_counts, anchor_range, job.shards)
+    history_pairs, in_window = count_pairs_of_histories(split, config)
     excess = split.sequences.lengths - config.max_user_interactions
     job.finish(
         "sequences",
@@ -198,6 +200,8 @@ def build_sequences(job: Job, shard: int) -> None:
         copies=_copies_by_day(rows),
         used=interactions.height,
         users=users.height,
+        history_pairs=history_pairs,
+        history_pairs_in_window=in_window,
         before_validation=int(split.known_before("validation").sum()),
     )
 

@@ -9,7 +9,8 @@ The phases exchange data through files, so memory is bounded by the size of a un
 5. numbered       a unit of the interactions -> its rows with item numbers, by shard of users
 6. sequences      a shard of users           -> their items, oldest first; pair counts, by range of anchors
 7. pairs          a range of anchors         -> one row per anchor; the number of interactions of each item
-8. labeled        the labeled pairs, if any  -> the labeled pairs with item numbers; their dead letters
+8. similar        a range of anchors         -> one row per anchor (`pipelines.prepare.similar_pairs`)
+9. labeled        the labeled pairs, if any  -> the labeled pairs with item numbers; their dead letters
 
 Each row that is read is used, filtered by a rule, or a dead letter with a reason; the row account must add up.
 """
@@ -27,7 +28,7 @@ from pipelines.beam import runner
 from pipelines.context.input_files import InputFiles
 from pipelines.context.input_units import plan_units
 from pipelines.context.progress import Progress
-from pipelines.prepare import phases, row_account
+from pipelines.prepare import phases, row_account, similar_pairs
 from pipelines.prepare.job import Job
 from pipelines.reports import data_report
 from recsys.config.sections import Config
@@ -40,9 +41,9 @@ from recsys.release.formats import CATALOG, ITEM_USERS
 from recsys.release.runs import Run
 
 STAGE = "prepare"
-SEQUENCES, PAIRS = "sequences", "pairs"
+SEQUENCES, PAIRS, SIMILAR_PAIRS = "sequences", "pairs", "similar_pairs"
 LABELED_PAIRS, DEAD_LETTERS = "labeled_pairs.parquet", "dead_letters.parquet"
-"""Names of outputs in the folder of the stage: two folders and two files."""
+"""Names of outputs in the folder of the stage: three folders and two files."""
 
 WORK, REMOVED_WORK = ".work", ".removed-work"
 """Name of the folder with the files that the phases exchange, and its name while it is removed."""
@@ -74,6 +75,7 @@ def prepare(config: Config, run: Run, inputs: InputFiles, progress: Progress) ->
             job.phase("numbered", interactions, phases.assign_item_numbers),
             job.phase("sequences", shards, phases.build_sequences),
             job.phase("pairs", shards, phases.merge_pairs),
+            job.phase("similar", shards, similar_pairs.associate),
             job.phase("labeled", [0], phases.read_labeled_pairs),
         ]
         runner.run([step for step in steps if step.units], config.beam, advance)
@@ -92,10 +94,10 @@ def plan(config: Config, inputs: InputFiles, out: Path) -> Job:
     interactions, items, labeled = (
         plan_units(sources, rows_per_unit) for sources in (inputs.interactions, inputs.items, inputs.labeled_pairs)
     )
-    for folder in (work, out / SEQUENCES, out / PAIRS):
+    for folder in (work, out / SEQUENCES, out / PAIRS, out / SIMILAR_PAIRS):
         folder.mkdir(exist_ok=True)
     max_rows = max(sum(unit.rows for unit in units) for units in (interactions, items))
-    outputs = out / SEQUENCES, out / PAIRS, out / LABELED_PAIRS
+    outputs = out / SEQUENCES, out / PAIRS, out / SIMILAR_PAIRS, out / LABELED_PAIRS
     return Job(config, interactions, items, labeled, work, *outputs, max(1, round(max_rows / rows_per_unit)))
 
 
@@ -103,6 +105,7 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
     """Check the row account, write catalog and dead letters, remove the exchanged files; return the manifest."""
     accounts = _close_accounts(job)
     sequences, merged_pairs = job.entries("sequences"), job.entries("pairs")
+    share_in_window = similar_pairs.share_in_window(job)
     num_users, num_items = sum(entry["users"] for entry in sequences), job.first_item_numbers[-1]
     filtered = {rule: rows for rule, rows in accounts["interactions"]["filtered"].items() if rule != REPEATED_ITEM}
     hint = "".join(f" Filtered out: {rows:,} rows: {rule}." for rule, rows in filtered.items())
@@ -144,6 +147,8 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
         "account": accounts,
         "sequences": sorted(path.name for path in job.sequences.iterdir()),
         "pairs": sorted(path.name for path in job.pairs.iterdir()),
+        "similar_pairs": sorted(path.name for path in job.similar_pairs.iterdir()),
+        "share_in_window": round(share_in_window, 4),
     }
 
 

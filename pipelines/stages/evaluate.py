@@ -15,10 +15,13 @@ from pipelines.context.progress import Progress
 from pipelines.prepare import stage as prepare
 from pipelines.stages import embed, train
 from pipelines.stages import index as indexing
+from pipelines.stages.likeness import LikenessMeasurement
+from pipelines.stages.train_similar import has_own_space
 from recsys.config.sections import Config, PrepareConfig
+from recsys.config.table import Sense
 from recsys.data import cooccurrence
 from recsys.data.catalog import Catalog
-from recsys.data.splits import Split, Target
+from recsys.data.splits import Split, Weight
 from recsys.evaluation.baseline_search import (
     QUERY_KINDS,
     Variants,
@@ -27,11 +30,12 @@ from recsys.evaluation.baseline_search import (
     evaluate_baselines,
     make_queries,
 )
-from recsys.evaluation.baselines import interaction_matrix
+from recsys.evaluation.baselines import user_item_matrix
 from recsys.evaluation.metrics import TARGET_METRIC, evaluation_report
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.tfidf import tfidf_matrix
 from recsys.index import annoy_index, embeddings
+from recsys.index.annoy_index import Index
 from recsys.index.distances import DISTANCES
 from recsys.release.formats import CATALOG, EMBEDDINGS
 from recsys.release.runs import Run
@@ -44,20 +48,16 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
     Returns:
         The manifest. `model` and `baselines` contain the figures for last-item queries, `history` those for history
-        queries; `settings` and `validation` contain the chosen settings of each baseline and their metrics on the
-        validation target.
+        queries; `likeness` those of `pipelines.stages.likeness`; `settings` and `validation` contain the chosen settings
+        of each baseline and their metrics on the validation target.
 
     Raises:
         StageError: the index stage has not run.
     """
     if run.done(STAGE):
         return run.manifest(STAGE)
-    vectors = embeddings.load(run.path(embed.STAGE, EMBEDDINGS))
-    search_k = run.manifest(indexing.STAGE)["search_k"]
-    distance = DISTANCES[config.tower.distance]
-    index = annoy_index.load(
-        run.path(indexing.STAGE), indexing.index_shards(config, run), vectors, search_k, distance=distance
-    )
+    senses: list[Sense] = ["next", "similar"] if has_own_space(run) else ["next"]
+    indexes = {sense: _load_index(config, run.of(sense)) for sense in senses}
     trained = run.manifest(train.STAGE)
     with progress.stage(STAGE) as advance, run.stage(STAGE) as (_, manifest):
         split = train.load_split(run)
@@ -69,13 +69,14 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
             advance(step, 2 * len(variants), note)
             step += 1
 
-        variants = variants_before("validation", config, run, split, catalog)
+        variants = fitted_variants("weight_before_validation", config, run, split, catalog)
         validation = split.holdout("validation", config.evaluate.users)
         chosen = choose_settings(variants, validation, PROTOCOL, on_model)
         test = split.holdout("test", config.evaluate.users)
         popularity = catalog.frame["interactions"].to_numpy()
+        everybody = fitted_variants("weight", config, run, split, catalog)
         reports = evaluate_baselines(
-            variants_before("test", config, run, split, catalog),
+            everybody,
             chosen,
             test,
             popularity,
@@ -85,7 +86,13 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
         model = {}
         for kind in QUERY_KINDS:
             queries = make_queries(test, kind, trained["recency"], PROTOCOL)
-            model[kind] = evaluation_report(index, queries, test.targets, popularity, PROTOCOL.resamples)
+            model[kind] = evaluation_report(indexes["next"], queries, test.targets, popularity, PROTOCOL.resamples)
+        likeness = LikenessMeasurement(config, run, split, catalog).measure(
+            indexes,
+            {name: choices["last_item"].settings for name, choices in chosen.items()},
+            fitted_variants("weight_without_held_out", config, run, split, catalog),
+            everybody,
+        )
         manifest |= {
             "target": "test",
             "split": config.evaluate.split,
@@ -97,6 +104,7 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
                 "model": model["history"],
                 "baselines": reports["history"],
             },
+            "likeness": likeness,
             "settings": {
                 name: {kind: choice.settings for kind, choice in choices.items()} for name, choices in chosen.items()
             },
@@ -117,10 +125,18 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     return run.manifest(STAGE)
 
 
-def variants_before(target: Target, config: Config, run: Run, split: Split, catalog: Catalog) -> Variants:
-    """Return the variants of the baselines, fitted on the interactions before a target."""
-    weight, num_items = train.WEIGHTS[target], len(catalog)
-    interactions = interaction_matrix(split, target, num_items)
+def _load_index(config: Config, run: Run) -> Index:
+    """Load the index of the sense of a run."""
+    vectors = embeddings.load(run.path(embed.STAGE, EMBEDDINGS))
+    search_k = run.manifest(indexing.STAGE)["search_k"]
+    shards, distance = indexing.index_shards(config, run), DISTANCES[config.tower.distance]
+    return annoy_index.load(run.path(indexing.STAGE), shards, vectors, search_k, distance=distance)
+
+
+def fitted_variants(weight: Weight, config: Config, run: Run, split: Split, catalog: Catalog) -> Variants:
+    """Return the variants of the baselines, fitted on the interactions that count in a weight of the pairs."""
+    num_items = len(catalog)
+    interactions = user_item_matrix(split.sequences, split.training_mask(weight), num_items)
     pairs = {
         (config.prepare.window, config.prepare.decay): train.load_pairs(run, weight, num_items).to_matrix(),
     }

@@ -12,6 +12,7 @@ from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report
 from pipelines.stages import calibrate, embed, evaluate, train
 from pipelines.stages import index as indexing
+from pipelines.stages.train_similar import has_own_space
 from recsys.config.sections import Config
 from recsys.config.table import Sense
 from recsys.index.annoy_index import N_JOBS, RECALL_K, SEED
@@ -59,10 +60,10 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
         return final
     sources = {name: run.path(prepare.STAGE, name) for name in (formats.CATALOG, formats.ITEM_USERS)}
     sources[formats.EVALUATION] = run.path(evaluate.STAGE, MANIFEST)
-    senses: list[Sense] = ["next"]
+    senses: list[Sense] = ["next", "similar"] if has_own_space(run) else ["next"]
     spaces = {}
     for sense in senses:
-        files, spaces[sense] = _space(config, run)
+        files, spaces[sense] = _space(config, run.of(sense))
         sources |= {f"{sense}/{name}": path for name, path in files.items()}
     champion = tracking.tracker.champion()
     manifest = {
@@ -101,7 +102,7 @@ def _space(config: Config, run: Run) -> tuple[dict[str, Path], SpaceEntry]:
         index=tuple(shards),
         search_k=index["search_k"],
         index_recall=index["recall"],
-        recency=run.manifest(train.STAGE).get("recency"),
+        recency=run.of("next").manifest(train.STAGE).get("recency"),
     )
     return {name: run.path(stage, name) for name, stage in stage_of_file.items()}, entry
 

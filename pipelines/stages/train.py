@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,12 +17,12 @@ from pipelines.context.metrics_log import MetricsLog
 from pipelines.context.progress import Advance, Progress
 from pipelines.prepare import stage as prepare
 from recsys.config.sections import Config
+from recsys.config.table import Sense
 from recsys.data.catalog import Catalog
-from recsys.data.cooccurrence import Weight
 from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.pairs import Pairs
 from recsys.data.sequences import Sequences
-from recsys.data.splits import Split, Target, TimeCut
+from recsys.data.splits import Split, Target, TimeCut, Weight
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation.baseline_search import QUERY_KINDS, make_queries
 from recsys.evaluation.metrics import TARGET_METRIC, choose_recency, evaluation_report
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 STAGE = "train"
 CHECKPOINTS = ".checkpoints"
+
+PairKind = Literal["pairs", "similar_pairs"]
+"""Folder of the pairs of `next`, and of those of `similar`, in the prepare stage."""
 
 WEIGHTS: dict[Target, Weight] = {"validation": "weight_before_validation", "test": "weight"}
 """Name of the pair weight that counts the interactions before each target."""
@@ -67,6 +70,7 @@ def train(config: Config, run: Run, progress: Progress, metrics: MetricsLog) -> 
         final.features.save(folder / FEATURES)
         manifest.update(
             passes=selected.passes._asdict(),
+            history_recency=selected.recency,
             **validation,
             curve=selected.curve,
             final_curve=final.curve,
@@ -151,8 +155,8 @@ def load_fit_data(config: Config, run: Run, target: Target) -> FitData:
     )
 
 
-def load_earlier_tower(release: str) -> EarlierTower:
-    """Load the tower `next` of a release, given its folder or URL, for a warm start.
+def load_earlier_tower(release: str, sense: Sense = "next") -> EarlierTower:
+    """Load the tower of a sense from a release, given its folder or URL, for a warm start.
 
     Raises:
         InputError: it is not a release, or it is damaged.
@@ -161,7 +165,7 @@ def load_earlier_tower(release: str) -> EarlierTower:
     from recsys.model.tower_fit import EarlierTower  # noqa: PLC0415
 
     try:
-        folder = remote.load(release).space("next").path
+        folder = remote.load(release).space(sense).path
     except ReleaseError as error:
         raise InputError(f"data.warm_start must be the folder of a release: {error}") from None
     return EarlierTower(tower.load(folder / TOWER), Features.load(folder / FEATURES))
@@ -203,10 +207,10 @@ def load_split(run: Run) -> Split:
     return Split(sequences, TimeCut(*prepared["time_cut"]) if prepared["time_cut"] else None)
 
 
-def load_pairs(run: Run, weight: Weight, num_items: int) -> Pairs:
-    """Open the pairs with one of their two weights."""
-    folder = run.path(prepare.STAGE, prepare.PAIRS)
-    return Pairs([folder / name for name in run.manifest(prepare.STAGE)["pairs"]], num_items, weight)
+def load_pairs(run: Run, weight: Weight, num_items: int, kind: PairKind = "pairs") -> Pairs:
+    """Open the pairs of a kind with one of their weights."""
+    folder = run.path(prepare.STAGE, kind)
+    return Pairs([folder / name for name in run.manifest(prepare.STAGE)[kind]], num_items, weight)
 
 
 def load_labeled(run: Run, seed: int) -> tuple[LabeledPairs, LabeledPairs]:

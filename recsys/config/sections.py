@@ -35,6 +35,9 @@ class DataConfig(Table):
     labeled_pairs: str | None = None
     """Pairs of items labeled by people, in the same formats, with columns `item_a`, `item_b` and `same` (0 or 1). If
     set, the tower is trained on these pairs only; early stopping still uses the interactions."""
+    alike: str | None = None
+    """JSON file with groups of items that belong together: name of a group -> item ids. The reports show how many items
+    of a group are among the nearest neighbors of the others; the groups are not used for training."""
     feedback: str | None = None
     """Impressions and clicks per release, in the same formats, with columns `release_id`, `shown` and `clicked`. The
     run report shows the click-through rate of each release; it is not used for training."""
@@ -70,13 +73,15 @@ class ItemsConfig(Table):
     """Columns with a number per item, such as year or price. Missing values are allowed."""
     text: Columns = ()
     """Columns with free text, such as title or description. The title column may be one of them."""
+    evidence: Columns = ()
+    """Columns with text or categories that no model reads. The reports show how much neighbors agree in them."""
     available: str | None = None
     """Column that states whether an item is available: true or false, 1 or 0, also as text; empty means true. Queries
     can be restricted to available items."""
 
     @model_validator(mode="after")
     def _one_role_a_column(self) -> ItemsConfig:
-        roles = [*self.categorical, *self.multi_categorical, *self.numeric]
+        roles = [*self.categorical, *self.multi_categorical, *self.numeric, *self.evidence]
         taken = RESERVED & {*roles, *self.text}
         if taken or (self.title != "title" and "title" in [*roles, *self.text]):
             raise ValueError(f"no feature may be called {', '.join(sorted(taken)) or 'title'}: the name is reserved")
@@ -91,7 +96,9 @@ class ItemsConfig(Table):
     def kinds(self) -> dict[str, str]:
         """Columns that are read -> their kind."""
         return {
-            **dict.fromkeys(("item_id", *filter(None, [self.title]), *self.categorical, *self.text), "text"),
+            **dict.fromkeys(
+                ("item_id", *filter(None, [self.title]), *self.categorical, *self.text, *self.evidence), "text"
+            ),
             **dict.fromkeys(self.multi_categorical, "lists of text"),
             **dict.fromkeys(self.numeric, "numbers"),
         }
@@ -217,6 +224,9 @@ class TrainConfig(Table):
     new_items: bool = True
     """Whether items without interactions have separate encoders, which are trained last. Turn it off to save time if
     the catalog has no new items."""
+    similar: bool = True
+    """Whether the sense `similar` may have its own embeddings: they are trained if long histories tell what is alike
+    from what is used next. Turn it off to save time."""
     anchor_power: Share = 1.0
     """The weight of an anchor in the loss is its total pair weight to this power. 0 weighs all anchors equally."""
     validation_users: Count = 10_000

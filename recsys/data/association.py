@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
+from threadpoolctl import threadpool_limits
 
 BLOCK_CELLS = 2**23
 """Number of co-occurring pairs in one block, approximately."""
@@ -93,19 +94,25 @@ def partial_weights(
         )
         nearest = _largest(cosine, NUM_NEIGHBORS)
         weights = np.zeros(nearest.nnz, np.float32)
-        for number in range(len(block)):
-            cells = slice(nearest.indptr[number], nearest.indptr[number + 1])
-            neighbors = nearest.indices[cells]
-            if len(neighbors):
-                common = count_common(np.append(neighbors, block[number])).astype(np.float64)
-                gram, target = common[:-1, :-1], common[:-1, -1]
-                gram[np.diag_indices_from(gram)] += penalty
-                factor = linalg.cho_factor(gram, check_finite=False)  # `linalg.solve` also estimates the condition
-                weights[cells] = linalg.cho_solve(factor, target, check_finite=False)
+        with threadpool_limits(1, "blas"):  # the matrices are too small for several threads, which wait for each other
+            for number in range(len(block)):
+                cells = slice(nearest.indptr[number], nearest.indptr[number + 1])
+                neighbors = nearest.indices[cells]
+                if len(neighbors):
+                    common = count_common(np.append(neighbors, block[number])).astype(np.float64)
+                    weights[cells] = _ridge_weights(common[:-1, :-1], common[:-1, -1], penalty)
         nearest.data = np.maximum(weights, 0) ** power
         nearest.eliminate_zeros()
         blocks.append(normalize_rows(_largest(nearest, max_positives)))
     return sparse.vstack(blocks, format="csr", dtype=np.float32)
+
+
+def _ridge_weights(gram: NDArray[np.float64], target: NDArray[np.float64], penalty: float) -> NDArray[np.float64]:
+    """Return the solution w of (gram + penalty I) w = target, [n]; `gram` is modified."""
+    gram[np.diag_indices_from(gram)] += penalty
+    factor = linalg.cho_factor(gram, check_finite=False)  # `linalg.solve` also estimates the condition
+    weights: NDArray[np.float64] = linalg.cho_solve(factor, target, check_finite=False)
+    return weights
 
 
 class _CommonUsers:

@@ -1,17 +1,14 @@
 """Windowed, weighted co-occurrence counts of item pairs in the sequences of users.
 
 The weights of a pair are summed over users, so the result grows with the number of distinct pairs and not with the
-log. Two weights are computed at once, because tuning and the final fit may use different parts of the log:
-`weight` from everything before the test targets, `weight_before_validation` from everything before the validation
-targets.
+log. All weights of `recsys.data.splits.Weight` are computed at once, because different fits use different parts of the
+log.
 
 Example: one user with the items 7, 3, 9 (too short for a split), window 2 and decay 1. The pairs (3, 7) and (3, 9)
 have the weight 1; the pair (7, 9), two positions apart, has the weight 1/2.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -20,15 +17,9 @@ from scipy import sparse
 
 from recsys.config.sections import PrepareConfig
 from recsys.data.sequences import Sequences
-from recsys.data.splits import DAY_S, Split
+from recsys.data.splits import DAY_S, WEIGHTS, Split, Weight
 
-Weight = Literal["weight", "weight_before_validation"]
-SCHEMA = {
-    "anchor": pl.Int32,
-    "positive": pl.Int32,
-    "weight": pl.Float64,
-    "weight_before_validation": pl.Float64,
-}
+SCHEMA = {"anchor": pl.Int32, "positive": pl.Int32, **dict.fromkeys(WEIGHTS, pl.Float64)}
 
 
 def count_pairs(
@@ -49,13 +40,13 @@ def count_pairs(
         newest: time of the newest interaction of the whole log, in seconds.
 
     Returns:
-        `anchor` and `positive` (int32; anchor < positive, or the earlier and the later item if `directed`),
-        `weight` and `weight_before_validation` (float64), sorted.
+        `anchor` and `positive` (int32; anchor < positive, or the earlier and the later item if `directed`), and the
+        weights of `recsys.data.splits.Weight` (float64), sorted.
     """
     sequences = split.sequences
     items, users = sequences.items.astype(np.int64), sequences.users
     session = _sessions(sequences, config.session_gap_minutes)
-    masks = {"weight": split.known_before("test"), "weight_before_validation": split.known_before("validation")}
+    masks = {name: split.training_mask(name) for name in WEIGHTS}
     recent = {name: _recent(sequences, mask, config.max_user_interactions) for name, mask in masks.items()}
     value = weights.astype(np.float64)
     age = np.ones(len(items))
@@ -129,14 +120,17 @@ def mirror(counts: pl.DataFrame) -> pl.DataFrame:
 def group_by_anchor(counts: pl.DataFrame, max_positives: int) -> pl.DataFrame:
     """Sum the weights of equal pairs, and group them to one row per anchor.
 
+    Args:
+        counts: `anchor`, `positive` and some of the weights, among them `weight`.
+        max_positives: maximum number of positives of an anchor.
+
     Returns:
-        `anchor`; its `max_positives` heaviest `positives` (list of int32), sorted; their two weights (lists of
-        float32); `size`, the number of these; and `dropped_positives`, the number of dropped positives (both int32).
+        `anchor`; its `max_positives` heaviest `positives` (list of int32), sorted; their weights (lists of float32);
+        `size`, the number of these; and `dropped_positives`, the number of dropped positives (both int32).
     """
+    weights = [name for name in WEIGHTS if name in counts.columns]
     summed = (
-        counts.group_by("anchor", "positive")
-        .agg(pl.col("weight", "weight_before_validation").sum().cast(pl.Float32))
-        .sort("anchor", "positive")
+        counts.group_by("anchor", "positive").agg(pl.col(*weights).sum().cast(pl.Float32)).sort("anchor", "positive")
     )
     too_many = pl.len().cast(pl.Int32) - max_positives
     dropped_positives = (
@@ -145,7 +139,7 @@ def group_by_anchor(counts: pl.DataFrame, max_positives: int) -> pl.DataFrame:
     if dropped_positives.height:
         summed = summed.filter(pl.col("weight").rank("ordinal", descending=True).over("anchor") <= max_positives)
     rows = summed.group_by("anchor", maintain_order=True).agg(
-        pl.col("positive").alias("positives"), "weight", "weight_before_validation", size=pl.len().cast(pl.Int32)
+        pl.col("positive").alias("positives"), *weights, size=pl.len().cast(pl.Int32)
     )
     return rows.join(dropped_positives, on="anchor", how="left", maintain_order="left").with_columns(
         pl.col("dropped_positives").fill_null(0)

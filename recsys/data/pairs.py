@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys.data.cooccurrence import Weight
+from recsys.data.splits import Weight
 
 ROW_GROUP_PAIRS = 250_000
 """Approximate number of pairs in one row group of a file, the smallest part that is read."""

@@ -66,6 +66,13 @@ class Sequences:
         """How many later interactions the same user has, int64 [num_interactions]."""
         return np.repeat(self.offsets[1:], self.lengths) - 1 - np.arange(len(self.items))
 
+    def select(self, users: NDArray[np.bool_]) -> Sequences:
+        """Return the sequences of some users; `users` is bool [num_users]."""
+        interactions = np.repeat(users, self.lengths)
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[users])]).astype(np.int64)
+        user_ids = [user_id for user_id, selected in zip(self.user_ids, users.tolist(), strict=True) if selected]
+        return Sequences(user_ids, self.items[interactions], offsets, self.times[interactions])
+
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> Sequences:
         """Convert the result of `group_by_user`."""

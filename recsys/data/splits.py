@@ -9,8 +9,11 @@ point for all users. It is harder, and closer to production, where the future is
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,14 @@ MIN_LENGTH = 3
 """A query, a validation target and a test target."""
 
 DAY_S = 86_400.0
+
+HELD_OUT_SHARE = 1 / 3
+"""Share of the users who are left out to judge likeness."""
+
+Weight = Literal["weight", "weight_before_validation", "weight_without_held_out"]
+"""Weights of a pair. They count the interactions before the test targets, those before the validation targets, and
+those before the test targets of users who are not held out."""
+WEIGHTS = get_args(Weight)
 
 Target = Literal["validation", "test"]
 TARGET_FROM_END: dict[Target, int] = {"test": 0, "validation": 1}
@@ -84,6 +95,15 @@ def time_cut(newest: float, config: EvaluateConfig) -> TimeCut | None:
     return TimeCut(test - config.validation_days * DAY_S, test)
 
 
+def held_out_users(user_ids: Iterable[str], share: float = HELD_OUT_SHARE) -> NDArray[np.bool_]:
+    """Return which users are left out of the fits that likeness is judged by, bool [num_users].
+
+    A user's id alone decides, so the choice never changes.
+    """
+    hashes = (hashlib.blake2b(user_id.encode(), digest_size=8, person=b"held-out").digest() for user_id in user_ids)
+    return np.array([int.from_bytes(each) < share * 2**64 for each in hashes], np.bool_)
+
+
 @dataclass(frozen=True)
 class Split:
     """Sequences, split into training data and held-out targets.
@@ -95,6 +115,18 @@ class Split:
 
     sequences: Sequences
     time_cut: TimeCut | None = None
+
+    @cached_property
+    def held_out(self) -> NDArray[np.bool_]:
+        """Users left out of the fits that likeness is judged by, bool [num_users]."""
+        return held_out_users(self.sequences.user_ids)
+
+    def training_mask(self, weight: Weight) -> NDArray[np.bool_]:
+        """Return which interactions count in a weight of the pairs, bool [num_interactions]."""
+        if weight == "weight_before_validation":
+            return self.known_before("validation")
+        known = self.known_before("test")
+        return known & ~self.held_out[self.sequences.users] if weight == "weight_without_held_out" else known
 
     def known_before(self, target: Target) -> NDArray[np.bool_]:
         """Return which interactions may be used to predict the target, bool [num_interactions]."""

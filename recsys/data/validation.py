@@ -123,8 +123,8 @@ def check_items(
     """Split items into usable rows and rejects.
 
     Usable rows have `item_id`, `title` (text, may be null) and the feature columns: categorical as text,
-    multi-categorical as lists of unique text, numeric as float64, text as text (also if it is the title), and
-    `available` as a boolean; each may be null. Of several usable rows with the same id, the first is used and the
+    multi-categorical as lists of unique text, numeric as float64, text and evidence as text (also if it is the title),
+    and `available` as a boolean; each may be null. Of several usable rows with the same id, the first is used and the
     others are rejects.
 
     Args:
@@ -136,11 +136,12 @@ def check_items(
     Raises:
         InputError: a column that the config names is missing, or its type cannot be converted.
     """
-    named = [column for column in (items.title, items.available, *items.categorical, *items.text) if column is not None]
+    texts = (*items.categorical, *items.text, *items.evidence)
+    named = [column for column in (items.title, items.available, *texts) if column is not None]
     require_columns(raw, ("item_id", *named, *items.multi_categorical, *items.numeric), origin)  # all that has rules
     columns = {"item_id": as_id(raw, "item_id", origin)}
     columns["title"] = _text(raw, items.title, origin) if items.title else pl.lit(None, pl.String)
-    columns |= {column: _text(raw, column, origin) for column in (*items.categorical, *items.text)}
+    columns |= {column: _text(raw, column, origin) for column in texts}
     columns |= {column: _tokens(raw, column, items.separator, origin) for column in items.multi_categorical}
     columns |= {column: as_number(raw, column, origin) for column in items.numeric}
     if items.available is not None:

@@ -11,8 +11,8 @@ Every figure is a mean over query items, with a bootstrap interval.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +34,6 @@ MIN_USERS = (20, 10, 5)
 """Numbers of users left out from which an item can be judged."""
 JUDGED_SHARE = 0.25
 """Share of the catalog that has to be judged."""
-HELD_OUT_SHARE = 1 / 3
-"""Share of the users who are left out of the training to judge it."""
 POPULAR, RARE = 100, 10
 """Interactions from which an item is popular, and below which it is rare."""
 
@@ -80,18 +78,33 @@ class Evidence(NamedTuple):
         num_items = known.shape[1]
         lift = shrunk_lift(known, min_users / 2, num_items, items)
         partial = partial_weights(known, 5.0 * min_users, 1.0, num_items, items)
-        return cls(*(_at_rows(rows, items, num_items) for rows in (lift, partial)), judged)
+        return cls(_at_rows(lift, items, num_items), _at_rows(partial, items, num_items), judged)
+
+    def save(self, path: Path) -> None:
+        """Write the associations and the judged items; groups and columns are not saved."""
+        arrays: dict[str, Any] = {"judged": self.judged}
+        for name, matrix in (("lift", self.lift), ("partial", self.partial)):
+            arrays |= {f"{name}_{part}": getattr(matrix, part) for part in ("data", "indices", "indptr")}
+        np.savez(path, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Evidence:
+        """Read a file written by `save`."""
+        with np.load(path) as arrays:
+            judged = arrays["judged"]
+            lift, partial = (
+                sparse.csr_array(
+                    tuple(arrays[f"{name}_{part}"] for part in ("data", "indices", "indptr")),
+                    shape=(len(judged), len(judged)),
+                )
+                for name in ("lift", "partial")
+            )
+        return cls(lift, partial, judged)
 
     @property
     def items(self) -> NDArray[np.int32]:
         """Items whose neighbors can be judged, ascending, int32 [n]."""
         return np.flatnonzero(np.diff(self.lift.indptr) > 0).astype(np.int32)
-
-
-def held_out_users(user_ids: Iterable[str], share: float = HELD_OUT_SHARE) -> NDArray[np.bool_]:
-    """Return which users are left out, bool [num_users]. A user's id alone decides, so the choice never changes."""
-    hashes = (hashlib.blake2b(user_id.encode(), digest_size=8, person=b"held-out").digest() for user_id in user_ids)
-    return np.array([int.from_bytes(each) < share * 2**64 for each in hashes], np.bool_)
 
 
 def agreement(top: NDArray[np.int32], items: NDArray[np.int32], evidence: Evidence) -> dict[str, NDArray[np.float64]]:

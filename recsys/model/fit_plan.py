@@ -6,11 +6,14 @@ A fit trains on the interactions before one target. A run has two fits:
   of passes, and the recency of history queries.
 - the final fit (`final_plan`) trains on the interactions before the test targets with the selected values, without
   validation. Its tower is released.
+
+Fits for the sense `similar` have passes over pairs only. They are validated by likeness (`similar_candidate_plan`), and
+repeated without validation (`similar_plan`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 from recsys.config.sections import Config
@@ -107,6 +110,21 @@ def final_plan(config: Config, passes: Passes, recency: float | None = None) -> 
         recency: of the history phase.
     """
     return FitPlan("test", _phases(config, passes, validate=False, recency=recency))
+
+
+def without_new_items(plan: FitPlan) -> FitPlan:
+    """Return a plan whose tower is only evaluated on items with interactions."""
+    return replace(plan, phases=tuple(phase for phase in plan.phases if not isinstance(phase, NewItemPhase)))
+
+
+def similar_candidate_plan(config: Config, max_passes: int) -> FitPlan:
+    """Return the plan of a candidate for the sense `similar`, whose passes are selected by likeness."""
+    return FitPlan("test", (PairPhase(max_passes, validate=True, anchor_power=config.train.anchor_power),))
+
+
+def similar_plan(config: Config, passes: int) -> FitPlan:
+    """Return the plan of the final fit for the sense `similar`, with the exact number of passes."""
+    return FitPlan("test", _phases(config, Passes(passes, histories=0), validate=False))
 
 
 def _phases(config: Config, passes: Passes, *, validate: bool, recency: float | None = None) -> tuple[Phase, ...]:

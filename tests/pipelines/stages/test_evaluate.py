@@ -158,7 +158,7 @@ def evaluated_windows(context: RunContext) -> set[tuple[float, float]]:
     """Return the windows and decays that are evaluated for the windowed baseline."""
     catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
     split = train.load_split(context.run)
-    variants = evaluate.variants_before("validation", context.config, context.run, split, catalog)
+    variants = evaluate.fitted_variants("weight_before_validation", context.config, context.run, split, catalog)
     return {(variant.settings["window"], variant.settings["decay"]) for variant in variants["windowed_item_knn"]}
 
 

@@ -5,6 +5,7 @@ from scipy import sparse
 
 from recsys.data.association import partial_weights, shrunk_lift
 from recsys.data.catalog import Catalog
+from recsys.data.splits import held_out_users
 from recsys.evaluation import likeness
 from recsys.evaluation.likeness import (
     Evidence,
@@ -13,7 +14,6 @@ from recsys.evaluation.likeness import (
     graded_ndcg,
     group_item_numbers,
     group_recall,
-    held_out_users,
     is_better,
     likeness_report,
     mean_interval,

@@ -1,0 +1,152 @@
+"""Likeness of neighbors: the towers of a run and the baselines, compared with evidence that none was trained on.
+
+Agreement with other users is measured on fits without these users: the candidates of `train-similar`, and baselines
+fitted to the same users. Item groups and columns are in no training data, so the released embeddings and baselines of
+all users are compared with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from scipy import sparse
+
+from pipelines.stages import train, train_similar
+from recsys.config.sections import Config, ItemsConfig
+from recsys.config.table import Sense
+from recsys.data.catalog import Catalog
+from recsys.data.splits import Split
+from recsys.errors import InputError
+from recsys.evaluation.baseline_search import Variant, Variants
+from recsys.evaluation.likeness import Evidence, group_item_numbers, likeness_report
+from recsys.evaluation.metrics import Recommender
+from recsys.evaluation.protocol import PROTOCOL
+from recsys.features.tfidf import tfidf_matrix, unit_length_rows
+from recsys.release.runs import Run
+
+GROUPS = TypeAdapter(dict[str, list[str]])
+
+Report = dict[str, Any]
+
+
+def read_groups(path: str | Path, setting: str = "data.alike") -> dict[str, list[str]]:
+    """Read item groups: a JSON object, name of a group -> item ids.
+
+    Raises:
+        InputError: the file cannot be read, or has another content.
+    """
+    try:
+        return GROUPS.validate_json(Path(path).read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error.errors()[0]["msg"])
+        raise InputError(
+            f"{setting} must be a JSON file with an object: name of a group to its item ids. Received {path}: {reason}."
+        ) from None
+
+
+def users_evidence(run: Run) -> Evidence | None:
+    """Return what the users left out associate; None if the run has no such evidence."""
+    trained = run.of("similar").manifest(train.STAGE)
+    return Evidence.load(run.of("similar").path(train.STAGE, train_similar.EVIDENCE)) if trained["candidates"] else None
+
+
+def catalog_evidence(config: Config, catalog: Catalog) -> Evidence | None:
+    """Return the item groups and the columns that no model reads; None if the config names neither."""
+    groups = group_item_numbers(read_groups(config.data.alike), catalog) if config.data.alike else []
+    columns = None
+    if config.items.evidence:
+        matrix = tfidf_matrix(catalog.frame, ItemsConfig(text=config.items.evidence))
+        columns = None if matrix is None else unit_length_rows(matrix)
+    if not groups and columns is None:
+        return None
+    nothing = sparse.csr_array((len(catalog), len(catalog)), dtype=np.float32)
+    return Evidence(nothing, nothing, np.zeros(len(catalog), np.bool_), groups, columns)
+
+
+class LikenessMeasurement:
+    """Measures the likeness of the models of a run.
+
+    Args:
+        config: the complete config.
+        run: a run whose stages before `evaluate` are finished.
+        split: its sequences.
+        catalog: its catalog.
+    """
+
+    def __init__(self, config: Config, run: Run, split: Split, catalog: Catalog) -> None:
+        self.trained = run.of("similar").manifest(train.STAGE)
+        self.users_evidence, self.catalog_evidence = users_evidence(run), catalog_evidence(config, catalog)
+        self.popularity = catalog.frame["interactions"].to_numpy()
+        known = split.sequences.items[split.training_mask("weight_without_held_out")]
+        self.known_popularity = np.bincount(known, minlength=len(catalog))
+
+    def measure(
+        self,
+        released: Mapping[Sense, Recommender],
+        settings: Mapping[str, Mapping[str, float]],
+        without_held_out: Variants,
+        everybody: Variants,
+    ) -> Report:
+        """Return the space of `similar` with its reason, and the likeness of each model.
+
+        Args:
+            released: indexes of the released embeddings.
+            settings: settings of each baseline.
+            without_held_out: variants of the baselines, fitted to the users who are not held out.
+            everybody: variants of the baselines, fitted to all users.
+
+        Returns:
+            `space`; `reason`; `model`, the reports of `similar` and `next`; `baselines`, the report of each baseline.
+            A report has the figures of `recsys.evaluation.likeness.likeness_report` for which there is evidence.
+        """
+        models = {sense: self._report(None, index) for sense, index in released.items()}
+        chosen = self.trained["space"]
+        for sense, name in (("next", train_similar.NEXT), ("similar", self.trained["candidate"])):
+            if sense in models and name in self.trained["candidates"]:
+                _merge(models[sense], self.trained["candidates"][name]["likeness"])
+        baselines = {
+            name: self._report(
+                _fit(without_held_out[name], settings[name]) if self.users_evidence else None,
+                _fit(variants, settings[name]) if self.catalog_evidence else None,
+            )
+            for name, variants in everybody.items()
+        }
+        return {"space": chosen, "reason": self.trained["reason"], "model": models, "baselines": baselines}
+
+    def _report(self, without_held_out: Recommender | None, everybody: Recommender | None) -> Report:
+        report: Report = {}
+        if self.users_evidence is not None and without_held_out is not None:
+            items = self.users_evidence.items
+            items = items[self.known_popularity[items] > 0]
+            report = likeness_report(
+                without_held_out, self.users_evidence, self.known_popularity, PROTOCOL.resamples, items=items
+            )
+        if self.catalog_evidence is not None and everybody is not None:
+            members = np.concatenate([np.empty(0, np.int32), *self.catalog_evidence.groups])
+            items = np.unique(np.concatenate([members, self._sample()])).astype(np.int32)
+            _merge(
+                report,
+                likeness_report(everybody, self.catalog_evidence, self.popularity, PROTOCOL.resamples, items=items),
+            )
+        return report
+
+    def _sample(self) -> np.ndarray:
+        items = np.flatnonzero(self.popularity > 0)
+        return np.random.default_rng(0).choice(items, min(len(items), train_similar.MAX_ITEMS), replace=False)
+
+
+def _merge(report: Report, other: Report) -> None:
+    """Add the figures of another report of the same model."""
+    for name, value in other.items():
+        if isinstance(value, dict):
+            report[name] = {**report.get(name, {}), **{key: each for key, each in value.items() if each}}
+        else:
+            report[name] = value
+
+
+def _fit(variants: Sequence[Variant], settings: Mapping[str, float]) -> Recommender:
+    return next(variant.fit() for variant in variants if variant.settings == settings)
