@@ -48,8 +48,8 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
     Returns:
         The manifest. `model` and `baselines` contain the figures for last-item queries, `history` those for history
-        queries; `likeness` those of `pipelines.stages.likeness`; `settings` and `validation` contain the chosen settings
-        of each baseline and their metrics on the validation target.
+        queries; `likeness` those of `pipelines.stages.likeness`; `settings` and `validation` contain the chosen
+        settings of each baseline and their metrics on the validation target.
 
     Raises:
         StageError: the index stage has not run.
