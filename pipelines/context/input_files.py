@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.context.input_units import find_files
+from pipelines.context.item_groups import read_groups
 from recsys.config.sections import DataConfig
 from recsys.errors import ConfigError, InputError, ReleaseError
 from recsys.release import remote
@@ -23,6 +24,7 @@ class InputFiles:
     warm_start: list[str] = field(default_factory=list)
     """Manifest of the release of a warm start."""
     alike: list[str] = field(default_factory=list)
+    """Groups of items that belong together."""
 
     @classmethod
     def find(cls, config: DataConfig) -> InputFiles:
@@ -30,19 +32,21 @@ class InputFiles:
 
         Raises:
             ConfigError: `data.interactions` is not set, or a URL cannot be used.
-            InputError: files are missing, or `data.warm_start` is not a release.
+            InputError: files are missing, `data.alike` is invalid, or `data.warm_start` is not a release.
         """
         if config.interactions is None:
             raise ConfigError(
                 "data.interactions must be set: a path, a glob or a URL of the log. Received: nothing. "
                 "Set it in the config, or by --set data.interactions=PATH."
             )
+        if config.alike is not None:
+            read_groups(config.alike)  # an invalid file must fail before the work
         return cls(
             find_files(config.interactions, "data.interactions"),
             find_files(config.items, "data.items") if config.items else [],
             find_files(config.labeled_pairs, "data.labeled_pairs") if config.labeled_pairs else [],
             [str(_manifest_path(config.warm_start))] if config.warm_start is not None else [],
-            find_files(config.alike, "data.alike") if config.alike else [],
+            [config.alike] if config.alike is not None else [],
         )
 
     def by_role(self) -> dict[str, list[str]]:

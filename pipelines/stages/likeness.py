@@ -8,19 +8,17 @@ all users are compared with them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 from scipy import sparse
 
+from pipelines.context.item_groups import read_groups
 from pipelines.stages import train, train_similar
 from recsys.config.sections import Config, ItemsConfig
 from recsys.config.table import Sense
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Split
-from recsys.errors import InputError
 from recsys.evaluation.baseline_search import Variant, Variants
 from recsys.evaluation.likeness import Evidence, group_item_numbers, likeness_report
 from recsys.evaluation.metrics import Recommender
@@ -28,24 +26,7 @@ from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.tfidf import tfidf_matrix, unit_length_rows
 from recsys.release.runs import Run
 
-GROUPS = TypeAdapter(dict[str, list[str]])
-
 Report = dict[str, Any]
-
-
-def read_groups(path: str | Path, setting: str = "data.alike") -> dict[str, list[str]]:
-    """Read item groups: a JSON object, name of a group -> item ids.
-
-    Raises:
-        InputError: the file cannot be read, or has another content.
-    """
-    try:
-        return GROUPS.validate_json(Path(path).read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error.errors()[0]["msg"])
-        raise InputError(
-            f"{setting} must be a JSON file with an object: name of a group to its item ids. Received {path}: {reason}."
-        ) from None
 
 
 def users_evidence(run: Run) -> Evidence | None:

@@ -55,7 +55,7 @@ def parse_config(tables: dict[str, Any], source: str = "config") -> Config:
 
 
 PATHS = {
-    "data": ("interactions", "items", "labeled_pairs", "feedback", "warm_start", "workspace", "releases"),
+    "data": ("interactions", "items", "labeled_pairs", "alike", "feedback", "warm_start", "workspace", "releases"),
     "serve": ("folder", "keys"),
     "export": ("to",),
 }

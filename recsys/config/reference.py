@@ -30,6 +30,7 @@ VALUES: dict[str, Any] = {
     "data.interactions": "interactions.parquet",
     "data.items": "items.parquet",
     "data.labeled_pairs": "labeled_pairs.csv",
+    "data.alike": "item_groups.json",
     "data.feedback": "feedback/*.parquet",
     "data.warm_start": "workspace/releases/0123456789ab",
     "data.releases": "s3://bucket/releases",
