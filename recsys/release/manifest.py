@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from recsys.config.table import DistanceName, Sense
 from recsys.errors import ReleaseError
@@ -70,6 +70,13 @@ class Manifest(BaseModel):
     config: dict[str, Any]
     """Settings that determine the release."""
     files: dict[str, FileEntry]
+
+    @field_validator("spaces")
+    @classmethod
+    def _contain_next(cls, spaces: dict[Sense, SpaceEntry]) -> dict[Sense, SpaceEntry]:
+        if "next" not in spaces:
+            raise ValueError(f"spaces must contain next. Received: {', '.join(spaces) or 'none'}.")
+        return spaces
 
 
 def read_manifest(path: Path) -> Manifest:

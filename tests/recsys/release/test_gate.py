@@ -3,20 +3,21 @@
 import json
 import math
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from recsys.config.sections import PromoteConfig
+from recsys.config.sections import Config, DataConfig, PromoteConfig
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Holdout
 from recsys.evaluation.metrics import STRATA, evaluate_last_item, ranking_metrics
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.release import model_gate, quality_gate
+from recsys.release import data_gate, gate, model_gate, quality_gate
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, at_most, skipped
 from recsys.release.embedding_space import EmbeddingSpace
@@ -359,6 +360,54 @@ def test_latency_is_compared_with_the_champion(write_release, monkeypatch):
     assert with_champion.passed
     assert "champion: " in with_champion.reason
     assert not quality_gate.latency_check(loaded, None, PromoteConfig(latency_ms=1e-9)).passed
+
+
+# --- spaces
+
+
+def test_each_space_has_its_checks(write_release, monkeypatch):
+    """Those of `next` keep their names, those of `similar` end in it. Here the towers of both compute `next`."""
+    item_ids = [f"item {number:02}" for number in range(30)]
+    challenger = Release.load(write_release(item_ids, spaces=("next", "similar")))
+    champion = Release.load(write_release(item_ids[:20], release_id="champion"))
+    for name in ("account_checks", "day_checks", "column_checks", "champion_checks"):
+        monkeypatch.setattr(data_gate, name, lambda *_, **__: [])
+    sample = np.arange(30, dtype=np.int32)
+    evidence = gate.Evidence(
+        config=Config(data=DataConfig(interactions="log.csv"), promote=PromoteConfig(overlap_floor=0)),
+        now=datetime(2024, 1, 31, tzinfo=UTC),
+        challenger=challenger,
+        champion=champion,
+        champion_loads=at_least("champion_loads", 1, 1),
+        catalog=challenger.catalog,
+        data_report={},
+        champion_data_report=None,
+        copied_days={},
+        sample=sample,
+        encoded_sample=dict.fromkeys(("next", "similar"), challenger.space("next").vectors[sample]),
+        queries=held_out_queries(item_ids[:4], item_ids[4:8]),
+        quality_floor=None,
+    )
+    checks = by_name(gate.run_checks(evidence))
+    of_similar = {name.removesuffix("_similar") for name in checks if name.endswith("_similar")}
+    assert of_similar == {
+        "embeddings_not_finite",
+        "embeddings_norm_error",
+        "embeddings_mean_cosine",
+        "embeddings_effective_rank",
+        "tower_agreement",
+        "index_recall",
+        "index_fill_rate",
+        "overlap_at_10",
+    }
+    assert of_similar < set(checks)
+    assert (checks["tower_agreement"].verdict, checks["tower_agreement_similar"].verdict) == ("passed", "failed")
+    for sense, name in (("next", "overlap_at_10"), ("similar", "overlap_at_10_similar")):
+        compared = quality_gate.overlap_check(
+            challenger.space(sense), champion.space("next"), evidence.config.promote, sample=1_000
+        )
+        assert checks[name].value == compared.value
+    assert checks["overlap_at_10"].value != checks["overlap_at_10_similar"].value
 
 
 # --- checks

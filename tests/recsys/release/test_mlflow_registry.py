@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import pytest
 from recsys import Release
 from recsys.config.loading import parse_config
 from recsys.config.sections import Config
+from recsys.config.table import SENSES
 from recsys.errors import ReleaseError, TrackingError
 from recsys.release.mlflow_registry import Tracker
+from recsys.testing.sink_contract import list_files
 from tests import GOLDEN_RELEASES
 
 GOLDEN = GOLDEN_RELEASES / "v1"
@@ -68,6 +71,19 @@ def test_release_is_registered_once_and_fetched_by_its_version(tracker: Tracker,
     assert [path.name for path in folder.parent.iterdir()] == [release.release_id]
 
 
+def test_release_with_two_spaces_is_registered_and_fetched(
+    tracker: Tracker, write_release: Callable[..., Path], tmp_path: Path
+) -> None:
+    release = Release.load(write_release(["a", "b", "c", "d"], spaces=("next", "similar")))
+    version = tracker.register(tracker.start_run("abc", "snapshot"), release)
+    folder = tracker.fetch(version, tmp_path / "fetched")
+    assert {name: (folder / name).read_bytes() for name in list_files(folder)} == {
+        name: (release.path / name).read_bytes() for name in list_files(release.path)
+    }
+    for sense in SENSES:
+        assert Release.load(folder).similar("a", sense=sense) == release.similar("a", sense=sense)
+
+
 def test_rejects_a_version_whose_artifact_is_another_release(tracker: Tracker, tmp_path: Path) -> None:
     """The tag of the version names another release than the manifest in the artifact."""
     version = tracker.register(tracker.start_run("abc", "snapshot"), Release.load(GOLDEN))
@@ -83,6 +99,7 @@ def test_recreates_a_database_whose_creation_was_killed(settings: Config) -> Non
     program = f"""
 from recsys.config.loading import parse_config
 from recsys.release.mlflow_registry import Tracker
+from recsys.testing.sink_contract import list_files
 Tracker(parse_config({settings.model_dump(include={"data"})!r}))
 """
     workspace = settings.workspace

@@ -11,6 +11,8 @@ from recsys.errors import InputError, ReleaseError
 from recsys.index.shards import INDEX_FILE
 from recsys.release import remote
 from recsys.release.formats import EMBEDDINGS, MANIFEST
+from recsys.retrieval.query import Query, WeightedItem
+from recsys.testing.sink_contract import list_files
 from tests import GOLDEN_RELEASES
 
 GOLDEN = GOLDEN_RELEASES / "v2"
@@ -53,6 +55,21 @@ def test_downloaded_release_returns_the_same_results(release, url, cache):
     assert fetched.manifest == release.manifest
     assert fetched.similar("item-1-1") == release.similar("item-1-1")
     assert [path for path in cache.iterdir() if path != fetched.path] == []
+
+
+def test_release_with_two_spaces_is_uploaded_and_downloaded(bucket, write_release, cache):
+    release = Release.load(write_release(["a", "b", "c", "d"], spaces=("next", "similar")))
+    url = remote.upload(release, f"{bucket.url}/releases")
+    prefix = f"releases/{release.release_id}/"
+    expected = {name: (release.path / name).read_bytes() for name in (MANIFEST, *release.manifest.files)}
+    assert {f"{space}/{EMBEDDINGS}" for space in ("next", "similar")} < set(expected)
+    assert {name.removeprefix(prefix): bucket.get(name) for name in bucket.names()} == expected
+    fetched = remote.load(url)
+    assert fetched.path.parent == cache
+    assert list_files(fetched.path) == sorted(expected)
+    for sense in ("next", "similar"):
+        query = Query(items=(WeightedItem("a"),), sense=sense)
+        assert fetched.search(query) == release.search(query)
 
 
 def test_release_is_downloaded_once(bucket, release, url):

@@ -231,6 +231,43 @@ def test_manifests_are_json(run):
     assert json.loads(path.read_text()) == {"rows": {"read": 5, "used": 4}}
 
 
+# --- senses
+
+
+def test_stages_of_a_sense_have_their_own_folders(run):
+    """The stages of `next` have no suffix, and `prepare` is shared."""
+    similar = run.of("similar")
+    assert (similar.run_id, similar.folder) == (run.run_id, run.folder)
+    for name, content in (("train", b"next"), ("prepare", b"shared")):
+        with run.stage(name) as (folder, _):
+            (folder / "file").write_bytes(content)
+    assert not similar.done("train")
+    with similar.stage("train") as (folder, manifest):
+        (folder / "file").write_bytes(b"similar")
+        manifest["passes"] = 4
+    assert sorted(path.name for path in run.folder.iterdir()) == ["prepare", "train", "train-similar"]
+    assert run.path("train", "file").read_bytes() == similar.of("next").path("train", "file").read_bytes() == b"next"
+    assert similar.path("train", "file").read_bytes() == b"similar"
+    assert (run.manifest("train"), similar.manifest("train")) == ({}, {"passes": 4})
+    assert similar.path("prepare", "file").read_bytes() == b"shared"
+
+
+@pytest.mark.parametrize("stage", runs.STAGES_OF_A_SENSE)
+def test_error_names_the_command_of_an_unfinished_stage_of_a_sense(run, stage):
+    with pytest.raises(StageError, match=rf"stage {stage}-similar must .*Run: recsys {stage} --sense similar$"):
+        run.of("similar").path(stage)
+    with pytest.raises(StageError, match=r"Run: recsys prepare$"):
+        run.of("similar").path("prepare")
+
+
+def test_stage_deletes_leftover_files_of_its_sense_only(run):
+    for name in (".tmp-train.0badcafe", ".tmp-train-similar.0badcafe"):
+        (run.folder / name).mkdir()
+    with run.of("similar").stage("train"):
+        pass
+    assert sorted(path.name for path in run.folder.iterdir()) == [".tmp-train.0badcafe", "train-similar"]
+
+
 # --- lock
 
 

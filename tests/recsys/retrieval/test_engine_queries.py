@@ -54,22 +54,22 @@ def item(number):
     return f"item {number:05d}"
 
 
-def naive(release, query):
+def naive(space, query):
     """Return the complete ranking of a query as (item id, similarity) pairs, by plain loops, without diversity."""
-    frame, vectors = release.catalog.frame, np.asarray(release.space("similar").vectors, np.float64)
+    frame, vectors = space.catalog.frame, np.asarray(space.vectors, np.float64)
     vector = np.zeros(vectors.shape[1])
     total = 0.0
     weights = [*query.items]
     weights += [(item_id, RECENCY**steps_back) for steps_back, item_id in enumerate(reversed(query.history))]
     for item_id, weight in weights:
-        vector += weight * vectors[release.catalog.item_ids.index(item_id)]
+        vector += weight * vectors[space.catalog.item_ids.index(item_id)]
         total += weight
     if query.vector is not None:
         vector += np.array(query.vector) / np.linalg.norm(query.vector)
         total += 1
     vector /= total
     if query.negatives:
-        away = sum(w * vectors[release.catalog.item_ids.index(i)] for i, w in query.negatives)
+        away = sum(w * vectors[space.catalog.item_ids.index(i)] for i, w in query.negatives)
         vector = 2 * vector / np.linalg.norm(vector) - away / sum(w for _, w in query.negatives)
     vector /= np.linalg.norm(vector)
     query_items = {i for i, _ in (*weights, *query.negatives)}
@@ -155,7 +155,7 @@ sizes = st.sampled_from([SMALL, LARGE])
 def test_a_small_release_agrees_with_a_naive_loop(releases, query):
     release = releases[SMALL]
     answer = release.search(query)
-    expected = naive(release, query)
+    expected = naive(release.space("similar"), query)
     page = expected[query.offset : query.offset + query.k]
     assert similarities(answer) == pytest.approx([similarity for _, similarity in page], abs=1e-6)
     assert ids(answer) == [item_id for item_id, _ in page]
@@ -263,7 +263,7 @@ def test_mmr_agrees_with_the_greedy_algorithm_of_the_paper(releases):
     release = releases[SMALL]
     vectors = dict(zip(release.catalog.item_ids, np.asarray(release.space("similar").vectors, np.float64), strict=True))
     query = Query(items=(WeightedItem(item(3)),), k=20, diversity=Diversity(0.6))
-    remaining, chosen = dict(naive(release, query)), []
+    remaining, chosen = dict(naive(release.space("similar"), query)), []
     for _ in range(20):
         value = {
             item_id: 0.6 * s - 0.4 * max([float(vectors[item_id] @ vectors[c]) for c in chosen], default=0.0)
@@ -296,7 +296,7 @@ def test_a_large_release_agrees_with_a_naive_loop(releases, share):
         if share < 1:
             allow = tuple(item(n) for n in rng.choice(LARGE, round(share * LARGE), replace=False).tolist())
         query = Query(items=(WeightedItem(item(query_item)),), allow=allow, k=50)
-        expected = [item_id for item_id, _ in naive(release, query)[:50]]
+        expected = [item_id for item_id, _ in naive(release.space("similar"), query)[:50]]
         returned = ids(release.search(query))
         assert len(returned) == len(expected)
         recalls.append(len(set(returned) & set(expected)) / len(expected))
@@ -306,7 +306,7 @@ def test_a_large_release_agrees_with_a_naive_loop(releases, share):
 def test_returns_allowed_items_that_are_far_from_the_query(releases):
     """The index returns none of them; exact search does."""
     release = releases[LARGE]
-    order = [item_id for item_id, _ in naive(release, Query.from_item(item(0)))]
+    order = [item_id for item_id, _ in naive(release.space("similar"), Query.from_item(item(0)))]
     far = tuple(order[-5_500:])
     answer = release.search(Query(items=(WeightedItem(item(0)),), allow=far, k=100))
     assert ids(answer) == list(far[:100])
