@@ -15,7 +15,7 @@ from pipelines.prepare import row_account, shuffle
 from pipelines.prepare.id_ranges import IdRanges, sample_ids
 from pipelines.prepare.job import Job
 from pipelines.prepare.similar_pairs import count_pairs_of_histories
-from recsys.data import cooccurrence, pairs
+from recsys.data import cooccurrence, followers, pairs
 from recsys.data.interaction_rules import BURST, REPEATED_ITEM, apply_row_rules, drop_bursts
 from recsys.data.labeled_pairs import SCHEMA as LABELED_SCHEMA
 from recsys.data.labeled_pairs import check_labeled_pairs
@@ -177,10 +177,18 @@ def build_sequences(job: Job, shard: int) -> None:
     first_item_numbers, newest, config = job.first_item_numbers, job.newest, job.config.prepare
     split = Split(Sequences.from_frame(users), time_cut(newest, job.config.evaluate))
 
-    item_numbers, counts = np.unique(split.sequences.items[split.known_before("test")], return_counts=True)
+    known = split.known_before("test")
+    known_users = split.sequences.users[known]
+    item_counts = (
+        pl.DataFrame({"item_number": split.sequences.items[known], "user": known_users})
+        .group_by("item_number")
+        .agg(interactions=pl.len().cast(pl.Int64), users=pl.col("user").n_unique().cast(pl.Int64))
+        .sort("item_number")
+    )
     with closing(shuffle.Writer(job.exchange_file("item-counts", shard))) as counts_file:
-        frame = pl.DataFrame({"item_number": item_numbers, "interactions": counts})
-        counts_file.spread(frame, _range_of(item_numbers, first_item_numbers), job.shards)
+        counts_file.spread(
+            item_counts, _range_of(item_counts["item_number"].to_numpy(), first_item_numbers), job.shards
+        )
     pair_counts = cooccurrence.count_pairs(
         split, interactions["weight"].to_numpy(), first_item_numbers[-1], config, newest
     )
@@ -189,6 +197,10 @@ def build_sequences(job: Job, shard: int) -> None:
     with closing(shuffle.Writer(job.exchange_file("pair-counts", shard))) as pairs_file:
         anchor_range = _range_of(pair_counts["anchor"].to_numpy(), first_item_numbers)
         pairs_file.spread(pair_counts, anchor_range, job.shards)
+    follower_counts = followers.count_followers(split, first_item_numbers[-1], config)
+    with closing(shuffle.Writer(job.exchange_file("follower-counts", shard))) as followers_file:
+        item_range = _range_of(follower_counts["item"].to_numpy(), first_item_numbers)
+        followers_file.spread(follower_counts, item_range, job.shards)
     history_pairs, in_window = count_pairs_of_histories(split, config)
     excess = split.sequences.lengths - config.max_user_interactions
     job.finish(
@@ -200,6 +212,7 @@ def build_sequences(job: Job, shard: int) -> None:
         copies=_copies_by_day(rows),
         used=interactions.height,
         users=users.height,
+        users_before_test=len(np.unique(known_users)),
         history_pairs=history_pairs,
         history_pairs_in_window=in_window,
         before_validation=int(split.known_before("validation").sum()),
@@ -221,20 +234,22 @@ def _range_of(item_numbers: NDArray[np.int32], first_item_numbers: list[int]) ->
 
 
 def merge_pairs(job: Job, part: int) -> None:
-    """Phase 7: sum the pair counts and the interactions of one range of items over all shards of users."""
-    shards = range(job.shards)
-    pair_files = [job.exchange_file("pair-counts", shard) for shard in shards]
-    pair_counts = pl.concat([rows for path in pair_files for rows in shuffle.read(path, part, job.shards)])
+    """Phase 7: sum the counts of pairs, followers and interactions of one range of items over all shards of users."""
+    pair_counts = _read_counts(job, "pair-counts", part)
     merged = cooccurrence.group_by_anchor(pair_counts, MAX_ITEM_PAIRS)
     pairs.write(merged, job.pairs / f"part-{part:05d}.parquet")
 
     catalog = pl.read_parquet(job.work / f"catalog-{part:05d}.parquet")
-    interactions = np.zeros(catalog.height, np.int64)
     first = job.first_item_numbers[part]
-    for path in [job.exchange_file("item-counts", shard) for shard in shards]:
-        for rows in shuffle.read(path, part, job.shards):
-            interactions[rows["item_number"].to_numpy() - first] += rows["interactions"].to_numpy()
+    item_counts = _read_counts(job, "item-counts", part)
+    interactions, users = np.zeros((2, catalog.height), np.int64)
+    rows = item_counts["item_number"].to_numpy() - first
+    np.add.at(interactions, rows, item_counts["interactions"].to_numpy())
+    np.add.at(users, rows, item_counts["users"].to_numpy())
     catalog.with_columns(interactions=interactions).write_parquet(job.work / f"counted-{part:05d}.parquet")
+    follower_counts = _read_counts(job, "follower-counts", part)
+    grouped = followers.group_by_item(follower_counts, users, first)
+    grouped.write_parquet(job.work / f"followers-{part:05d}.parquet")
     dropped_positives = merged["dropped_positives"]
     job.finish(
         "pairs",
@@ -243,6 +258,12 @@ def merge_pairs(job: Job, part: int) -> None:
         items_over=int((dropped_positives > 0).sum()),
         pairs_over=int(dropped_positives.sum()),
     )
+
+
+def _read_counts(job: Job, name: str, part: int) -> pl.DataFrame:
+    """Return the counts of one range of items from all shards of users."""
+    files = [job.exchange_file(name, shard) for shard in range(job.shards)]
+    return pl.concat([rows for path in files for rows in shuffle.read(path, part, job.shards)])
 
 
 def read_labeled_pairs(job: Job, _: int) -> None:

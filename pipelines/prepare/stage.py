@@ -7,8 +7,8 @@ The phases exchange data through files, so memory is bounded by the size of a un
 3. ranges         samples of the ids         -> ranges of item ids (`pipelines.prepare.id_ranges`)
 4. catalog        a range of ids             -> a part of the catalog; the ranks of the ids of each unit
 5. numbered       a unit of the interactions -> its rows with item numbers, by shard of users
-6. sequences      a shard of users           -> their items, oldest first; pair counts, by range of anchors
-7. pairs          a range of anchors         -> one row per anchor; the number of interactions of each item
+6. sequences      a shard of users           -> their items, oldest first; counts of pairs and followers, by range
+7. pairs          a range of items           -> one row per anchor; the interactions and followers of each item
 8. similar        a range of anchors         -> one row per anchor (`pipelines.prepare.similar_pairs`)
 9. labeled        the labeled pairs, if any  -> the labeled pairs with item numbers; their dead letters
 
@@ -32,12 +32,12 @@ from pipelines.prepare import phases, row_account, similar_pairs
 from pipelines.prepare.job import Job
 from pipelines.reports import data_report
 from recsys.config.sections import Config
-from recsys.data import item_users
+from recsys.data import followers, item_users
 from recsys.data.catalog import fingerprint
 from recsys.data.interaction_rules import REPEATED_ITEM
 from recsys.data.splits import DAY_S, time_cut
 from recsys.errors import InputError
-from recsys.release.formats import CATALOG, ITEM_USERS
+from recsys.release.formats import CATALOG, FOLLOWERS, ITEM_USERS
 from recsys.release.runs import Run
 
 STAGE = "prepare"
@@ -127,6 +127,8 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
     catalog_fingerprint = fingerprint(item_ids)
     job.dead_letters("items", "catalog", "interactions", "numbered", "labeled").sink_parquet(out / DEAD_LETTERS)
     item_users.build(sorted(job.sequences.iterdir()), num_items, out / ITEM_USERS)
+    users_before_test = sum(entry["users_before_test"] for entry in sequences)
+    followers.save(users_before_test, sorted(job.work.glob("followers-*.parquet")), out / FOLLOWERS)
     job.work.rename(out / REMOVED_WORK)  # atomic: a killed job must not resume from a part of the files
     shutil.rmtree(out / REMOVED_WORK)
     return {

@@ -58,7 +58,7 @@ def _write(config: Config, run: Run, tracking: RunTracking) -> Path:
     final = config.workspace / "releases" / run.run_id
     if final.exists():
         return final
-    sources = {name: run.path(prepare.STAGE, name) for name in (formats.CATALOG, formats.ITEM_USERS)}
+    sources = {name: run.path(prepare.STAGE, name) for name in (formats.CATALOG, formats.ITEM_USERS, formats.FOLLOWERS)}
     sources[formats.EVALUATION] = run.path(evaluate.STAGE, MANIFEST)
     senses: list[Sense] = ["next", "similar"] if has_own_space(run) else ["next"]
     spaces = {}

@@ -45,7 +45,7 @@ def count_pairs(
     """
     sequences = split.sequences
     items, users = sequences.items.astype(np.int64), sequences.users
-    session = _sessions(sequences, config.session_gap_minutes)
+    session = session_numbers(sequences, config.session_gap_minutes)
     masks = {name: split.training_mask(name) for name in WEIGHTS}
     recent = {name: _recent(sequences, mask, config.max_user_interactions) for name, mask in masks.items()}
     value = weights.astype(np.float64)
@@ -96,7 +96,7 @@ def count_pairs(
     )
 
 
-def _sessions(sequences: Sequences, gap_minutes: float | None) -> NDArray[np.int64]:
+def session_numbers(sequences: Sequences, gap_minutes: float | None) -> NDArray[np.int64]:
     """Return the session number of each interaction; a new user or a longer pause starts a new session."""
     starts = np.diff(sequences.users, prepend=-1) > 0
     if gap_minutes is not None:

@@ -16,16 +16,28 @@ from typing import Any
 
 from recsys.config.table import Sense
 from recsys.data.catalog import Catalog
+from recsys.data.followers import Followers
 from recsys.data.item_users import ItemUsers
 from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError
 from recsys.index.distances import DISTANCES
 from recsys.release.embedding_space import EmbeddingSpace
-from recsys.release.formats import CALIBRATION, CATALOG, EVALUATION, FORMATS, ITEM_USERS, SHARED_FILES, SPACE_FILES
+from recsys.release.formats import (
+    CALIBRATION,
+    CATALOG,
+    EVALUATION,
+    FOLLOWERS,
+    FORMAT_VERSION,
+    FORMATS,
+    ITEM_USERS,
+    SHARED_FILES,
+    SPACE_FILES,
+)
 from recsys.release.manifest import Manifest, read_manifest
 from recsys.retrieval.overlay import EMPTY_OVERLAY, Overlay
-from recsys.retrieval.query import Query
-from recsys.retrieval.results import SearchResult, VerificationResult
+from recsys.retrieval.query import Query, TogetherQuery
+from recsys.retrieval.results import SearchResult, TogetherResult, VerificationResult
+from recsys.retrieval.together import search_together
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Release:
     catalog: Catalog
     spaces: Mapping[Sense, EmbeddingSpace]
     """Embedding spaces by sense; always `next`, and `similar` if it has its own."""
+    followers: Followers | None = None
+    """Followers of each item, memory-mapped; None for formats 1 to 4."""
 
     @classmethod
     def load(cls, path: str | Path) -> Release:
@@ -61,6 +75,9 @@ class Release:
             _compare(path, "metric", DISTANCES[manifest.distance].metric, manifest.metric)
             users_path = path / version.file(ITEM_USERS)
             item_users = None if ITEM_USERS in version.absent_files else ItemUsers.load(users_path, len(catalog))
+            followers = None
+            if FOLLOWERS not in version.absent_files:
+                followers = Followers.load(path / version.file(FOLLOWERS), len(catalog))
             spaces = {
                 sense: EmbeddingSpace.load(
                     path / version.folder(sense),
@@ -74,7 +91,7 @@ class Release:
             }
         except InputError as error:
             raise ReleaseError(f"release {path} is not usable: {error}") from None
-        return cls(path, manifest, catalog, spaces)
+        return cls(path, manifest, catalog, spaces, followers)
 
     @property
     def release_id(self) -> str:
@@ -101,6 +118,24 @@ class Release:
     def search(self, query: Query, overlay: Overlay = EMPTY_OVERLAY) -> SearchResult:
         """Return the neighbors of a query; see `recsys.retrieval.engine.Engine.search`."""
         return self.space(query.answered_in).engine.search(query, overlay)
+
+    def together(self, item_id: str, k: int = 10, *, min_users: int = 0) -> TogetherResult:
+        """Return the `k` items that users most often interact with after an item; see `search_together`."""
+        return self.search_together(TogetherQuery(item_id, k, min_users=min_users))
+
+    def search_together(self, query: TogetherQuery, overlay: Overlay = EMPTY_OVERLAY) -> TogetherResult:
+        """Return the items that users interact with after an item; see `recsys.retrieval.together.search_together`.
+
+        Raises:
+            InputError: the release has format 4 or older, or a condition does not fit the release.
+            UnknownItemError: the item is not in the catalog, and `on_unknown` is "error".
+        """
+        if self.followers is None:
+            raise InputError(
+                f"together requires a release of format {FORMAT_VERSION}. Received: {self.release_id}, of format "
+                f"{self.manifest.format_version}. Build a release with recsys nightly."
+            )
+        return search_together(self.spaces["next"].engine, self.followers, query, overlay)
 
     def similarity(self, item_a: str, item_b: str, sense: Sense = "similar") -> float:
         """Return the exact similarity of two items: larger is closer, 1 for equal vectors.

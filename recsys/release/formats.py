@@ -21,7 +21,8 @@ FEATURES = "features.json"
 EVALUATION = "evaluation.json"
 CALIBRATION = "calibration.json"
 ITEM_USERS = "item_users.npy"
-SHARED_FILES = (CATALOG, EVALUATION, ITEM_USERS)
+FOLLOWERS = "followers.npy"
+SHARED_FILES = (CATALOG, EVALUATION, ITEM_USERS, FOLLOWERS)
 """Files of a release beside its manifest and its spaces."""
 SPACE_FILES = (EMBEDDINGS, TOWER, FEATURES, CALIBRATION)
 """Files of an embedding space beside those of its index."""
@@ -79,16 +80,19 @@ def _one_index_file(manifest: Fields) -> Fields:
 
 FORMATS = {
     1: Format(
-        absent_files=(CALIBRATION, ITEM_USERS),
+        absent_files=(CALIBRATION, ITEM_USERS, FOLLOWERS),
         old_files=_BRITISH_FILES,
         old_fields=_BRITISH_FIELDS,
         defaults=lambda manifest: {"distance": "cosine", "recency": None, **_one_index_file(manifest)},
     ),
     2: Format(
-        absent_files=(ITEM_USERS,), old_files=_BRITISH_FILES, old_fields=_BRITISH_FIELDS, defaults=_one_index_file
+        absent_files=(ITEM_USERS, FOLLOWERS),
+        old_files=_BRITISH_FILES,
+        old_fields=_BRITISH_FIELDS,
+        defaults=_one_index_file,
     ),
-    3: Format(old_files=_BRITISH_FILES, old_fields=_BRITISH_FIELDS),
-    4: Format(),
+    3: Format(absent_files=(FOLLOWERS,), old_files=_BRITISH_FILES, old_fields=_BRITISH_FIELDS),
+    4: Format(absent_files=(FOLLOWERS,)),
     FORMAT_VERSION: Format(single_space=False),
 }
 """Every version that can be loaded."""

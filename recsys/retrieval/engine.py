@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import islice
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -30,6 +30,15 @@ from recsys.retrieval.search import (
     sort_key,
     take_while_similar,
 )
+
+
+class ResolvedSearch(NamedTuple):
+    """A query on the catalog with an overlay."""
+
+    catalog: OverlaidCatalog
+    resolved: ResolvedQuery
+    mask: Mask | None
+    """Which items satisfy the filters, bool [len(catalog)]; None without filters."""
 
 
 class Engine:
@@ -57,7 +66,7 @@ class Engine:
         item_users: ItemUsers | None = None,
     ) -> None:
         self.release_id = release_id
-        self._catalog = catalog
+        self.catalog = catalog
         self.searcher = Searcher(np.asarray(vectors), index, index.distance)
         self._recency = recency
         self._calibration = calibration
@@ -78,19 +87,16 @@ class Engine:
             UnknownItemError: an item of the query is unknown, and `on_unknown` is "error".
             InputError: a condition or a vector does not fit the release.
         """
-        catalog = self.overlaid(overlay)
-        resolved = resolve(query, catalog, self._recency)
-        if resolved.unknown_query_ids and query.on_unknown == "error":
-            raise UnknownItemError(_unknown_message(resolved.unknown_query_ids))
+        search = self.resolve(query, overlay)
+        catalog, resolved, _ = search
         reasons: set[IncompleteReason] = set()
-        mask = self._mask(query, resolved, catalog)
         has_point = bool(resolved.positives) or query.vector is not None
         fallback = not has_point and query.on_unknown == "fallback"
         ranking: Iterator[ScoredItem]
         if has_point:
-            ranking = self._ranking(query, resolved, catalog, mask, reasons)
+            ranking = self.ranking(query, search, reasons)
         elif fallback:
-            ranking = self._popular(resolved, catalog, mask)
+            ranking = self.popular(search)
         else:
             ranking = iter(())
             reasons.add("unknown_items")
@@ -117,6 +123,19 @@ class Engine:
             _incomplete_reason(query, reasons) if len(page) < query.k else None,
         )
 
+    def resolve(self, query: Query, overlay: Overlay) -> ResolvedSearch:
+        """Find the items of a query, and which items satisfy its filters.
+
+        Raises:
+            UnknownItemError: an item of the query is unknown, and `on_unknown` is "error".
+            InputError: a condition does not fit the release.
+        """
+        catalog = self.overlaid(overlay)
+        resolved = resolve(query, catalog, self._recency)
+        if resolved.unknown_query_ids and query.on_unknown == "error":
+            raise UnknownItemError(_unknown_message(resolved.unknown_query_ids))
+        return ResolvedSearch(catalog, resolved, self._mask(query, resolved, catalog))
+
     def item_details(self, item_id: str, overlay: Overlay = EMPTY_OVERLAY) -> ItemDetails:
         """Return the columns of one item.
 
@@ -141,7 +160,7 @@ class Engine:
         return catalog
 
     def _overlay(self, overlay: Overlay) -> OverlaidCatalog:
-        return OverlaidCatalog(self._catalog, self.searcher.vectors, self._columns, self.searcher.distance, overlay)
+        return OverlaidCatalog(self.catalog, self.searcher.vectors, self._columns, self.searcher.distance, overlay)
 
     def _mask(self, query: Query, resolved: ResolvedQuery, catalog: OverlaidCatalog) -> Mask | None:
         """Return which items satisfy the filters, bool [len(catalog)]; None without filters."""
@@ -152,15 +171,12 @@ class Engine:
         allowed[resolved.allowed] = True
         return allowed if mask is None else mask & allowed
 
-    def _ranking(
-        self,
-        query: Query,
-        resolved: ResolvedQuery,
-        catalog: OverlaidCatalog,
-        mask: Mask | None,
-        reasons: set[IncompleteReason],
-    ) -> Iterator[ScoredItem]:
-        """Return the items that satisfy the query, in the order of the result."""
+    def ranking(self, query: Query, search: ResolvedSearch, reasons: set[IncompleteReason]) -> Iterator[ScoredItem]:
+        """Return the items that satisfy a query with items or a vector, nearest first.
+
+        When `min_similarity` or `min_probability` ends the ranking, it is added to `reasons`.
+        """
+        catalog, resolved, mask = search
         point = query_point(query, resolved, catalog, self.searcher.distance)
         distance, num_catalog_items = self.searcher.distance, catalog.num_catalog_items
         catalog_mask = None if mask is None else mask[:num_catalog_items]
@@ -186,8 +202,9 @@ class Engine:
             ranking = maximal_marginal_relevance(ranking, catalog.vectors, distance, query.diversity.mmr_lambda)
         return ranking
 
-    def _popular(self, resolved: ResolvedQuery, catalog: OverlaidCatalog, mask: Mask | None) -> Iterator[ScoredItem]:
-        """Yield the allowed items by popularity, without a similarity."""
+    def popular(self, search: ResolvedSearch) -> Iterator[ScoredItem]:
+        """Return the items that satisfy a query by popularity, without a similarity."""
+        catalog, resolved, mask = search
         allowed = AllowedItems(mask, len(catalog), resolved.excluded, catalog.removed)
         item_numbers = map(int, catalog.by_popularity)
         return (ScoredItem(item_number, math.nan) for item_number in item_numbers if item_number in allowed)
@@ -256,8 +273,7 @@ def _incomplete_reason(query: Query, reasons: set[IncompleteReason]) -> Incomple
     for reason in get_args(IncompleteReason):
         if reason in reasons:
             return reason  # type: ignore[no-any-return]
-    has_filters = query.where or query.only_available or query.exclude or query.allow is not None
-    return "filters" if has_filters else "catalog"
+    return "filters" if query.has_filters else "catalog"
 
 
 def _unknown_message(item_ids: list[str]) -> str:

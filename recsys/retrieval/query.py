@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from recsys.config.table import SENSES, Sense
@@ -166,7 +167,56 @@ class Query:
         return resolve_sense(self.sense, self.history)
 
     @property
+    def has_filters(self) -> bool:
+        """Whether the query restricts which items may be returned."""
+        return bool(self.where or self.only_available or self.exclude or self.allow is not None)
+
+    @property
     def single_item_id(self) -> str | None:
         """The item id, if the query consists of one item and nothing else; otherwise None."""
         is_single = len(self.items) == 1 and not (self.negatives or self.history or self.vector is not None)
         return self.items[0].item_id if is_single else None
+
+
+@dataclass(frozen=True)
+class TogetherQuery:
+    """A request for the items that users interact with after an item."""
+
+    item_id: str
+    k: int = 10
+    """Maximum number of neighbors."""
+    offset: int = 0
+    """Number of neighbors with the highest scores to skip."""
+    min_users: int = 0
+    """Smallest number of users who interacted with the item and then with the neighbor. Above 0, only the item's
+    followers are returned; see `recsys.data.followers`."""
+    exclude: tuple[str, ...] = ()
+    """Item ids that must not be returned. The query item is always excluded."""
+    allow: tuple[str, ...] | None = None
+    """The only item ids that may be returned. None allows all items."""
+    where: tuple[Condition, ...] = ()
+    """Conditions that every neighbor satisfies."""
+    only_available: bool = False
+    """Leave out items whose `available` is false; an item without that value counts as available."""
+    on_unknown: OnUnknown = "error"
+    """Handling of unknown item ids: raise an error, skip them, or return popular items."""
+
+    def __post_init__(self) -> None:
+        if self.min_users < 0:
+            raise InputError(f"min_users must be at least 0. Received: {self.min_users}.")
+        self.base  # noqa: B018 - validates the other fields
+
+    @cached_property
+    def base(self) -> Query:
+        """The search for the nearest items under the same conditions."""
+        return Query(
+            items=(WeightedItem(self.item_id),),
+            k=self.k,
+            offset=self.offset,
+            exclude=self.exclude,
+            allow=self.allow,
+            where=self.where,
+            only_available=self.only_available,
+            on_unknown=self.on_unknown,
+            sense="next",
+        )

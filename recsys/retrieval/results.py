@@ -74,6 +74,58 @@ class SearchResult(NamedTuple):
         return {**self._asdict(), "neighbors": neighbors}
 
 
+class TogetherNeighbor(NamedTuple):
+    """One item that users interact with after the query item. All shares are of users before their test targets.
+
+    The release has counts of the item's followers (`recsys.data.followers`); for other items `users`, `support`,
+    `confidence` and `lift` are 0.
+    """
+
+    item_id: str
+    title: str | None
+    rank: int
+    """Rank in the whole ranking, from 1, including the items skipped by an offset."""
+    users: int
+    """Number of users who interacted with the query item and then, within the window, with this one."""
+    support: float
+    """These users as a share of all users."""
+    confidence: float
+    """These users as a share of the users of the query item."""
+    lift: float
+    """Confidence divided by the share of all users who interacted with this item."""
+    score: float | None
+    """Confidence smoothed by the embeddings (`recsys.retrieval.together`), in [0, 1]; neighbors are ranked by it. None
+    for popular items (`fallback`)."""
+
+
+TogetherIncompleteReason = Literal["unknown_items", "min_users", "filters", "catalog"]
+"""Why fewer than `k` neighbors were returned, the first reason that applies; see `IncompleteReason`."""
+
+
+class TogetherResult(NamedTuple):
+    """The items that users interact with after an item, highest score first, and the release that they come from."""
+
+    release_id: str
+    item_id: str
+    title: str | None
+    """Title of the query item."""
+    users: int
+    """Number of users who interacted with the query item before their test targets."""
+    neighbors: list[TogetherNeighbor]
+    unknown_item_ids: list[str]
+    """Ids of the query that the release does not contain, in `item_id`, `exclude` or `allow`."""
+    fallback: bool
+    """Whether the neighbors are popular items, because the query item is unknown."""
+    has_more: bool
+    """Whether the ranking continues after these neighbors."""
+    incomplete_reason: TogetherIncompleteReason | None
+    """Why there are fewer than `k` neighbors."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-compatible objects."""
+        return {**self._asdict(), "neighbors": [neighbor._asdict() for neighbor in self.neighbors]}
+
+
 class ItemDetails(NamedTuple):
     """What a release contains about one item."""
 

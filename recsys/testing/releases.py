@@ -11,7 +11,7 @@ import polars as pl
 
 from recsys.config.sections import Config, DataConfig, IndexConfig
 from recsys.config.table import Sense
-from recsys.data import item_users
+from recsys.data import followers, item_users
 from recsys.data.catalog import Catalog
 from recsys.evaluation import calibration
 from recsys.evaluation.calibration import Calibration, Estimate, Threshold, ThresholdMetrics
@@ -33,7 +33,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
     `spaces` are the senses with an embedding space, each with other vectors. The files of the tower and the features
     are placeholders that queries do not open. `columns` are further columns of the catalog, or `interactions` instead
     of 1. In the calibration, the probability is one half at a similarity of 0.1, and no threshold reaches a precision
-    of 0.95.
+    of 0.95. Most items have up to ten random followers, of 40 users.
     """
     share = Estimate(value=0.75, low=0.5, high=0.875)
     measured = ThresholdMetrics(precision=share, recall=share, false_positive_rate=share, accuracy=share)
@@ -70,6 +70,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         sources = {name: tmp_path / f"source-{name}" for name in formats.SHARED_FILES}
         catalog.save(sources[formats.CATALOG])
         item_users.build([], len(item_ids), sources[formats.ITEM_USERS])
+        _save_followers(len(item_ids), tmp_path / "followers.parquet", sources[formats.FOLLOWERS])
         sources[formats.EVALUATION].write_text("{}")
         entries = {}
         for sense in spaces:
@@ -112,3 +113,15 @@ def release_writer(tmp_path: Path) -> WriteRelease:
         return write_release(sources, manifest, tmp_path / "releases")
 
     return write
+
+
+def _save_followers(num_items: int, part: Path, path: Path) -> None:
+    rng = np.random.default_rng(num_items)
+    num_users = 40
+    users = rng.integers(0, num_users + 1, num_items)
+    item, follower = rng.integers(0, num_items, (2, 10 * num_items), np.int32)
+    count = np.minimum(rng.integers(1, num_users, len(item)), users[item])
+    rows = pl.DataFrame({"item": item, "follower": follower, "users": count}).unique(["item", "follower"])
+    counts = rows.filter(pl.col("item") != pl.col("follower"), pl.col("users") > 0)
+    followers.group_by_item(counts, users, 0).write_parquet(part)
+    followers.save(num_users, [part], path)

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import pytest
+from numpy.testing import assert_array_equal
 from polars.testing import assert_frame_equal
 
 from pipelines.context.run_context import RunContext
@@ -343,6 +345,8 @@ def test_interactions_after_the_test_cut_change_no_pair(tmp_path: Path) -> None:
     assert result[0].sequences != result[1].sequences
     assert result[0].pairs == result[1].pairs
     assert_frame_equal(result[0].catalog, result[1].catalog)
+    followers = [np.load(stage.folder / "followers.npy") for stage in result]
+    assert_array_equal(*followers)
 
 
 @pytest.mark.parametrize("rows_per_unit", [one_shard, many_shards(20)])
@@ -797,6 +801,8 @@ def test_results_do_not_depend_on_units_or_profile(tmp_path: Path, variant: dict
         k: v for k, v in other.manifest.items() if k not in unlike
     }
     assert_frame_equal(one.catalog, other.catalog)
+    followers = [(result.folder / "followers.npy").read_bytes() for result in (one, other)]
+    assert followers[0] == followers[1]
     for name, key in (("sequences", "user_id"), ("pairs", "anchor")):
         parts = [
             pl.concat([pl.read_parquet(result.folder / name / part) for part in result.manifest[name]]).sort(key)
@@ -829,6 +835,7 @@ def test_stage_contains_only_files_of_the_manifest(tmp_path: Path) -> None:
     assert files == {
         "_MANIFEST.json",
         "item_users.npy",
+        "followers.npy",
         "catalog.parquet",
         "data_report.html",
         "data_report.json",

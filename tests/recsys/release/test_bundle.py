@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from recsys import Release
 from recsys.config.sections import IndexConfig
+from recsys.data import followers
 from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError, UnknownItemError
 from recsys.index.annoy_index import build
 from recsys.index.distances import DISTANCES
 from recsys.index.shards import INDEX_FILE
 from recsys.release import formats
-from recsys.release.manifest import read_manifest
+from recsys.release.manifest import FileEntry, read_manifest
 from recsys.release.writer import write_release
 from tests import GOLDEN_RELEASES
 
@@ -160,9 +162,17 @@ def test_written_release_equals_its_sources(tmp_path: Path) -> None:
     manifest = {name: value for name, value in golden if name not in {"files", "format_version"}}
     names = {name: name if name in formats.SHARED_FILES else f"next/{name}" for name in golden.files}
     sources = {new: GOLDEN / "v4" / name for name, new in names.items()}
+    no_followers = pl.DataFrame(schema={"item": pl.Int32, "follower": pl.Int32, "users": pl.Int32})
+    followers.group_by_item(no_followers, np.ones(golden.num_items, np.int64), 0).write_parquet(
+        tmp_path / "part.parquet"
+    )
+    sources[formats.FOLLOWERS] = tmp_path / "followers.npy"
+    followers.save(3, [tmp_path / "part.parquet"], sources[formats.FOLLOWERS])
     path = write_release(sources, manifest, tmp_path)
     assert path == tmp_path / golden.release_id
     files = {new: golden.files[name] for name, new in names.items()}
+    written = sources[formats.FOLLOWERS]
+    files[formats.FOLLOWERS] = FileEntry(bytes=written.stat().st_size, sha256=sha256(written))
     expected = golden.model_copy(update={"format_version": formats.FORMAT_VERSION, "files": files})
     assert Release.load(path).manifest == expected
     assert {name: (path / name).read_bytes() for name in files} == {
