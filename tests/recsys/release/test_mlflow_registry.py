@@ -99,7 +99,6 @@ def test_recreates_a_database_whose_creation_was_killed(settings: Config) -> Non
     program = f"""
 from recsys.config.loading import parse_config
 from recsys.release.mlflow_registry import Tracker
-from recsys.testing.sink_contract import list_files
 Tracker(parse_config({settings.model_dump(include={"data"})!r}))
 """
     workspace = settings.workspace
