@@ -93,13 +93,17 @@ class State:
         return release
 
     def search(self, release: LiveRelease, query: Query) -> SearchResult:
-        """Return the neighbors of a query, and record metrics; a share of the queries is repeated on the shadow."""
+        """Return the neighbors of a query, and record metrics; a share of the queries is repeated on the shadow.
+
+        A query with a vector is not repeated, because the embeddings of two releases are not comparable.
+        """
         started_at = time.perf_counter()
         result = release.search(query)
         duration_s = time.perf_counter() - started_at
         self.metrics.count_result(len(result.unknown_item_ids), fallback=result.fallback)
         roles = self.releases.roles
-        if self.shadow is not None and roles.challenger is not None and release is roles.champion:
+        is_comparable = query.vector is None and release is roles.champion
+        if self.shadow is not None and roles.challenger is not None and is_comparable:
             self.shadow.submit(roles.challenger, query, result, duration_s)
         return result
 

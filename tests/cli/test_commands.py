@@ -182,6 +182,20 @@ def test_similar_orders_neighbors_by_exact_cosine(release: Path, program: Any) -
     )
 
 
+@pytest.mark.parametrize("sense", ["similar", "next"])
+def test_sense_selects_the_vectors(write_release: Callable[..., Path], program: Any, sense: str) -> None:
+    """Of `recsys similar` and `recsys verify`."""
+    item_ids = [f"item {number:02d}" for number in range(33)]
+    release = write_release(item_ids, spaces=("similar", "next"))
+    vectors = np.load(release / sense / "embeddings.npy")
+    nearest = max((number for number in range(33) if number != 7), key=lambda number: vectors[number] @ vectors[7])
+    options = ("--sense", sense, "--release", release, "--json")
+    result = json.loads(program("similar", "item 07", *options).out)
+    assert (result["sense"], result["neighbors"][0]["item_id"]) == (sense, item_ids[nearest])
+    verdict = json.loads(program("verify", "item 07", "item 30", *options).out)
+    assert verdict["similarity"] == pytest.approx(float(vectors[7] @ vectors[30]), abs=1e-6)
+
+
 def test_similar_prints_a_table_for_each_item(release: Path, program: Any) -> None:
     outcome = program("similar", "item 07", "item 30", "--k", 3, "--release", release)
     assert (outcome.exit_code, outcome.err) == (0, "")

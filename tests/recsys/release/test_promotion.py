@@ -182,3 +182,15 @@ def test_different_results_of_a_new_process_fail(write_release: Any, monkeypatch
     wrong_results = smoke_test.search(release, release.catalog.item_ids[:1] * smoke_test.QUERIES, smoke_test.K)
     monkeypatch.setattr(smoke_test, "search_in_new_process", lambda *_: wrong_results)
     assert not smoke_test.answers_check(release).passed
+
+
+def test_different_results_in_one_sense_fail(write_release: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process answers every query in the sense `similar`."""
+    release = Release.load(write_release([f"item {n}" for n in range(9)], spaces=("similar", "next")))
+
+    def search(_: Path, item_ids: list[str], k: int) -> list[Any]:
+        return [release.similar(item_id, k).to_dict() for _ in ("similar", "next") for item_id in item_ids]
+
+    monkeypatch.setattr(smoke_test, "search_in_new_process", search)
+    check = smoke_test.answers_check(release)
+    assert (check.value, check.passed) == (0.5, False)

@@ -14,7 +14,7 @@ import pytest
 
 from recsys import Release
 from recsys.config.loading import parse_config
-from recsys.errors import UnknownItemError
+from recsys.errors import InputError, UnknownItemError
 from recsys.release.mlflow_registry import Tracker
 from recsys.release.pyfunc import DEFAULT_K, Similar
 from recsys.release.versions import Version
@@ -53,6 +53,10 @@ def test_model_returns_the_results_of_the_release(release: Release) -> None:
     answers = model.predict(Frame({"item_id": "item 3", "k": 4}, {"item_id": "item 5", "k": float("nan")}))
     assert answers == [release.similar("item 3", 4).to_dict(), release.similar("item 5", DEFAULT_K).to_dict()]
     assert model.predict(Frame({"item_id": "item 5"})) == answers[1:]
+    rows = [{"item_id": "item 5", "sense": sense} for sense in ("next", "similar", float("nan"), None)]
+    assert [answer["sense"] for answer in model.predict(Frame(*rows))] == ["next", "similar", "similar", "similar"]
+    with pytest.raises(InputError, match=r"sense must be one of similar, next. Received: 'alike'"):
+        model.predict(Frame({"item_id": "item 5", "sense": "alike"}))
     with pytest.raises(UnknownItemError, match="unknown"):
         model.predict(Frame({"item_id": "unknown"}))
 

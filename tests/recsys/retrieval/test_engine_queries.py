@@ -462,6 +462,7 @@ def test_rejects_queries_that_do_not_fit_the_release(releases, changes, message)
         (lambda: Query(items=(WeightedItem("a"),), min_similarity=math.nan), "finite"),
         (lambda: Query(items=(WeightedItem("a"),), min_similarity=10**400), "finite"),
         (lambda: Query(items=(WeightedItem("a"),), min_probability=2), "from 0 to 1"),
+        (lambda: Query(items=(WeightedItem("a"),), sense="alike"), "sense must be one of similar, next"),  # type: ignore[arg-type]
         (lambda: Diversity(2), "from 0 to 1"),
         (lambda: Diversity(max_per_value={"genre": 0}), "at least 1"),
         (lambda: Condition("genre"), "neither"),

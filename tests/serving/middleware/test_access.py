@@ -210,7 +210,9 @@ def test_client_returns_typed_results_and_raises_errors_of_the_library(service: 
             client.similar("absent")
         with pytest.raises(InputError, match="k must be at most"):
             client.similar("item 00", k=100_000)
-        assert client.put_item("a/new one", vector=[1.0, 0, 0, 0, 0], title="New").embedding_source == "vector"
+        assert client.similar("item 00", k=3, sense="next").sense == "next"
+        change = client.put_item("a/new one", vector=[1.0, 0, 0, 0, 0], title="New")
+        assert change.embedding_source == {"similar": "vector", "next": "vector"}
         assert client.item("a/new one").title == "New"
         client.hide_item("a/new one")
         assert client.release().num_items == 40

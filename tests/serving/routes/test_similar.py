@@ -253,6 +253,7 @@ def test_etag_depends_on_every_parameter(client: httpx.Client) -> None:
         {"exclude": "item/5"},
         {"min_similarity": 0},
         {"mmr_lambda": 0.5},
+        {"sense": "next"},
     ]
     tags = {client.get("/v1/items/item%2F1/similar", params=params).headers["etag"] for params in queries}
     assert len(tags) == len(queries)
@@ -293,6 +294,7 @@ query_bodies = st.fixed_dictionaries(
         "diversity": st.fixed_dictionaries(
             {}, optional={"mmr_lambda": st.floats(-0.5, 1.5), "max_per_value": st.just({"genre": 1})}
         ),
+        "sense": st.none() | st.sampled_from(["similar", "next", "else"]),
         "explain": st.booleans() | st.integers(),
     },
 )
