@@ -179,6 +179,12 @@ def test_cursor_belongs_to_the_sense_of_its_query(start: Start, two: Path) -> No
     assert "Received: another query" in rejected.json()["detail"]
 
 
+def test_warm_up_prepares_each_space(two: Path) -> None:
+    release = LiveRelease(Release.load(two))
+    release.warm_up()
+    assert all("engine" in vars(space) for space in release.release.spaces.values())
+
+
 def test_rejects_an_unknown_sense(start: Start, two: Path) -> None:
     app = start(two)
     for response in (
