@@ -142,7 +142,7 @@ def test_restarts_after_a_kill_while_loading(service: Service, write_release: Wr
     wait_until(lambda: str(second) in open_files(service))
     service.kill()
     service.start()
-    wait_until(lambda: f"{second}/embeddings.npy" in open_files(service))
+    wait_until(lambda: f"{second}/next/embeddings.npy" in open_files(service))
     service.kill()
     service.start()
     with open_client(service) as client:

@@ -73,16 +73,16 @@ def test_damaged_release_is_reported_and_loaded_once_repaired(service: Service, 
     service.start()
     assert champion(service) == "first"
     second = write_release(ITEMS, release_id="second")
-    embeddings = (second / "embeddings.npy").read_bytes()
-    (second / "embeddings.npy").write_bytes(embeddings[:-1] + b"\x00")
+    embeddings = (second / "next" / "embeddings.npy").read_bytes()
+    (second / "next" / "embeddings.npy").write_bytes(embeddings[:-1] + b"\x00")
     service.set_releases(second)
     messages = wait_until(lambda: service.get("/readyz").json()["errors"])
-    assert "SHA-256 of embeddings.npy must be" in messages["champion"]
+    assert "SHA-256 of next/embeddings.npy must be" in messages["champion"]
     assert service.get("/readyz").status_code == 200
     assert champion(service) == "first"
     assert service.metric("recsys_component_error", 'component="champion"') == 1
     assert service.metric("recsys_release_loads_total", 'outcome="failure"') >= 1
-    (second / "embeddings.npy").write_bytes(embeddings)
+    (second / "next" / "embeddings.npy").write_bytes(embeddings)
     wait_until(lambda: champion(service) == "second")
     assert wait_until(lambda: service.get("/readyz").json()["errors"] == {})
     assert service.metric("recsys_component_error", 'component="champion"') == 0
