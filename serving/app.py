@@ -19,7 +19,7 @@ from serving.middleware.rate_limit import RateLimiter
 from serving.middleware.tracing import TracingMiddleware, create_tracer
 from serving.protocol.encoded_path import EncodedPathMiddleware
 from serving.protocol.problem import PROBLEM_CONTENT
-from serving.routes import error_handlers, health, items, similar
+from serving.routes import error_handlers, health, items, similar, together
 
 COMMON_RESPONSES = {
     400: "The body cannot be read.",
@@ -55,6 +55,7 @@ def create_app(state: State, keys: ApiKeys, rate_limiter: RateLimiter | None = N
         for status, description in COMMON_RESPONSES.items()
     }
     app.include_router(similar.router, responses=responses)
+    app.include_router(together.router, responses=responses)
     app.include_router(items.router, responses=responses)
     app.include_router(health.router)
     error_handlers.register(app)

@@ -30,6 +30,7 @@ from serving.protocol.responses import (
     ReleaseResponse,
     SearchResponse,
 )
+from serving.protocol.together import TogetherResponse
 from serving.workers.backoff import backoff_delays
 
 Body = TypeVar("Body")
@@ -68,6 +69,15 @@ def _item_path(item_id: str) -> str:
 def _similar(item_id: str, parameters: Mapping[str, Any]) -> _Call[SearchResponse]:
     path = f"{_item_path(item_id)}/similar"
     return _Call("GET", path, SearchResponse.model_validate_json, {"params": dict(parameters)})
+
+
+def _together(item_id: str, parameters: Mapping[str, Any]) -> _Call[TogetherResponse]:
+    path = f"{_item_path(item_id)}/together"
+    return _Call("GET", path, TogetherResponse.model_validate_json, {"params": dict(parameters)})
+
+
+def _search_together(query: Mapping[str, Any]) -> _Call[TogetherResponse]:
+    return _Call("POST", "/v1/together", TogetherResponse.model_validate_json, {"json": dict(query)})
 
 
 def _search(query: Mapping[str, Any]) -> _Call[SearchResponse]:
@@ -189,6 +199,14 @@ class Client:
         """Return the neighbors of several queries."""
         return self._send(_search_batch(queries))
 
+    def together(self, item_id: str, **parameters: Any) -> TogetherResponse:
+        """Return the items after an item; parameters as of `GET /v1/items/{item_id}/together`."""
+        return self._send(_together(item_id, parameters))
+
+    def search_together(self, query: Mapping[str, Any]) -> TogetherResponse:
+        """Return the items after an item by a query, a body of `POST /v1/together`."""
+        return self._send(_search_together(query))
+
     def item(self, item_id: str) -> ItemResponse:
         """Return the details of an item."""
         return self._send(_item(item_id))
@@ -256,6 +274,14 @@ class AsyncClient:
     async def search_batch(self, queries: Sequence[Mapping[str, Any]]) -> BatchResponse:
         """Return the neighbors of several queries."""
         return await self._send(_search_batch(queries))
+
+    async def together(self, item_id: str, **parameters: Any) -> TogetherResponse:
+        """Return the items after an item; parameters as of `GET /v1/items/{item_id}/together`."""
+        return await self._send(_together(item_id, parameters))
+
+    async def search_together(self, query: Mapping[str, Any]) -> TogetherResponse:
+        """Return the items after an item by a query, a body of `POST /v1/together`."""
+        return await self._send(_search_together(query))
 
     async def item(self, item_id: str) -> ItemResponse:
         """Return the details of an item."""

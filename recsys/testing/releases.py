@@ -120,7 +120,7 @@ def _save_followers(num_items: int, part: Path, path: Path) -> None:
     num_users = 40
     users = rng.integers(0, num_users + 1, num_items)
     item, follower = rng.integers(0, num_items, (2, 10 * num_items), np.int32)
-    count = np.minimum(rng.integers(1, num_users, len(item)), users[item])
+    count = np.minimum(rng.integers(1, num_users, len(item)), np.minimum(users[item], users[follower]))
     rows = pl.DataFrame({"item": item, "follower": follower, "users": count}).unique(["item", "follower"])
     counts = rows.filter(pl.col("item") != pl.col("follower"), pl.col("users") > 0)
     followers.group_by_item(counts, users, 0).write_parquet(part)

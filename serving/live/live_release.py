@@ -15,8 +15,8 @@ from recsys.config.table import Sense
 from recsys.errors import RecsysError
 from recsys.release.embedding_space import EmbeddingSpace
 from recsys.retrieval.overlay import EMPTY_OVERLAY, AddedItem, Overlay
-from recsys.retrieval.query import Query
-from recsys.retrieval.results import ItemDetails, SearchResult
+from recsys.retrieval.query import Query, TogetherQuery
+from recsys.retrieval.results import ItemDetails, SearchResult, TogetherResult
 from serving.live.item_changes import START, ItemChange, ItemChanges
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,10 @@ class LiveRelease:
     def search(self, query: Query) -> SearchResult:
         """Return the neighbors of a query; see `recsys.retrieval.engine.Engine.search`."""
         return self.release.search(query, self.overlays[self.release.space_name(query.answered_in)])
+
+    def search_together(self, query: TogetherQuery) -> TogetherResult:
+        """Return the items after an item; see `recsys.retrieval.together.search_together`."""
+        return self.release.search_together(query, self.overlays["next"])
 
     def item_details(self, item_id: str) -> ItemDetails:
         """Return the columns of one item; see `recsys.retrieval.engine.Engine.item_details`.

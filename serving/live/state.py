@@ -7,8 +7,8 @@ import time
 
 from recsys.config.sections import ServeConfig
 from recsys.errors import InputError
-from recsys.retrieval.query import Query
-from recsys.retrieval.results import SearchResult
+from recsys.retrieval.query import Query, TogetherQuery
+from recsys.retrieval.results import SearchResult, TogetherResult
 from serving.live.item_changes import ItemChanges
 from serving.live.live_release import Embed, LiveRelease
 from serving.live.loaded_releases import LoadedReleases, Roles
@@ -105,6 +105,12 @@ class State:
         is_comparable = query.vector is None and release is roles.champion
         if self.shadow is not None and roles.challenger is not None and is_comparable:
             self.shadow.submit(roles.challenger, query, result, duration_s)
+        return result
+
+    def search_together(self, release: LiveRelease, query: TogetherQuery) -> TogetherResult:
+        """Return the items after an item, and record metrics. These queries are not repeated on the shadow."""
+        result = release.search_together(query)
+        self.metrics.count_result(len(result.unknown_item_ids), fallback=result.fallback)
         return result
 
     def _apply_item_changes(self) -> None:

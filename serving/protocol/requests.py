@@ -92,7 +92,7 @@ class SimilarParameters(BaseModel):
         Raises:
             InputError: the query exceeds a limit, or contradicts itself.
         """
-        _validate_sizes(limits, self.k, self.offset, self.cursor, exclude=self.exclude)
+        validate_sizes(limits, self.k, self.offset, self.cursor, exclude=self.exclude)
         return Query(
             items=(WeightedItem(item_id),),
             k=self.k,
@@ -219,7 +219,7 @@ class SearchRequest(BaseModel):
         lists_by_column = {
             f"where.{column}": values for column, values in self.where.items() if isinstance(values, list)
         }
-        _validate_sizes(
+        validate_sizes(
             limits,
             self.k,
             self.offset,
@@ -244,7 +244,7 @@ class SearchRequest(BaseModel):
             min_probability=self.min_probability,
             exclude=tuple(self.exclude),
             allow=None if self.allow is None else tuple(self.allow),
-            where=tuple(_condition(column, condition) for column, condition in self.where.items()),
+            where=tuple(condition(column, value) for column, value in self.where.items()),
             only_available=self.only_available,
             diversity=Diversity(self.diversity.mmr_lambda, self.diversity.max_per_value),
             on_unknown=self.on_unknown,
@@ -286,7 +286,12 @@ def _vector(body: SearchRequest, embed: Embedder | None) -> tuple[float, ...] | 
     return tuple(embed(resolve_sense(body.sense, body.history), body.features).tolist())
 
 
-def _condition(column: str, value: Any) -> Condition:
+def condition(column: str, value: Any) -> Condition:
+    """Return the condition that a value of `where` describes.
+
+    Raises:
+        InputError: the value is not valid.
+    """
     if isinstance(value, dict):
         invalid = sorted(set(value) - RANGE_KEYS) or [key for key, bound in value.items() if not _is_number(bound)]
         if invalid or not value:
@@ -302,9 +307,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _validate_sizes(
+def validate_sizes(
     limits: ServeConfig, k: int, offset: int, cursor: str | None, **lists: Sequence[Any] | Mapping[str, Any]
 ) -> None:
+    """Validate the page of a query, and the lengths of its lists by name.
+
+    Raises:
+        InputError: a limit is exceeded, or the query has a cursor and an offset.
+    """
     if cursor is not None and offset:
         raise InputError(f"a query must have a cursor or an offset. Received: both, offset {offset}.")
     if k + offset > limits.max_k:

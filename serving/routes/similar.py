@@ -78,7 +78,7 @@ async def similar(request: Request) -> Response:
     query = _at_cursor(parameters.to_query(request.path_params["item_id"], state.config), parameters.cursor, state)
     response = _search(state, release, query)
     request.scope[CACHEABLE] = not (response.unknown_item_ids or response.fallback)  # counted every time
-    return _json(response, release)
+    return json_response(response, release)
 
 
 router.add_api_route(
@@ -101,7 +101,7 @@ router.add_api_route(
 async def item(request: Request, state: WorkerState, item_id: ItemId, _: Requested, __: IfNoneMatch = None) -> Response:
     """Return the catalog columns of an item."""
     release = chosen_release(request, state)
-    return _json(ItemResponse.from_details(release.item_details(item_id)), release)
+    return json_response(ItemResponse.from_details(release.item_details(item_id)), release)
 
 
 @router.post(
@@ -113,7 +113,7 @@ async def item(request: Request, state: WorkerState, item_id: ItemId, _: Request
 async def search(state: WorkerState, body: SearchRequest, requested: Requested) -> Response:
     """Return the nearest items of a query; fewer than `k` only if no others satisfy the query."""
     release = state.choose_release(requested._replace(cursor=body.cursor))
-    return _json(_search(state, release, _query(state, body, release)), release)
+    return json_response(_search(state, release, _query(state, body, release)), release)
 
 
 @router.post(
@@ -177,7 +177,8 @@ def _search(state: State, release: LiveRelease, query: Query) -> SearchResponse:
     return SearchResponse.from_result(result, cursor)
 
 
-def _json(body: BaseModel, release: LiveRelease) -> Response:
+def json_response(body: BaseModel, release: LiveRelease) -> Response:
+    """Return a response that names its release."""
     return Response(
         body.model_dump_json(), media_type="application/json", headers={headers.RELEASE: release.release_id}
     )

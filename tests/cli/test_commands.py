@@ -10,9 +10,11 @@ import polars as pl
 import pytest
 import typer
 
+from recsys import Release
 from recsys.command_line import app
 from recsys.index.shards import INDEX_FILE
 from recsys.release.formats import SHARED_FILES, SPACE_FILES
+from tests import GOLDEN_RELEASES
 
 REQUIRED_PACKAGES = ["apache-beam", "keras", "mlflow", "polars", "tensorflow"]
 
@@ -31,7 +33,7 @@ COMMANDS = dict(commands(typer.main.get_command(app)))
 def test_program_has_exactly_these_commands() -> None:
     stages = {"prepare", "train", "embed", "index", "evaluate", "calibrate", "publish", "promote", "nightly"}
     other_commands = {"backfill", "data", "doctor", "export", "keys", "releases", "rollback", "serve", "similar"}
-    other_commands |= {"tune", "verify"}
+    other_commands |= {"together", "tune", "verify"}
     assert {path[0] for path in COMMANDS if path} == stages | other_commands
 
 
@@ -157,7 +159,7 @@ def test_last_override_of_a_setting_wins(config: Path, program: Any) -> None:
     assert pairs("prepare.window=1") < pairs("prepare.window=1", "prepare.window=9") == pairs()
 
 
-# --- recsys similar, recsys releases
+# --- recsys similar, recsys together, recsys releases
 
 
 @pytest.fixture
@@ -207,6 +209,30 @@ def test_similar_prints_results_in_the_order_of_the_items(release: Path, program
     results = json.loads(outcome.out)
     assert [result["item_id"] for result in results] == ["item 30", "item 07"]
     assert [len(result["neighbors"]) for result in results] == [10, 10]
+
+
+def test_together_prints_the_results_of_the_library(release: Path, program: Any) -> None:
+    outcome = program("together", "item 30", "item 07", "--k", 4, "--min-users", 2, "--release", release, "--json")
+    loaded = Release.load(release)
+    expected = [loaded.together(item_id, 4, min_users=2).to_dict() for item_id in ("item 30", "item 07")]
+    assert json.loads(outcome.out) == expected
+    assert json.loads(program("together", "item 30", "--release", release, "--json").out)["item_id"] == "item 30"
+
+
+def test_together_prints_a_table_for_each_item(release: Path, program: Any) -> None:
+    outcome = program("together", "item 07", "item 30", "--k", 3, "--release", release)
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    first, second = (line for line in outcome.out.splitlines() if line.startswith("After"))
+    followers = Release.load(release).followers
+    assert followers is not None
+    assert first.strip() == f"After Title of item 07 (item 07), {followers.users[7]} users"
+    assert second.startswith("After Title of item 30")
+
+
+def test_together_on_a_release_of_an_older_format_is_rejected(program: Any) -> None:
+    outcome = program("together", "item-0-1", "--release", GOLDEN_RELEASES / "v4")
+    assert (outcome.exit_code, outcome.out) == (2, "")
+    assert "together requires a release of format 5" in outcome.err
 
 
 def test_releases_show_prints_the_manifest(release: Path, program: Any) -> None:
