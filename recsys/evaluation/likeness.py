@@ -251,19 +251,6 @@ def column_agreement(
     return np.where(has_terms, total / nearest.shape[1], np.nan)
 
 
-def is_better(values: NDArray[np.float64], others: NDArray[np.float64], resamples: int) -> bool:
-    """Return whether the mean of paired values is larger, beyond the bootstrap interval of the difference.
-
-    Args:
-        values: one value per item, float64 [n]; NaN is ignored.
-        others: values of the same items, float64 [n].
-        resamples: number of bootstrap resamples.
-    """
-    difference = values - others
-    difference = difference[np.isfinite(difference)]
-    return len(difference) > 0 and mean_interval(difference, resamples)[0] > 0
-
-
 def mean_interval(values: NDArray[np.float64], resamples: int, *, seed: int = 0) -> list[float]:
     """Return the bootstrap interval of a mean, [low, high], with the confidence of all intervals."""
     rng = np.random.default_rng(seed)

@@ -22,6 +22,9 @@ TARGET_METRIC = "ndcg_at_20"
 VALIDATION_SCORE = "validation_score"
 """Name of `validation_score` in the metrics of a training pass."""
 
+VALIDATION_TOLERANCE = "validation_tolerance"
+"""Name of the difference of validation scores within which passes are equally good, in the metrics of a pass."""
+
 EXPOSURE_CUT = 10
 """Number of items per query on which coverage and the Gini coefficient are computed."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from recsys.config.sections import TrainConfig
 from recsys.errors import StageError
-from recsys.evaluation.metrics import VALIDATION_SCORE
+from recsys.evaluation.metrics import VALIDATION_SCORE, VALIDATION_TOLERANCE
 from recsys.features.encoding import Inputs
 from recsys.index.embeddings import Vectors
 from recsys.model.batches import Batches
@@ -40,9 +40,10 @@ class TrainingResult(NamedTuple):
     embeddings: Vectors
     """Embeddings of the catalog, float32 [num_items, d]."""
     best_pass: int
-    """Number of the pass whose weights the tower has, from 1; 0 if no pass was better than the initial weights."""
+    """Number of the pass whose weights the tower has, from 1; 0 if no pass was better than the initial weights. Of
+    passes within the tolerance of the best score it is the last."""
     score: float
-    """`validation_score` of these weights, -inf without validation."""
+    """Best `validation_score`, -inf without validation."""
     recency: float | None
     """Best recency of history queries with these weights; None without validation, or if `best_pass` is 0."""
     curve: list[dict[str, float]]
@@ -98,9 +99,10 @@ class Trainer:
             if number == self.config.thaw_after:
                 self.optimizer.thaw()
             progress.curve.append(figures)
-            if self.validation is None or figures[VALIDATION_SCORE] > progress.best_score:
+            score = figures.get(VALIDATION_SCORE, self.score_to_beat)
+            if self.validation is None or score > progress.best_score - figures.get(VALIDATION_TOLERANCE, 0.0):
                 progress.best_pass = number
-                progress.best_score = figures.get(VALIDATION_SCORE, self.score_to_beat)
+                progress.best_score = max(score, progress.best_score)
                 best_weights = tower.get_weights()
             if self.checkpoint is not None:
                 self.checkpoint.save(progress, variables, best_weights, self.batches)

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from recsys.data.splits import Holdout
 from recsys.evaluation.likeness import AGREEMENT, SEARCHED, Evidence, agreement, means
-from recsys.evaluation.metrics import VALIDATION_SCORE, choose_recency, ranking_metrics, target_ranks, validation_score
+from recsys.evaluation.metrics import (
+    VALIDATION_SCORE,
+    VALIDATION_TOLERANCE,
+    choose_recency,
+    ranking_metrics,
+    target_ranks,
+    validation_score,
+)
 from recsys.evaluation.protocol import PROTOCOL, EvaluationProtocol
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
@@ -25,6 +32,8 @@ RECENCY_USERS = 2_000
 costs a query per user."""
 
 
+INTERVAL_ERRORS = 1.96
+"""Half the width of a 95% interval of a mean, in standard errors."""
 LIKENESS_ITEMS = 3_000
 """Maximum number of items whose neighbors are compared with the evidence of likeness after a pass."""
 
@@ -99,11 +108,17 @@ class LikenessValidation:
     def evaluate(self, embeddings: Vectors) -> dict[str, float]:
         """Return `validation_agreement_at_10` and its two parts, and `validation_score`, which is the agreement.
 
+        `validation_tolerance` is half the width of its 95% interval: the last of the passes within it has learned its
+        pairs most closely, and the evidence tells none of them from the best.
+
         Args:
             embeddings: of the catalog, float32 [num_items, d].
         """
         index = ExactIndex(embeddings, self.distance, self.known)
         top = index.top_k(Queries.from_items(self.items), SEARCHED)
-        figures = means(agreement(top, self.items, self.evidence))
+        values = agreement(top, self.items, self.evidence)
+        figures = means(values)
         scores = {f"validation_{name}": value for name, value in figures.items()}
-        return scores | {VALIDATION_SCORE: figures.get(AGREEMENT, 0.0)}
+        judged = values[AGREEMENT][np.isfinite(values[AGREEMENT])]
+        tolerance = INTERVAL_ERRORS * float(judged.std() / np.sqrt(len(judged))) if len(judged) else 0.0
+        return scores | {VALIDATION_SCORE: figures.get(AGREEMENT, 0.0), VALIDATION_TOLERANCE: tolerance}

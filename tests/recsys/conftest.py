@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> Callable[..., Any]:
         row, column = np.nonzero(dense)
         weight = dense[row, column].astype(np.float64)
         columns = {"anchor": row, "positive": column, "weight": weight, "weight_before_validation": weight}
-        frame = pl.DataFrame(columns).cast(cooccurrence.SCHEMA)  # type: ignore[arg-type]
+        frame = pl.DataFrame(columns).cast({name: cooccurrence.SCHEMA[name] for name in columns})  # type: ignore[arg-type]
         parts = []
         for number in range(2):
             parts.append(folder / f"part-{number}.parquet")

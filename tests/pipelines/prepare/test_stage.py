@@ -796,14 +796,15 @@ def test_results_do_not_depend_on_units_or_profile(tmp_path: Path, variant: dict
 
     assert len(one.manifest["pairs"]) == 1
     assert (len(other.manifest["pairs"]) > 1) == ("rows" in variant)
-    unlike = ("sequences", "pairs")  # the names of the parts
+    unlike = ("sequences", "pairs", "similar_pairs")  # the names of the parts
     assert {k: v for k, v in one.manifest.items() if k not in unlike} == {
         k: v for k, v in other.manifest.items() if k not in unlike
     }
     assert_frame_equal(one.catalog, other.catalog)
     followers = [(result.folder / "followers.npy").read_bytes() for result in (one, other)]
     assert followers[0] == followers[1]
-    for name, key in (("sequences", "user_id"), ("pairs", "anchor")):
+    assert len(one.manifest["similar_pairs"]) == 1
+    for name, key in (("sequences", "user_id"), ("pairs", "anchor"), ("similar_pairs", "anchor")):
         parts = [
             pl.concat([pl.read_parquet(result.folder / name / part) for part in result.manifest[name]]).sort(key)
             for result in (one, other)
@@ -843,6 +844,7 @@ def test_stage_contains_only_files_of_the_manifest(tmp_path: Path) -> None:
         "labeled_pairs.parquet",
         *(f"sequences/{name}" for name in result.manifest["sequences"]),
         *(f"pairs/{name}" for name in result.manifest["pairs"]),
+        *(f"similar_pairs/{name}" for name in result.manifest["similar_pairs"]),
     }
     assert [path.name for path in job.run.folder.iterdir()] == ["prepare"]
 

@@ -56,6 +56,8 @@ def indexed_run(folder: Path, *overrides: str, recency: float | None = RECENCY) 
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with context.run.stage(train.STAGE) as (_, manifest):
         manifest |= {"recency": recency, "validation": {"last_item": {"ndcg_at_20": 0.25}}}
+    with context.run.of("similar").stage(train.STAGE) as (_, manifest):
+        manifest |= {"space": "next", "candidate": "next", "reason": "too few items", "candidates": {}}
     with context.run.stage(embed.STAGE) as (stage, _):
         np.save(stage / EMBEDDINGS, vectors.astype(np.float32))
     indexing.index(context.config, context.run, context.progress)
@@ -186,7 +188,9 @@ def test_counted_windows_agree_with_prepare(tmp_path: Path, monkeypatch: pytest.
     for context in (indexed_run(tmp_path, "prepare.window=3"), indexed_run(tmp_path)):
         catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
         split = train.load_split(context.run)
-        variants = evaluate.variants_before(target, context.config, context.run, split, catalog)["windowed_item_knn"]
+        variants = evaluate.fitted_variants(train.WEIGHTS[target], context.config, context.run, split, catalog)[
+            "windowed_item_knn"
+        ]
         (variant,) = [v for v in variants if v.settings == {"window": 3, "decay": 1.0, "shrinkage": 20.0}]
         neighbors.append(variant.fit().top_k(Queries.from_items(np.arange(len(catalog), dtype=np.int32)), 10))
     np.testing.assert_array_equal(*neighbors)
@@ -217,5 +221,5 @@ def test_default_recency_is_used_without_validation_targets(tmp_path: Path, monk
 
 
 def test_requires_the_index_stage(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="Run: recsys embed"):
+    with pytest.raises(StageError, match="Run: recsys train --sense similar"):
         STAGES["evaluate"](RunContext.from_config(load_config(world.write(tmp_path))))

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from recsys.config.sections import PrepareConfig
 from recsys.data import cooccurrence
 from recsys.data.sequences import Sequences
-from recsys.data.splits import Split, TimeCut
+from recsys.data.splits import Split, TimeCut, held_out_users
 
 DAY = 86_400.0
-WEIGHTS = ("weight", "weight_before_validation")
+WEIGHTS = ("weight", "weight_before_validation", "weight_without_held_out")
 
 
 def sequences_of(log, times=None):
@@ -57,20 +57,22 @@ def pairs_of_user(own, known, newest, config):
 
 
 def naive(log, times, weights, *, cut, newest, config):
-    """Every two interactions of every user, one by one: {(anchor, positive): [weight, weight before validation]}."""
+    """Every two interactions of every user, one by one: {(anchor, positive): weights in the order of `WEIGHTS`}."""
     summed = {}
-    for items, own_times, own_weights in zip(log, times, weights, strict=True):
-        for place, known in enumerate(known_lengths(own_times, cut)):
+    held_out = held_out_users(str(user) for user in range(len(log)))
+    for user, (items, own_times, own_weights) in enumerate(zip(log, times, weights, strict=True)):
+        test, validation = known_lengths(own_times, cut)
+        for place, known in enumerate([test, validation, 0 if held_out[user] else test]):
             result = list(pairs_of_user((items, own_times, own_weights), known, newest, config))
             share = sum(weight for _, _, weight in result) ** config.user_power if result else 1
             for earlier, later, weight in result:
                 key = (earlier, later) if config.directed else (min(earlier, later), max(earlier, later))
-                summed.setdefault(key, [0.0, 0.0])[place] += weight / share
+                summed.setdefault(key, [0.0, 0.0, 0.0])[place] += weight / share
     return summed
 
 
-def as_dictionary(frame):
-    return {(row[0], row[1]): [row[2], row[3]] for row in frame.iter_rows()}
+def as_dictionary(frame, columns=WEIGHTS[:2]):
+    return {(row["anchor"], row["positive"]): [row[name] for name in columns] for row in frame.iter_rows(named=True)}
 
 
 CONFIGS = st.builds(
@@ -104,10 +106,18 @@ def test_count_pairs_equals_a_double_loop_over_each_user(log, config, cut, rando
         newest,
     )
     expected = naive(log, times, weights, cut=cut, newest=newest, config=config)
-    received = as_dictionary(counts)
+    received = as_dictionary(counts, WEIGHTS)
     assert received.keys() == expected.keys()
-    for key, both in expected.items():
-        assert received[key] == pytest.approx(both, rel=1e-6), key
+    for key, weights_of_pair in expected.items():
+        assert received[key] == pytest.approx(weights_of_pair, rel=1e-6), key
+
+
+def test_users_that_are_held_out_count_only_in_the_other_weights():
+    log = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    held_out = held_out_users(str(user) for user in range(5))
+    assert 0 < held_out.sum() < 5
+    received = as_dictionary(counted(log), WEIGHTS)
+    assert received == {(2 * user, 2 * user + 1): [1, 1, 0 if held_out[user] else 1] for user in range(5)}
 
 
 def test_count_pairs_of_a_small_log_computed_by_hand():
@@ -167,7 +177,7 @@ def test_user_power_1_makes_the_pairs_of_each_user_sum_to_1(cut):
     weights = np.random.default_rng(3).uniform(0.5, 3, 15)
     frame = counted(log, times=times, cut=cut, weights=weights, num_items=14, user_power=1.0, window=3)
     for own in log:
-        sums = frame.filter(pl.col("anchor").is_in(own)).select(pl.col(*WEIGHTS).sum()).row(0)
+        sums = frame.filter(pl.col("anchor").is_in(own)).select(pl.col(*WEIGHTS[:2]).sum()).row(0)
         assert sums == pytest.approx((1, 1))
 
 
@@ -202,7 +212,7 @@ def some_pairs():
             "weight": [1.5, 2.0, 0.25],
             "weight_before_validation": [1.5, 0.0, 0.25],
         },
-        schema=cooccurrence.SCHEMA,
+        schema={name: cooccurrence.SCHEMA[name] for name in ("anchor", "positive", *WEIGHTS[:2])},
     )
 
 
@@ -238,7 +248,9 @@ def test_group_by_anchor_keeps_the_heaviest_positives():
     frame = pl.DataFrame(
         {"anchor": row, "positive": column, "weight": weights[row, column], "weight_before_validation": 0}
     )
-    grouped = cooccurrence.group_by_anchor(frame.cast(cooccurrence.SCHEMA), max_positives=4)
+    grouped = cooccurrence.group_by_anchor(
+        frame.cast({name: cooccurrence.SCHEMA[name] for name in frame.columns}), max_positives=4
+    )
     for anchor, positives, weight, _, size, dropped_positives in grouped.iter_rows():
         every = np.flatnonzero(weights[anchor])
         heaviest = sorted(sorted(every, key=lambda other: (-weights[anchor, other], other))[:4])
@@ -248,7 +260,7 @@ def test_group_by_anchor_keeps_the_heaviest_positives():
     assert grouped["dropped_positives"].max() > 0 == grouped["dropped_positives"].min()
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("weight", WEIGHTS[:2])
 def test_to_matrix_has_no_explicit_zeros(weight):
     matrix = cooccurrence.to_matrix(some_pairs(), 5, weight)
     expected = np.zeros((5, 5), np.float32)

@@ -7,6 +7,7 @@ import pytest
 from recsys.data import cooccurrence, pairs
 
 WEIGHTS = ("weight", "weight_before_validation")
+SCHEMA = {name: cooccurrence.SCHEMA[name] for name in ("anchor", "positive", *WEIGHTS)}
 
 NUM_ITEMS = 41
 SLICE = 30
@@ -41,7 +42,7 @@ def on_disk(folder, weight="weight", rows=None, num_parts=4):
     parts = []
     for number in range(num_parts):
         some = [row for row in rows if row[0] % (num_parts - 1) == number]
-        frame = pl.DataFrame(some, schema=cooccurrence.SCHEMA, orient="row")
+        frame = pl.DataFrame(some, schema=SCHEMA, orient="row")
         parts.append(folder / f"part-{number}.parquet")
         pairs.write(cooccurrence.group_by_anchor(frame, max_positives=100), parts[-1])
     return pairs.Pairs(parts, NUM_ITEMS, weight)

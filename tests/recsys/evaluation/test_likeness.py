@@ -14,7 +14,6 @@ from recsys.evaluation.likeness import (
     graded_ndcg,
     group_item_numbers,
     group_recall,
-    is_better,
     likeness_report,
     mean_interval,
 )
@@ -208,12 +207,14 @@ def test_groups_contain_only_items_of_the_catalog():
     assert [group.tolist() for group in groups] == [[0, 4]]
 
 
-def test_is_better_only_beyond_the_interval_of_the_paired_difference():
-    rng = np.random.default_rng(0)
-    values = rng.random(500)
-    noise = rng.normal(size=500) * 0.02
-    values[3] = np.nan
-    assert is_better(values + 0.01 + noise, values, 300)  # 0.01 is 11 standard errors of the difference
-    assert not is_better(values + noise, values, 300)
-    assert not is_better(values - 0.01 + noise, values, 300)
-    assert not is_better(np.full(2, np.nan), np.zeros(2), 300)
+def test_evidence_is_the_same_after_it_was_saved(tmp_path):
+    rng = np.random.default_rng(2)
+    interactions = sparse.csr_array((rng.random((70, 13)) < 0.4).astype(np.float32))
+    evidence = Evidence.from_interactions(interactions)
+    evidence.save(tmp_path / "evidence.npz")
+    loaded = Evidence.load(tmp_path / "evidence.npz")
+    assert loaded.items.tolist() == evidence.items.tolist()
+    assert len(loaded.items) > 0
+    np.testing.assert_array_equal(loaded.lift.toarray(), evidence.lift.toarray())
+    np.testing.assert_array_equal(loaded.partial.toarray(), evidence.partial.toarray())
+    np.testing.assert_array_equal(loaded.judged, evidence.judged)

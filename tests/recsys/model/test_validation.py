@@ -4,7 +4,7 @@ from scipy import sparse
 
 from recsys.data.splits import Holdout
 from recsys.evaluation.likeness import Evidence, likeness_report
-from recsys.evaluation.metrics import VALIDATION_SCORE
+from recsys.evaluation.metrics import VALIDATION_SCORE, VALIDATION_TOLERANCE
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.distances import COSINE
 from recsys.index.exact import ExactIndex
@@ -72,9 +72,12 @@ def test_likeness_is_the_agreement_of_neighbors_with_interactions(embeddings):
     popularity[[0, 7]] = 0
     evidence = Evidence(association(0), association(1), np.arange(NUM_ITEMS) != 2)
     figures = LikenessValidation(evidence, popularity > 0, COSINE).evaluate(embeddings)
-    report = likeness_report(ExactIndex(embeddings, COSINE, popularity > 0), evidence, popularity, resamples=10)
+    report = likeness_report(ExactIndex(embeddings, COSINE, popularity > 0), evidence, popularity, resamples=500)
     expected = {f"validation_{name}": report[name] for name in report if "agreement" in name}
     assert len(expected) == 3
+    tolerance = figures.pop(VALIDATION_TOLERANCE)
+    low, high = report["intervals"]["agreement_at_10"]
+    assert tolerance == pytest.approx((high - low) / 2, rel=0.2)
     assert figures == pytest.approx({**expected, VALIDATION_SCORE: report["agreement_at_10"]})
     everything = likeness_report(ExactIndex(embeddings), evidence, popularity, resamples=10)
     assert everything["agreement_at_10"] != report["agreement_at_10"]

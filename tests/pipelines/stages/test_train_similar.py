@@ -1,0 +1,192 @@
+"""The train stage of the sense `similar`: which candidate it chooses, and what its release contains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.context.run_context import RunContext
+from pipelines.orchestration.stage_table import STAGES
+from pipelines.prepare import stage as prepare
+from pipelines.stages import train, train_similar
+from recsys import Release
+from recsys.config.loading import load_config
+from recsys.evaluation.likeness import AGREEMENT, Evidence
+from recsys.release.formats import TOWER
+from recsys.testing import world
+from tests.pipelines.stages.test_train import WITHIN, write_labeled_world
+
+SHORT_WINDOW = "prepare.window=1"
+"""Most pairs of a history are outside the window, so there are similar pairs."""
+
+
+def likeness(agreement: float, half_width: float = 0.01) -> dict[str, Any]:
+    return {AGREEMENT: agreement, "intervals": {AGREEMENT: [agreement - half_width, agreement + half_width]}}
+
+
+def prepared_run(folder: Path, *settings: str) -> RunContext:
+    context = RunContext.from_config(load_config(folder / "recsys.toml", [*world.QUICK, *settings]))
+    prepare.prepare(context.config, context.run, context.inputs, context.progress)
+    return context
+
+
+def choose(context: RunContext, folder: Path) -> train_similar.Choice:
+    return train_similar._choose(context.config, context.run.of("similar"), folder, lambda *_: None)
+
+
+@pytest.fixture
+def enough_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The world has fewer items than a comparison needs."""
+    monkeypatch.setattr(train_similar, "MIN_ITEMS", 10)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Agreement of each candidate, instead of that of a fitted tower."""
+    agreements: dict[str, float] = {}
+
+    def measure(_: Any, name: str, evidence: Evidence) -> dict[str, Any]:
+        assert len(evidence.items) > 0
+        return {"passes": 3, "likeness": likeness(agreements[name]), "curve": []}
+
+    monkeypatch.setattr(train_similar._Fits, "measure", measure)
+    return agreements
+
+
+@pytest.mark.usefixtures("enough_evidence")
+@pytest.mark.parametrize(
+    ("agreements", "best"),
+    [
+        ((0.5, 0.52, 0.525), "similar"),  # features are not better beyond the interval
+        ((0.5, 0.52, 0.54), "similar_features"),
+        ((0.5, 0.509, 0.508), "next"),
+        ((0.5, 0.509, 0.52), "similar_features"),
+        ((0.5, 0.4, 0.3), "next"),
+    ],
+)
+def test_candidate_is_chosen_only_if_it_is_above_the_interval_of_a_simpler_one(
+    tmp_path: Path, measured: dict[str, float], agreements: tuple[float, ...], best: str
+) -> None:
+    world.write(tmp_path)
+    context = prepared_run(tmp_path, SHORT_WINDOW)
+    measured.update(zip(("next", "similar", "similar_features"), agreements, strict=True))
+    choice = choose(context, tmp_path)
+    assert choice.best == best
+    assert list(choice.candidates) == ["next", "similar", "similar_features"]
+    assert (tmp_path / train_similar.EVIDENCE).exists()
+    assert ("own space" in choice.reason) == (best != "next")
+
+
+@pytest.mark.usefixtures("enough_evidence")
+def test_only_next_is_measured_if_histories_are_within_the_window(tmp_path: Path, measured: dict[str, float]) -> None:
+    world.write(tmp_path)
+    measured["next"] = 0.25
+    choice = choose(prepared_run(tmp_path), tmp_path)
+    assert (choice.best, list(choice.candidates)) == ("next", ["next"])
+    assert "100% of the pairs of a history are within the window" in choice.reason
+
+
+def test_reason_is_given_if_nothing_can_be_compared(tmp_path: Path, measured: dict[str, float]) -> None:
+    del measured
+    world.write(tmp_path / "small")
+    write_labeled_world(tmp_path / "labeled", WITHIN)
+    reasons = {
+        "train.similar is off": prepared_run(tmp_path / "small", "train.similar=false"),
+        "items, fewer than 100": prepared_run(tmp_path / "small"),
+        "labeled pairs say what is alike": prepared_run(tmp_path / "labeled"),
+    }
+    for reason, context in reasons.items():
+        choice = choose(context, tmp_path)
+        assert (choice.best, choice.candidates) == ("next", {})
+        assert reason in choice.reason
+
+
+def test_evidence_is_of_the_held_out_users_before_their_test_targets(tmp_path: Path) -> None:
+    world.write(tmp_path)
+    context = prepared_run(tmp_path)
+    split = train.load_split(context.run)
+    num_items = context.run.manifest(prepare.STAGE)["num_items"]
+    evidence = train_similar.evidence_of_held_out_users(split, num_items)
+    users = np.zeros(num_items, int)
+    for user, held_out in enumerate(split.held_out):
+        history = split.sequences.items[split.sequences.offsets[user] : split.sequences.offsets[user + 1]]
+        for item in set(history[:-1].tolist()):
+            users[item] += held_out
+    assert np.flatnonzero(evidence.judged).tolist() == np.flatnonzero(users >= 5).tolist()
+    assert evidence.judged.any()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("enough_evidence")
+def test_release_has_a_space_of_its_own_for_similar_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tower of `next` is said to be worse than it is; all towers of this world are perfect."""
+    measure = train_similar._Fits.measure
+    monkeypatch.setattr(
+        train_similar._Fits,
+        "measure",
+        lambda self, name, evidence: (
+            {"passes": 1, "likeness": likeness(0.1), "curve": []} if name == "next" else measure(self, name, evidence)
+        ),
+    )
+    world.write(tmp_path)
+    context = RunContext.from_config(load_config(tmp_path / "recsys.toml", [SHORT_WINDOW, "train.passes=4"]))
+    manifests = {name: stage(context) for name, stage in STAGES.items() if name != "promote"}
+    trained = manifests["train-similar"]
+    assert (trained["space"], trained["candidate"]) == ("similar", "similar")
+    assert trained["passes"] == trained["candidates"]["similar"]["passes"] == len(trained["curve"])
+    release = Release.load(manifests["publish"]["path"])
+    assert set(release.spaces) == {"next", "similar"}
+    assert not np.array_equal(release.space("next").vectors, release.space("similar").vectors)
+    for sense in ("next", "similar"):
+        neighbors = release.space(sense).engine.searcher.index.nearest(release.catalog.item_number("item-1-1"), 7)[0]
+        assert {release.catalog.item_ids[item] for item in neighbors} == set(world.item_ids(1)) - {"item-1-1"}
+    report = release.evaluation["likeness"]
+    assert report["space"] == "similar"
+    assert report["model"]["similar"][AGREEMENT] == trained["candidates"]["similar"]["likeness"][AGREEMENT]
+    assert set(report["baselines"]) == set(release.evaluation["baselines"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("enough_evidence")
+def test_interrupted_comparison_resumes_after_the_measured_candidates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.write(tmp_path)
+    context = RunContext.from_config(load_config(tmp_path / "recsys.toml", [*world.QUICK, SHORT_WINDOW]))
+    for name in ("prepare", "train"):
+        STAGES[name](context)
+    fits: list[str] = []
+    fit = train_similar._Fits.fit
+
+    def interrupted(self: Any, name: str, *arguments: Any) -> Any:
+        fits.append(name)
+        if len(fits) == 2:
+            raise KeyboardInterrupt
+        return fit(self, name, *arguments)
+
+    monkeypatch.setattr(train_similar._Fits, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        STAGES["train-similar"](context)
+    manifest = STAGES["train-similar"](context)
+    assert fits[:3] == ["next", "similar", "similar"]
+    assert fits.count("next") == 1
+    assert manifest["candidates"].keys() == {"next", "similar", "similar_features"}
+    assert not context.run.of("similar").path(train.STAGE, train.CHECKPOINTS).exists()
+
+
+@pytest.mark.slow
+def test_senses_share_one_space_without_evidence(tmp_path: Path) -> None:
+    world.write(tmp_path)
+    context = RunContext.from_config(load_config(tmp_path / "recsys.toml", world.QUICK))
+    manifests = {name: stage(context) for name, stage in STAGES.items() if name != "promote"}
+    assert (
+        manifests["embed-similar"] == manifests["index-similar"] == manifests["calibrate-similar"] == {"space": "next"}
+    )
+    assert not context.run.of("similar").path(train.STAGE, TOWER).exists()
+    release = Release.load(manifests["publish"]["path"])
+    assert set(release.spaces) == {"next"}
+    assert release.evaluation["likeness"]["model"]["next"].keys() == {}.keys()
+    assert "fewer than 100" in release.evaluation["likeness"]["reason"]
