@@ -8,13 +8,15 @@ training, groups of items that people put together (`--alike`, JSON: name to ite
 (`--texts`, JSON: item to text). All models are trained on the other users, and the settings of each baseline are those
 with the best agreement. The test targets are held out as in `benchmarks.quality`.
 
-Towers are trained on kinds of pairs and mixes of them: `next` by the stages of a run, the others in passes over pairs
-alone, until their agreement is no longer better:
+`next` is trained by the stages of a run. The other towers are trained as the candidates of the stage `train-similar`,
+which differ in their pairs:
 
-- `windowed`: the pairs of `prepare`, co-occurrence within a window
-- `partial`: partial weights, cubed; what an item says about another beyond what its other neighbors say
+- `similar` and `similar_features`: partial weights, the candidates of a run; the second relies more on features
 - `lift`: shrunk lift
-- `mixed`: half `partial`, half `windowed`
+- `windowed`: the pairs of `next`, co-occurrence within a window
+- `mixed .3`, `.5` and `.7`: this share of partial weights, the rest windowed
+
+`chosen` is the tower that a run would take for the sense `similar`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -33,10 +35,14 @@ from scipy import sparse
 from benchmarks.command import FIGURES, parser, temporary_folder, write
 from benchmarks.prepared import prepare_rows, read_interactions
 from benchmarks.quality import ALL_USERS
+from pipelines.context.item_groups import read_groups
+from pipelines.context.overrides import with_settings
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
+from pipelines.prepare.similar_pairs import MAX_POSITIVES, PENALTY, POWER
 from pipelines.stages import evaluate, train
+from pipelines.stages.train_similar import CANDIDATES, MAX_PASSES, best_candidate
 from recsys.config.loading import load_config
 from recsys.config.sections import Config, ItemsConfig
 from recsys.data import association, cooccurrence, datasets, pairs
@@ -58,19 +64,16 @@ from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.model.fit_plan import FitPlan, PairPhase
+from recsys.model.fit_plan import similar_candidate_plan
 from recsys.release.formats import CATALOG, EMBEDDINGS
+from recsys.release.runs import Run
 
-PENALTY, POWER = 200.0, 3.0
-"""Of the partial weights."""
 LIFT_SHRINKAGE = 10.0
-MAX_POSITIVES = 100
-"""Of an anchor, with the largest weights; the others are mostly noise."""
-MAX_PASSES = 60
+MIXES = (0.3, 0.5, 0.7)
+"""Shares of partial weights in a mix."""
 RESAMPLES = 1_000
 
-Content = TypeVar("Content")
-GROUPS, TEXTS = TypeAdapter(dict[str, list[str]]), TypeAdapter(dict[str, str])
+TEXTS = TypeAdapter(dict[str, str])
 DESCRIPTIONS = {
     "alike": "a JSON file with an object: name of a group to its item ids",
     "texts": "a JSON file with an object: item id to text",
@@ -88,7 +91,7 @@ PRINTED = (
 
 def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None) -> dict[str, Any]:
     """Train all models on the users who are not left out, and return their figures."""
-    groups = _read_json(alike, "alike", GROUPS) if alike else {}
+    groups = read_groups(str(alike), "--alike") if alike else {}
     everybody = RunContext.from_config(config, Progress())
     STAGES["prepare"](everybody)
     catalog = Catalog.load(everybody.run.path("prepare", CATALOG))
@@ -122,25 +125,29 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
         # baselines cannot return items without interactions either
         index = ExactIndex(vectors, DISTANCES[config.tower.distance], popularity > 0)
         report(f"tower, {name}", index, passes=passes, seconds=seconds)
+    candidates = {name: reports[f"tower, {name}"] for name in ("next", *CANDIDATES)}
+    chosen = best_candidate(candidates)
+    print(f"chosen for the sense similar: {chosen}")
     return {
         "users": len(users),
         "users_left_out": int(left_out.sum()),
         "groups": len(evidence.groups),
+        "chosen": chosen,
         "models": reports,
     }
 
 
-def _read_json(path: Path, option: str, content: TypeAdapter[Content]) -> Content:
+def _read_texts(path: Path) -> dict[str, str]:
     try:
-        return content.validate_json(path.read_bytes())
+        return TEXTS.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error.errors()[0]["msg"])
-        raise InputError(f"{option} must be {DESCRIPTIONS[option]}. Received {path}: {reason}.") from None
+        raise InputError(f"--texts must be {DESCRIPTIONS['texts']}. Received {path}: {reason}.") from None
 
 
 def _text_columns(catalog: Catalog, texts: Path) -> sparse.csr_array:
     """Return the TF-IDF weights of texts, in rows of length 1 or 0, [num_items, num_words]."""
-    text_of_item = _read_json(texts, "texts", TEXTS)
+    text_of_item = _read_texts(texts)
     frame = pl.DataFrame({"text": [text_of_item.get(item_id, "") for item_id in catalog.item_ids]})
     matrix = tfidf_matrix(frame, ItemsConfig(text=("text",)))
     if matrix is None:
@@ -172,8 +179,8 @@ def _towers(context: RunContext, evidence: Evidence, folder: Path) -> Mapping[st
     interactions = interaction_matrix(split, "test", num_items)
     root_popularity = np.sqrt(np.asarray(interactions.sum(axis=0)).ravel())
     partial = association.partial_weights(interactions, PENALTY, POWER, MAX_POSITIVES)
-    lift = association.shrunk_lift(interactions, LIFT_SHRINKAGE, MAX_POSITIVES)
-    windowed = train.load_pairs(context.run, "weight", num_items)
+    lift = association.normalize_rows(association.shrunk_lift(interactions, LIFT_SHRINKAGE, MAX_POSITIVES))
+    windowed = association.normalize_rows(train.load_pairs(context.run, "weight", num_items).to_matrix())
 
     def train_next() -> tuple[NDArray[np.float32], int]:
         for stage in ("train", "embed"):
@@ -181,38 +188,38 @@ def _towers(context: RunContext, evidence: Evidence, folder: Path) -> Mapping[st
         passes = sum(context.run.manifest("train")["passes"].values())
         return np.array(embeddings.load(context.run.path("embed", EMBEDDINGS))), passes
 
-    def train_on(name: str, weights: sparse.csr_array) -> Embed:
+    def train_on(name: str, weights: sparse.csr_array, recipe: str = "similar") -> Embed:
         # an anchor counts with the root of its popularity
-        path = _write_pairs(association.normalize_rows(weights), root_popularity, folder / f"{name}.parquet")
-        return lambda: _fit(context, pairs.Pairs([path], num_items, "weight"), evidence)
+        path = _write_pairs(weights, root_popularity, folder / f"{name}.parquet")
+        training_pairs = pairs.Pairs([path], num_items, "weight")
+        config = with_settings(context.config, CANDIDATES[recipe])
+        return lambda: _fit(config, context.run, training_pairs, evidence)
 
     return {
         "next": train_next,
-        "windowed": lambda: _fit(context, windowed, evidence),
-        "partial": train_on("partial", partial),
+        **{name: train_on(name, partial, name) for name in CANDIDATES},
         "lift": train_on("lift", lift),
-        "mixed": train_on("mixed", partial + association.normalize_rows(windowed.to_matrix())),
+        "windowed": train_on("windowed", windowed),
+        **{f"mixed {share}": train_on(f"mixed {share}", share * partial + (1 - share) * windowed) for share in MIXES},
     }
 
 
 def _write_pairs(weights: sparse.csr_array, anchor_weight: NDArray[np.float64], path: Path) -> Path:
     cells = weights.tocoo()
-    weight = cells.data * anchor_weight[cells.row]
     frame = pl.DataFrame(
-        {"anchor": cells.row, "positive": cells.col, "weight": weight, "weight_before_validation": weight},
-        schema=cooccurrence.SCHEMA,
+        {"anchor": cells.row, "positive": cells.col, "weight": cells.data * anchor_weight[cells.row]},
+        schema={name: cooccurrence.SCHEMA[name] for name in ("anchor", "positive", "weight")},
     )
-    pairs.write(cooccurrence.group_by_anchor(frame, MAX_POSITIVES), path)
+    pairs.write(cooccurrence.group_by_anchor(frame, frame.height), path)
     return path
 
 
-def _fit(context: RunContext, training_pairs: pairs.Pairs, evidence: Evidence) -> tuple[NDArray[np.float32], int]:
-    """Train a tower in passes over pairs, until the agreement with the evidence is no longer better."""
+def _fit(config: Config, run: Run, training_pairs: pairs.Pairs, evidence: Evidence) -> tuple[NDArray[np.float32], int]:
+    """Train a tower in passes over pairs, as the candidates of the stage `train-similar`."""
     from recsys.model.tower_fit import TowerFit
 
-    phase = PairPhase(MAX_PASSES, validate=True, anchor_power=context.config.train.anchor_power)
-    data = train.load_fit_data(context.config, context.run, "test")._replace(pairs=training_pairs, evidence=evidence)
-    fitted = TowerFit(FitPlan("test", (phase,)), data, context.config).run()
+    data = train.load_fit_data(config, run, "test")._replace(pairs=training_pairs, evidence=evidence)
+    fitted = TowerFit(similar_candidate_plan(config, MAX_PASSES), data, config).run()
     return fitted.embeddings, fitted.passes.pairs
 
 

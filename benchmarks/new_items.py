@@ -7,6 +7,9 @@ their features. Each hidden item is a query item, and the candidates are the oth
 that co-occur with it in the removed interactions, with the pair weights as gains. The baselines are popularity, the
 cosine of idf-weighted attributes, and this cosine with ties broken by popularity.
 
+If the sense `similar` has embeddings of its own, hidden items are measured by them too (`similar`); the gains are then
+the partial weights of the removed interactions.
+
 An upper limit is measured as well: hidden items are embedded by the interactions of one half of the users, and
 evaluated on the pairs of the other half (`with_own_interactions`).
 
@@ -32,6 +35,7 @@ from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare.stage import prepare
 from pipelines.stages import evaluate, train
+from pipelines.stages.train_similar import has_own_space
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
 from recsys.evaluation.metrics import Recommender, ndcg_of_gains
@@ -73,7 +77,7 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     ids = [catalog.item_ids[number] for number in hidden]
     rows = read_interactions(complete)
     context = prepare_rows(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
-    for name in ("train", "embed"):
+    for name in ("train", "embed", "train-similar", "embed-similar"):
         STAGES[name](context)
 
     vectors = np.array(embeddings.load(context.run.path("embed", "embeddings.npy")))
@@ -83,10 +87,17 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     baselines = evaluate.fitted_variants("weight", context.config, context.run, split, hidden_catalog)
     models |= {name: baselines[name][0].fit() for name in BASELINES if name in baselines}
     num_queries, figures = _compare(models, pair_weights, hidden)
+    similar = None
+    if has_own_space(context.run):
+        own = np.array(embeddings.load(context.run.of("similar").path("embed", "embeddings.npy")))
+        own_models = {**models, "siamese": ExactIndex(own, DISTANCES[config.tower.distance]), "next": models["siamese"]}
+        count, own_figures = _compare(own_models, _pairs(complete.run, "similar_pairs"), hidden)
+        similar = {"queries": count, "ndcg_at_20": own_figures, "ratios": _ratios(own_figures)}
     return {
         "queries": num_queries,
         "ndcg_at_20": figures,
         "ratios": _ratios(figures),
+        "similar": similar,
         "with_own_interactions": _compare_own_interactions(
             _pairs_by_half(config, rows, folder, rng), models, vectors, hidden
         ),
@@ -94,9 +105,9 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _pairs(run: Run) -> sparse.csr_array:
+def _pairs(run: Run, kind: train.PairKind = "pairs") -> sparse.csr_array:
     """Return the weights of all pairs, [num_items, num_items]. All runs have the same item numbers."""
-    return train.load_pairs(run, "weight", run.manifest("prepare")["num_items"]).to_matrix()
+    return train.load_pairs(run, "weight", run.manifest("prepare")["num_items"], kind).to_matrix()
 
 
 def _compare(

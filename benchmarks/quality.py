@@ -8,7 +8,8 @@ excluded from the results. All choices are made on the validation target, and th
 
 The JSON file contains the metrics of the model and of all baselines: `{"model": {"validation": {…}, "test": {…}},
 "baselines": {NAME: {"validation": {…}, "test": {…}}}, "settings": {…}, "seconds": {…}}`. `last_item` has the same
-structure for last-item queries.
+structure for last-item queries. These are the figures of the sense `next`; `likeness` has those of both senses, as the
+stage `evaluate` measures them.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from recsys.config.loading import load_config
 from recsys.data import datasets
+from recsys.evaluation.likeness import AGREEMENT
 
 ALL_USERS = 1_000_000_000
-MEASURED_STAGES = ("prepare", "train", "embed", "index", "evaluate")
+MEASURED_STAGES = (
+    *("prepare", "train", "embed", "index"),
+    *("train-similar", "embed-similar", "index-similar", "evaluate"),
+)
 PRINTED_METRICS = ("hr_at_5", "ndcg_at_5", "hr_at_10", "ndcg_at_10", "hr_at_20", "ndcg_at_20")
 QUERY_KINDS = ("history", "last_item")
 
@@ -60,6 +65,7 @@ def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes
     return {
         **results["history"],
         "last_item": results["last_item"],
+        "likeness": figures["likeness"],
         "settings": {"model": {**chosen, **context.config.shaping()}, "baselines": figures["settings"]},
         "queries": figures["queries"],
         "seconds": seconds,
@@ -85,6 +91,13 @@ def _print_tables(result: dict[str, Any]) -> None:
             print(f"{name:<28}" + "".join(f"{figures['test'][metric]:>12.4f}" for metric in PRINTED_METRICS))
         best = max(figures["test"]["ndcg_at_20"] for figures in results["baselines"].values())
         print(f"NDCG@20 relative to the best baseline: {results['model']['test']['ndcg_at_20'] / best:.3f}")
+    likeness = result["likeness"]
+    print(f"\n{'likeness':<28}{'agreement@10':>12}")
+    named = {f"siamese, {sense}": report for sense, report in likeness["model"].items()}
+    for name, report in (named | likeness["baselines"]).items():
+        if AGREEMENT in report:
+            print(f"{name:<28}{report[AGREEMENT]:>12.4f}")
+    print(f"similar: {likeness['reason']}")
     print(f"\nseconds: {result['seconds']}")
 
 

@@ -145,14 +145,11 @@ def _choose(config: Config, run: Run, folder: Path, advance: Advance) -> Choice:
     if prepared["similar_pairs"]:
         names += CANDIDATES
     results: dict[str, dict[str, Any]] = {}
-    best = NEXT
     for name in names:
         recipe = with_settings(config, CANDIDATES.get(name, {}))
         fits = _Fits(recipe, run, "weight_without_held_out", folder, _FitProgress(name, advance))
         results[name] = fits.measure(name, evidence)
-        _, high = results[best]["likeness"]["intervals"][AGREEMENT]
-        if results[name]["likeness"][AGREEMENT] > high:
-            best = name
+    best = best_candidate({name: result["likeness"] for name, result in results.items()})
     agreement = results[best]["likeness"][AGREEMENT]
     if best != NEXT:
         return Choice(
@@ -162,6 +159,19 @@ def _choose(config: Config, run: Run, folder: Path, advance: Advance) -> Choice:
     if len(names) == 1:
         because = f"{prepared['share_in_window']:.0%} of the pairs of a history are within the window of next"
     return Choice(best, f"one space serves both senses, because {because}; agreement {agreement:.4f}", results)
+
+
+def best_candidate(likeness: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the name of the best candidate, given the likeness reports of all in the order of comparison.
+
+    A candidate replaces the best so far only if its agreement is above the interval of that one.
+    """
+    best, *others = likeness
+    for name in others:
+        _, high = likeness[best]["intervals"][AGREEMENT]
+        if likeness[name][AGREEMENT] > high:
+            best = name
+    return best
 
 
 def evidence_of_held_out_users(split: Split, num_items: int) -> Evidence:
