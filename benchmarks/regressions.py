@@ -1,4 +1,4 @@
-"""Inject ten regressions into nightly runs, which the gate must reject, and retrain with other seeds.
+"""Inject eleven regressions into nightly runs, which the gate must reject, and retrain with other seeds.
 
     python -m benchmarks.regressions --config FILE [--set TABLE.KEY=VALUE] [--retrains N] --json OUT
 
@@ -46,7 +46,8 @@ def measure(config: Config, folder: Path, retrains: int) -> dict[str, Any]:
     for seed in range(retrains):
         verdict = judge(with_settings(config, [f"train.seed={config.train.seed + 1 + seed}"]), run_all_stages)
         report.write(f"retrain {seed + 1}: {'promoted' if verdict.promoted else verdict.error}")
-        checks = [check for check in verdict.checks if check["name"] in {"ndcg_at_20_change", "overlap_at_10"}]
+        compared = ("ndcg_at_20_change", "agreement_at_10_change", "overlap_at_10")
+        checks = [check for check in verdict.checks if check["name"] in compared]
         figures["retrains"].append({"promoted": verdict.promoted, "failed": verdict.failed, "checks": checks})
     return figures
 

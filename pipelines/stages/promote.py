@@ -19,12 +19,14 @@ from pipelines.context.run_tracking import RunTracking
 from pipelines.prepare import stage as prepare
 from pipelines.reports.data_report import REPORT as DATA_REPORT
 from pipelines.stages import embed, evaluate
+from pipelines.stages.likeness import users_evidence
 from pipelines.stages.train import load_split
 from recsys.config.sections import Config
 from recsys.data import profile
 from recsys.data.catalog import Catalog
 from recsys.data.storage import atomic_write
 from recsys.errors import RejectedError, ReleaseError
+from recsys.evaluation.likeness import AGREEMENT
 from recsys.evaluation.metrics import TARGET_METRIC, popularity_strata
 from recsys.features.encoding import Features
 from recsys.index.annoy_index import SEED
@@ -35,6 +37,7 @@ from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, skipped
 from recsys.release.embedding_space import EmbeddingSpace
 from recsys.release.formats import CATALOG, FEATURES, TOWER
+from recsys.release.likeness_gate import UsersEvidence
 from recsys.release.quality_gate import HeldOutQueries
 from recsys.release.runs import Run
 from recsys.release.versions import VERDICT_TAG, Version
@@ -145,6 +148,7 @@ def _collect_evidence(
         encoded_sample={sense: _encode(space, sample) for sense, space in challenger.spaces.items()},
         queries=_held_out_queries(config, run, catalog),
         quality_floor=_quality_floor(config, run),
+        users=_users_evidence(run, catalog),
     )
 
 
@@ -193,6 +197,15 @@ def _quality_floor(config: Config, run: Run) -> float | None:
     popularity = run.manifest(evaluate.STAGE)["baselines"]["popularity"]
     floor: float | None = popularity.get(TARGET_METRIC)
     return floor
+
+
+def _users_evidence(run: Run, catalog: Catalog) -> UsersEvidence | None:
+    """Return what the users left out of the run associate; None if the run has no such evidence."""
+    evidence = users_evidence(run)
+    if evidence is None:
+        return None
+    floor = run.manifest(evaluate.STAGE)["likeness"]["baselines"]["popularity"][AGREEMENT]
+    return UsersEvidence(evidence, catalog, floor)
 
 
 def _encode(space: EmbeddingSpace, sample: NDArray[np.int32]) -> Vectors:

@@ -1,8 +1,9 @@
 """The gate: every check that a release must pass to become the champion.
 
 To add a check, write a function that returns `Check` objects in `data_gate` (input data), `model_gate` (the new
-release alone) or `quality_gate` (comparison with the champion), and add a line to `CHECKS`. A new input is
-a field of `Evidence`, which `pipelines.stages.promote` fills. `docs/explanation/promotion.md` lists all checks.
+release alone), `quality_gate` or `likeness_gate` (comparison with the champion), and add a line to `CHECKS`. A new
+input is a field of `Evidence`, which `pipelines.stages.promote` fills. `docs/explanation/promotion.md` lists all
+checks.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from recsys.data.catalog import Catalog
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.embeddings import Vectors
 from recsys.index.recall import SAMPLE_SIZE
-from recsys.release import data_gate, model_gate, quality_gate, smoke_test
+from recsys.release import data_gate, likeness_gate, model_gate, quality_gate, smoke_test
 from recsys.release.bundle import Release
 from recsys.release.check import Check
 from recsys.release.data_gate import DataLimits, DataReport
 from recsys.release.embedding_space import EmbeddingSpace
+from recsys.release.likeness_gate import UsersEvidence
 from recsys.release.quality_gate import HeldOutQueries
 
 
@@ -56,6 +58,8 @@ class Evidence:
     queries: HeldOutQueries
     quality_floor: float | None
     """Smallest NDCG@20, None for no floor."""
+    users: UsersEvidence | None
+    """What the users left out of the run associate, None without evidence."""
 
     @property
     def data_limits(self) -> DataLimits:
@@ -92,6 +96,9 @@ CHECKS: tuple[Callable[[Evidence], list[Check]], ...] = (
         floor=e.quality_floor,
         config=e.config.promote,
         resamples=PROTOCOL.resamples,
+    ),
+    lambda e: likeness_gate.likeness_checks(
+        e.challenger, e.champion, e.users, config=e.config.promote, resamples=PROTOCOL.resamples
     ),
     lambda e: _for_each_space(
         e,

@@ -47,7 +47,7 @@ class HeldOutQueries(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean difference of NDCG@20 between two releases on the same queries."""
+    """Mean difference of a metric between two releases on the same queries."""
 
     mean: float
     low: float
@@ -79,23 +79,23 @@ def held_out_ranks(space: EmbeddingSpace, queries: HeldOutQueries) -> NDArray[np
 
 
 def paired_difference(
-    rank: NDArray[np.int64], champion_rank: NDArray[np.int64], resamples: int, seed: int = 0
+    values: NDArray[np.float64], champion_values: NDArray[np.float64], resamples: int, seed: int = 0
 ) -> Difference:
-    """Compare NDCG@20 of two releases by the paired bootstrap over queries, one per user.
+    """Compare a metric of two releases by the paired bootstrap over queries.
 
-    The difference of a query takes few distinct values, so a resample is one draw of how often each value occurs,
-    from a multinomial distribution, as in `recsys.evaluation.metrics.intervals`.
+    NDCG@20 takes few distinct values, so a resample is one draw of how often each value occurs, from a multinomial
+    distribution, as in `recsys.evaluation.metrics.intervals`.
 
     Args:
-        rank: ranks of the challenger's targets, int64 [n].
-        champion_rank: ranks of the champion's targets, int64 [n].
+        values: metric of the challenger for each query, float64 [n].
+        champion_values: metric of the champion for each query, float64 [n].
         resamples: number of bootstrap resamples.
         seed: seed of the resamples.
     """
-    differences = gains(rank)[TARGET_METRIC] - gains(champion_rank)[TARGET_METRIC]
-    values, counts = np.unique(differences, return_counts=True)
+    differences = values - champion_values
+    distinct, counts = np.unique(differences, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(differences), counts / len(differences), resamples)
-    low = np.percentile(draws @ values / len(differences), 50 * (1 - CONFIDENCE))
+    low = np.percentile(draws @ distinct / len(differences), 50 * (1 - CONFIDENCE))
     standard_error = float(differences.std() / np.sqrt(len(differences)))
     return Difference(float(differences.mean()), float(low), standard_error)
 
@@ -137,8 +137,8 @@ def quality_checks(
     checks = [skipped(TARGET_METRIC, "no floor") if floor is None else at_least(TARGET_METRIC, quality, floor)]
     if champion is None:
         return [*checks, *(skipped(name, "no champion") for name in change_names)]
-    champion_rank = held_out_ranks(champion, queries)
-    checks.append(_change_check(change_names[0], rank, champion_rank, config.tolerance, resamples))
+    values, champion_values = (gains(each)[TARGET_METRIC] for each in (rank, held_out_ranks(champion, queries)))
+    checks.append(paired_change_check(change_names[0], values, champion_values, config.tolerance, resamples))
     for stratum, name in enumerate(change_names[1:]):
         in_stratum = queries.strata == stratum
         count = int(in_stratum.sum())
@@ -146,21 +146,39 @@ def quality_checks(
             checks.append(skipped(name, f"{count} queries, fewer than {min_stratum_queries}"))
         else:
             checks.append(
-                _change_check(name, rank[in_stratum], champion_rank[in_stratum], config.stratum_tolerance, resamples)
+                paired_change_check(
+                    name, values[in_stratum], champion_values[in_stratum], config.stratum_tolerance, resamples
+                )
             )
     return checks
 
 
-def _change_check(
-    name: str, rank: NDArray[np.int64], champion_rank: NDArray[np.int64], tolerance: float, resamples: int
+def paired_change_check(
+    name: str,
+    values: NDArray[np.float64],
+    champion_values: NDArray[np.float64],
+    tolerance: float,
+    resamples: int,
 ) -> Check:
-    """Check the lower bound of the change of NDCG@20, as a share of the champion's."""
-    quality, champion_quality = ranking_metrics(rank)[TARGET_METRIC], ranking_metrics(champion_rank)[TARGET_METRIC]
-    difference = paired_difference(rank, champion_rank, resamples)
-    scale = champion_quality or 1.0
+    """Check the change of a metric on the same queries; see `paired_difference` and `change_check`."""
+    difference = paired_difference(values, champion_values, resamples)
+    return change_check(name, difference, float(champion_values.mean()), tolerance, f"{len(values)} queries")
+
+
+def change_check(name: str, difference: Difference, champion_value: float, tolerance: float, details: str) -> Check:
+    """Check the lower bound of the change of a metric, as a share of the champion's.
+
+    Args:
+        name: name of the check.
+        difference: from the champion.
+        champion_value: metric of the champion.
+        tolerance: the largest decrease as a share; at least `MIN_STANDARD_ERRORS` are tolerated.
+        details: what the metric was measured on.
+    """
+    scale = champion_value or 1.0
     limit = max(tolerance, MIN_STANDARD_ERRORS * difference.standard_error / scale)
-    details = f"from {champion_quality:.4f} to {quality:.4f}, {len(rank)} queries"
-    return at_least(name, difference.low / scale, -limit, details)
+    change = f"from {champion_value:.4f} to {champion_value + difference.mean:.4f}"
+    return at_least(name, difference.low / scale, -limit, f"{change}, {details}")
 
 
 def neighbor_overlap(space: EmbeddingSpace, other: EmbeddingSpace, max_items: int, seed: int = 0) -> NeighborOverlap:

@@ -19,6 +19,7 @@ from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
 from recsys.config.loading import parse_config
 from recsys.config.sections import Config, IndexConfig
+from recsys.config.table import Sense
 from recsys.data.storage import sha256
 from recsys.errors import ConfigError, RecsysError, RejectedError
 from recsys.index import annoy_index, embeddings
@@ -77,14 +78,14 @@ def rewrite(folder: Path, files: dict[str, Callable[[Path], None]], **manifest: 
     (folder / MANIFEST).write_text(json.dumps(content))
 
 
-def replace_vectors(release: Release, vectors: embeddings.Vectors) -> None:
-    """Replace the embeddings of the space `next`, and build an index of them."""
+def replace_vectors(release: Release, vectors: embeddings.Vectors, space: Sense = "next") -> None:
+    """Replace the embeddings of a space, and build an index of them."""
     settings = IndexConfig(n_trees=release.manifest.n_trees)
     rewrite(
         release.path,
         {
-            f"next/{EMBEDDINGS}": lambda path: embeddings.save(vectors, path),
-            f"next/{INDEX_FILE}": lambda path: _index(vectors, settings, path, release),
+            f"{space}/{EMBEDDINGS}": lambda path: embeddings.save(vectors, path),
+            f"{space}/{INDEX_FILE}": lambda path: _index(vectors, settings, path, release),
         },
     )
 
@@ -93,9 +94,15 @@ def _index(vectors: embeddings.Vectors, settings: IndexConfig, path: Path, relea
     annoy_index.build(vectors, settings, path, distance=release.space("next").distance)
 
 
-def shuffle_embeddings(release: Release) -> None:
+def shuffle_embeddings(release: Release, space: Sense = "next") -> None:
     """Permute the embeddings of all items."""
-    replace_vectors(release, np.random.default_rng(0).permutation(np.asarray(release.space("next").vectors)))
+    vectors = np.random.default_rng(0).permutation(np.asarray(release.spaces[space].vectors))
+    replace_vectors(release, vectors, space)
+
+
+def shuffle_similar_embeddings(release: Release) -> None:
+    """Permute the embeddings that answer `similar`."""
+    shuffle_embeddings(release, release.space_name("similar"))
 
 
 def collapse_to_popularity(release: Release) -> None:
@@ -119,7 +126,10 @@ def build_one_tree(release: Release) -> None:
         release.path,
         {f"next/{INDEX_FILE}": lambda path: _index(vectors, settings, path, release)},
         n_trees=1,
-        spaces={"next": entry.model_dump(mode="json")},
+        spaces={
+            sense: (entry if sense == "next" else space.entry).model_dump(mode="json")
+            for sense, space in release.spaces.items()
+        },
     )
 
 
@@ -152,6 +162,7 @@ class Regression(NamedTuple):
 STOPPED = ("train.passes=1", "train.history_passes=0")
 REGRESSIONS = [
     Regression("shuffled embeddings", "tower_agreement", release=shuffle_embeddings),
+    Regression("shuffled embeddings of similar", "agreement_at_10_change", release=shuffle_similar_embeddings),
     Regression("popularity collapse", "ndcg_at_20_change", release=collapse_to_popularity),
     Regression("half the catalog gone", "data_lost_items", data=remove_half_the_catalog),
     Regression("interactions of a day duplicated", "data_copied_day", data=duplicate_a_day),

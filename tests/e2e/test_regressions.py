@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.run_context import RunContext
+from pipelines.stages import train_similar
 from recsys.config.loading import load_config
 from recsys.config.sections import Config
 from recsys.release.mlflow_registry import Tracker
@@ -29,6 +31,14 @@ class Configs(NamedTuple):
 
     champion: Config
     challenger: Config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _evidence_of_few_items() -> Iterator[None]:
+    """The world has fewer items than evidence of likeness usually needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_similar, "MIN_ITEMS", 10)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -186,7 +186,7 @@ def test_paired_difference_agrees_with_a_naive_bootstrap():
     gain = [np.where(ranks < 20, 1 / np.log2(ranks + 2), 0) for ranks in (rank, champion_rank)]
     differences = gain[0] - gain[1]
     naive = [differences[rng.integers(0, 800, 800)].mean() for _ in range(4_000)]
-    difference = paired_difference(rank, champion_rank, 4_000)
+    difference = paired_difference(*gain, 4_000)
     assert difference.mean == pytest.approx(differences.mean())
     assert difference.standard_error == pytest.approx(np.std(naive), rel=0.1)
     assert difference.low == pytest.approx(np.percentile(naive, 2.5), abs=0.1 * difference.standard_error)
