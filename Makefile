@@ -15,10 +15,11 @@ export RECSYS_DATASETS ?= $(abspath $(wildcard ../shared/data))
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/.installed ## run the pipeline on MovieLens 100k and show neighbors of three movies
+demo: $(VENV)/.installed ## run the pipeline on MovieLens 100k, and show what is like six movies and used together with one
 	@$(BIN)/recsys data movielens-100k --output $(DEMO)
 	@$(BIN)/recsys nightly --config $(DEMO)/recsys.toml
-	@$(BIN)/recsys similar 1 50 98 --k 5 --config $(DEMO)/recsys.toml
+	@$(BIN)/recsys similar 1 50 71 127 183 222 --k 5 --config $(DEMO)/recsys.toml
+	@$(BIN)/recsys together 50 --k 5 --config $(DEMO)/recsys.toml
 
 test: check ## run the checks and the quick tests with branch coverage
 	$(PYTEST) -m "not slow and not e2e" --cov

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
+from recsys.data.film_series import FILM_SERIES
 from recsys.errors import InputError
 
 RECBOLE = "recbole==1.2.1"
@@ -26,10 +29,13 @@ MOVIELENS_SHA256 = {
 DOWNLOAD_TIMEOUT_S = 300
 
 INTERACTIONS, ITEMS, CONFIG = "interactions.parquet", "items.parquet", "recsys.toml"
+ITEM_GROUPS = "film_series.json"
 
 
 def movielens_100k(output: Path) -> Path:
-    """Download MovieLens 100k with pip, and write interactions, items and a config to `output`.
+    """Download MovieLens 100k with pip, and write interactions, items, groups of items and a config to `output`.
+
+    The groups are film series, by which the reports judge the neighbors of similar items.
 
     Every rating counts as an interaction, regardless of its value, as in the protocol of published results.
 
@@ -55,6 +61,7 @@ def movielens_100k(output: Path) -> Path:
             year=pl.col("release_year:token").cast(pl.Int32, strict=False),
         ),
         '[items]\ntitle = "title"\nmulti_categorical = ["genres"]\nnumeric = ["year"]\n',
+        groups=FILM_SERIES,
     )
 
 
@@ -90,12 +97,21 @@ def sequences(file: Path, attributes: Path | None, output: Path) -> Path:
     return _write(output, interactions, items, roles)
 
 
-def _write(output: Path, interactions: pl.DataFrame, items: pl.DataFrame, roles: str) -> Path:
-    paths = f'[data]\ninteractions = "{INTERACTIONS}"\nitems = "{ITEMS}"\nworkspace = "workspace"\n'
+def _write(
+    output: Path,
+    interactions: pl.DataFrame,
+    items: pl.DataFrame,
+    roles: str,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> Path:
+    alike = "" if groups is None else f'alike = "{ITEM_GROUPS}"\n'
+    paths = f'[data]\ninteractions = "{INTERACTIONS}"\nitems = "{ITEMS}"\n{alike}workspace = "workspace"\n'
     try:
         output.mkdir(parents=True, exist_ok=True)
         interactions.write_parquet(output / INTERACTIONS)
         items.write_parquet(output / ITEMS)
+        if groups is not None:
+            (output / ITEM_GROUPS).write_text(json.dumps(groups, indent=1) + "\n", encoding="utf-8")
         (output / CONFIG).write_text(f"{paths}\n{roles}".strip() + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"output must be a writable folder. Received {output}: {error}.") from None

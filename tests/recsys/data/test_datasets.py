@@ -228,6 +228,9 @@ def test_ratings_become_interactions_and_movies_become_items(
         "multi_categorical": ("genres",),
         "numeric": ("year",),
     }
+    groups = json.loads(Path(str(checked.data.alike)).read_text())
+    assert groups["godfather"] == ["127", "187"]
+    assert len(groups) == 13
     (command,) = commands
     assert command[-1] == datasets.RECBOLE
     assert "--no-deps" in command
