@@ -73,3 +73,12 @@ def test_rows_become_sequences_ordered_by_time():
     assert sequences.user_ids == ["a", "b"]
     assert sequences.items.tolist() == [2, 1, 3, 4, 3]
     assert sequences.times.tolist() == [1.0, 2.0, 5.0, 5.0, 6.0]
+
+
+def test_select_keeps_the_sequences_of_some_users(sequences):
+    selected = sequences.select(np.array([True, True, False, True]))
+    assert selected.user_ids == ["c", "empty", "b"]
+    assert selected.items.tolist() == [4, 4, 1, 0, 4]
+    assert selected.offsets.tolist() == [0, 3, 3, 5]
+    assert selected.times.tolist() == [1.0, 2.5, 2.5, 3.0, 9.0]
+    assert len(sequences.select(np.zeros(4, bool)).items) == 0

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from recsys.config.sections import EvaluateConfig
 from recsys.data.sequences import Sequences
-from recsys.data.splits import DAY_S, Split, TimeCut, time_cut
+from recsys.data.splits import DAY_S, Split, TimeCut, held_out_users, time_cut
 
 LOG = [[10, 11, 12, 13], [20, 21], [30, 31, 32], [40], [], [50, 51, 50, 51, 52]]
 """Users' items by hand; those with 4, 3 and 5 interactions take part."""
@@ -205,3 +205,29 @@ def test_long_histories_are_truncated_to_fit_into_memory():
     assert newest.shape == (20_001, 1_000)
     assert newest[0].tolist() == list(range(99_998, 98_998, -1))
     assert newest[7, :3].tolist() == [2, 1, -1]
+
+
+# --- users that are held out
+
+
+def test_users_are_held_out_by_their_id_alone():
+    ids = [f"user {number}" for number in range(4_000)]
+    mask = held_out_users(ids, share=0.25)
+    assert 0.22 < mask.mean() < 0.28
+    by_id = dict(zip(ids, mask.tolist(), strict=True))
+    reverse = held_out_users(ids[::-1], share=0.25)
+    assert reverse.tolist() == [by_id[each] for each in ids[::-1]]
+    assert (mask <= held_out_users(ids, share=0.5)).all()
+    assert not held_out_users(ids, share=0).any()
+    assert held_out_users(ids, share=1).all()
+
+
+def test_training_masks_are_before_a_target_and_without_the_users_held_out():
+    log = [[1, 2, 3, 4]] * 60
+    split = left_out(log)
+    assert 0 < split.held_out.sum() < 60
+    position = np.tile([0, 1, 2, 3], 60)
+    np.testing.assert_array_equal(split.training_mask("weight"), position < 3)
+    np.testing.assert_array_equal(split.training_mask("weight_before_validation"), position < 2)
+    others = np.repeat(~held_out_users(str(user) for user in range(60)), 4)
+    np.testing.assert_array_equal(split.training_mask("weight_without_held_out"), others & (position < 3))

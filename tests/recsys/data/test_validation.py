@@ -382,6 +382,15 @@ def test_text_is_not_changed_and_may_be_the_title():
     assert titled.rows.rows() == [(0, "a", "N"), (1, "b", None)]
 
 
+def test_evidence_is_kept_as_text():
+    roles = ItemsConfig(text=("blurb",), evidence=("plot", "shelf"))
+    raw = pl.DataFrame({"item_id": ["a", "b"], "plot": ["A plot", None], "blurb": ["x", "y"], "shelf": [3, 4]})
+    rows = check_items(raw, roles, "items.csv").rows
+    assert rows.select("item_id", "blurb", "plot", "shelf").rows() == [("a", "x", "A plot", "3"), ("b", "y", None, "4")]
+    with pytest.raises(InputError, match=r"items\.csv.*'plot'"):
+        check_items(raw.drop("plot"), roles, "items.csv")
+
+
 def test_rejects_missing_and_list_valued_text_columns():
     roles = ItemsConfig(text=("blurb",))
     with pytest.raises(InputError, match=r"items\.csv.*'blurb'"):

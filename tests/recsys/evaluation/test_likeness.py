@@ -5,7 +5,6 @@ from scipy import sparse
 
 from recsys.data.association import partial_weights, shrunk_lift
 from recsys.data.catalog import Catalog
-from recsys.data.splits import held_out_users
 from recsys.evaluation import likeness
 from recsys.evaluation.likeness import (
     Evidence,
@@ -101,18 +100,6 @@ def test_column_agreement_is_the_mean_cosine_of_neighbors():
     nearest[1, :1] = 2
     agreement = column_agreement(nearest, np.array([0, 1, 9], np.int32), sparse.csr_array(dense))
     np.testing.assert_allclose(agreement, [(1 + 0.6) / K, 0.6 / K, np.nan])  # item 9 has no terms
-
-
-def test_users_are_held_out_by_their_id_alone():
-    ids = [f"user {number}" for number in range(4_000)]
-    mask = held_out_users(ids, share=0.25)
-    assert 0.22 < mask.mean() < 0.28
-    by_id = dict(zip(ids, mask.tolist(), strict=True))
-    reverse = held_out_users(ids[::-1], share=0.25)
-    assert reverse.tolist() == [by_id[each] for each in ids[::-1]]
-    assert (mask <= held_out_users(ids, share=0.5)).all()
-    assert not held_out_users(ids, share=0).any()
-    assert held_out_users(ids, share=1).all()
 
 
 @pytest.mark.parametrize(("users_per_item", "min_users"), [(60, 20), (14, 10), (7, 5), (3, 5)])
