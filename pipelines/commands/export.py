@@ -40,11 +40,11 @@ def export(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Export the nearest neighbors of every item, with their similarities.
+    """Export the neighbors of every item.
 
-    Writes Parquet, JSON lines, SQLite, PostgreSQL or Redis. The neighbors are those of `recsys similar`, in the same
-    order. Readers see the previous export until the new one is complete. An interrupted export resumes; a finished
-    one is not repeated.
+    Writes Parquet, JSON lines, SQLite, PostgreSQL or Redis. By default, the neighbors are those of `recsys similar`, in
+    the same order; `export.answer` selects another answer. Readers see the previous export until the new one is
+    complete. An interrupted export resumes; a finished one is not repeated.
     """
     from recsys.config.loading import load_config  # noqa: PLC0415
 

@@ -23,9 +23,10 @@ import polars as pl
 from pipelines.beam import runner
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.progress import Advance, Progress
+from pipelines.export.answers import ANSWERS
 from pipelines.export.sinks.base import Export, deliver
 from pipelines.export.sinks.registry import open_sink
-from recsys.config.sections import Config, ExportConfig
+from recsys.config.sections import Config, ExportConfig, ExportedAnswer
 from recsys.config.urls import Address
 from recsys.data.storage import atomic_write, sha256
 from recsys.errors import StageError
@@ -34,6 +35,7 @@ from recsys.release.formats import MANIFEST as RELEASE_MANIFEST
 from recsys.release.runs import MANIFEST, Run, code_version
 from recsys.retrieval.bulk import NeighborFilter, nearest
 from recsys.retrieval.filters import Mask
+from recsys.retrieval.together import search_items
 
 NAME = "export"
 """Name of the job and of its folder in the workspace."""
@@ -44,6 +46,7 @@ class Job:
     """The parameters of all units of an export, which are sent to the workers. They do not depend on the sink."""
 
     release: Path
+    answer: ExportedAnswer
     k: int
     neighbor_filter: NeighborFilter
     items_per_unit: int
@@ -53,10 +56,11 @@ class Job:
     def from_config(cls, release: Release, config: ExportConfig, items_per_unit: int, run: Run) -> Job:
         """Return the job that exports a release."""
         neighbor_filter = NeighborFilter(config.min_similarity, config.min_interactions, config.where)
-        return cls(release.path.resolve(), config.k, neighbor_filter, items_per_unit, run.folder / run.run_id)
+        folder = run.folder / run.run_id
+        return cls(release.path.resolve(), config.answer, config.k, neighbor_filter, items_per_unit, folder)
 
     def part(self, unit: int) -> Path:
-        """Return the path of the file with the rows of a unit; the schema is `recsys.retrieval.bulk.SCHEMA`."""
+        """Return the path of the file with the rows of a unit; the columns are those of the answer."""
         return self.folder / f"part-{unit:05d}.parquet"
 
     def entry(self, unit: int) -> Path:
@@ -82,9 +86,11 @@ def export_neighbors(release: Release, config: Config, progress: Progress) -> di
         StageError: no neighbor passes the filter, the sink is not reachable, or another process is exporting.
     """
     quiet_libraries()
-    to = config.export.to
+    to, answer = config.export.to, ANSWERS[config.export.answer]
+    if config.export.answer == "together":
+        release.require_followers()
     run = _export_run(release, config)
-    with closing(open_sink(to)) as sink:  # an unreachable sink must fail before the search
+    with closing(open_sink(to, answer)) as sink:  # an unreachable sink must fail before the search
         is_current = sink.current_export_id() == run.run_id
     job = Job.from_config(release, config.export, config.resources.exported_items, run)
     with run.locked():
@@ -93,7 +99,7 @@ def export_neighbors(release: Release, config: Config, progress: Progress) -> di
                 _search_all(job, release, config, advance)
         manifest = run.manifest(run.run_id)
         export = _to_export(manifest, job)
-        with closing(open_sink(to)) as sink:
+        with closing(open_sink(to, answer)) as sink:
             if is_current:
                 sink.remove_previous(export)  # the process that published may have been killed before this step
             else:
@@ -148,18 +154,21 @@ def _search_all(job: Job, release: Release, config: Config, advance: Advance) ->
 def search_unit(job: Job, unit: int) -> None:
     """Search the neighbors of a range of items and write them as a part."""
     release, mask = _open_release(job)
-    space = release.space("similar")
     start = unit * job.items_per_unit
     item_numbers = range(start, min(start + job.items_per_unit, len(release.catalog)))
-    rows = nearest(
-        release.catalog,
-        space.engine.searcher,
-        item_numbers,
-        job.k,
-        calibration=space.calibration,
-        neighbor_filter=job.neighbor_filter,
-        mask=mask,
-    )
+    if job.answer == "together":
+        rows = search_items(release.spaces["next"].engine, release.require_followers(), item_numbers, job.k, mask)
+    else:
+        space = release.space(job.answer)
+        rows = nearest(
+            release.catalog,
+            space.engine.searcher,
+            item_numbers,
+            job.k,
+            calibration=space.calibration,
+            neighbor_filter=job.neighbor_filter,
+            mask=mask,
+        )
     _write_part(rows, job.part(unit))
     with atomic_write(job.entry(unit)) as draft:
         draft.write_text(json.dumps({"items": rows["item_id"].n_unique(), "rows": rows.height}))

@@ -290,20 +290,32 @@ class EvaluateConfig(Table):
     are narrower and evaluation takes longer."""
 
 
+ExportedAnswer = Literal["similar", "next", "together"]
+
+
 class ExportConfig(Table):
     """Export of the nearest neighbors of all items, for readers that do not query the service."""
 
     to: Annotated[str, Field(repr=False)] = "neighbors.parquet"
     """Target of the export: a folder of Parquet files or a file ending in `.jsonl`, by path or URL, or a database:
     `sqlite:///FILE`, `postgresql://`, `redis://` or `rediss://`. See `docs/how-to/export.md`, also for passwords."""
+    answer: ExportedAnswer = "similar"
+    """What is exported of each item: the nearest items in the sense `similar` or `next`, or the items that users
+    interact with after it (`together`)."""
     k: Count = 20
     """Number of neighbors per item; fewer if the catalog or the filters allow no more."""
     min_similarity: float | None = None
-    """Smallest similarity of a neighbor."""
+    """Smallest similarity of a neighbor; not with `together`."""
     min_interactions: Annotated[int, Field(ge=0)] = 0
     """Smallest number of interactions of a neighbor."""
     where: dict[str, Annotated[list[int | float | str], Field(min_length=1)]] = {}
     """Catalog column -> values: a neighbor must have one of them."""
+
+    @model_validator(mode="after")
+    def _validate_minimum(self) -> ExportConfig:
+        if self.answer == "together" and self.min_similarity is not None:
+            raise ValueError(f"min_similarity must not be set with answer 'together'. Received: {self.min_similarity}")
+        return self
 
 
 class TuneConfig(Table):

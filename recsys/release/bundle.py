@@ -130,12 +130,20 @@ class Release:
             InputError: the release has format 4 or older, or a condition does not fit the release.
             UnknownItemError: the item is not in the catalog, and `on_unknown` is "error".
         """
+        return search_together(self.spaces["next"].engine, self.require_followers(), query, overlay)
+
+    def require_followers(self) -> Followers:
+        """Return the followers of each item.
+
+        Raises:
+            InputError: the release has format 4 or older.
+        """
         if self.followers is None:
             raise InputError(
                 f"together requires a release of format {FORMAT_VERSION}. Received: {self.release_id}, of format "
                 f"{self.manifest.format_version}. Build a release with recsys nightly."
             )
-        return search_together(self.spaces["next"].engine, self.followers, query, overlay)
+        return self.followers
 
     def similarity(self, item_a: str, item_b: str, sense: Sense = "similar") -> float:
         """Return the exact similarity of two items: larger is closer, 1 for equal vectors.

@@ -9,15 +9,17 @@ the counts decide for an item with many users, and the embeddings for a rare or 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import merge
 from itertools import islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
+import polars as pl
 
 from recsys.data.followers import Followers
 from recsys.retrieval.engine import Engine, ResolvedSearch
+from recsys.retrieval.filters import Mask
 from recsys.retrieval.overlay import EMPTY_OVERLAY, Overlay
 from recsys.retrieval.query import TogetherQuery
 from recsys.retrieval.resolve import query_point
@@ -30,6 +32,17 @@ TEMPERATURE = 0.1
 """Difference of two similarities at which the prior of one item is e times that of the other."""
 NEAREST = 100
 """Number of nearest items that are candidates beside the followers: the prior of all candidates sums to 1."""
+
+SCHEMA: Final = {
+    "item_id": pl.String,
+    "rank": pl.Int32,
+    "neighbor_id": pl.String,
+    "users": pl.Int32,
+    "confidence": pl.Float64,
+    "lift": pl.Float64,
+    "score": pl.Float64,
+}
+"""`neighbor_id` is the item after `item_id` at `rank`, from 1; see `recsys.retrieval.results.TogetherNeighbor`."""
 
 
 class _Ranked(NamedTuple):
@@ -60,7 +73,35 @@ def search_together(
         UnknownItemError: the item is unknown, and `on_unknown` is "error".
         InputError: a condition does not fit the release.
     """
-    search = engine.resolve(query.base, overlay)
+    return _search(engine, followers, query, engine.resolve(query.base, overlay))
+
+
+def search_items(
+    engine: Engine, followers: Followers, item_numbers: Iterable[int], k: int, mask: Mask | None
+) -> pl.DataFrame:
+    """Return the `k` items with the highest scores after each of several items.
+
+    Args:
+        engine: of the embedding space `next`.
+        followers: counts of the same release.
+        item_numbers: the items.
+        k: maximum number of neighbors of each item.
+        mask: which items can be neighbors, bool [num_items]; None if all can.
+
+    Returns:
+        A table of `SCHEMA`, items in the order of `item_numbers`, neighbors by rank.
+    """
+    rows = []
+    for item_number in item_numbers:
+        query = TogetherQuery(engine.catalog.item_ids[item_number], k=k)
+        search = engine.resolve(query.base, EMPTY_OVERLAY)._replace(mask=mask)
+        for neighbor in _search(engine, followers, query, search).neighbors:
+            figures = (neighbor.users, neighbor.confidence, neighbor.lift, neighbor.score)
+            rows.append((query.item_id, neighbor.rank, neighbor.item_id, *figures))
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _search(engine: Engine, followers: Followers, query: TogetherQuery, search: ResolvedSearch) -> TogetherResult:
     catalog, is_known = search.catalog, bool(search.resolved.positives)
     fallback = not is_known and query.on_unknown == "fallback"
     counts = _Counts(engine, followers, query.item_id if is_known else None)

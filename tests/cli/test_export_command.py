@@ -85,6 +85,13 @@ def test_path_in_the_config_is_relative_to_the_config(program: Any, config: Path
         (["--set", 'export.to=["redis://:secret@h"]'], 2, "export.to: should be a valid string"),
         (["--set", "export.where={color = ['red']}"], 2, "Received: 'color'"),
         (["--set", "export.min_similarity=0.99999"], 1, "at least one item must have a neighbor"),
+        (["--set", "export.answer=together"], 2, "of format 2. Build a release with recsys nightly"),
+        (
+            ["--set", "export.answer=together", "--set", "export.min_similarity=0.5"],
+            2,
+            "min_similarity must not be set with answer 'together'. Received: 0.5",
+        ),
+        (["--set", "export.answer=nothing"], 2, "export.answer"),
         (["--release", "nowhere"], 1, "release must be a folder with a manifest.json. Received: nowhere"),
         (["--config", "nowhere.toml"], 2, "config file must exist"),
     ],

@@ -30,7 +30,7 @@ class Export:
     rows: int
     """Number of neighbors of all items."""
     parts: tuple[Path, ...]
-    """Parquet files with `recsys.retrieval.bulk.SCHEMA`. The rows of an item are adjacent and in one file."""
+    """Parquet files with the columns of the answer. The rows of an item are adjacent and in one file."""
 
     @property
     def metadata(self) -> dict[str, str | int]:
@@ -84,7 +84,7 @@ def deliver(export: Export, sink: Sink, advance: Advance) -> None:
 
 def group_by_item(part: Path) -> pl.DataFrame:
     """Read a part as one row per item: `item_id` and `neighbors`, a list as in responses, without titles."""
-    neighbor = pl.struct(pl.col("neighbor_id").alias("item_id"), "similarity", "rank", "probability")
+    neighbor = pl.struct(pl.col("neighbor_id").alias("item_id"), pl.exclude("item_id", "neighbor_id"))
     rows = pl.read_parquet(part)
     return rows.group_by("item_id", maintain_order=True).agg(neighbor.alias("neighbors"))
 

@@ -11,16 +11,9 @@ import polars as pl
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pipelines.export.answers import Answer
 from pipelines.export.sinks.base import Export
-from pipelines.export.sinks.sql import (
-    COLUMNS,
-    CREATE_CURRENT,
-    CREATE_ROWS,
-    CREATE_VIEW,
-    CURRENT,
-    ROWS,
-    publish_statement,
-)
+from pipelines.export.sinks.sql import Tables
 from recsys.config.urls import Address
 from recsys.errors import StageError
 
@@ -32,23 +25,24 @@ LOCK = 0x72656373797300
 class PostgresqlSink:
     """Writes and publishes all rows in one transaction, so a killed process leaves no rows."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, answer: Answer) -> None:
+        self.tables = Tables(answer)
         self.address = address
         self._writing = False
 
     def current_export_id(self) -> str | None:
         """Return the export id in the table of the current export."""
         with self._translated_errors():
-            (table,) = self._connection.execute("SELECT to_regclass(%s)", [CURRENT]).fetchone() or (None,)
+            (table,) = self._connection.execute("SELECT to_regclass(%s)", [self.tables.current]).fetchone() or (None,)
             if table is None:
                 return None
-            row = self._connection.execute(f"SELECT export_id FROM {CURRENT}").fetchone()  # noqa: S608
+            row = self._connection.execute(f"SELECT export_id FROM {self.tables.current}").fetchone()  # noqa: S608
             return None if row is None else str(row[0])
 
     def write(self, export: Export, part: Path) -> None:
         """Copy the rows in bulk."""
-        rows = pl.read_parquet(part).select(pl.lit(export.export_id), *COLUMNS)
-        copy = f"COPY {ROWS} (export_id, {', '.join(COLUMNS)}) FROM STDIN (FORMAT csv)"
+        rows = pl.read_parquet(part).select(pl.lit(export.export_id), *self.tables.columns)
+        copy = f"COPY {self.tables.rows} (export_id, {', '.join(self.tables.columns)}) FROM STDIN (FORMAT csv)"
         with self._translated_errors():
             if not self._writing:
                 self._begin(export)
@@ -59,14 +53,14 @@ class PostgresqlSink:
     def publish(self, export: Export) -> None:
         """Make the export the current one, and commit."""
         with self._translated_errors():
-            self._connection.execute(publish_statement("%s"), list(export.metadata.values()))
+            self._connection.execute(self.tables.publish("%s"), list(export.metadata.values()))
             self._connection.execute("COMMIT")
             self._writing = False
 
     def remove_previous(self, export: Export) -> None:
         """Delete the rows of other exports."""
         # two ranges of the primary key; <> would scan all rows
-        delete = f"DELETE FROM {ROWS} WHERE export_id < %s OR export_id > %s"  # noqa: S608
+        delete = f"DELETE FROM {self.tables.rows} WHERE export_id < %s OR export_id > %s"  # noqa: S608
         with self._translated_errors():
             self._connection.execute(delete, [export.export_id] * 2)
 
@@ -90,11 +84,11 @@ class PostgresqlSink:
             raise StageError(
                 f"Another process is already exporting neighbors to {self.address.shown}. Retry when it has finished."
             )
-        (table,) = self._connection.execute("SELECT to_regclass(%s)", [CURRENT]).fetchone() or (None,)
+        (table,) = self._connection.execute("SELECT to_regclass(%s)", [self.tables.current]).fetchone() or (None,)
         if table is None:  # IF NOT EXISTS would need the CREATE privilege even if the tables exist
-            for statement in (CREATE_ROWS, CREATE_CURRENT, CREATE_VIEW):
+            for statement in (self.tables.create_rows, self.tables.create_current, self.tables.create_view):
                 self._connection.execute(statement)
-        self._connection.execute(f"DELETE FROM {ROWS} WHERE export_id = %s", [export.export_id])  # noqa: S608
+        self._connection.execute(f"DELETE FROM {self.tables.rows} WHERE export_id = %s", [export.export_id])  # noqa: S608
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:

@@ -12,11 +12,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from pipelines.export.answers import Answer
 from pipelines.export.sinks.base import Export, group_by_item
 from recsys.config.urls import Address
 from recsys.errors import StageError
-
-CURRENT, METADATA, PREVIOUS = "recsys:neighbors", "recsys:neighbors:about", "recsys:neighbors:old"
 
 CONNECT_S, RESPONSE_S = 10, 60
 FIELDS = 500
@@ -28,14 +27,16 @@ UNFINISHED_S = 24 * 60 * 60
 class RedisSink:
     """Writes a new hash and renames it when it is complete, so no command of a reader mixes two exports."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, answer: Answer) -> None:
+        self.current = f"recsys:{answer.name}"
+        self.metadata, self.previous = f"{self.current}:about", f"{self.current}:old"
         self.address = address
         self._unpublished: str | None = None
 
     def current_export_id(self) -> str | None:
         """Return the export id in the metadata."""
         with self._translated_errors():
-            export_id = self._client.hget(METADATA, "export_id")
+            export_id = self._client.hget(self.metadata, "export_id")
             return None if export_id is None else str(export_id)
 
     def write(self, export: Export, part: Path) -> None:
@@ -43,7 +44,7 @@ class RedisSink:
         items = group_by_item(part).select("item_id", pl.struct("neighbors").struct.json_encode().alias("value"))
         with self._translated_errors():
             if self._unpublished is None:
-                self._unpublished = f"{CURRENT}:{export.export_id}"
+                self._unpublished = f"{self.current}:{export.export_id}"
                 self._client.unlink(self._unpublished)  # left by a killed process
             pipeline = self._client.pipeline(transaction=False)
             for chunk in items.iter_slices(FIELDS):
@@ -53,29 +54,29 @@ class RedisSink:
 
     def publish(self, export: Export) -> None:
         """Rename the hash and write the metadata in one transaction."""
-        unpublished = f"{CURRENT}:{export.export_id}"
+        unpublished = f"{self.current}:{export.export_id}"
         with self._translated_errors(), self._client.pipeline() as pipeline:
-            pipeline.watch(CURRENT, unpublished)  # type: ignore[no-untyped-call]
+            pipeline.watch(self.current, unpublished)  # type: ignore[no-untyped-call]
             num_items = pipeline.hlen(unpublished)
             if num_items != export.items:
                 raise StageError(
                     f"{self.address.shown} must be written by one process at a time. Received: {num_items} of "
                     f"{export.items} items after writing all parts. Retry when the other process has finished."
                 )
-            has_previous = pipeline.exists(CURRENT)
+            has_previous = pipeline.exists(self.current)
             pipeline.multi()
             if has_previous:
-                pipeline.rename(CURRENT, PREVIOUS)
-            pipeline.rename(unpublished, CURRENT)
-            pipeline.persist(CURRENT)
-            pipeline.hset(METADATA, mapping={name: str(value) for name, value in export.metadata.items()})
+                pipeline.rename(self.current, self.previous)
+            pipeline.rename(unpublished, self.current)
+            pipeline.persist(self.current)
+            pipeline.hset(self.metadata, mapping={name: str(value) for name, value in export.metadata.items()})
             pipeline.execute()
             self._unpublished = None
 
     def remove_previous(self, export: Export) -> None:  # noqa: ARG002 - there is one previous hash
         """Unlink the previous hash; Redis frees its memory in the background."""
         with self._translated_errors():
-            self._client.unlink(PREVIOUS)
+            self._client.unlink(self.previous)
 
     def close(self) -> None:
         """Unlink an unpublished hash. If the server is not reachable, the hash expires."""

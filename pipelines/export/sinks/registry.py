@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
+from pipelines.export.answers import ANSWERS, Answer
 from pipelines.export.sinks.base import Sink, require_writable
 from pipelines.export.sinks.jsonlines import JsonLinesSink
 from pipelines.export.sinks.parquet import ParquetSink
@@ -24,8 +25,8 @@ SERVERS = {
 """Module and class by URL scheme. Modules are imported on first use, because their libraries are optional."""
 
 
-def open_sink(to: str) -> Sink:
-    """Return the sink for a path or URL; does not write or connect to a database.
+def open_sink(to: str, answer: Answer = ANSWERS["similar"]) -> Sink:
+    """Return the sink of an answer for a path or URL; does not write or connect to a database.
 
     Raises:
         ConfigError: there is no sink for this path or URL, or its library is not installed.
@@ -47,13 +48,13 @@ def open_sink(to: str) -> Sink:
     elif address.scheme in SERVERS:
         module, name = SERVERS[address.scheme]
         try:
-            sink: Callable[[Address], Sink] = getattr(import_module(module), name)
+            sink: Callable[[Address, Answer], Sink] = getattr(import_module(module), name)
         except ImportError as error:
             raise ConfigError(
                 f"export.to with {address.scheme}:// needs a library that cannot be imported: {error}. "
                 "Install recsys[export]."
             ) from None
-        return sink(address)
+        return sink(address, answer)
     raise ConfigError(
         "export.to must be a folder (without a file extension, or .parquet) or a .jsonl file, both "
         f"also in an object store ({_schemes(storage.EXTRAS)}), or a database ({_schemes(SERVERS)}). "

@@ -18,6 +18,8 @@ from recsys.config.loading import parse_config
 from recsys.config.sections import Config
 from recsys.data import storage
 from recsys.errors import ConfigError, InputError, StageError
+from recsys.retrieval.query import Condition, TogetherQuery
+from recsys.testing.releases import release_writer
 from tests import GOLDEN_RELEASES, memory_mb
 
 GOLDEN = GOLDEN_RELEASES / "v2"
@@ -95,6 +97,46 @@ def test_exports_what_the_service_returns(export: Exporter, release: Release, pr
         "rows": 49 * 6,
         "to": str(export.folder / "out"),
     }
+
+
+@pytest.fixture(scope="module")
+def current_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A release of the current format, with two embedding spaces."""
+    write = release_writer(tmp_path_factory.mktemp("release"))
+    columns = {"genre": pl.Series(["a", "b", "c"] * 8), "interactions": pl.Series(range(24))}
+    return Release.load(write([f"item {n:02d}" for n in range(24)], spaces=("next", "similar"), **columns))
+
+
+def test_exports_the_sense_next(current_release: Release, tmp_path: Path) -> None:
+    exporter = Exporter(tmp_path, current_release)
+    exporter(answer="next")
+    assert exporter.rows.rows() == [
+        (item, n.rank, n.item_id, n.similarity, n.probability)
+        for item in current_release.catalog.item_ids
+        for n in current_release.similar(item, 6, "next").neighbors
+    ]
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_exports_items_used_together(current_release: Release, tmp_path: Path, *, filtered: bool) -> None:
+    exporter = Exporter(tmp_path, current_release)
+    summary = exporter(
+        answer="together", **({"where": {"genre": ["a", "c"]}, "min_interactions": 5} if filtered else {})
+    )
+    where = (Condition("genre", any_of=("a", "c")), Condition("interactions", minimum=5)) if filtered else ()
+    expected = [
+        (item, n.rank, n.item_id, n.users, n.confidence, n.lift, n.score)
+        for item in current_release.catalog.item_ids
+        for n in current_release.search_together(TogetherQuery(item, k=6, where=where)).neighbors
+    ]
+    assert exporter.rows.rows() == expected
+    assert summary["rows"] == len(expected) > 0
+
+
+def test_together_requires_a_release_with_counts(export: Exporter) -> None:
+    with pytest.raises(InputError, match="together requires a release of format 5"):
+        export(answer="together")
+    assert export.parts == []
 
 
 def test_parts_have_types_that_other_readers_support(export: Exporter) -> None:

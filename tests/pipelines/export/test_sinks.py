@@ -12,14 +12,37 @@ import psycopg
 import pytest
 import redis
 
+from pipelines.export.answers import ANSWERS
+from pipelines.export.sinks.base import Export, deliver
 from pipelines.export.sinks.registry import open_sink
 from recsys.config.urls import Address
 from recsys.errors import ConfigError, InputError, RecsysError, StageError
-from recsys.testing.sink_contract import SinkContract, expected_rows, list_files
+from recsys.testing.sink_contract import SinkContract, expected_rows, ignore_progress, list_files
 from tests.pipelines import servers
 
 ROWS = "SELECT item_id, rank, neighbor_id, similarity, probability FROM recsys_neighbors ORDER BY 1, 2"
 COUNT_ROWS = "SELECT count(*) FROM recsys_neighbors_by_export WHERE export_id = "
+
+
+TOGETHER_ROWS = [
+    ("a", 1, "b", 12, 0.25, 1.5, 1 / 3),
+    ("a", 2, "c", 0, 0.0, 0.0, 0.125),
+    ("b", 1, "a", 7, 0.5, 2.0, 0.2),
+]
+
+
+def deliver_together(url, folder):
+    """Export items used together to a database or a file."""
+    part = folder / "together-part-00000.parquet"
+    pl.DataFrame(TOGETHER_ROWS, schema=ANSWERS["together"].schema, orient="row").write_parquet(part)
+    with closing(open_sink(url, ANSWERS["together"])) as sink:
+        assert sink.current_export_id() is None
+        deliver(Export("both-2", "both", 2, 2, 3, (part,)), sink, ignore_progress)
+
+
+def together_rows_of_items(items):
+    names = ("rank", "item_id", "users", "confidence", "lift", "score")
+    return sorted((item, *(n[name] for name in names)) for item, neighbors in items for n in neighbors)
 
 
 def rows_of_items(items):
@@ -153,6 +176,12 @@ def test_reports_a_missing_bucket_before_writing(name):
     assert "\n" not in str(caught.value)
 
 
+def test_json_lines_have_the_columns_of_the_answer(tmp_path):
+    deliver_together(str(tmp_path / "out.jsonl"), tmp_path)
+    lines = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert together_rows_of_items((line["item_id"], line["neighbors"]) for line in lines) == TOGETHER_ROWS
+
+
 class TestSqlite(SinkContract):
     @pytest.fixture
     def url(self, tmp_path):
@@ -173,6 +202,14 @@ class TestSqlite(SinkContract):
         with closing(open_sink(url)) as sink:
             assert sink.current_export_id() is None
         assert list_files(tmp_path) == []
+
+    def test_answers_have_tables_of_their_own(self, url, export, tmp_path):
+        similar = export("one-1")
+        self.deliver(url, similar)
+        deliver_together(url, tmp_path)
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            assert connection.execute("SELECT * FROM recsys_together ORDER BY 1, 2").fetchall() == TOGETHER_ROWS
+        assert self.visible_rows(url) == expected_rows(similar)
 
     def test_does_not_change_other_tables(self, url, export, tmp_path):
         (tmp_path / "new").mkdir()
@@ -236,6 +273,17 @@ class TestPostgresql(SinkContract):
     def kill(self, sink):
         sink._connection.pgconn.finish()
 
+    def test_answers_have_tables_of_their_own(self, url, export, tmp_path):
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP VIEW IF EXISTS recsys_together")
+            connection.execute("DROP TABLE IF EXISTS recsys_together_by_export, recsys_together_current")
+        similar = export("one-1")
+        self.deliver(url, similar)
+        deliver_together(url, tmp_path)
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT * FROM recsys_together ORDER BY 1, 2").fetchall() == TOGETHER_ROWS
+        assert self.visible_rows(url) == expected_rows(similar)
+
     def test_rejects_a_second_writer(self, url, export):
         first, second = export("one-1"), export("two-1")
         with closing(open_sink(url)) as sink, closing(open_sink(url)) as second_sink:
@@ -289,6 +337,16 @@ class TestRedis(SinkContract):
 
     def kill(self, sink):
         sink._client.close()
+
+    def test_answers_have_keys_of_their_own(self, url, export, tmp_path):
+        similar = export("one-1")
+        self.deliver(url, similar)
+        deliver_together(url, tmp_path)
+        with redis.Redis.from_url(url, decode_responses=True) as client:
+            fields = client.hgetall("recsys:together").items()
+            assert client.hget("recsys:together:about", "export_id") == "both-2"
+        assert together_rows_of_items((item, json.loads(value)["neighbors"]) for item, value in fields) == TOGETHER_ROWS
+        assert self.visible_rows(url) == expected_rows(similar)
 
     def test_only_unpublished_rows_expire(self, url, export):
         first, second = export("one-1"), export("two-1")

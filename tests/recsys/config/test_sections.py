@@ -655,6 +655,7 @@ def configs(draw):
         export=ExportConfig(
             **filled(
                 to=names,
+                answer=st.sampled_from(["similar", "next"]),
                 k=counts,
                 min_similarity=st.none() | shares,
                 min_interactions=st.integers(0, 10**6),
