@@ -34,6 +34,7 @@ from recsys.release.formats import (
     SPACE_FILES,
 )
 from recsys.release.manifest import Manifest, read_manifest
+from recsys.retrieval.filters import CatalogColumns
 from recsys.retrieval.overlay import EMPTY_OVERLAY, Overlay
 from recsys.retrieval.query import Query, TogetherQuery
 from recsys.retrieval.results import SearchResult, TogetherResult, VerificationResult
@@ -78,6 +79,7 @@ class Release:
             followers = None
             if FOLLOWERS not in version.absent_files:
                 followers = Followers.load(path / version.file(FOLLOWERS), len(catalog))
+            columns = CatalogColumns(catalog.frame)
             spaces = {
                 sense: EmbeddingSpace.load(
                     path / version.folder(sense),
@@ -86,6 +88,7 @@ class Release:
                     catalog,
                     calibrated=CALIBRATION not in version.absent_files,
                     item_users=item_users,
+                    columns=columns,
                 )
                 for sense, entry in manifest.spaces.items()
             }

@@ -23,6 +23,7 @@ from recsys.index.recall import index_recall
 from recsys.release.formats import CALIBRATION, EMBEDDINGS
 from recsys.release.manifest import Manifest, SpaceEntry
 from recsys.retrieval.engine import Engine
+from recsys.retrieval.filters import CatalogColumns
 from recsys.retrieval.results import VerificationResult
 
 SELF_TEST_ITEMS, SELF_TEST_K = 8, 10
@@ -46,6 +47,8 @@ class EmbeddingSpace:
     """None for format 1, or with too few held-out pairs."""
     item_users: ItemUsers | None = None
     """Users of each item, memory-mapped; None for formats 1 and 2."""
+    columns: CatalogColumns | None = None
+    """Columns of the catalog, shared by all spaces of a release."""
 
     @classmethod
     def load(
@@ -57,6 +60,7 @@ class EmbeddingSpace:
         *,
         calibrated: bool,
         item_users: ItemUsers | None,
+        columns: CatalogColumns,
     ) -> EmbeddingSpace:
         """Open the files of a space, and verify that they belong together.
 
@@ -67,6 +71,7 @@ class EmbeddingSpace:
             catalog: items of the release.
             calibrated: whether the format of the release has calibrations.
             item_users: users of each item.
+            columns: columns of the catalog.
 
         Raises:
             InputError: a file is damaged or does not belong to the others.
@@ -82,7 +87,7 @@ class EmbeddingSpace:
         embeddings.validate(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
         index = annoy_index.load(path, entry.index, vectors, entry.search_k, distance=distance)
         fitted = calibration.load(path / CALIBRATION) if calibrated else None
-        space = cls(path, manifest, entry, catalog, vectors, index, fitted, item_users)
+        space = cls(path, manifest, entry, catalog, vectors, index, fitted, item_users, columns)
         space._self_test()
         return space
 
@@ -103,6 +108,7 @@ class EmbeddingSpace:
             recency=default_recency(PROTOCOL.recencies) if recency is None else recency,
             calibration=self.calibration,
             item_users=self.item_users,
+            columns=self.columns,
         )
 
     def similarity(self, item_a: str, item_b: str) -> float:

@@ -52,6 +52,7 @@ class Engine:
         recency: factor on an item's weight for each step back in a history.
         calibration: converts similarities to probabilities.
         item_users: the users of each item.
+        columns: columns of the catalog, which several engines may share.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Engine:
         recency: float = 1.0,
         calibration: Calibration | None = None,
         item_users: ItemUsers | None = None,
+        columns: CatalogColumns | None = None,
     ) -> None:
         self.release_id = release_id
         self.catalog = catalog
@@ -71,7 +73,7 @@ class Engine:
         self._recency = recency
         self._calibration = calibration
         self._item_users = item_users
-        self._columns = CatalogColumns(catalog.frame)
+        self._columns = columns or CatalogColumns(catalog.frame)
         self.features = self._columns.features
         """Catalog columns with item features."""
         self._cached_overlay = EMPTY_OVERLAY, self._overlay(EMPTY_OVERLAY)
