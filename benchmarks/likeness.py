@@ -36,13 +36,12 @@ from benchmarks.command import FIGURES, parser, temporary_folder, write
 from benchmarks.prepared import prepare_rows, read_interactions
 from benchmarks.quality import ALL_USERS
 from pipelines.context.item_groups import read_groups
-from pipelines.context.overrides import with_settings
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
-from pipelines.prepare.similar_pairs import MAX_POSITIVES, PENALTY, POWER
+from pipelines.prepare.similar_pairs import MAX_POSITIVES, POWER
 from pipelines.stages import evaluate, train
-from pipelines.stages.train_similar import CANDIDATES, MAX_PASSES, best_candidate
+from pipelines.stages.train_similar import CANDIDATES, SIMILAR, best_candidate, candidate_config
 from recsys.config.loading import load_config
 from recsys.config.sections import Config, ItemsConfig
 from recsys.data import association, cooccurrence, datasets, pairs
@@ -178,7 +177,7 @@ def _towers(context: RunContext, evidence: Evidence, folder: Path) -> Mapping[st
     split, num_items = train.load_split(context.run), evidence.lift.shape[0]
     interactions = interaction_matrix(split, "test", num_items)
     root_popularity = np.sqrt(np.asarray(interactions.sum(axis=0)).ravel())
-    partial = association.partial_weights(interactions, PENALTY, POWER, MAX_POSITIVES)
+    partial = association.partial_weights(interactions, context.config.similar.penalty, POWER, MAX_POSITIVES)
     lift = association.normalize_rows(association.shrunk_lift(interactions, LIFT_SHRINKAGE, MAX_POSITIVES))
     windowed = association.normalize_rows(train.load_pairs(context.run, "weight", num_items).to_matrix())
 
@@ -188,11 +187,11 @@ def _towers(context: RunContext, evidence: Evidence, folder: Path) -> Mapping[st
         passes = sum(context.run.manifest("train")["passes"].values())
         return np.array(embeddings.load(context.run.path("embed", EMBEDDINGS))), passes
 
-    def train_on(name: str, weights: sparse.csr_array, recipe: str = "similar") -> Embed:
+    def train_on(name: str, weights: sparse.csr_array, candidate: str = SIMILAR) -> Embed:
         # an anchor counts with the root of its popularity
         path = _write_pairs(weights, root_popularity, folder / f"{name}.parquet")
         training_pairs = pairs.Pairs([path], num_items, "weight")
-        config = with_settings(context.config, CANDIDATES[recipe])
+        config = candidate_config(context.config, candidate)
         return lambda: _fit(config, context.run, training_pairs, evidence)
 
     return {
@@ -219,7 +218,7 @@ def _fit(config: Config, run: Run, training_pairs: pairs.Pairs, evidence: Eviden
     from recsys.model.tower_fit import TowerFit
 
     data = train.load_fit_data(config, run, "test")._replace(pairs=training_pairs, evidence=evidence)
-    fitted = TowerFit(similar_candidate_plan(config, MAX_PASSES), data, config).run()
+    fitted = TowerFit(similar_candidate_plan(config), data, config).run()
     return fitted.embeddings, fitted.passes.pairs
 
 

@@ -22,9 +22,8 @@ MAX_SHARE_IN_WINDOW = 0.5
 """Share of the pairs of items of a history within the window of `next`, above which the senses are not told apart. On
 Amazon Beauty and Toys, with .93 and .94, no tower for `similar` is better than that for `next`; on MovieLens 100k, with
 .09, it is."""
-PENALTY, POWER, MAX_POSITIVES = 200.0, 3.0, 100
-"""L2 penalty, exponent and number of the partial weights of an anchor; without the exponent, most of their sum is
-noise."""
+POWER, MAX_POSITIVES = 3.0, 100
+"""Exponent and number of the partial weights of an anchor; without the exponent, most of their sum is noise."""
 WEIGHTS: tuple[Weight, ...] = ("weight", "weight_without_held_out")
 
 
@@ -47,13 +46,14 @@ def share_in_window(job: Job) -> float:
 def associate(job: Job, part: int) -> None:
     """Write the pairs of one range of anchors, unless the senses are not told apart."""
     size = 0
-    if job.config.train.similar and not job.labeled and share_in_window(job) <= MAX_SHARE_IN_WINDOW:
+    if job.config.similar.enabled and not job.labeled and share_in_window(job) <= MAX_SHARE_IN_WINDOW:
         first_item_numbers = job.first_item_numbers
         sequences = Sequences.load(sorted(job.sequences.iterdir()))
         split = Split(sequences, time_cut(job.newest, job.config.evaluate))
         anchors = np.arange(first_item_numbers[part], first_item_numbers[part + 1])
+        penalty, num_items = job.config.similar.penalty, first_item_numbers[-1]
         columns = pl.concat(
-            [_weights(split, weight, first_item_numbers[-1], anchors) for weight in WEIGHTS], how="diagonal"
+            [_weights(split, weight, penalty, num_items, anchors) for weight in WEIGHTS], how="diagonal"
         )
         rows = cooccurrence.group_by_anchor(columns.with_columns(pl.col(*WEIGHTS).fill_null(0)), 2 * MAX_POSITIVES)
         pairs.write(rows, job.similar_pairs / f"part-{part:05d}.parquet")
@@ -61,10 +61,10 @@ def associate(job: Job, part: int) -> None:
     job.finish("similar", part, pairs=size)
 
 
-def _weights(split: Split, weight: Weight, num_items: int, anchors: np.ndarray) -> pl.DataFrame:
+def _weights(split: Split, weight: Weight, penalty: float, num_items: int, anchors: np.ndarray) -> pl.DataFrame:
     """Return the partial weights of anchors. An anchor counts with the root of its popularity."""
     interactions = user_item_matrix(split.sequences, split.training_mask(weight), num_items)
-    weights = partial_weights(interactions, PENALTY, POWER, MAX_POSITIVES, anchors)
+    weights = partial_weights(interactions, penalty, POWER, MAX_POSITIVES, anchors)
     root_popularity = np.sqrt(np.asarray(interactions.sum(axis=0)).ravel()[anchors])
     cells = sparse.csr_array(weights).tocoo()
     return pl.DataFrame(

@@ -52,18 +52,11 @@ MAX_ITEMS = 2_000
 """Maximum number of items whose neighbors are compared with the evidence."""
 MIN_ITEMS = 100
 """With evidence of fewer items, the interval of the agreement is too wide to compare candidates."""
-MAX_PASSES = 20
-"""Maximum number of passes of a candidate. It stops earlier if its agreement falls below the interval of its best."""
 
-NEXT = "next"
-LEARNING_RATE = 0.01
-"""Associations are learned in a third of the passes that the default rate of `next` takes, and as well."""
-CANDIDATES: Mapping[str, Mapping[str, Any]] = {
-    "similar": {"train.learning_rate": LEARNING_RATE},
-    "similar_features": {"train.learning_rate": LEARNING_RATE, "tower.id_dropout": 0.3},
-}
-"""Name -> settings that differ from those of `next`, in the order of comparison. In sparse data, a tower that relies
-more on features agrees better with other users."""
+NEXT, SIMILAR = "next", "similar"
+CANDIDATES: Mapping[str, Mapping[str, Any]] = {SIMILAR: {}, "similar_features": {"tower.id_dropout": 0.3}}
+"""Name -> settings that differ from the config, in the order of comparison. In sparse data, a tower that relies more on
+features agrees better with other users."""
 
 
 class Choice(NamedTuple):
@@ -107,7 +100,7 @@ def train_similar(config: Config, run: Run, progress: Progress, metrics: Metrics
         metrics.log({f"agreement_{name}": each["likeness"][AGREEMENT] for name, each in choice.candidates.items()})
         if choice.best != NEXT:
             passes = choice.candidates[choice.best]["passes"]
-            recipe = with_settings(config, CANDIDATES[choice.best])
+            recipe = candidate_config(config, choice.best)
             fits = _Fits(recipe, run, "weight", folder, _FitProgress("final fit", advance))
             final = fits.fit("final", similar_plan(recipe, passes), "similar_pairs")
             final.tower.save(folder / TOWER)
@@ -126,8 +119,8 @@ def has_own_space(run: Run) -> bool:
 
 def _choose(config: Config, run: Run, folder: Path, advance: Advance) -> Choice:
     """Compare the candidates, and write the evidence."""
-    if not config.train.similar:
-        return Choice(NEXT, "one space serves both senses, because train.similar is off", {})
+    if not config.similar.enabled:
+        return Choice(NEXT, "one space serves both senses, because similar.enabled is off", {})
     if config.data.labeled_pairs:
         return Choice(NEXT, "one space serves both senses, because labeled pairs say what is alike", {})
     advance(0, None, "evidence of likeness")
@@ -146,7 +139,7 @@ def _choose(config: Config, run: Run, folder: Path, advance: Advance) -> Choice:
         names += CANDIDATES
     results: dict[str, dict[str, Any]] = {}
     for name in names:
-        recipe = with_settings(config, CANDIDATES.get(name, {}))
+        recipe = config if name == NEXT else candidate_config(config, name)
         fits = _Fits(recipe, run, "weight_without_held_out", folder, _FitProgress(name, advance))
         results[name] = fits.measure(name, evidence)
     best = best_candidate({name: result["likeness"] for name, result in results.items()})
@@ -159,6 +152,12 @@ def _choose(config: Config, run: Run, folder: Path, advance: Advance) -> Choice:
     if len(names) == 1:
         because = f"{prepared['share_in_window']:.0%} of the pairs of a history are within the window of next"
     return Choice(best, f"one space serves both senses, because {because}; agreement {agreement:.4f}", results)
+
+
+def candidate_config(config: Config, name: str) -> Config:
+    """Return the config with which a candidate for the sense `similar` is trained."""
+    schedule = {f"train.{key}": getattr(config.similar, key) for key in ("learning_rate", "temperature")}
+    return with_settings(config, {**schedule, **CANDIDATES[name]})
 
 
 def best_candidate(likeness: Mapping[str, Mapping[str, Any]]) -> str:
@@ -216,7 +215,7 @@ class _Fits:
             plan = final_plan(self.config, Passes(**trained["passes"]), trained["history_recency"])
             fitted = self.fit(name, without_new_items(plan), "pairs")
         else:
-            fitted = self.fit(name, similar_candidate_plan(self.config, MAX_PASSES), "similar_pairs", evidence)
+            fitted = self.fit(name, similar_candidate_plan(self.config), "similar_pairs", evidence)
         likeness = self._likeness(fitted.embeddings, evidence)
         result = {"passes": sum(fitted.passes), "likeness": likeness, "curve": fitted.curve}
         with atomic_write(path) as draft:

@@ -224,9 +224,6 @@ class TrainConfig(Table):
     new_items: bool = True
     """Whether items without interactions have separate encoders, which are trained last. Turn it off to save time if
     the catalog has no new items."""
-    similar: bool = True
-    """Whether the sense `similar` may have its own embeddings: they are trained if long histories tell what is alike
-    from what is used next. Turn it off to save time."""
     anchor_power: Share = 1.0
     """The weight of an anchor in the loss is its total pair weight to this power. 0 weighs all anchors equally."""
     validation_users: Count = 10_000
@@ -234,6 +231,24 @@ class TrainConfig(Table):
     noisy score and take longer."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     """Seed of initial weights, order of anchors, dropout and samples."""
+
+
+class SimilarConfig(Table):
+    """Training for the sense `similar`. Other settings are those of `[tower]`, `[candidates]` and `[train]`."""
+
+    enabled: bool = True
+    """Whether the sense `similar` may have its own embeddings: they are trained if long histories tell what is alike
+    from what is used next. Turn it off to save time."""
+    penalty: Positive = 200.0
+    """L2 penalty of the partial weights that are the pairs of `similar`. Larger values trust only associations of many
+    users."""
+    learning_rate: Positive = 0.01
+    """Learning rate of Adam."""
+    temperature: Positive = 0.1
+    """Divisor of the similarity before the softmax of the cross-entropy. Smaller values concentrate on the nearest
+    candidates."""
+    passes: Count = 20
+    """Maximum number of passes over the anchors. Training ends earlier if the agreement with other users falls."""
 
 
 class IndexConfig(Table):
@@ -480,6 +495,7 @@ SHAPING = {
     "tower",
     "candidates",
     "train",
+    "similar",
     "index",
     "evaluate",
     "resources",
@@ -497,6 +513,7 @@ class Config(Table):
     tower: TowerConfig = TowerConfig()
     candidates: CandidatesConfig = CandidatesConfig()
     train: TrainConfig = TrainConfig()
+    similar: SimilarConfig = SimilarConfig()
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()

@@ -117,9 +117,9 @@ def without_new_items(plan: FitPlan) -> FitPlan:
     return replace(plan, phases=tuple(phase for phase in plan.phases if not isinstance(phase, NewItemPhase)))
 
 
-def similar_candidate_plan(config: Config, max_passes: int) -> FitPlan:
+def similar_candidate_plan(config: Config) -> FitPlan:
     """Return the plan of a candidate for the sense `similar`, whose passes are selected by likeness."""
-    return FitPlan("test", (PairPhase(max_passes, validate=True, anchor_power=config.train.anchor_power),))
+    return FitPlan("test", (PairPhase(config.similar.passes, validate=True, anchor_power=config.train.anchor_power),))
 
 
 def similar_plan(config: Config, passes: int) -> FitPlan:

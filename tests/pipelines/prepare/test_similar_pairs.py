@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.context.run_context import RunContext
 from pipelines.prepare import stage as prepare
-from pipelines.prepare.similar_pairs import MAX_POSITIVES, PENALTY, POWER, count_pairs_of_histories
+from pipelines.prepare.similar_pairs import MAX_POSITIVES, POWER, count_pairs_of_histories
 from recsys.config.loading import load_config
 from recsys.config.sections import PrepareConfig
 from recsys.data.association import partial_weights
@@ -40,7 +40,7 @@ def test_pairs_of_histories_are_counted_as_by_a_double_loop(window: int) -> None
 
 
 def test_similar_pairs_are_partial_weights_of_all_users_and_of_those_not_held_out(tmp_path: Path) -> None:
-    context = prepared(tmp_path, "prepare.window=1")
+    context = prepared(tmp_path, "prepare.window=1", "similar.penalty=7")
     manifest = context.run.manifest("prepare")
     # five known interactions of each user: 4 of the 10 pairs are neighbors
     assert manifest["share_in_window"] == pytest.approx(0.4)
@@ -53,7 +53,7 @@ def test_similar_pairs_are_partial_weights_of_all_users_and_of_those_not_held_ou
     others = known & ~held_out_users(sequences.user_ids)[sequences.users]
     for weight, mask in (("weight", known), ("weight_without_held_out", others)):
         interactions = user_item_matrix(sequences, mask, num_items)
-        expected = partial_weights(interactions, PENALTY, POWER, MAX_POSITIVES).toarray()
+        expected = partial_weights(interactions, 7.0, POWER, MAX_POSITIVES).toarray()
         expected *= np.sqrt(interactions.sum(axis=0))[:, None]
         received = np.zeros((num_items, num_items))
         for anchor, positives, weights in frame.select("anchor", "positives", weight).iter_rows():
@@ -62,7 +62,7 @@ def test_similar_pairs_are_partial_weights_of_all_users_and_of_those_not_held_ou
         assert received.any()
 
 
-@pytest.mark.parametrize("settings", [[], ["prepare.window=1", "train.similar=false"]], ids=["short", "off"])
+@pytest.mark.parametrize("settings", [[], ["prepare.window=1", "similar.enabled=false"]], ids=["short", "off"])
 def test_no_similar_pairs_if_histories_are_short_or_the_setting_is_off(tmp_path: Path, settings: list[str]) -> None:
     context = prepared(tmp_path, *settings)
     rows = [

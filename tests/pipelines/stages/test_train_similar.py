@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.context.overrides import with_settings
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare import stage as prepare
 from pipelines.stages import train, train_similar
 from recsys import Release
-from recsys.config.loading import load_config
+from recsys.config.loading import load_config, parse_config
 from recsys.evaluation.likeness import AGREEMENT, Evidence
+from recsys.model.fit_plan import similar_candidate_plan
 from recsys.release.formats import TOWER
 from recsys.testing import world
 from tests.pipelines.stages.test_train import WITHIN, write_labeled_world
@@ -94,7 +96,7 @@ def test_reason_is_given_if_nothing_can_be_compared(tmp_path: Path, measured: di
     world.write(tmp_path / "small")
     write_labeled_world(tmp_path / "labeled", WITHIN)
     reasons = {
-        "train.similar is off": prepared_run(tmp_path / "small", "train.similar=false"),
+        "similar.enabled is off": prepared_run(tmp_path / "small", "similar.enabled=false"),
         "items, fewer than 100": prepared_run(tmp_path / "small"),
         "labeled pairs say what is alike": prepared_run(tmp_path / "labeled"),
     }
@@ -102,6 +104,25 @@ def test_reason_is_given_if_nothing_can_be_compared(tmp_path: Path, measured: di
         choice = choose(context, tmp_path)
         assert (choice.best, choice.candidates) == ("next", {})
         assert reason in choice.reason
+
+
+def test_candidate_has_the_schedule_of_similar_and_next_keeps_its_own() -> None:
+    similar = {"learning_rate": 0.02, "temperature": 0.3, "passes": 7}
+    config = parse_config({"similar": similar, "train": {"temperature": 0.2, "batch_size": 5}})
+    for name, id_dropout in (("similar", 0.0), ("similar_features", 0.3)):
+        recipe = train_similar.candidate_config(config, name)
+        assert (recipe.train.learning_rate, recipe.train.temperature, recipe.tower.id_dropout) == (
+            0.02,
+            0.3,
+            id_dropout,
+        )
+        assert similar_candidate_plan(recipe).phases[0].passes == 7
+        unchanged = {
+            "train.learning_rate": config.train.learning_rate,
+            "train.temperature": 0.2,
+            "tower.id_dropout": 0.0,
+        }
+        assert with_settings(recipe, unchanged) == config
 
 
 def test_evidence_is_of_the_held_out_users_before_their_test_targets(tmp_path: Path) -> None:

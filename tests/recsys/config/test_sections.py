@@ -22,6 +22,7 @@ from recsys.config.sections import (
     PromoteConfig,
     ResourcesConfig,
     ServeConfig,
+    SimilarConfig,
     Span,
     TowerConfig,
     TrackingConfig,
@@ -180,6 +181,10 @@ def test_a_service_may_have_a_config_without_data():
         ("train", "history_passes", -1),
         ("train", "thaw_after", -1),
         ("train", "weight_decay", -0.1),
+        ("similar", "penalty", 0),
+        ("similar", "learning_rate", -0.1),
+        ("similar", "temperature", 0),
+        ("similar", "passes", 0),
         ("evaluate", "split", "random"),
         ("evaluate", "test_days", 0),
         ("evaluate", "validation_days", -1.0),
@@ -482,6 +487,7 @@ def test_overrides_are_validated_like_the_file(tmp_path, override, named):
         {"prepare": {"window": 3}},
         {"tower": {"dimension": 16}},
         {"train": {"seed": 2}},
+        {"similar": {"penalty": 7}},
         {"index": {"n_trees": 7}},
         {"evaluate": {"users": 5}},
         {"candidates": {"negatives": 5}},
@@ -635,6 +641,11 @@ def configs(draw):
                 anchor_power=shares,
                 validation_users=counts,
                 seed=seeds,
+            )
+        ),
+        similar=SimilarConfig(
+            **filled(
+                enabled=st.booleans(), penalty=positive, learning_rate=positive, temperature=positive, passes=counts
             )
         ),
         index=IndexConfig(
