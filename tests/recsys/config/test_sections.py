@@ -564,6 +564,7 @@ def configs(draw):
                 interactions=names,
                 items=st.none() | names,
                 labeled_pairs=st.none() | names,
+                alike=st.none() | names,
                 feedback=st.none() | names,
                 warm_start=st.none() | names,
                 workspace=names,
@@ -576,6 +577,7 @@ def configs(draw):
             multi_categorical=result[low:middle],
             numeric=result[middle:high],
             text=result[high:],
+            evidence=draw(st.sampled_from([(), ("read by no model",)])),
         ),
         column_rules=ColumnRulesConfig(
             interactions=draw(
