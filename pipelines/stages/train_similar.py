@@ -227,14 +227,16 @@ class _Fits:
         from recsys.model.tower_fit import FitData, TowerFit  # noqa: PLC0415 - TensorFlow takes seconds
 
         pairs = train.load_pairs(self.run, self.weight, len(self.catalog), kind)
-        data = FitData(self.catalog.frame, self.split, pairs, earlier=self._earlier_tower(kind), evidence=evidence)
+        data = FitData(self.catalog.frame, self.split, pairs, earlier=self._earlier_tower(), evidence=evidence)
         checkpoints = self.folder / train.CHECKPOINTS / name
         return TowerFit(plan, data, self.config, checkpoints=checkpoints, on_pass=self.on_pass).run()
 
-    def _earlier_tower(self, kind: train.PairKind) -> EarlierTower | None:
-        if not self.config.data.warm_start:
+    def _earlier_tower(self) -> EarlierTower | None:
+        """Return the tower of a warm start; candidates have none, because it has seen the users who judge them."""
+        warm_start = self.config.data.warm_start
+        if not warm_start or self.weight == "weight_without_held_out":
             return None
-        return train.load_earlier_tower(self.config.data.warm_start, "next" if kind == "pairs" else "similar")
+        return train.load_earlier_tower(warm_start, "similar")
 
     def _likeness(self, embeddings: Vectors, evidence: Evidence) -> dict[str, Any]:
         """Return the likeness report of embeddings among the items with interactions."""
