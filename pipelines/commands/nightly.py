@@ -27,6 +27,7 @@ from recsys.errors import ConfigError
 
 COLUMNS = ("ndcg_at_10", "ndcg_at_20", "hr_at_10", "hr_at_20", "mrr_at_20")
 MODEL = "siamese tower"
+LIKENESS_TITLES = ("AGREEMENT@10", "GROUPS@10", "COLUMNS@10")
 
 
 def nightly(
@@ -119,6 +120,8 @@ def _print_plan(plan: dict[str, Any]) -> None:
 
 
 def _print_summary(summary: dict[str, Any], config_file: Path) -> None:
+    from pipelines.reports.figures import model_name  # noqa: PLC0415
+
     console = Console(highlight=False, soft_wrap=True)
     evaluation = summary["evaluation"]
     if evaluation["queries"]:
@@ -128,8 +131,11 @@ def _print_summary(summary: dict[str, Any], config_file: Path) -> None:
             table.add_column(column.upper().replace("_AT_", "@"), justify="right")
         for name, metrics in {MODEL: evaluation["model"], **evaluation["baselines"]}.items():
             style = "bold" if name == MODEL else None
-            table.add_row(name.replace("_", " "), *(f"{metrics[column]:.4f}" for column in COLUMNS), style=style)
+            table.add_row(model_name(name), *(f"{metrics[column]:.4f}" for column in COLUMNS), style=style)
         console.print(table)
+    _print_likeness(console, evaluation["likeness"])
+    for sentence in summary["better_baselines"]:
+        console.print(sentence, markup=False)
     uri = summary["tracking_uri"]
     lines = {
         "Release": summary["path"],
@@ -142,3 +148,24 @@ def _print_summary(summary: dict[str, Any], config_file: Path) -> None:
     current_folder = f"{Path.cwd()}{os.sep}"  # relative paths are shorter
     for name, text in lines.items():
         console.print(f"{name:<9} {text.replace(current_folder, '')}", markup=False)
+
+
+def _print_likeness(console: Console, likeness: dict[str, Any]) -> None:
+    """Print the likeness of all models for which there is evidence, and which space answers `similar`."""
+    from pipelines.reports.figures import LIKENESS, likeness_models, model_name  # noqa: PLC0415
+
+    models = likeness_models(likeness)
+    columns = {
+        metric: title
+        for metric, title in zip(LIKENESS, LIKENESS_TITLES, strict=True)
+        if any(metric in report for report in models.values())
+    }
+    if columns:
+        table = Table(title="Likeness of the ten nearest neighbors")
+        for title in ("", *columns.values()):
+            table.add_column(title, justify="right" if title else "left")
+        for name, report in models.items():
+            style = "bold" if name == likeness["space"] else None
+            table.add_row(model_name(name), *(f"{report[metric]:.4f}" for metric in columns), style=style)
+        console.print(table)
+    console.print(f"Sense similar: answered by the space {likeness['space']} ({likeness['reason']}).", markup=False)

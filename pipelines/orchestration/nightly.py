@@ -19,6 +19,7 @@ from pipelines.orchestration.run_report import Outcome, RunEnd, write_report
 from pipelines.orchestration.stage_table import STAGES, Stage
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report, plots
+from pipelines.reports.figures import better_baselines
 from pipelines.stages import promote
 from pipelines.stages.publish import log_data_report
 from recsys.config.sections import Config
@@ -222,7 +223,12 @@ def _summarize_stage(name: str, manifest: Mapping[str, Any]) -> Summary:
     if name == "prepare":
         return {"account": manifest["account"]}
     if name == "evaluate":
-        return {"evaluation": dict(manifest)}
+        space = manifest["likeness"]["space"]
+        return {
+            "evaluation": dict(manifest),
+            "similar_space": space,
+            "better_baselines": better_baselines(manifest),
+        }
     if name == "publish":
         return dict(manifest)
     return {key: manifest[key] for key in ("promoted", "checks")} if name == "promote" else {}

@@ -15,6 +15,7 @@ from pipelines.orchestration.release_comparison import NEIGHBORS, SENSE, compare
 from pipelines.orchestration.report_files import earlier_reports
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report, feedback
+from pipelines.reports.figures import better_baselines, likeness_models
 from pipelines.stages import calibrate, embed, evaluate, index, train
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Holdout
@@ -81,6 +82,8 @@ def collect(context: RunContext, *, compared_with: str | None, gate_decided: boo
         "index": {**indexed, **target} if indexed else None,
         "queries": evaluated["queries"] if evaluated else None,
         "quality": _quality(context, evaluated, champion) if evaluated and evaluated["queries"] else None,
+        "likeness": _likeness(evaluated["likeness"]) if evaluated else None,
+        "better_baselines": better_baselines(evaluated) if evaluated else [],
         "similarity": _similarity_histograms(challenger.space(SENSE), SAMPLE_SIZE) if challenger else None,
         "exposure": _exposure(challenger.space(SENSE), SAMPLE_SIZE) if challenger else None,
         "map": _map(challenger.space(SENSE)) if challenger else None,
@@ -131,6 +134,10 @@ def _quality(context: RunContext, evaluated: Mapping[str, Any], champion: Releas
         baselines = sorted(measured["baselines"].items(), key=lambda named: -named[1][TARGET_METRIC])
         quality[kind] = models | dict(baselines)
     return quality
+
+
+def _likeness(likeness: Mapping[str, Any]) -> dict[str, Any]:
+    return {"space": likeness["space"], "reason": likeness["reason"], "models": likeness_models(likeness)}
 
 
 def evaluate_champion(champion: Release, catalog: Catalog, holdout: Holdout, kind: QueryKind) -> dict[str, Any]:

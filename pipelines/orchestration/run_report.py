@@ -16,6 +16,7 @@ from pipelines.orchestration.report_data import collect
 from pipelines.orchestration.report_files import FORMAT, PAGE, REPORT, read_report
 from pipelines.reports import html as page
 from pipelines.reports import plots
+from pipelines.reports.figures import model_name
 from recsys.data.storage import atomic_write
 
 Outcome = Literal["promoted", "passed", "published", "rejected", "failed"]
@@ -74,4 +75,5 @@ def render(report: Mapping[str, Any]) -> str:
         checks=sorted(checks, key=lambda check: VERDICTS.index(check["verdict"])),
         counts={verdict: sum(check["verdict"] == verdict for check in checks) for verdict in VERDICTS},
         plots=plots.coordinates(report),
+        model_name=model_name,
     )

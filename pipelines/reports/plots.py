@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.reports import html
+from recsys.evaluation.likeness import AGREEMENT
 from recsys.evaluation.metrics import STRATA, TARGET_METRIC
 
 HEIGHT, SQUARE = 240, 640
@@ -19,7 +20,7 @@ CURVES = {"loss": "Training loss", f"validation_{TARGET_METRIC}": "NDCG@20 on th
 
 def coordinates(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the coordinates of every plot, in percent of the width and height of the plot."""
-    training, index, quality = report["training"], report["index"], report["quality"]
+    training, index, quality, likeness = (report[part] for part in ("training", "index", "quality", "likeness"))
     plots: dict[str, Any] = {}
     for name in CURVES:
         passes = enumerate(training["curve"] if training else [], 1)
@@ -30,7 +31,8 @@ def coordinates(report: Mapping[str, Any]) -> dict[str, Any]:
         [f"search_k {search_k}: {recall:.4f}" for search_k, recall in trials],
         index["target"] if index else None,
     )
-    plots["quality"] = {kind: _ranges(models) for kind, models in quality.items()} if quality else {}
+    plots["quality"] = {kind: _ranges(models, TARGET_METRIC) for kind, models in quality.items()} if quality else {}
+    plots["agreement"] = _ranges(likeness["models"], AGREEMENT) if likeness else []
     return plots
 
 
@@ -152,15 +154,16 @@ def _line(points: Sequence[tuple[float, float]], labels: list[str] | None = None
     }
 
 
-def _ranges(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return NDCG@20 of each model with its interval; `scale` converts both to percent of the axis."""
-    upper_bound = max(figures["intervals"][TARGET_METRIC][1] for figures in models.values()) or 1.0
+def _ranges(models: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
+    """Return a metric of each model that has it, with its interval; `scale` converts both to percent of the axis."""
+    models = {name: figures for name, figures in models.items() if metric in figures}
+    upper_bound = max((figures["intervals"][metric][1] for figures in models.values()), default=0.0) or 1.0
     return [
         {
             "name": name,
-            "value": figures[TARGET_METRIC],
-            "low": figures["intervals"][TARGET_METRIC][0],
-            "high": figures["intervals"][TARGET_METRIC][1],
+            "value": figures[metric],
+            "low": figures["intervals"][metric][0],
+            "high": figures["intervals"][metric][1],
             "scale": 100 / upper_bound,
         }
         for name, figures in models.items()

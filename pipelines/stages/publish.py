@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pipelines.context.progress import Progress
 from pipelines.context.run_tracking import RunTracking
 from pipelines.prepare import stage as prepare
 from pipelines.reports import data_report
+from pipelines.reports.figures import likeness_models
 from pipelines.stages import calibrate, embed, evaluate, train
 from pipelines.stages import index as indexing
 from pipelines.stages.train_similar import has_own_space
@@ -108,13 +110,15 @@ def _space(config: Config, run: Run) -> tuple[dict[str, Path], SpaceEntry]:
 
 
 def _log(run: Run, tracking: RunTracking, release: Release) -> None:
-    """Log metrics and row accounts, and tag the MLflow run with the release id."""
+    """Log metrics and row accounts, and tag the MLflow run with the release id and the space of `similar`."""
     evaluation = release.evaluation
     figures: dict[str, float] = {}
     for prefix, query_figures in (("", evaluation), ("history_", evaluation["history"])):
         figures |= {f"{prefix}{metric}": value for metric, value in _figures(query_figures["model"]).items()}
         for name, values in query_figures["baselines"].items():
             figures |= {f"{prefix}{name}_{metric}": value for metric, value in _figures(values).items()}
+    for name, values in likeness_models(evaluation["likeness"]).items():
+        figures |= {f"{name}_{metric}": value for metric, value in _figures(values).items()}
     account = run.manifest(prepare.STAGE)["account"]
     for table, rows in account.items():
         figures |= {f"{table}_{key}": rows[key] for key in ("read", "used")}
@@ -126,7 +130,8 @@ def _log(run: Run, tracking: RunTracking, release: Release) -> None:
             figures[f"expected_calibration_error{suffix}"] = space.calibration.expected_calibration_error.value
     tracking.metrics.send_queued()
     tracking.metrics.log(figures)
-    tracking.tracker.log_tags(tracking.mlflow_run, {"recsys.release_id": release.release_id})
+    tags = {"recsys.release_id": release.release_id, "recsys.similar_space": release.space_name("similar")}
+    tracking.tracker.log_tags(tracking.mlflow_run, tags)
     log_data_report(run, tracking)
 
 
@@ -144,6 +149,6 @@ def log_data_report(run: Run, tracking: RunTracking) -> None:
             tracking.tracker.log_artifact(tracking.mlflow_run, run.path(prepare.STAGE, name), prepare.STAGE)
 
 
-def _figures(values: dict[str, Any]) -> dict[str, float]:
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics of an evaluation without intervals and strata."""
     return {name: value for name, value in values.items() if isinstance(value, float)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from pipelines.orchestration.nightly import Summary, run_nightly
 from pipelines.orchestration.report_data import evaluate_champion
 from pipelines.orchestration.run_report import RunEnd, write_report
 from pipelines.prepare import stage as prepare
-from pipelines.stages import evaluate, train
+from pipelines.stages import evaluate, train, train_similar
 from recsys import Release
 from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
@@ -82,6 +83,14 @@ class Runs(NamedTuple):
     rejected: FinishedRun
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _evidence_of_few_items() -> Iterator[None]:
+    """The world has fewer items than evidence of likeness usually needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_similar, "MIN_ITEMS", 10)
+        yield
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """The first champion; its successor, with one item removed and one added; and a rejected challenger."""
@@ -130,6 +139,39 @@ def test_evaluating_a_release_again_gives_the_same_metrics(runs: Runs) -> None:
         measured = evaluated["model"] if query_kind == "last_item" else evaluated["history"]["model"]
         repeated = evaluate_champion(release, catalog, holdout, query_kind)
         assert repeated == {name: measured[name] for name in repeated}
+
+
+def test_likeness_is_in_the_report_on_the_page_in_the_summary_and_in_mlflow(runs: Runs) -> None:
+    run = runs.second
+    measured = run.context.run.manifest(evaluate.STAGE)["likeness"]
+    trained = run.context.run.of("similar").manifest(train.STAGE)
+    tower, popularity = measured["model"][measured["space"]], measured["baselines"]["popularity"]
+    likeness = run.report["likeness"]
+    assert (likeness["space"], likeness["reason"]) == (trained["space"], trained["reason"])
+    assert likeness["models"] == {**measured["model"], **measured["baselines"]}
+    assert tower["agreement_at_10"] > popularity["agreement_at_10"]
+    for shown in (trained["reason"], f"{tower['agreement_at_10']:.4f}", f"{popularity['agreement_at_10']:.4f}"):
+        assert shown in run.page.seen
+    tracking = run.context.tracking
+    logged = tracking.tracker.client.get_run(tracking.mlflow_run).data
+    assert logged.metrics["popularity_agreement_at_10"] == popularity["agreement_at_10"]
+    assert logged.metrics[f"{measured['space']}_agreement_at_10"] == tower["agreement_at_10"]
+    assert logged.tags["recsys.similar_space"] == run.summary["similar_space"] == measured["space"]
+    checks = {check["name"]: check for check in run.report["decision"]["checks"]}
+    assert checks["agreement_at_10"]["limit"] == popularity["agreement_at_10"]
+    assert checks["agreement_at_10_change"]["verdict"] == "passed"
+
+
+def test_baselines_that_beat_the_tower_are_named_before_the_parts(runs: Runs) -> None:
+    """The tower of one pass predicts worse than the baselines."""
+    run = runs.rejected
+    sentences = run.report["better_baselines"]
+    assert sentences == run.summary["better_baselines"]
+    tower = run.report["quality"]["last_item"]["challenger"]["ndcg_at_20"]
+    assert any(
+        f"better than the tower ({tower:.4f}) at predicting the next item from the last." in s for s in sentences
+    )
+    assert all(run.page.seen.index(sentence) < run.page.seen.index("Gate checks") for sentence in sentences)
 
 
 def test_neighbors_come_from_both_releases(runs: Runs) -> None:

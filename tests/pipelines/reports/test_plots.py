@@ -10,11 +10,12 @@ import pytest
 from pipelines.reports import plots
 
 SVG = "{http://www.w3.org/2000/svg}"
-EMPTY: dict[str, Any] = dict.fromkeys(("training", "index", "quality", "similarity", "exposure", "map"))
+EMPTY: dict[str, Any] = dict.fromkeys(("training", "index", "quality", "likeness", "similarity", "exposure", "map"))
 FULL = {
     "training": {"curve": [{"loss": 3.0, "validation_ndcg_at_20": 0.1}, {"loss": 2.0}, {"loss": 2.5}]},
     "index": {"curve": [[16, 0.5], [32, 0.9], [64, 1.0]], "k": 20, "target": 0.95},
     "quality": None,
+    "likeness": None,
     "similarity": {"edges": [-1.0, 0.0, 0.5, 1.0], "nearest": [0.0, 0.2, 0.8], "any": [0.5, 0.4, 0.1]},
     "exposure": {
         "interactions": {"head": 0.4, "torso": 0.3, "tail": 0.3, "new": 0.0},
@@ -49,6 +50,21 @@ def test_bar_heights_are_proportional_to_shares(
     for kind, shares in (("before", before), ("now", now)):
         heights = [float(bar.attrib["height"]) for bar in bars if bar.attrib["class"] == kind]
         assert heights == pytest.approx([plots.HEIGHT * share / max(*before, *now) for share in shares], abs=0.01)
+
+
+def test_ranges_have_the_models_with_agreement_on_one_scale() -> None:
+    models = {
+        "similar": {"agreement_at_10": 0.6, "intervals": {"agreement_at_10": [0.5, 0.8]}},
+        "ease": {"agreement_at_10": 0.3, "intervals": {"agreement_at_10": [0.2, 0.4]}},
+        "content": {"group_recall_at_10": 0.9, "intervals": {"group_recall_at_10": [0.8, 1.0]}},
+    }
+    ranges = plots.coordinates({**EMPTY, "likeness": {"models": models}})["agreement"]
+    assert [(each["name"], each["value"], each["low"], each["high"]) for each in ranges] == [
+        ("similar", 0.6, 0.5, 0.8),
+        ("ease", 0.3, 0.2, 0.4),
+    ]
+    assert {each["scale"] for each in ranges} == {100 / 0.8}
+    assert plots.coordinates(EMPTY)["agreement"] == []
 
 
 def test_curves_follow_their_values(drawn: dict[str, ET.Element]) -> None:

@@ -87,7 +87,9 @@ def test_gate_measures_exactly_the_metrics_of_the_champions_own_evaluation(folde
     catalog = Catalog.load(challenger.run.path(prepare.STAGE, CATALOG))
     champion = Release.load(challenger.config.workspace / "releases" / context(folder).run.run_id)
     metrics = ranking_metrics(
-        quality_gate.held_out_ranks(champion, promote._held_out_queries(challenger.config, challenger.run, catalog))
+        quality_gate.held_out_ranks(
+            champion.space("next"), promote._held_out_queries(challenger.config, challenger.run, catalog)
+        )
     )
     measured = champion.evaluation["model"]
     assert metrics == {name: measured[name] for name in metrics}
