@@ -211,3 +211,16 @@ def test_senses_share_one_space_without_evidence(tmp_path: Path) -> None:
     assert set(release.spaces) == {"next"}
     assert release.evaluation["likeness"]["model"]["next"].keys() == {}.keys()
     assert "fewer than 100" in release.evaluation["likeness"]["reason"]
+
+
+def test_tower_that_relies_on_features_is_a_candidate_only_for_sparse_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.write(tmp_path)
+    split = train.load_split(prepared_run(tmp_path).run)
+    items = split.sequences.items[split.known_before("test")]
+    mean = len(items) / len(set(items.tolist()))
+    monkeypatch.setattr(train_similar, "SPARSE", mean)
+    assert train_similar.candidate_names(split) == ["similar"]
+    monkeypatch.setattr(train_similar, "SPARSE", mean + 0.1)
+    assert train_similar.candidate_names(split) == ["similar", "similar_features"]
