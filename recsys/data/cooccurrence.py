@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.config.sections import PrepareConfig
-from recsys.data.sequences import Sequences
+from recsys.data.sequences import Sequences, session_numbers
 from recsys.data.splits import DAY_S, WEIGHTS, Split, Weight
 
 SCHEMA = {"anchor": pl.Int32, "positive": pl.Int32, **dict.fromkeys(WEIGHTS, pl.Float64)}
@@ -94,14 +94,6 @@ def count_pairs(
             *masks,
         )
     )
-
-
-def session_numbers(sequences: Sequences, gap_minutes: float | None) -> NDArray[np.int64]:
-    """Return the session number of each interaction; a new user or a longer pause starts a new session."""
-    starts = np.diff(sequences.users, prepend=-1) > 0
-    if gap_minutes is not None:
-        starts |= np.diff(sequences.times, prepend=sequences.times[:1]) > gap_minutes * 60
-    return np.cumsum(starts)
 
 
 def _recent(sequences: Sequences, mask: NDArray[np.bool_], max_interactions: int) -> NDArray[np.bool_]:

@@ -86,3 +86,11 @@ class Sequences:
     def load(cls, parts: Iterable[Path]) -> Sequences:
         """Read and concatenate Parquet files."""
         return cls.from_frame(pl.concat([pl.read_parquet(part) for part in parts]))
+
+
+def session_numbers(sequences: Sequences, gap_minutes: float | None) -> NDArray[np.int64]:
+    """Return the session number of each interaction; a new user or a longer pause starts a new session."""
+    starts = np.diff(sequences.users, prepend=-1) > 0
+    if gap_minutes is not None:
+        starts |= np.diff(sequences.times, prepend=sequences.times[:1]) > gap_minutes * 60
+    return np.cumsum(starts)
