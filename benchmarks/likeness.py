@@ -41,7 +41,7 @@ from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare.similar_pairs import MAX_POSITIVES, POWER
 from pipelines.stages import evaluate, train
-from pipelines.stages.train_similar import CANDIDATES, SIMILAR, best_candidate, candidate_config, candidate_names
+from pipelines.stages.train_similar import CANDIDATES, SIMILAR, best_candidate, candidate_config, candidate_name
 from recsys.config.loading import load_config
 from recsys.config.sections import Config, ItemsConfig
 from recsys.data import association, cooccurrence, datasets, pairs
@@ -124,7 +124,7 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
         # baselines cannot return items without interactions either
         index = ExactIndex(vectors, DISTANCES[config.tower.distance], popularity > 0)
         report(f"tower, {name}", index, passes=passes, seconds=seconds)
-    candidates = {name: reports[f"tower, {name}"] for name in ("next", *candidate_names(train.load_split(context.run)))}
+    candidates = {name: reports[f"tower, {name}"] for name in ("next", candidate_name(train.load_split(context.run)))}
     chosen = best_candidate(candidates)
     print(f"chosen for the sense similar: {chosen}")
     return {

@@ -1,9 +1,9 @@
 """train for the sense `similar`: decide whether it has its own embeddings, and train their tower.
 
 Candidates are trained without a share of the users, and compared by the agreement of their neighbors with what these
-users associate (`recsys.evaluation.likeness`). The first candidate is the recipe of `next`. Each further one replaces
-the best so far only if its agreement is above the interval of that one. If `next` stays the best, one set of embeddings
-serves both senses. Otherwise the tower of the best candidate is trained again on all users, in as many passes.
+users associate (`recsys.evaluation.likeness`). The first candidate is the recipe of `next`; the other one replaces it
+only if its agreement is above the interval of the first. If `next` stays the best, one set of embeddings serves both
+senses. Otherwise the tower of the other candidate is trained again on all users, in as many passes.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ MIN_ITEMS = 100
 
 NEXT, SIMILAR, WITH_FEATURES = "next", "similar", "similar_features"
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {SIMILAR: {}, WITH_FEATURES: {"tower.id_dropout": 0.3}}
-"""Name -> settings that differ from the config, in the order of comparison."""
+"""Name of a candidate -> settings that differ from the config."""
 SPARSE = 25.0
-"""Mean number of interactions of an item below which a tower that relies more on features is a candidate: it is better
-on Last.fm, with 14, and not beyond the interval on MovieLens 100k, with 60."""
+"""Mean number of interactions of an item below which the candidate relies more on features: on Last.fm, with 14, this
+agrees better with other users; on MovieLens 100k, with 60, not beyond the interval."""
 
 
 class Choice(NamedTuple):
@@ -138,7 +138,7 @@ def _choose(config: Config, run: Run, folder: Path, advance: Advance) -> Choice:
     names = [NEXT]
     prepared = run.manifest(prepare.STAGE)
     if prepared["similar_pairs"]:
-        names += candidate_names(split)
+        names.append(candidate_name(split))
     results: dict[str, dict[str, Any]] = {}
     for name in names:
         recipe = config if name == NEXT else candidate_config(config, name)
@@ -156,10 +156,10 @@ def _choose(config: Config, run: Run, folder: Path, advance: Advance) -> Choice:
     return Choice(best, f"one space serves both senses, because {because}; agreement {agreement:.4f}", results)
 
 
-def candidate_names(split: Split) -> list[str]:
-    """Return the names of the candidates for the sense `similar`, in the order of comparison."""
+def candidate_name(split: Split) -> str:
+    """Return the name of the candidate for the sense `similar` that fits the density of the data."""
     items = split.sequences.items[split.known_before("test")]
-    return [*CANDIDATES] if len(items) < SPARSE * len(np.unique(items)) else [SIMILAR]
+    return WITH_FEATURES if len(items) < SPARSE * len(np.unique(items)) else SIMILAR
 
 
 def candidate_config(config: Config, name: str) -> Config:

@@ -32,8 +32,6 @@ RECENCY_USERS = 2_000
 costs a query per user."""
 
 
-INTERVAL_ERRORS = 1.96
-"""Half the width of a 95% interval of a mean, in standard errors."""
 LIKENESS_ITEMS = 3_000
 """Maximum number of items whose neighbors are compared with the evidence of likeness after a pass."""
 
@@ -108,8 +106,9 @@ class LikenessValidation:
     def evaluate(self, embeddings: Vectors) -> dict[str, float]:
         """Return `validation_agreement_at_10` and its two parts, and `validation_score`, which is the agreement.
 
-        `validation_tolerance` is half the width of its 95% interval: the last of the passes within it has learned its
-        pairs most closely, and the evidence tells none of them from the best.
+        `validation_tolerance` is its standard error: the evidence does not tell passes within it from the best one
+        (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3), and the last of them has learned its
+        pairs most closely.
 
         Args:
             embeddings: of the catalog, float32 [num_items, d].
@@ -120,5 +119,5 @@ class LikenessValidation:
         figures = means(values)
         scores = {f"validation_{name}": value for name, value in figures.items()}
         judged = values[AGREEMENT][np.isfinite(values[AGREEMENT])]
-        tolerance = INTERVAL_ERRORS * float(judged.std() / np.sqrt(len(judged))) if len(judged) else 0.0
+        tolerance = float(judged.std() / np.sqrt(len(judged))) if len(judged) else 0.0
         return scores | {VALIDATION_SCORE: figures.get(AGREEMENT, 0.0), VALIDATION_TOLERANCE: tolerance}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from recsys.index.shards import INDEX_FILE
-from recsys.release.formats import FILES
+from recsys.release.formats import SHARED_FILES, SPACE_FILES
 from recsys.testing import program, world
 
 pytestmark = pytest.mark.e2e
@@ -36,8 +36,10 @@ def test_release_of_a_run_in_object_storage_is_served_from_there(
     prefix = f"releases/{release_id}/"
     uploaded = {name.removeprefix(prefix): bucket.get(name) for name in bucket.names() if name.startswith(prefix)}
     release = Path(json.loads(done.stdout)["path"])
-    assert uploaded == {path.name: path.read_bytes() for path in release.iterdir()}
-    assert uploaded.keys() == {*FILES, INDEX_FILE, "manifest.json"}
+    files = [path for path in release.rglob("*") if path.is_file()]
+    assert uploaded == {path.relative_to(release).as_posix(): path.read_bytes() for path in files}
+    in_space = {f"next/{name}" for name in (*SPACE_FILES, INDEX_FILE)}
+    assert uploaded.keys() == {*SHARED_FILES, *in_space, "manifest.json"}
 
     done = program.run("publish", "--config", config, *settings, "--json")
     assert done.returncode == 0, done.stderr

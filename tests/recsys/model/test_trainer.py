@@ -351,7 +351,7 @@ def test_passes_over_histories_improve_history_queries(store):
     )
     dense = np.zeros((SHARED + 1, SHARED + 1))
     counted = cooccurrence.count_pairs(split, np.ones(known.size, np.float32), SHARED + 1, config.prepare, times[-1])
-    for anchor, positive, weight, _ in counted.rows():
+    for anchor, positive, weight in counted.select("anchor", "positive", "weight").rows():
         dense[anchor, positive] = dense[positive, anchor] = weight
     stored = store(dense)
     starts = 4 * np.arange(len(heldout))

@@ -77,7 +77,7 @@ def test_likeness_is_the_agreement_of_neighbors_with_interactions(embeddings):
     assert len(expected) == 3
     tolerance = figures.pop(VALIDATION_TOLERANCE)
     low, high = report["intervals"]["agreement_at_10"]
-    assert tolerance == pytest.approx((high - low) / 2, rel=0.2)
+    assert tolerance == pytest.approx((high - low) / 2 / 1.96, rel=0.2)
     assert figures == pytest.approx({**expected, VALIDATION_SCORE: report["agreement_at_10"]})
     everything = likeness_report(ExactIndex(embeddings), evidence, popularity, resamples=10)
     assert everything["agreement_at_10"] != report["agreement_at_10"]
