@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from recsys.commands.options import CONFIG_DEFAULT, ConfigFile, Json, Overrides, extras, print_result
+from recsys.commands.options import (
+    CONFIG_DEFAULT,
+    ConfigFile,
+    Json,
+    Overrides,
+    SenseOption,
+    extras,
+    print_result,
+)
 
 
 def tune(
@@ -15,11 +23,14 @@ def tune(
     minutes: Annotated[
         float | None, typer.Option("--minutes", metavar="N", help="Time for all trials; the same as tune.minutes.")
     ] = None,
+    sense: SenseOption = "next",
     as_json: Json = False,
 ) -> None:
-    """Search for better settings, measured on the validation target.
+    """Search for better settings, measured without the test target.
 
     Tries values of `tune.ranges`, and prints the best ones as TOML for the config. An interrupted search resumes.
+    For the sense `next`, the next item of the validation target is predicted, and all settings but those of
+    `[similar]` are tried; for `similar`, items are compared with what other users associate.
     """
     from recsys.config.loading import load_config  # noqa: PLC0415
 
@@ -30,6 +41,6 @@ def tune(
         from pipelines.context.run_context import RunContext  # noqa: PLC0415
         from pipelines.tuning import tune as tuning  # noqa: PLC0415
     context = RunContext.from_config(loaded, Progress())
-    best = tuning.tune(loaded, context.run, context.inputs, context.progress, context.tracking.tracker)
+    best = tuning.tune(loaded, context.run.of(sense), context.inputs, context.progress, context.tracking.tracker)
     # the output is valid TOML, so that it can be redirected to a file
     print_result(best, as_json, lambda: typer.echo(f"{tuning.result_as_toml(best)}# in {best['path']}"))

@@ -44,7 +44,7 @@ from recsys.release.formats import CATALOG, FEATURES, TOWER
 from recsys.release.runs import Run
 
 if TYPE_CHECKING:
-    from recsys.model.tower_fit import EarlierTower, FittedTower
+    from recsys.model.tower_fit import EarlierTower, FittedTower, OnPhasePass
 
 EVIDENCE = "evidence.npz"
 """Name of the file with the evidence of likeness."""
@@ -103,7 +103,7 @@ def train_similar(config: Config, run: Run, progress: Progress, metrics: Metrics
         if choice.best != NEXT:
             passes = choice.candidates[choice.best]["passes"]
             recipe = candidate_config(config, choice.best)
-            fits = _Fits(recipe, run, "weight", folder, _FitProgress("final fit", advance))
+            fits = _Fits(recipe, run, "weight", _FitProgress("final fit", advance), folder / train.CHECKPOINTS)
             final = fits.fit("final", similar_plan(recipe, passes), "similar_pairs")
             final.tower.save(folder / TOWER)
             final.features.save(folder / FEATURES)
@@ -141,9 +141,13 @@ def _choose(config: Config, run: Run, folder: Path, advance: Advance) -> Choice:
         names.append(candidate_name(split))
     results: dict[str, dict[str, Any]] = {}
     for name in names:
-        recipe = config if name == NEXT else candidate_config(config, name)
-        fits = _Fits(recipe, run, "weight_without_held_out", folder, _FitProgress(name, advance))
-        results[name] = fits.measure(name, evidence)
+        path = folder / f"{name}.json"
+        if not path.exists():  # else an interrupted process has measured it
+            on_pass, checkpoints = _FitProgress(name, advance), folder / train.CHECKPOINTS
+            result = measure_candidate(config, run, name, evidence, on_pass, checkpoints=checkpoints)
+            with atomic_write(path) as draft:
+                draft.write_text(json.dumps(result), encoding="utf-8")
+        results[name] = json.loads(path.read_text(encoding="utf-8"))
     best = best_candidate({name: result["likeness"] for name, result in results.items()})
     agreement = results[best]["likeness"][AGREEMENT]
     if best != NEXT:
@@ -166,6 +170,27 @@ def candidate_config(config: Config, name: str) -> Config:
     """Return the config with which a candidate for the sense `similar` is trained."""
     schedule = {f"train.{key}": getattr(config.similar, key) for key in ("learning_rate", "temperature")}
     return with_settings(config, {**schedule, **CANDIDATES[name]})
+
+
+def measure_candidate(
+    config: Config, run: Run, name: str, evidence: Evidence, on_pass: OnPhasePass, *, checkpoints: Path | None = None
+) -> dict[str, Any]:
+    """Fit a candidate without the users left out, and compare its neighbors with what these users associate.
+
+    Args:
+        config: the complete config.
+        run: the run in the sense `similar`; its prepare stage is finished.
+        name: `NEXT`, which repeats the passes of the finished stage of `next`, or one of `CANDIDATES`.
+        evidence: of `evidence_of_held_out_users`.
+        on_pass: called after each pass.
+        checkpoints: folder of the checkpoints from which an interrupted fit resumes.
+
+    Returns:
+        JSON-serializable: `passes`; `likeness`, a report of `recsys.evaluation.likeness.likeness_report`; `curve`, the
+        figures of each pass.
+    """
+    recipe = config if name == NEXT else candidate_config(config, name)
+    return _Fits(recipe, run, "weight_without_held_out", on_pass, checkpoints).measure(name, evidence)
 
 
 def best_candidate(likeness: Mapping[str, Mapping[str, Any]]) -> str:
@@ -203,8 +228,10 @@ class _FitProgress:
 class _Fits:
     """Fits a tower to some of the users."""
 
-    def __init__(self, config: Config, run: Run, weight: Weight, folder: Path, on_pass: _FitProgress) -> None:
-        self.config, self.run, self.weight, self.folder, self.on_pass = config, run, weight, folder, on_pass
+    def __init__(
+        self, config: Config, run: Run, weight: Weight, on_pass: OnPhasePass, checkpoints: Path | None
+    ) -> None:
+        self.config, self.run, self.weight, self.on_pass, self.checkpoints = config, run, weight, on_pass, checkpoints
         self.catalog = Catalog.load(run.path(prepare.STAGE, CATALOG))
         split = train.load_split(run)
         mask = split.training_mask(weight)
@@ -214,10 +241,7 @@ class _Fits:
         self.split = split
 
     def measure(self, name: str, evidence: Evidence) -> dict[str, Any]:
-        """Fit a candidate and return its passes, learning curve and likeness, or those of an interrupted process."""
-        path = self.folder / f"{name}.json"
-        if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        """Fit a candidate and return its passes, likeness and learning curve."""
         if name == NEXT:
             trained = self.run.of("next").manifest(train.STAGE)
             plan = final_plan(self.config, Passes(**trained["passes"]), trained["history_recency"])
@@ -225,10 +249,7 @@ class _Fits:
         else:
             fitted = self.fit(name, similar_candidate_plan(self.config), "similar_pairs", evidence)
         likeness = self._likeness(fitted.embeddings, evidence)
-        result = {"passes": sum(fitted.passes), "likeness": likeness, "curve": fitted.curve}
-        with atomic_write(path) as draft:
-            draft.write_text(json.dumps(result), encoding="utf-8")
-        return result
+        return {"passes": sum(fitted.passes), "likeness": likeness, "curve": fitted.curve}
 
     def fit(self, name: str, plan: FitPlan, kind: train.PairKind, evidence: Evidence | None = None) -> FittedTower:
         """Fit a tower to the pairs of a kind; with evidence, the passes are validated by likeness."""
@@ -236,7 +257,7 @@ class _Fits:
 
         pairs = train.load_pairs(self.run, self.weight, len(self.catalog), kind)
         data = FitData(self.catalog.frame, self.split, pairs, earlier=self._earlier_tower(), evidence=evidence)
-        checkpoints = self.folder / train.CHECKPOINTS / name
+        checkpoints = self.checkpoints / name if self.checkpoints else None
         return TowerFit(plan, data, self.config, checkpoints=checkpoints, on_pass=self.on_pass).run()
 
     def _earlier_tower(self) -> EarlierTower | None:

@@ -1,4 +1,4 @@
-"""Prepared data of the trials of a tuning. Trials with the same `[prepare]` table share them."""
+"""Prepared data of the trials of a tuning. Trials with the same settings of pairs share them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from recsys.config.sections import Config
 from recsys.release.runs import Run
 
 PREFIX = "prepared-"
-"""Prefix of the folders; a hash of the `[prepare]` table follows."""
+"""Prefix of the folders; a hash of the settings that shape the pairs follows."""
 
 MAX_FOLDERS = 4
-"""Maximum number of folders. If a setting of `[prepare]` has a range of numbers, almost every trial needs a new one."""
+"""Maximum number of folders. If a setting of pairs has a range of numbers, almost every trial needs a new one."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class PreparedData:
 
     def prepare(self, config: Config) -> Run:
         """Return a run whose prepare stage is finished."""
-        table = json.dumps(config.model_dump(mode="json")["prepare"], sort_keys=True)
-        folder = self.run.folder / f"{PREFIX}{hashlib.sha256(table.encode()).hexdigest()[:12]}"
+        tables = config.model_dump(mode="json", include={"prepare": True, "similar": {"enabled", "penalty"}})
+        settings = json.dumps(tables, sort_keys=True)
+        folder = self.run.folder / f"{PREFIX}{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
         folder.mkdir(exist_ok=True)
         os.utime(folder)
         for old_folder in self.folders[MAX_FOLDERS:]:

@@ -1,4 +1,4 @@
-"""Search space of a tuning: `tune.ranges`, validated against the config from which the search starts."""
+"""Search space of a tuning: the part of `tune.ranges` for its sense, validated against the config of the start."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pipelines.context.overrides import with_settings
 from recsys.config.sections import Config, Range, Span
+from recsys.config.table import Sense
 from recsys.errors import ConfigError
 
 SOURCE = "tune.ranges"
 
-TUNABLE_TABLES = ("prepare", "tower", "candidates", "train")
-"""Tables whose settings change the tower and therefore the validation score."""
+TUNABLE_TABLES = ("prepare", "tower", "candidates", "train", "similar")
+"""Tables whose settings change a tower and therefore the value of a trial."""
 
 NOT_TUNABLE = {
     "prepare.max_dead_letter_ratio": "it is a limit for bad input",
@@ -22,11 +23,18 @@ NOT_TUNABLE = {
     "prepare.max_per_second": "all trials must use the same interactions",
     "train.validation_users": "all trials must use the same validation queries",
     "train.seed": "differences between seeds are noise",
+    "similar.enabled": "without it there is nothing to measure",
 }
 """Settings of these tables that cannot be tuned -> reason."""
 
 DIGITS = 4
 """Significant digits of suggested numbers, for readability."""
+
+
+def ranges_of(config: Config, sense: Sense) -> dict[str, Range]:
+    """Return the part of `tune.ranges` for a sense: the settings of `[similar]`, or all others for `next`."""
+    own: Sense = "similar"
+    return {name: values for name, values in config.tune.ranges.items() if (sense == own) == name.startswith(f"{own}.")}
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,16 @@ class SearchSpace:
     """Setting -> value in the config, which is in the range."""
 
     @classmethod
-    def from_config(cls, config: Config) -> SearchSpace:
+    def from_config(cls, config: Config, sense: Sense) -> SearchSpace:
         """Validate the ranges of a config, and extend each range to include the value in the config.
+
+        Args:
+            config: the base config.
+            sense: the sense whose settings are searched; the ranges of the other sense are only validated.
 
         Raises:
             ConfigError: ranges are missing or invalid; the message names all invalid ranges.
         """
-        if not config.tune.ranges:
-            raise ConfigError(f"{SOURCE} must name settings to search. Received: none.")
         ranges, base, errors = {}, {}, []
         for name, values in sorted(config.tune.ranges.items()):
             try:
@@ -90,7 +100,14 @@ class SearchSpace:
                 errors.append(str(error))
         if errors:
             raise ConfigError("\n".join(errors))
-        return cls(ranges, base)
+        own = sorted(ranges_of(config, sense))
+        if not own:
+            table = "of [similar]" if sense == "similar" else "outside of [similar]"
+            raise ConfigError(
+                f"{SOURCE} must name settings to search; for the sense {sense}, settings {table}. Received: "
+                f"{', '.join(config.tune.ranges) or 'none'}."
+            )
+        return cls({name: ranges[name] for name in own}, {name: base[name] for name in own})
 
     @property
     def size(self) -> float:
@@ -125,7 +142,7 @@ def _validate_range(config: Config, name: str, values: Range) -> tuple[NumberRan
 def _require_tunable(name: str, table: str) -> None:
     if table not in TUNABLE_TABLES:
         raise ConfigError(
-            f"{SOURCE}: only settings of {', '.join(TUNABLE_TABLES)} change the validation score. "
+            f"{SOURCE}: only settings of {', '.join(TUNABLE_TABLES)} change the value of a trial. "
             f"Received: {name}. Set it in its own table."
         )
     if name in NOT_TUNABLE:

@@ -1,7 +1,8 @@
-"""tune: search `tune.ranges` for settings with a better validation score.
+"""tune: search `tune.ranges` for better settings of one sense.
 
-The first trial is the base config, so the result is never worse on the validation target. The test target is not used.
-An interrupted tuning resumes after its finished trials.
+The objective of the sense (`pipelines.tuning.objectives`) is the value of a trial: for `next` the score on the
+validation target, for `similar` the agreement with the users left out. The first trial is the base config, so the value
+of the result is never worse. The test target is not used. An interrupted tuning resumes after its finished trials.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ from pipelines.context.input_files import InputFiles
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.overrides import as_toml, by_table, with_settings
 from pipelines.context.progress import Advance, Progress
-from pipelines.stages.train import fit_tower, load_split, measure_validation
+from pipelines.tuning.objectives import OBJECTIVES, Objective
 from pipelines.tuning.prepared_data import PreparedData
-from pipelines.tuning.search_space import SearchSpace
+from pipelines.tuning.search_space import SearchSpace, ranges_of
 from pipelines.tuning.study import MLFLOW_RUN, Study
 from recsys.config.sections import Config
 from recsys.data.storage import atomic_write
 from recsys.errors import RecsysError, StageError, TrackingError
-from recsys.evaluation.baseline_search import QUERY_KINDS
-from recsys.evaluation.metrics import VALIDATION_SCORE, validation_score
-from recsys.model.fit_plan import PhaseName, validation_plan
+from recsys.evaluation.metrics import VALIDATION_SCORE
+from recsys.model.fit_plan import PhaseName
 from recsys.release.runs import Run
 
 if TYPE_CHECKING:
@@ -54,33 +54,34 @@ def tune(
 ) -> dict[str, Any]:
     """Run or resume trials until a limit of time or trials is reached, or every combination was tried.
 
-    The value of a trial is the mean of the NDCG@20 of last-item and of history queries on the validation target. A
-    trial is stopped at the time limit; the trial of the base config is always completed.
+    A trial is stopped at the time limit; the trial of the base config is always completed.
 
     Args:
         config: the base config; the table `tune` contains the ranges and limits.
-        run: the run of the base config.
+        run: the run of the base config, in the sense to tune.
         inputs: input files, from which the trials prepare their data.
         progress: receives the progress of the trials.
         tracker: client of the MLflow server.
         clock: monotonic clock in seconds.
 
     Returns:
-        A JSON-serializable dictionary: `id`; `trials`, the number of trials; `best_value`; `base_value`, the value of
-        the base config, None if it failed; `settings` of the best trial that differ from the base config; `path` of a
-        TOML file with these settings; `seconds`, the duration of all trials.
+        A JSON-serializable dictionary: `id`; `sense`; `trials`, the number of trials; `best_value`; `base_value`, the
+        value of the base config, None if it failed; `settings` of the best trial that differ from the base config;
+        `path` of a TOML file with these settings; `seconds`, the duration of all trials.
 
     Raises:
-        ConfigError: a range is invalid, or Optuna is not installed.
+        ConfigError: a range is invalid, the sense is not trained with these settings, or Optuna is not installed.
         InputError: the input is invalid.
-        StageError: another process runs this tuning, no interaction is held out, or no trial has a value.
+        StageError: another process runs this tuning, the data do not allow a measurement, or no trial has a value.
         TrackingError: MLflow does not answer.
     """
     quiet_libraries()
-    space = SearchSpace.from_config(config)
+    space = SearchSpace.from_config(config, run.sense)
+    objective = OBJECTIVES[run.sense]()
+    objective.check_config(config)
     own_run = tuning_run(config, run)
     with own_run.locked():
-        tuning = _Tuning(config, own_run, inputs, progress, tracker, space=space, clock=clock)
+        tuning = _Tuning(config, own_run, inputs, progress, tracker, objective=objective, space=space, clock=clock)
         if not tuning.is_finished:
             tuning.search()
         tuning.data.remove()
@@ -88,8 +89,9 @@ def tune(
 
 
 def tuning_run(config: Config, run: Run) -> Run:
-    """Return the run of a tuning; its id depends on the run of the base config and on the ranges."""
-    ranges = json.dumps(config.tune.model_dump(mode="json")["ranges"], sort_keys=True)
+    """Return the run of a tuning; its id depends on the run of the base config and on the ranges for the sense."""
+    all_ranges = config.tune.model_dump(mode="json")["ranges"]
+    ranges = json.dumps({name: all_ranges[name] for name in ranges_of(config, run.sense)}, sort_keys=True)
     tuning_id = hashlib.sha256(f"{run.run_id} {ranges}".encode()).hexdigest()[:12]
     folder = config.workspace / "tuning" / tuning_id
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,12 +109,13 @@ class _Tuning:
         progress: Progress,
         tracker: Tracker,
         *,
+        objective: Objective,
         space: SearchSpace,
         clock: Clock,
     ) -> None:
         self.config, self.run, self.progress, self.tracker = config, run, progress, tracker
         self.data = PreparedData(run, inputs)
-        self.space, self.clock = space, clock
+        self.objective, self.space, self.clock = objective, space, clock
         self.study = Study(run.folder, space, config)
         self.budget = 60 * config.tune.minutes
 
@@ -128,7 +131,9 @@ class _Tuning:
         """The MLflow run that contains the runs of the trials."""
         mlflow_run = self.tracker.start_run(self.run.run_id, self.run.data_snapshot, "tuning")
         self.tracker.log_params(mlflow_run, self.config.shaping())
-        self.tracker.log_tags(mlflow_run, {"recsys.code_version": self.run.code_version})
+        self.tracker.log_tags(
+            mlflow_run, {"recsys.code_version": self.run.code_version, "recsys.sense": self.run.sense}
+        )
         return mlflow_run
 
     def search(self) -> None:
@@ -140,7 +145,7 @@ class _Tuning:
                 tracker.log_tags(interrupted, {OUTCOME_TAG: "killed"})
                 tracker.finish_run(interrupted, "KILLED")
             if not self.study.measured_trials:
-                self._require_holdout()
+                self.objective.check_data(self.config, self.data.prepare(self.config))
                 self.study.enqueue_base()
             self._run_trials()
         except BaseException:
@@ -171,6 +176,7 @@ class _Tuning:
             )
         result = {
             "id": self.run.run_id,
+            "sense": self.run.sense,
             "trials": len(self.study.distinct_trials),
             "best_value": best.value,
             "base_value": base.value if base else None,
@@ -181,14 +187,6 @@ class _Tuning:
         with atomic_write(self.run.folder / BEST_SETTINGS) as draft:
             draft.write_text(result_as_toml(result), encoding="utf-8")
         return result
-
-    def _require_holdout(self) -> None:
-        run = self.data.prepare(self.config)
-        if not len(load_split(run).holdout("validation", self.config.evaluate.users)):
-            raise StageError(
-                "tuning needs users with a validation target. Received: none. Provide more interactions, "
-                "or another evaluate.split."
-            )
 
     def _run_trial(self) -> RecsysError | None:
         """Run one trial; return its error if it fails."""
@@ -227,13 +225,13 @@ class _Tuning:
     def _measure(
         self, trial: optuna.Trial, settings: dict[str, Any], started: float, advance: Advance
     ) -> dict[str, float]:
-        """Train a tower; return its figures on the validation target and the value of the trial, `value`.
+        """Train a tower; return the value of the trial, `value`, and its figures.
 
         Raises:
             optuna.TrialPruned: the trial is worse than the median, or the time limit is reached.
         """
         config = with_settings(self.config, settings)
-        max_passes = config.train.passes + config.train.history_passes
+        max_passes = self.objective.max_passes(config)
 
         def on_pass(phase: PhaseName, number: int, figures: dict[str, float]) -> None:
             if phase == "new_items":  # this phase has no validation
@@ -252,16 +250,7 @@ class _Tuning:
             if phase == "pairs" and trial.should_prune():
                 raise self.study.optuna.TrialPruned(f"{value:.4f} at pass {number}: worse than the median")
 
-        run = self.data.prepare(config)
-        fitted = fit_tower(config, run, validation_plan(config), on_pass)
-        measured = measure_validation(config, run, fitted.embeddings)["validation"]
-        figures = {
-            f"validation_{kind}_{name}": value
-            for kind in QUERY_KINDS
-            for name, value in measured[kind].items()
-            if isinstance(value, float)
-        }
-        return {"value": validation_score(measured.values()), **figures}
+        return self.objective.measure(config, self.data.prepare(config), on_pass)
 
     def _remaining_seconds(self, started: float | None = None) -> float:
         """Return the remaining time, which may be negative; `started` is the start of the current trial."""
@@ -285,10 +274,11 @@ class _Tuning:
 
 def result_as_toml(result: dict[str, Any]) -> str:
     """Format the settings of a result as TOML for the config, with the values in a comment."""
+    objective = OBJECTIVES[result["sense"]]
     before = "unknown" if result["base_value"] is None else f"{result['base_value']:.4f}"
     comment = (
-        f"# tuning {result['id']}: validation NDCG@20 {before} before, {result['best_value']:.4f} after "
-        f"(mean of last-item and history queries), {result['trials']} trials\n"
+        f"# tuning {result['id']}: {objective.metric} {before} before, {result['best_value']:.4f} after "
+        f"({objective.explanation}), {result['trials']} trials\n"
     )
     return comment + (as_toml(result["settings"]) or "# no other settings were better than the config\n")
 

@@ -334,7 +334,7 @@ class ExportConfig(Table):
 
 
 class TuneConfig(Table):
-    """Search for better settings on the validation target."""
+    """Search for better settings of one sense, which is an option of `recsys tune`."""
 
     minutes: Positive = 30.0
     """Time for all trials together, in minutes; the time before an interruption counts too."""
@@ -349,8 +349,12 @@ class TuneConfig(Table):
         "prepare.decay": Span(low=0.3, high=1.5),
         "prepare.user_power": Span(low=0.0, high=1.0),
         "train.history_passes": [1, 2],
+        "similar.penalty": Span(low=50.0, high=1_000.0, log=True),
+        "similar.learning_rate": Span(low=0.003, high=0.03, log=True),
+        "similar.temperature": Span(low=0.05, high=0.2, log=True),
     }
-    """Setting -> values to try: a list, or { low, high, log }."""
+    """Setting -> values to try: a list, or { low, high, log }. A search for the sense `similar` uses the settings of
+    `[similar]`, a search for `next` all others."""
 
 
 DataSensitivity = Literal["low", "normal", "high"]

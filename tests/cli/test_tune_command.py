@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture
 def temperatures(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The temperatures of the trials; a higher temperature has a better score."""
-    from pipelines.tuning import tune
+    from pipelines.tuning import objectives
 
     temperatures: list[float] = []
 
@@ -53,8 +53,8 @@ def temperatures(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     def measure_validation(_: Any, __: Any, value: float) -> dict[str, Any]:
         return {"validation": {"last_item": {"ndcg_at_20": value}, "history": {"ndcg_at_20": value}}}
 
-    monkeypatch.setattr(tune, "fit_tower", fit_tower)
-    monkeypatch.setattr(tune, "measure_validation", measure_validation)
+    monkeypatch.setattr(objectives, "fit_tower", fit_tower)
+    monkeypatch.setattr(objectives, "measure_validation", measure_validation)
     return temperatures
 
 
@@ -66,7 +66,7 @@ def test_json_output_is_one_object_and_text_output_is_toml(
     assert outcome.exit_code == 0
     assert len(outcome.out.splitlines()) == 1
     result = json.loads(outcome.out)
-    assert set(result) == {"id", "trials", "best_value", "base_value", "settings", "path", "seconds"}
+    assert set(result) == {"id", "sense", "trials", "best_value", "base_value", "settings", "path", "seconds"}
     assert (result["trials"], result["base_value"], result["best_value"]) == (3, 0.1, max(temperatures))
     assert temperatures[0] == 0.1
     assert result["path"] == str(tmp_path / "workspace" / "tuning" / result["id"] / "best.toml")

@@ -18,16 +18,18 @@ import pytest
 
 from pipelines.context.overrides import with_settings
 from pipelines.context.run_context import RunContext
+from pipelines.tuning import objectives
 from pipelines.tuning import tune as tuning
 from pipelines.tuning.prepared_data import MAX_FOLDERS
 from pipelines.tuning.search_space import Choices, NumberRange, SearchSpace
-from recsys.config.loading import load_config, parse_config
+from recsys.config.loading import load_config
 from recsys.config.sections import Config, Span, TuneConfig
+from recsys.config.table import SENSES, Sense
 from recsys.errors import ConfigError, StageError
 from recsys.model.fit_plan import FitPlan, NewItemPhase
-from recsys.release.mlflow_registry import Tracker
 from recsys.release.runs import Run
 from recsys.testing import world
+from tests.pipelines.tuning.conftest import Time
 
 RANGES = {
     "train.temperature": {"low": 0.05, "high": 0.25, "log": True},
@@ -45,16 +47,6 @@ def landscape(config: Config) -> float:
 
 class Killed(BaseException):
     """Stands in for SIGKILL: nothing that handles errors may hide it."""
-
-
-class Time:
-    """A clock that moves only when a pass is done."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 class Training:
@@ -91,25 +83,11 @@ class Training:
 
 
 @pytest.fixture
-def clock() -> Time:
-    return Time()
-
-
-@pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch, clock: Time) -> Training:
     stand_in = Training(clock)
-    monkeypatch.setattr(tuning, "fit_tower", stand_in.fit_tower)
-    monkeypatch.setattr(tuning, "measure_validation", stand_in.measure_validation)
+    monkeypatch.setattr(objectives, "fit_tower", stand_in.fit_tower)
+    monkeypatch.setattr(objectives, "measure_validation", stand_in.measure_validation)
     return stand_in
-
-
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make the tables of a database."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    settings = parse_config({"data": {"interactions": "log.csv", "workspace": str(folder)}})
-    assert Tracker(settings).champion() is None
-    return folder / "mlflow.db"
 
 
 @pytest.fixture
@@ -297,7 +275,9 @@ def test_passes_over_histories_are_not_compared_with_passes_over_pairs(
     context = RunContext.from_config(with_settings(config, {"train.history_passes": 3, "tune.trials": 2}))
     result = tune(context, clock=clock)
     assert training.passes == [compared + 3] * 2
-    study = tuning.Study(folder_of(config), SearchSpace.from_config(context.config), context.config).study
+    study = tuning.Study(
+        folder_of(config), SearchSpace.from_config(context.config, context.run.sense), context.config
+    ).study
     assert [list(trial.intermediate_values) for trial in study.trials] == [list(range(1, compared + 1))] * 2
     _, trials = children(context, result["id"])
     curve = context.tracking.tracker.client.get_metric_history(trials[0].info.run_id, "train_validation_ndcg_at_20")
@@ -529,13 +509,16 @@ def test_number_of_prepared_folders_is_limited(config: Config, training: Trainin
         ({"trian.temperature": [0.1]}, "Did you mean 'train'?"),
         ({"train.half_life_days": [7.0]}, "Did you mean 'prepare.half_life_days'?"),
         *[
-            ({name: [1]}, f"change the validation score. Received: {name}")
+            ({name: [1]}, f"change the value of a trial. Received: {name}")
             for name in ("data.items", "tracking.model", "beam.workers", "serve.port", "tune.trials", "index.n_trees",
                          "evaluate.users", "resources.memory_mb", "items.title", "export.k")
         ],
         ({"train.seed": [1, 2]}, "train.seed cannot be tuned: differences between seeds are noise"),
         *[({f"prepare.{key}": [1, 2]}, f"prepare.{key} cannot be tuned: all trials must use the same interactions")
           for key in ("min_rating", "max_per_second")],
+        ({"similar.enabled": [True]}, "similar.enabled cannot be tuned: without it there is nothing to measure"),
+        ({"train.margin": [1], "similar.penalty": [-1]}, "similar.penalty: should be greater than 0. Received: -1"),
+        ({"similar.penalty": [3]}, "for the sense next, settings outside of [similar]. Received: similar.penalty."),
         ({"train.validation_users": [10]}, "all trials must use the same validation queries"),
         ({"train.temperature": [0.1, -1.0]}, "train.temperature: should be greater than 0. Received: -1.0"),
         ({"train.temperature": {"low": -1, "high": 1}}, "train.temperature: should be greater than 0. Received: -1.0"),
@@ -573,9 +556,10 @@ def test_all_invalid_ranges_are_reported_together(config: Config) -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_default_ranges_are_valid(config: Config) -> None:
-    space = SearchSpace.from_config(change(config, ranges=TuneConfig().model_dump()["ranges"]))
-    assert list(space.ranges) == sorted(TuneConfig().ranges)
+@pytest.mark.parametrize("sense", SENSES)
+def test_default_ranges_are_valid(config: Config, sense: Sense) -> None:
+    space = SearchSpace.from_config(change(config, ranges=TuneConfig().model_dump()["ranges"]), sense)
+    assert set(space.ranges) == {name for name in TuneConfig().ranges if (sense == "similar") == ("similar." in name)}
     assert space.size == math.inf
 
 
@@ -585,7 +569,7 @@ def test_range_is_extended_to_the_value_of_the_config(config: Config) -> None:
         "prepare.half_life_days": [30, 90.0],
         "train.passes": {"low": 20, "high": 30, "log": True},
     }
-    space = SearchSpace.from_config(change(config, ranges=expected))
+    space = SearchSpace.from_config(change(config, ranges=expected), "next")
     assert space.base == {"train.temperature": 0.1, "prepare.half_life_days": None, "train.passes": PASSES}
     assert space.ranges == {
         "train.temperature": NumberRange(0.1, 0.3, log=False, is_integer=False),
