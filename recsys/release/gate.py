@@ -104,7 +104,7 @@ CHECKS: tuple[Callable[[Evidence], list[Check]], ...] = (
         e,
         lambda space, sense: [
             quality_gate.overlap_check(
-                space, e.champion.space(sense) if e.champion else None, e.config.promote, sample=SAMPLE_SIZE
+                space, e.champion.spaces.get(sense) if e.champion else None, e.config.promote, sample=SAMPLE_SIZE
             )
         ],
     ),

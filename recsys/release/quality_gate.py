@@ -208,10 +208,13 @@ def neighbor_overlap(space: EmbeddingSpace, other: EmbeddingSpace, max_items: in
 def overlap_check(
     challenger: EmbeddingSpace, champion: EmbeddingSpace | None, config: PromoteConfig, *, sample: int, seed: int = 0
 ) -> Check:
-    """Check the mean share of ten nearest neighbors that both releases return for their common items."""
+    """Check the mean share of ten nearest neighbors that both releases return for their common items.
+
+    Without a champion, or if it has no such space, the neighbors are meant to change, and the check is skipped.
+    """
     name = f"overlap_at_{OVERLAP_K}"
     if champion is None:
-        return skipped(name, "no champion")
+        return skipped(name, "no champion with this space")
     overlap = neighbor_overlap(challenger, champion, sample, seed)
     if not len(overlap.item_numbers):
         return at_least(name, 0, config.overlap_floor, "no common items")
