@@ -118,8 +118,9 @@ def test_metrics_count_requests_by_route_and_status(client: httpx.Client) -> Non
 
 def test_openapi_describes_every_route(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    items = {"/v1/items/{item_id}", "/v1/items/{item_id}/similar"}
-    assert set(paths) == {*items, "/v1/similar", "/v1/similar/batch", "/v1/release", "/livez", "/readyz", "/metrics"}
+    items = {f"/v1/items/{{item_id}}{question}" for question in ("", "/similar", "/together")}
+    queries = {"/v1/similar", "/v1/similar/batch", "/v1/together"}
+    assert set(paths) == {*items, *queries, "/v1/release", "/livez", "/readyz", "/metrics"}
 
 
 def test_service_imports_neither_training_nor_jobs() -> None:
