@@ -45,6 +45,9 @@ passes = 1
 history_passes = 0
 validation_users = 500
 
+[similar]
+enabled = false
+
 [resources]
 memory_mb = 800
 
