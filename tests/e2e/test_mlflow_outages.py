@@ -203,7 +203,7 @@ def test_run_resumes_after_an_outage_without_repeating_stages(
     outage.end()
     assert pipeline.champion == champion
     times = pipeline.stage_times(failed["run_id"])
-    assert list(STAGES)[:6] == sorted(times, key=lambda name: times[name])
+    assert list(STAGES)[:-2] == sorted(times, key=lambda name: times[name])
     resumed = pipeline.run(ProgressWithCallback())
     assert (resumed["outcome"], resumed["run_id"]) == ("promoted", failed["run_id"])
     assert pipeline.stage_times(resumed["run_id"]) == times

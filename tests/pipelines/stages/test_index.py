@@ -141,7 +141,7 @@ def test_run_with_several_shards_returns_the_neighbors_of_all_shards(
     release = Release.load(json.loads(done.out)["path"])
     shards = release.space("next").entry.index
     assert [shard.stop - shard.start for shard in shards] == [9, 10, 10, 10, 10]
-    assert {path.name for path in release.path.glob("*.ann")} == {shard.file for shard in shards}
+    assert {path.name for path in (release.path / "next").glob("*.ann")} == {shard.file for shard in shards}
 
     item, *expected = world.item_ids(1)
     ranges = [range(shard.start, shard.stop) for shard in shards]
