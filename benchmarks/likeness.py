@@ -158,7 +158,8 @@ def _best_baselines(
     context: RunContext, catalog: Catalog, evidence: Evidence, popularity: NDArray[np.int64]
 ) -> dict[str, tuple[Recommender, dict[str, float]]]:
     """Return each baseline with the settings that agree best with the evidence, fitted before the test targets."""
-    variants = evaluate.fitted_variants("weight", context.config, context.run, train.load_split(context.run), catalog)
+    split = train.load_split(context.run)
+    variants = evaluate.BaselineData(context.config, context.run, split, catalog).variants("weight")
     items = np.flatnonzero(popularity > 0).astype(np.int32)
     best: dict[str, tuple[Recommender, dict[str, float]]] = {}
     for name, candidates in variants.items():

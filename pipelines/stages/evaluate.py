@@ -7,9 +7,12 @@ the validation target; all test figures are computed from the interactions befor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from pipelines.context.progress import Progress
 from pipelines.prepare import stage as prepare
@@ -69,12 +72,13 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
             advance(step, 2 * len(variants), note)
             step += 1
 
-        variants = fitted_variants("weight_before_validation", config, run, split, catalog)
+        baselines = BaselineData(config, run, split, catalog)
+        variants = baselines.variants("weight_before_validation")
         validation = split.holdout("validation", config.evaluate.users)
         chosen = choose_settings(variants, validation, PROTOCOL, on_model)
         test = split.holdout("test", config.evaluate.users)
         popularity = catalog.frame["interactions"].to_numpy()
-        everybody = fitted_variants("weight", config, run, split, catalog)
+        everybody = baselines.variants("weight")
         reports = evaluate_baselines(
             everybody,
             chosen,
@@ -90,7 +94,7 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
         likeness = LikenessMeasurement(config, run, split, catalog).measure(
             indexes,
             {name: choices["last_item"].settings for name, choices in chosen.items()},
-            fitted_variants("weight_without_held_out", config, run, split, catalog),
+            baselines.variants("weight_without_held_out"),
             everybody,
         )
         manifest |= {
@@ -133,20 +137,42 @@ def _load_index(config: Config, run: Run) -> Index:
     return annoy_index.load(run.path(indexing.STAGE), shards, vectors, search_k, distance=distance)
 
 
-def fitted_variants(weight: Weight, config: Config, run: Run, split: Split, catalog: Catalog) -> Variants:
-    """Return the variants of the baselines, fitted on the interactions that count in a weight of the pairs."""
-    num_items = len(catalog)
-    interactions = user_item_matrix(split.sequences, split.training_mask(weight), num_items)
-    pairs = {
-        (config.prepare.window, config.prepare.decay): train.load_pairs(run, weight, num_items).to_matrix(),
-    }
-    if len(split.sequences.items) <= PROTOCOL.windows_max_interactions:
-        equal_weights = np.ones(len(split.sequences.items), np.float32)
-        for window, decay in PROTOCOL.windows:
-            counting = PrepareConfig(window=window, decay=decay)
-            counts = cooccurrence.mirror(
-                cooccurrence.count_pairs(split, equal_weights, num_items, counting, newest=0.0)
+class BaselineData:
+    """Data of the baselines. The counts of pairs have all weights, so they are computed once for all fits.
+
+    Args:
+        config: the complete config.
+        run: a run whose prepare stage is finished.
+        split: its sequences.
+        catalog: its catalog.
+    """
+
+    def __init__(self, config: Config, run: Run, split: Split, catalog: Catalog) -> None:
+        self.config, self.run, self.split, self.num_items = config, run, split, len(catalog)
+        self.attributes = tfidf_matrix(catalog.frame, config.items)
+
+    @cached_property
+    def windows(self) -> Mapping[tuple[int, float], pl.DataFrame]:
+        """Counts of pairs by window and decay of the protocol, if the log is small; without those of `prepare`."""
+        interactions, prepared = self.split.sequences.items, self.config.prepare
+        if len(interactions) > PROTOCOL.windows_max_interactions:
+            return {}
+        equal_weights = np.ones(len(interactions), np.float32)
+        return {
+            (window, decay): cooccurrence.mirror(
+                cooccurrence.count_pairs(
+                    self.split, equal_weights, self.num_items, PrepareConfig(window=window, decay=decay), newest=0.0
+                )
             )
-            pairs.setdefault((window, decay), cooccurrence.to_matrix(counts, num_items, weight))
-    attributes = tfidf_matrix(catalog.frame, config.items)
-    return baseline_variants(interactions, pairs, attributes, interactions.sum(axis=0), PROTOCOL)
+            for window, decay in PROTOCOL.windows
+            if (window, decay) != (prepared.window, prepared.decay)
+        }
+
+    def variants(self, weight: Weight) -> Variants:
+        """Return the variants of the baselines, fitted on the interactions that count in a weight of the pairs."""
+        interactions = user_item_matrix(self.split.sequences, self.split.training_mask(weight), self.num_items)
+        prepared = self.config.prepare
+        pairs = {(prepared.window, prepared.decay): train.load_pairs(self.run, weight, self.num_items).to_matrix()}
+        for window, counts in self.windows.items():
+            pairs[window] = cooccurrence.to_matrix(counts, self.num_items, weight)
+        return baseline_variants(interactions, pairs, self.attributes, interactions.sum(axis=0), PROTOCOL)

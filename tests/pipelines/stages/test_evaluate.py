@@ -160,7 +160,8 @@ def evaluated_windows(context: RunContext) -> set[tuple[float, float]]:
     """Return the windows and decays that are evaluated for the windowed baseline."""
     catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
     split = train.load_split(context.run)
-    variants = evaluate.fitted_variants("weight_before_validation", context.config, context.run, split, catalog)
+    data = evaluate.BaselineData(context.config, context.run, split, catalog)
+    variants = data.variants("weight_before_validation")
     return {(variant.settings["window"], variant.settings["decay"]) for variant in variants["windowed_item_knn"]}
 
 
@@ -188,9 +189,8 @@ def test_counted_windows_agree_with_prepare(tmp_path: Path, monkeypatch: pytest.
     for context in (indexed_run(tmp_path, "prepare.window=3"), indexed_run(tmp_path)):
         catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
         split = train.load_split(context.run)
-        variants = evaluate.fitted_variants(train.WEIGHTS[target], context.config, context.run, split, catalog)[
-            "windowed_item_knn"
-        ]
+        data = evaluate.BaselineData(context.config, context.run, split, catalog)
+        variants = data.variants(train.WEIGHTS[target])["windowed_item_knn"]
         (variant,) = [v for v in variants if v.settings == {"window": 3, "decay": 1.0, "shrinkage": 20.0}]
         neighbors.append(variant.fit().top_k(Queries.from_items(np.arange(len(catalog), dtype=np.int32)), 10))
     np.testing.assert_array_equal(*neighbors)

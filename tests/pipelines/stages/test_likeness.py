@@ -112,7 +112,8 @@ def test_baselines_are_not_fitted_to_the_users_who_judge(context: RunContext) ->
         for item in split.sequences.items[split.sequences.offsets[user] : split.sequences.offsets[user + 1] - 1]:
             counts[item] += 1
     np.testing.assert_array_equal(measured.known_popularity, counts)
-    variants = evaluate.fitted_variants("weight_without_held_out", context.config, context.run, split, catalog)
+    data = evaluate.BaselineData(context.config, context.run, split, catalog)
+    variants = data.variants("weight_without_held_out")
     popularity = variants["popularity"][0].fit()
     best = popularity.top_k(Queries.from_items(np.array([0], np.int32)), 5)[0]
     assert counts[best].tolist() == sorted(np.delete(counts, 0).tolist(), reverse=True)[:5]
