@@ -205,11 +205,7 @@ def _towers(context: RunContext, evidence: Evidence, folder: Path) -> Mapping[st
 
 
 def _write_pairs(weights: sparse.csr_array, anchor_weight: NDArray[np.float64], path: Path) -> Path:
-    cells = weights.tocoo()
-    frame = pl.DataFrame(
-        {"anchor": cells.row, "positive": cells.col, "weight": cells.data * anchor_weight[cells.row]},
-        schema={name: cooccurrence.SCHEMA[name] for name in ("anchor", "positive", "weight")},
-    )
+    frame = cooccurrence.from_matrix(weights, np.arange(len(anchor_weight)), anchor_weight, "weight")
     pairs.write(cooccurrence.group_by_anchor(frame, frame.height), path)
     return path
 

@@ -1,14 +1,14 @@
 """A phase of prepare: the pairs of the sense `similar`, from the association of items over whole histories.
 
-Histories that are about as short as the window of the pairs of `next` tell both senses the same, so the phase writes
-nothing if the window contains most pairs of items of a history.
+The phase writes nothing if the window of the pairs of `next` contains most pairs of items of a history: from such
+histories both senses have about the same pairs.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
-from scipy import sparse
+from numpy.typing import NDArray
 
 from pipelines.prepare.job import Job
 from recsys.config.sections import PrepareConfig
@@ -19,7 +19,7 @@ from recsys.data.splits import Split, Weight, time_cut
 from recsys.evaluation.baselines import user_item_matrix
 
 MAX_SHARE_IN_WINDOW = 0.5
-"""Share of the pairs of items of a history within the window of `next`, above which the senses are not told apart. On
+"""Share of the pairs of items of a history within the window of `next`, above which both senses share their pairs. On
 Amazon Beauty and Toys, with .93 and .94, no tower for `similar` is better than that for `next`; on MovieLens 100k, with
 .09, it is."""
 POWER, MAX_POSITIVES = 3.0, 100
@@ -44,7 +44,7 @@ def share_in_window(job: Job) -> float:
 
 
 def associate(job: Job, part: int) -> None:
-    """Write the pairs of one range of anchors, unless the senses are not told apart."""
+    """Write the pairs of one range of anchors, unless both senses share the pairs of `next`."""
     size = 0
     if job.config.similar.enabled and not job.labeled and share_in_window(job) <= MAX_SHARE_IN_WINDOW:
         first_item_numbers = job.first_item_numbers
@@ -61,13 +61,11 @@ def associate(job: Job, part: int) -> None:
     job.finish("similar", part, pairs=size)
 
 
-def _weights(split: Split, weight: Weight, penalty: float, num_items: int, anchors: np.ndarray) -> pl.DataFrame:
+def _weights(
+    split: Split, weight: Weight, penalty: float, num_items: int, anchors: NDArray[np.integer]
+) -> pl.DataFrame:
     """Return the partial weights of anchors. An anchor counts with the root of its popularity."""
     interactions = user_item_matrix(split.sequences, split.training_mask(weight), num_items)
     weights = partial_weights(interactions, penalty, POWER, MAX_POSITIVES, anchors)
     root_popularity = np.sqrt(np.asarray(interactions.sum(axis=0)).ravel()[anchors])
-    cells = sparse.csr_array(weights).tocoo()
-    return pl.DataFrame(
-        {"anchor": anchors[cells.row], "positive": cells.col, weight: cells.data * root_popularity[cells.row]},
-        schema={"anchor": pl.Int32, "positive": pl.Int32, weight: pl.Float64},
-    )
+    return cooccurrence.from_matrix(weights, anchors, root_popularity, weight)

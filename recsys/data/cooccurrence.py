@@ -138,6 +138,27 @@ def group_by_anchor(counts: pl.DataFrame, max_positives: int) -> pl.DataFrame:
     )
 
 
+def from_matrix(
+    matrix: sparse.csr_array, anchors: NDArray[np.integer], anchor_weight: NDArray[np.floating], weight: Weight
+) -> pl.DataFrame:
+    """Return the values of a matrix as pairs with one weight.
+
+    Args:
+        matrix: value of each positive, [n, num_items].
+        anchors: item numbers of the rows, [n].
+        anchor_weight: factor of each row, [n].
+        weight: name of the weight.
+
+    Returns:
+        `anchor`, `positive` (int32) and the weight (float64).
+    """
+    cells = matrix.tocoo()
+    return pl.DataFrame(
+        {"anchor": anchors[cells.row], "positive": cells.col, weight: cells.data * anchor_weight[cells.row]},
+        schema={name: SCHEMA[name] for name in ("anchor", "positive", weight)},
+    )
+
+
 def to_matrix(counts: pl.DataFrame, num_items: int, weight: Weight) -> sparse.csr_array:
     """Return one of the weights as a matrix, float32 [num_items, num_items], without explicit zeros."""
     nonzero = counts.filter(pl.col(weight) > 0)

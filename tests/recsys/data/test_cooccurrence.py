@@ -3,6 +3,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from recsys.config.sections import PrepareConfig
 from recsys.data import cooccurrence
@@ -269,3 +270,19 @@ def test_to_matrix_has_no_explicit_zeros(weight):
     np.testing.assert_array_equal(matrix.toarray(), expected)
     assert matrix.dtype == np.float32
     assert matrix.nnz == np.count_nonzero(expected)
+
+
+def test_from_matrix_scales_the_rows_of_the_anchors():
+    rng = np.random.default_rng(8)
+    dense = rng.random((3, 7)) * (rng.random((3, 7)) < 0.5)
+    anchors, factor = np.array([2, 4, 6]), np.array([0.5, 3.0, 2.0])
+    frame = cooccurrence.from_matrix(sparse.csr_array(dense), anchors, factor, "weight_without_held_out")
+    assert frame.schema == {name: cooccurrence.SCHEMA[name] for name in ("anchor", "positive", WEIGHTS[2])}
+    received = {(anchor, positive): weight for anchor, positive, weight in frame.iter_rows()}
+    expected = {
+        (anchors[row], column): dense[row, column] * factor[row]
+        for row in range(3)
+        for column in range(7)
+        if dense[row, column]
+    }
+    assert received == pytest.approx(expected)
