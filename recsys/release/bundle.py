@@ -20,6 +20,7 @@ from recsys.data.followers import Followers
 from recsys.data.item_users import ItemUsers
 from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError
+from recsys.evaluation import calibration
 from recsys.index.distances import DISTANCES
 from recsys.release.embedding_space import EmbeddingSpace
 from recsys.release.formats import (
@@ -154,7 +155,10 @@ class Release:
         Raises:
             UnknownItemError: an item is not in the catalog.
         """
-        return self.space(sense).similarity(item_a, item_b)
+        space = self.space(sense)
+        numbers = [self.catalog.item_number(item_id) for item_id in (item_a, item_b)]
+        vectors = (space.vectors[[number]] for number in numbers)
+        return float(calibration.similarities(space.distance, *vectors)[0])
 
     def verify(
         self,
@@ -179,7 +183,20 @@ class Release:
             UnknownItemError: an item is not in the catalog.
             InputError: the release has no calibration, or no threshold for this target.
         """
-        return self.space(sense).verify(item_a, item_b, precision=precision, false_positive_rate=false_positive_rate)
+        similarity, fitted = self.similarity(item_a, item_b, sense), self.space(sense).calibration
+        if fitted is None:
+            raise InputError(
+                f"release must have a calibration to decide whether items are the same. Received: {self.release_id}, "
+                f"of format {self.manifest.format_version}, has none. Build a release from more held-out pairs."
+            )
+        return VerificationResult.from_similarity(
+            self.catalog,
+            self.release_id,
+            (item_a, item_b),
+            similarity=similarity,
+            calibration=fitted,
+            threshold=fitted.threshold(precision=precision, false_positive_rate=false_positive_rate),
+        )
 
 
 def _verify_files(path: Path, manifest: Manifest) -> None:

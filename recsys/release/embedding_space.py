@@ -24,7 +24,6 @@ from recsys.release.formats import CALIBRATION, EMBEDDINGS
 from recsys.release.manifest import Manifest, SpaceEntry
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.filters import CatalogColumns
-from recsys.retrieval.results import VerificationResult
 
 SELF_TEST_ITEMS, SELF_TEST_K = 8, 10
 
@@ -109,35 +108,6 @@ class EmbeddingSpace:
             calibration=self.calibration,
             item_users=self.item_users,
             columns=self.columns,
-        )
-
-    def similarity(self, item_a: str, item_b: str) -> float:
-        """Return the exact similarity of two items: larger is closer, 1 for equal vectors.
-
-        Raises:
-            UnknownItemError: an item is not in the catalog.
-        """
-        numbers = [self.catalog.item_number(item_id) for item_id in (item_a, item_b)]
-        return float(calibration.similarities(self.distance, self.vectors[numbers[:1]], self.vectors[numbers[1:]])[0])
-
-    def verify(
-        self, item_a: str, item_b: str, *, precision: float | None = None, false_positive_rate: float | None = None
-    ) -> VerificationResult:
-        """Decide whether two items are the same; see `recsys.release.bundle.Release.verify`."""
-        similarity = self.similarity(item_a, item_b)
-        if self.calibration is None:
-            raise InputError(
-                f"release must have a calibration to decide whether items are the same. Received: "
-                f"{self.manifest.release_id}, of format {self.manifest.format_version}, has none. Build a release from "
-                "more held-out pairs."
-            )
-        return VerificationResult.from_similarity(
-            self.catalog,
-            self.manifest.release_id,
-            (item_a, item_b),
-            similarity=similarity,
-            calibration=self.calibration,
-            threshold=self.calibration.threshold(precision=precision, false_positive_rate=false_positive_rate),
         )
 
     def _self_test(self) -> None:
