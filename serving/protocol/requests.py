@@ -216,9 +216,6 @@ class SearchRequest(BaseModel):
         Raises:
             InputError: the query exceeds a limit, contradicts itself, or has features but the service has no tower.
         """
-        lists_by_column = {
-            f"where.{column}": values for column, values in self.where.items() if isinstance(values, list)
-        }
         validate_sizes(
             limits,
             self.k,
@@ -229,8 +226,7 @@ class SearchRequest(BaseModel):
             history=self.history,
             exclude=self.exclude,
             allow=self.allow or (),
-            where=self.where,
-            **lists_by_column,
+            **lists_of_where(self.where),
             **{"diversity.max_per_value": self.diversity.max_per_value},
         )
         return Query(
@@ -284,6 +280,12 @@ def _vector(body: SearchRequest, embed: Embedder | None) -> tuple[float, ...] | 
             "Start the service with recsys serve --with-tower, or send the vector of the item."
         )
     return tuple(embed(resolve_sense(body.sense, body.history), body.features).tolist())
+
+
+def lists_of_where(where: Mapping[str, Any]) -> dict[str, Sequence[Any] | Mapping[str, Any]]:
+    """Return the conditions of a query and each list of accepted values, by name, for `validate_sizes`."""
+    lists = {f"where.{column}": values for column, values in where.items() if isinstance(values, list)}
+    return {"where": where, **lists}
 
 
 def condition(column: str, value: Any) -> Condition:

@@ -9,7 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from recsys.config.sections import ServeConfig
 from recsys.retrieval.query import TogetherQuery
 from recsys.retrieval.results import TogetherIncompleteReason, TogetherResult
-from serving.protocol.requests import WHERE_SCHEMA, Exclude, K, OnlyAvailable, UnknownItems, condition, validate_sizes
+from serving.protocol.requests import (
+    WHERE_SCHEMA,
+    Exclude,
+    K,
+    OnlyAvailable,
+    UnknownItems,
+    condition,
+    lists_of_where,
+    validate_sizes,
+)
 
 Offset = Annotated[int, Field(ge=0, description="Number of neighbors with the highest scores to skip.")]
 MinUsers = Annotated[
@@ -76,11 +85,8 @@ class TogetherRequest(BaseModel):
         Raises:
             InputError: the query exceeds a limit, or a condition is invalid.
         """
-        lists_by_column = {
-            f"where.{column}": values for column, values in self.where.items() if isinstance(values, list)
-        }
-        lists = {"exclude": self.exclude, "allow": self.allow or (), "where": self.where, **lists_by_column}
-        validate_sizes(limits, self.k, self.offset, None, **lists)
+        lists = lists_of_where(self.where)
+        validate_sizes(limits, self.k, self.offset, None, exclude=self.exclude, allow=self.allow or (), **lists)
         return TogetherQuery(
             self.item_id,
             k=self.k,
