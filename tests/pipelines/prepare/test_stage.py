@@ -110,6 +110,21 @@ def prepared(job: RunContext) -> Result:
     )
 
 
+def require_rows(result: Result, log: list[Row], left: list[Row], filtered: dict[str, int]) -> None:
+    """Require the account, sequences and pairs of a log without dead letters, of which the rules keep some rows."""
+    users = naive_sequences(left, {row["item_id"] for row in left})
+    num_used = sum(map(len, users.values()))
+    assert result.manifest["account"]["interactions"] == {
+        "read": len(log),
+        "used": num_used,
+        "filtered": {**filtered, "repeats the user's previous item": len(left) - num_used},
+        "dead_letters": {},
+    }
+    assert result.sequences == {user: [row["item_id"] for row in rows] for user, rows in users.items()}
+    expected = naive_pairs(users, 10, 1.0)
+    assert result.pairs == {key: pytest.approx(weights, rel=1e-5) for key, weights in expected.items()}
+
+
 def made_up_log(seed: int, rows: int = 240, weights: tuple[float, ...] = (0.3, 1.0, 2.5)) -> list[Row]:
     """Users of very unequal lengths, few moments (so many ties), and items that repeat at once."""
     rng = random.Random(seed)  # noqa: S311 - made-up data
@@ -358,20 +373,7 @@ def test_events_have_the_configured_weights_and_others_are_filtered(tmp_path: Pa
     spread(tmp_path, log)
     result = prepared(context(tmp_path, prepare={"event_weights": factors}, rows=rows_per_unit))
     left = [{**row, "weight": row["weight"] * factors[row["event"]]} for row in log if row["event"] in factors]
-    users = naive_sequences(left, {row["item_id"] for row in left})
-    num_used = sum(map(len, users.values()))
-    assert result.manifest["account"]["interactions"] == {
-        "read": len(log),
-        "used": num_used,
-        "filtered": {
-            "event has no weight in prepare.event_weights": len(log) - len(left),
-            "repeats the user's previous item": len(left) - num_used,
-        },
-        "dead_letters": {},
-    }
-    assert result.sequences == {user: [row["item_id"] for row in rows] for user, rows in users.items()}
-    expected = naive_pairs(users, 10, 1.0)
-    assert result.pairs == {key: pytest.approx(weights, rel=1e-5) for key, weights in expected.items()}
+    require_rows(result, log, left, {"event has no weight in prepare.event_weights": len(log) - len(left)})
 
 
 def test_events_are_ignored_without_event_weights(tmp_path: Path) -> None:
@@ -407,22 +409,12 @@ def test_disliked_items_and_bursts_are_filtered(tmp_path: Path, rows_per_unit: i
     for row in weighted:
         items[row["user_id"], row["timestamp"]].add(row["item_id"])
     left = [row for row in weighted if len(items[row["user_id"], row["timestamp"]]) <= maximum]
-    users = naive_sequences(left, {row["item_id"] for row in left})
-    num_used = sum(map(len, users.values()))
-    assert result.manifest["account"]["interactions"] == {
-        "read": len(log),
-        "used": num_used,
-        "filtered": {
-            "rating below prepare.min_rating": len(log) - len(liked),
-            "event has no weight in prepare.event_weights": len(liked) - len(weighted),
-            "more than prepare.max_per_second items in one second": len(weighted) - len(left),
-            "repeats the user's previous item": len(left) - num_used,
-        },
-        "dead_letters": {},
+    filtered = {
+        "rating below prepare.min_rating": len(log) - len(liked),
+        "event has no weight in prepare.event_weights": len(liked) - len(weighted),
+        "more than prepare.max_per_second items in one second": len(weighted) - len(left),
     }
-    assert result.sequences == {user: [row["item_id"] for row in rows] for user, rows in users.items()}
-    expected = naive_pairs(users, 10, 1.0)
-    assert result.pairs == {key: pytest.approx(weights, rel=1e-5) for key, weights in expected.items()}
+    require_rows(result, log, left, filtered)
 
 
 def test_a_burst_of_the_default_size_is_filtered_and_its_items_stay_in_the_catalog(tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     world.write(folder)
     items = pl.read_csv(folder / "items.csv")
     block = items["item_id"].str.split("-").list.get(1, null_on_oob=True)
-    items.with_columns(shelf="shelf" + block).write_csv(folder / "items.csv")
+    items.with_columns(section="section" + block).write_csv(folder / "items.csv")
     (folder / "groups.json").write_text(json.dumps(GROUPS))
     config = folder / "recsys.toml"
-    text = config.read_text().replace("[items]", 'alike = "groups.json"\n[items]\nevidence = ["shelf"]', 1)
+    text = config.read_text().replace("[items]", 'alike = "groups.json"\n[items]\nevidence = ["section"]', 1)
     config.write_text(text)
     context = indexed_run(folder)
     run = context.run.of("similar")
@@ -85,9 +85,9 @@ def test_groups_and_columns_are_compared_with_the_released_embeddings(
     recall = np.mean([len(set(nearest[item]) & set(group)) / (len(group) - 1) for item, group in members])
     report = figures["model"][sense]
     assert report["group_recall_at_10"] == pytest.approx(recall)
-    block = {item: item.split("-")[1] for item in nearest}  # the new item has no shelf
-    same_shelf = np.mean([[block.get(other) == block[item] for other in row] for item, row in nearest.items()])
-    assert report["column_agreement_at_10"] == pytest.approx(same_shelf)
+    block = {item: item.split("-")[1] for item in nearest}  # the new item has no section
+    same_section = np.mean([[block.get(other) == block[item] for other in row] for item, row in nearest.items()])
+    assert report["column_agreement_at_10"] == pytest.approx(same_section)
     assert report["queries"]["group_recall_at_10"] == len(members)
 
 

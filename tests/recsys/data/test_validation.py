@@ -383,10 +383,13 @@ def test_text_is_not_changed_and_may_be_the_title():
 
 
 def test_evidence_is_kept_as_text():
-    roles = ItemsConfig(text=("blurb",), evidence=("plot", "shelf"))
-    raw = pl.DataFrame({"item_id": ["a", "b"], "plot": ["A plot", None], "blurb": ["x", "y"], "shelf": [3, 4]})
+    roles = ItemsConfig(text=("blurb",), evidence=("plot", "genre"))
+    raw = pl.DataFrame({"item_id": ["a", "b"], "plot": ["A plot", None], "blurb": ["x", "y"], "genre": [3, 4]})
     rows = check_items(raw, roles, "items.csv").rows
-    assert rows.select("item_id", "blurb", "plot", "shelf").rows() == [("a", "x", "A plot", "3"), ("b", "y", None, "4")]
+    assert rows.select("item_id", "blurb", "plot", "genre").rows() == [
+        ("a", "x", "A plot", "3"),
+        ("b", "y", None, "4"),
+    ]
     with pytest.raises(InputError, match=r"items\.csv.*'plot'"):
         check_items(raw.drop("plot"), roles, "items.csv")
 

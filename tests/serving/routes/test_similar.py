@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from serving.app import create_app_for_release
 from serving.protocol import pagination
 from tests import GOLDEN_RELEASES
 from tests.serving.asgi import asgi_client
+from tests.serving.routes.conftest import MAX_K
 
 GOLDEN = GOLDEN_RELEASES / "v2"
-SIZE, MAX_K, MAX_ITEMS, MAX_BATCH = 60, 50, 1_000, 100
+SIZE, MAX_ITEMS, MAX_BATCH = 60, 1_000, 100
 GENRES = ["drama", "comedy", "crime"]
 
 
@@ -41,14 +41,6 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
         interactions=pl.Series(range(SIZE)),
     )
     return Release.load(path)
-
-
-@pytest.fixture(scope="module")
-def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    service = Service.for_release(tmp_path_factory.mktemp("service"), release.path)
-    service.configure(max_k=MAX_K)
-    with validated_client(service) as http_client:
-        yield http_client
 
 
 def as_json(release: Release, query: Query) -> dict[str, Any]:

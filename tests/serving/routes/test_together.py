@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -18,8 +17,9 @@ from recsys.testing.releases import release_writer
 from recsys.testing.service_process import Service, validated_client
 from serving.client import Client
 from tests import GOLDEN_RELEASES
+from tests.serving.routes.conftest import MAX_K
 
-SIZE, MAX_K = 60, 50
+SIZE = 60
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,6 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
         available=pl.Series([n % 4 != 0 for n in range(SIZE)]),
     )
     return Release.load(path)
-
-
-@pytest.fixture(scope="module")
-def client(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    service = Service.for_release(tmp_path_factory.mktemp("service"), release.path)
-    service.configure(max_k=MAX_K)
-    with validated_client(service) as http_client:
-        yield http_client
 
 
 def as_json(release: Release, query: TogetherQuery) -> Any:
