@@ -84,7 +84,7 @@ class NextObjective:
 
 
 class SimilarObjective:
-    """The agreement of the candidate `similar` of `pipelines.stages.train_similar` with the users left out."""
+    """The agreement of the candidate of `pipelines.stages.train_similar` with the users left out."""
 
     metric = "agreement"
     explanation = "NDCG@10, with users left out of the training"
@@ -128,7 +128,8 @@ class SimilarObjective:
 
     def measure(self, config: Config, run: Run, on_pass: OnPhasePass) -> dict[str, float]:
         """Return the likeness of the candidate, which is fitted without the users left out."""
-        measured = measure_candidate(config, run, train_similar.SIMILAR, self._evidence_of(run), on_pass)
+        candidate = train_similar.candidate_name(load_split(run))
+        measured = measure_candidate(config, run, candidate, self._evidence_of(run), on_pass)
         likeness: Mapping[str, object] = measured["likeness"]
         figures = {
             f"validation_{name}": value

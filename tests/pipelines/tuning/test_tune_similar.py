@@ -49,7 +49,7 @@ class Candidates:
         self.pair_weights: list[float] = []
 
     def measure(self, config: Config, run: Run, name: str, evidence: Evidence, on_pass: Any) -> dict[str, Any]:
-        assert (name, run.sense) == ("similar", "similar")
+        assert (name, run.sense) == ("similar_features", "similar")  # the log is sparse
         assert len(evidence.judged) == run.manifest("prepare")["num_items"]
         self.trained.append(config)
         self.folders.append(run.folder)
@@ -185,7 +185,7 @@ def test_value_is_the_agreement_that_the_train_stage_measures(tmp_path: Path, mo
     context = RunContext.from_config(config)
     for stage in ("prepare", "train"):
         STAGES[stage](context)
-    measured = STAGES["train-similar"](context)["candidates"]["similar"]
+    _, measured = STAGES["train-similar"](context)["candidates"].values()
     assert result["trials"] == 2
     assert result["base_value"] == measured["likeness"][AGREEMENT]
     assert 0 < result["base_value"] <= result["best_value"] <= 1
