@@ -18,8 +18,8 @@ from recsys.commands.options import (
     extras,
     print_result,
 )
+from recsys.config.senses import Sense
 from recsys.errors import InputError
-from recsys.release.runs import stage_of
 
 EXTRAS = ("train", "jobs", "tracking")
 
@@ -36,7 +36,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train the tower on the pairs (Keras)."""
-    _run(stage_of("train", sense), config, overrides, as_json)
+    _run("train", config, overrides, as_json, sense)
 
 
 def embed(
@@ -46,7 +46,7 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Compute the embeddings of all items (Beam)."""
-    _run(stage_of("embed", sense), config, overrides, as_json)
+    _run("embed", config, overrides, as_json, sense)
 
 
 def index(
@@ -56,7 +56,7 @@ def index(
     as_json: Json = False,
 ) -> None:
     """Build the Annoy index, and tune its search to the target recall."""
-    _run(stage_of("index", sense), config, overrides, as_json)
+    _run("index", config, overrides, as_json, sense)
 
 
 def evaluate(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -71,7 +71,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Calibrate similarities: fit probabilities and thresholds on held-out pairs."""
-    _run(stage_of("calibrate", sense), config, overrides, as_json)
+    _run("calibrate", config, overrides, as_json, sense)
 
 
 def publish(config: ConfigFile = CONFIG_DEFAULT, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -107,12 +107,13 @@ def promote(
         _run("promote", config, overrides, as_json)
 
 
-def _run(stage: str, config_file: Path, overrides: list[str] | None, as_json: bool) -> None:
+def _run(stage: str, config_file: Path, overrides: list[str] | None, as_json: bool, sense: Sense = "next") -> None:
     from recsys.config.loading import load_config  # noqa: PLC0415
 
     config = load_config(config_file, overrides or ())
     with extras(f"stage {stage}", *EXTRAS):
         from pipelines.context.progress import Progress  # noqa: PLC0415
         from pipelines.orchestration.stage_table import run_stage  # noqa: PLC0415
+        from recsys.release.runs import stage_of  # noqa: PLC0415
 
-    print_result(run_stage(stage, config, Progress()), as_json, lambda: None)
+    print_result(run_stage(stage_of(stage, sense), config, Progress()), as_json, lambda: None)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.evaluation.embedding_drift import aligned_cosines
 from recsys.release import quality_gate
 from recsys.release.bundle import Release

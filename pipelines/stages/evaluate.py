@@ -21,7 +21,7 @@ from pipelines.stages import index as indexing
 from pipelines.stages.likeness import LikenessMeasurement
 from pipelines.stages.train_similar import has_own_space
 from recsys.config.sections import Config, PrepareConfig
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.data import cooccurrence
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Split, Weight

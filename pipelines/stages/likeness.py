@@ -16,7 +16,7 @@ from scipy import sparse
 from pipelines.context.item_groups import read_groups
 from pipelines.stages import train, train_similar
 from recsys.config.sections import Config, ItemsConfig
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Split
 from recsys.evaluation.baseline_search import Variant, Variants

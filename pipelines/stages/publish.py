@@ -16,7 +16,7 @@ from pipelines.stages import calibrate, embed, evaluate, train
 from pipelines.stages import index as indexing
 from pipelines.stages.train_similar import has_own_space
 from recsys.config.sections import Config
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.index.annoy_index import N_JOBS, RECALL_K, SEED
 from recsys.index.distances import DISTANCES
 from recsys.release import formats, remote

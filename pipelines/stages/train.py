@@ -17,7 +17,7 @@ from pipelines.context.metrics_log import MetricsLog
 from pipelines.context.progress import Advance, Progress
 from pipelines.prepare import stage as prepare
 from recsys.config.sections import Config
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.data.catalog import Catalog
 from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.pairs import Pairs

@@ -12,7 +12,7 @@ from pipelines.stages import train_similar
 from pipelines.stages.train import fit_tower, load_split, measure_validation
 from pipelines.stages.train_similar import evidence_of_held_out_users, measure_candidate
 from recsys.config.sections import Config
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.errors import ConfigError, StageError
 from recsys.evaluation.baseline_search import QUERY_KINDS
 from recsys.evaluation.likeness import AGREEMENT, Evidence

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pipelines.context.overrides import with_settings
 from recsys.config.sections import Config, Range, Span
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.errors import ConfigError
 
 SOURCE = "tune.ranges"

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.errors import ConfigError
 
 ConfigFile = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -12,9 +12,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 DistanceName = Literal["cosine", "euclidean", "manhattan"]
 """The distances of `recsys.index.distances.DISTANCES`."""
-Sense = Literal["similar", "next"]
-"""A sense of similarity: `similar` items are alike, `next` items are used together or one after the other."""
-SENSES: tuple[Sense, ...] = get_args(Sense)
 Columns = Annotated[tuple[str, ...], Field(strict=False)]
 
 

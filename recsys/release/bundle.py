@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.data.catalog import Catalog
 from recsys.data.followers import Followers
 from recsys.data.item_users import ItemUsers

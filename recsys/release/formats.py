@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 
 FORMAT_VERSION = 5
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.sections import Config
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.data.catalog import Catalog
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.embeddings import Vectors

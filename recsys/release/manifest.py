@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from recsys.config.table import DistanceName, Sense
+from recsys.config.senses import Sense
+from recsys.config.table import DistanceName
 from recsys.errors import ReleaseError
 from recsys.index.shards import Shard
 from recsys.release.formats import FORMAT_VERSION, FORMATS, MANIFEST

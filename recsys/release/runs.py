@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recsys.config.sections import Config
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.data.storage import sha256
 from recsys.errors import InputError, StageError
 

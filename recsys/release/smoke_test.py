@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recsys.config.table import SENSES
+from recsys.config.senses import SENSES
 from recsys.errors import RecsysError, ReleaseError
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least

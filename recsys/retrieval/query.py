@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from recsys.config.table import SENSES, Sense
+from recsys.config.senses import SENSES, Sense
 from recsys.errors import InputError
 
 Value = str | float | bool

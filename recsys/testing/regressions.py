@@ -19,7 +19,7 @@ from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
 from recsys.config.loading import parse_config
 from recsys.config.sections import Config, IndexConfig
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.data.storage import sha256
 from recsys.errors import ConfigError, RecsysError, RejectedError
 from recsys.index import annoy_index, embeddings

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from recsys.config.sections import Config, DataConfig, IndexConfig
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.data import followers, item_users
 from recsys.data.catalog import Catalog
 from recsys.evaluation import calibration

@@ -24,7 +24,7 @@ from pipelines.tuning.prepared_data import MAX_FOLDERS
 from pipelines.tuning.search_space import Choices, NumberRange, SearchSpace
 from recsys.config.loading import load_config
 from recsys.config.sections import Config, Span, TuneConfig
-from recsys.config.table import SENSES, Sense
+from recsys.config.senses import SENSES, Sense
 from recsys.errors import ConfigError, StageError
 from recsys.model.fit_plan import FitPlan, NewItemPhase
 from recsys.release.runs import Run

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from recsys import Release
-from recsys.config.table import SENSES, Sense
+from recsys.config.senses import SENSES, Sense
 from recsys.data.storage import sha256
 from recsys.errors import ReleaseError
 from recsys.index.shards import INDEX_FILE

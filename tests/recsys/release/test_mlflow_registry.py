@@ -15,7 +15,7 @@ import pytest
 from recsys import Release
 from recsys.config.loading import parse_config
 from recsys.config.sections import Config
-from recsys.config.table import SENSES
+from recsys.config.senses import SENSES
 from recsys.errors import ReleaseError, TrackingError
 from recsys.release.mlflow_registry import Tracker
 from recsys.testing.sink_contract import list_files

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys import Release
-from recsys.config.table import SENSES
+from recsys.config.senses import SENSES
 from recsys.testing.releases import WriteRelease
 from recsys.testing.service_process import Service, wait_until
 from serving.live.item_changes import START, ItemChange, ItemChanges

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recsys import Release
 from recsys.config.sections import ServeConfig
-from recsys.config.table import SENSES, Sense
+from recsys.config.senses import SENSES, Sense
 from recsys.release.embedding_space import EmbeddingSpace
 from recsys.testing.releases import WriteRelease
 from serving.app import create_app
