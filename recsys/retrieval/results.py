@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.data.catalog import Catalog
 from recsys.evaluation.calibration import Calibration, Threshold
 from recsys.retrieval.query import Value
@@ -67,10 +67,10 @@ class SearchResult(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-compatible objects."""
-        neighbors = [
-            {**neighbor._asdict(), "explanation": neighbor.explanation and neighbor.explanation._asdict()}
-            for neighbor in self.neighbors
-        ]
+        neighbors = [neighbor._asdict() for neighbor in self.neighbors]
+        for neighbor in neighbors:
+            if neighbor["explanation"] is not None:
+                neighbor["explanation"] = neighbor["explanation"]._asdict()
         return {**self._asdict(), "neighbors": neighbors}
 
 

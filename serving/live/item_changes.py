@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.errors import StageError
 
 ITEM_CHANGES_FILE = "item_changes.db"
@@ -117,9 +117,12 @@ class ItemChanges:
 
     def version(self) -> int:
         """Return a number that differs after each change by any process. Call it from one thread only."""
-        with self._translate_errors():
+        try:  # before every response: a context manager would double the time
             # data_version counts the writes of other connections, and this connection never writes
-            return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
+            version: int = self._watcher.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise self._error(error) from None
+        return version
 
     def __len__(self) -> int:
         with self._translate_errors(), self._read_lock:
@@ -228,9 +231,10 @@ class ItemChanges:
         try:
             yield
         except sqlite3.Error as error:
-            raise StageError(
-                f"the file of item changes {self._path} must be readable and writable. Received: {error}."
-            ) from None
+            raise self._error(error) from None
+
+    def _error(self, error: sqlite3.Error) -> StageError:
+        return StageError(f"the file of item changes {self._path} must be readable and writable. Received: {error}.")
 
 
 def _change_from_row(row: Sequence[Any]) -> ItemChange:

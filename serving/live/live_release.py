@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys import Release
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.errors import RecsysError
 from recsys.release.embedding_space import EmbeddingSpace
 from recsys.retrieval.overlay import EMPTY_OVERLAY, AddedItem, Overlay

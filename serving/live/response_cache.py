@@ -7,12 +7,11 @@ version of this library, because another version may add fields.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
 from typing import NamedTuple
 
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys import __version__
@@ -36,7 +35,8 @@ IF_NONE_MATCH = headers.encode(headers.IF_NONE_MATCH)
 
 Key = tuple[str, str, str, bytes]
 """Release id, revision of the item changes, encoded path and query string."""
-RawHeaders = list[tuple[bytes, bytes]]
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+"""A tuple of tuples of bytes, which the garbage collector does not visit."""
 
 
 class CachedResponse(NamedTuple):
@@ -93,53 +93,56 @@ class ResponseCacheMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a cached response, or the response of the application."""
+        release = self._choose_release(scope)
+        if release is not None and self._state.shadow is None:  # a shadow repeats every query
+            cached = self._cache.get(_key(release, scope))
+            if cached is not None:
+                scope["route"] = cached.route
+                await _send(send, cached.headers, cached.body, headers.received(scope).get(IF_NONE_MATCH))
+                return
+        # searches do not yield to the event loop: without this, requests that arrive together would never be counted
+        # as concurrent
+        await asyncio.sleep(0)
+        if release is not None:
+            scope[CHOSEN_RELEASE] = release
+            send = _Recorder(self._cache, release, scope, send)
+        await self.app(scope, receive, send)
+
+    def _choose_release(self, scope: Scope) -> LiveRelease | None:
+        """Return the release of a request about an item; None for other requests, and if it cannot be chosen."""
         if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(ITEMS_PREFIX):
-            await self.app(scope, receive, send)
-            return
+            return None
         try:
-            release = self._state.choose_release(RequestedRelease.from_request(Request(scope)))
+            return self._state.choose_release(RequestedRelease.from_scope(scope))
         except (RecsysError, ReleaseNotLoadedError):  # the route raises it again, inside the error handlers
-            await self.app(scope, receive, send)
-            return
-        key = release.release_id, release.revision, scope["path"], scope["query_string"]
-        received_etags = next(
-            (value.decode("latin-1") for name, value in scope["headers"] if name == IF_NONE_MATCH), None
-        )
-        cached = self._cache.get(key) if self._state.shadow is None else None  # a shadow repeats every query
-        if cached is not None:
-            scope["route"] = cached.route
-            await _send(send, cached.headers, cached.body, received_etags)
-            return
-        scope[CHOSEN_RELEASE] = release
-        await self.app(scope, receive, _Recorder(self._cache, key, scope, send, received_etags))
+            return None
 
 
 class _Recorder:
     """Receives the response of the application, caches it if allowed, and sends it with an ETag."""
 
-    def __init__(self, cache: LruCache, key: Key, scope: Scope, send: Send, received_etags: str | None) -> None:
+    def __init__(self, cache: LruCache, release: LiveRelease, scope: Scope, send: Send) -> None:
         self._cache = cache
-        self._key = key
+        self._key = _key(release, scope)
         self._scope = scope
         self._send = send
-        self._received_etags = received_etags
         self._headers: RawHeaders | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] == 200:  # noqa: PLR2004
-            cache_headers = [(b"etag", etag(self._key).encode()), (b"cache-control", b"no-cache")]
-            self._headers = [*message["headers"], *cache_headers]
+            self._headers = (*message["headers"], (b"etag", etag(self._key)), (b"cache-control", b"no-cache"))
         elif self._headers is None:
             await self._send(message)
         else:  # routes send their body in one message
             if self._scope.get(CACHEABLE):
                 self._cache.put(self._key, CachedResponse(self._scope["route"], self._headers, message["body"]))
-            await _send(self._send, self._headers, message["body"], self._received_etags)
+            received_etags = headers.received(self._scope).get(IF_NONE_MATCH)
+            await _send(self._send, self._headers, message["body"], received_etags)
 
 
-async def _send(send: Send, sent_headers: RawHeaders, body: bytes, received_etags: str | None) -> None:
+async def _send(send: Send, sent_headers: RawHeaders, body: bytes, received_etags: bytes | None) -> None:
     """Send a response with status 200, or 304 without a body if the request has its ETag."""
-    if received_etags is not None and matches(_value(sent_headers, b"etag"), received_etags):
+    if received_etags is not None and matches(dict(sent_headers)[b"etag"], received_etags):
         remaining_headers = [(name, value) for name, value in sent_headers if not name.startswith(b"content-")]
         await send({"type": "http.response.start", "status": 304, "headers": remaining_headers})
         await send({"type": "http.response.body", "body": b""})
@@ -148,25 +151,25 @@ async def _send(send: Send, sent_headers: RawHeaders, body: bytes, received_etag
         await send({"type": "http.response.body", "body": body})
 
 
-def etag(key: Key) -> str:
+def _key(release: LiveRelease, scope: Scope) -> Key:
+    return release.release_id, release.revision, scope["path"], scope["query_string"]
+
+
+def etag(key: Key) -> bytes:
     """Return the ETag of a response."""
-    return f'"{hashlib.sha256(repr((__version__, key)).encode("utf-8", "surrogatepass")).hexdigest()[:32]}"'
+    return b'"%s"' % hashlib.sha256(repr((__version__, key)).encode("utf-8", "surrogatepass")).hexdigest()[:32].encode()
 
 
-def matches(tag: str, received_etags: str) -> bool:
+def matches(tag: bytes, received_etags: bytes) -> bool:
     """Return whether the value of `If-None-Match` contains an ETag."""
-    tags = {received.strip().removeprefix("W/") for received in received_etags.split(",")}
-    return tag in tags or "*" in tags
+    tags = {received.strip().removeprefix(b"W/") for received in received_etags.split(b",")}
+    return tag in tags or b"*" in tags
 
 
-def chosen_release(request: Request, state: State) -> LiveRelease:
+def chosen_release(scope: Scope, state: State) -> LiveRelease:
     """Return the release that the cache chose for a request about an item; choose it if the cache did not."""
-    release: LiveRelease | None = request.scope.get(CHOSEN_RELEASE)
-    return state.choose_release(RequestedRelease.from_request(request)) if release is None else release
-
-
-def _value(pairs: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
-    return next(value.decode("latin-1") for header, value in pairs if header == name)
+    release: LiveRelease | None = scope.get(CHOSEN_RELEASE)
+    return state.choose_release(RequestedRelease.from_scope(scope)) if release is None else release
 
 
 def _num_bytes(key: Key, response: CachedResponse) -> int:

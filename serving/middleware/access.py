@@ -5,7 +5,6 @@ Probes and metrics are always accepted, also by a busy server.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from http import HTTPStatus
 
@@ -15,6 +14,8 @@ from recsys.config.sections import ServeConfig
 from serving.middleware.api_keys import ApiKeys
 from serving.middleware.metrics import Metrics
 from serving.middleware.rate_limit import RateLimiter
+from serving.middleware.time_limit import TimeLimit
+from serving.protocol import headers
 from serving.protocol.problem import create_problem, problem_response
 
 PROTECTED_PREFIX = "/v1/"
@@ -55,6 +56,7 @@ class AccessControlMiddleware:
         self._metrics = metrics
         self._rate_limiter = rate_limiter
         self._num_active = 0
+        self._time_limit = TimeLimit(config.timeout_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or respond with a problem."""
@@ -79,9 +81,6 @@ class AccessControlMiddleware:
                 f"a worker accepts at most {self._config.max_concurrent} concurrent requests. Retry later.",
                 Retry_After=str(RETRY_AFTER_S),
             )
-        # searches do not yield to the event loop: without this, requests that arrive together would never be counted
-        # as concurrent
-        await asyncio.sleep(0)
         self._authorize(scope)
         started = False
 
@@ -91,7 +90,7 @@ class AccessControlMiddleware:
             await send(message)
 
         try:
-            async with asyncio.timeout(self._config.timeout_seconds):
+            with self._time_limit:
                 receive = await self._receive_body(scope, receive)
                 await self.app(scope, receive, send_and_note_start)
         except TimeoutError:
@@ -116,7 +115,7 @@ class AccessControlMiddleware:
                 "changes require an API key with write permission, and the service has no API keys. "
                 "Create one: recsys keys new NAME --write",
             )
-        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"").decode("latin-1")
+        header = headers.received(scope).get(b"authorization", b"").decode("latin-1")
         key = self._keys.find(header[len(BEARER) :]) if header.lower().startswith(BEARER) else None
         if key is None:
             raise RejectedRequest(
@@ -143,9 +142,9 @@ class AccessControlMiddleware:
 
     async def _receive_body(self, scope: Scope, receive: Receive) -> Receive:
         """Read the whole body, and return a channel that delivers it again before all other messages."""
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"0")
-        if length == b"0" and b"transfer-encoding" not in headers:
+        received = headers.received(scope)
+        length = received.get(b"content-length", b"0")
+        if length == b"0" and b"transfer-encoding" not in received:
             return receive
         body, more = b"", True
         while more:

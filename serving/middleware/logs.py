@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from pydantic_core import to_json
@@ -37,8 +39,19 @@ class JsonFormatter(logging.Formatter):
 
 def log_request(**fields: str | float | None) -> None:
     """Write the line of one request. The `logging` module would take longer than all other steps of the middleware."""
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "request_id": REQUEST_ID.get(), **fields}
+    line = {"time": _now(), "request_id": REQUEST_ID.get(), **fields}
     os.write(STDOUT, to_json(line) + b"\n")
+
+
+def _now() -> str:
+    """Return the time in the format of `datetime.isoformat`, which would take ten times as long."""
+    seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1_000)
+    return f"{_second(seconds)}.{milliseconds:03}+00:00"
+
+
+@lru_cache(1)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 LOGGING_CONFIG: dict[str, Any] = {

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import time
-import uuid
 from http import HTTPStatus
 from typing import Any
 
@@ -56,6 +55,8 @@ class Metrics:
         self._duration = histogram(
             "http_request_duration_seconds", "Time from a request to the last byte of its response.", "route"
         )
+        self._request_series: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
+        """Route, status and release -> the series of these labels."""
         self._rejected = counter("rejected_requests", "Requests rejected by access control or limits.", "reason")
         self._fallbacks = counter("fallback_results", "Results with popular items, because no item was known.")
         self._unknown_items = counter("unknown_items", "Item ids in queries that the release does not contain.")
@@ -121,8 +122,13 @@ class Metrics:
 
     def observe_request(self, route: str, status: int, release_id: str, duration_s: float) -> None:
         """Count a request, and record its duration."""
-        self._requests.labels(route, status, release_id).inc()
-        self._duration.labels(route).observe(duration_s)
+        series = self._request_series.get((route, status, release_id))
+        if series is None:  # finding the series of labels takes longer than counting
+            series = self._requests.labels(route, status, release_id), self._duration.labels(route)
+            self._request_series[route, status, release_id] = series
+        counter, histogram = series
+        counter.inc()
+        histogram.observe(duration_s)
 
     def render(self) -> bytes:
         """Return the metrics of all workers in the text format of Prometheus."""
@@ -188,5 +194,7 @@ def route_path(scope: Scope) -> str:
 
 
 def _request_id(scope: Scope) -> bytes:
-    received = next((value for name, value in scope["headers"] if name == REQUEST_ID_HEADER), b"")
-    return received if REQUEST_ID_PATTERN.fullmatch(received) else uuid.uuid4().hex.encode()
+    received = headers.received(scope).get(REQUEST_ID_HEADER)
+    if received is not None and REQUEST_ID_PATTERN.fullmatch(received):
+        return received
+    return os.urandom(16).hex().encode()

@@ -34,7 +34,7 @@ class _EncodedConvertor(Convertor[str]):
 
     def convert(self, value: str) -> str:
         """Decode a segment. Bytes that are not UTF-8 become U+FFFD, so the id is not in any catalog."""
-        return unquote(value, errors="replace")
+        return unquote(value, errors="replace") if "%" in value else value
 
     def to_string(self, value: str) -> str:
         """Not supported: the service does not build URLs from ids."""

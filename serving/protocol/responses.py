@@ -10,8 +10,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
-from recsys.config.table import Sense
-from recsys.retrieval.results import IncompleteReason, ItemDetails, SearchResult
+from recsys.config.senses import Sense
+from recsys.retrieval.results import IncompleteReason, ItemDetails
 
 EmbeddingSource = Literal["release", "vector", "features"]
 
@@ -70,11 +70,6 @@ class SearchResponse(BaseModel):
     next_cursor: str | None = Field(
         description="Cursor of the next page. Null if there is none, or if it would begin beyond rank `serve.max_k`."
     )
-
-    @classmethod
-    def from_result(cls, result: SearchResult, next_cursor: str | None) -> Self:
-        """Return the response for a result of the library."""
-        return cls.model_validate({**result._asdict(), "next_cursor": next_cursor}, from_attributes=True)
 
 
 class ItemResponse(BaseModel):

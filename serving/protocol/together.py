@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from recsys.config.sections import ServeConfig
 from recsys.retrieval.query import TogetherQuery
-from recsys.retrieval.results import TogetherIncompleteReason, TogetherResult
+from recsys.retrieval.results import TogetherIncompleteReason
 from serving.protocol.requests import (
     WHERE_SCHEMA,
     Exclude,
@@ -135,8 +135,3 @@ class TogetherResponse(BaseModel):
     incomplete_reason: TogetherIncompleteReason | None = Field(
         description="Why there are fewer than `k` neighbors; the first reason that applies."
     )
-
-    @classmethod
-    def from_result(cls, result: TogetherResult) -> Self:
-        """Return the response for a result of the library."""
-        return cls.model_validate(result._asdict(), from_attributes=True)

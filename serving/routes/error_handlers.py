@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from recsys import errors
 from serving.live.state import ReleaseExpiredError, ReleaseNotLoadedError
@@ -32,14 +33,21 @@ MAX_VALUE_LENGTH = 200
 """Maximum number of characters of an invalid value in a message."""
 
 
-def problem_of(request: Request, error: errors.RecsysError | ValidationError | ReleaseNotLoadedError) -> Problem:
+ExpectedError = errors.RecsysError | ReleaseNotLoadedError | RequestValidationError
+"""Errors of a request; any other is an error of the service."""
+EXPECTED_ERRORS: tuple[type[ExpectedError], ...] = get_args(ExpectedError)
+
+
+def problem_of(scope: Scope, error: ExpectedError | ValidationError) -> Problem:
     """Return the problem details of an error."""
-    scope = request.scope
     if isinstance(error, ReleaseNotLoadedError):
         status = HTTPStatus.GONE if isinstance(error, ReleaseExpiredError) else HTTPStatus.NOT_FOUND
         return create_problem(scope, status, "release-not-loaded", str(error))
     if isinstance(error, ValidationError):
-        return _invalid(request, [(dict(details), details["loc"]) for details in error.errors()])
+        return _invalid(scope, [(dict(details), details["loc"]) for details in error.errors()])
+    if isinstance(error, RequestValidationError):
+        # the first element of a location is "body", "query" or "path"
+        return _invalid(scope, [(details, details["loc"][1:]) for details in error.errors()])
     status, kind = next(TABLE[parent] for parent in type(error).__mro__ if parent in TABLE)
     detail = str(error) if status < HTTPStatus.INTERNAL_SERVER_ERROR else status.description
     return create_problem(scope, status, kind, detail)
@@ -48,15 +56,11 @@ def problem_of(request: Request, error: errors.RecsysError | ValidationError | R
 def register(app: FastAPI) -> None:
     """Register handlers for all expected errors; `MetricsMiddleware` responds to unexpected ones."""
 
-    @app.exception_handler(errors.RecsysError)
-    @app.exception_handler(ReleaseNotLoadedError)
-    async def handle_library_error(request: Request, error: errors.RecsysError | ReleaseNotLoadedError) -> JSONResponse:
-        return problem_response(problem_of(request, error))
+    async def handle_expected_error(request: Request, error: ExpectedError) -> JSONResponse:
+        return problem_response(problem_of(request.scope, error))
 
-    @app.exception_handler(RequestValidationError)
-    async def handle_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        # the first element of a location is "body", "query" or "path"
-        return problem_response(_invalid(request, [(details, details["loc"][1:]) for details in error.errors()]))
+    for kind in EXPECTED_ERRORS:
+        app.add_exception_handler(kind, handle_expected_error)  # type: ignore[arg-type] # each is called with its kind
 
     @app.exception_handler(HTTPException)
     async def handle_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -66,9 +70,9 @@ def register(app: FastAPI) -> None:
         )
 
 
-def _invalid(request: Request, located: list[tuple[dict[str, Any], tuple[int | str, ...]]]) -> Problem:
+def _invalid(scope: Scope, located: list[tuple[dict[str, Any], tuple[int | str, ...]]]) -> Problem:
     detail = "; ".join(_message(error, location) for error, location in located)
-    return create_problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", detail)
+    return create_problem(scope, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", detail)
 
 
 def _message(error: dict[str, Any], location: tuple[int | str, ...]) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from recsys import Release
-from recsys.config.table import SENSES, Sense
+from recsys.config.senses import SENSES, Sense
 from recsys.errors import InputError
 from recsys.retrieval.filters import AVAILABLE
 from recsys.retrieval.query import is_finite

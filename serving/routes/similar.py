@@ -8,20 +8,19 @@ GET  /v1/release                     the champion release
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from recsys import Release
-from recsys.config.table import Sense
+from recsys.config.senses import Sense
 from recsys.errors import InputError, RecsysError
 from recsys.retrieval.query import Query
 from serving.live.live_release import Embed, LiveRelease
@@ -32,9 +31,10 @@ from serving.protocol.encoded_path import ENCODED
 from serving.protocol.pagination import apply_cursor, next_cursor
 from serving.protocol.problem import PROBLEM_CONTENT
 from serving.protocol.requests import BatchRequest, RequestedRelease, SearchRequest, SimilarParameters
-from serving.protocol.responses import BatchEntry, BatchResponse, ItemResponse, ReleaseResponse, SearchResponse
+from serving.protocol.responses import BatchResponse, ItemResponse, ReleaseResponse, SearchResponse
 from serving.protocol.strict_json import StrictJSONRoute
 from serving.routes.dependencies import IfNoneMatch, ItemId, Requested, WorkerState, openapi_parameters
+from serving.routes.direct import DirectRoute
 from serving.routes.error_handlers import problem_of
 
 router = APIRouter(route_class=StrictJSONRoute, tags=["search"])
@@ -42,6 +42,7 @@ router = APIRouter(route_class=StrictJSONRoute, tags=["search"])
 Responses = dict[int | str, dict[str, Any]]
 MAX_BATCH_SIZE = 100
 """Maximum number of queries in a batch request. More would delay the other requests of the worker."""
+RELEASE_NAME = headers.encode(headers.RELEASE)
 RELEASE_HEADER = {headers.RELEASE: {"description": "The release of the response.", "schema": {"type": "string"}}}
 ETAG_HEADERS = {
     "ETag": {"description": "Changes if the response changes.", "schema": {"type": "string"}},
@@ -57,28 +58,15 @@ GONE: Responses = {410: {"description": "The release of the cursor is no longer 
 INVALID: Responses = {422: {"description": "The request is not valid.", "content": PROBLEM_CONTENT}}
 
 
-class _DirectRoute(APIRoute):
-    """A route that FastAPI describes but does not parse: it would take ten times as long as the model alone."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the endpoint itself."""
-        return self.endpoint
-
-
 async def similar(request: Request) -> Response:
     """Return the items most similar to an item, nearest first; fewer than `k` only if no others satisfy the query."""
     state: State = request.app.state.recsys
-    try:
-        parameters = SimilarParameters.from_request(request)
-    except ValidationError as error:
-        raise RequestValidationError(
-            [{**details, "loc": ("query", *details["loc"])} for details in error.errors()]
-        ) from None
-    release = chosen_release(request, state)
+    parameters = SimilarParameters.from_query_string(request.scope["query_string"])
+    release = chosen_release(request.scope, state)
     query = _at_cursor(parameters.to_query(request.path_params["item_id"], state.config), parameters.cursor, state)
-    response = _search(state, release, query)
-    request.scope[CACHEABLE] = not (response.unknown_item_ids or response.fallback)  # counted every time
-    return json_response(response, release)
+    body = _search(state, release, query)
+    request.scope[CACHEABLE] = not (body["unknown_item_ids"] or body["fallback"])  # counted every time
+    return JsonResponse(body, release)
 
 
 router.add_api_route(
@@ -87,7 +75,7 @@ router.add_api_route(
     response_model=SearchResponse,
     responses={**OK_WITH_ETAG, **NOT_MODIFIED, **NOT_FOUND, **GONE, **INVALID},
     openapi_extra={"parameters": openapi_parameters(SimilarParameters)},
-    route_class_override=_DirectRoute,
+    route_class_override=DirectRoute,
     summary="Similar items",
 )
 
@@ -100,8 +88,8 @@ router.add_api_route(
 )
 async def item(request: Request, state: WorkerState, item_id: ItemId, _: Requested, __: IfNoneMatch = None) -> Response:
     """Return the catalog columns of an item."""
-    release = chosen_release(request, state)
-    return json_response(ItemResponse.from_details(release.item_details(item_id)), release)
+    release = chosen_release(request.scope, state)
+    return JsonResponse(ItemResponse.from_details(release.item_details(item_id)), release)
 
 
 @router.post(
@@ -113,7 +101,7 @@ async def item(request: Request, state: WorkerState, item_id: ItemId, _: Request
 async def search(state: WorkerState, body: SearchRequest, requested: Requested) -> Response:
     """Return the nearest items of a query; fewer than `k` only if no others satisfy the query."""
     release = state.choose_release(requested._replace(cursor=body.cursor))
-    return json_response(_search(state, release, _query(state, body, release)), release)
+    return JsonResponse(_search(state, release, _query(state, body, release)), release)
 
 
 @router.post(
@@ -134,7 +122,7 @@ async def search_batch(request: Request, state: WorkerState, body: BatchRequest,
     for query in body.queries:
         await asyncio.sleep(0)  # let other requests run, and apply the time limit of this one
         results.append(_batch_entry(request, state, query, release, requested))
-    return Response(BatchResponse(results=results).model_dump_json(), media_type="application/json")
+    return Response(to_json({"results": results}), media_type="application/json")
 
 
 @router.get("/v1/release", summary="The champion release")
@@ -146,16 +134,17 @@ async def champion(state: WorkerState) -> ReleaseResponse:
 
 def _batch_entry(
     request: Request, state: State, query: Any, release: LiveRelease, requested: RequestedRelease
-) -> BatchEntry:
+) -> dict[str, Any]:
+    """Return an entry of `BatchResponse`."""
     try:
         body = SearchRequest.model_validate(query)
         if body.cursor is not None:
             release = state.choose_release(requested._replace(cursor=body.cursor))
         result = _search(state, release, _query(state, body, release))
     except (RecsysError, ValidationError, ReleaseNotLoadedError) as error:
-        problem = problem_of(request, error)
-        return BatchEntry(status=problem.status, result=None, problem=problem)
-    return BatchEntry(status=HTTPStatus.OK, result=result, problem=None)
+        problem = problem_of(request.scope, error)
+        return {"status": problem.status, "result": None, "problem": problem}
+    return {"status": HTTPStatus.OK, "result": result, "problem": None}
 
 
 def _query(state: State, body: SearchRequest, release: LiveRelease) -> Query:
@@ -171,14 +160,22 @@ def _at_cursor(query: Query, cursor: str | None, state: State) -> Query:
     return query if cursor is None else apply_cursor(query, cursor, state.config.max_k)
 
 
-def _search(state: State, release: LiveRelease, query: Query) -> SearchResponse:
+def _search(state: State, release: LiveRelease, query: Query) -> dict[str, Any]:
+    """Return the fields of `SearchResponse`."""
     result = state.search(release, query)
     cursor = next_cursor(release.release_id, query, state.config.max_k) if result.has_more else None
-    return SearchResponse.from_result(result, cursor)
+    return {**result.to_dict(), "next_cursor": cursor}
 
 
-def json_response(body: BaseModel, release: LiveRelease) -> Response:
-    """Return a response that names its release."""
-    return Response(
-        body.model_dump_json(), media_type="application/json", headers={headers.RELEASE: release.release_id}
-    )
+class JsonResponse(Response):
+    """A response that names its release. Its headers are not copied and searched, as those of other responses are."""
+
+    def __init__(self, body: BaseModel | dict[str, Any], release: LiveRelease) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = to_json(body)
+        self.raw_headers = [
+            (RELEASE_NAME, release.release_id.encode("latin-1")),
+            (b"content-length", b"%d" % len(self.body)),
+            (b"content-type", b"application/json"),
+        ]

@@ -10,15 +10,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from recsys.retrieval.query import TogetherQuery
-from serving.live.live_release import LiveRelease
 from serving.live.response_cache import CACHEABLE, chosen_release
-from serving.live.state import State
 from serving.protocol.encoded_path import ENCODED
 from serving.protocol.strict_json import StrictJSONRoute
 from serving.protocol.together import TogetherParameters, TogetherRequest, TogetherResponse
 from serving.routes.dependencies import IfNoneMatch, ItemId, Requested, WorkerState
-from serving.routes.similar import INVALID, NOT_FOUND, NOT_MODIFIED, OK, OK_WITH_ETAG, json_response
+from serving.routes.similar import INVALID, NOT_FOUND, NOT_MODIFIED, OK, OK_WITH_ETAG, JsonResponse
 
 router = APIRouter(route_class=StrictJSONRoute, tags=["search"])
 
@@ -38,10 +35,10 @@ async def together(
     __: IfNoneMatch = None,
 ) -> Response:
     """Return the items that users interact with after an item, highest score first."""
-    release = chosen_release(request, state)
-    response = _search(state, release, parameters.to_query(item_id, state.config))
-    request.scope[CACHEABLE] = not (response.unknown_item_ids or response.fallback)  # counted every time
-    return json_response(response, release)
+    release = chosen_release(request.scope, state)
+    body = state.search_together(release, parameters.to_query(item_id, state.config)).to_dict()
+    request.scope[CACHEABLE] = not (body["unknown_item_ids"] or body["fallback"])  # counted every time
+    return JsonResponse(body, release)
 
 
 @router.post(
@@ -53,8 +50,4 @@ async def together(
 async def search_together(state: WorkerState, body: TogetherRequest, requested: Requested) -> Response:
     """Return the items that users interact with after an item and that satisfy all conditions."""
     release = state.choose_release(requested)
-    return json_response(_search(state, release, body.to_query(state.config)), release)
-
-
-def _search(state: State, release: LiveRelease, query: TogetherQuery) -> TogetherResponse:
-    return TogetherResponse.from_result(state.search_together(release, query))
+    return JsonResponse(state.search_together(release, body.to_query(state.config)).to_dict(), release)
