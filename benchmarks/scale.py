@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from annoy import AnnoyIndex
 
@@ -39,10 +40,11 @@ from pipelines.export import job as export_job
 from pipelines.prepare import stage as prepare
 from recsys.config.loading import parse_config
 from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, PrepareConfig, ResourcesConfig
-from recsys.data import item_users
+from recsys.data import followers, item_users
 from recsys.data.catalog import Catalog
-from recsys.index import annoy_index, embeddings
+from recsys.index import annoy_index, embeddings, neighbors
 from recsys.index.annoy_index import N_JOBS, RECALL_K, SEED
+from recsys.index.distances import COSINE
 from recsys.index.recall import tune_search_k
 from recsys.index.shards import INDEX_FILE, plan_shards
 from recsys.release import formats, writer
@@ -110,7 +112,7 @@ def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
 
     def library() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            job = export_job.Job(loaded.path, K, NeighborFilter(), unit, Path(out))
+            job = export_job.Job(loaded.path, "similar", K, NeighborFilter(), unit, Path(out))
             export_job.cache_release(job, loaded)
             work = partial(export_job.search_unit, job)
             phase = runner.Phase(export_job.NAME, list(range(len(ranges))), work, job.entry)
@@ -137,8 +139,12 @@ def write_release(items: int, folder: Path) -> Release:
         sources[name].write_text("{}")
     sources[formats.CALIBRATION].write_text('{"calibration": null}')
     item_users.build([], items, sources[formats.ITEM_USERS])
+    no_pairs = pl.DataFrame(schema={"item": pl.Int32, "follower": pl.Int32, "users": pl.Int32})
+    followers.group_by_item(no_pairs, np.ones(items, np.int64), 0).write_parquet(folder / "followers.parquet")
+    followers.save(1, [folder / "followers.parquet"], sources[formats.FOLLOWERS])
     catalog.save(sources[formats.CATALOG])
     embeddings.save(vectors, sources[formats.EMBEDDINGS])
+    neighbors.save_exact(vectors, sources[formats.NEIGHBORS], COSINE)
     tuned = tune_search_k(annoy_index.build(vectors, INDEX, sources[INDEX_FILE]), vectors, INDEX)
     manifest: dict[str, Any] = {
         "release_id": "benchmark",

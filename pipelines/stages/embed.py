@@ -23,6 +23,7 @@ from pipelines.context.progress import Advance, Progress
 from pipelines.prepare import stage as prepare
 from pipelines.stages import train
 from recsys.config.sections import BeamConfig, Config
+from recsys.data.storage import write_rows
 from recsys.features.encoding import Features, Inputs
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
@@ -97,11 +98,7 @@ def embed_unit(job: Job, unit: int) -> None:
     with _loading:
         features, encode = _encoder(job.tower, job.features)
     frame = pl.scan_parquet(job.catalog).slice(start, length).collect()
-    vectors = encode(features.transform(frame))
-    mapped = np.load(job.out, mmap_mode="r")
-    with job.out.open("r+b") as file:  # writing is faster than a memory map, which faults on every page
-        file.seek(mapped.offset + start * mapped.strides[0])
-        vectors.tofile(file)
+    write_rows(job.out, start, encode(features.transform(frame)))
     job.finished(unit).touch()
 
 

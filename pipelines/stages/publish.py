@@ -98,12 +98,14 @@ def _space(config: Config, run: Run) -> tuple[dict[str, Path], SpaceEntry]:
         formats.FEATURES: train.STAGE,
         formats.EMBEDDINGS: embed.STAGE,
         formats.CALIBRATION: calibrate.STAGE,
+        formats.NEIGHBORS: indexing.STAGE,
         **{shard.file: indexing.STAGE for shard in shards},
     }
     entry = SpaceEntry(
         index=tuple(shards),
         search_k=index["search_k"],
         index_recall=index["recall"],
+        neighbors_recall=index["neighbors_recall"],
         recency=run.of("next").manifest(train.STAGE).get("recency"),
     )
     return {name: run.path(stage, name) for name, stage in stage_of_file.items()}, entry

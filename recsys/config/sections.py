@@ -451,7 +451,7 @@ class ResourcesConfig(Table):
 
     @property
     def exported_items(self) -> int:
-        """Items in one unit of `export`, and in one Parquet file."""
+        """Items in one unit of `export` and of the neighbor table, and in one Parquet file."""
         return self._amount(1.25)
 
     def _amount(self, per_mb: float) -> int:

@@ -13,15 +13,39 @@ numbers of two catalogs are unrelated: items are compared across releases by id.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar, overload
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from recsys.errors import UnknownItemError
+
+Text = TypeVar("Text", str, str | None)
+
+
+class TextColumn(Sequence[Text]):
+    """A column of strings that is read one by one: Python objects for all of them take more memory than the column."""
+
+    def __init__(self, series: pl.Series) -> None:
+        self.series = series
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    @overload
+    def __getitem__(self, row: int) -> Text: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Text]: ...
+    def __getitem__(self, row: int | slice) -> Text | list[Text]:
+        return self.series[row].to_list() if isinstance(row, slice) else self.series[int(row)]
+
+    def __iter__(self) -> Iterator[Text]:
+        return iter(self.series)
 
 
 class Catalog:
@@ -32,7 +56,7 @@ class Catalog:
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:
-        self.frame = frame.sort("item_id")
+        self.frame = frame.sort("item_id").rechunk()
 
     def __len__(self) -> int:
         return self.frame.height
@@ -41,18 +65,14 @@ class Catalog:
         return f"Catalog({len(self)} items)"
 
     @cached_property
-    def item_ids(self) -> list[str]:
+    def item_ids(self) -> TextColumn[str]:
         """Item ids by item number."""
-        return self.frame["item_id"].to_list()
+        return TextColumn(self.frame["item_id"])
 
     @cached_property
-    def titles(self) -> list[str | None]:
+    def titles(self) -> TextColumn[str | None]:
         """Titles by item number."""
-        return self.frame["title"].to_list()
-
-    @cached_property
-    def _number_by_id(self) -> dict[str, int]:
-        return {item_id: item_number for item_number, item_id in enumerate(self.item_ids)}
+        return TextColumn(self.frame["title"])
 
     def item_number(self, item_id: str) -> int:
         """Return the item number of an item id.
@@ -60,19 +80,24 @@ class Catalog:
         Raises:
             UnknownItemError: the item id is not in the catalog.
         """
-        try:
-            return self._number_by_id[item_id]
-        except KeyError:
-            raise UnknownItemError(f"item_id must be in the catalog. Received: {item_id!r}.") from None
+        item_number = self.find_item_number(item_id)
+        if item_number is None:
+            raise UnknownItemError(f"item_id must be in the catalog. Received: {item_id!r}.")
+        return item_number
 
     def find_item_number(self, item_id: str) -> int | None:
         """Return the item number of an item id, or None if it is not in the catalog."""
-        return self._number_by_id.get(item_id)
+        item_ids = self.item_ids.series
+        item_number = bisect_left(item_ids, item_id)
+        return item_number if item_number < len(item_ids) and item_ids[item_number] == item_id else None
 
     def item_numbers(self, item_ids: Sequence[str], *, missing: int) -> NDArray[np.int32]:
         """Return the item numbers of item ids, int32 [len(item_ids)]; `missing` for ids not in the catalog."""
-        get = self._number_by_id.get
-        return np.fromiter((get(item_id, missing) for item_id in item_ids), np.int32, len(item_ids))
+        known_ids = self.item_ids.series
+        queried = item_ids.series if isinstance(item_ids, TextColumn) else pl.Series(item_ids, dtype=pl.String)
+        rows = known_ids.search_sorted(queried).clip(upper_bound=max(len(self) - 1, 0))
+        is_known = known_ids.gather(rows) == queried if len(self) else np.zeros(len(queried), np.bool_)
+        return np.where(is_known, rows, missing).astype(np.int32)
 
     @cached_property
     def fingerprint(self) -> str:

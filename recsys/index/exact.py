@@ -1,6 +1,11 @@
-"""Exact nearest neighbors by comparing with every item; the recall of an index is measured against it."""
+"""Exact similarities, and exact nearest neighbors by comparing with every item.
+
+The recall of an index is measured against `ExactIndex`. Similarities in results are those of `exact_similarities`.
+"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +16,9 @@ from recsys.index.queries import PADDING, Queries
 
 BLOCK = 256
 """Queries compared at a time; with more, the similarities do not stay in the processor's cache."""
+
+PIECE = 1 << 18
+"""Numbers multiplied at a time in one thread; with more, BLAS starts threads that cost more than they save."""
 
 CELLS = 2**26
 """Similarities computed at a time: for large catalogs fewer queries are compared together, which bounds memory."""
@@ -82,6 +90,42 @@ class ExactIndex:
         row, column = np.nonzero(queries.excluded >= 0)
         similarities[row, queries.excluded[row, column]] = -np.inf
         return similarities
+
+
+def item_vectors(vectors: Vectors, item_numbers: NDArray[np.integer], distance: Distance) -> NDArray[np.float64]:
+    """Return the query vectors of items, float64 [n, dimension], for cosine normalized to length 1 in float64."""
+    queries: NDArray[np.float64] = vectors[item_numbers].astype(np.float64)
+    if distance.unit_norm:
+        queries /= np.array([[math.sqrt(query @ query)] for query in queries]).reshape(-1, 1)
+    return queries
+
+
+def exact_similarities(distance: Distance, query_vectors: NDArray[np.float64], vectors: Vectors) -> NDArray[np.float64]:
+    """Return the similarity of each vector, [n, dimension], to a query vector; float64 [n].
+
+    Computed row by row: an item has the same similarity, to the last bit, whatever other items are compared with it.
+
+    Args:
+        distance: between the vectors.
+        query_vectors: one for all, [dimension], or one for each vector, [n, dimension]; for cosine of length 1.
+        vectors: float32 [n, dimension].
+    """
+    similarities = np.empty(len(vectors), np.float64)
+    step = max(PIECE // vectors.shape[1], 1)
+    for start in range(0, len(vectors), step):
+        piece = slice(start, start + step)
+        rows = vectors[piece].astype(np.float64)
+        query = query_vectors if query_vectors.ndim == 1 else query_vectors[piece]
+        if distance.unit_norm:
+            similarities[piece] = np.add.reduce(rows * query, axis=1)
+        else:
+            similarities[piece] = distance.similarity(distance.between(query, rows))
+    return similarities
+
+
+def rounding_error(dimension: int) -> float:
+    """Return a bound on the difference between a similarity of `Distance.similarities` and of `exact_similarities`."""
+    return (dimension + 8) * 2.0**-23
 
 
 def top_columns(scores: NDArray[np.float32], k: int) -> NDArray[np.int32]:

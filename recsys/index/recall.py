@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from recsys.config.sections import IndexConfig
 from recsys.errors import StageError
 from recsys.index.annoy_index import RECALL_K, SEED, Index
+from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
 from recsys.index.exact import ExactIndex
 
@@ -41,7 +42,8 @@ def index_recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], k: i
     An item as near as the last exact neighbor counts as returned, since ties can be broken either way
     (ann-benchmarks does the same).
     """
-    return _recall(index, vectors, sample, ExactIndex(vectors, index.distance).neighbors(sample, k))
+    exact = ExactIndex(vectors, index.distance).neighbors(sample, k)
+    return recall(index.neighbors(sample, k), exact, vectors, sample, index.distance)
 
 
 def tune_search_k(
@@ -75,7 +77,7 @@ def tune_search_k(
 
     def reaches_target(search_k: int) -> bool:
         index.search_k = search_k
-        recalls[search_k] = _recall(index, vectors, sample, exact)
+        recalls[search_k] = recall(index.neighbors(sample, k), exact, vectors, sample, index.distance)
         on_try(search_k, recalls[search_k])
         return recalls[search_k] >= config.recall_target
 
@@ -94,16 +96,23 @@ def tune_search_k(
     return TunedSearch(high, recalls[high], sorted(recalls.items()))
 
 
-def _recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], exact: NDArray[np.int32]) -> float:
-    k = min(exact.shape[1], len(index) - 1)
+def recall(
+    neighbors: NDArray[np.int32],
+    exact: NDArray[np.int32],
+    vectors: Vectors,
+    item_numbers: NDArray[np.int32],
+    distance: Distance,
+) -> float:
+    """Return the share of `neighbors` that are as near as the last exact neighbor; both int32 [n, k]; -1 is padding."""
+    k = min(exact.shape[1], len(vectors) - 1)
     if k == 0:
         return 1.0
 
-    def similarities(neighbors: NDArray[np.int32]) -> NDArray[np.floating]:
-        distances = index.distance.between(vectors[sample][:, None], vectors[neighbors])
-        return index.distance.similarity(distances)  # type: ignore[no-any-return]
+    def similarities(columns: NDArray[np.int32]) -> NDArray[np.floating]:
+        distances = distance.between(vectors[item_numbers][:, None], vectors[columns])
+        return distance.similarity(distances)  # type: ignore[no-any-return]
 
     kth_similarity = similarities(exact[:, k - 1 : k])  # [n, 1]
-    neighbors = index.neighbors(sample, k)  # [n, k]
-    tolerance = TOLERANCE * (1 if index.distance.unit_norm else kth_similarity)
+    neighbors = neighbors[:, :k]
+    tolerance = TOLERANCE * (1 if distance.unit_norm else kth_similarity)
     return float(((similarities(neighbors) >= kth_similarity - tolerance) & (neighbors >= 0)).mean())

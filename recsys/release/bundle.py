@@ -28,9 +28,9 @@ from recsys.release.formats import (
     CATALOG,
     EVALUATION,
     FOLLOWERS,
-    FORMAT_VERSION,
     FORMATS,
     ITEM_USERS,
+    NEIGHBORS,
     SHARED_FILES,
     SPACE_FILES,
 )
@@ -88,6 +88,7 @@ class Release:
                     entry,
                     catalog,
                     calibrated=CALIBRATION not in version.absent_files,
+                    has_neighbors=NEIGHBORS not in version.absent_files,
                     item_users=item_users,
                     columns=columns,
                 )
@@ -144,7 +145,7 @@ class Release:
         """
         if self.followers is None:
             raise InputError(
-                f"together requires a release of format {FORMAT_VERSION}. Received: {self.release_id}, of format "
+                f"together requires a release of format 5 or later. Received: {self.release_id}, of format "
                 f"{self.manifest.format_version}. Build a release with recsys nightly."
             )
         return self.followers

@@ -15,12 +15,15 @@ from recsys.evaluation import calibration
 from recsys.evaluation.calibration import Calibration
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index import annoy_index, embeddings
+from recsys.index import neighbors as neighbor_table
 from recsys.index.annoy_index import Index
 from recsys.index.distances import DISTANCES, Distance
 from recsys.index.embeddings import Vectors
+from recsys.index.exact import ExactIndex
+from recsys.index.neighbors import Neighbors
 from recsys.index.queries import default_recency
-from recsys.index.recall import index_recall
-from recsys.release.formats import CALIBRATION, EMBEDDINGS
+from recsys.index.recall import recall
+from recsys.release.formats import CALIBRATION, EMBEDDINGS, NEIGHBORS
 from recsys.release.manifest import Manifest, SpaceEntry
 from recsys.retrieval.engine import Engine
 from recsys.retrieval.filters import CatalogColumns
@@ -42,6 +45,8 @@ class EmbeddingSpace:
     vectors: Vectors
     """float32 [num_items, dimension], memory-mapped."""
     index: Index
+    neighbors: Neighbors | None = None
+    """The neighbor table, int32 [num_items, width], memory-mapped; None for formats 1 to 5."""
     calibration: Calibration | None = None
     """None for format 1, or with too few held-out pairs."""
     item_users: ItemUsers | None = None
@@ -58,6 +63,7 @@ class EmbeddingSpace:
         catalog: Catalog,
         *,
         calibrated: bool,
+        has_neighbors: bool,
         item_users: ItemUsers | None,
         columns: CatalogColumns,
     ) -> EmbeddingSpace:
@@ -69,6 +75,7 @@ class EmbeddingSpace:
             entry: part of the manifest on this space.
             catalog: items of the release.
             calibrated: whether the format of the release has calibrations.
+            has_neighbors: whether the format of the release has neighbor tables.
             item_users: users of each item.
             columns: columns of the catalog.
 
@@ -85,8 +92,9 @@ class EmbeddingSpace:
             )
         embeddings.validate(vectors, manifest.num_items, str(path / EMBEDDINGS), distance=distance)
         index = annoy_index.load(path, entry.index, vectors, entry.search_k, distance=distance)
+        neighbors = neighbor_table.load(path / NEIGHBORS, manifest.num_items) if has_neighbors else None
         fitted = calibration.load(path / CALIBRATION) if calibrated else None
-        space = cls(path, manifest, entry, catalog, vectors, index, fitted, item_users, columns)
+        space = cls(path, manifest, entry, catalog, vectors, index, neighbors, fitted, item_users, columns)
         space._self_test()
         return space
 
@@ -104,6 +112,7 @@ class EmbeddingSpace:
             self.catalog,
             self.vectors,
             self.index,
+            neighbors=self.neighbors,
             recency=default_recency(PROTOCOL.recencies) if recency is None else recency,
             calibration=self.calibration,
             item_users=self.item_users,
@@ -111,13 +120,22 @@ class EmbeddingSpace:
         )
 
     def _self_test(self) -> None:
-        """Compare the index with exact search: some Annoy builds return one neighbor for all queries (Annoy #679)."""
-        items = np.linspace(0, len(self.index) - 1, SELF_TEST_ITEMS).astype(np.int32)
+        """Compare index and table with exact search: some Annoy builds return one neighbor for all queries (#679)."""
+        items = np.unique(np.linspace(0, len(self.index) - 1, SELF_TEST_ITEMS).astype(np.int32))
         k = min(SELF_TEST_K, len(self.index) - 1)
-        measured = index_recall(self.index, self.vectors, np.unique(items), k)
+        exact = ExactIndex(self.vectors, self.distance).neighbors(items, k)
+        measured = recall(self.index.neighbors(items, k), exact, self.vectors, items, self.distance)
         # eight items are a small sample, so half of the measured recall is enough to detect a broken index
         if measured < self.entry.index_recall / 2:
             raise ReleaseError(
                 f"release {self.path} is not usable: on this machine its index returns {measured:.0%} of the "
                 f"nearest neighbors. Expected about {self.entry.index_recall:.0%}. Reinstall Annoy here."
+            )
+        if self.neighbors is None:
+            return
+        measured = recall(self.neighbors[items, :k], exact, self.vectors, items, self.distance)
+        if measured < (self.entry.neighbors_recall or 1) / 2:
+            raise ReleaseError(
+                f"release {self.path} is not usable: {NEIGHBORS} must hold the nearest items. Received: {measured:.0%} "
+                "of them. Fetch or build the release again."
             )

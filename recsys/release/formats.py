@@ -11,11 +11,12 @@ from typing import Any
 
 from recsys.config.senses import Sense
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 MANIFEST = "manifest.json"
 CATALOG = "catalog.parquet"
 EMBEDDINGS = "embeddings.npy"
+NEIGHBORS = "neighbors.npy"
 TOWER = "tower.keras"
 FEATURES = "features.json"
 EVALUATION = "evaluation.json"
@@ -24,7 +25,7 @@ ITEM_USERS = "item_users.npy"
 FOLLOWERS = "followers.npy"
 SHARED_FILES = (CATALOG, EVALUATION, ITEM_USERS, FOLLOWERS)
 """Files of a release beside its manifest and its spaces."""
-SPACE_FILES = (EMBEDDINGS, TOWER, FEATURES, CALIBRATION)
+SPACE_FILES = (EMBEDDINGS, NEIGHBORS, TOWER, FEATURES, CALIBRATION)
 """Files of an embedding space beside those of its index."""
 
 Fields = Mapping[str, Any]
@@ -80,19 +81,20 @@ def _one_index_file(manifest: Fields) -> Fields:
 
 FORMATS = {
     1: Format(
-        absent_files=(CALIBRATION, ITEM_USERS, FOLLOWERS),
+        absent_files=(CALIBRATION, ITEM_USERS, FOLLOWERS, NEIGHBORS),
         old_files=_BRITISH_FILES,
         old_fields=_BRITISH_FIELDS,
         defaults=lambda manifest: {"distance": "cosine", "recency": None, **_one_index_file(manifest)},
     ),
     2: Format(
-        absent_files=(ITEM_USERS, FOLLOWERS),
+        absent_files=(ITEM_USERS, FOLLOWERS, NEIGHBORS),
         old_files=_BRITISH_FILES,
         old_fields=_BRITISH_FIELDS,
         defaults=_one_index_file,
     ),
-    3: Format(absent_files=(FOLLOWERS,), old_files=_BRITISH_FILES, old_fields=_BRITISH_FIELDS),
-    4: Format(absent_files=(FOLLOWERS,)),
+    3: Format(absent_files=(FOLLOWERS, NEIGHBORS), old_files=_BRITISH_FILES, old_fields=_BRITISH_FIELDS),
+    4: Format(absent_files=(FOLLOWERS, NEIGHBORS)),
+    5: Format(absent_files=(NEIGHBORS,), single_space=False),
     FORMAT_VERSION: Format(single_space=False),
 }
 """Every version that can be loaded."""

@@ -35,6 +35,9 @@ class SpaceEntry(BaseModel):
     """Nodes that a query inspects in each file of the index, tuned to reach the recall."""
     index_recall: float
     """Share of the exact nearest `recall_k` that the index returns at `search_k`."""
+    neighbors_recall: float | None = None
+    """Share of the exact nearest items of an item that its row of the neighbor table contains; 1 if the table was
+    computed by exact search, null without a table (formats 1 to 5)."""
     recency: float | None
     """Weight of an item of a history relative to the next newer item, chosen on validation; null if not chosen."""
 

@@ -1,6 +1,7 @@
-"""The nearest items of many items as a table, the same row by row as `recsys.retrieval.engine` returns item by item.
+"""The nearest items of many items as a data frame, the same row by row as `recsys.retrieval.engine` returns.
 
-The index is queried for `k` items, where the engine queries it for more and reads on.
+They are read from the neighbor table. Items of which too few neighbors there pass a filter are compared with all items
+that pass it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from typing import Final
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from recsys.data.catalog import Catalog
 from recsys.errors import InputError
 from recsys.evaluation.calibration import Calibration
-from recsys.index.annoy_index import Index
+from recsys.index.exact import exact_similarities, item_vectors
+from recsys.index.neighbors import Neighbors, exact_neighbors
+from recsys.index.queries import PADDING
 from recsys.retrieval.filters import Mask
 from recsys.retrieval.search import AllowedItems, Searcher
 
@@ -41,8 +45,6 @@ class NeighborFilter:
     """Smallest number of interactions."""
     where: Mapping[str, Sequence[int | float | str]] = field(default_factory=dict)
     """Catalog column -> accepted values; a list column must contain at least one of them."""
-    reach: int = 1_000
-    """Number of nearest items of each item to which the filter is applied."""
 
     def mask(self, catalog: Catalog) -> Mask | None:
         """Return which items can be neighbors, bool [num_items]; None if all can.
@@ -77,71 +79,62 @@ def nearest(
         item_numbers: items whose neighbors are searched.
         k: maximum number of neighbors of each item.
         calibration: of the release.
-        neighbor_filter: its `min_similarity` and `reach` are applied; without it, all items pass.
+        neighbor_filter: its `min_similarity` is applied; without it, all items pass.
         mask: `neighbor_filter.mask(catalog)`, computed once for all calls.
 
     Returns:
         A table of `SCHEMA`, items in the order of `item_numbers`, neighbors nearest first.
     """
-    neighbor_filter = neighbor_filter or NeighborFilter()
-    min_similarity = -np.inf if neighbor_filter.min_similarity is None else neighbor_filter.min_similarity
-    neighbors: list[int] = []
-    similarities: list[float] = []
-    counts = []
-    exact = searcher.is_exact(len(catalog) if mask is None else int(np.count_nonzero(mask)))
-    for item_number in item_numbers:
-        if exact:
-            nearest_items, nearest_similarities = _nearest_exact(searcher, item_number, k, mask)
-        elif mask is None:
-            nearest_items, nearest_similarities = searcher.index.nearest(item_number, k)
-        else:
-            nearest_items, nearest_similarities = _nearest_filtered(
-                searcher.index,
-                item_number,
-                k,
-                mask=mask,
-                min_similarity=min_similarity,
-                reach=neighbor_filter.reach,
-            )
-        neighbors += nearest_items
-        similarities += nearest_similarities
-        counts.append(len(nearest_items))
-    query_rows = np.repeat(np.arange(len(counts)), counts)
-    starts = np.cumsum([0, *counts[:-1]])
-    similarity = np.clip(np.array(similarities, np.float64), -1.0, 1.0)
+    items = np.asarray(item_numbers, np.int64)
+    minimum = -np.inf
+    if neighbor_filter is not None and neighbor_filter.min_similarity is not None:
+        minimum = neighbor_filter.min_similarity
+    neighbors = _nearest(searcher, items, k, mask, minimum)
+    query_rows, ranks = np.nonzero(neighbors != PADDING)
+    neighbor_numbers = neighbors[query_rows, ranks]
+    queries = item_vectors(searcher.vectors, items, searcher.distance)
+    similarity = exact_similarities(searcher.distance, queries[query_rows], searcher.vectors[neighbor_numbers])
+    similarity = np.clip(similarity, -1.0, 1.0)
     probability = None if calibration is None else calibration.to_probabilities(similarity)
     item_ids = catalog.frame["item_id"]
     return pl.DataFrame(
         {
-            "item_id": item_ids.gather(np.asarray(item_numbers, np.int64)[query_rows]),
-            "rank": np.arange(1, len(neighbors) + 1) - starts[query_rows],
-            "neighbor_id": item_ids.gather(np.array(neighbors, np.int64)),
+            "item_id": item_ids.gather(items[query_rows]),
+            "rank": ranks + 1,
+            "neighbor_id": item_ids.gather(neighbor_numbers),
             "similarity": similarity,
-            "probability": pl.repeat(None, len(neighbors), eager=True) if probability is None else probability,
+            "probability": pl.repeat(None, len(similarity), eager=True) if probability is None else probability,
         },
         schema_overrides=SCHEMA,
-    ).filter(pl.col("similarity") >= min_similarity)
+    ).filter(pl.col("similarity") >= minimum)
 
 
-def _nearest_exact(searcher: Searcher, item_number: int, k: int, mask: Mask | None) -> tuple[list[int], list[float]]:
-    """Return the same as `index.nearest`, by the engine's exact comparison."""
-    allowed = AllowedItems(mask, len(searcher.vectors), {item_number})
-    items = [*islice(searcher.ranking(item_number, allowed), k)]
-    return [item.item_number for item in items], [item.similarity for item in items]
+def _nearest(searcher: Searcher, items: NDArray[np.int64], k: int, mask: Mask | None, minimum: float) -> Neighbors:
+    """Return the `k` nearest other items of each item that pass a mask, -1 where there are fewer, int32 [n, k].
 
-
-def _nearest_filtered(
-    index: Index, item_number: int, k: int, *, mask: Mask, min_similarity: float, reach: int
-) -> tuple[list[int], list[float]]:
-    """Return the same as `index.nearest` for the items of a mask, searching at most the `reach` nearest items."""
-    count = k
-    while True:
-        neighbors, similarities = index.nearest(item_number, count)
-        passing = np.flatnonzero(mask[neighbors])[:k].tolist() if neighbors else []
-        exhausted = count >= reach or len(neighbors) < count or similarities[-1] < min_similarity
-        if len(passing) == k or exhausted:
-            return [neighbors[row] for row in passing], [similarities[row] for row in passing]
-        count = min(2 * count, reach)
+    Of items below the minimum similarity, some may be missing.
+    """
+    num_items = len(searcher.vectors)
+    if searcher.neighbors is None:  # a release of format 1 to 5
+        result = np.full((len(items), k), PADDING, np.int32)
+        for neighbors, item_number in zip(result, items.tolist(), strict=True):
+            ranking = searcher.ranking(item_number, AllowedItems(mask, num_items, {item_number}))
+            nearest_items = [neighbor.item_number for neighbor in islice(ranking, k)]
+            neighbors[: len(nearest_items)] = nearest_items
+        return result
+    table = searcher.neighbors[items]
+    passes = np.ones(table.shape, np.bool_) if mask is None else mask[table]
+    rank = np.cumsum(passes, axis=1) - 1
+    row, column = np.nonzero(passes & (rank < k))
+    result = np.full((len(items), k), PADDING, np.int32)
+    result[row, rank[row, column]] = table[row, column]
+    if table.shape[1] < num_items - 1:
+        farthest = exact_similarities(
+            searcher.distance, item_vectors(searcher.vectors, items, searcher.distance), searcher.vectors[table[:, -1]]
+        )
+        incomplete = np.flatnonzero((result[:, -1] == PADDING) & (farthest >= minimum))
+        result[incomplete] = exact_neighbors(searcher.vectors, items[incomplete], k, searcher.distance, mask)
+    return result
 
 
 def _has_any_value(catalog: pl.DataFrame, column: str, values: Sequence[int | float | str]) -> pl.Expr:

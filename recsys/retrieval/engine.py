@@ -15,6 +15,8 @@ from recsys.errors import InputError, UnknownItemError
 from recsys.evaluation.calibration import Calibration
 from recsys.index.annoy_index import Index
 from recsys.index.embeddings import Vectors
+from recsys.index.exact import exact_similarities
+from recsys.index.neighbors import Neighbors
 from recsys.retrieval.filters import AVAILABLE, CatalogColumns, Mask
 from recsys.retrieval.overlay import EMPTY_OVERLAY, OverlaidCatalog, Overlay
 from recsys.retrieval.query import Query
@@ -25,7 +27,6 @@ from recsys.retrieval.search import (
     AllowedItems,
     ScoredItem,
     Searcher,
-    exact_similarities,
     merge_rankings,
     sort_key,
     take_while_similar,
@@ -49,6 +50,7 @@ class Engine:
         catalog: the items.
         vectors: their embeddings, float32 [num_items, dimension].
         index: index of the embeddings.
+        neighbors: the neighbor table of the embeddings; None if there is none.
         recency: factor on an item's weight for each step back in a history.
         calibration: converts similarities to probabilities.
         item_users: the users of each item.
@@ -62,6 +64,7 @@ class Engine:
         vectors: Vectors,
         index: Index,
         *,
+        neighbors: Neighbors | None = None,
         recency: float = 1.0,
         calibration: Calibration | None = None,
         item_users: ItemUsers | None = None,
@@ -69,7 +72,9 @@ class Engine:
     ) -> None:
         self.release_id = release_id
         self.catalog = catalog
-        self.searcher = Searcher(np.asarray(vectors), index, index.distance)
+        self.searcher = Searcher(
+            np.asarray(vectors), index, index.distance, None if neighbors is None else np.asarray(neighbors)
+        )
         self._recency = recency
         self._calibration = calibration
         self._item_users = item_users

@@ -89,6 +89,12 @@ class OverlaidCatalog:
         item_number = self._catalog.find_item_number(item_id)
         return None if item_number in self.removed else item_number
 
+    def current_number(self, item_number: int) -> int | None:
+        """Return the number that an item of the catalog has after the changes; None if it is hidden."""
+        return (
+            self._added_numbers.get(self._catalog.item_ids[item_number]) if item_number in self.removed else item_number
+        )
+
     def ids_and_titles(self, item_numbers: Sequence[int]) -> list[tuple[str, str | None]]:
         """Return the id and title of each item."""
         item_ids, titles = self._catalog.item_ids, self._catalog.titles

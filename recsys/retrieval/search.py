@@ -8,7 +8,7 @@ a page is the same whether it is requested alone or as part of a longer result; 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from typing import NamedTuple
@@ -20,12 +20,16 @@ from recsys.errors import InputError
 from recsys.index.annoy_index import Index
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
+from recsys.index.exact import PIECE, exact_similarities, item_vectors, rounding_error
+from recsys.index.neighbors import Neighbors
 from recsys.retrieval.filters import Mask
 
+FIRST = 32
+"""Neighbors read from the table first; most queries end before this rank."""
 WINDOWS = ((32, 32, 0), (128, 640, 0), (320, 1_280, 1))
-"""Stages of an index search: the rank up to which its result is used, the number of items requested from the index,
-and the least number requested as a multiple of `search_k`. `search_k` is tuned for about the first 20 ranks; the
-index searches more of its trees if more items are requested."""
+"""Stages of an index search, as far as they reach beyond the table: the rank up to which its result is used, the number
+of items requested from the index, and the least number requested as a multiple of `search_k`. `search_k` is tuned for
+about the first 20 ranks; the index searches more of its trees if more items are requested."""
 EXACT_BELOW = 5_000
 """Up to this number of candidate items, comparing with each of them is faster than the index."""
 SELECTIVITY = 16
@@ -35,8 +39,6 @@ SORT_SIZES = (256, 1_024, 4_096, 16_384)
 """Exact search sorts this many nearest items first, then the next block, at last all remaining ones."""
 MIN_MEAN_LENGTH = 1e-6
 """A mean of unit vectors that is shorter than this is rounding error and has no direction."""
-CELLS = 1 << 18
-"""Numbers multiplied at a time; with more, BLAS starts threads that cost more than they save."""
 
 
 class ScoredItem(NamedTuple):
@@ -73,6 +75,11 @@ class AllowedItems:
         self._excluded = excluded
         self._removed = removed
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether a mask restricts the items."""
+        return self._mask is not None
+
     def __contains__(self, item_number: int) -> bool:
         if item_number in self._excluded or item_number in self._removed:
             return False
@@ -92,16 +99,18 @@ class AllowedItems:
 
 @dataclass(frozen=True)
 class Searcher:
-    """Ranks the items of a catalog by similarity, with its index or by exact comparison."""
+    """Ranks the items of a catalog by similarity: by the neighbor table, its index, or exact comparison."""
 
     vectors: Vectors
     """float32 [num_items, dimension]. Not a memory map, from which taking rows is slow."""
     index: Index
     distance: Distance
+    neighbors: Neighbors | None = None
+    """The neighbor table, int32 [num_items, width], without padding; None for releases of formats 1 to 5."""
 
     def vector(self, point: QueryPoint) -> NDArray[np.float64]:
         """Return the vector of a query point, float64 [dimension], of length 1 for cosine."""
-        return normalize(self.vectors[point].astype(np.float64), self.distance) if isinstance(point, int) else point
+        return item_vectors(self.vectors, np.array([point]), self.distance)[0] if isinstance(point, int) else point
 
     def is_exact(self, num_candidates: int) -> bool:
         """Return whether this number of candidates is compared one by one, without the index."""
@@ -109,36 +118,51 @@ class Searcher:
 
     def ranking(self, point: QueryPoint, allowed: AllowedItems) -> Iterator[ScoredItem]:
         """Return all allowed items by descending similarity to a query point."""
-        if not isinstance(point, int) or self.is_exact(len(allowed)):
+        is_exact = self.is_exact(len(allowed))
+        if not isinstance(point, int) or (is_exact and (self.neighbors is None or allowed.has_mask)):
             return self._exact_ranking(self.vector(point), allowed)
-        return self._index_ranking(point, allowed)
+        return self._item_ranking(point, allowed, () if is_exact else WINDOWS)
 
-    def _index_ranking(self, query_item: int, allowed: AllowedItems) -> Iterator[ScoredItem]:
-        """Yield the nearest items that the index returns, then, by exact search, all less similar ones.
+    def _item_ranking(
+        self, query_item: int, allowed: AllowedItems, windows: Sequence[tuple[int, int, int]]
+    ) -> Iterator[ScoredItem]:
+        """Yield the nearest items in the table and those that the index returns, then all less similar ones.
 
-        An item that the index misses within its windows is not returned at all: it would belong before items that
-        were already yielded.
+        The last are found by exact search. An item that table and index miss is not returned at all: it would belong
+        before items that were already yielded.
         """
+        vector = self.vector(query_item)
         last_similarity, seen = math.inf, set[int]()
-        for depth, count, search_k_multiple in WINDOWS:
-            neighbors, similarities = self.index.nearest(
-                query_item, max(count, search_k_multiple * self.index.search_k)
-            )
-            for item_number, similarity in zip(neighbors[:depth], similarities[:depth], strict=True):
-                if similarity <= last_similarity and item_number in allowed and item_number not in seen:
-                    yield ScoredItem(item_number, similarity)
-            last_similarity = min(last_similarity, similarities[:depth][-1])
-            seen.update(neighbors[:depth])
-        for item in self._exact_ranking(self.vector(query_item), allowed):
+        for nearest in self._nearest(query_item, windows):
+            item_numbers = [item_number for item_number in nearest if item_number not in seen]
+            seen.update(item_numbers)
+            similarities = exact_similarities(self.distance, vector, self.vectors[item_numbers]).tolist()
+            for item in sorted(map(ScoredItem, item_numbers, similarities), key=sort_key):
+                if item.similarity <= last_similarity and item.item_number in allowed:
+                    yield item
+            last_similarity = min([last_similarity, *similarities])
+        for item in self._exact_ranking(vector, allowed):
             if item.similarity <= last_similarity and item.item_number not in seen:
                 yield item
+
+    def _nearest(self, query_item: int, windows: Sequence[tuple[int, int, int]]) -> Iterator[list[int]]:
+        """Yield the nearest items up to growing ranks, of the table or, beyond it, of the index."""
+        width = 0
+        if self.neighbors is not None:
+            nearest = self.neighbors[query_item]
+            width = len(nearest)
+            yield nearest[:FIRST].tolist()
+            yield nearest[FIRST:].tolist()
+        for depth, count, search_k_multiple in windows:
+            if depth > width:
+                neighbors, _ = self.index.nearest(query_item, max(count, search_k_multiple * self.index.search_k))
+                yield neighbors[:depth]
 
     def _exact_ranking(self, query_vector: NDArray[np.float64], allowed: AllowedItems) -> Iterator[ScoredItem]:
         """Compare with every item: in float32 first, then in float64 those that can be among the next to yield."""
         item_numbers = allowed.item_numbers()
         approximate = self._approximate_similarities(query_vector, item_numbers)
-        # bound on the rounding error of a float32 similarity
-        tolerance = (len(query_vector) + 8) * 2.0**-23
+        tolerance = rounding_error(len(query_vector))
         upper = np.inf
         for size in (*SORT_SIZES, len(approximate)):
             if upper == -np.inf:
@@ -162,29 +186,12 @@ class Searcher:
         count = len(self.vectors) if read_all else len(item_numbers)
         similarities = np.empty(count, np.float32)
         query = query_vector.astype(np.float32)[None]  # [1, dimension]
-        step = max(CELLS // len(query_vector), 1)
+        step = max(PIECE // len(query_vector), 1)
         for start in range(0, count, step):
             rows = slice(start, start + step)
             block = self.vectors[rows] if read_all else self.vectors[item_numbers[rows]]
             similarities[rows] = self.distance.similarities(query, block)[0]
         return similarities[item_numbers] if read_all else similarities
-
-
-def exact_similarities(distance: Distance, query_vector: NDArray[np.float64], vectors: Vectors) -> NDArray[np.float64]:
-    """Return the similarity of each vector, [n, dimension], to a query vector, [dimension]; float64 [n].
-
-    Computed row by row: an item has the same similarity, to the last bit, whatever other items are compared with it.
-    For cosine the query vector must have length 1.
-    """
-    similarities = np.empty(len(vectors), np.float64)
-    step = max(CELLS // len(query_vector), 1)
-    for start in range(0, len(vectors), step):
-        rows = vectors[start : start + step].astype(np.float64)
-        if distance.unit_norm:
-            similarities[start : start + step] = np.add.reduce(rows * query_vector, axis=1)
-        else:
-            similarities[start : start + step] = distance.similarity(distance.between(query_vector, rows))
-    return similarities
 
 
 def sort_key(item: ScoredItem) -> tuple[float, int]:

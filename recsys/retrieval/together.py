@@ -18,13 +18,14 @@ import numpy as np
 import polars as pl
 
 from recsys.data.followers import Followers
+from recsys.index.exact import exact_similarities
 from recsys.retrieval.engine import Engine, ResolvedSearch
 from recsys.retrieval.filters import Mask
 from recsys.retrieval.overlay import EMPTY_OVERLAY, Overlay
 from recsys.retrieval.query import TogetherQuery
 from recsys.retrieval.resolve import query_point
 from recsys.retrieval.results import TogetherIncompleteReason, TogetherNeighbor, TogetherResult
-from recsys.retrieval.search import AllowedItems, exact_similarities
+from recsys.retrieval.search import AllowedItems
 
 ALPHA = 1_000.0
 """Weight of the prior, as a number of users. Chosen with `TEMPERATURE` in `docs/experiments/likeness.md`."""
@@ -152,9 +153,9 @@ class _Counts:
     def neighbor(self, item: _Ranked, item_id: str, title: str | None, rank: int) -> TogetherNeighbor:
         """Return an item of the result with its figures."""
         confidence = item.users / self.users if item.users else 0.0
-        item_number = self._find(item_id)
         lift = 0.0
-        if item.users and item_number is not None:
+        item_number = self._find(item_id) if item.users else None
+        if item_number is not None:
             lift = confidence * self._all.num_users / int(self._all.users[item_number])
         support = item.users / self._all.num_users if item.users else 0.0
         score = None if math.isnan(item.score) else item.score
@@ -168,8 +169,8 @@ def _ranking(engine: Engine, counts: _Counts, query: TogetherQuery, search: Reso
     items are read from the ranking of the engine, and their number does not matter.
     """
     catalog, resolved, mask = search
-    searcher, item_ids = engine.searcher, engine.catalog.item_ids
-    current_numbers = [catalog.item_number(item_ids[item_number]) for item_number in counts.followers.tolist()]
+    searcher = engine.searcher
+    current_numbers = map(catalog.current_number, counts.followers.tolist())
     users = {
         item_number: count
         for item_number, count in zip(current_numbers, counts.counts.tolist(), strict=True)

@@ -22,10 +22,10 @@ from recsys.config.sections import Config, IndexConfig
 from recsys.config.senses import Sense
 from recsys.data.storage import sha256
 from recsys.errors import ConfigError, RecsysError, RejectedError
-from recsys.index import annoy_index, embeddings
+from recsys.index import annoy_index, embeddings, neighbors
 from recsys.index.shards import INDEX_FILE
 from recsys.release.bundle import Release
-from recsys.release.formats import CATALOG, EMBEDDINGS, MANIFEST
+from recsys.release.formats import CATALOG, EMBEDDINGS, MANIFEST, NEIGHBORS
 from recsys.release.manifest import FileEntry
 
 DAY_S, MS = 86_400, 1_000
@@ -79,13 +79,14 @@ def rewrite(folder: Path, files: dict[str, Callable[[Path], None]], **manifest: 
 
 
 def replace_vectors(release: Release, vectors: embeddings.Vectors, space: Sense = "next") -> None:
-    """Replace the embeddings of a space, and build an index of them."""
-    settings = IndexConfig(n_trees=release.manifest.n_trees)
+    """Replace the embeddings of a space, its index and its neighbor table."""
+    settings, distance = IndexConfig(n_trees=release.manifest.n_trees), release.space(space).distance
     rewrite(
         release.path,
         {
             f"{space}/{EMBEDDINGS}": lambda path: embeddings.save(vectors, path),
             f"{space}/{INDEX_FILE}": lambda path: _index(vectors, settings, path, release),
+            f"{space}/{NEIGHBORS}": lambda path: neighbors.save_exact(vectors, path, distance),
         },
     )
 

@@ -15,7 +15,8 @@ from recsys.data import followers, item_users
 from recsys.data.catalog import Catalog
 from recsys.evaluation import calibration
 from recsys.evaluation.calibration import Calibration, Estimate, Threshold, ThresholdMetrics
-from recsys.index import annoy_index, embeddings
+from recsys.index import annoy_index, embeddings, neighbors
+from recsys.index.distances import COSINE
 from recsys.index.shards import INDEX_FILE, plan_shards
 from recsys.release import formats
 from recsys.release.manifest import SpaceEntry
@@ -79,6 +80,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
             source = {name: tmp_path / f"source-{sense}-{name}" for name in (*formats.SPACE_FILES, INDEX_FILE)}
             embeddings.save(vectors, source[formats.EMBEDDINGS])
             built = annoy_index.build(vectors, IndexConfig(n_trees=10), source[INDEX_FILE])
+            neighbors.save_exact(vectors, source[formats.NEIGHBORS], COSINE)
             calibration.save(
                 small_calibration if calibrated else None, source[formats.CALIBRATION], "too few held-out pairs"
             )
@@ -88,6 +90,7 @@ def release_writer(tmp_path: Path) -> WriteRelease:
                 index=tuple(plan_shards(len(item_ids), len(item_ids))),
                 search_k=built.search_k,
                 index_recall=1.0,
+                neighbors_recall=1.0,
                 recency=0.5,
             )
             sources |= {f"{sense}/{name}": path for name, path in source.items()}

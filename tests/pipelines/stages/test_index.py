@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from pipelines.stages import index as indexing
 from recsys import Release
 from recsys.config.loading import load_config
 from recsys.config.sections import ResourcesConfig
-from recsys.index import annoy_index
+from recsys.errors import StageError
+from recsys.index import annoy_index, neighbors
 from recsys.index.annoy_index import RECALL_K
 from recsys.index.exact import ExactIndex
+from recsys.index.recall import tune_search_k
 from recsys.index.shards import plan_shards
-from recsys.release.formats import EMBEDDINGS
+from recsys.release.formats import EMBEDDINGS, NEIGHBORS
 from recsys.testing import program, world
 from tests import memory_mb
 
@@ -52,13 +55,48 @@ def test_each_shard_is_the_index_of_its_items(tmp_path: Path, shard_items: int, 
     context = embedded_run(tmp_path, 300, f"resources.memory_mb={memory_mb(shard=shard_items)}")
     manifest = indexing.index(context.config, context.run, context.progress)
     shards = plan_shards(300, shard_items)
-    assert set(files_of(context)) == {"_MANIFEST.json", *(shard.file for shard in shards)}
+    assert set(files_of(context)) == {"_MANIFEST.json", NEIGHBORS, *(shard.file for shard in shards)}
     assert manifest["shards"] == len(shards) == count
     vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS))
     for shard in shards:
         expected = tmp_path / "expected.ann"
         annoy_index.build(vectors[shard.start : shard.stop], context.config.index, expected)
         assert context.run.path(indexing.STAGE, shard.file).read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("items_per_unit", [300, 7])
+def test_table_has_the_exact_neighbors_of_every_item(tmp_path: Path, items_per_unit: int) -> None:
+    context = embedded_run(tmp_path, 300, f"resources.memory_mb={items_per_unit / 1.25}", "tower.distance=euclidean")
+    manifest = indexing.index(context.config, context.run, context.progress)
+    table = neighbors.load(context.run.path(indexing.STAGE, NEIGHBORS), 300)
+    vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS)).astype(np.float64)
+    lengths = ((vectors[:, None] - vectors) ** 2).sum(axis=2)
+    np.fill_diagonal(lengths, np.inf)
+    assert table.tolist() == lengths.argsort(axis=1)[:, :200].tolist()
+    assert manifest["neighbors_recall"] == 1
+
+
+def test_table_of_a_large_catalog_is_searched_with_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recall of whole rows reaches the target, which a search for the first 20 items does not."""
+    monkeypatch.setattr(neighbors, "EXACT_ITEMS", dict.fromkeys(neighbors.EXACT_ITEMS, 999))
+    settings = ("index.recall_target=0.9", "index.recall_floor=0.8", "index.n_trees=3", "resources.memory_mb=0.4")
+    context = embedded_run(tmp_path, 1_000, *settings)
+    manifest = indexing.index(context.config, context.run, context.progress)
+    table = neighbors.load(context.run.path(indexing.STAGE, NEIGHBORS), 1_000).tolist()
+    exact = ExactIndex(np.load(context.run.path(embed.STAGE, EMBEDDINGS))).neighbors(
+        np.arange(1_000, dtype=np.int32), 200
+    )
+    recall = np.mean([len({*row} & {*nearest}) / 200 for row, nearest in zip(table, exact.tolist(), strict=True)])
+    assert manifest["neighbors_recall"] == pytest.approx(recall, abs=1e-3)
+    assert 0.9 <= manifest["neighbors_recall"] < 1
+
+
+def test_a_recall_of_the_table_below_the_floor_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "EXACT_ITEMS", dict.fromkeys(neighbors.EXACT_ITEMS, 0))
+    monkeypatch.setattr(indexing, "tune_search_k", partial(tune_search_k, max_search_k=3))
+    context = embedded_run(tmp_path, 1_000, "index.n_trees=1")
+    with pytest.raises(StageError, match=r"recall must be at least 0\.95"):
+        indexing.index(context.config, context.run, context.progress)
 
 
 def test_recall_is_measured_on_merged_results(tmp_path: Path) -> None:
@@ -154,9 +192,9 @@ def test_run_with_several_shards_returns_the_neighbors_of_all_shards(
     assert done.exit_code == 0, done.err
     exported = pl.read_ndjson(tmp_path / "all.jsonl")
     assert exported["item_id"].to_list() == list(release.catalog.item_ids)
-    for item_id, neighbors in exported.select("item_id", "neighbors").iter_rows():
+    for item_id, exported_neighbors in exported.select("item_id", "neighbors").iter_rows():
         similar = release.similar(item_id, 48).neighbors
-        assert [(neighbor["item_id"], neighbor["similarity"]) for neighbor in neighbors] == [
+        assert [(neighbor["item_id"], neighbor["similarity"]) for neighbor in exported_neighbors] == [
             (neighbor.item_id, neighbor.similarity) for neighbor in similar
         ]
-        assert len(neighbors) == 48
+        assert len(exported_neighbors) == 48

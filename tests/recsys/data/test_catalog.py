@@ -18,8 +18,8 @@ def catalog(item_ids, titles=None):
 
 def test_numbers_items_by_sorted_id_and_keeps_their_rows_together():
     items = catalog(["b", "é", "a", "10", "9"], ["B", None, "A", "ten", "nine"])
-    assert items.item_ids == ["10", "9", "a", "b", "é"]
-    assert items.titles == ["ten", "nine", "A", "B", None]
+    assert list(items.item_ids) == ["10", "9", "a", "b", "é"]
+    assert list(items.titles) == ["ten", "nine", "A", "B", None]
     assert items.frame["interactions"].to_list() == [3, 4, 2, 0, 1]
 
 
@@ -37,6 +37,28 @@ def test_numbers_uses_the_default_for_unknown_ids():
     numbers = catalog(["b", "c", "a"]).item_numbers(["c", "?", "a", "c"], missing=-7)
     assert numbers.tolist() == [2, -7, 0, 2]
     assert numbers.dtype == np.int32
+
+
+@pytest.mark.parametrize("unknown", ["", "0", "aa", "é", "日本語", "\U0001f600", "\ud800"])
+def test_finds_ids_and_only_these(unknown):
+    ids = ["日本", "b", "ab", "a", "Z", "10", "9", "\uffff"]
+    items = catalog(ids)
+    assert [items.find_item_number(item_id) for item_id in sorted(ids)] == list(range(len(ids)))
+    assert items.find_item_number(unknown) is None
+    assert catalog([]).find_item_number(unknown) is None
+
+
+def test_numbers_of_an_empty_catalog_are_missing():
+    assert catalog([]).item_numbers(["a", "b"], missing=-1).tolist() == [-1, -1]
+    assert catalog(["a"]).item_numbers([], missing=-1).tolist() == []
+
+
+def test_columns_are_read_by_row_and_slice():
+    items = catalog(["b", "c", "a"], ["B", None, "A"])
+    assert items.item_ids[np.int32(1)] == "b"
+    assert items.item_ids[-1] == "c"
+    assert items.titles[1:] == ["B", None]
+    assert items.item_ids.index("b") == 1
 
 
 def test_length_is_the_number_of_items():

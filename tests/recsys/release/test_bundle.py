@@ -17,6 +17,7 @@ from recsys.config.sections import IndexConfig
 from recsys.data import followers
 from recsys.data.storage import sha256
 from recsys.errors import InputError, ReleaseError, UnknownItemError
+from recsys.index import neighbors
 from recsys.index.annoy_index import build
 from recsys.index.distances import DISTANCES
 from recsys.index.shards import INDEX_FILE
@@ -123,8 +124,8 @@ def test_rejects_embeddings_with_nan(folder: Path) -> None:
         ({"metric": "euclidean"}, "metric must be angular. Received: euclidean"),
         ({"distance": "euclidean"}, "metric must be euclidean. Received: angular"),
         ({"distance": "hamming"}, "distance"),
-        ({"format_version": 6}, "format version from 1 to 5. Received: 6. Update recsys"),
-        ({"format_version": 0}, "format version from 1 to 5. Received: 0. Build the release again"),
+        ({"format_version": 7}, "format version from 1 to 6. Received: 7. Update recsys"),
+        ({"format_version": 0}, "format version from 1 to 6. Received: 0. Build the release again"),
         ({"format_version": 1}, "files in the manifest must be"),
         ({"recency": "half"}, "recency"),
         ({"search_k": "many"}, "search_k"),
@@ -168,11 +169,14 @@ def test_written_release_equals_its_sources(tmp_path: Path) -> None:
     )
     sources[formats.FOLLOWERS] = tmp_path / "followers.npy"
     followers.save(3, [tmp_path / "part.parquet"], sources[formats.FOLLOWERS])
+    table = f"next/{formats.NEIGHBORS}"
+    sources[table] = tmp_path / "neighbors.npy"
+    neighbors.save_exact(np.load(GOLDEN / "v4" / formats.EMBEDDINGS), sources[table], DISTANCES["cosine"])
     path = write_release(sources, manifest, tmp_path)
     assert path == tmp_path / golden.release_id
     files = {new: golden.files[name] for name, new in names.items()}
-    written = sources[formats.FOLLOWERS]
-    files[formats.FOLLOWERS] = FileEntry(bytes=written.stat().st_size, sha256=sha256(written))
+    for name in (formats.FOLLOWERS, table):
+        files[name] = FileEntry(bytes=sources[name].stat().st_size, sha256=sha256(sources[name]))
     expected = golden.model_copy(update={"format_version": formats.FORMAT_VERSION, "files": files})
     assert Release.load(path).manifest == expected
     assert {name: (path / name).read_bytes() for name in files} == {
@@ -366,7 +370,7 @@ def test_release_without_a_calibration_returns_neighbors(write_release: Callable
     release = Release.load(write_release(["a", "b", "c"], calibrated=False))
     assert release.space("similar").calibration is None
     assert len(release.similar("a").neighbors) == 2
-    with pytest.raises(InputError, match=r"must have a calibration .* of format 5, has none"):
+    with pytest.raises(InputError, match=r"must have a calibration .* of format 6, has none"):
         release.verify("a", "b")
 
 

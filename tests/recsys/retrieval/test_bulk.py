@@ -13,7 +13,8 @@ from recsys.config.sections import IndexConfig
 from recsys.data.catalog import Catalog
 from recsys.errors import InputError
 from recsys.index.annoy_index import build
-from recsys.index.distances import DISTANCES
+from recsys.index.distances import DISTANCES, Distance
+from recsys.index.neighbors import exact_neighbors
 from recsys.retrieval import search
 from recsys.retrieval.bulk import SCHEMA, NeighborFilter, nearest
 from recsys.retrieval.search import Searcher
@@ -42,17 +43,25 @@ def catalog() -> Catalog:
 
 
 @pytest.fixture(params=sorted(DISTANCES))
-def searcher(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searcher:
-    """Searcher that uses its index, as for a large catalog."""
+def distance(request: pytest.FixtureRequest) -> Distance:
+    return DISTANCES[request.param]
+
+
+@pytest.fixture(params=[None, 6, NUM_ITEMS - 1], ids=["no table", "short table", "complete table"])
+def searcher(
+    request: pytest.FixtureRequest, distance: Distance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Searcher:
+    """Searcher that uses its table and its index, as for a large catalog."""
     monkeypatch.setattr(search, "EXACT_BELOW", 0)
     monkeypatch.setattr(search, "SELECTIVITY", 2 * NUM_ITEMS)
     vectors = np.random.default_rng(5).normal(size=(NUM_ITEMS, DIMENSION)).astype(np.float32)
-    distance = DISTANCES[request.param]
     if distance.unit_norm:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     built = build(vectors, IndexConfig(n_trees=8), tmp_path / "index.ann", distance=distance)
     built.search_k = 100 * NUM_ITEMS  # complete search: a longer result starts with the shorter one
-    return Searcher(vectors, built, distance)
+    width = request.param
+    table = None if width is None else exact_neighbors(vectors, np.arange(NUM_ITEMS), width, distance)
+    return Searcher(vectors, built, distance, table)
 
 
 def by_item(rows: pl.DataFrame) -> dict[str, list[tuple[Any, ...]]]:
@@ -67,7 +76,7 @@ def test_returns_the_neighbors_that_the_release_returns(version: str, k: int) ->
     release = Release.load(GOLDEN / version)
     numbers, space = range(len(release.catalog)), release.space("similar")
     rows = by_item(nearest(release.catalog, space.engine.searcher, numbers, k, calibration=space.calibration))
-    assert list(rows) == release.catalog.item_ids
+    assert list(rows) == list(release.catalog.item_ids)
     for item_id, neighbors in rows.items():
         answer = release.similar(item_id, k).neighbors
         assert neighbors == [(n.rank, n.item_id, n.similarity, n.probability) for n in answer]
@@ -115,16 +124,6 @@ def test_filters_the_ranking_and_still_fills_k(catalog: Catalog, searcher: Searc
         neighbors = rows.get(f"item {number:02d}", [])
         assert [row[1] for row in neighbors] == expected
         assert [row[0] for row in neighbors] == list(range(1, len(expected) + 1))
-
-
-def test_the_reach_limits_the_filtered_search(catalog: Catalog, searcher: Searcher) -> None:
-    neighbor_filter = NeighborFilter(min_interactions=6, reach=12)
-    allowed = neighbor_filter.mask(catalog)
-    rows = by_item(nearest(catalog, searcher, range(NUM_ITEMS), 4, neighbor_filter=neighbor_filter, mask=allowed))
-    for number in range(NUM_ITEMS):
-        near, _ = searcher.index.nearest(number, 12)
-        expected = [f"item {neighbor:02d}" for neighbor in near if neighbor % 7 == 6][:4]
-        assert [row[1] for row in rows.get(f"item {number:02d}", [])] == expected
 
 
 @pytest.mark.parametrize("filtered", [False, True])
