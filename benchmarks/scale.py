@@ -1,4 +1,4 @@
-"""Measure jobs at scale: prepare of ten million interactions, embed and export of a million items.
+"""Measure jobs at scale: prepare of ten million interactions, embed and neighbor table of a million items.
 
     python -m benchmarks.scale [--rows 10000000] [--items 1000000] [--json OUT]
 
@@ -8,10 +8,9 @@ included in the peak memory.
 
 embed: the complete catalog, compared with a plain loop over the traced tower.
 
-neighbors: the `K` nearest neighbors of several units of items, compared with a pool of as many threads that query Annoy
-directly with the same search_k. The job runs on Beam and writes its parts; the pool stores the results in memory. On
-both sides the release is loaded and the index is in the page cache. The build of the index is not measured, so it has
-only a small number of trees.
+neighbors: several units of the neighbor table, compared with a pool of as many threads that query Annoy for the same
+number of neighbors with the same search_k. The job runs on Beam and writes its rows; the pool stores the results in
+memory. On both sides the index is in the page cache. Its build is not measured, so it has only a small number of trees.
 """
 
 from __future__ import annotations
@@ -23,10 +22,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
 from annoy import AnnoyIndex
 
 from benchmarks import own_process
@@ -36,21 +33,15 @@ from benchmarks.table import Table, timed
 from pipelines.beam import runner
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.run_context import RunContext
-from pipelines.export import job as export_job
 from pipelines.prepare import stage as prepare
+from pipelines.stages import index as indexing
 from recsys.config.loading import parse_config
-from recsys.config.sections import BeamConfig, Config, DataConfig, IndexConfig, PrepareConfig, ResourcesConfig
-from recsys.data import followers, item_users
-from recsys.data.catalog import Catalog
+from recsys.config.sections import BeamConfig, IndexConfig, PrepareConfig, ResourcesConfig
 from recsys.index import annoy_index, embeddings, neighbors
-from recsys.index.annoy_index import N_JOBS, RECALL_K, SEED
 from recsys.index.distances import COSINE
 from recsys.index.recall import tune_search_k
 from recsys.index.shards import INDEX_FILE, plan_shards
-from recsys.release import formats, writer
-from recsys.release.bundle import Release
-from recsys.release.manifest import SpaceEntry
-from recsys.retrieval.bulk import NeighborFilter
+from recsys.release.formats import EMBEDDINGS, NEIGHBORS
 from recsys.testing import synthetic
 
 ROWS, GROWTH = 10_000_000, 10
@@ -58,7 +49,7 @@ USER_ROWS, ITEM_ROWS = 20, 50
 """Rows per user and rows per item."""
 
 ITEMS, ROUNDS = 1_000_000, 3
-DIMENSION, K = 64, 50
+DIMENSION = 64
 SEARCHED_UNITS = 4
 INDEX = IndexConfig(n_trees=10, recall_target=0.9, recall_floor=0.5)
 
@@ -101,79 +92,36 @@ def measure_prepare(side: str, log: str) -> dict[str, float]:
 
 
 def neighbors_against_annoy(table: Table, folder: Path, items: int) -> None:
-    """Compare units of the export on Beam with a pool of threads that query Annoy for the same items."""
-    loaded = write_release(items, folder)
-    space = loaded.space("similar")
-    unit, beam = ResourcesConfig().exported_items, BeamConfig(profile="local-threads")
+    """Compare units of the neighbor table with a pool of threads that query Annoy for the same items."""
+    vectors, k, unit = synthetic.vectors(items, DIMENSION), neighbors.width(items), ResourcesConfig().exported_items
+    embeddings.save(vectors, folder / EMBEDDINGS)
+    shards = plan_shards(items, items)
+    index = annoy_index.build(vectors, INDEX, folder / INDEX_FILE)
+    search_k = tune_search_k(index, vectors, INDEX, k=k).search_k
+    job = indexing.Job(INDEX, COSINE, folder / EMBEDDINGS, shards, folder, unit, search_k)
+    job.finished(0).parent.mkdir()
+    np.lib.format.open_memmap(job.table, mode="w+", dtype=np.int32, shape=(items, k))
     num_queries = min(items, SEARCHED_UNITS * unit)
     ranges = [range(start, min(start + unit, num_queries)) for start in range(0, num_queries, unit)]
-    plain_index = AnnoyIndex(DIMENSION, "angular")
-    plain_index.load(os.fspath(space.path / INDEX_FILE))
+    plain_index = AnnoyIndex(DIMENSION, COSINE.metric)
+    plain_index.load(os.fspath(folder / INDEX_FILE))
 
     def library() -> float:
-        with tempfile.TemporaryDirectory(dir=folder) as out:
-            job = export_job.Job(loaded.path, "similar", K, NeighborFilter(), unit, Path(out))
-            export_job.cache_release(job, loaded)
-            work = partial(export_job.search_unit, job)
-            phase = runner.Phase(export_job.NAME, list(range(len(ranges))), work, job.entry)
-            return timed(lambda: runner.run([phase], beam, _ignore))
+        units = list(range(len(ranges)))
+        for number in units:
+            job.finished(number).unlink(missing_ok=True)
+        phase = runner.Phase(NEIGHBORS, units, partial(indexing.search_neighbors, job), job.finished)
+        return timed(lambda: runner.run([phase], BeamConfig(), _ignore))
 
     def plain() -> float:
         def search(numbers: range) -> list[tuple[list[int], list[float]]]:
-            return [plain_index.get_nns_by_item(number, K + 1, space.entry.search_k, True) for number in numbers]
+            return [plain_index.get_nns_by_item(number, k + 1, search_k, True) for number in numbers]
 
-        with ThreadPoolExecutor(beam.workers) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             return timed(lambda: list(pool.map(search, ranges)))
 
-    name = f"neighbors, top {K} of {num_queries:,} among {items:,}, search_k {space.entry.search_k}"
+    name = f"neighbors, top {k} of {num_queries:,} among {items:,}, search_k {search_k}"
     table.compare(name, 1 / 0.85, library, plain, ROUNDS)
-
-
-def write_release(items: int, folder: Path) -> Release:
-    """Write a release of synthetic vectors with a tuned search_k; tower and features are placeholders."""
-    vectors = synthetic.vectors(items, DIMENSION)
-    frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
-    catalog = Catalog(frame.with_columns(title=pl.lit(None, pl.String), interactions=pl.lit(1, pl.Int64)))
-    sources = {name: folder / name for name in (*formats.SHARED_FILES, *formats.SPACE_FILES, INDEX_FILE)}
-    for name in (formats.TOWER, formats.FEATURES, formats.EVALUATION):
-        sources[name].write_text("{}")
-    sources[formats.CALIBRATION].write_text('{"calibration": null}')
-    item_users.build([], items, sources[formats.ITEM_USERS])
-    no_pairs = pl.DataFrame(schema={"item": pl.Int32, "follower": pl.Int32, "users": pl.Int32})
-    followers.group_by_item(no_pairs, np.ones(items, np.int64), 0).write_parquet(folder / "followers.parquet")
-    followers.save(1, [folder / "followers.parquet"], sources[formats.FOLLOWERS])
-    catalog.save(sources[formats.CATALOG])
-    embeddings.save(vectors, sources[formats.EMBEDDINGS])
-    neighbors.save_exact(vectors, sources[formats.NEIGHBORS], COSINE)
-    tuned = tune_search_k(annoy_index.build(vectors, INDEX, sources[INDEX_FILE]), vectors, INDEX)
-    manifest: dict[str, Any] = {
-        "release_id": "benchmark",
-        "created_at": "2024-01-31T02:00:00+00:00",
-        "num_items": items,
-        "dimension": DIMENSION,
-        "metric": "angular",
-        "distance": "cosine",
-        "n_trees": INDEX.n_trees,
-        "seed": SEED,
-        "n_jobs": N_JOBS,
-        "recall_k": RECALL_K,
-        "spaces": {
-            "next": SpaceEntry(
-                index=tuple(plan_shards(items, items)),
-                search_k=tuned.search_k,
-                index_recall=tuned.recall,
-                recency=None,
-            )
-        },
-        "catalog_fingerprint": catalog.fingerprint,
-        "data_snapshot": "0" * 64,
-        "code_version": "benchmark",
-        "parent_release": None,
-        "mlflow_run": None,
-        "config": Config(data=DataConfig(interactions="none.csv")).shaping(),
-    }
-    files = {name if name in formats.SHARED_FILES else f"next/{name}": path for name, path in sources.items()}
-    return Release.load(writer.write_release(files, manifest, folder / "releases"))
 
 
 def _ignore(*_: object) -> None:

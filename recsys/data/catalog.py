@@ -17,10 +17,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import polars as pl
+from numpy.dtypes import StringDType
 from numpy.typing import NDArray
 
 from recsys.errors import UnknownItemError
@@ -29,23 +30,28 @@ Text = TypeVar("Text", str, str | None)
 
 
 class TextColumn(Sequence[Text]):
-    """A column of strings that is read one by one: Python objects for all of them take more memory than the column."""
+    """A column of strings as a NumPy array, which takes a quarter of the memory of Python strings.
+
+    Args:
+        series: strings or nulls.
+    """
 
     def __init__(self, series: pl.Series) -> None:
-        self.series = series
+        self.array: NDArray[Any] = np.array(series.to_list(), StringDType(na_object=None))
+        """Of NumPy's `StringDType`; its elements are str or None. A Polars series takes four times as long to read."""
 
     def __len__(self) -> int:
-        return len(self.series)
+        return len(self.array)
 
     @overload
     def __getitem__(self, row: int) -> Text: ...
     @overload
     def __getitem__(self, row: slice) -> list[Text]: ...
     def __getitem__(self, row: int | slice) -> Text | list[Text]:
-        return self.series[row].to_list() if isinstance(row, slice) else self.series[int(row)]
+        return self.array[row].tolist() if isinstance(row, slice) else self.array[row]  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[Text]:
-        return iter(self.series)
+        return iter(self.array)
 
 
 class Catalog:
@@ -87,14 +93,14 @@ class Catalog:
 
     def find_item_number(self, item_id: str) -> int | None:
         """Return the item number of an item id, or None if it is not in the catalog."""
-        item_ids = self.item_ids.series
+        item_ids = self.item_ids.array
         item_number = bisect_left(item_ids, item_id)
         return item_number if item_number < len(item_ids) and item_ids[item_number] == item_id else None
 
     def item_numbers(self, item_ids: Sequence[str], *, missing: int) -> NDArray[np.int32]:
         """Return the item numbers of item ids, int32 [len(item_ids)]; `missing` for ids not in the catalog."""
-        known_ids = self.item_ids.series
-        queried = item_ids.series if isinstance(item_ids, TextColumn) else pl.Series(item_ids, dtype=pl.String)
+        known_ids = self.frame["item_id"]
+        queried = pl.Series(item_ids, dtype=pl.String)
         rows = known_ids.search_sorted(queried).clip(upper_bound=max(len(self) - 1, 0))
         is_known = known_ids.gather(rows) == queried if len(self) else np.zeros(len(queried), np.bool_)
         return np.where(is_known, rows, missing).astype(np.int32)

@@ -92,34 +92,28 @@ class ExactIndex:
         return similarities
 
 
-def item_vectors(vectors: Vectors, item_numbers: NDArray[np.integer], distance: Distance) -> NDArray[np.float64]:
-    """Return the query vectors of items, float64 [n, dimension], for cosine normalized to length 1 in float64."""
-    queries: NDArray[np.float64] = vectors[item_numbers].astype(np.float64)
+def item_vector(vectors: Vectors, item_number: int, distance: Distance) -> NDArray[np.float64]:
+    """Return the query vector of an item, float64 [dimension], for cosine normalized to length 1 in float64."""
+    query: NDArray[np.float64] = vectors[item_number].astype(np.float64)
     if distance.unit_norm:
-        queries /= np.array([[math.sqrt(query @ query)] for query in queries]).reshape(-1, 1)
-    return queries
+        query /= math.sqrt(query @ query)
+    return query
 
 
-def exact_similarities(distance: Distance, query_vectors: NDArray[np.float64], vectors: Vectors) -> NDArray[np.float64]:
-    """Return the similarity of each vector, [n, dimension], to a query vector; float64 [n].
+def exact_similarities(distance: Distance, query_vector: NDArray[np.float64], vectors: Vectors) -> NDArray[np.float64]:
+    """Return the similarity of each vector, [n, dimension], to a query vector, [dimension]; float64 [n].
 
     Computed row by row: an item has the same similarity, to the last bit, whatever other items are compared with it.
-
-    Args:
-        distance: between the vectors.
-        query_vectors: one for all, [dimension], or one for each vector, [n, dimension]; for cosine of length 1.
-        vectors: float32 [n, dimension].
+    For cosine the query vector must have length 1.
     """
     similarities = np.empty(len(vectors), np.float64)
-    step = max(PIECE // vectors.shape[1], 1)
+    step = max(PIECE // len(query_vector), 1)
     for start in range(0, len(vectors), step):
-        piece = slice(start, start + step)
-        rows = vectors[piece].astype(np.float64)
-        query = query_vectors if query_vectors.ndim == 1 else query_vectors[piece]
+        rows = vectors[start : start + step].astype(np.float64)
         if distance.unit_norm:
-            similarities[piece] = np.add.reduce(rows * query, axis=1)
+            similarities[start : start + step] = np.add.reduce(rows * query_vector, axis=1)
         else:
-            similarities[piece] = distance.similarity(distance.between(query, rows))
+            similarities[start : start + step] = distance.similarity(distance.between(query_vector, rows))
     return similarities
 
 

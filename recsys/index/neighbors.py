@@ -21,7 +21,7 @@ from recsys.errors import InputError
 from recsys.index.annoy_index import Index
 from recsys.index.distances import Distance, Metric
 from recsys.index.embeddings import Vectors
-from recsys.index.exact import exact_similarities, item_vectors, rounding_error
+from recsys.index.exact import exact_similarities, item_vector, rounding_error
 from recsys.index.queries import PADDING
 
 WIDTH = 200
@@ -146,9 +146,8 @@ def _rank(
     Item by item: the vectors of one item's candidates stay in the processor's cache.
     """
     result = np.full((len(item_numbers), k), PADDING, np.int32)
-    queries = item_vectors(vectors, item_numbers, distance)
-    for row, query, candidate in zip(result, queries, candidates, strict=True):
-        similarities = exact_similarities(distance, query, vectors[candidate])
+    for row, item_number, candidate in zip(result, item_numbers.tolist(), candidates, strict=True):
+        similarities = exact_similarities(distance, item_vector(vectors, item_number, distance), vectors[candidate])
         nearest = candidate[np.argsort(-similarities, kind="stable")[:k]]
         row[: len(nearest)] = nearest
     return result

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from recsys.data.catalog import Catalog
 from recsys.errors import InputError
 from recsys.evaluation.calibration import Calibration
-from recsys.index.exact import exact_similarities, item_vectors
+from recsys.index.exact import exact_similarities, item_vector
 from recsys.index.neighbors import Neighbors, exact_neighbors
 from recsys.index.queries import PADDING
 from recsys.retrieval.filters import Mask
@@ -92,8 +92,10 @@ def nearest(
     neighbors = _nearest(searcher, items, k, mask, minimum)
     query_rows, ranks = np.nonzero(neighbors != PADDING)
     neighbor_numbers = neighbors[query_rows, ranks]
-    queries = item_vectors(searcher.vectors, items, searcher.distance)
-    similarity = exact_similarities(searcher.distance, queries[query_rows], searcher.vectors[neighbor_numbers])
+    similarities = [
+        _similarities(searcher, item, row[row != PADDING]) for item, row in zip(items, neighbors, strict=True)
+    ]
+    similarity = np.concatenate([np.empty(0), *similarities])
     similarity = np.clip(similarity, -1.0, 1.0)
     probability = None if calibration is None else calibration.to_probabilities(similarity)
     item_ids = catalog.frame["item_id"]
@@ -129,12 +131,18 @@ def _nearest(searcher: Searcher, items: NDArray[np.int64], k: int, mask: Mask | 
     result = np.full((len(items), k), PADDING, np.int32)
     result[row, rank[row, column]] = table[row, column]
     if table.shape[1] < num_items - 1:
-        farthest = exact_similarities(
-            searcher.distance, item_vectors(searcher.vectors, items, searcher.distance), searcher.vectors[table[:, -1]]
-        )
-        incomplete = np.flatnonzero((result[:, -1] == PADDING) & (farthest >= minimum))
+        incomplete = [
+            row
+            for row in np.flatnonzero(result[:, -1] == PADDING)
+            if _similarities(searcher, items[row], table[row, -1:])[0] >= minimum
+        ]
         result[incomplete] = exact_neighbors(searcher.vectors, items[incomplete], k, searcher.distance, mask)
     return result
+
+
+def _similarities(searcher: Searcher, item_number: int, neighbors: NDArray[np.int32]) -> NDArray[np.float64]:
+    query = item_vector(searcher.vectors, item_number, searcher.distance)
+    return exact_similarities(searcher.distance, query, searcher.vectors[neighbors])
 
 
 def _has_any_value(catalog: pl.DataFrame, column: str, values: Sequence[int | float | str]) -> pl.Expr:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +21,12 @@ from recsys.errors import InputError
 from recsys.index.annoy_index import Index
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
-from recsys.index.exact import PIECE, exact_similarities, item_vectors, rounding_error
+from recsys.index.exact import PIECE, exact_similarities, item_vector, rounding_error
 from recsys.index.neighbors import Neighbors
 from recsys.retrieval.filters import Mask
 
-FIRST = 32
-"""Neighbors read from the table first; most queries end before this rank."""
+PIECES = (0, 16, 64, None)
+"""Ranks between which neighbors are read from the table; most queries end before the second."""
 WINDOWS = ((32, 32, 0), (128, 640, 0), (320, 1_280, 1))
 """Stages of an index search, as far as they reach beyond the table: the rank up to which its result is used, the number
 of items requested from the index, and the least number requested as a multiple of `search_k`. `search_k` is tuned for
@@ -110,7 +111,7 @@ class Searcher:
 
     def vector(self, point: QueryPoint) -> NDArray[np.float64]:
         """Return the vector of a query point, float64 [dimension], of length 1 for cosine."""
-        return item_vectors(self.vectors, np.array([point]), self.distance)[0] if isinstance(point, int) else point
+        return item_vector(self.vectors, point, self.distance) if isinstance(point, int) else point
 
     def is_exact(self, num_candidates: int) -> bool:
         """Return whether this number of candidates is compared one by one, without the index."""
@@ -132,9 +133,34 @@ class Searcher:
         before items that were already yielded.
         """
         vector = self.vector(query_item)
-        last_similarity, seen = math.inf, set[int]()
-        for nearest in self._nearest(query_item, windows):
-            item_numbers = [item_number for item_number in nearest if item_number not in seen]
+        seen: list[int] = []
+        similarity = math.inf
+        if self.neighbors is not None:
+            row = self.neighbors[query_item]
+            for start, stop in pairwise(PIECES):
+                nearest = row[start:stop]
+                similarities = exact_similarities(self.distance, vector, self.vectors[nearest])
+                for item_number, similarity in zip(nearest.tolist(), similarities.tolist(), strict=True):
+                    if item_number in allowed:
+                        yield ScoredItem(item_number, similarity)
+            seen = row.tolist()
+        yield from self._ranking_beyond(query_item, allowed, windows, similarity, set(seen))
+
+    def _ranking_beyond(
+        self,
+        query_item: int,
+        allowed: AllowedItems,
+        windows: Sequence[tuple[int, int, int]],
+        last_similarity: float,
+        seen: set[int],
+    ) -> Iterator[ScoredItem]:
+        """Yield the items beyond those that were seen, which are not more similar than the last of them."""
+        vector, num_seen = self.vector(query_item), len(seen)
+        for depth, count, search_k_multiple in windows:
+            if depth <= num_seen:
+                continue
+            nearest, _ = self.index.nearest(query_item, max(count, search_k_multiple * self.index.search_k))
+            item_numbers = [item_number for item_number in nearest[:depth] if item_number not in seen]
             seen.update(item_numbers)
             similarities = exact_similarities(self.distance, vector, self.vectors[item_numbers]).tolist()
             for item in sorted(map(ScoredItem, item_numbers, similarities), key=sort_key):
@@ -144,19 +170,6 @@ class Searcher:
         for item in self._exact_ranking(vector, allowed):
             if item.similarity <= last_similarity and item.item_number not in seen:
                 yield item
-
-    def _nearest(self, query_item: int, windows: Sequence[tuple[int, int, int]]) -> Iterator[list[int]]:
-        """Yield the nearest items up to growing ranks, of the table or, beyond it, of the index."""
-        width = 0
-        if self.neighbors is not None:
-            nearest = self.neighbors[query_item]
-            width = len(nearest)
-            yield nearest[:FIRST].tolist()
-            yield nearest[FIRST:].tolist()
-        for depth, count, search_k_multiple in windows:
-            if depth > width:
-                neighbors, _ = self.index.nearest(query_item, max(count, search_k_multiple * self.index.search_k))
-                yield neighbors[:depth]
 
     def _exact_ranking(self, query_vector: NDArray[np.float64], allowed: AllowedItems) -> Iterator[ScoredItem]:
         """Compare with every item: in float32 first, then in float64 those that can be among the next to yield."""

@@ -289,7 +289,7 @@ def test_warm_start_from_a_folder_without_release_is_rejected(folder: Path, prog
 def test_warm_start_from_an_unknown_format_is_rejected(folder: Path, program: Any) -> None:
     write(folder / "manifest.json", '{"format_version": 99}')
     outcome = program("prepare", "--config", folder / "recsys.toml", "--set", f"data.warm_start={folder}")
-    assert_rejected(outcome, 2, folder, "data.warm_start", "must have a format version from 1 to 5. Received: 99")
+    assert_rejected(outcome, 2, folder, "data.warm_start", "must have a format version from 1 to 6. Received: 99")
 
 
 # --- workspace
