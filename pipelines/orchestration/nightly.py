@@ -13,7 +13,7 @@ from pipelines.context.progress import Progress
 from pipelines.context.resources import measure
 from pipelines.context.run_context import RunContext
 from pipelines.context.time_limit import TimeLimit
-from pipelines.orchestration import report_files
+from pipelines.orchestration import finished_run, report_files
 from pipelines.orchestration.notify import notify
 from pipelines.orchestration.run_report import Outcome, RunEnd, write_report
 from pipelines.orchestration.stage_table import STAGES, Stage
@@ -70,6 +70,11 @@ def run_nightly(
     try:
         context = RunContext.from_config(config, progress, _last_unfinished_run if resumes else Run.create)
         summary["run_id"] = context.run.run_id
+        finished = finished_run.find(config, context.run) if promotes and not resumes else None
+        if finished is not None:
+            summary |= {**finished, "seconds": {}, "skipped": True}
+            progress.write(f"Run {context.run.run_id} has nothing to do: its release is the champion")
+            return summary
         with context.run.locked():
             run_stages(context, summary, time_limit or TimeLimit(), promotes=promotes)
     except BaseException as error:
@@ -251,6 +256,8 @@ def _finish(context: RunContext, end: RunEnd, summary: Summary, mlflow_run: str 
         context.tracking.tracker.finish_run(mlflow_run, "FINISHED" if end.error is None else "FAILED")
         if "report" in summary:
             _log_report(context, mlflow_run, page)
+            if end.outcome == "promoted" and not context.tracking.metrics.queued:
+                finished_run.save(context.config, context.run, summary)
     except Exception as error:  # noqa: BLE001 - as above; drawing a plot may fail too
         context.progress.write(f"  the end of the run could not be logged to MLflow: {type(error).__name__}: {error}")
 
@@ -299,4 +306,5 @@ def _text(summary: Summary, model: str) -> str:
     """Return a summary of one line, for chat messages."""
     outcome = summary["outcome"]
     run = f"run {summary['run_id']}" if summary["run_id"] else "run"
-    return f"{model}: {run} {outcome}: {TEXTS.get(outcome) or summary['error']}"
+    nothing = "nothing to do, " if "skipped" in summary else ""
+    return f"{model}: {run} {outcome}: {nothing}{TEXTS.get(outcome) or summary['error']}"

@@ -44,18 +44,19 @@ def open_release(location: str | None, config_file: Path) -> Release:
     if location is not None:
         return remote.load(location)
     from recsys.config.loading import load_config  # noqa: PLC0415
+    from recsys.config.urls import Address  # noqa: PLC0415
     from recsys.errors import ReleaseError  # noqa: PLC0415
-    from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
+    from recsys.release import aliases  # noqa: PLC0415
+    from recsys.release.versions import CHAMPION  # noqa: PLC0415
 
     config = load_config(config_file)
-    tracker = Tracker(config)
-    champion = tracker.champion()
+    champion = aliases.fetch(config, CHAMPION)
     if champion is None:
         raise ReleaseError(
-            f"model {config.tracking.model} must have a champion. Received: none at {tracker.display_uri}. "
-            f"Run: recsys nightly --config {config_file}"
+            f"model {config.tracking.model} must have a champion. Received: none at "
+            f"{Address(config.tracking_uri).shown}. Run: recsys nightly --config {config_file}"
         )
-    return remote.load(str(tracker.fetch(champion, config.workspace / "releases")))
+    return remote.load(str(champion))
 
 
 def _print(results: list[SearchResult]) -> None:

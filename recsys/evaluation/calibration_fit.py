@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
-from scipy.stats import rankdata
 
 from recsys.data.splits import Holdout
 from recsys.evaluation.calibration import EVEN_ODDS, Calibration, Estimate, Rule, Threshold, ThresholdMetrics
@@ -157,6 +155,8 @@ def isotonic_curve(half: Half) -> tuple[Similarities, NDArray[np.float64]]:
     values, group = np.unique(np.concatenate(half), return_inverse=True)
     pairs = np.bincount(group)
     shares = np.bincount(group[: len(half.same)], minlength=len(values)) / pairs
+    from scipy.optimize import isotonic_regression  # noqa: PLC0415 - slow to import
+
     fitted = isotonic_regression(shares, weights=pairs)
     knots = np.unique([fitted.blocks[:-1], fitted.blocks[1:] - 1])  # both ends of each constant segment
     return values[knots], np.clip(fitted.x[knots], 0, 1)
@@ -215,6 +215,8 @@ def estimate_share(hits: int, total: int) -> Estimate:
 def auc(half: Half) -> float:
     """Return the area under the ROC curve: the Mann-Whitney statistic of the two classes, ties counting one half."""
     same, different = len(half.same), len(half.different)
+    from scipy.stats import rankdata  # noqa: PLC0415 - slow to import
+
     ranks = rankdata(np.concatenate(half))[:same].sum()
     return float((ranks - same * (same + 1) / 2) / (same * different))
 

@@ -22,7 +22,6 @@ from recsys.release.manifest import read_manifest
 from recsys.release.mlflow_connection import connect, tracking_errors
 from recsys.release.mlflow_model import write_model_files
 from recsys.release.versions import (
-    CHALLENGER,
     CHAMPION,
     CHECKS_TAG,
     EVENT_TAG,
@@ -210,15 +209,19 @@ class Tracker:
 
     def champion(self) -> Version | None:
         """Return the version with the alias `champion`, None before the first promotion."""
-        return self._by_alias(CHAMPION)
-
-    def challenger(self) -> Version | None:
-        """Return the version with the alias `challenger`, if any."""
-        return self._by_alias(CHALLENGER)
+        return self.version_with(CHAMPION)
 
     def previous(self) -> Version | None:
         """Return the version that was the champion before, if any."""
-        return self._by_alias(PREVIOUS)
+        return self.version_with(PREVIOUS)
+
+    def version_with(self, alias: str) -> Version | None:
+        """Return the version with an alias, if any."""
+        with self._errors():
+            models = self.client.search_registered_models(f"name = '{self.model}'")
+            if not models or alias not in models[0].aliases:
+                return None
+            return self._version(self.client.get_model_version_by_alias(self.model, alias))
 
     def version_of(self, release_id: str) -> Version | None:
         """Return the version of a release, None if it is not registered."""
@@ -332,13 +335,6 @@ class Tracker:
             return rename_release(Path(downloaded), final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-    def _by_alias(self, alias: str) -> Version | None:
-        with self._errors():
-            models = self.client.search_registered_models(f"name = '{self.model}'")
-            if not models or alias not in models[0].aliases:
-                return None
-            return self._version(self.client.get_model_version_by_alias(self.model, alias))
 
     def _version_of(self, release_id: str) -> Version | None:
         query = f"name = '{self.model}' and tags.`{RELEASE_TAG}` = '{release_id}'"

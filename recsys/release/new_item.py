@@ -1,4 +1,4 @@
-"""Embed a new item from its features with the tower of a release. Requires Keras and TensorFlow."""
+"""Embed a new item from its features with the tower of a release. Imports Keras and TensorFlow on the first call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from recsys.errors import InputError
 from recsys.features.encoding import Features
-from recsys.model import tower
 from recsys.release.embedding_space import EmbeddingSpace
 from recsys.release.formats import FEATURES, TOWER
 from recsys.retrieval.query import is_finite
@@ -49,6 +48,8 @@ def embed(space: EmbeddingSpace, features: Mapping[str, Any]) -> NDArray[np.floa
 
 @lru_cache(MAX_LOADED_TOWERS)
 def _load(path: Path) -> tuple[Features, Any]:
+    from recsys.model import tower  # noqa: PLC0415 - TensorFlow takes seconds, and a supervisor embeds nothing
+
     return Features.load(path / FEATURES), tower.make_encoder(tower.load(path / TOWER), batch_size=1)
 
 

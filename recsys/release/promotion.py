@@ -6,15 +6,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from recsys.errors import StageError
 from recsys.release import history
 from recsys.release.history import Action, Event
-from recsys.release.mlflow_registry import Tracker
 from recsys.release.versions import VERDICT_TAG, Version
+
+if TYPE_CHECKING:
+    from recsys.release.mlflow_registry import Tracker
 
 LOCK = ".promotion.lock"
 RECOVERED_REASON = "champion without a history entry: set by hand, or by a process that stopped before recording it"

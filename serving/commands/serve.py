@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,7 @@ def serve(
         from serving.workers.champion_watcher import source_from_location  # noqa: PLC0415
         from serving.workers.supervisor import run  # noqa: PLC0415
     changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    embed = _import_embedder() if with_tower else None
+    embed = _find_embedder() if with_tower else None
     if release is not None and not config.exists():
         run(source_from_location(release), ServeConfig().model_copy(update=changed), None, embed)
         return
@@ -51,35 +52,37 @@ def serve(
 
 def _champion_source(config: Config) -> Source:
     """Return a source of the champion of a model, and of its challenger if the service uses it."""
+    from recsys.config.urls import Address  # noqa: PLC0415
     from recsys.errors import ReleaseError  # noqa: PLC0415
-    from recsys.release.mlflow_registry import Tracker  # noqa: PLC0415
+    from recsys.release import aliases  # noqa: PLC0415
+    from recsys.release.versions import CHALLENGER, CHAMPION  # noqa: PLC0415
     from serving.workers.target import Target  # noqa: PLC0415
 
-    releases = config.workspace / "releases"
-
     def target() -> Target:
-        tracker = Tracker(config)
-        champion = tracker.champion()
+        champion = aliases.fetch(config, CHAMPION)
         if champion is None:
             raise ReleaseError(
-                f"model {config.tracking.model} must have a champion. Received: none at {tracker.display_uri}. "
-                "Run: recsys nightly"
+                f"model {config.tracking.model} must have a champion. Received: none at "
+                f"{Address(config.tracking_uri).shown}. Run: recsys nightly"
             )
-        challenger = tracker.challenger() if config.serve.challenger != "none" else None
+        challenger = aliases.fetch(config, CHALLENGER) if config.serve.challenger != "none" else None
         return Target(
-            champion=str(tracker.fetch(champion, releases).resolve()),
-            challenger=None if challenger is None else str(tracker.fetch(challenger, releases).resolve()),
+            champion=str(champion.resolve()), challenger=None if challenger is None else str(challenger.resolve())
         )
 
     return target
 
 
-def _import_embedder() -> Embed:
-    """Return the function that embeds new items; the only place where a server imports TensorFlow.
+def _find_embedder() -> Embed:
+    """Return the function that embeds new items. It imports TensorFlow when a worker loads a release.
 
     Raises:
-        ConfigError: TensorFlow is not installed.
+        ConfigError: Keras or TensorFlow is not installed.
     """
+    from recsys.release.new_item import embed  # noqa: PLC0415
+
     with extras("--with-tower", "train"):
-        from recsys.release.new_item import embed  # noqa: PLC0415
+        for module in ("keras", "tensorflow"):
+            if find_spec(module) is None:
+                raise ModuleNotFoundError(name=module)
     return embed

@@ -333,7 +333,7 @@ def test_missing_champion_is_reported_without_the_password(
 ) -> None:
     from recsys.release.mlflow_registry import Tracker
 
-    monkeypatch.setattr(Tracker, "champion", lambda _: None)
+    monkeypatch.setattr(Tracker, "version_with", lambda *_: None)
     config.write_text('[data]\ninteractions = "log.csv"\n[tracking]\nuri = "http://me:secret@mlflow.example"\n')
     outcome = program("similar", "i1", "--config", config)
     assert outcome.exit_code == 1
