@@ -72,9 +72,14 @@ class LiveRelease:
     def warm_up(self) -> None:
         """Run some queries in each space, so that the first request does not wait for lazy initialization.
 
+        With a tower, an item without features is embedded in each space; this imports TensorFlow and loads the tower.
+
         Raises:
-            RecsysError: the release cannot answer them.
+            RecsysError: the release cannot answer them, or a tower cannot be loaded.
         """
+        if self._embed is not None:
+            for embedding_space in self.release.spaces.values():
+                self._embed(embedding_space, {})
         item_ids = self.release.catalog.item_ids
         for item_number in np.linspace(0, len(item_ids) - 1, WARM_UP_QUERIES).astype(int).tolist():
             for space in self.release.spaces:

@@ -6,6 +6,7 @@ embeddings. The supervisor replaces workers that end. If the supervisor ends or 
 
 from __future__ import annotations
 
+import gc
 import logging
 import logging.config
 import multiprocessing
@@ -111,6 +112,8 @@ def work(settings: WorkerSettings, listener: socket.socket) -> None:
     state = State(LoadedReleases(config.keep_seconds), config, Metrics(), item_changes, settings.embed)
     ReleaseLoader(state, settings.folder, min(MAX_CHECK_INTERVAL_S, config.poll_seconds)).start()
     app = create_app(state, ApiKeys(_keys_path(config)), rate_limiter)
+    gc.collect()
+    gc.freeze()  # modules and the release live long; visiting them would stop the worker for tens of milliseconds
     options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "backlog": BACKLOG}
     uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S, **options)).run([listener])
 
