@@ -12,10 +12,12 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from annoy import AnnoyIndex
+from numpy.typing import NDArray
 
 from benchmarks.command import FIGURES, parser, temporary_folder
 from benchmarks.table import ROUNDS, Table, timed
@@ -27,14 +29,19 @@ from recsys.config.sections import BeamConfig, IndexConfig, ItemsConfig, Prepare
 from recsys.data.catalog import Catalog
 from recsys.features.encoding import Features
 from recsys.index import annoy_index
+from recsys.index.distances import COSINE
+from recsys.index.embeddings import Vectors
+from recsys.index.neighbors import WIDTH, exact_neighbors
 from recsys.index.recall import tune_search_k
 from recsys.retrieval.engine import Engine
-from recsys.retrieval.query import Query
+from recsys.retrieval.query import Condition, Query, WeightedItem
 from recsys.testing import synthetic
 
 ROWS, USERS, ITEMS = 1_000_000, 50_000, 20_000
 EMBEDDED = 100_000
 INDEXED, DIMENSION, QUERIES, K = 100_000, 128, 2_000, 10
+GROUPS = 20
+"""Groups of items; a filter selects one."""
 
 
 def prepare_against_polars(table: Table, folder: Path) -> None:
@@ -138,7 +145,7 @@ def embed_against_loop(
 
 
 def search_against_annoy(table: Table, folder: Path) -> None:
-    """Compare the build of an index and single queries with plain Annoy, with the same search_k."""
+    """Compare the build of an index, and single queries, with plain Annoy."""
     vectors = synthetic.vectors(INDEXED, DIMENSION)
     settings = IndexConfig()
 
@@ -158,23 +165,86 @@ def search_against_annoy(table: Table, folder: Path) -> None:
 
     table.compare(f"index, build of {INDEXED:,} x {DIMENSION}", 1.1, library_build, plain_build)
     index = annoy_index.build(vectors, settings, folder / "index.ann")
-    tuned = tune_search_k(index, vectors, settings)
-    plain_index = AnnoyIndex(DIMENSION, "angular")
-    plain_index.load(str(folder / "index.ann"))
-    frame = pl.DataFrame({"item_id": [f"item-{number:06d}" for number in range(INDEXED)]})
+    search_k = tune_search_k(index, vectors, settings).search_k
+    queries_against_annoy(table, vectors, index, search_k)
+
+
+def queries_against_annoy(table: Table, vectors: Vectors, index: annoy_index.Index, search_k: int) -> None:
+    """Compare `Engine.search` with plain Annoy: one item, a filter that every twentieth item passes, two items.
+
+    A filter of plain code is a comparison in NumPy. The search of plain Annoy inspects twice as many nodes until its
+    recall reaches the target of an index; the engine compares with all items that pass, and with all items for two.
+    """
+    group = np.random.default_rng(1).integers(0, GROUPS, INDEXED)
+    frame = pl.DataFrame({"item_id": [f"item-{number:06d}" for number in range(INDEXED)], "group": group.astype(str)})
     catalog = Catalog(frame.with_columns(title=pl.col("item_id"), interactions=pl.lit(1)))
-    engine = Engine("r", catalog, vectors, index)
-    item_numbers = np.random.default_rng(0).choice(INDEXED, QUERIES, replace=False).tolist()
+    item_numbers = np.random.default_rng(0).choice(INDEXED, QUERIES, replace=False)
+    neighbors = np.zeros((INDEXED, WIDTH), np.int32)
+    neighbors[item_numbers] = exact_neighbors(vectors, item_numbers, WIDTH, COSINE)
+    engine = Engine("r", catalog, vectors, index, neighbors=neighbors)
+    where = (Condition("group", any_of=("0",)),)
+    kinds = {
+        "one item": ([[number] for number in item_numbers], ()),
+        f"one item, {1 / GROUPS:.0%} filter": ([[number] for number in item_numbers], where),
+        f"two items, {1 / GROUPS:.0%} filter": (np.split(item_numbers, QUERIES // 2), where),
+        "two items": (np.split(item_numbers, QUERIES // 2), ()),
+    }
+    for name, (rows, conditions) in kinds.items():
+        items = [[int(number) for number in row] for row in rows]
+        queries = [
+            Query(items=tuple(WeightedItem(catalog.item_ids[n]) for n in row), where=conditions, k=K) for row in items
+        ]
+        plain = PlainSearch(index, vectors, group if conditions else None, search_k)
+        plain.tune(items, [{neighbor.item_id for neighbor in engine.search(q).neighbors} for q in queries], catalog)
+        table.compare(
+            f"{name}, {K} neighbors, p50 of {len(items):,}, search_k {plain.search_k}",
+            1.5,
+            lambda queries=queries: p50(engine.search, queries),  # type: ignore[misc]
+            lambda items=items, plain=plain: p50(plain, items),  # type: ignore[misc]
+        )
 
-    def p50(search: Callable[[int], object]) -> float:
-        return statistics.median(timed(lambda number=number: search(number)) for number in item_numbers)  # type: ignore[misc]
 
-    table.compare(
-        f"query for {K} neighbors, p50 of {QUERIES:,}, search_k {tuned.search_k}",
-        1.5,
-        lambda: p50(lambda number: engine.search(Query.from_item(catalog.item_ids[number], K))),
-        lambda: p50(lambda number: plain_index.get_nns_by_item(number, K + 1, tuned.search_k, True)),
-    )
+class PlainSearch:
+    """The nearest items of one or two items by Annoy alone, filtered by NumPy."""
+
+    def __init__(
+        self, index: annoy_index.Index, vectors: Vectors, group: NDArray[np.int64] | None, search_k: int
+    ) -> None:
+        (self.annoy,) = index._shards  # noqa: SLF001 - without the methods of this library
+        self.vectors = vectors
+        self.group = group
+        self.search_k = search_k
+
+    def __call__(self, items: list[int]) -> list[int]:
+        """Return the `K` items nearest to an item or to the mean of two."""
+        count = (1 if self.group is None else 2 * GROUPS) * K + len(items)
+        if len(items) == 1:
+            nearest, _ = self.annoy.get_nns_by_item(items[0], count, self.search_k, True)
+        else:
+            mean = self.vectors[items].mean(axis=0).tolist()
+            nearest, _ = self.annoy.get_nns_by_vector(mean, count, self.search_k, True)
+        if self.group is not None:
+            mask = self.group == 0
+            numbers = np.array(nearest)
+            nearest = numbers[mask[numbers]].tolist()
+        return [number for number in nearest if number not in items][:K]
+
+    def tune(self, items: list[list[int]], expected: list[set[str]], catalog: Catalog) -> None:
+        """Double `search_k` until the search returns the target share of the expected items."""
+        target = IndexConfig().recall_target
+        while True:
+            shared = [
+                len({catalog.item_ids[number] for number in self(row)} & ids)
+                for row, ids in zip(items, expected, strict=True)
+            ]
+            if sum(shared) >= target * sum(map(len, expected)):
+                return
+            self.search_k *= 2
+
+
+def p50(search: Callable[[Any], object], queries: Sequence[Any]) -> float:
+    """Return the median time of a query in seconds."""
+    return statistics.median(timed(lambda query=query: search(query)) for query in queries)  # type: ignore[misc]
 
 
 def _ignore(*_: object) -> None:

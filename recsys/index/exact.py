@@ -92,6 +92,11 @@ class ExactIndex:
         return similarities
 
 
+def take(vectors: Vectors, rows: NDArray[np.integer]) -> Vectors:
+    """Return some rows, all of which must exist; less than half the time of an index, which checks each row."""
+    return vectors.take(rows, axis=0, mode="clip")
+
+
 def item_vector(vectors: Vectors, item_number: int, distance: Distance) -> NDArray[np.float64]:
     """Return the query vector of an item, float64 [dimension], for cosine normalized to length 1 in float64."""
     query: NDArray[np.float64] = vectors[item_number].astype(np.float64)
@@ -106,15 +111,14 @@ def exact_similarities(distance: Distance, query_vector: NDArray[np.float64], ve
     Computed row by row: an item has the same similarity, to the last bit, whatever other items are compared with it.
     For cosine the query vector must have length 1.
     """
-    similarities = np.empty(len(vectors), np.float64)
     step = max(PIECE // len(query_vector), 1)
-    for start in range(0, len(vectors), step):
-        rows = vectors[start : start + step].astype(np.float64)
-        if distance.unit_norm:
-            similarities[start : start + step] = np.add.reduce(rows * query_vector, axis=1)
-        else:
-            similarities[start : start + step] = distance.similarity(distance.between(query_vector, rows))
-    return similarities
+    if len(vectors) > step:
+        parts = (vectors[start : start + step] for start in range(0, len(vectors), step))
+        return np.concatenate([exact_similarities(distance, query_vector, part) for part in parts])
+    rows = vectors.astype(np.float64)
+    if distance.unit_norm:
+        return np.add.reduce(rows * query_vector, axis=1)  # type: ignore[no-any-return]
+    return np.asarray(distance.similarity(distance.between(query_vector, rows)), np.float64)
 
 
 def rounding_error(dimension: int) -> float:

@@ -21,7 +21,7 @@ from recsys.errors import InputError
 from recsys.index.annoy_index import Index
 from recsys.index.distances import Distance, Metric
 from recsys.index.embeddings import Vectors
-from recsys.index.exact import exact_similarities, item_vector, rounding_error
+from recsys.index.exact import exact_similarities, item_vector, rounding_error, take
 from recsys.index.queries import PADDING
 
 WIDTH = 200
@@ -147,7 +147,9 @@ def _rank(
     """
     result = np.full((len(item_numbers), k), PADDING, np.int32)
     for row, item_number, candidate in zip(result, item_numbers.tolist(), candidates, strict=True):
-        similarities = exact_similarities(distance, item_vector(vectors, item_number, distance), vectors[candidate])
+        similarities = exact_similarities(
+            distance, item_vector(vectors, item_number, distance), take(vectors, candidate)
+        )
         nearest = candidate[np.argsort(-similarities, kind="stable")[:k]]
         row[: len(nearest)] = nearest
     return result

@@ -131,10 +131,10 @@ class EmbeddingSpace:
                 f"release {self.path} is not usable: on this machine its index returns {measured:.0%} of the "
                 f"nearest neighbors. Expected about {self.entry.index_recall:.0%}. Reinstall Annoy here."
             )
-        if self.neighbors is None:
+        if self.neighbors is None or self.entry.neighbors_recall is None:
             return
         measured = recall(self.neighbors[items, :k], exact, self.vectors, items, self.distance)
-        if measured < (self.entry.neighbors_recall or 1) / 2:
+        if measured < self.entry.neighbors_recall / 2:
             raise ReleaseError(
                 f"release {self.path} is not usable: {NEIGHBORS} must hold the nearest items. Received: {measured:.0%} "
                 "of them. Fetch or build the release again."

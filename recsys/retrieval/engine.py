@@ -233,10 +233,13 @@ class Engine:
         *,
         fallback: bool,
     ) -> list[Neighbor]:
-        similarities: list[float | None] = [None if fallback else max(-1.0, min(1.0, s.similarity)) for s in page]
-        probabilities: list[float | None] = [None] * len(page)
-        if self._calibration is not None and not fallback:
-            probabilities = self._calibration.to_probabilities([s.similarity for s in page]).tolist()
+        values = [item.similarity for item in page]
+        similarities: list[float | None] = [None] * len(page)
+        probabilities = similarities
+        if not fallback:
+            similarities = [value if -1.0 <= value <= 1.0 else math.copysign(1.0, value) for value in values]
+            if self._calibration is not None:
+                probabilities = self._calibration.to_probabilities(values).tolist()
         explanations: list[Explanation | None] = [None] * len(page)
         if query.explain:
             explanations = self._explanations([number for number, _ in resolved.positives], catalog, page)

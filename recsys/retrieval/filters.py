@@ -158,7 +158,8 @@ class _Numbers:
     """A numeric column."""
 
     def __init__(self, series: pl.Series) -> None:
-        self._numbers = series.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        numbers = series.cast(pl.Float64)
+        self._numbers = (numbers.fill_null(float("nan")) if numbers.null_count() else numbers).to_numpy()
 
     def mask(self, condition: Condition) -> Mask:
         if condition.any_of is not None:

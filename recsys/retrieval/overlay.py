@@ -97,7 +97,7 @@ class OverlaidCatalog:
 
     def ids_and_titles(self, item_numbers: Sequence[int]) -> list[tuple[str, str | None]]:
         """Return the id and title of each item."""
-        item_ids, titles = self._catalog.item_ids.array, self._catalog.titles.array
+        item_ids, titles = self._catalog.id_array, self._catalog.titles
         if not (self._changed or self._added_ids):
             return [(item_ids[item_number], titles[item_number]) for item_number in item_numbers]
         rows = {

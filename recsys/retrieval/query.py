@@ -140,10 +140,13 @@ class Query:
                     f"weights must be finite and above 0. Received: {weight} of {item_id!r}. "
                     "To search away from an item, list it in negatives."
                 )
-        query_ids = {item_id for item_id, _ in self.items} | set(self.history)
-        contradictory = sorted(query_ids & {item_id for item_id, _ in self.negatives})
-        if contradictory:
-            raise InputError(f"an item must not be in items and in negatives. Received: {contradictory[0]!r} in both.")
+        if self.negatives:
+            query_ids = {item_id for item_id, _ in self.items} | set(self.history)
+            contradictory = sorted(query_ids & {item_id for item_id, _ in self.negatives})
+            if contradictory:
+                raise InputError(
+                    f"an item must not be in items and in negatives. Received: {contradictory[0]!r} in both."
+                )
         if self.sense not in (None, *SENSES):
             raise InputError(f"sense must be one of {', '.join(SENSES)}. Received: {self.sense!r}.")
         self._validate_minimum()

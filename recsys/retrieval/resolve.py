@@ -54,16 +54,19 @@ def resolve(query: Query, catalog: OverlaidCatalog, recency: float) -> ResolvedQ
     def item_numbers(item_ids: Iterable[str]) -> list[int]:
         return [item_number for item_number, _ in known_items((item_id, 1.0) for item_id in item_ids)]
 
+    # most queries have none of the optional parts
     positives = known_items(query.items)
     if query.history:
         steps_back = range(len(query.history) - 1, -1, -1)
         weights = [recency**step for step in steps_back]
         positives += known_items(zip(query.history, weights, strict=True))
-    negatives = known_items(query.negatives)
+    negatives = known_items(query.negatives) if query.negatives else []
     unknown_query_ids = list(unknown_ids)
     excluded = {item_number for item_number, _ in positives}
-    excluded.update(item_number for item_number, _ in negatives)
-    excluded.update(item_numbers(query.exclude))
+    if negatives:
+        excluded.update(item_number for item_number, _ in negatives)
+    if query.exclude:
+        excluded.update(item_numbers(query.exclude))
     allowed = None if query.allow is None else item_numbers(query.allow)
     return ResolvedQuery(positives, negatives, excluded, allowed, list(unknown_ids), unknown_query_ids)
 

@@ -21,7 +21,7 @@ from recsys.errors import InputError
 from recsys.index.annoy_index import Index
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
-from recsys.index.exact import PIECE, exact_similarities, item_vector, rounding_error
+from recsys.index.exact import PIECE, exact_similarities, item_vector, rounding_error, take
 from recsys.index.neighbors import Neighbors
 from recsys.retrieval.filters import Mask
 
@@ -36,7 +36,7 @@ EXACT_BELOW = 5_000
 SELECTIVITY = 16
 """Candidates are also compared one by one if the catalog has at least this many items per candidate: the index would
 return mostly items that the filter rejects."""
-SORT_SIZES = (256, 1_024, 4_096, 16_384)
+SORT_SIZES = (64, 256, 1_024, 4_096, 16_384)
 """Exact search sorts this many nearest items first, then the next block, at last all remaining ones."""
 MIN_MEAN_LENGTH = 1e-6
 """A mean of unit vectors that is shorter than this is rounding error and has no direction."""
@@ -139,7 +139,7 @@ class Searcher:
             row = self.neighbors[query_item]
             for start, stop in pairwise(PIECES):
                 nearest = row[start:stop]
-                similarities = exact_similarities(self.distance, vector, self.vectors[nearest])
+                similarities = exact_similarities(self.distance, vector, take(self.vectors, nearest))
                 for item_number, similarity in zip(nearest.tolist(), similarities.tolist(), strict=True):
                     if item_number in allowed:
                         yield ScoredItem(item_number, similarity)
@@ -183,7 +183,7 @@ class Searcher:
             lower = -np.inf if size >= len(approximate) else float(np.partition(approximate, -size)[-size])
             rows = np.flatnonzero((approximate >= lower - tolerance) & (approximate < upper + tolerance))
             block = item_numbers[rows]
-            similarities = exact_similarities(self.distance, query_vector, self.vectors[block])
+            similarities = exact_similarities(self.distance, query_vector, take(self.vectors, block))
             inside = (similarities >= lower) & (similarities < upper)
             block, similarities = block[inside], similarities[inside]
             order = np.lexsort((block, -similarities))
@@ -202,7 +202,7 @@ class Searcher:
         step = max(PIECE // len(query_vector), 1)
         for start in range(0, count, step):
             rows = slice(start, start + step)
-            block = self.vectors[rows] if read_all else self.vectors[item_numbers[rows]]
+            block = self.vectors[rows] if read_all else take(self.vectors, item_numbers[rows])
             similarities[rows] = self.distance.similarities(query, block)[0]
         return similarities[item_numbers] if read_all else similarities
 
