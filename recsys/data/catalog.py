@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from recsys.errors import UnknownItemError
 
+BLOCK = 10_000
+"""Item ids converted at a time."""
 Text = TypeVar("Text", str, str | None)
 
 
@@ -79,7 +81,10 @@ class Catalog:
     @cached_property
     def id_array(self) -> NDArray[Any]:
         """Item ids by item number as an array of NumPy's `StringDType`: 16 bytes an item, and a quarter of the time."""
-        return np.array(self.frame["item_id"].to_list(), StringDType())
+        array = np.empty(len(self), StringDType())
+        for start in range(0, len(self), BLOCK):  # Python strings for all ids at once would leave gaps in the memory
+            array[start : start + BLOCK] = np.array(self.item_ids[start : start + BLOCK], StringDType())
+        return array
 
     def item_number(self, item_id: str) -> int:
         """Return the item number of an item id.

@@ -21,7 +21,7 @@ from recsys.errors import InputError
 from recsys.index.annoy_index import Index
 from recsys.index.distances import Distance, Metric
 from recsys.index.embeddings import Vectors
-from recsys.index.exact import exact_similarities, item_vector, rounding_error, take
+from recsys.index.exact import exact_similarities, item_vector, lower_bounds, rounding_error, take
 from recsys.index.queries import PADDING
 
 WIDTH = 200
@@ -30,10 +30,6 @@ EXACT_ITEMS: Final[Mapping[Metric, int]] = {"angular": 50_000, "euclidean": 25_0
 """Up to this number of items, comparing every item with every other takes about as long as the index, or less."""
 BLOCK = 128
 """Items whose neighbors are computed at a time."""
-GROUPS = 16
-"""Groups of similarities, as a multiple of k, whose maxima bound the k-th largest similarity. With more groups the
-bound is closer, and sorting the maxima takes longer."""
-
 Neighbors = NDArray[np.int32]
 """Item numbers, int32 [n, k], nearest first; -1 pads short rows."""
 
@@ -75,7 +71,7 @@ def exact_neighbors(
         is_candidate = candidates[own] == block
         similarities[is_candidate, own[is_candidate]] = -np.inf
         # at least the smallest finite number: the item itself is not its neighbor
-        bound = np.maximum(_lower_bounds(similarities, k) - tolerance, np.finfo(np.float32).min)
+        bound = np.maximum(lower_bounds(similarities, k) - tolerance, np.finfo(np.float32).min)
         row, column = np.divmod(np.flatnonzero(similarities >= bound[:, None]), len(candidates))
         ends = np.searchsorted(row, np.arange(len(block) + 1))
         result[start : start + BLOCK] = _rank(vectors, distance, block, np.split(candidates[column], ends[1:-1]), k)
@@ -121,17 +117,6 @@ def load(path: Path, num_items: int) -> Neighbors:
         f"neighbors must be item numbers, int32 [{num_items}, {width(num_items)}]. "
         f"Received {path}: {table.dtype} {list(table.shape)}."
     )
-
-
-def _lower_bounds(similarities: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    """Return for each row a number that at least `k` of its similarities reach, and few more; float32 [n]."""
-    num_columns = similarities.shape[1]
-    if k >= num_columns:
-        return np.full(len(similarities), -np.inf, np.float32)
-    group_size = max(num_columns // (GROUPS * k), 1)
-    num_groups = num_columns // group_size
-    grouped = similarities[:, : group_size * num_groups].reshape(len(similarities), group_size, num_groups)
-    return np.partition(grouped.max(axis=1), -k, axis=1)[:, -k]
 
 
 def _rank(

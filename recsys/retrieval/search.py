@@ -21,7 +21,7 @@ from recsys.errors import InputError
 from recsys.index.annoy_index import Index
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
-from recsys.index.exact import PIECE, exact_similarities, item_vector, rounding_error, take
+from recsys.index.exact import PIECE, exact_similarities, item_vector, lower_bounds, rounding_error, take
 from recsys.index.neighbors import Neighbors
 from recsys.retrieval.filters import Mask
 
@@ -37,7 +37,8 @@ SELECTIVITY = 16
 """Candidates are also compared one by one if the catalog has at least this many items per candidate: the index would
 return mostly items that the filter rejects."""
 SORT_SIZES = (64, 256, 1_024, 4_096, 16_384)
-"""Exact search sorts this many nearest items first, then the next block, at last all remaining ones."""
+"""Exact search sorts about this many nearest items first, then the next block, at last all remaining ones."""
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MIN_MEAN_LENGTH = 1e-6
 """A mean of unit vectors that is shorter than this is rounding error and has no direction."""
 
@@ -90,12 +91,12 @@ class AllowedItems:
         """Return the number of items that the mask allows; excluded and removed ones are not subtracted."""
         return self._num_items if self._mask is None else int(np.count_nonzero(self._mask))
 
-    def item_numbers(self) -> NDArray[np.intp]:
-        """Return the numbers of the allowed items, ascending."""
+    def mask(self) -> Mask:
+        """Return which items are allowed, bool [num_items]."""
         mask = np.ones(self._num_items, np.bool_) if self._mask is None else self._mask.copy()
         not_allowed = (*self._excluded, *self._removed)
         mask[[item_number for item_number in not_allowed if item_number < self._num_items]] = False
-        return np.flatnonzero(mask)
+        return mask
 
 
 @dataclass(frozen=True)
@@ -173,16 +174,24 @@ class Searcher:
 
     def _exact_ranking(self, query_vector: NDArray[np.float64], allowed: AllowedItems) -> Iterator[ScoredItem]:
         """Compare with every item: in float32 first, then in float64 those that can be among the next to yield."""
-        item_numbers = allowed.item_numbers()
-        approximate = self._approximate_similarities(query_vector, item_numbers)
+        mask = allowed.mask()
+        count = int(np.count_nonzero(mask))
+        if 2 * count > len(mask):  # then reading all vectors in order is faster than gathering some
+            item_numbers = None
+            approximate = self._approximate_similarities(query_vector, None)
+            approximate[~mask] = -np.inf
+        else:
+            item_numbers = np.flatnonzero(mask)
+            approximate = self._approximate_similarities(query_vector, item_numbers)
         tolerance = rounding_error(len(query_vector))
         upper = np.inf
-        for size in (*SORT_SIZES, len(approximate)):
+        for size in (*SORT_SIZES, count):
             if upper == -np.inf:
                 return
-            lower = -np.inf if size >= len(approximate) else float(np.partition(approximate, -size)[-size])
-            rows = np.flatnonzero((approximate >= lower - tolerance) & (approximate < upper + tolerance))
-            block = item_numbers[rows]
+            lower = -np.inf if size >= count else float(lower_bounds(approximate[None], size)[0])
+            possible = (approximate >= max(lower - tolerance, -MAX_FLOAT32)) & (approximate < upper + tolerance)
+            rows = np.flatnonzero(possible)
+            block = rows if item_numbers is None else item_numbers[rows]
             similarities = exact_similarities(self.distance, query_vector, take(self.vectors, block))
             inside = (similarities >= lower) & (similarities < upper)
             block, similarities = block[inside], similarities[inside]
@@ -191,20 +200,17 @@ class Searcher:
             upper = lower
 
     def _approximate_similarities(
-        self, query_vector: NDArray[np.float64], item_numbers: NDArray[np.intp]
+        self, query_vector: NDArray[np.float64], item_numbers: NDArray[np.intp] | None
     ) -> NDArray[np.float32]:
-        """Return the similarity of each item, float32 [len(item_numbers)]."""
-        # for most of the catalog, reading all vectors in order is faster than gathering some
-        read_all = 2 * len(item_numbers) > len(self.vectors)
-        count = len(self.vectors) if read_all else len(item_numbers)
-        similarities = np.empty(count, np.float32)
+        """Return the similarity of each item, or of each item of the catalog; float32 [n]."""
+        similarities = np.empty(len(self.vectors) if item_numbers is None else len(item_numbers), np.float32)
         query = query_vector.astype(np.float32)[None]  # [1, dimension]
         step = max(PIECE // len(query_vector), 1)
-        for start in range(0, count, step):
+        for start in range(0, len(similarities), step):
             rows = slice(start, start + step)
-            block = self.vectors[rows] if read_all else take(self.vectors, item_numbers[rows])
+            block = self.vectors[rows] if item_numbers is None else take(self.vectors, item_numbers[rows])
             similarities[rows] = self.distance.similarities(query, block)[0]
-        return similarities[item_numbers] if read_all else similarities
+        return similarities
 
 
 def sort_key(item: ScoredItem) -> tuple[float, int]:
