@@ -184,7 +184,8 @@ def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[st
     if not len(holdout):
         return {"recency": None, "validation": {}}
     index = ExactIndex(embeddings, DISTANCES[config.tower.distance])
-    recency, _ = choose_recency(index, holdout, PROTOCOL.recencies, PROTOCOL.history_items)
+    sample = holdout.subsample(PROTOCOL.settings_users)
+    recency, _ = choose_recency(index, sample, PROTOCOL.recencies, PROTOCOL.history_items)
     popularity = np.bincount(split.sequences.items[split.known_before("validation")], minlength=len(embeddings))
     figures = {
         kind: evaluation_report(

@@ -61,7 +61,7 @@ class ChosenSettings(NamedTuple):
     settings: dict[str, float]
     """Of the variant; for history queries also their `recency`."""
     validation: dict[str, float]
-    """Metrics on the validation target."""
+    """Metrics on the validation target of the users of the protocol."""
 
 
 def baseline_variants(
@@ -130,7 +130,7 @@ def make_queries(holdout: Holdout, kind: QueryKind, recency: float | None, proto
 def choose_settings(
     variants: Variants, holdout: Holdout, protocol: EvaluationProtocol, on_model: OnModel = lambda _: None
 ) -> dict[str, dict[QueryKind, ChosenSettings]]:
-    """Return the settings of each baseline with the best NDCG@20 for each kind of query.
+    """Return the settings of each baseline with the best NDCG@20 for each kind of query, for a sample of the users.
 
     For history queries the variant is chosen with the default recency, and then the recency for that variant. Ties
     go to the first; without queries the first variant and the default recency are chosen.
@@ -138,9 +138,10 @@ def choose_settings(
     Args:
         variants: of the data before the validation target.
         holdout: users with the validation target.
-        protocol: recencies to try.
+        protocol: recencies to try, and number of users.
         on_model: called before each baseline.
     """
+    holdout = holdout.subsample(protocol.settings_users)
     queries = {kind: make_queries(holdout, kind, None, protocol) for kind in QUERY_KINDS}
     chosen: dict[str, dict[QueryKind, ChosenSettings]] = {}
     for name, candidates in variants.items():

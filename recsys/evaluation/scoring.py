@@ -6,8 +6,10 @@ with score 0 have nothing in common with the query and are not recommended.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,10 @@ from scipy import sparse
 from recsys.index.queries import PADDING, Queries
 
 CELLS = 2**23
-"""Scores computed at a time: bounds memory for any catalog size."""
+"""Scores computed at a time, by all threads together: bounds memory for any catalog size."""
+
+THREADS = os.cpu_count() or 1
+"""Blocks of queries scored at a time; SciPy's products and most of NumPy run beside other threads."""
 
 Counts = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]
 
@@ -46,13 +51,16 @@ class ScoringModel(ABC):
         Scores that are equal in float32 are ties.
         """
         result = np.full((len(queries), k), PADDING, np.int32)
-        for start, block in self._blocks(queries):
+
+        def search(start: int, block: Queries) -> None:
             scores = self.scores(_to_matrix(block, self.num_items))
             masks = allowed_masks(block.excluded, self.num_items)
             for row, ((item_numbers, score), allowed) in enumerate(zip(_rows(scores), masks, strict=True), start):
                 eligible = (score > 0) & allowed[item_numbers]
                 best = self._best(item_numbers[eligible], score[eligible], k)
                 result[row, : len(best)] = best
+
+        self._for_each_block(queries, search)
         return result
 
     def ranks(self, queries: Queries, targets: NDArray[np.int32], k: int) -> NDArray[np.int64]:
@@ -61,22 +69,37 @@ class ScoringModel(ABC):
         Nothing is sorted: the rank of a target is the number of items before it.
         """
         ranks = np.empty(len(queries), np.int64)
-        for start, block in self._blocks(queries):
-            scores, excluded = self.scores(_to_matrix(block, self.num_items)), _excluded_mask(block, self.num_items)
-            rows, target = np.arange(len(block)), targets[start : start + len(block)]
-            target_score = np.asarray(scores[rows, target], np.float32)
-            eligible = (target_score > 0) & ~excluded[rows, target]
-            row, item_number, score = _not_below(np.where(eligible, target_score, np.inf), scores)
-            first = (score > target_score[row]) | (self.tie_order[item_number] < self.tie_order[target[row]])
-            before = np.bincount(row[first & ~excluded[row, item_number]], minlength=len(block))
-            ranks[start : start + len(block)] = np.where(eligible, before, k)
+
+        def rank(start: int, block: Queries) -> None:
+            ranks[start : start + len(block)] = self._ranks_of_block(block, targets[start : start + len(block)], k)
+
+        self._for_each_block(queries, rank)
         return np.minimum(ranks, k)
 
-    def _blocks(self, queries: Queries) -> Iterator[tuple[int, Queries]]:
-        """Yield blocks of queries with at most `CELLS` scores, or of one query, each with its first row."""
-        step = max(1, CELLS // self.num_items)
-        for start in range(0, len(queries), step):
-            yield start, queries[start : start + step]
+    def _ranks_of_block(self, block: Queries, target: NDArray[np.int32], k: int) -> NDArray[np.int64]:
+        """Return the rank of each target of a block, at least `k` if it is not recommended; int64 [n]."""
+        scores, excluded = self.scores(_to_matrix(block, self.num_items)), _excluded_mask(block, self.num_items)
+        rows = np.arange(len(block))
+        target_score = np.asarray(scores[rows, target], np.float32)
+        eligible = (target_score > 0) & ~excluded[rows, target]
+        row, item_number, score = _not_below(np.where(eligible, target_score, np.inf), scores)
+        first = (score > target_score[row]) | (self.tie_order[item_number] < self.tie_order[target[row]])
+        before = np.bincount(row[first & ~excluded[row, item_number]], minlength=len(block))
+        return np.where(eligible, before, k)
+
+    def _for_each_block(self, queries: Queries, process: Callable[[int, Queries], None]) -> None:
+        """Call `process` with the first row of each block of queries, and the block, in several threads.
+
+        A block has one query, or at most `CELLS / THREADS` scores.
+        """
+        step = max(1, CELLS // (THREADS * self.num_items))
+        with ThreadPoolExecutor(THREADS) as executor:
+            futures = [
+                executor.submit(process, start, queries[start : start + step])
+                for start in range(0, len(queries), step)
+            ]
+        for future in futures:
+            future.result()
 
     def _best(self, item_numbers: NDArray[np.int32], score: NDArray[np.float32], k: int) -> NDArray[np.int32]:
         if len(item_numbers) > k:  # sort only the items that are not below the k-th largest score
@@ -102,11 +125,16 @@ class NeighborhoodModel(ScoringModel):
         In a large catalog most targets have score 0, which is cheap to determine; all items are scored only for the
         other queries.
         """
+        has_score = np.empty(len(queries), np.bool_)
+
+        def check(start: int, block: Queries) -> None:
+            rows = slice(start, start + len(block))
+            has_score[rows] = self._has_score(block, targets[rows])
+
+        self._for_each_block(queries, check)
+        scored = np.flatnonzero(has_score)
         ranks = np.full(len(queries), k, np.int64)
-        for start, block in self._blocks(queries):
-            target = targets[start : start + len(block)]
-            scored = np.flatnonzero(self._has_score(block, target))
-            ranks[start + scored] = super().ranks(block[scored], target[scored], k)
+        ranks[scored] = super().ranks(queries[scored], targets[scored], k)
         return ranks
 
     def _has_score(self, queries: Queries, targets: NDArray[np.int32]) -> NDArray[np.bool_]:

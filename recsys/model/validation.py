@@ -27,11 +27,6 @@ from recsys.index.queries import Queries
 
 RECENCY = "validation_recency"
 """Name of the figure with the best recency of history queries."""
-RECENCY_USERS = 2_000
-"""Users whose queries select the recency of a pass: the score varies little around the best recency, and each recency
-costs a query per user."""
-
-
 LIKENESS_ITEMS = 3_000
 """Maximum number of items whose neighbors are compared with the evidence of likeness after a pass."""
 
@@ -75,7 +70,7 @@ class Validation:
         """
         index = ExactIndex(embeddings, self.distance, self.retrievable)
         max_items = self.protocol.history_items
-        sample = self.holdout.subsample(RECENCY_USERS)
+        sample = self.holdout.subsample(self.protocol.settings_users)
         recency, _ = choose_recency(index, sample, self.protocol.recencies, max_items)
         last_item = self._metrics(index, Queries.from_items(self.holdout.queries))
         history = self._metrics(index, Queries.from_histories(self.holdout, recency, max_items))
