@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 
@@ -36,7 +37,7 @@ BLOCK = 10_000
 """Vectors converted at a time to Python lists, the fastest input of Annoy."""
 
 QUERY_BLOCK = 1_024
-"""Queries whose weighted means are computed at a time: bounds memory."""
+"""Queries whose weighted means a thread computes at a time: bounds memory."""
 
 PROBES = 16
 """Stored vectors of a shard that `load` compares with the embeddings."""
@@ -132,29 +133,33 @@ class Index:
             Item numbers, int32 [n, k], without excluded items; -1 pads short rows.
         """
         result = np.full((len(queries), k), PADDING, np.int32)
-        single_items = _single_items(queries)
-        means = self._weighted_means(queries[np.flatnonzero(single_items < 0)])
-        for row, item_number in enumerate(single_items.tolist()):
-            if item_number >= 0:
-                neighbors, _ = self.nearest(item_number, k)
-            else:
-                excluded = queries.excluded[row]
-                neighbors, _ = self.nearest_to_vector(next(means), k, excluded[excluded >= 0].tolist())
-            result[row, : len(neighbors)] = neighbors
+
+        def search(start: int) -> None:
+            block = queries[start : start + QUERY_BLOCK]
+            single_items = _single_items(block)
+            means = iter(self._weighted_means(block[np.flatnonzero(single_items < 0)]))
+            for row, item_number in enumerate(single_items.tolist()):
+                if item_number >= 0:
+                    neighbors, _ = self.nearest(item_number, k)
+                else:
+                    excluded = block.excluded[row]
+                    neighbors, _ = self.nearest_to_vector(next(means), k, excluded[excluded >= 0].tolist())
+                result[start + row, : len(neighbors)] = neighbors
+
+        with ThreadPoolExecutor(os.cpu_count()) as executor:  # Annoy searches beside other threads
+            list(executor.map(search, range(0, len(queries), QUERY_BLOCK)))
         return result
 
     def neighbors(self, item_numbers: NDArray[np.int32], k: int) -> NDArray[np.int32]:
         """Return the `k` nearest other items of each item, int32 [n, k], as `top_k`."""
         return self.top_k(Queries.from_items(item_numbers), k)
 
-    def _weighted_means(self, queries: Queries) -> Iterator[Vectors]:
-        """Yield the mean of each query, [dimension]. Annoy returns vectors singly, so each is read once per block."""
-        for start in range(0, len(queries), QUERY_BLOCK):
-            block = queries[start : start + QUERY_BLOCK]
-            item_numbers, rows = np.unique(np.maximum(block.items, 0), return_inverse=True)
-            vectors = np.array([self._vector(item_number) for item_number in item_numbers.tolist()], np.float32)
-            items = np.where(block.items >= 0, rows.reshape(block.items.shape), PADDING).astype(np.int32)
-            yield from weighted_means(vectors, items, block.weights)
+    def _weighted_means(self, queries: Queries) -> Vectors:
+        """Return the mean of each query, [n, dimension]. Annoy returns vectors singly, so each is read once."""
+        item_numbers, rows = np.unique(np.maximum(queries.items, 0), return_inverse=True)
+        vectors = np.array([self._vector(item_number) for item_number in item_numbers.tolist()], np.float32)
+        items = np.where(queries.items >= 0, rows.reshape(queries.items.shape), PADDING).astype(np.int32)
+        return weighted_means(vectors.reshape(-1, self._shards[0].f), items, queries.weights)
 
     def _locate(self, item_number: int) -> tuple[int, int]:
         """Convert an item number to its shard and its position in the shard."""
