@@ -16,7 +16,6 @@ from pipelines.beam import runner
 from recsys.testing.releases import WriteRelease, release_writer
 
 pytest.register_assert_rewrite(*(f"recsys.testing.{kind}_contract" for kind in ("loss", "neighbors", "sink")))
-os.environ.setdefault("RECSYS_XLA", "0")  # in this process and in processes that tests start
 
 
 class Outcome(NamedTuple):

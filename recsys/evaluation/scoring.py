@@ -95,8 +95,7 @@ class ScoringModel(ABC):
         step = max(1, CELLS // (THREADS * self.num_items))
         with ThreadPoolExecutor(THREADS) as executor:
             futures = [
-                executor.submit(process, start, queries[start : start + step])
-                for start in range(0, len(queries), step)
+                executor.submit(process, start, queries[start : start + step]) for start in range(0, len(queries), step)
             ]
         for future in futures:
             future.result()

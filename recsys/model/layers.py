@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from recsys.features.encoding import PADDING
+from recsys.model.tables import EmbeddingTable
 
 PACKAGE = "recsys"
 
@@ -56,7 +57,7 @@ class TokenEncoder(keras.layers.Layer):
         super().__init__(**options)
         self.size = size
         self.dimension = dimension
-        self.embedding = keras.layers.Embedding(size, dimension)
+        self.embedding = EmbeddingTable(size, dimension)
 
     def build(self, shape: Any) -> None:
         """Create the table."""
@@ -73,11 +74,7 @@ class MeanOfBag(TokenEncoder):
 
     def call(self, bags: Any) -> Any:
         """int32 [n, length] -> float32 [n, dimension]."""
-        # zeroing the padding row of the table is up to three times faster than masking what was gathered
-        is_token = ops.cast(ops.arange(self.size) != PADDING, "float32")[:, None]
-        summed = ops.sum(ops.take(self.embedding.embeddings * is_token, bags, axis=0), axis=1)
-        count = ops.sum(ops.cast(bags != PADDING, "float32"), axis=1, keepdims=True)
-        return summed / ops.maximum(count, 1.0)
+        return self.embedding.means(bags)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE, name="ConvolvedWords")
@@ -108,7 +105,6 @@ class RecurrentText(TokenEncoder):
 
     def __init__(self, size: int, dimension: int, **options: Any) -> None:
         super().__init__(size, dimension, **options)
-        # XLA does not support cuDNN here; an unrolled unit compiles six times as long and is not faster
         self.reader = keras.layers.GRU(dimension, use_cudnn=False)
 
     def build(self, shape: Any) -> None:

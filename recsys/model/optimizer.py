@@ -1,7 +1,7 @@
-"""Adam with a separate learning rate for each encoder.
+"""Adam with a separate learning rate for each encoder, which changes only the rows of a table that a batch reads.
 
 Pre-trained or dense encoders need a smaller learning rate than embedding tables, or should stay frozen at first. With
-the default settings every update equals that of `keras.optimizers.Adam`.
+the default settings every update of a weight that is not a table equals that of `keras.optimizers.Adam`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from recsys.config.sections import TrainConfig
 from recsys.errors import ConfigError
 from recsys.features.encoding import Features
+from recsys.model.tables import RowGradient
 from recsys.model.tower import ID_ENCODER, encoder_names
 
 LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
@@ -38,6 +40,9 @@ def feature_rate_factor(lead: float, interactions_per_item: float) -> float:
 
 class EncoderAdam(keras.optimizers.Adam):
     """Adam (Kingma and Ba, 2015) with decoupled weight decay (Loshchilov and Hutter, 2019).
+
+    Of a table only the rows that a batch reads are changed, with their moments and their decay ("lazy" Adam): a step
+    takes the same time for any number of rows. The moments of the other rows do not fade.
 
     A weight with factor 0 is frozen: neither gradient nor decay changes it until `thaw` is called. From then on it
     learns at the full rate. If `can_thaw` is set, the moments of frozen weights are updated in the meantime, so that
@@ -79,9 +84,29 @@ class EncoderAdam(keras.optimizers.Adam):
         if factor == 0 and not self.can_thaw:
             return
         rate = learning_rate if factor == 1 else learning_rate * (factor or self.thawed)
-        if self.decay and key not in self.not_decayed:
-            self.assign_sub(variable, variable * ops.cast(rate * self.decay, variable.dtype))
+        decay = self.decay if key not in self.not_decayed else 0.0
+        if isinstance(gradient, tf.IndexedSlices):
+            self._update_rows(RowGradient.of(gradient), variable, rate, decay)
+            return
+        if decay:
+            self.assign_sub(variable, variable * ops.cast(rate * decay, variable.dtype))
         super().update_step(gradient, variable, rate)
+
+    def _update_rows(self, gradient: RowGradient, table: Any, rate: Any, decay: float) -> None:
+        """Update the rows of a table that have a gradient, as `keras.optimizers.Adam` updates a whole variable."""
+        index = self._get_variable_index(table)
+        momentum, velocity = self._momentums[index], self._velocities[index]
+        step = ops.cast(self.iterations + 1, "float32")
+        scale = rate * ops.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
+        m, v = gradient.read(momentum), gradient.read(velocity)
+        m += (gradient.values - m) * (1 - self.beta_1)
+        v += (ops.square(gradient.values) - v) * (1 - self.beta_2)
+        change = m * scale / (ops.sqrt(v) + self.epsilon)
+        if decay:
+            change += gradient.read(table) * (rate * decay)
+        self.assign(momentum, gradient.slices(m))
+        self.assign(velocity, gradient.slices(v))
+        self.assign_sub(table, gradient.slices(change))
 
 
 def build_optimizer(

@@ -22,6 +22,7 @@ from recsys.errors import InputError
 from recsys.features.encoding import Features, Inputs, TokenFeature, token_input
 from recsys.features.tokenization import MAX_WORDS
 from recsys.model.layers import ConvolutionalText, Gate, IdDropout, MeanOfBag, RecurrentText, SelectById
+from recsys.model.tables import EmbeddingTable
 
 ID_ENCODER, NUMERIC_ENCODER = "id_embedding", "numeric_encoder"
 FUSION, CROSS, HIDDEN = "fusion", "cross", "hidden"
@@ -37,7 +38,7 @@ def build(features: Features, config: TowerConfig, seed: int) -> keras.Model:
     keras.utils.set_random_seed(seed)
     id_input = keras.Input((), dtype="int32", name="id")
     visible_ids = IdDropout(config.id_dropout, seed)(id_input)
-    encoded_id = keras.layers.Embedding(features.num_id_rows, config.dimension, name=ID_ENCODER)(visible_ids)
+    encoded_id = EmbeddingTable(features.num_id_rows, config.dimension, name=ID_ENCODER)(visible_ids)
     inputs, encoded = _encode_features(features, config.dimension)
     fused = _fuse([encoded_id, *encoded], config)
     return keras.Model({"id": id_input, **inputs}, _output(fused, config), name=KNOWN_ITEM_TOWER)
@@ -95,7 +96,7 @@ def _encode_features(features: Features, dimension: int) -> tuple[dict[str, Any]
 
 def _token_encoder(feature: TokenFeature, dimension: int, name: str) -> keras.layers.Layer:
     if feature.shape == "value":
-        return keras.layers.Embedding(feature.size, dimension, name=name)
+        return EmbeddingTable(feature.size, dimension, name=name)
     if feature.shape == "bag":
         return MeanOfBag(feature.size, dimension, name=name)
     encoder = ConvolutionalText if feature.text_encoder == "convolutional" else RecurrentText

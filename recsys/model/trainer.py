@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,10 +21,6 @@ from recsys.model.optimizer import EncoderAdam
 from recsys.model.siamese import Siamese
 from recsys.model.tower import make_encoder
 from recsys.model.validation import RECENCY, PassValidation
-
-XLA_VARIABLE = "RECSYS_XLA"
-"""Environment variable: with value 0, the training step is not compiled by XLA. Compilation takes seconds, which short
-trainings such as those of tests do not make up for."""
 
 ENCODE_BATCH = 4_096
 """Items per call of the tower when the catalog is embedded after a pass."""
@@ -83,7 +78,8 @@ class Trainer:
             StageError: the loss is not finite.
         """
         tower = self.siamese.tower
-        self.siamese.compile(optimizer=self.optimizer, jit_compile=os.environ.get(XLA_VARIABLE) != "0")
+        # XLA would copy whole tables in each step, and compiles for seconds
+        self.siamese.compile(optimizer=self.optimizer, jit_compile=False)
         self.optimizer.build(self.siamese.trainable_variables)
         encode = make_encoder(tower, ENCODE_BATCH)
         variables = [*self.siamese.variables, *self.optimizer.variables]

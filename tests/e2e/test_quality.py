@@ -20,12 +20,6 @@ DATASETS = os.environ.get("RECSYS_DATASETS")
 """Folder of data sets outside the repository, which are not downloaded."""
 
 
-@pytest.fixture(autouse=True)
-def xla(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train with XLA, as users do."""
-    monkeypatch.setenv("RECSYS_XLA", "1")
-
-
 def nightly(config: Path, workspace: Path) -> dict[str, Any]:
     """Return the evaluation of a nightly run."""
     setting = f"data.workspace={workspace}"

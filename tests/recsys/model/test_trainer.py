@@ -244,31 +244,6 @@ def test_error_while_a_batch_is_drawn_is_raised(world):
         world.fit(batches=Broken())
 
 
-@pytest.mark.parametrize(("value", "compiled"), [(None, True), ("1", True), ("0", False)])
-def test_xla_compiles_the_step_unless_the_variable_is_0(world, monkeypatch, value, compiled):
-    compile_model, recorded = keras.Model.compile, []
-
-    def record(model, *args, jit_compile, **options):
-        recorded.append(jit_compile)
-        compile_model(model, *args, jit_compile=False, **options)
-
-    monkeypatch.setattr(keras.Model, "compile", record)
-    monkeypatch.delenv("RECSYS_XLA", raising=False)
-    if value is not None:
-        monkeypatch.setenv("RECSYS_XLA", value)
-    world.fit(passes=1)
-    assert recorded == [compiled]
-
-
-def test_xla_does_not_change_the_losses(world, monkeypatch):
-    losses = []
-    for value in ("0", "1"):
-        monkeypatch.setenv("RECSYS_XLA", value)
-        result, _, _ = world.fit(passes=2)
-        losses.append([figures["loss"] for figures in result.curve])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
-
-
 # --- hard negatives
 
 
