@@ -104,6 +104,7 @@ class Sampler:
         self.width = width
         self.rng = rng
         self.is_anchor = anchor_totals > 0
+        self.num_anchors = np.count_nonzero(self.is_anchor)
         # items without popularity count like the rarest item
         popularity = np.maximum(self.popularity, self.popularity[self.popularity > 0].min())
         correction = config.popularity_correction
@@ -113,6 +114,13 @@ class Sampler:
         """Negatives are drawn in proportion to these, float64 [num_items]."""
         self.hard_negatives = np.empty((pairs.num_items, 0), np.int32)
         """Hard negatives of each item, int32 [num_items, n], -1 pads; see `recsys.model.hard_negatives`."""
+        self.no_column = np.full(pairs.num_items, -1, np.int64)
+        """Buffer for the column of each item: a batch must not take longer in a larger catalog."""
+        self.not_positive = (1 - np.minimum(self.mean_share, 1 - 1e-9)) ** batch_size
+        """Probability that an item is no drawn positive of a batch, float64 [num_items]."""
+        drawn = self.not_positive < 1
+        self.rarest_anchor = self.not_positive[self.is_anchor].max()
+        self.rarest_other = self.not_positive[drawn & ~self.is_anchor].max(initial=0.0)
         self.kind, self.num_candidates = self._choose_kind()
 
     def _choose_kind(self) -> tuple[str, int]:
@@ -145,23 +153,20 @@ class Sampler:
         else:
             drawn_positives = self._draw_positives(anchors.positives)
             candidates = self._in_batch(anchor_items, drawn_positives)
-        column = self._columns(candidates.items)
-        targets = self._targets(anchors, candidates.items, column, drawn_positives)
-        return Batch(
+        # first position of each item among the candidates, -1 if it is none
+        column = self.no_column
+        column[candidates.items[::-1]] = np.arange(len(candidates.items))[::-1]  # the last assignment remains
+        batch = Batch(
             candidates.items,
             np.where(is_item, column[anchors.items], 0).astype(np.int32),
             anchors.shares,
-            targets,
+            self._targets(anchors, candidates.items, column, drawn_positives),
             candidates.log_inclusion,
             self.log_popularity[candidates.items],
             anchors.weights,
         )
-
-    def _columns(self, candidates: NDArray[np.int32]) -> NDArray[np.int64]:
-        """First position of each item among the candidates, -1 if it is none; int64 [num_items]."""
-        column = np.full(self.num_items, -1, np.int64)
-        column[candidates[::-1]] = np.arange(len(candidates))[::-1]  # the last assignment to an item remains
-        return column
+        column[candidates.items] = -1
+        return batch
 
     def _targets(
         self,
@@ -170,7 +175,7 @@ class Sampler:
         column: NDArray[np.int64],
         drawn_positives: NDArray[np.int32] | None,
     ) -> NDArray[np.float32]:
-        """Targets of the anchors, float32 [B, C]; `column` is what `_columns` returns."""
+        """Targets of the anchors, float32 [B, C]; `column` is the position of each item among the candidates, or -1."""
         num_anchors = len(anchors.items)
         targets = np.zeros((num_anchors, len(candidates)), np.float32)
         # missing interactions of a new item are no evidence against it: as negatives, they would repel all items with
@@ -198,23 +203,20 @@ class Sampler:
         1952). If there are more than `max_positives` positives, some of them are drawn by weight; the others are not
         drawn as negatives either, because a known positive must never be a negative.
         """
-        weights = np.asarray(rows.sum(axis=0, dtype=np.float64)).ravel()
-        weights[anchors] = 0
-        positives = np.flatnonzero(weights).astype(np.int32)
-        is_negative = np.ones(self.num_items, bool)
-        is_negative[anchors] = False
-        is_negative[positives] = False
-        hard = self._draw_hard_negatives(anchors)
-        hard = hard[is_negative[hard]]
-        is_negative[hard] = False
-        negatives = np.flatnonzero(is_negative).astype(np.int32)
+        positives, entry = np.unique(rows.indices, return_inverse=True)
+        weights = np.bincount(entry, rows.data)
+        is_positive = (weights > 0) & ~np.isin(positives, anchors)
+        positives, weights = positives[is_positive], weights[is_positive]
+        known = np.union1d(anchors, positives)
+        hard = np.setdiff1d(self._draw_hard_negatives(anchors), known)
+        known = np.union1d(known, hard)
         # exceeds `max_positives` if there are too few negatives to reach the fixed number
-        room = max(self.config.max_positives, self.num_candidates - len(anchors) - len(hard) - len(negatives))
+        num_negatives = self.num_items - len(known)
+        room = max(self.config.max_positives, self.num_candidates - len(anchors) - len(hard) - num_negatives)
         if len(positives) > room:
-            shares = weights[positives] / weights[positives].sum()
-            positives = self.rng.choice(positives, room, replace=False, p=shares)
+            positives = self.rng.choice(positives, room, replace=False, p=weights / weights.sum())
         certain = np.concatenate([anchors, positives, hard])
-        drawn, log_inclusion = self._draw(negatives, self.num_candidates - len(certain))
+        drawn, log_inclusion = self._draw(known, self.num_candidates - len(certain))
         return Candidates(
             np.concatenate([certain, drawn]).astype(np.int32),
             np.concatenate([np.zeros(len(certain)), log_inclusion]).astype(np.float32),
@@ -240,21 +242,21 @@ class Sampler:
         """
         hard = self._draw_hard_negatives(anchors)
         inside = np.unique(np.concatenate([anchors, drawn_positives, hard]))
-        as_anchor = np.where(self.is_anchor, min(len(anchors) / self.is_anchor.sum(), 1 - 1e-9), 0.0)
-        outside = (1 - as_anchor) * (1 - np.minimum(self.mean_share, 1 - 1e-9)) ** len(drawn_positives)
-        rarest = 1 - outside[outside < 1].max()
-        items, log_inclusion = inside, np.log(np.maximum(1 - outside[inside], rarest))
+        as_anchor = min(len(anchors) / self.num_anchors, 1 - 1e-9)
+
+        def outside(items: NDArray[np.int32]) -> NDArray[np.float64]:
+            return np.where(self.is_anchor[items], 1 - as_anchor, 1.0) * self.not_positive[items]
+
+        rarest = 1 - max((1 - as_anchor) * self.rarest_anchor, self.rarest_other)
+        items, log_inclusion = inside, np.log(np.maximum(1 - outside(inside), rarest))
         if self.kind == "mixed":
-            is_outside = np.ones(self.num_items, bool)
-            is_outside[inside] = False
-            pool = np.flatnonzero(is_outside).astype(np.int32)
-            drawn, log_drawn = self._draw(pool, self.num_candidates - len(inside))
+            drawn, log_drawn = self._draw(inside, self.num_candidates - len(inside))
             # both ways into the batch count, so items inside get the probability with which they would be drawn
             rate = np.exp(log_drawn)
             rate_per_weight = (rate / self.draw_weights[drawn]).max()  # smaller for items drawn with probability 1
             rate_inside = np.minimum(rate_per_weight * self.draw_weights[inside], 1)
-            log_inclusion = np.log(1 - outside[inside] * (1 - rate_inside))
-            log_drawn = np.log(1 - outside[drawn] * (1 - rate))
+            log_inclusion = np.log(1 - outside(inside) * (1 - rate_inside))
+            log_drawn = np.log(1 - outside(drawn) * (1 - rate))
             items, log_inclusion = np.concatenate([inside, drawn]), np.concatenate([log_inclusion, log_drawn])
         log_inclusion[np.searchsorted(inside, hard)] = 0
         num_copies = self.num_candidates - len(items)
@@ -273,22 +275,31 @@ class Sampler:
         negatives = np.unique(self.hard_negatives[anchors[:, None], column])
         return negatives[negatives >= 0]
 
-    def _draw(self, pool: NDArray[np.int32], number: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Draw distinct items of a pool; return them, and the log of their inclusion probabilities.
+    def _draw(self, known: NDArray[np.int32], number: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Draw distinct items that are not known; return them, and the log of their inclusion probabilities.
 
         Systematic sampling in random order (Madow, 1949): the inclusion probability of an item is exactly in proportion
         to popularity to the power of `popularity_power`, and at most 1.
+
+        Args:
+            known: item numbers, ascending and distinct, int32 [n].
+            number: of items to draw; all others are returned if there are fewer.
         """
-        if number >= len(pool):
-            return pool, np.zeros(len(pool))
+        size = self.num_items - len(known)
+        if number >= size:
+            return np.setdiff1d(np.arange(self.num_items, dtype=np.int32), known), np.zeros(size)
         if not self.config.popularity_power:
-            return self.rng.choice(pool, number, replace=False), np.full(number, math.log(number / len(pool)))
+            rank = self.rng.choice(size, number, replace=False)
+            # each known item below an item adds 1 to its number
+            drawn = rank + np.searchsorted(known - np.arange(len(known)), rank, side="right")
+            return drawn.astype(np.int32), np.full(number, math.log(number / size))
+        pool = np.setdiff1d(np.arange(self.num_items, dtype=np.int32), known)
         inclusion = _inclusion_probabilities(self.draw_weights[pool], number)
-        order = self.rng.permutation(len(pool))
+        order = self.rng.permutation(size)
         cumulative = np.cumsum(inclusion[order])
         cumulative *= number / cumulative[-1]  # rounding must not lose the last item
         points = np.arange(number) + self.rng.random()
-        drawn = order[np.minimum(np.searchsorted(cumulative, points), len(pool) - 1)]
+        drawn = order[np.minimum(np.searchsorted(cumulative, points), size - 1)]
         return pool[drawn], np.log(inclusion[drawn])
 
 

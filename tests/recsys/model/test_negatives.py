@@ -282,7 +282,8 @@ def test_draws_the_requested_number_of_distinct_negatives(sampler, power):
     for _ in range(300):
         pool = np.sort(rng.choice(NUM_ITEMS, rng.integers(1, NUM_ITEMS + 1), replace=False)).astype(np.int32)
         number = int(rng.integers(1, NUM_ITEMS + 3))
-        items, log_inclusion = drawn._draw(pool, number)
+        known = np.setdiff1d(np.arange(NUM_ITEMS, dtype=np.int32), pool)
+        items, log_inclusion = drawn._draw(known, number)
         assert len(set(items.tolist())) == len(items) == len(log_inclusion) == min(number, len(pool))
         assert set(items.tolist()) <= set(pool.tolist())
         assert (log_inclusion <= 0).all()
