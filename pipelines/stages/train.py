@@ -172,7 +172,7 @@ def load_earlier_tower(release: str, sense: Sense = "next") -> EarlierTower:
 
 
 def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[str, Any]:
-    """Measure embeddings on the validation targets by exact search.
+    """Measure embeddings on the validation targets by exact search among the items that the fit was trained on.
 
     Returns:
         `recency`: the best recency for history queries; `validation`: the reports of
@@ -183,10 +183,11 @@ def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[st
     holdout = split.holdout("validation", config.evaluate.users)
     if not len(holdout):
         return {"recency": None, "validation": {}}
-    index = ExactIndex(embeddings, DISTANCES[config.tower.distance])
+    popularity = np.bincount(split.sequences.items[split.known_before("validation")], minlength=len(embeddings))
+    retrievable = popularity > 0 if config.data.labeled_pairs is None else None
+    index = ExactIndex(embeddings, DISTANCES[config.tower.distance], retrievable)
     sample = holdout.subsample(PROTOCOL.settings_users)
     recency, _ = choose_recency(index, sample, PROTOCOL.recencies, PROTOCOL.history_items)
-    popularity = np.bincount(split.sequences.items[split.known_before("validation")], minlength=len(embeddings))
     figures = {
         kind: evaluation_report(
             index,

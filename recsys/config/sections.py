@@ -205,7 +205,7 @@ class TrainConfig(Table):
     margin."""
     passes: Count = 20
     """Maximum number of passes over the anchors; early stopping usually ends training earlier."""
-    patience: Count = 4
+    patience: Count = 2
     """Number of passes without a better validation score after which training stops."""
     history_passes: Annotated[int, Field(ge=0)] = 1
     """Number of passes over users' histories after those over pairs. They improve queries with several items, and are
@@ -226,7 +226,7 @@ class TrainConfig(Table):
     the catalog has no new items."""
     anchor_power: Share = 1.0
     """The weight of an anchor in the loss is its total pair weight to this power. 0 weighs all anchors equally."""
-    validation_users: Count = 10_000
+    validation_users: Count = 5_000
     """Maximum number of users whose validation queries are evaluated after each pass. More users give a less
     noisy score and take longer."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1

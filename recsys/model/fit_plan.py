@@ -3,7 +3,7 @@
 A fit trains on the interactions before one target. A run has two fits:
 
 - the validation fit (`validation_plan`) trains on the interactions before the validation targets. It selects the number
-  of passes, and the recency of history queries.
+  of passes, and the recency of history queries, by items with interactions; with labeled pairs, also by other items.
 - the final fit (`final_plan`) trains on the interactions before the test targets with the selected values, without
   validation. Its tower is released.
 
@@ -129,10 +129,11 @@ def similar_plan(config: Config, passes: int) -> FitPlan:
 
 def _phases(config: Config, passes: Passes, *, validate: bool, recency: float | None = None) -> tuple[Phase, ...]:
     power = config.train.anchor_power
+    labeled = config.data.labeled_pairs is not None
     phases: list[Phase] = [PairPhase(passes.pairs, validate, anchor_power=power)]
-    if passes.histories and config.data.labeled_pairs is None:
+    if passes.histories and not labeled:
         phases.append(HistoryPhase(passes.histories, validate, recency))
-    if config.train.new_items and has_features(config):
+    if config.train.new_items and has_features(config) and (labeled or not validate):
         phases.append(NewItemPhase(anchor_power=power / 2))
     return tuple(phases)
 

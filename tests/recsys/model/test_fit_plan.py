@@ -10,7 +10,6 @@ def test_validation_plan_has_the_maximum_number_of_passes():
     assert plan.phases == (
         PairPhase(7, validate=True, anchor_power=1.0),
         HistoryPhase(3, validate=True, recency=None),
-        NewItemPhase(anchor_power=0.5),
     )
 
 
@@ -25,7 +24,7 @@ def test_final_plan_has_the_selected_values_and_no_validation():
 
 
 def test_one_exponent_weighs_the_anchors_of_both_pair_phases():
-    pairs, _, new_items = validation_plan(make_config(**BY_BRAND, anchor_power=0.6)).phases
+    pairs, _, new_items = final_plan(make_config(**BY_BRAND, anchor_power=0.6), Passes(2, 1)).phases
     assert (pairs.anchor_power, new_items.anchor_power) == (0.6, 0.3)
 
 
@@ -40,7 +39,9 @@ def test_one_exponent_weighs_the_anchors_of_both_pair_phases():
     ids=["no history passes", "no new items", "no columns", "title only"],
 )
 def test_plan_omits_a_phase(settings, absent):
-    assert absent not in {type(phase) for phase in validation_plan(make_config(**settings)).phases}
+    config = make_config(**settings)
+    passes = Passes(config.train.passes, config.train.history_passes)
+    assert absent not in {type(phase) for phase in final_plan(config, passes).phases}
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_plan_omits_a_phase(settings, absent):
     ids=["multi-categorical", "numeric", "text"],
 )
 def test_any_feature_serves_new_items(roles):
-    assert NewItemPhase(anchor_power=0.5) in validation_plan(make_config(roles=roles)).phases
+    assert NewItemPhase(anchor_power=0.5) in final_plan(make_config(roles=roles), Passes(2, 1)).phases
 
 
 def test_plan_for_labeled_pairs_has_no_history_phase():
