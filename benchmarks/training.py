@@ -1,4 +1,4 @@
-"""Compare the training time with gensim's item2vec, and measure the memory as the number of pairs grows.
+"""Compare the training time with gensim's item2vec, and measure growth with the numbers of items and pairs.
 
     python -m benchmarks.training --config FILE [--set TABLE.KEY=VALUE] --json OUT
 
@@ -8,14 +8,19 @@ trained, and by the mean of last-item and history queries. The time of item2vec 
 with negative sampling; 64 dimensions, 30 passes, 2 workers) starts with the sequences in memory. Imports are not
 measured. Both models are trained on the interactions before the validation targets.
 
+The time of a step, with the drawing of its batch, is measured in a catalog of 10,000 items and in one of a million, in
+turn. The items have an id and four of a thousand tags.
+
 The memory is the peak of a process that trains one pass over synthetic pairs, and of another with ten times as many.
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,7 @@ TARGETS = (("last_item", f"validation_{TARGET_METRIC}"), ("both", VALIDATION_SCO
 
 DIMENSION, PASSES, WORKERS = 64, 30, 2
 PAIRS_ITEMS, PAIRS_PER_ITEM, GROWTH = 5_000, 400, 10
+STEP_ITEMS, STEP_POSITIVES, STEPS, STEP_ROUNDS = (10_000, 1_000_000), 20, 20, 5
 
 
 def compare(config: Config) -> dict[str, Any]:
@@ -102,15 +108,15 @@ def memory() -> dict[str, Any]:
         peaks = {}
         for growth in (1, GROWTH):
             part = Path(folder) / f"part-{growth}.parquet"
-            write_pairs(part, PAIRS_PER_ITEM * growth)
+            write_pairs(part, PAIRS_ITEMS, PAIRS_PER_ITEM * growth)
             peaks[f"peak_mib_{growth}x"] = own_process.run("benchmarks.training", "one_pass", str(part))
     return {**peaks, "ratio": peaks[f"peak_mib_{GROWTH}x"] / peaks["peak_mib_1x"]}
 
 
-def write_pairs(path: Path, positives: int) -> None:
+def write_pairs(path: Path, items: int, positives: int) -> None:
     """Write pairs of each item with the next items by number, with decreasing weights."""
-    item = np.arange(PAIRS_ITEMS, dtype=np.int32)[:, None]
-    neighbors = np.sort((item + 1 + np.arange(positives)) % PAIRS_ITEMS, axis=1).astype(np.int32)
+    item = np.arange(items, dtype=np.int32)[:, None]
+    neighbors = np.sort((item + 1 + np.arange(positives)) % items, axis=1).astype(np.int32)
     weights = np.broadcast_to(1 / np.arange(1.0, positives + 1), neighbors.shape).astype(np.float32)
     columns = {"positives": neighbors, "weight": weights, "weight_before_validation": weights}
     lists = {name: pl.Series(name, value).arr.to_list() for name, value in columns.items()}
@@ -118,6 +124,46 @@ def write_pairs(path: Path, positives: int) -> None:
         size=pl.lit(positives, pl.Int32), dropped_positives=pl.lit(0, pl.Int32)
     )
     pairs.write(rows, path)
+
+
+def steps() -> dict[str, Any]:
+    """Return the seconds of a step in a small and in a large catalog, and their ratio."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_steps = [_steps(Path(folder), items) for items in STEP_ITEMS]
+        for run in run_steps:
+            run()  # traces the step and fills caches
+        rounds = [[run() for run in run_steps] for _ in range(STEP_ROUNDS)]
+    small, large = (statistics.median(seconds) / STEPS for seconds in zip(*rounds, strict=True))
+    return {"items": STEP_ITEMS, "step_s": [small, large], "ratio": statistics.median(b / a for a, b in rounds)}
+
+
+def _steps(folder: Path, items: int) -> Callable[[], float]:
+    """Return a function that runs some steps in a catalog of this size, and returns the seconds."""
+    from recsys.features.encoding import Features
+    from recsys.model import tower
+    from recsys.model.batches import PairBatches
+    from recsys.model.optimizer import build_optimizer
+    from recsys.model.siamese import Siamese
+
+    config = Config(data=DataConfig(interactions="none"))
+    tags = np.random.default_rng(0).integers(0, 1_000, (items, 4)).astype(str).tolist()
+    frame = pl.DataFrame({"item_id": [str(number) for number in range(items)], "tags": tags})
+    write_pairs(folder / f"{items}.parquet", items, STEP_POSITIVES)
+    written = pairs.Pairs([folder / f"{items}.parquet"], items, "weight")
+    features = Features.fit(frame, ItemsConfig(multi_categorical=("tags",)), config.tower, written.counts)
+    model = Siamese(tower.build(features, config.tower, seed=1), features.transform(frame), config)
+    adam = build_optimizer(config.train, model.tower, features, config.train.learning_rate)
+    model.compile(optimizer=adam, jit_compile=False)
+    batches = PairBatches(written, config)
+    drawn = chain.from_iterable(batches.one_pass() for _ in count())
+
+    def run() -> float:
+        started = time.perf_counter()
+        for batch in islice(drawn, STEPS):
+            model.train_on_batch(batch)
+        return time.perf_counter() - started
+
+    return run
 
 
 def one_pass(part: str) -> float:
@@ -145,7 +191,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark as a program."""
     arguments = parser(__doc__, CONFIG, FIGURES).parse_args(argv)
     with temporary_folder() as folder:
-        print(write({"comparison": compare(load(arguments, folder)), "memory": memory()}, arguments.json))
+        print(
+            write(
+                {"comparison": compare(load(arguments, folder)), "steps": steps(), "memory": memory()}, arguments.json
+            )
+        )
 
 
 if __name__ == "__main__":
