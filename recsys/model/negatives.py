@@ -245,8 +245,8 @@ class Sampler:
         as_anchor = min(len(anchors) / self.num_anchors, 1 - 1e-9)
 
         def outside(items: NDArray[np.int32]) -> NDArray[np.float64]:
-            no_anchor = np.where(self.is_anchor[items], 1 - as_anchor, 1.0)
-            return np.multiply(no_anchor, self.not_positive[items], dtype=np.float64)
+            probability: NDArray[np.float64] = self.not_positive[items]
+            return np.where(self.is_anchor[items], (1 - as_anchor) * probability, probability)
 
         rarest = 1 - max((1 - as_anchor) * self.rarest_anchor, self.rarest_other)
         items, log_inclusion = inside, np.log(np.maximum(1 - outside(inside), rarest))
