@@ -12,14 +12,17 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recsys.data import storage
 from recsys.data.storage import Location, RemoteLocation
 from recsys.errors import ReleaseError
-from recsys.release.bundle import Release
 from recsys.release.formats import MANIFEST
 from recsys.release.manifest import read_manifest
 from recsys.release.writer import rename_release
+
+if TYPE_CHECKING:
+    from recsys.release.bundle import Release
 
 FILE_NAME = re.compile(r"((similar|next)/)?(?!\.)[\w.-]+")
 """Names of files in a release, relative to its folder."""
@@ -59,6 +62,8 @@ def load(source: str) -> Release:
         ReleaseError: the release is missing or invalid.
         InputError: the store cannot be reached, or denies access.
     """
+    from recsys.release.bundle import Release  # noqa: PLC0415 - the supervisor of a service only fetches
+
     return Release.load(fetch(source))
 
 
@@ -75,6 +80,8 @@ def fetch(source: str) -> Path:
 
 def _fetch_release(location: RemoteLocation) -> Path:
     """Return the cached copy. Its name is a hash of the manifest, so a new release at the same URL is fetched again."""
+    from recsys.release.bundle import Release  # noqa: PLC0415 - as above
+
     manifest = location / MANIFEST
     if not manifest.exists():
         raise ReleaseError(f"release must be a folder with a {MANIFEST}. Received: {location.display_name}.")

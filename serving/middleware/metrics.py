@@ -17,13 +17,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.middleware.environment import METRICS_FOLDER
 from serving.middleware.logs import REQUEST_ID, log_request
 from serving.protocol import headers
 from serving.protocol.problem import create_problem, problem_response
 
 logger = logging.getLogger(__name__)
 
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 RATIO_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 UNMATCHED = "unmatched"
@@ -132,7 +132,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return the metrics of all workers in the text format of Prometheus."""
-        if MULTIPROCESS not in os.environ:
+        if METRICS_FOLDER not in os.environ:
             return generate_latest(self._registry)
         aggregated = CollectorRegistry()
         MultiProcessCollector(aggregated)  # type: ignore[no-untyped-call]

@@ -6,15 +6,13 @@ service. A span has the route, the status and the release, and no ids of items o
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.errors import ConfigError
+from serving.middleware.environment import TRACING_ENDPOINTS, is_tracing
 from serving.middleware.metrics import RELEASE_HEADER, route_path
-
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def create_tracer() -> Any | None:
@@ -23,7 +21,7 @@ def create_tracer() -> Any | None:
     Raises:
         ConfigError: tracing is enabled, and OpenTelemetry is not installed.
     """
-    if not any(os.environ.get(name) for name in ENDPOINTS):
+    if not is_tracing():
         return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
@@ -31,7 +29,7 @@ def create_tracer() -> Any | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{ENDPOINTS[0]} requires {error.name}, which is not installed. Install recsys[otel], or unset it."
+            f"{TRACING_ENDPOINTS[0]} requires {error.name}, which is not installed. Install recsys[otel], or unset it."
         ) from None
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -6,7 +6,6 @@ embeddings. The supervisor replaces workers that end. If the supervisor ends or 
 
 from __future__ import annotations
 
-import gc
 import logging
 import logging.config
 import multiprocessing
@@ -22,33 +21,24 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import uvicorn
-
-from recsys import Release
 from recsys.config.sections import ServeConfig
 from recsys.errors import ConfigError
-from serving.app import create_app
 from serving.live.item_changes import ITEM_CHANGES_FILE, ItemChanges
-from serving.live.live_release import Embed
-from serving.live.loaded_releases import LoadedReleases
-from serving.live.state import State
 from serving.middleware.api_keys import ApiKeys
+from serving.middleware.environment import METRICS_FOLDER, is_tracing
 from serving.middleware.logs import LOGGING_CONFIG
-from serving.middleware.metrics import MULTIPROCESS, Metrics
-from serving.middleware.rate_limit import RATE_LIMIT_FILE, RateLimiter
-from serving.middleware.tracing import create_tracer
 from serving.workers.backoff import backoff_delays
 from serving.workers.champion_watcher import ChampionWatcher, Source
-from serving.workers.release_loader import ReleaseLoader
 from serving.workers.target import LAST_SERVED_FILE, TARGET_FILE, read_target
+
+if TYPE_CHECKING:
+    from serving.live.live_release import Embed
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2_048
-MAX_CHECK_INTERVAL_S = 1.0
-"""Maximum seconds between two checks of the target file by a worker."""
 SHUTDOWN_TIMEOUT_S = 30
 """Maximum seconds to complete running requests when the service stops."""
 STABLE_AFTER_S = 10.0
@@ -85,49 +75,44 @@ def run(source: Source, config: ServeConfig, folder: Path | None, embed: Embed |
     with tempfile.TemporaryDirectory(prefix="recsys-") as temporary:
         settings = WorkerSettings(config, folder or Path(temporary), folder is not None, embed)
         settings.folder.mkdir(parents=True, exist_ok=True)
-        ApiKeys(_keys_path(config)), create_tracer()  # raises an error of an invalid setting here, not in each worker
+        ApiKeys(keys_path(config))  # raises the error of an invalid setting here, not in each worker
+        if is_tracing():
+            from serving.middleware.tracing import create_tracer  # noqa: PLC0415 - slow to import
+
+            create_tracer()
         metrics_folder = Path(temporary) / "metrics"
         metrics_folder.mkdir()
-        os.environ[MULTIPROCESS] = str(metrics_folder)
+        os.environ[METRICS_FOLDER] = str(metrics_folder)
         if settings.is_persistent:
             ItemChanges(settings.folder / ITEM_CHANGES_FILE).close()  # create the file before several workers open it
         with _listening(config.host, config.port) as listener:
             watcher = ChampionWatcher(source, settings.folder, config.poll_seconds)
             watcher.start()
-            if not (settings.folder / LAST_SERVED_FILE).exists():
-                Release.load(read_target(settings.folder / TARGET_FILE).champion)  # raises an error if it is invalid
-            host, port = listener.getsockname()[:2]
-            logger.info("running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-            _supervise(lambda: _start(settings, listener), config.workers)
+
+            def verify() -> None:
+                _verify_target(settings.folder)
+                host, port = listener.getsockname()[:2]
+                logger.info("running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+            _supervise(lambda: _start(settings, listener), config.workers, verify)
             watcher.stop()
 
 
-def work(settings: WorkerSettings, listener: socket.socket) -> None:
-    """Run one worker until SIGTERM or SIGINT."""
-    logging.config.dictConfig(LOGGING_CONFIG)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    config = settings.config
-    item_changes = ItemChanges(settings.folder / ITEM_CHANGES_FILE) if settings.is_persistent else None
-    rate_limiter = None if config.rate is None else RateLimiter(settings.folder / RATE_LIMIT_FILE, config.rate)
-    state = State(LoadedReleases(config.keep_seconds), config, Metrics(), item_changes, settings.embed)
-    ReleaseLoader(state, settings.folder, min(MAX_CHECK_INTERVAL_S, config.poll_seconds)).start()
-    app = create_app(state, ApiKeys(_keys_path(config)), rate_limiter)
-    gc.collect()
-    gc.freeze()  # modules and the release live long; visiting them would stop the worker for tens of milliseconds
-    options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "backlog": BACKLOG}
-    uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S, **options)).run([listener])
+def _verify_target(folder: Path) -> None:
+    """Load the release to serve if none was served before, because then the workers cannot serve any other.
+
+    Raises:
+        ReleaseError: the release is invalid.
+    """
+    if not (folder / LAST_SERVED_FILE).exists():
+        from recsys.release.bundle import Release  # noqa: PLC0415 - while the workers import the same libraries
+
+        Release.load(read_target(folder / TARGET_FILE).champion)
 
 
-def _keys_path(config: ServeConfig) -> Path | None:
+def keys_path(config: ServeConfig) -> Path | None:
+    """Return the file of API keys, if any."""
     return None if config.keys is None else Path(config.keys)
-
-
-def _end_with_parent() -> None:
-    """Stop this worker when its parent process ends, because nothing else would stop it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
@@ -147,13 +132,19 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def _start(settings: WorkerSettings, listener: socket.socket) -> SpawnProcess:
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(settings, listener))
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(settings, listener))
     process.start()
     return process
 
 
-def _supervise(start: Callable[[], SpawnProcess], count: int) -> None:
-    """Keep `count` processes running until SIGTERM or SIGINT, then stop them."""
+def _work(settings: WorkerSettings, listener: socket.socket) -> None:
+    from serving.workers.worker import work  # noqa: PLC0415 - in the process of the worker only
+
+    work(settings, listener)
+
+
+def _supervise(start: Callable[[], SpawnProcess], count: int, verify: Callable[[], None]) -> None:
+    """Keep `count` processes running until SIGTERM or SIGINT, then stop them; also if `verify` raises an error."""
     wake_receiver, wake_sender = socket.socketpair()
     wake_sender.setblocking(False)
     stopped = threading.Event()
@@ -161,6 +152,27 @@ def _supervise(start: Callable[[], SpawnProcess], count: int) -> None:
         signal.signal(signal_number, lambda *_: stopped.set())
     signal.set_wakeup_fd(wake_sender.fileno())
     started_at = {process: time.monotonic() for process in (start() for _ in range(count))}
+    try:
+        verify()
+        _replace_ended(start, started_at, stopped, wake_receiver)
+    finally:
+        for process in started_at:
+            process.terminate()
+        for process in started_at:
+            process.join(SHUTDOWN_TIMEOUT_S + 5)
+            process.kill()
+        signal.set_wakeup_fd(-1)
+        wake_receiver.close()
+        wake_sender.close()
+
+
+def _replace_ended(
+    start: Callable[[], SpawnProcess],
+    started_at: dict[SpawnProcess, float],
+    stopped: threading.Event,
+    wake_receiver: socket.socket,
+) -> None:
+    """Replace processes that end, until the event is set."""
     delays = backoff_delays(FIRST_DELAY_S, STABLE_AFTER_S)
     while not stopped.is_set():
         wait([wake_receiver, *(process.sentinel for process in started_at)])
@@ -173,11 +185,3 @@ def _supervise(start: Callable[[], SpawnProcess], count: int) -> None:
             stopped.wait(next(delays))
             if not stopped.is_set():
                 started_at[start()] = time.monotonic()
-    for process in started_at:
-        process.terminate()
-    for process in started_at:
-        process.join(SHUTDOWN_TIMEOUT_S + 5)
-        process.kill()
-    signal.set_wakeup_fd(-1)
-    wake_receiver.close()
-    wake_sender.close()
