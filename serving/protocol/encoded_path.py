@@ -21,7 +21,7 @@ class EncodedPathMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Replace the decoded path of an HTTP request by the encoded one."""
         if scope["type"] == "http":
-            scope = {**scope, "path": scope["raw_path"].decode("ascii")}
+            scope["path"] = scope["raw_path"].decode("ascii")
         await self.app(scope, receive, send)
 
 
