@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -45,8 +46,9 @@ INSTALL = "go install github.com/tsenart/vegeta/v12@latest"
 CONNECTIONS = 32
 """Concurrent connections when the throughput is measured."""
 ROUNDS = 3
-NUM_NEW_QUERIES = 100_000
-"""New queries of one measurement: more than the cache can store, so that a query that comes again is new again."""
+NEW_ITEMS = 50_000
+"""Items that are queried in turn as new queries: more than the cache can store, so each has been removed before it is
+queried again."""
 RATE_SECONDS = 1_000
 """A rate is a whole number of requests in this many seconds."""
 SOAK_QUERIES_S = 500
@@ -68,6 +70,7 @@ async def get_empty() -> dict[str, str]:
 class Attack(NamedTuple):
     """What the load generator measured."""
 
+    requests: int
     requests_s: float
     """Successful responses per second."""
     p50_ms: float
@@ -97,26 +100,32 @@ class Load(NamedTuple):
 
 def load(folder: Path, seconds: float, latency_seconds: float) -> Load:
     """Measure the throughput of queries and of the empty endpoint in turn, then the latency at half of it."""
-    service, item_ids = create_service(folder, ITEMS)
+    service, item_ids = create_service(folder, ITEMS + NEW_ITEMS, releases=1)
     service.configure(workers=1)
     service.start()
-    repeated, new = [_path(item_id) for item_id in item_ids], _new_queries(item_ids)
+    paths = list(map(_path, item_ids))
+    repeated, new = paths[:ITEMS], deque(paths[ITEMS:])
     rounds = []
+
+    def attack_new(duration: float, rate: float | None = None) -> Attack:
+        attack = _attack(service.url, list(new), duration, rate)
+        new.rotate(-attack.requests)  # the next one continues with the following item
+        return attack
+
     try:
-        wait_until(lambda: service.get(_path(item_ids[0])).is_success)
+        wait_until(lambda: service.get(repeated[0]).is_success)
         with _empty_server() as url:
             for _ in range(ROUNDS + 1):
                 attacks = (
                     _attack(service.url, repeated, seconds),
-                    _attack(service.url, list(islice(new, NUM_NEW_QUERIES)), seconds),
+                    attack_new(seconds),
                     _attack(url, ["/empty"], seconds),
                 )
                 rounds.append([attack.requests_s for attack in attacks])
         rounds = rounds[1:]  # the first one fills the caches of the service and of the machine
         repeated_rate, new_rate, empty_rate = (statistics.median(side) for side in zip(*rounds, strict=True))
         repeated_attack = _attack(service.url, repeated, latency_seconds, repeated_rate / 2)
-        new_paths = list(islice(new, round(new_rate * latency_seconds)))
-        new_attack = _attack(service.url, new_paths, latency_seconds, new_rate / 2)
+        new_attack = attack_new(latency_seconds, new_rate / 2)
     finally:
         service.close()
     ratio, new_ratio = (statistics.median(rates[side] / rates[2] for rates in rounds) for side in (0, 1))
@@ -221,7 +230,7 @@ def _attack(url: str, paths: list[str], seconds: float, rate: float | None = Non
     if rate is not None and report["rate"] < MIN_RATE * rate:
         raise RuntimeError(f"the load generator must send {rate:.0f} requests per second. Received: {report['rate']}.")
     latencies = report["latencies"]
-    return Attack(report["throughput"], latencies["50th"] / 1e6, latencies["99th"] / 1e6)
+    return Attack(report["requests"], report["throughput"], latencies["50th"] / 1e6, latencies["99th"] / 1e6)
 
 
 def main() -> None:

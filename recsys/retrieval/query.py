@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -163,6 +163,20 @@ class Query:
     def from_item(cls, item_id: str, k: int = 10, sense: Sense | None = None) -> Query:
         """Return the query for the neighbors of one item."""
         return cls(items=(WeightedItem(item_id),), k=k, sense=sense)
+
+    def for_item(self, item_id: str) -> Query:
+        """Return the same query for one item, of weight 1, instead of another; its conditions are not checked again."""
+        query = object.__new__(Query)
+        query.__dict__.update(self.__dict__, items=(WeightedItem(item_id),))
+        return query
+
+    @cached_property
+    def conditions(self) -> str:
+        """All fields as text except the items and the page. `for_item` copies it, if it is known."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["items"]
+        values |= {"k": 1, "offset": 0, "explain": False, "sense": self.answered_in}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
     @property
     def answered_in(self) -> Sense:

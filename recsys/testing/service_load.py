@@ -49,11 +49,11 @@ def run_load(folder: Path, requests: int, swaps: int, items: int = ITEMS) -> Loa
         service.close()
 
 
-def create_service(folder: Path, items: int) -> tuple[Service, list[str]]:
+def create_service(folder: Path, items: int, releases: int = RELEASES) -> tuple[Service, list[str]]:
     """Return a service and the item ids of its releases. Each title contains the release id."""
     item_ids = [f"item {number:05}" for number in range(items)]
     write = release_writer(folder)
-    for number in range(RELEASES):
+    for number in range(releases):
         release_id = f"release-{number}"
         write(item_ids, release_id=release_id, title=pl.Series([f"{release_id} {item_id}" for item_id in item_ids]))
     service = Service(folder)

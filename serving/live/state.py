@@ -15,7 +15,7 @@ from serving.live.loaded_releases import LoadedReleases, Roles
 from serving.live.shadow import Shadow
 from serving.middleware.metrics import Metrics
 from serving.protocol.pagination import decode_cursor
-from serving.protocol.requests import RequestedRelease
+from serving.protocol.requests import RequestedRelease, SimilarQueries
 
 
 class ReleaseNotLoadedError(Exception):
@@ -50,6 +50,7 @@ class State:
         self.metrics = metrics
         self.item_changes = item_changes
         self.embed = embed
+        self.similar_queries = SimilarQueries(config)
         self.errors: dict[str, str] = {}
         """Component -> its current error."""
         self.shadow = Shadow(config.challenger_share, metrics) if config.challenger == "shadow" else None

@@ -6,14 +6,12 @@ import base64
 import binascii
 import hashlib
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from recsys.errors import InputError
 from recsys.retrieval.query import Query
 
-DEFAULTS = [(field.name, field.default, f"{field.name}={field.default!r}") for field in fields(Query)]
-"""Each field of a query with its default, and its text in `repr` of a query with the default."""
 MAX_LENGTH = 1_024
 """Maximum number of characters of a cursor."""
 
@@ -29,10 +27,8 @@ class Cursor(NamedTuple):
 
 def query_digest(query: Query) -> str:
     """Return a digest that is the same for all pages of a query."""
-    values = dict(vars(query), k=1, offset=0, explain=False, sense=query.answered_in)
-    # the text of `repr(replace(query, ...))`, which would take ten times as long
-    texts = [text if (value := values[name]) is default else f"{name}={value!r}" for name, default, text in DEFAULTS]
-    return hashlib.sha256(f"Query({', '.join(texts)})".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    text = f"Query(items={query.items!r}, {query.conditions})"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def encode_cursor(cursor: Cursor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, NamedTuple, Protocol, Self
 from urllib.parse import parse_qsl
 
@@ -19,6 +20,8 @@ from serving.protocol import headers
 
 RELEASE_HEADER, STICKY_KEY_HEADER = headers.encode(headers.RELEASE), headers.encode(headers.STICKY_KEY)
 RANGE_KEYS = {"min", "max"}
+MAX_PARSED = 256
+"""Number of query strings whose queries are kept. Most clients send few different ones, for many items."""
 MAX_LIST_LENGTH = 1_000
 """Maximum number of ids or values in a list of a query."""
 
@@ -90,7 +93,7 @@ class SimilarParameters(BaseModel):
         return cls.model_validate(values)
 
     def to_query(self, item_id: str, limits: ServeConfig) -> Query:
-        """Return the query for the neighbors of an item.
+        """Return the query for the neighbors of an item; another item has the same with `Query.for_item`.
 
         Raises:
             InputError: the query exceeds a limit, or contradicts itself.
@@ -109,6 +112,34 @@ class SimilarParameters(BaseModel):
             sense=self.sense,
             explain=self.explain,
         )
+
+
+class SimilarQueries:
+    """Parses the query strings of `GET /v1/items/{item_id}/similar`, each of the last ones only once.
+
+    Args:
+        limits: settings of the service.
+    """
+
+    def __init__(self, limits: ServeConfig) -> None:
+        self._limits = limits
+        self._parse = lru_cache(MAX_PARSED)(self._parse_and_validate)
+
+    def query(self, item_id: str, query_string: bytes) -> tuple[Query, str | None]:
+        """Return the query for the neighbors of an item, and the cursor of its page, if any.
+
+        Raises:
+            ValidationError: a parameter is unknown or has an invalid value.
+            InputError: the query exceeds a limit, or contradicts itself.
+        """
+        query, cursor = self._parse(query_string)
+        return query.for_item(item_id), cursor
+
+    def _parse_and_validate(self, query_string: bytes) -> tuple[Query, str | None]:
+        parameters = SimilarParameters.from_query_string(query_string)
+        query = parameters.to_query("", self._limits)
+        query.conditions  # noqa: B018 - computed once for all items
+        return query, parameters.cursor
 
 
 class RequestedRelease(NamedTuple):

@@ -61,10 +61,9 @@ INVALID: Responses = {422: {"description": "The request is not valid.", "content
 async def similar(request: Request) -> Response:
     """Return the items most similar to an item, nearest first; fewer than `k` only if no others satisfy the query."""
     state: State = request.app.state.recsys
-    parameters = SimilarParameters.from_query_string(request.scope["query_string"])
+    query, cursor = state.similar_queries.query(request.path_params["item_id"], request.scope["query_string"])
     release = chosen_release(request.scope, state)
-    query = _at_cursor(parameters.to_query(request.path_params["item_id"], state.config), parameters.cursor, state)
-    body = _search(state, release, query)
+    body = _search(state, release, _at_cursor(query, cursor, state))
     request.scope[CACHEABLE] = not (body["unknown_item_ids"] or body["fallback"])  # counted every time
     return JsonResponse(body, release)
 
