@@ -101,7 +101,7 @@ class Load(NamedTuple):
 def load(folder: Path, seconds: float, latency_seconds: float) -> Load:
     """Measure the throughput of queries and of the empty endpoint in turn, then the latency at half of it."""
     service, item_ids = create_service(folder, ITEMS + NEW_ITEMS, releases=1)
-    service.configure(workers=1)
+    service.configure(workers=1, max_concurrent=10_000)  # a stall shows in the latency, not as rejected requests
     service.start()
     paths = list(map(_path, item_ids))
     repeated, new = paths[:ITEMS], deque(paths[ITEMS:])
