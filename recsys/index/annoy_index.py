@@ -90,7 +90,7 @@ class Index:
         return neighbors, similarities
 
     def nearest_to_vector(
-        self, vector: NDArray[np.floating], k: int, excluded: Collection[int] = ()
+        self, vector: NDArray[np.floating], k: int, excluded: Collection[int] = (), *, search_k_multiple: int = 1
     ) -> tuple[list[int], list[float]]:
         """Return the `k` items nearest to a vector and their similarities, nearest first.
 
@@ -98,6 +98,7 @@ class Index:
             vector: [dimension]; of any length, also for cosine.
             k: maximum number of items.
             excluded: item numbers that are not returned.
+            search_k_multiple: number of nodes to inspect, as a multiple of `search_k`.
 
         Returns:
             Fewer than `k` only if the catalog has fewer other items.
@@ -115,7 +116,7 @@ class Index:
         count = min(k, self._num_items - len(excluded))
         if count <= 0:
             return [], []
-        search_k = self.search_k
+        search_k = search_k_multiple * self.search_k
         while True:
             # in the worst case, all excluded items come first
             neighbors, distances = self._nearest_to_vector(query, count + len(excluded), search_k)

@@ -24,8 +24,9 @@ from recsys.index.embeddings import Vectors
 from recsys.index.exact import exact_similarities, item_vector, lower_bounds, rounding_error, take
 from recsys.index.queries import PADDING
 
-WIDTH = 200
-"""Nearest items in each row. `together` ranks an item's 100 nearest items beside at most 100 followers."""
+WIDTH = 256
+"""Nearest items in each row: most filters that every twentieth item passes leave ten of them, and `together` ranks an
+item's 100 nearest items beside at most 100 followers."""
 EXACT_ITEMS: Final[Mapping[Metric, int]] = {"angular": 50_000, "euclidean": 25_000, "manhattan": 10_000}
 """Up to this number of items, comparing every item with every other takes about as long as the index, or less."""
 BLOCK = 128

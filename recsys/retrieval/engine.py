@@ -188,7 +188,8 @@ class Engine:
         distance, num_catalog_items = self.searcher.distance, catalog.num_catalog_items
         catalog_mask = None if mask is None else mask[:num_catalog_items]
         allowed = AllowedItems(catalog_mask, num_catalog_items, resolved.excluded, catalog.removed)
-        ranking = self.searcher.ranking(point, allowed)
+        is_mean = query.vector is None and not query.negatives
+        ranking = self.searcher.ranking(point, allowed, is_mean=is_mean)
         if len(catalog) > num_catalog_items:
             vector = self.searcher.vector(point)
             similarities = exact_similarities(distance, vector, catalog.added_vectors).tolist()

@@ -8,7 +8,8 @@ a page is the same whether it is requested alone or as part of a longer result; 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from heapq import merge
 from itertools import pairwise
@@ -31,6 +32,10 @@ WINDOWS = ((32, 32, 0), (128, 640, 0), (320, 1_280, 1))
 """Stages of an index search, as far as they reach beyond the table: the rank up to which its result is used, the number
 of items requested from the index, and the least number requested as a multiple of `search_k`. `search_k` is tuned for
 about the first 20 ranks; the index searches more of its trees if more items are requested."""
+Windows = Sequence[tuple[int, int, int]]
+MEAN_DEPTH, MEAN_SEARCH, MEAN_NEIGHBORS = 32, 4, 100
+"""Search for the mean of several items: the rank up to which the result is used, the nodes that the index inspects as a
+multiple of `search_k`, and the neighbors of each item that it finds which are compared with the mean as well."""
 EXACT_BELOW = 5_000
 """Up to this number of candidate items, comparing with each of them is faster than the index."""
 SELECTIVITY = 16
@@ -53,8 +58,9 @@ class ScoredItem(NamedTuple):
 QueryPoint = int | NDArray[np.float64]
 """What to search from: an item number of the catalog, or a vector, [dimension], of length 1 for cosine.
 
-Only item numbers are searched with the index. Its trees separate items, so a vector between items has neighbors in
-several branches, and the index would miss many of them.
+Item numbers are searched with the table and the index, means of items with both and a wider search. Other vectors are
+compared with every item: the trees of the index separate items, so a vector between items has neighbors in several
+branches, and the index would miss many of them.
 """
 
 
@@ -70,17 +76,12 @@ class AllowedItems:
     """
 
     def __init__(
-        self, mask: Mask | None, num_items: int, excluded: Collection[int], removed: Collection[int] = frozenset()
+        self, mask: Mask | None, num_items: int, excluded: AbstractSet[int], removed: AbstractSet[int] = frozenset()
     ) -> None:
         self._mask = mask
         self._num_items = num_items
         self._excluded = excluded
         self._removed = removed
-
-    @property
-    def has_mask(self) -> bool:
-        """Whether a mask restricts the items."""
-        return self._mask is not None
 
     def __contains__(self, item_number: int) -> bool:
         if item_number in self._excluded or item_number in self._removed:
@@ -90,6 +91,16 @@ class AllowedItems:
     def __len__(self) -> int:
         """Return the number of items that the mask allows; excluded and removed ones are not subtracted."""
         return self._num_items if self._mask is None else int(np.count_nonzero(self._mask))
+
+    def among(self, item_numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the items that are allowed, in the same order."""
+        if self._mask is not None:
+            item_numbers = item_numbers[self._mask[item_numbers]]
+        numbers = item_numbers.tolist()
+        if self._removed or not self._excluded.isdisjoint(numbers):
+            numbers = [number for number in numbers if number not in self._excluded and number not in self._removed]
+            return np.array(numbers, np.int32)
+        return item_numbers
 
     def mask(self) -> Mask:
         """Return which items are allowed, bool [num_items]."""
@@ -118,40 +129,65 @@ class Searcher:
         """Return whether this number of candidates is compared one by one, without the index."""
         return num_candidates <= max(EXACT_BELOW, len(self.vectors) // SELECTIVITY)
 
-    def ranking(self, point: QueryPoint, allowed: AllowedItems) -> Iterator[ScoredItem]:
-        """Return all allowed items by descending similarity to a query point."""
+    def ranking(self, point: QueryPoint, allowed: AllowedItems, *, is_mean: bool = False) -> Iterator[ScoredItem]:
+        """Return all allowed items by descending similarity to a query point.
+
+        Args:
+            point: what to search from.
+            allowed: the items that may be returned.
+            is_mean: whether a vector is the mean of items, near which the index finds items.
+        """
         is_exact = self.is_exact(len(allowed))
-        if not isinstance(point, int) or (is_exact and (self.neighbors is None or allowed.has_mask)):
-            return self._exact_ranking(self.vector(point), allowed)
-        return self._item_ranking(point, allowed, () if is_exact else WINDOWS)
+        if isinstance(point, int) and self.neighbors is not None:
+            return self._table_ranking(point, self.neighbors[point], allowed, () if is_exact else WINDOWS)
+        if isinstance(point, int) and not is_exact:
+            return self._ranking_beyond(point, allowed, WINDOWS, math.inf, set())
+        vector = self.vector(point)
+        if is_mean and self.neighbors is not None and not is_exact:
+            return self._mean_ranking(vector, self.neighbors, allowed)
+        return self._exact_ranking(vector, allowed)
 
-    def _item_ranking(
-        self, query_item: int, allowed: AllowedItems, windows: Sequence[tuple[int, int, int]]
+    def _table_ranking(
+        self, query_item: int, row: NDArray[np.int32], allowed: AllowedItems, windows: Windows
     ) -> Iterator[ScoredItem]:
-        """Yield the nearest items in the table and those that the index returns, then all less similar ones.
+        """Yield the allowed items of a row of the table, then all less similar ones.
 
-        The last are found by exact search. An item that table and index miss is not returned at all: it would belong
-        before items that were already yielded.
+        An item that neither table nor index has is not returned at all: it would belong before items that were already
+        yielded.
         """
         vector = self.vector(query_item)
-        seen: list[int] = []
-        similarity = math.inf
-        if self.neighbors is not None:
-            row = self.neighbors[query_item]
-            for start, stop in pairwise(PIECES):
-                nearest = row[start:stop]
-                similarities = exact_similarities(self.distance, vector, take(self.vectors, nearest))
-                for item_number, similarity in zip(nearest.tolist(), similarities.tolist(), strict=True):
-                    if item_number in allowed:
-                        yield ScoredItem(item_number, similarity)
-            seen = row.tolist()
-        yield from self._ranking_beyond(query_item, allowed, windows, similarity, set(seen))
+        for start, stop in pairwise(PIECES):
+            yield from self._scored(vector, allowed.among(row[start:stop]))
+        last_similarity = self._scored(vector, row[-1:])[0].similarity if len(row) else math.inf
+        yield from self._ranking_beyond(query_item, allowed, windows, last_similarity, set(row.tolist()))
+
+    def _mean_ranking(
+        self, vector: NDArray[np.float64], neighbors: Neighbors, allowed: AllowedItems
+    ) -> Iterator[ScoredItem]:
+        """Yield the items nearest to a mean of items that index and table find, then all less similar ones.
+
+        The index misses some items in other branches of its trees; most of them are neighbors of those that it finds.
+        """
+        found, _ = self.index.nearest_to_vector(vector, MEAN_DEPTH, search_k_multiple=MEAN_SEARCH)
+        candidates = np.union1d(found, neighbors[found, :MEAN_NEIGHBORS])
+        approximate = self._approximate_similarities(vector, candidates)
+        bound = lower_bounds(approximate[None], MEAN_DEPTH)[0] - 2 * rounding_error(len(vector))
+        nearest = sorted(self._scored(vector, candidates[approximate >= bound]), key=sort_key)[:MEAN_DEPTH]
+        yield from (item for item in nearest if item.item_number in allowed)
+        last_similarity, seen = nearest[-1].similarity, {item.item_number for item in nearest}
+        for item in self._exact_ranking(vector, allowed):
+            if item.similarity <= last_similarity and item.item_number not in seen:
+                yield item
+
+    def _scored(self, vector: NDArray[np.float64], item_numbers: NDArray[np.integer]) -> list[ScoredItem]:
+        similarities = exact_similarities(self.distance, vector, take(self.vectors, item_numbers))
+        return [*map(ScoredItem, item_numbers.tolist(), similarities.tolist())]
 
     def _ranking_beyond(
         self,
         query_item: int,
         allowed: AllowedItems,
-        windows: Sequence[tuple[int, int, int]],
+        windows: Windows,
         last_similarity: float,
         seen: set[int],
     ) -> Iterator[ScoredItem]:
@@ -163,11 +199,9 @@ class Searcher:
             nearest, _ = self.index.nearest(query_item, max(count, search_k_multiple * self.index.search_k))
             item_numbers = [item_number for item_number in nearest[:depth] if item_number not in seen]
             seen.update(item_numbers)
-            similarities = exact_similarities(self.distance, vector, self.vectors[item_numbers]).tolist()
-            for item in sorted(map(ScoredItem, item_numbers, similarities), key=sort_key):
-                if item.similarity <= last_similarity and item.item_number in allowed:
-                    yield item
-            last_similarity = min([last_similarity, *similarities])
+            items = sorted(self._scored(vector, np.array(item_numbers, np.intp)), key=sort_key)
+            yield from (item for item in items if item.similarity <= last_similarity and item.item_number in allowed)
+            last_similarity = min(last_similarity, items[-1].similarity) if items else last_similarity
         for item in self._exact_ranking(vector, allowed):
             if item.similarity <= last_similarity and item.item_number not in seen:
                 yield item

@@ -72,7 +72,7 @@ def test_table_has_the_exact_neighbors_of_every_item(tmp_path: Path, items_per_u
     vectors = np.load(context.run.path(embed.STAGE, EMBEDDINGS)).astype(np.float64)
     lengths = ((vectors[:, None] - vectors) ** 2).sum(axis=2)
     np.fill_diagonal(lengths, np.inf)
-    assert table.tolist() == lengths.argsort(axis=1)[:, :200].tolist()
+    assert table.tolist() == lengths.argsort(axis=1)[:, :256].tolist()
     assert manifest["neighbors_recall"] == 1
 
 
@@ -84,9 +84,9 @@ def test_table_of_a_large_catalog_is_searched_with_the_index(tmp_path: Path, mon
     manifest = indexing.index(context.config, context.run, context.progress)
     table = neighbors.load(context.run.path(indexing.STAGE, NEIGHBORS), 1_000).tolist()
     exact = ExactIndex(np.load(context.run.path(embed.STAGE, EMBEDDINGS))).neighbors(
-        np.arange(1_000, dtype=np.int32), 200
+        np.arange(1_000, dtype=np.int32), 256
     )
-    recall = np.mean([len({*row} & {*nearest}) / 200 for row, nearest in zip(table, exact.tolist(), strict=True)])
+    recall = np.mean([len({*row} & {*nearest}) / 256 for row, nearest in zip(table, exact.tolist(), strict=True)])
     assert manifest["neighbors_recall"] == pytest.approx(recall, abs=1e-3)
     assert 0.9 <= manifest["neighbors_recall"] < 1
 

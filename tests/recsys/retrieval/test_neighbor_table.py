@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,3 +104,21 @@ def test_a_large_catalog_is_searched_beyond_the_table(engines: Any) -> None:
     assert len({neighbor.item_id for neighbor in neighbors}) == len(neighbors) > 0.95 * LARGE
     similarities = [neighbor.similarity for neighbor in neighbors]
     assert similarities == sorted(similarities, reverse=True)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_mean_of_items_in_a_large_catalog_is_searched_with_index_and_table(engines: Any, count: int) -> None:
+    """Compared with exact search, which answers without a table; a larger k keeps the first results."""
+    by_table, by_search = engines[LARGE]
+    rng = np.random.default_rng(count)
+    shared = []
+    for _ in range(20):
+        items = tuple(WeightedItem(item(n)) for n in rng.choice(LARGE, count, replace=False).tolist())
+        expected = by_search.search(Query(items=items, k=60)).neighbors
+        returned = by_table.search(Query(items=items, k=60)).neighbors
+        assert by_table.search(Query(items=items, k=30)).neighbors == returned[:30]
+        similarity = {neighbor.item_id: neighbor.similarity for neighbor in expected}
+        common = [neighbor for neighbor in returned if neighbor.item_id in similarity]
+        assert [similarity[neighbor.item_id] for neighbor in common] == [neighbor.similarity for neighbor in common]
+        shared.append(len(common) / len(expected))
+    assert np.mean(shared) > 0.95
