@@ -8,8 +8,6 @@ bits again, and the file is a third of the size that it would have with float64 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
 from pathlib import Path
 from typing import Final
 
@@ -80,22 +78,16 @@ def exact_neighbors(
 
 
 def index_neighbors(index: Index, vectors: Vectors, item_numbers: NDArray[np.integer], k: int) -> Neighbors:
-    """Return the same as `exact_neighbors` as far as the index finds it, with a thread for each processor.
+    """Return the same as `exact_neighbors`, as far as the index finds it.
 
     Args:
-        index: of the vectors. Annoy searches without the interpreter's lock.
+        index: of the vectors.
         vectors: float32 [num_items, dimension].
         item_numbers: int [n].
         k: number of neighbors of each item, smaller than the catalog.
     """
-    blocks = [item_numbers[start : start + BLOCK] for start in range(0, len(item_numbers), BLOCK)]
-
-    def search(block: NDArray[np.integer]) -> Neighbors:
-        nearest = [np.sort(index.nearest(item_number, k)[0]) for item_number in block.tolist()]
-        return _rank(vectors, index.distance, block, nearest, k)
-
-    with ThreadPoolExecutor(cpu_count()) as executor:
-        return np.concatenate([np.empty((0, k), np.int32), *executor.map(search, blocks)])
+    nearest = np.sort(index.neighbors(item_numbers.astype(np.int32), k), axis=1)
+    return _rank(vectors, index.distance, item_numbers, list(nearest), k)
 
 
 def save_exact(vectors: Vectors, path: Path, distance: Distance) -> None:
