@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.orchestration import report_files
+from pipelines.orchestration import finished_run, report_files
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.stages import promote
 from recsys.config.loading import load_config
@@ -127,7 +127,7 @@ CONTENT: dict[str, Callable[[Path], object]] = {TOWER: _tower, MANIFEST: _manife
 """Files with volatile fields, and functions that read them without these fields."""
 
 
-TIMED = {".lock", promote.REPORT, report_files.REPORT, report_files.PAGE}
+TIMED = {".lock", finished_run.FILE, promote.REPORT, report_files.REPORT, report_files.PAGE}
 """Files that are not compared, because they contain durations."""
 
 
