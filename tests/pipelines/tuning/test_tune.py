@@ -272,7 +272,9 @@ def test_passes_over_histories_are_not_compared_with_passes_over_pairs(
 ) -> None:
     """They come after a different number of passes in each trial; here after 4 that are no better than the first."""
     training.rising = rising
-    context = RunContext.from_config(with_settings(config, {"train.history_passes": 3, "tune.trials": 2}))
+    context = RunContext.from_config(
+        with_settings(config, {"train.history_passes": 3, "train.patience": 4, "tune.trials": 2})
+    )
     result = tune(context, clock=clock)
     assert training.passes == [compared + 3] * 2
     study = tuning.Study(
