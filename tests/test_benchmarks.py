@@ -15,7 +15,7 @@ from recsys.testing import world
 
 
 def test_synthetic_pairs_of_the_memory_benchmark_can_be_loaded(tmp_path):
-    training.write_pairs(tmp_path / "pairs.parquet", positives=3)
+    training.write_pairs(tmp_path / "pairs.parquet", training.PAIRS_ITEMS, positives=3)
     matrix = Pairs([tmp_path / "pairs.parquet"], training.PAIRS_ITEMS, "weight").to_matrix().toarray()
     assert (matrix > 0).sum() == 3 * len(matrix)
     assert matrix[0, 1] > matrix[0, 2] > matrix[0, 3] > 0
