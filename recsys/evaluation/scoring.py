@@ -93,12 +93,10 @@ class ScoringModel(ABC):
         A block has one query, or at most `CELLS / THREADS` scores.
         """
         step = max(1, CELLS // (THREADS * self.num_items))
+        starts = range(0, len(queries), step)
+        blocks = (queries[start : start + step] for start in starts)
         with ThreadPoolExecutor(THREADS) as executor:
-            futures = [
-                executor.submit(process, start, queries[start : start + step]) for start in range(0, len(queries), step)
-            ]
-        for future in futures:
-            future.result()
+            list(executor.map(process, starts, blocks))
 
     def _best(self, item_numbers: NDArray[np.int32], score: NDArray[np.float32], k: int) -> NDArray[np.int32]:
         if len(item_numbers) > k:  # sort only the items that are not below the k-th largest score

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.data.storage import map_array
 from recsys.errors import InputError
 from recsys.index.distances import COSINE, Distance
 
@@ -71,10 +72,7 @@ def load(path: Path) -> Vectors:
     Raises:
         InputError: not a `.npy` file.
     """
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"embeddings must be a .npy file. Received {path}: {error}") from None
+    return map_array(path, "embeddings")
 
 
 def save(vectors: Vectors, path: Path) -> None:
