@@ -51,6 +51,7 @@ from recsys.evaluation.baselines import interaction_matrix, user_item_matrix
 from recsys.evaluation.likeness import (
     AGREEMENT,
     SEARCHED,
+    CatalogEvidence,
     Evidence,
     agreement,
     group_item_numbers,
@@ -97,9 +98,9 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
     sequences = train.load_split(everybody.run).sequences
     left_out = train.load_split(everybody.run).held_out
     histories = user_item_matrix(sequences, left_out[sequences.users], len(catalog))[left_out]
-    evidence = Evidence.from_interactions(histories)._replace(
-        groups=group_item_numbers(groups, catalog),
-        columns=_text_columns(catalog, texts) if texts else None,
+    evidence = Evidence.from_interactions(histories)
+    catalog_evidence = CatalogEvidence(
+        group_item_numbers(groups, catalog), _text_columns(catalog, texts) if texts else None
     )
     users = [user for user, out in zip(sequences.user_ids, left_out.tolist(), strict=True) if not out]
     rows = read_interactions(everybody).filter(pl.col("user_id").cast(pl.String).is_in(users))
@@ -109,7 +110,7 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
     reports: dict[str, Any] = {}
 
     def report(name: str, model: Recommender, **details: Any) -> None:
-        figures = likeness_report(model, evidence, popularity, RESAMPLES)
+        figures = likeness_report(model, popularity, RESAMPLES, users=evidence, catalog=catalog_evidence)
         next_item = evaluate_last_item(model, holdout).get("ndcg_at_20")
         reports[name] = {**figures, "next_item_ndcg_at_20": next_item, **details}
         print(_line(name, reports[name]), flush=True)
@@ -130,7 +131,7 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
     return {
         "users": len(users),
         "users_left_out": int(left_out.sum()),
-        "groups": len(evidence.groups),
+        "groups": len(catalog_evidence.groups),
         "chosen": chosen,
         "models": reports,
     }

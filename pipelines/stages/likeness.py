@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from pipelines.context.item_groups import read_groups
 from pipelines.stages import train, train_similar
@@ -20,7 +19,7 @@ from recsys.config.senses import Sense
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Split
 from recsys.evaluation.baseline_search import Variant, Variants
-from recsys.evaluation.likeness import Evidence, group_item_numbers, likeness_report
+from recsys.evaluation.likeness import MAX_ITEMS, CatalogEvidence, Evidence, group_item_numbers, likeness_report
 from recsys.evaluation.metrics import Recommender
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.tfidf import tfidf_matrix, unit_length_rows
@@ -35,17 +34,14 @@ def users_evidence(run: Run) -> Evidence | None:
     return Evidence.load(run.of("similar").path(train.STAGE, train_similar.EVIDENCE)) if trained["candidates"] else None
 
 
-def catalog_evidence(config: Config, catalog: Catalog) -> Evidence | None:
+def catalog_evidence(config: Config, catalog: Catalog) -> CatalogEvidence | None:
     """Return the item groups and the columns that no model reads; None if the config names neither."""
     groups = group_item_numbers(read_groups(config.data.alike), catalog) if config.data.alike else []
     columns = None
     if config.items.evidence:
         matrix = tfidf_matrix(catalog.frame, ItemsConfig(text=config.items.evidence))
         columns = None if matrix is None else unit_length_rows(matrix)
-    if not groups and columns is None:
-        return None
-    nothing = sparse.csr_array((len(catalog), len(catalog)), dtype=np.float32)
-    return Evidence(nothing, nothing, np.zeros(len(catalog), np.bool_), groups, columns)
+    return CatalogEvidence(groups, columns) if groups or columns is not None else None
 
 
 class LikenessMeasurement:
@@ -104,27 +100,29 @@ class LikenessMeasurement:
             items = self.users_evidence.items
             items = items[self.known_popularity[items] > 0]
             report = likeness_report(
-                without_held_out, self.users_evidence, self.known_popularity, PROTOCOL.resamples, items=items
+                without_held_out, self.known_popularity, PROTOCOL.resamples, users=self.users_evidence, items=items
             )
         if self.catalog_evidence is not None and everybody is not None:
             members = np.concatenate([np.empty(0, np.int32), *self.catalog_evidence.groups])
             items = np.unique(np.concatenate([members, self._sample()])).astype(np.int32)
             _merge(
                 report,
-                likeness_report(everybody, self.catalog_evidence, self.popularity, PROTOCOL.resamples, items=items),
+                likeness_report(
+                    everybody, self.popularity, PROTOCOL.resamples, catalog=self.catalog_evidence, items=items
+                ),
             )
         return report
 
     def _sample(self) -> np.ndarray:
         items = np.flatnonzero(self.popularity > 0)
-        return np.random.default_rng(0).choice(items, min(len(items), train_similar.MAX_ITEMS), replace=False)
+        return np.random.default_rng(0).choice(items, min(len(items), MAX_ITEMS), replace=False)
 
 
 def _merge(report: Report, other: Report) -> None:
     """Add the figures of another report of the same model."""
     for name, value in other.items():
         if isinstance(value, dict):
-            report[name] = {**report.get(name, {}), **{key: each for key, each in value.items() if each}}
+            report[name] = {**report.get(name, {}), **value}
         else:
             report[name] = value
 

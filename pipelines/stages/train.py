@@ -186,8 +186,7 @@ def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[st
     popularity = np.bincount(split.sequences.items[split.known_before("validation")], minlength=len(embeddings))
     retrievable = popularity > 0 if config.data.labeled_pairs is None else None
     index = ExactIndex(embeddings, DISTANCES[config.tower.distance], retrievable)
-    sample = holdout.subsample(PROTOCOL.settings_users)
-    recency, _ = choose_recency(index, sample, PROTOCOL.recencies, PROTOCOL.history_items)
+    recency, _ = choose_recency(index, holdout, PROTOCOL)
     figures = {
         kind: evaluation_report(
             index,

@@ -26,7 +26,7 @@ from recsys.data.catalog import Catalog
 from recsys.data.splits import Split, Weight
 from recsys.data.storage import atomic_write
 from recsys.evaluation.baselines import user_item_matrix
-from recsys.evaluation.likeness import AGREEMENT, Evidence, likeness_report
+from recsys.evaluation.likeness import AGREEMENT, MAX_ITEMS, Evidence, likeness_report
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.distances import DISTANCES
 from recsys.index.embeddings import Vectors
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 EVIDENCE = "evidence.npz"
 """Name of the file with the evidence of likeness."""
-MAX_ITEMS = 2_000
-"""Maximum number of items whose neighbors are compared with the evidence."""
 MIN_ITEMS = 100
 """With evidence of fewer items, the interval of the agreement is too wide to compare candidates."""
 
@@ -272,4 +270,4 @@ class _Fits:
         known = self.popularity > 0
         index = ExactIndex(embeddings, DISTANCES[self.config.tower.distance], known)
         items = evidence.items[known[evidence.items]]
-        return likeness_report(index, evidence, self.popularity, PROTOCOL.resamples, items=items)
+        return likeness_report(index, self.popularity, PROTOCOL.resamples, users=evidence, items=items)

@@ -156,7 +156,7 @@ def choose_settings(
         chosen[name] = {kind: settings for kind, (settings, _) in best.items()}
         recency, metrics = default_recency(protocol.recencies), chosen[name]["history"].validation
         if len(holdout):
-            recency, metrics = choose_recency(best["history"][1], holdout, protocol.recencies, protocol.history_items)
+            recency, metrics = choose_recency(best["history"][1], holdout, protocol)
         settings = {**chosen[name]["history"].settings, "recency": recency}
         chosen[name]["history"] = ChosenSettings(settings, metrics)
     return chosen

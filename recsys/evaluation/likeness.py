@@ -30,6 +30,8 @@ AGREEMENT = f"agreement_at_{K}"
 """Metric by which towers for likeness are selected."""
 SEARCHED = 100
 """Number of neighbors that are searched, so that `K` of them are items with evidence."""
+MAX_ITEMS = 2_000
+"""Number of items whose neighbors are searched to choose a pass or a candidate; a sample, if more can be judged."""
 MIN_USERS = (20, 10, 5)
 """Numbers of users left out from which an item can be judged."""
 JUDGED_SHARE = 0.25
@@ -39,7 +41,7 @@ POPULAR, RARE = 100, 10
 
 
 class Evidence(NamedTuple):
-    """What the neighbors of the items are compared with."""
+    """What users who took no part in the training associate."""
 
     lift: sparse.csr_array
     """Shrunk lift of two items among the users left out, [num_items, num_items]."""
@@ -47,10 +49,6 @@ class Evidence(NamedTuple):
     """Partial weight of two items among the users left out, [num_items, num_items]."""
     judged: NDArray[np.bool_]
     """Items with enough of these users, bool [num_items]; others are skipped among the neighbors of an item."""
-    groups: Sequence[NDArray[np.int32]] = ()
-    """Item numbers of each group of items that belong together."""
-    columns: sparse.csr_array | None = None
-    """Rows of length 1 or 0, [num_items, num_terms], of columns that no model reads."""
 
     @classmethod
     def from_interactions(cls, interactions: sparse.csr_array, max_items: int | None = None) -> Evidence:
@@ -81,7 +79,7 @@ class Evidence(NamedTuple):
         return cls(_at_rows(lift, items, num_items), _at_rows(partial, items, num_items), judged)
 
     def save(self, path: Path) -> None:
-        """Write the associations and the judged items; groups and columns are not saved."""
+        """Write the associations and the judged items."""
         arrays: dict[str, Any] = {"judged": self.judged}
         for name, matrix in (("lift", self.lift), ("partial", self.partial)):
             arrays |= {f"{name}_{part}": getattr(matrix, part) for part in ("data", "indices", "indptr")}
@@ -105,6 +103,15 @@ class Evidence(NamedTuple):
     def items(self) -> NDArray[np.int32]:
         """Items whose neighbors can be judged, ascending, int32 [n]."""
         return np.flatnonzero(np.diff(self.lift.indptr) > 0).astype(np.int32)
+
+
+class CatalogEvidence(NamedTuple):
+    """What the catalog says about items that are alike, and no model reads."""
+
+    groups: Sequence[NDArray[np.int32]] = ()
+    """Item numbers of each group of items that belong together."""
+    columns: sparse.csr_array | None = None
+    """Rows of length 1 or 0, [num_items, num_terms], of columns that no model reads."""
 
 
 def agreement(top: NDArray[np.int32], items: NDArray[np.int32], evidence: Evidence) -> dict[str, NDArray[np.float64]]:
@@ -131,10 +138,11 @@ def means(values: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
 
 def likeness_report(
     model: Recommender,
-    evidence: Evidence,
     popularity: NDArray[np.integer[Any]],
     resamples: int,
     *,
+    users: Evidence | None = None,
+    catalog: CatalogEvidence | None = None,
     items: NDArray[np.int32] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -142,9 +150,10 @@ def likeness_report(
 
     Args:
         model: to evaluate.
-        evidence: what its neighbors are compared with.
         popularity: interactions of each item in its training data, [num_items].
         resamples: number of bootstrap resamples of each interval.
+        users: evidence of users left out; None leaves the agreement out.
+        catalog: groups and columns; None leaves their figures out.
         items: query items, ascending, int32 [n]; None for all items with interactions.
         seed: of the resamples.
 
@@ -157,10 +166,11 @@ def likeness_report(
         items = np.flatnonzero(popularity > 0).astype(np.int32)
     top = model.top_k(Queries.from_items(items), SEARCHED)
     nearest = top[:, :K]
-    values = agreement(top, items, evidence)
-    values[f"group_recall_at_{K}"] = group_recall(nearest, items, evidence.groups)
-    if evidence.columns is not None:
-        values[f"column_agreement_at_{K}"] = column_agreement(nearest, items, evidence.columns)
+    values = agreement(top, items, users) if users is not None else {}
+    if catalog is not None:
+        values[f"group_recall_at_{K}"] = group_recall(nearest, items, catalog.groups)
+        if catalog.columns is not None:
+            values[f"column_agreement_at_{K}"] = column_agreement(nearest, items, catalog.columns)
     values = {name: each[np.isfinite(each)] for name, each in values.items()}
     figures: dict[str, Any] = dict(means(values))
     returned, by_popular = (

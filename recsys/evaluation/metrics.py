@@ -6,13 +6,14 @@ that item. Exposure is coverage and the Gini coefficient. All figures are comput
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.splits import Holdout
+from recsys.evaluation.protocol import EvaluationProtocol
 from recsys.index.queries import Queries
 
 CUTS = (5, 10, 20)
@@ -203,22 +204,22 @@ def evaluation_report(
 
 
 def choose_recency(
-    model: Recommender, holdout: Holdout, recencies: Sequence[float], length: int
+    model: Recommender, holdout: Holdout, protocol: EvaluationProtocol
 ) -> tuple[float, dict[str, float]]:
     """Return the recency with the best NDCG@20 of history queries, ties to the first, and its metrics.
 
     Args:
         model: to evaluate.
-        holdout: held-out users, not those of the reported figures.
-        recencies: candidates: factors on the weight for each step back, each in (0, 1].
-        length: number of newest items of a history with a weight.
+        holdout: held-out users, not those of the reported figures; a sample of them is queried.
+        protocol: `recencies`, `history_items` and `settings_users`.
     """
+    sample, length = holdout.subsample(protocol.settings_users), protocol.history_items
     metrics = [
-        ranking_metrics(target_ranks(model, Queries.from_histories(holdout, recency, length), holdout.targets))
-        for recency in recencies
+        ranking_metrics(target_ranks(model, Queries.from_histories(sample, recency, length), sample.targets))
+        for recency in protocol.recencies
     ]
     best = int(np.argmax([each.get(TARGET_METRIC, 0.0) for each in metrics]))
-    return recencies[best], metrics[best]
+    return protocol.recencies[best], metrics[best]
 
 
 def gains(rank: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

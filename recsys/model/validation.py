@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.splits import Holdout
-from recsys.evaluation.likeness import AGREEMENT, SEARCHED, Evidence, agreement, means
+from recsys.evaluation.likeness import AGREEMENT, MAX_ITEMS, SEARCHED, Evidence, agreement, means
 from recsys.evaluation.metrics import (
     VALIDATION_SCORE,
     VALIDATION_TOLERANCE,
@@ -27,8 +27,6 @@ from recsys.index.queries import Queries
 
 RECENCY = "validation_recency"
 """Name of the figure with the best recency of history queries."""
-LIKENESS_ITEMS = 3_000
-"""Maximum number of items whose neighbors are compared with the evidence of likeness after a pass."""
 
 
 class PassValidation(Protocol):
@@ -69,11 +67,9 @@ class Validation:
             metric is `hr_at_k`, `ndcg_at_k` or `mrr_at_k`; `validation_score`; `validation_recency`.
         """
         index = ExactIndex(embeddings, self.distance, self.retrievable)
-        max_items = self.protocol.history_items
-        sample = self.holdout.subsample(self.protocol.settings_users)
-        recency, _ = choose_recency(index, sample, self.protocol.recencies, max_items)
+        recency, _ = choose_recency(index, self.holdout, self.protocol)
         last_item = self._metrics(index, Queries.from_items(self.holdout.queries))
-        history = self._metrics(index, Queries.from_histories(self.holdout, recency, max_items))
+        history = self._metrics(index, Queries.from_histories(self.holdout, recency, self.protocol.history_items))
         figures = {f"validation_{name}": value for name, value in last_item.items()}
         figures |= {f"validation_history_{name}": value for name, value in history.items()}
         return figures | {VALIDATION_SCORE: validation_score([last_item, history]), RECENCY: recency}
@@ -96,7 +92,7 @@ class LikenessValidation:
         """Item numbers whose neighbors are compared with the evidence: a sample of the items with evidence."""
         items = self.evidence.items
         items = items[self.known[items]]
-        return np.sort(np.random.default_rng(0).choice(items, min(len(items), LIKENESS_ITEMS), replace=False))
+        return np.sort(np.random.default_rng(0).choice(items, min(len(items), MAX_ITEMS), replace=False))
 
     def evaluate(self, embeddings: Vectors) -> dict[str, float]:
         """Return `validation_agreement_at_10` and its two parts, and `validation_score`, which is the agreement.

@@ -101,7 +101,7 @@ def test_chooses_the_best_settings_for_each_query_kind(seed):
     recency = PROTOCOL.recencies[int(np.argmax(by_recency))]
     assert chosen["history"].settings == {"seed": best, "recency": recency}
     assert chosen["history"].validation["ndcg_at_20"] == max(by_recency)
-    assert choose_recency(ExactIndex(vectors(best), COSINE), validation, PROTOCOL.recencies, 4)[0] == recency
+    assert choose_recency(ExactIndex(vectors(best), COSINE), validation, PROTOCOL)[0] == recency
 
 
 def test_query_kinds_can_choose_different_settings():

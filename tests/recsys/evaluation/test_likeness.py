@@ -7,6 +7,7 @@ from recsys.data.association import partial_weights, shrunk_lift
 from recsys.data.catalog import Catalog
 from recsys.evaluation import likeness
 from recsys.evaluation.likeness import (
+    CatalogEvidence,
     Evidence,
     K,
     column_agreement,
@@ -144,14 +145,9 @@ def test_report_has_every_figure_with_its_interval():
     popularity = np.arange(NUM_ITEMS) * 9  # item 0 has no interactions; items 0 and 1 are rare, 12 and later popular
     other_gains = random_relevance(2)
     other_gains[11] = 0
-    evidence = Evidence(
-        sparse.csr_array(gains),
-        sparse.csr_array(other_gains),
-        gains.sum(axis=0) > 0,
-        [np.array([4, 9, 17], np.int32)],
-        sparse.csr_array(columns),
-    )
-    report = likeness_report(FixedNeighbors(order), evidence, popularity, resamples=200)
+    users = Evidence(sparse.csr_array(gains), sparse.csr_array(other_gains), gains.sum(axis=0) > 0)
+    catalog = CatalogEvidence([np.array([4, 9, 17], np.int32)], sparse.csr_array(columns))
+    report = likeness_report(FixedNeighbors(order), popularity, resamples=200, users=users, catalog=catalog)
 
     def ndcg(relevance, item):
         return naive_ndcg(order[item], relevance[item], gains.sum(axis=0) > 0)
@@ -180,11 +176,9 @@ def test_report_has_every_figure_with_its_interval():
 
 
 def test_report_without_evidence_has_only_the_popularity_of_neighbors():
-    nothing = sparse.csr_array((NUM_ITEMS, NUM_ITEMS), dtype=np.float32)
-    evidence = Evidence(nothing, nothing, np.zeros(NUM_ITEMS, bool))
-    report = likeness_report(FixedNeighbors(random_order()), evidence, np.full(NUM_ITEMS, 5), resamples=10)
+    report = likeness_report(FixedNeighbors(random_order()), np.full(NUM_ITEMS, 5), resamples=10)
     assert report["intervals"] == {}
-    assert set(report["queries"].values()) == {0}
+    assert report["queries"] == {}
     assert (report["popularity_at_10"], report["rare_at_10"]) == (5, 0)
 
 

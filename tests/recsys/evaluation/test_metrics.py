@@ -16,6 +16,7 @@ from recsys.evaluation.metrics import (
     ranking_metrics,
     target_ranks,
 )
+from recsys.evaluation.protocol import PROTOCOL
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.testing.neighbors_contract import build_queries
@@ -322,11 +323,12 @@ class WeightSensitiveModel:
 def test_chooses_the_first_recency_with_the_best_ndcg(best, chosen):
     """With a best weight of 0.6, the recencies 0.5 and 0.7 are ties."""
     model = WeightSensitiveModel(best)
-    recency, figures = choose_recency(model, holdout((1, 2, 3, 5), (4, 2, 5)), (0.9, 0.5, 0.3, 0.7), 2)
+    protocol = PROTOCOL._replace(recencies=(0.9, 0.5, 0.3, 0.7), history_items=2)
+    recency, figures = choose_recency(model, holdout((1, 2, 3, 5), (4, 2, 5)), protocol)
     assert recency == chosen
     assert figures == pytest.approx(naive([1 + round(10 * abs(chosen - best))] * 2))
     assert model.widths == {2}
 
 
 def test_chooses_the_first_recency_without_queries():
-    assert choose_recency(TableModel({}), holdout(), (0.3, 0.5), 4) == (0.3, {})
+    assert choose_recency(TableModel({}), holdout(), PROTOCOL) == (PROTOCOL.recencies[0], {})

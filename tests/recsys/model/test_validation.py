@@ -72,19 +72,19 @@ def test_likeness_is_the_agreement_of_neighbors_with_interactions(embeddings):
     popularity[[0, 7]] = 0
     evidence = Evidence(association(0), association(1), np.arange(NUM_ITEMS) != 2)
     figures = LikenessValidation(evidence, popularity > 0, COSINE).evaluate(embeddings)
-    report = likeness_report(ExactIndex(embeddings, COSINE, popularity > 0), evidence, popularity, resamples=500)
+    report = likeness_report(ExactIndex(embeddings, COSINE, popularity > 0), popularity, resamples=500, users=evidence)
     expected = {f"validation_{name}": report[name] for name in report if "agreement" in name}
     assert len(expected) == 3
     tolerance = figures.pop(VALIDATION_TOLERANCE)
     low, high = report["intervals"]["agreement_at_10"]
     assert tolerance == pytest.approx((high - low) / 2 / 1.96, rel=0.2)
     assert figures == pytest.approx({**expected, VALIDATION_SCORE: report["agreement_at_10"]})
-    everything = likeness_report(ExactIndex(embeddings), evidence, popularity, resamples=10)
+    everything = likeness_report(ExactIndex(embeddings), popularity, resamples=10, users=evidence)
     assert everything["agreement_at_10"] != report["agreement_at_10"]
 
 
 def test_likeness_of_a_large_catalog_is_measured_on_a_sample_of_the_judged_items(embeddings, monkeypatch):
-    monkeypatch.setattr(validation, "LIKENESS_ITEMS", 5)
+    monkeypatch.setattr(validation, "MAX_ITEMS", 5)
     searched = []
     top_k = ExactIndex.top_k
     monkeypatch.setattr(ExactIndex, "top_k", lambda self, q, k: (searched.append(q.items[:, 0]), top_k(self, q, k))[1])
