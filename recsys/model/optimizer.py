@@ -102,11 +102,12 @@ class EncoderAdam(keras.optimizers.Adam):
         m += (gradient.values - m) * (1 - self.beta_1)
         v += (ops.square(gradient.values) - v) * (1 - self.beta_2)
         change = m * scale / (ops.sqrt(v) + self.epsilon)
+        values = gradient.read(table)
         if decay:
-            change += gradient.read(table) * (rate * decay)
+            change += values * (rate * decay)
         self.assign(momentum, gradient.slices(m))
         self.assign(velocity, gradient.slices(v))
-        self.assign_sub(table, gradient.slices(change))
+        self.assign(table, gradient.slices(values - change))  # half the time of `assign_sub`
 
 
 def build_optimizer(

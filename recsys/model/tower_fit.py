@@ -17,6 +17,7 @@ from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.pairs import Pairs
 from recsys.data.splits import Split
 from recsys.evaluation.likeness import Evidence
+from recsys.evaluation.metrics import VALIDATION_SCORE
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features
 from recsys.index.distances import DISTANCES
@@ -115,8 +116,6 @@ class TowerFit:
             self.warm_start = warm_start(self.tower, self.features, data.earlier.tower, data.earlier.features)
         self.embeddings: Vectors = np.empty((0, config.tower.dimension), np.float32)
         self.passes = Passes(0, 0)
-        self.score = -np.inf
-        self.pair_recency: float | None = None
         self.history_recency: float | None = None
         self.curve: list[dict[str, float]] = []
 
@@ -151,12 +150,16 @@ class TowerFit:
         trainer = self._trainer(phase, model, adam, self.batches, self._validation(phase))
         result = trainer.fit(phase.passes)
         self.passes = Passes(result.best_pass, 0)
-        self.score, self.pair_recency = result.score, result.recency
         self.embeddings = result.embeddings
         self.curve += result.curve
 
     def _train_on_histories(self, phase: HistoryPhase) -> None:
-        recency = phase.recency or self.pair_recency or default_recency(PROTOCOL.recencies)
+        validation, score_to_beat = self._validation(phase), -np.inf
+        recency = phase.recency or default_recency(PROTOCOL.recencies)
+        if isinstance(validation, Validation):
+            validation = validation.with_best_recency(self.embeddings)
+            recency = validation.recency
+            score_to_beat = (1 - phase.tolerance) * validation.evaluate(self.embeddings)[VALIDATION_SCORE]
         batches = HistoryBatches(self.data.split, self.plan.target, self.data.pairs, self.config, recency)
         learning_rate = keras.optimizers.schedules.PolynomialDecay(
             self.config.train.learning_rate / phase.rate_divisor, phase.passes * len(batches), end_learning_rate=0.0
@@ -164,9 +167,8 @@ class TowerFit:
         adam = self._adam(self.tower, learning_rate, self.feature_rate)
         adam.thaw()
         model = Siamese(self.tower, self.inputs, self.config)
-        trainer = self._trainer(phase, model, adam, batches, self._validation(phase))
-        trainer = replace(trainer, score_to_beat=(1 - phase.tolerance) * self.score)
-        result = trainer.fit(phase.passes)
+        trainer = self._trainer(phase, model, adam, batches, validation)
+        result = replace(trainer, score_to_beat=score_to_beat).fit(phase.passes)
         self.passes = self.passes._replace(histories=phase.passes if result.best_pass else 0)
         self.history_recency = recency
         self.embeddings = result.embeddings

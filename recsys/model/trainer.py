@@ -20,7 +20,7 @@ from recsys.model.negatives import Batch
 from recsys.model.optimizer import EncoderAdam
 from recsys.model.siamese import Siamese
 from recsys.model.tower import make_encoder
-from recsys.model.validation import RECENCY, PassValidation
+from recsys.model.validation import PassValidation
 
 ENCODE_BATCH = 4_096
 """Items per call of the tower when the catalog is embedded after a pass."""
@@ -39,8 +39,6 @@ class TrainingResult(NamedTuple):
     passes within the tolerance of the best score it is the last."""
     score: float
     """Best `validation_score`, -inf without validation."""
-    recency: float | None
-    """Best recency of history queries with these weights; None without validation, or if `best_pass` is 0."""
     curve: list[dict[str, float]]
     """Figures of all passes in order."""
 
@@ -104,8 +102,7 @@ class Trainer:
                 self.checkpoint.save(progress, variables, best_weights, self.batches)
             self.on_pass(number, figures)
         tower.set_weights(best_weights)
-        recency = progress.curve[progress.best_pass - 1].get(RECENCY) if progress.best_pass else None
-        return TrainingResult(encode(self.inputs), progress.best_pass, progress.best_score, recency, progress.curve)
+        return TrainingResult(encode(self.inputs), progress.best_pass, progress.best_score, progress.curve)
 
     def _is_patience_exhausted(self, progress: Progress) -> bool:
         """Whether the last `patience` passes were not better than the best pass."""

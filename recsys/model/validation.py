@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -23,10 +23,7 @@ from recsys.evaluation.protocol import PROTOCOL, EvaluationProtocol
 from recsys.index.distances import Distance
 from recsys.index.embeddings import Vectors
 from recsys.index.exact import ExactIndex
-from recsys.index.queries import Queries
-
-RECENCY = "validation_recency"
-"""Name of the figure with the best recency of history queries."""
+from recsys.index.queries import Queries, default_recency
 
 
 class PassValidation(Protocol):
@@ -45,16 +42,21 @@ class PassValidation(Protocol):
 class Validation:
     """Retrieval of the validation targets by exact search, from the last item and from the history of a user.
 
-    A tower serves both kinds of queries, so the score of a pass is the mean of the two NDCG@20. History queries use the
-    recency that is best for the pass, as a release does.
+    A tower serves both kinds of queries, so the score of a pass is the mean of the two NDCG@20.
     """
 
     holdout: Holdout
     distance: Distance
     retrievable: NDArray[np.bool_] | None = None
     """Items that may be retrieved, bool [num_items]; None stands for all items."""
+    recency: float = default_recency(PROTOCOL.recencies)
+    """Weight of one step back in a history query, in (0, 1]; the same for all passes that are compared."""
     protocol: EvaluationProtocol = PROTOCOL
     """Recencies and the length of a history."""
+
+    def with_best_recency(self, embeddings: Vectors) -> Validation:
+        """Return the same with the recency that is best for the embeddings, as a release uses it."""
+        return replace(self, recency=choose_recency(self._index(embeddings), self.holdout, self.protocol)[0])
 
     def evaluate(self, embeddings: Vectors) -> dict[str, float]:
         """Return the figures of a pass.
@@ -64,15 +66,17 @@ class Validation:
 
         Returns:
             `validation_{metric}` of last-item queries and `validation_history_{metric}` of history queries, where
-            metric is `hr_at_k`, `ndcg_at_k` or `mrr_at_k`; `validation_score`; `validation_recency`.
+            metric is `hr_at_k`, `ndcg_at_k` or `mrr_at_k`; `validation_score`.
         """
-        index = ExactIndex(embeddings, self.distance, self.retrievable)
-        recency, _ = choose_recency(index, self.holdout, self.protocol)
+        index, max_items = self._index(embeddings), self.protocol.history_items
         last_item = self._metrics(index, Queries.from_items(self.holdout.queries))
-        history = self._metrics(index, Queries.from_histories(self.holdout, recency, self.protocol.history_items))
+        history = self._metrics(index, Queries.from_histories(self.holdout, self.recency, max_items))
         figures = {f"validation_{name}": value for name, value in last_item.items()}
         figures |= {f"validation_history_{name}": value for name, value in history.items()}
-        return figures | {VALIDATION_SCORE: validation_score([last_item, history]), RECENCY: recency}
+        return figures | {VALIDATION_SCORE: validation_score([last_item, history])}
+
+    def _index(self, embeddings: Vectors) -> ExactIndex:
+        return ExactIndex(embeddings, self.distance, self.retrievable)
 
     def _metrics(self, index: ExactIndex, queries: Queries) -> dict[str, float]:
         return ranking_metrics(target_ranks(index, queries, self.holdout.targets))

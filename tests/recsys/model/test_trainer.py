@@ -9,7 +9,7 @@ from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Holdout, Split, TimeCut
 from recsys.errors import StageError
-from recsys.evaluation.metrics import VALIDATION_SCORE, ranking_metrics, target_ranks
+from recsys.evaluation.metrics import ranking_metrics, target_ranks
 from recsys.features.encoding import Features
 from recsys.index.distances import COSINE
 from recsys.index.exact import ExactIndex
@@ -135,7 +135,7 @@ def test_every_pass_is_reported_and_the_last_one_kept_without_validation(world):
     assert [number for number, _ in reported] == [1, 2, 3, 4, 5]
     assert [figures for _, figures in reported] == result.curve
     assert result.curve[-1]["loss"] < result.curve[0]["loss"]
-    assert (result.best_pass, result.score, result.recency) == (5, -np.inf, None)
+    assert (result.best_pass, result.score) == (5, -np.inf)
     assert [set(figures) for figures in result.curve] == [{"loss"}] * 5
     encoded = tower.make_encoder(model, 7)(features.transform(block_items()))
     np.testing.assert_allclose(result.embeddings, encoded, atol=1e-6)
@@ -188,7 +188,6 @@ def test_initial_weights_are_restored_if_no_pass_beats_the_given_score(world):
 
     result, model, _ = world.fit(passes=40, patience=2, validation=misleading_holdout(), options=options)
     assert (result.best_pass, result.score, len(result.curve)) == (0, 0.999, 2)
-    assert result.recency is None
     for weight, expected in zip(model.get_weights(), initial, strict=True):
         np.testing.assert_array_equal(weight, expected)
 
@@ -199,15 +198,6 @@ def test_pass_that_beats_the_given_score_is_kept(world):
     result, _, _ = world.fit(passes=8, patience=8, validation=holdout, options={"score_to_beat": 0.3})
     assert result.best_pass >= 1
     assert result.score == max(scores_of(result)) > 0.3
-
-
-def test_recency_is_that_of_the_best_pass(world, monkeypatch):
-    figures = iter(
-        [{VALIDATION_SCORE: score, "validation_recency": best} for score, best in ((0.5, 0.1), (0.9, 0.4), (0.3, 0.9))]
-    )
-    monkeypatch.setattr(Validation, "evaluate", lambda *_: next(figures))
-    result, _, _ = world.fit(passes=3, validation=misleading_holdout())
-    assert (result.best_pass, result.recency) == (2, 0.4)
 
 
 # --- learning rates and errors

@@ -27,7 +27,7 @@ def test_score_is_the_mean_ndcg_of_last_item_and_history_queries(embeddings):
     assert figures[VALIDATION_SCORE] == pytest.approx(sum(values) / 2)
 
 
-def test_history_queries_use_the_best_recency(embeddings):
+def test_history_queries_use_a_recency_or_the_best_one(embeddings):
     """Three items per user; computed again with the mean of their embeddings, for each recency."""
     rng = np.random.default_rng(0)
     sequences = [rng.choice(NUM_ITEMS, 4, replace=False) for _ in range(25)]
@@ -44,9 +44,11 @@ def test_history_queries_use_the_best_recency(embeddings):
         ndcg[recency] = np.mean(gains)
     best = max(ndcg, key=ndcg.get)
     assert len(set(ndcg.values())) == len(RECENCIES)
-    figures = Validation(holdout, COSINE, protocol=PROTOCOL._replace(recencies=RECENCIES)).evaluate(embeddings)
-    assert figures["validation_history_ndcg_at_20"] == pytest.approx(ndcg[best], abs=1e-9)
-    assert figures["validation_recency"] == best
+    validation = Validation(holdout, COSINE, recency=0.1, protocol=PROTOCOL._replace(recencies=RECENCIES))
+    assert validation.evaluate(embeddings)["validation_history_ndcg_at_20"] == pytest.approx(ndcg[0.1], abs=1e-9)
+    chosen = validation.with_best_recency(embeddings)
+    assert chosen.recency == best
+    assert chosen.evaluate(embeddings)["validation_history_ndcg_at_20"] == pytest.approx(ndcg[best], abs=1e-9)
 
 
 def test_only_retrievable_items_take_ranks(embeddings):
