@@ -27,7 +27,6 @@ LABELS = {
     "item_knn": "ItemKNN",
     "windowed_item_knn": "windowed ItemKNN",
     "ease": "EASE",
-    "content_popularity": "content, popularity",
 }
 
 

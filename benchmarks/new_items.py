@@ -34,11 +34,13 @@ from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare.stage import prepare
-from pipelines.stages import evaluate, train
+from pipelines.stages import train
 from pipelines.stages.train_similar import has_own_space
 from recsys.config.sections import Config
 from recsys.data.catalog import Catalog
+from recsys.evaluation.baselines import Content, Popularity, interaction_matrix
 from recsys.evaluation.metrics import Recommender, ndcg_of_gains
+from recsys.features.tfidf import tfidf_matrix
 from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
@@ -47,7 +49,6 @@ from recsys.model.fit_plan import validation_plan
 from recsys.release.runs import Run
 
 HIDDEN_SHARE, K = 0.1, 20
-BASELINES = ("popularity", "content", "content_popularity")
 
 
 def ndcg(results: NDArray[np.int32], relevance: sparse.csr_array) -> float:
@@ -82,10 +83,11 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
 
     vectors = np.array(embeddings.load(context.run.path("embed", "embeddings.npy")))
     models: dict[str, Recommender] = {"siamese": ExactIndex(vectors, DISTANCES[config.tower.distance])}
-    split = train.load_split(context.run)
-    hidden_catalog = Catalog.load(context.run.path("prepare", "catalog.parquet"))
-    baselines = evaluate.BaselineData(context.config, context.run, split, hidden_catalog).variants("weight")
-    models |= {name: baselines[name][0].fit() for name in BASELINES if name in baselines}
+    interactions = interaction_matrix(train.load_split(context.run), "test", len(catalog))
+    popularity, attributes = interactions.sum(axis=0), tfidf_matrix(catalog.frame, config.items)
+    models["popularity"] = Popularity(popularity)
+    if attributes is not None:
+        models |= {"content": Content(attributes), "content_popularity": Content(attributes, popularity)}
     num_queries, figures = _compare(models, pair_weights, hidden)
     similar = None
     if has_own_space(context.run):

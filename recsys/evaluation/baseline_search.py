@@ -81,7 +81,7 @@ def baseline_variants(
         interactions: whether a user interacted with an item, 0 or 1, float32 [num_users, num_items].
         pairs: (window, decay) -> weights of the item pairs counted with them, float32 [num_items, num_items].
         attributes: TF-IDF weights of the items' attributes, [num_items, num_attributes]; None omits the content
-            baselines.
+            baseline.
         popularity: interactions of each item, [num_items].
         protocol: values to try; EASE is omitted if the catalog has more than `ease_max_items` items.
     """
@@ -105,8 +105,7 @@ def baseline_variants(
             Variant({"penalty": value}, partial(_ease, shared, value)) for value in protocol.ease_penalties
         ]
     if attributes is not None:
-        variants["content"] = [Variant({}, partial(Content, attributes))]
-        variants["content_popularity"] = [Variant({}, partial(Content, attributes, popularity))]
+        variants["content"] = [Variant({}, partial(Content, attributes, popularity))]
     return variants
 
 

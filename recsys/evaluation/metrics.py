@@ -67,7 +67,7 @@ def target_ranks(
     """
     if isinstance(model, SupportsRanks):
         return model.ranks(queries, targets, k)
-    return _target_positions(_top_k(model, queries, k), targets)
+    return target_positions(_top_k(model, queries, k), targets)
 
 
 def ranking_metrics(rank: NDArray[np.int64]) -> dict[str, float]:
@@ -189,7 +189,7 @@ def evaluation_report(
         Without queries there are no metrics, only the numbers of queries.
     """
     top = _top_k(model, queries, max(CUTS))
-    rank, stratum = _target_positions(top, targets), popularity_strata(popularity)[targets]
+    rank, stratum = target_positions(top, targets), popularity_strata(popularity)[targets]
     figures: dict[str, Any] = dict(ranking_metrics(rank))
     if len(rank):
         recommended = top[:, :EXPOSURE_CUT]
@@ -254,7 +254,7 @@ def _top_k(model: Recommender, queries: Queries, k: int) -> NDArray[np.int32]:
     return model.top_k(queries, k)
 
 
-def _target_positions(top: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.int64]:
+def target_positions(top: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.int64]:
     """Return the position, from 0, of each target in its row, the length of a row if it is not there; int64 [n]."""
     hits = top == targets[:, None]
     positions: NDArray[np.int64] = np.where(hits.any(axis=1), hits.argmax(axis=1), top.shape[1])

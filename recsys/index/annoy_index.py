@@ -36,8 +36,8 @@ RECALL_K = 20
 BLOCK = 10_000
 """Vectors converted at a time to Python lists, the fastest input of Annoy."""
 
-QUERY_BLOCK = 1_024
-"""Queries whose weighted means a thread computes at a time: bounds memory."""
+QUERY_BLOCK = 128
+"""Queries that a thread searches at a time: few, so that also a thousand queries keep all threads busy."""
 
 PROBES = 16
 """Stored vectors of a shard that `load` compares with the embeddings."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -34,16 +35,6 @@ class TunedSearch(NamedTuple):
     """Share of the exact nearest neighbors that the index returned, over the sample."""
     curve: list[tuple[int, float]]
     """Each `search_k` that was tried, with its recall, ascending."""
-
-
-def index_recall(index: Index, vectors: Vectors, sample: NDArray[np.int32], k: int) -> float:
-    """Return the share of the exact `k` nearest neighbors of the sampled items that the index returns.
-
-    An item as near as the last exact neighbor counts as returned, since ties can be broken either way
-    (ann-benchmarks does the same).
-    """
-    exact = ExactIndex(vectors, index.distance).neighbors(sample, k)
-    return recall(index.neighbors(sample, k), exact, vectors, sample, index.distance)
 
 
 def tune_search_k(
@@ -83,7 +74,7 @@ def tune_search_k(
 
     low, high = 0, min(k, max_search_k)
     while not reaches_target(high) and high < max_search_k:
-        low, high = high, min(2 * high, max_search_k)
+        low, high = high, min(math.ceil(high * _growth(recalls, config.recall_target)), max_search_k)
     while high - low > max(1, high // 10) and recalls[high] >= config.recall_target:
         middle = (low + high) // 2
         low, high = (low, middle) if reaches_target(middle) else (middle, high)
@@ -96,6 +87,19 @@ def tune_search_k(
     return TunedSearch(high, recalls[high], sorted(recalls.items()))
 
 
+def _growth(recalls: Mapping[int, float], target: float) -> float:
+    """Return the factor, from 1.1 to 2, by which the largest `search_k` should grow to reach the target.
+
+    The misses decrease about like a power of `search_k`, whose exponent the last two values tell.
+    """
+    (last, last_recall), (previous, previous_recall) = [*sorted(recalls.items(), reverse=True), (1, 0.0)][:2]
+    miss, previous_miss = 1 - last_recall, 1 - previous_recall
+    if not 0 < miss < previous_miss or target == 1:
+        return 2.0
+    exponent = math.log(previous_miss / miss) / math.log(last / previous)
+    return float(np.clip((miss / (1 - target)) ** (1 / exponent), 1.1, 2.0))
+
+
 def recall(
     neighbors: NDArray[np.int32],
     exact: NDArray[np.int32],
@@ -103,7 +107,11 @@ def recall(
     item_numbers: NDArray[np.int32],
     distance: Distance,
 ) -> float:
-    """Return the share of `neighbors` that are as near as the last exact neighbor; both int32 [n, k]; -1 is padding."""
+    """Return the share of the exact `k` nearest neighbors that `neighbors` has; both int32 [n, k], -1 is padding.
+
+    An item as near as the last exact neighbor counts as one, since ties can be broken either way (ann-benchmarks does
+    the same).
+    """
     k = min(exact.shape[1], len(vectors) - 1)
     if k == 0:
         return 1.0

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recsys.data.catalog import Catalog
 from recsys.data.item_users import ItemUsers
@@ -118,6 +119,20 @@ class EmbeddingSpace:
             item_users=self.item_users,
             columns=self.columns,
         )
+
+    def nearest_items(self, item_numbers: NDArray[np.int32], k: int) -> Neighbors:
+        """Return the `k` nearest other items of each item, as the engine: from the table, or else by the index.
+
+        Args:
+            item_numbers: int32 [n].
+            k: number of neighbors of each item.
+
+        Returns:
+            int32 [n, k]; -1 pads short rows.
+        """
+        if self.neighbors is not None and k <= self.neighbors.shape[1]:
+            return self.neighbors[item_numbers, :k]
+        return self.index.neighbors(item_numbers, k)
 
     def _self_test(self) -> None:
         """Compare index and table with exact search: some Annoy builds return one neighbor for all queries (#679)."""

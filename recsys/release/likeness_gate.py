@@ -18,7 +18,7 @@ from recsys.data.catalog import Catalog
 from recsys.evaluation import likeness
 from recsys.evaluation.likeness import AGREEMENT, SEARCHED, Evidence
 from recsys.evaluation.metrics import CONFIDENCE
-from recsys.index.queries import PADDING, Queries
+from recsys.index.queries import PADDING
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, skipped
 from recsys.release.embedding_space import EmbeddingSpace
@@ -48,7 +48,7 @@ def agreement_by_item(space: EmbeddingSpace, users: UsersEvidence) -> NDArray[np
     in_space = numbers != PADDING
     # item number of the space -> item number of the run; the last entry maps padding to itself
     to_run = np.append(users.catalog.item_numbers(space.catalog.item_ids, missing=PADDING), np.int32(PADDING))
-    top = to_run[space.index.top_k(Queries.from_items(numbers[in_space]), SEARCHED)]
+    top = to_run[space.nearest_items(numbers[in_space], SEARCHED)]
     values = np.full(len(items), np.nan)
     values[in_space] = likeness.agreement(top, items[in_space], users.evidence)[AGREEMENT]
     return values

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.sections import PromoteConfig
-from recsys.evaluation.metrics import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, ranking_metrics, target_ranks
-from recsys.index.queries import Queries
+from recsys.evaluation.metrics import CONFIDENCE, CUTS, STRATA, TARGET_METRIC, gains, ranking_metrics, target_positions
 from recsys.release.bundle import Release
 from recsys.release.check import Check, at_least, at_most, skipped
 from recsys.release.embedding_space import EmbeddingSpace
@@ -74,7 +73,8 @@ def held_out_ranks(space: EmbeddingSpace, queries: HeldOutQueries) -> NDArray[np
     query_numbers, targets = to_numbers(queries.query_ids, missing=-1), to_numbers(queries.target_ids, missing=-1)
     in_catalog = (query_numbers >= 0) & (targets >= 0)
     rank = np.full(len(in_catalog), max(CUTS))
-    rank[in_catalog] = target_ranks(space.index, Queries.from_items(query_numbers[in_catalog]), targets[in_catalog])
+    nearest = space.nearest_items(query_numbers[in_catalog], max(CUTS))
+    rank[in_catalog] = target_positions(nearest, targets[in_catalog])
     return rank
 
 
@@ -200,7 +200,7 @@ def neighbor_overlap(space: EmbeddingSpace, other: EmbeddingSpace, max_items: in
         return NeighborOverlap(items, other_items, np.empty(0, np.int64), k)
     # compared in the item numbers of `space`: -2 equals no neighbor
     to_space = space.catalog.item_numbers(other.catalog.item_ids, missing=-2)
-    neighbors, other_neighbors = space.index.neighbors(items, k), to_space[other.index.neighbors(other_items, k)]
+    neighbors, other_neighbors = space.nearest_items(items, k), to_space[other.nearest_items(other_items, k)]
     shared = (neighbors[:, :, None] == other_neighbors[:, None, :]).any(axis=2).sum(axis=1)
     return NeighborOverlap(items, other_items, shared, k)
 

@@ -37,10 +37,12 @@ MEAN_DEPTH, MEAN_SEARCH, MEAN_NEIGHBORS = 32, 4, 100
 """Search for the mean of several items: the rank up to which the result is used, the nodes that the index inspects as a
 multiple of `search_k`, and the neighbors of each item that it finds which are compared with the mean as well."""
 EXACT_BELOW = 5_000
-"""Up to this number of candidate items, comparing with each of them is faster than the index."""
+"""Up to this number of candidate items, comparing with each of them is faster than any index."""
 SELECTIVITY = 16
 """Candidates are also compared one by one if the catalog has at least this many items per candidate: the index would
 return mostly items that the filter rejects."""
+NODE_COST = 4
+"""Items that are compared in the time in which the index inspects a node."""
 SORT_SIZES = (64, 256, 1_024, 4_096, 16_384)
 """Exact search sorts about this many nearest items first, then the next block, at last all remaining ones."""
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -127,7 +129,8 @@ class Searcher:
 
     def is_exact(self, num_candidates: int) -> bool:
         """Return whether this number of candidates is compared one by one, without the index."""
-        return num_candidates <= max(EXACT_BELOW, len(self.vectors) // SELECTIVITY)
+        faster_than_index = max(EXACT_BELOW, NODE_COST * self.index.search_k)
+        return num_candidates <= max(faster_than_index, len(self.vectors) // SELECTIVITY)
 
     def ranking(self, point: QueryPoint, allowed: AllowedItems, *, is_mean: bool = False) -> Iterator[ScoredItem]:
         """Return all allowed items by descending similarity to a query point.

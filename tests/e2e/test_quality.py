@@ -29,7 +29,7 @@ def nightly(config: Path, workspace: Path) -> dict[str, Any]:
     return evaluation
 
 
-BASELINES = {"popularity", "co_occurrence", "item_knn", "windowed_item_knn", "ease", "content", "content_popularity"}
+BASELINES = {"popularity", "co_occurrence", "item_knn", "windowed_item_knn", "ease", "content"}
 
 
 def check(evaluation: dict[str, Any], floor: float, below: set[str]) -> None:

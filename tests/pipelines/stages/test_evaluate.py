@@ -32,7 +32,6 @@ BASELINES = {
     "windowed_item_knn",
     "ease",
     "content",
-    "content_popularity",
 }
 PROTOCOL = EvaluationProtocol(resamples=20, shrinkages=(0.0, 20.0), recencies=(0.3, 0.9))
 RECENCY = 0.3

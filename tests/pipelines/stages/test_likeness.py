@@ -92,7 +92,7 @@ def test_groups_and_columns_are_compared_with_the_released_embeddings(
 
 
 def test_every_baseline_has_all_figures(figures: dict[str, Any]) -> None:
-    names = {"popularity", "co_occurrence", "item_knn", "windowed_item_knn", "ease", "content", "content_popularity"}
+    names = {"popularity", "co_occurrence", "item_knn", "windowed_item_knn", "ease", "content"}
     assert figures["baselines"].keys() == names
     for report in figures["baselines"].values():
         assert {AGREEMENT, "group_recall_at_10", "column_agreement_at_10", "popularity_at_10"} <= report.keys()

@@ -203,7 +203,6 @@ def test_lists_the_settings_of_every_baseline():
         ],
         "ease": [{"penalty": 2.0}],
         "content": [{}],
-        "content_popularity": [{}],
     }
 
 
@@ -217,8 +216,7 @@ def test_lists_the_settings_of_every_baseline():
         ("windowed_item_knn", 2, lambda: WindowedItemKNN(FAR_PAIRS, 0.0)),
         ("windowed_item_knn", 3, lambda: WindowedItemKNN(FAR_PAIRS, 7.0)),
         ("ease", 0, lambda: Ease(shared_users(INTERACTIONS), 2.0)),
-        ("content", 0, lambda: Content(ATTRIBUTES)),
-        ("content_popularity", 0, lambda: Content(ATTRIBUTES, COUNTS)),
+        ("content", 0, lambda: Content(ATTRIBUTES, COUNTS)),
     ],
     ids=lambda value: "" if callable(value) else str(value),
 )
@@ -240,8 +238,8 @@ def test_omits_ease_for_large_catalogs():
     assert "ease" not in baseline_variants(INTERACTIONS, PAIRS, ATTRIBUTES, COUNTS, small)
 
 
-def test_omits_content_baselines_without_attributes():
-    assert not {"content", "content_popularity"} & {*baseline_variants(INTERACTIONS, PAIRS, None, COUNTS, GRID)}
+def test_omits_content_without_attributes():
+    assert "content" not in baseline_variants(INTERACTIONS, PAIRS, None, COUNTS, GRID)
 
 
 def test_counts_shared_users_once_for_all_variants(monkeypatch):
