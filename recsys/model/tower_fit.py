@@ -219,7 +219,8 @@ class TowerFit:
             return None
         # new items are trained in the last phase; before, their embeddings would only take the places of other items
         retrievable = self._is_known if self.data.labeled_pairs is None else None
-        return Validation(holdout, DISTANCES[self.config.tower.distance], retrievable)
+        standard_errors = phase.standard_errors if isinstance(phase, PairPhase) else 0.0
+        return Validation(holdout, DISTANCES[self.config.tower.distance], retrievable, standard_errors=standard_errors)
 
     def _feature_rate(self) -> float:
         known_items = self.data.split.sequences.items[self.data.split.known_before(self.plan.target)]

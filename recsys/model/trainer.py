@@ -11,7 +11,7 @@ import numpy as np
 
 from recsys.config.sections import TrainConfig
 from recsys.errors import StageError
-from recsys.evaluation.metrics import VALIDATION_SCORE, VALIDATION_TOLERANCE
+from recsys.evaluation.metrics import VALIDATION_MARGIN, VALIDATION_SCORE
 from recsys.features.encoding import Inputs
 from recsys.index.embeddings import Vectors
 from recsys.model.batches import Batches
@@ -35,10 +35,10 @@ class TrainingResult(NamedTuple):
     embeddings: Vectors
     """Embeddings of the catalog, float32 [num_items, d]."""
     best_pass: int
-    """Number of the pass whose weights the tower has, from 1; 0 if no pass was better than the initial weights. Of
-    passes within the tolerance of the best score it is the last."""
+    """Number of the pass whose weights the tower has, from 1; 0 if no pass was better than the initial weights.
+    A pass replaces the best one before it if its score is larger by more than its `validation_margin`."""
     score: float
-    """Best `validation_score`, -inf without validation."""
+    """Best `validation_score` of such a pass, -inf without validation."""
     curve: list[dict[str, float]]
     """Figures of all passes in order."""
 
@@ -94,7 +94,7 @@ class Trainer:
                 self.optimizer.thaw()
             progress.curve.append(figures)
             score = figures.get(VALIDATION_SCORE, self.score_to_beat)
-            if self.validation is None or score > progress.best_score - figures.get(VALIDATION_TOLERANCE, 0.0):
+            if self.validation is None or score > progress.best_score + figures.get(VALIDATION_MARGIN, 0.0):
                 progress.best_pass = number
                 progress.best_score = max(score, progress.best_score)
                 best_weights = tower.get_weights()

@@ -9,7 +9,7 @@ from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Holdout, Split, TimeCut
 from recsys.errors import StageError
-from recsys.evaluation.metrics import ranking_metrics, target_ranks
+from recsys.evaluation.metrics import VALIDATION_MARGIN, VALIDATION_SCORE, ranking_metrics, target_ranks
 from recsys.features.encoding import Features
 from recsys.index.distances import COSINE
 from recsys.index.exact import ExactIndex
@@ -198,6 +198,17 @@ def test_pass_that_beats_the_given_score_is_kept(world):
     result, _, _ = world.fit(passes=8, patience=8, validation=holdout, options={"score_to_beat": 0.3})
     assert result.best_pass >= 1
     assert result.score == max(scores_of(result)) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("margin", "best_pass", "num_passes"), [(0.0, 5, 6), (0.1, 3, 5), (-0.1, 6, 6)], ids="margin {}".format
+)
+def test_a_pass_replaces_the_best_one_by_a_margin(world, monkeypatch, margin, best_pass, num_passes):
+    scores = iter([0.5, 0.55, 0.7, 0.72, 0.75, 0.66])
+    monkeypatch.setattr(Validation, "evaluate", lambda *_: {VALIDATION_SCORE: next(scores), VALIDATION_MARGIN: margin})
+    result, _, _ = world.fit(passes=6, patience=2, validation=misleading_holdout())
+    assert (result.best_pass, len(result.curve)) == (best_pass, num_passes)
+    assert result.score == max(figures[VALIDATION_SCORE] for figures in result.curve[:best_pass])
 
 
 # --- learning rates and errors
