@@ -55,8 +55,8 @@ build/%/.fetched: runners/%.xml
 	mvn --quiet --batch-mode -Dmaven.artifact.threads=16 --file $< -Doutput=$(abspath $(@D)) package
 	@touch $@
 
-bench: $(VENV)/.installed ## measure speed and memory relative to plain implementations
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.installed ## run all benchmarks on a machine that does nothing else, and compare them with their targets; takes hours
+	$(BIN)/python -m benchmarks --folder build/benchmarks $(if $(RECSYS_DATASETS),--datasets $(RECSYS_DATASETS))
 
 settings: $(VENV)/.installed ## generate the example config and the settings page of the documentation
 	$(BIN)/python -m recsys.config.reference

@@ -22,6 +22,14 @@ TOWER, BASELINE = "#1d6f93", "#8a949c"
 COLUMNS, PANEL_INCHES = 2, (5.2, 3.4)
 LABEL_GAP = 0.7
 """Smallest distance of two labels, as a share of the distance of evenly spaced labels."""
+STYLE = {
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "recsys",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+"""Settings of matplotlib for all plots of the documentation."""
 LABELS = {
     "co_occurrence": "co-occurrence",
     "item_knn": "ItemKNN",
@@ -38,15 +46,7 @@ def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         path: SVG file.
     """
     mpl.use("svg")
-    plt.rcParams.update(
-        {
-            "font.size": 9,
-            "svg.fonttype": "none",
-            "svg.hashsalt": "recsys",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    )
+    plt.rcParams.update(STYLE)
     rows = -(-len(results) // COLUMNS)
     width, height = PANEL_INCHES
     figure, axes = plt.subplots(

@@ -12,9 +12,6 @@ the partial weights of the removed interactions.
 
 An upper limit is measured as well: hidden items are embedded by the interactions of one half of the users, and
 evaluated on the pairs of the other half (`with_own_interactions`).
-
-The cost for other items is measured by the validation NDCG@20 on all interactions, with and without the settings for
-new items (`train.new_items`, `tower.id_dropout`).
 """
 
 from __future__ import annotations
@@ -45,7 +42,6 @@ from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.model.fit_plan import validation_plan
 from recsys.release.runs import Run
 
 HIDDEN_SHARE, K = 0.1, 20
@@ -66,7 +62,7 @@ def ndcg(results: NDArray[np.int32], relevance: sparse.csr_array) -> float:
 
 
 def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Measure new items, the upper limit, and the cost for other items."""
+    """Measure new items, and the upper limit."""
     complete = RunContext.from_config(config, Progress())
     prepare(complete.config, complete.run, complete.inputs, complete.progress)
     catalog = Catalog.load(complete.run.path("prepare", "catalog.parquet"))
@@ -103,7 +99,6 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
         "with_own_interactions": _compare_own_interactions(
             _pairs_by_half(config, rows, folder, rng), models, vectors, hidden
         ),
-        "items_with_interactions": _cost_for_other_items(config),
     }
 
 
@@ -176,23 +171,6 @@ def _compare_own_interactions(
     has_embedding = np.isin(np.arange(len(vectors)), items).astype(np.float32)
     num_queries, figures = _compare(models, sparse.csr_array(sparse.diags_array(has_embedding) @ second_half), hidden)
     return {"queries": num_queries, "ndcg_at_20": figures, "ratios": _ratios(figures)}
-
-
-def _cost_for_other_items(config: Config) -> dict[str, float]:
-    """Return the validation NDCG@20 of items with interactions, with and without the settings for new items."""
-    without = {
-        "train": config.train.model_copy(update={"new_items": False}),
-        "tower": config.tower.model_copy(update={"id_dropout": 0.0}),
-    }
-    metrics = {}
-    for name, variant in (("with_new_items", config), ("without", config.model_copy(update=without))):
-        context = RunContext.from_config(variant)
-        prepare(context.config, context.run, context.inputs, context.progress)
-        fitted = train.fit_tower(variant, context.run, validation_plan(variant), lambda *_: None)
-        figures = train.measure_validation(variant, context.run, fitted.embeddings)["validation"]
-        metrics[name] = figures["last_item"]["ndcg_at_20"]
-        metrics[f"{name}_history"] = figures["history"]["ndcg_at_20"]
-    return metrics
 
 
 def main(argv: Sequence[str] | None = None) -> None:
