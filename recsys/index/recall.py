@@ -97,7 +97,8 @@ def _growth(recalls: Mapping[int, float], target: float) -> float:
     if not 0 < miss < previous_miss or target == 1:
         return 2.0
     exponent = math.log(previous_miss / miss) / math.log(last / previous)
-    return float(np.clip((miss / (1 - target)) ** (1 / exponent), 1.1, 2.0))
+    log_factor = math.log(miss / (1 - target)) / exponent  # beyond the largest float if the exponent is tiny
+    return math.exp(min(max(log_factor, math.log(1.1)), math.log(2)))
 
 
 def recall(

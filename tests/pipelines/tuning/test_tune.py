@@ -363,7 +363,7 @@ def test_other_data_settings_or_ranges_start_another_search(config: Config, cloc
     assert id_of(change(short, minutes=7.0)) == first
     ids = [
         first,
-        id_of(with_settings(short, {"train.patience": 3})),
+        id_of(with_settings(short, {"train.patience": 5})),
         id_of(change(short, ranges={"train.margin": [3]})),
     ]
     with Path(config.data.interactions).open("a") as file:

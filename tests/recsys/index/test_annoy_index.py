@@ -489,6 +489,24 @@ def test_tuning_chooses_about_the_smallest_search_k(tmp_path, distance):
     assert all(value < 0.9 for search_k, value in tuned.curve if search_k < 0.89 * tuned.search_k)
 
 
+@pytest.mark.parametrize(
+    ("recalls", "target", "smallest", "largest"),
+    [
+        ({10: 0.5}, 0.9, 2, 2),
+        ({10: 0.5, 20: 0.75}, 0.875, 2, 2),
+        ({10: 0.5, 20: 0.75}, 0.8, 1.24, 1.26),
+        ({10: 0.5, 20: 0.75}, 0.751, 1.1, 1.1),
+        ({10: 0.5, 20: 0.5 + 1e-9}, 0.9, 2, 2),
+        ({10: 0.5, 20: 0.4}, 0.9, 2, 2),
+        ({10: 0.5, 20: 0.75}, 1.0, 2, 2),
+    ],
+    ids=["one try", "misses halve", "between", "nearly reached", "no progress", "chance", "no misses"],
+)
+def test_tuning_extrapolates_the_misses(recalls, target, smallest, largest):
+    """From 10 to 20 the misses halve, as a power of the number of nodes with exponent 1."""
+    assert smallest <= recall._growth(recalls, target) <= largest
+
+
 def test_tuning_is_repeatable(tmp_path):
     vectors = unit_vectors(200, 12)
     config = IndexConfig(n_trees=2, recall_target=0.9, recall_floor=0.8)
