@@ -105,7 +105,7 @@ def item_vector(vectors: Vectors, item_number: int, distance: Distance) -> NDArr
     """Return the query vector of an item, float64 [dimension], for cosine normalized to length 1 in float64."""
     query: NDArray[np.float64] = vectors[item_number].astype(np.float64)
     if distance.unit_norm:
-        query /= math.sqrt(query @ query)
+        query /= math.sqrt(np.dot(query, query))  # for one row faster than `@`
     return query
 
 

@@ -9,6 +9,8 @@ import json
 from dataclasses import replace
 from typing import NamedTuple
 
+from pydantic_core import to_json
+
 from recsys.errors import InputError
 from recsys.retrieval.query import Query
 
@@ -33,7 +35,7 @@ def query_digest(query: Query) -> str:
 
 def encode_cursor(cursor: Cursor) -> str:
     """Return a cursor as text for a URL."""
-    return base64.urlsafe_b64encode(json.dumps(cursor).encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(to_json(cursor)).decode().rstrip("=")
 
 
 def decode_cursor(text: str, max_offset: int) -> Cursor:
