@@ -189,15 +189,13 @@ def build_sequences(job: Job, shard: int) -> None:
         counts_file.spread(
             item_counts, _range_of(item_counts["item_number"].to_numpy(), first_item_numbers), job.shards
         )
-    pair_counts = cooccurrence.count_pairs(
-        split, interactions["weight"].to_numpy(), first_item_numbers[-1], config, newest
-    )
+    pair_counts = cooccurrence.count_pairs(split, interactions["weight"].to_numpy(), config, newest)
     if not config.directed:
         pair_counts = cooccurrence.mirror(pair_counts)
     with closing(shuffle.Writer(job.exchange_file("pair-counts", shard))) as pairs_file:
         anchor_range = _range_of(pair_counts["anchor"].to_numpy(), first_item_numbers)
         pairs_file.spread(pair_counts, anchor_range, job.shards)
-    follower_counts = followers.count_followers(split, first_item_numbers[-1], config)
+    follower_counts = followers.count_followers(split, config)
     with closing(shuffle.Writer(job.exchange_file("follower-counts", shard))) as followers_file:
         item_range = _range_of(follower_counts["item"].to_numpy(), first_item_numbers)
         followers_file.spread(follower_counts, item_range, job.shards)

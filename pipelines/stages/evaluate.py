@@ -166,7 +166,7 @@ class BaselineData:
         return {
             (window, decay): cooccurrence.mirror(
                 cooccurrence.count_pairs(
-                    self.split, equal_weights, self.num_items, PrepareConfig(window=window, decay=decay), newest=0.0
+                    self.split, equal_weights, PrepareConfig(window=window, decay=decay), newest=0.0
                 )
             )
             for window, decay in PROTOCOL.windows

@@ -19,12 +19,12 @@ from recsys.config.sections import PrepareConfig
 from recsys.data.sequences import Sequences, session_numbers
 from recsys.data.splits import DAY_S, WEIGHTS, Split, Weight
 
+KEY_BASE = 1 << 31
+"""Item numbers are below this."""
 SCHEMA = {"anchor": pl.Int32, "positive": pl.Int32, **dict.fromkeys(WEIGHTS, pl.Float64)}
 
 
-def count_pairs(
-    split: Split, weights: NDArray[np.float32], num_items: int, config: PrepareConfig, newest: float
-) -> pl.DataFrame:
+def count_pairs(split: Split, weights: NDArray[np.float32], config: PrepareConfig, newest: float) -> pl.DataFrame:
     """Sum the pair weights over all users; each unordered pair once, unless `directed`.
 
     Two interactions of one user in one session, `gap` <= `window` positions apart, add `gap ** -decay` times both
@@ -35,7 +35,6 @@ def count_pairs(
     Args:
         split: the sequences, and which interactions are training data.
         weights: of the interactions, float32 [num_interactions].
-        num_items: size of the catalog.
         config: window and weights.
         newest: time of the newest interaction of the whole log, in seconds.
 
@@ -82,18 +81,9 @@ def count_pairs(
             first, second = np.minimum(first, second), np.maximum(first, second)
         user = users[gap:][rows]
         columns = {name: weight[name] * user_scale[name][user] for name in masks}
-        chunks.append(pl.DataFrame({"key": first * num_items + second, **columns}))
-    return (
-        pl.concat(chunks)
-        .group_by("key")
-        .agg(pl.col(*masks).sum())
-        .sort("key")
-        .select(
-            (pl.col("key") // num_items).cast(pl.Int32).alias("anchor"),
-            (pl.col("key") % num_items).cast(pl.Int32).alias("positive"),
-            *masks,
-        )
-    )
+        chunks.append(pl.DataFrame({"key": first * KEY_BASE + second, **columns}))
+    summed = pl.concat(chunks).lazy().group_by("key").agg(pl.col(*masks).sum()).sort("key")
+    return summed.select(*pair_of_key("anchor", "positive"), *masks).collect()
 
 
 def _recent(sequences: Sequences, mask: NDArray[np.bool_], max_interactions: int) -> NDArray[np.bool_]:
@@ -122,7 +112,13 @@ def group_by_anchor(counts: pl.DataFrame, max_positives: int) -> pl.DataFrame:
     """
     weights = [name for name in WEIGHTS if name in counts.columns]
     summed = (
-        counts.group_by("anchor", "positive").agg(pl.col(*weights).sum().cast(pl.Float32)).sort("anchor", "positive")
+        counts.lazy()
+        .select(pair_key("anchor", "positive"), *weights)
+        .group_by("key")
+        .agg(pl.col(*weights).sum().cast(pl.Float32))
+        .sort("key")
+        .select(*pair_of_key("anchor", "positive"), *weights)
+        .collect()
     )
     too_many = pl.len().cast(pl.Int32) - max_positives
     dropped_positives = (
@@ -136,6 +132,17 @@ def group_by_anchor(counts: pl.DataFrame, max_positives: int) -> pl.DataFrame:
     return rows.join(dropped_positives, on="anchor", how="left", maintain_order="left").with_columns(
         pl.col("dropped_positives").fill_null(0)
     )
+
+
+def pair_key(first: str, second: str) -> pl.Expr:
+    """Return two columns of item numbers as one, `key`, in the same order: grouping and sorting take half the time."""
+    return (pl.col(first).cast(pl.Int64) * KEY_BASE + pl.col(second)).alias("key")
+
+
+def pair_of_key(first: str, second: str) -> tuple[pl.Expr, pl.Expr]:
+    """Return the columns of a `key` of `pair_key`, int32."""
+    key = pl.col("key")
+    return (key // KEY_BASE).cast(pl.Int32).alias(first), (key % KEY_BASE).cast(pl.Int32).alias(second)
 
 
 def from_matrix(

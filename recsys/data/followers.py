@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.config.sections import PrepareConfig
+from recsys.data.cooccurrence import KEY_BASE, pair_key, pair_of_key
 from recsys.data.sequences import session_numbers
 from recsys.data.splits import Split
 from recsys.data.storage import map_array
@@ -80,9 +81,7 @@ def _within(values: NDArray[np.int32], low: int, high: int) -> bool:
     return not len(values) or bool(values.min() >= low and values.max() <= high)
 
 
-def count_followers(
-    split: Split, num_items: int, config: PrepareConfig, block_interactions: int = BLOCK_INTERACTIONS
-) -> pl.DataFrame:
+def count_followers(split: Split, config: PrepareConfig, block_interactions: int = BLOCK_INTERACTIONS) -> pl.DataFrame:
     """Count the users who interacted with one item and, at most `window` positions later, with another.
 
     Both interactions are before the test target and in one session. A user counts once for each pair of items, however
@@ -90,7 +89,6 @@ def count_followers(
 
     Args:
         split: the sequences, and which interactions are training data.
-        num_items: size of the catalog.
         config: window and session gap.
         block_interactions: approximate number of interactions whose pairs are in memory at a time.
 
@@ -100,31 +98,40 @@ def count_followers(
     rows = np.flatnonzero(split.known_before("test"))
     items, users = split.sequences.items[rows].astype(np.int64), split.sequences.users[rows]
     session = session_numbers(split.sequences, config.session_gap_minutes)[rows]
+    repeated = pl.DataFrame({"user": users, "item": items}).is_duplicated().to_numpy()
     block = np.arange(len(rows)) // block_interactions
     block = block[np.searchsorted(users, users)]  # all interactions of a user are in the block of the first one
     ends = [*(np.flatnonzero(np.diff(block)) + 1).tolist(), len(rows)]
     counts = [pl.DataFrame(schema={"key": pl.Int64, "users": pl.UInt32})]
     for start, end in zip([0, *ends], ends, strict=False):
         part = slice(start, end)
-        counts.append(_count_block(items[part], users[part], session[part], num_items, config.window))
-    summed = pl.concat(counts).group_by("key").agg(pl.col("users").sum()).sort("key")
-    return summed.select(
-        item=(pl.col("key") // num_items).cast(pl.Int32),
-        follower=(pl.col("key") % num_items).cast(pl.Int32),
-        users=pl.col("users").cast(pl.Int32),
-    )
+        counts.append(_count_block(items[part], users[part], session[part], repeated[part], config.window))
+    summed = pl.concat(counts).lazy().group_by("key").agg(pl.col("users").sum().cast(pl.Int32)).sort("key")
+    return summed.select(*pair_of_key("item", "follower"), "users").collect()
 
 
 def _count_block(
-    items: NDArray[np.int64], users: NDArray[np.int64], session: NDArray[np.int64], num_items: int, window: int
+    items: NDArray[np.int64],
+    users: NDArray[np.int64],
+    session: NDArray[np.int64],
+    repeated: NDArray[np.bool_],
+    window: int,
 ) -> pl.DataFrame:
-    """Return the number of users of each pair, as `key` = item * num_items + follower and `users`."""
-    parts = [pl.DataFrame(schema={"key": pl.Int64, "user": pl.Int64})]
+    """Return the number of users of each pair, as `key` of `pair_key` and `users`.
+
+    Only pairs with an item that the user repeats can occur twice, and are counted once.
+    """
+    once = [pl.DataFrame(schema={"key": pl.Int64})]
+    perhaps_twice = [pl.DataFrame(schema={"key": pl.Int64, "user": pl.Int64})]
     for gap in range(1, min(window, len(items) - 1) + 1):
         is_pair = (session[:-gap] == session[gap:]) & (items[:-gap] != items[gap:])
-        key = items[:-gap][is_pair] * num_items + items[gap:][is_pair]
-        parts.append(pl.DataFrame({"key": key, "user": users[gap:][is_pair]}))
-    return pl.concat(parts).unique().group_by("key").agg(users=pl.len())
+        key = items[:-gap] * KEY_BASE + items[gap:]
+        is_repeated = repeated[:-gap] | repeated[gap:]
+        once.append(pl.DataFrame({"key": key[is_pair & ~is_repeated]}))
+        rows = is_pair & is_repeated
+        perhaps_twice.append(pl.DataFrame({"key": key[rows], "user": users[gap:][rows]}))
+    keys = pl.concat([*once, pl.concat(perhaps_twice).unique().select("key")])
+    return keys.group_by("key").agg(users=pl.len())
 
 
 def group_by_item(
@@ -142,11 +149,15 @@ def group_by_item(
         One row per item of the range: `item` and `users` (int32), `followers` and `counts` (lists of int32, or null).
     """
     kept = (
-        counts.group_by("item", "follower")
+        counts.lazy()
+        .select(pair_key("item", "follower"), "users")
+        .group_by("key")
         .agg(counts=pl.col("users").sum().cast(pl.Int32))
+        .select(*pair_of_key("item", "follower"), "counts")
         .sort("item", "counts", "follower", descending=[False, True, False])
         .group_by("item", maintain_order=True)
         .agg(followers=pl.col("follower").head(max_followers), counts=pl.col("counts").head(max_followers))
+        .collect()
     )
     items = np.arange(first_item, first_item + len(users), dtype=np.int32)
     rows = pl.DataFrame({"item": items, "users": users.astype(np.int32)})

@@ -23,12 +23,12 @@ def sequences_of(log, times=None):
     )
 
 
-def counted(log, *, weights=None, times=None, num_items=10, cut=None, newest=None, **prepare):
+def counted(log, *, weights=None, times=None, cut=None, newest=None, **prepare):
     sequences = sequences_of(log, times)
     ones = np.ones(len(sequences.items)) if weights is None else weights
     newest = sequences.times.max(initial=0.0) if newest is None else newest
     config = PrepareConfig(**prepare)
-    return cooccurrence.count_pairs(Split(sequences, cut), np.array(ones, np.float32), num_items, config, newest)
+    return cooccurrence.count_pairs(Split(sequences, cut), np.array(ones, np.float32), config, newest)
 
 
 def known_lengths(own_times, cut):
@@ -102,7 +102,6 @@ def test_count_pairs_equals_a_double_loop_over_each_user(log, config, cut, rando
     counts = cooccurrence.count_pairs(
         Split(sequences_of(log, times), cut),
         np.array([weight for own in weights for weight in own], np.float32),
-        6,
         config,
         newest,
     )
@@ -176,7 +175,7 @@ def test_user_power_1_makes_the_pairs_of_each_user_sum_to_1(cut):
         [float(time) for time in range(first, first + len(own))] for own, first in zip(log, (4, 5, 5), strict=True)
     ]
     weights = np.random.default_rng(3).uniform(0.5, 3, 15)
-    frame = counted(log, times=times, cut=cut, weights=weights, num_items=14, user_power=1.0, window=3)
+    frame = counted(log, times=times, cut=cut, weights=weights, user_power=1.0, window=3)
     for own in log:
         sums = frame.filter(pl.col("anchor").is_in(own)).select(pl.col(*WEIGHTS[:2]).sum()).row(0)
         assert sums == pytest.approx((1, 1))
@@ -193,7 +192,7 @@ def test_weights_of_very_old_interactions_stay_finite():
 @pytest.mark.parametrize("log", [[], [[]], [[3]], [[3], [4]], [[3, 3]], [[3], [], []]], ids=str)
 @pytest.mark.parametrize("cut", [None, TimeCut(1.0, 2.0)], ids=["leave one out", "global time"])
 def test_log_without_two_items_of_one_user_has_no_pairs(log, cut):
-    frame = counted(log, cut=cut, num_items=5, max_user_interactions=4, user_power=0.5, session_gap_minutes=1.0)
+    frame = counted(log, cut=cut, max_user_interactions=4, user_power=0.5, session_gap_minutes=1.0)
     assert frame.height == 0
     assert frame.schema == cooccurrence.SCHEMA
 

@@ -59,7 +59,7 @@ def naive_pairs(user, window, gap_minutes):
 )
 def test_counts_each_user_once_for_each_pair(tmp_path_factory, *, log, window, gap_minutes, cut, most, block):
     config = PrepareConfig(window=window, session_gap_minutes=gap_minutes)
-    counts = pl.concat([followers.count_followers(to_split(users, cut), ITEMS, config, block) for users in log])
+    counts = pl.concat([followers.count_followers(to_split(users, cut), config, block) for users in log])
     everyone = [known(user, cut) for users in log for user in users]
     item_users = Counter(item for user in everyone for item in {item for item, _ in user})
     expected = Counter(pair for user in everyone for pair in naive_pairs(user, window, gap_minutes))
