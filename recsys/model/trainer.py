@@ -64,6 +64,8 @@ class Trainer:
     """Selects the pass to keep. Without validation all passes are done, and the last one is kept."""
     score_to_beat: float = -np.inf
     """If no pass has a larger score, the tower gets its initial weights back."""
+    patience_steps: int = 0
+    """Training does not stop before so many steps without a better pass, if passes have few steps."""
     checkpoint: Checkpoint | None = None
     """Written after each pass; if it exists, the training resumes from it."""
     on_pass: OnPass = lambda *_: None
@@ -105,8 +107,10 @@ class Trainer:
         return TrainingResult(encode(self.inputs), progress.best_pass, progress.best_score, progress.curve)
 
     def _is_patience_exhausted(self, progress: Progress) -> bool:
-        """Whether the last `patience` passes were not better than the best pass."""
-        return self.validation is not None and len(progress.curve) - progress.best_pass >= self.config.patience
+        """Whether the last passes and steps, `patience` and `patience_steps` of them, were not better than the best."""
+        passes = len(progress.curve) - progress.best_pass
+        is_exhausted = passes >= self.config.patience and passes * len(self.batches) >= self.patience_steps
+        return self.validation is not None and is_exhausted
 
     def _train_pass(self, number: int) -> float:
         """Train one pass over the anchors, and return the mean loss of its steps."""

@@ -211,6 +211,17 @@ def test_a_pass_replaces_the_best_one_by_a_margin(world, monkeypatch, margin, be
     assert result.score == max(figures[VALIDATION_SCORE] for figures in result.curve[:best_pass])
 
 
+@pytest.mark.parametrize(("patience_steps", "num_passes"), [(0, 3), (8, 3), (9, 4), (13, 5)], ids=str)
+def test_training_goes_on_for_some_steps_without_a_better_pass(world, monkeypatch, patience_steps, num_passes):
+    """A pass has four steps, and the first one is the best."""
+    assert -(-NUM_ITEMS // 5) == 4
+    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
+    monkeypatch.setattr(Validation, "evaluate", lambda *_: {VALIDATION_SCORE: next(scores)})
+    options = {"patience_steps": patience_steps}
+    result, _, _ = world.fit(passes=5, patience=2, validation=misleading_holdout(), options=options, batch_size=5)
+    assert (result.best_pass, len(result.curve)) == (1, num_passes)
+
+
 # --- learning rates and errors
 
 
