@@ -40,14 +40,14 @@ QUERY_KINDS = ("history", "last_item")
 def measure(folder: Path, sequences: Path, attributes: Path | None, tune_minutes: float | None) -> dict[str, Any]:
     """Run the stages on a file of sequences, and return the metrics."""
     toml = datasets.sequences(sequences, attributes, folder)
-    all_users = [f"evaluate.users={ALL_USERS}", f"train.validation_users={ALL_USERS}"]
-    config = load_config(toml, all_users)
+    all_users = f"evaluate.users={ALL_USERS}"
+    config = load_config(toml, [all_users])
     seconds, settings = {}, {}
     if tune_minutes is not None:
         from pipelines.tuning.tune import tune
 
         started = time.monotonic()
-        config = load_config(toml, [*all_users, f"tune.minutes={tune_minutes}"])
+        config = load_config(toml, [all_users, f"tune.minutes={tune_minutes}"])
         context = RunContext.from_config(config, Progress())
         tuned = tune(config, context.run, context.inputs, context.progress, context.tracking.tracker)
         settings = tuned["settings"]
