@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.config.sections import PrepareConfig
+from recsys.data.pair_keys import KEY_BASE, pair_key, pair_of_key
 from recsys.data.sequences import Sequences, session_numbers
 from recsys.data.splits import DAY_S, WEIGHTS, Split, Weight
 
-KEY_BASE = 1 << 31
-"""Item numbers are below this."""
 SCHEMA = {"anchor": pl.Int32, "positive": pl.Int32, **dict.fromkeys(WEIGHTS, pl.Float64)}
 
 
@@ -132,17 +131,6 @@ def group_by_anchor(counts: pl.DataFrame, max_positives: int) -> pl.DataFrame:
     return rows.join(dropped_positives, on="anchor", how="left", maintain_order="left").with_columns(
         pl.col("dropped_positives").fill_null(0)
     )
-
-
-def pair_key(first: str, second: str) -> pl.Expr:
-    """Return two columns of item numbers as one, `key`, in the same order: grouping and sorting take half the time."""
-    return (pl.col(first).cast(pl.Int64) * KEY_BASE + pl.col(second)).alias("key")
-
-
-def pair_of_key(first: str, second: str) -> tuple[pl.Expr, pl.Expr]:
-    """Return the columns of a `key` of `pair_key`, int32."""
-    key = pl.col("key")
-    return (key // KEY_BASE).cast(pl.Int32).alias(first), (key % KEY_BASE).cast(pl.Int32).alias(second)
 
 
 def from_matrix(

@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.config.sections import PrepareConfig
-from recsys.data.cooccurrence import KEY_BASE, pair_key, pair_of_key
+from recsys.data.pair_keys import KEY_BASE, pair_key, pair_of_key
 from recsys.data.sequences import session_numbers
 from recsys.data.splits import Split
 from recsys.data.storage import map_array
