@@ -205,7 +205,7 @@ class TrainConfig(Table):
     margin."""
     passes: Count = 20
     """Maximum number of passes over the anchors; early stopping usually ends training earlier."""
-    patience: Count = 3
+    patience: Count = 2
     """Number of passes without a better validation score after which training stops."""
     history_passes: Annotated[int, Field(ge=0)] = 1
     """Number of passes over users' histories after those over pairs. They improve queries with several items, and are

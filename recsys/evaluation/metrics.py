@@ -23,9 +23,8 @@ TARGET_METRIC = "ndcg_at_20"
 VALIDATION_SCORE = "validation_score"
 """Name of `validation_score` in the metrics of a training pass."""
 
-VALIDATION_MARGIN = "validation_margin"
-"""Name of the difference by which the score of a pass must be above the best one so far to replace it, in the metrics
-of a pass; negative if a pass may be worse."""
+VALIDATION_TOLERANCE = "validation_tolerance"
+"""Name of the difference of validation scores within which passes are equally good, in the metrics of a pass."""
 
 EXPOSURE_CUT = 10
 """Number of items per query on which coverage and the Gini coefficient are computed."""

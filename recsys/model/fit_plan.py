@@ -34,8 +34,6 @@ class PairPhase:
     """Whether to stop early and to keep the pass with the best score."""
     anchor_power: float
     """Exponent of an anchor's weight in the loss."""
-    standard_errors: float = 0.0
-    """With validation, a pass replaces the best one if its score is larger by more than this many standard errors."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +130,8 @@ def similar_plan(config: Config, passes: int) -> FitPlan:
 def _phases(config: Config, passes: Passes, *, validate: bool, recency: float | None = None) -> tuple[Phase, ...]:
     power = config.train.anchor_power
     labeled = config.data.labeled_pairs is not None
-    has_histories = passes.histories > 0 and not labeled
-    # passes over histories train on: from an earlier pass over pairs they lead to the same score, and to neighbors that
-    # are more alike; see docs/experiments/training.md
-    standard_errors = 1.0 if has_histories and validate else 0.0
-    phases: list[Phase] = [PairPhase(passes.pairs, validate, power, standard_errors)]
-    if has_histories:
+    phases: list[Phase] = [PairPhase(passes.pairs, validate, anchor_power=power)]
+    if passes.histories and not labeled:
         phases.append(HistoryPhase(passes.histories, validate, recency))
     if config.train.new_items and has_features(config) and (labeled or not validate):
         phases.append(NewItemPhase(anchor_power=power / 2))

@@ -33,9 +33,6 @@ from recsys.model.trainer import Trainer
 from recsys.model.validation import LikenessValidation, PassValidation, Validation
 from recsys.model.warm_start import Report, warm_start
 
-MARGIN_STEPS = 64
-"""Steps without a better pass before which training does not stop if passes must be better by a margin: in a catalog of
-a few thousand items, several passes together reach the margin."""
 OnPhasePass = Callable[[PhaseName, int, dict[str, float]], None]
 """Called after each pass with its phase, its number counted from the start of the fit, and its figures."""
 
@@ -151,8 +148,7 @@ class TowerFit:
         model = Siamese(self.tower, self.inputs, self.config, anchor_power=phase.anchor_power)
         adam = self._adam(self.tower, self.config.train.learning_rate, self.feature_rate)
         trainer = self._trainer(phase, model, adam, self.batches, self._validation(phase))
-        patience_steps = MARGIN_STEPS if phase.standard_errors else 0
-        result = replace(trainer, patience_steps=patience_steps).fit(phase.passes)
+        result = trainer.fit(phase.passes)
         self.passes = Passes(result.best_pass, 0)
         self.embeddings = result.embeddings
         self.curve += result.curve
@@ -223,8 +219,7 @@ class TowerFit:
             return None
         # new items are trained in the last phase; before, their embeddings would only take the places of other items
         retrievable = self._is_known if self.data.labeled_pairs is None else None
-        standard_errors = phase.standard_errors if isinstance(phase, PairPhase) else 0.0
-        return Validation(holdout, DISTANCES[self.config.tower.distance], retrievable, standard_errors=standard_errors)
+        return Validation(holdout, DISTANCES[self.config.tower.distance], retrievable)
 
     def _feature_rate(self) -> float:
         known_items = self.data.split.sequences.items[self.data.split.known_before(self.plan.target)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from recsys.config.sections import TrainConfig
 from recsys.errors import StageError
-from recsys.evaluation.metrics import VALIDATION_MARGIN, VALIDATION_SCORE
+from recsys.evaluation.metrics import VALIDATION_SCORE, VALIDATION_TOLERANCE
 from recsys.features.encoding import Inputs
 from recsys.index.embeddings import Vectors
 from recsys.model.batches import Batches
@@ -35,10 +35,10 @@ class TrainingResult(NamedTuple):
     embeddings: Vectors
     """Embeddings of the catalog, float32 [num_items, d]."""
     best_pass: int
-    """Number of the pass whose weights the tower has, from 1; 0 if no pass was better than the initial weights.
-    A pass replaces the best one before it if its score is larger by more than its `validation_margin`."""
+    """Number of the pass whose weights the tower has, from 1; 0 if no pass was better than the initial weights. Of
+    passes within the tolerance of the best score it is the last."""
     score: float
-    """Best `validation_score` of such a pass, -inf without validation."""
+    """Best `validation_score`, -inf without validation."""
     curve: list[dict[str, float]]
     """Figures of all passes in order."""
 
@@ -64,8 +64,6 @@ class Trainer:
     """Selects the pass to keep. Without validation all passes are done, and the last one is kept."""
     score_to_beat: float = -np.inf
     """If no pass has a larger score, the tower gets its initial weights back."""
-    patience_steps: int = 0
-    """Training does not stop before so many steps without a better pass, if passes have few steps."""
     checkpoint: Checkpoint | None = None
     """Written after each pass; if it exists, the training resumes from it."""
     on_pass: OnPass = lambda *_: None
@@ -96,7 +94,7 @@ class Trainer:
                 self.optimizer.thaw()
             progress.curve.append(figures)
             score = figures.get(VALIDATION_SCORE, self.score_to_beat)
-            if self.validation is None or score > progress.best_score + figures.get(VALIDATION_MARGIN, 0.0):
+            if self.validation is None or score > progress.best_score - figures.get(VALIDATION_TOLERANCE, 0.0):
                 progress.best_pass = number
                 progress.best_score = max(score, progress.best_score)
                 best_weights = tower.get_weights()
@@ -107,10 +105,8 @@ class Trainer:
         return TrainingResult(encode(self.inputs), progress.best_pass, progress.best_score, progress.curve)
 
     def _is_patience_exhausted(self, progress: Progress) -> bool:
-        """Whether the last passes and steps, `patience` and `patience_steps` of them, were not better than the best."""
-        passes = len(progress.curve) - progress.best_pass
-        is_exhausted = passes >= self.config.patience and passes * len(self.batches) >= self.patience_steps
-        return self.validation is not None and is_exhausted
+        """Whether the last `patience` passes were not better than the best pass."""
+        return self.validation is not None and len(progress.curve) - progress.best_pass >= self.config.patience
 
     def _train_pass(self, number: int) -> float:
         """Train one pass over the anchors, and return the mean loss of its steps."""

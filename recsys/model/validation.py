@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from recsys.data.splits import Holdout
 from recsys.evaluation.likeness import AGREEMENT, MAX_ITEMS, SEARCHED, Evidence, agreement, means
 from recsys.evaluation.metrics import (
-    TARGET_METRIC,
-    VALIDATION_MARGIN,
     VALIDATION_SCORE,
+    VALIDATION_TOLERANCE,
     choose_recency,
-    gains,
     ranking_metrics,
     target_ranks,
     validation_score,
@@ -53,8 +51,6 @@ class Validation:
     """Items that may be retrieved, bool [num_items]; None stands for all items."""
     recency: float = default_recency(PROTOCOL.recencies)
     """Weight of one step back in a history query, in (0, 1]; the same for all passes that are compared."""
-    standard_errors: float = 0.0
-    """A pass replaces the best one if its score is larger by more than this many standard errors of the score."""
     protocol: EvaluationProtocol = PROTOCOL
     """Recencies and the length of a history."""
 
@@ -70,22 +66,20 @@ class Validation:
 
         Returns:
             `validation_{metric}` of last-item queries and `validation_history_{metric}` of history queries, where
-            metric is `hr_at_k`, `ndcg_at_k` or `mrr_at_k`; `validation_score` and `validation_margin`.
+            metric is `hr_at_k`, `ndcg_at_k` or `mrr_at_k`; `validation_score`.
         """
-        index = self._index(embeddings)
-        queries = {
-            "validation": Queries.from_items(self.holdout.queries),
-            "validation_history": Queries.from_histories(self.holdout, self.recency, self.protocol.history_items),
-        }
-        ranks = {name: target_ranks(index, each, self.holdout.targets) for name, each in queries.items()}
-        metrics = {name: ranking_metrics(rank) for name, rank in ranks.items()}
-        figures = {f"{kind}_{name}": value for kind, each in metrics.items() for name, value in each.items()}
-        of_user = np.mean([gains(rank)[TARGET_METRIC] for rank in ranks.values()], axis=0)
-        margin = self.standard_errors * float(of_user.std() / np.sqrt(len(of_user)))
-        return figures | {VALIDATION_SCORE: validation_score(metrics.values()), VALIDATION_MARGIN: margin}
+        index, max_items = self._index(embeddings), self.protocol.history_items
+        last_item = self._metrics(index, Queries.from_items(self.holdout.queries))
+        history = self._metrics(index, Queries.from_histories(self.holdout, self.recency, max_items))
+        figures = {f"validation_{name}": value for name, value in last_item.items()}
+        figures |= {f"validation_history_{name}": value for name, value in history.items()}
+        return figures | {VALIDATION_SCORE: validation_score([last_item, history])}
 
     def _index(self, embeddings: Vectors) -> ExactIndex:
         return ExactIndex(embeddings, self.distance, self.retrievable)
+
+    def _metrics(self, index: ExactIndex, queries: Queries) -> dict[str, float]:
+        return ranking_metrics(target_ranks(index, queries, self.holdout.targets))
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ class LikenessValidation:
     def evaluate(self, embeddings: Vectors) -> dict[str, float]:
         """Return `validation_agreement_at_10` and its two parts, and `validation_score`, which is the agreement.
 
-        `validation_margin` is minus its standard error: the evidence does not tell passes within it from the best one
+        `validation_tolerance` is its standard error: the evidence does not tell passes within it from the best one
         (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3), and the last of them has learned its
         pairs most closely.
 
@@ -120,5 +114,5 @@ class LikenessValidation:
         figures = means(values)
         scores = {f"validation_{name}": value for name, value in figures.items()}
         judged = values[AGREEMENT][np.isfinite(values[AGREEMENT])]
-        margin = -float(judged.std() / np.sqrt(len(judged))) if len(judged) else 0.0
-        return scores | {VALIDATION_SCORE: figures.get(AGREEMENT, 0.0), VALIDATION_MARGIN: margin}
+        tolerance = float(judged.std() / np.sqrt(len(judged))) if len(judged) else 0.0
+        return scores | {VALIDATION_SCORE: figures.get(AGREEMENT, 0.0), VALIDATION_TOLERANCE: tolerance}

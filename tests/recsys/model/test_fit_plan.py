@@ -8,7 +8,7 @@ def test_validation_plan_has_the_maximum_number_of_passes():
     plan = validation_plan(make_config(**BY_BRAND, passes=7, history_passes=3))
     assert plan.target == "validation"
     assert plan.phases == (
-        PairPhase(7, validate=True, anchor_power=1.0, standard_errors=1.0),
+        PairPhase(7, validate=True, anchor_power=1.0),
         HistoryPhase(3, validate=True, recency=None),
     )
 
@@ -21,11 +21,6 @@ def test_final_plan_has_the_selected_values_and_no_validation():
         HistoryPhase(2, validate=False, recency=0.3),
         NewItemPhase(anchor_power=0.5),
     )
-
-
-def test_the_best_pass_over_pairs_is_kept_if_no_histories_follow():
-    (pairs,) = validation_plan(make_config(history_passes=0)).phases
-    assert pairs == PairPhase(make_config().train.passes, validate=True, anchor_power=1.0, standard_errors=0.0)
 
 
 def test_one_exponent_weighs_the_anchors_of_both_pair_phases():

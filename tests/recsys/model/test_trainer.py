@@ -9,7 +9,7 @@ from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Holdout, Split, TimeCut
 from recsys.errors import StageError
-from recsys.evaluation.metrics import VALIDATION_MARGIN, VALIDATION_SCORE, ranking_metrics, target_ranks
+from recsys.evaluation.metrics import ranking_metrics, target_ranks
 from recsys.features.encoding import Features
 from recsys.index.distances import COSINE
 from recsys.index.exact import ExactIndex
@@ -200,28 +200,6 @@ def test_pass_that_beats_the_given_score_is_kept(world):
     assert result.score == max(scores_of(result)) > 0.3
 
 
-@pytest.mark.parametrize(
-    ("margin", "best_pass", "num_passes"), [(0.0, 5, 6), (0.1, 3, 5), (-0.1, 6, 6)], ids="margin {}".format
-)
-def test_a_pass_replaces_the_best_one_by_a_margin(world, monkeypatch, margin, best_pass, num_passes):
-    scores = iter([0.5, 0.55, 0.7, 0.72, 0.75, 0.66])
-    monkeypatch.setattr(Validation, "evaluate", lambda *_: {VALIDATION_SCORE: next(scores), VALIDATION_MARGIN: margin})
-    result, _, _ = world.fit(passes=6, patience=2, validation=misleading_holdout())
-    assert (result.best_pass, len(result.curve)) == (best_pass, num_passes)
-    assert result.score == max(figures[VALIDATION_SCORE] for figures in result.curve[:best_pass])
-
-
-@pytest.mark.parametrize(("patience_steps", "num_passes"), [(0, 3), (8, 3), (9, 4), (13, 5)], ids=str)
-def test_training_goes_on_for_some_steps_without_a_better_pass(world, monkeypatch, patience_steps, num_passes):
-    """A pass has four steps, and the first one is the best."""
-    assert -(-NUM_ITEMS // 5) == 4
-    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
-    monkeypatch.setattr(Validation, "evaluate", lambda *_: {VALIDATION_SCORE: next(scores)})
-    options = {"patience_steps": patience_steps}
-    result, _, _ = world.fit(passes=5, patience=2, validation=misleading_holdout(), options=options, batch_size=5)
-    assert (result.best_pass, len(result.curve)) == (1, num_passes)
-
-
 # --- learning rates and errors
 
 
@@ -337,7 +315,7 @@ def test_passes_over_histories_improve_history_queries(store):
         TimeCut(1e9, 1e9),
     )
     dense = np.zeros((SHARED + 1, SHARED + 1))
-    counted = cooccurrence.count_pairs(split, np.ones(known.size, np.float32), config.prepare, times[-1])
+    counted = cooccurrence.count_pairs(split, np.ones(known.size, np.float32), SHARED + 1, config.prepare, times[-1])
     for anchor, positive, weight in counted.select("anchor", "positive", "weight").rows():
         dense[anchor, positive] = dense[positive, anchor] = weight
     stored = store(dense)
