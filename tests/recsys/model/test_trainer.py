@@ -315,7 +315,7 @@ def test_passes_over_histories_improve_history_queries(store):
         TimeCut(1e9, 1e9),
     )
     dense = np.zeros((SHARED + 1, SHARED + 1))
-    counted = cooccurrence.count_pairs(split, np.ones(known.size, np.float32), SHARED + 1, config.prepare, times[-1])
+    counted = cooccurrence.count_pairs(split, np.ones(known.size, np.float32), config.prepare, times[-1])
     for anchor, positive, weight in counted.select("anchor", "positive", "weight").rows():
         dense[anchor, positive] = dense[positive, anchor] = weight
     stored = store(dense)
