@@ -25,7 +25,6 @@ BASELINES = [
     "windowed ItemKNN",
     "EASE",
     "content",
-    "content, popularity",
 ]
 
 PROBE = """
