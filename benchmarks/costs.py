@@ -36,6 +36,7 @@ from recsys.config.sections import (
     TrainConfig,
 )
 from recsys.data import pairs
+from recsys.data.splits import WEIGHTS
 from recsys.features.encoding import Features
 from recsys.index import annoy_index
 from recsys.index.recall import tune_search_k
@@ -45,7 +46,6 @@ ROWS, EMBEDDED, INDEXED = 2_000_000, 500_000, 100_000
 NUM_QUERIES, K = 2_000, 20
 CATALOGS = (5_000, 20), (20_000, 20)
 """Two catalogs for training: number of items, and number of positives per item."""
-WEIGHTS = "weight", "weight_before_validation"
 PASSES = 10
 """Passes over the anchors in both fits of a run together; a typical number with early stopping."""
 CORES, GB_PER_CORE = 8, 4
@@ -140,13 +140,13 @@ def seconds_per_step(folder: Path, items: int, positives: int) -> float:
 
     item = np.arange(items, dtype=np.int32)[:, None]
     neighbors = np.sort((item + 1 + np.arange(positives)) % items, axis=1).astype(np.int32)
-    lists = {name: pl.Series(name, np.ones_like(neighbors, np.float32)).arr.to_list() for name in WEIGHTS}
+    lists = {name: pl.Series(name, np.ones_like(neighbors, np.float32)).arr.to_list() for name in WEIGHTS.values()}
     rows = pl.DataFrame({"anchor": item.ravel(), "positives": pl.Series(neighbors).arr.to_list(), **lists})
     part = folder / "pairs.parquet"
     pairs.write(rows.with_columns(size=pl.lit(positives, pl.Int32), dropped_positives=pl.lit(0, pl.Int32)), part)
     config = parse_config({"data": {"interactions": "none"}, "candidates": {"kind": "sampled"}})
     frame = pl.DataFrame({"item_id": [f"item-{number:08d}" for number in range(items)]})
-    streamed = pairs.Pairs([part], items, WEIGHTS[0])
+    streamed = pairs.Pairs([part], items, WEIGHTS["test"])
     features = Features.fit(frame, ItemsConfig(), config.tower, streamed.counts)
 
     def fit(passes: int) -> None:

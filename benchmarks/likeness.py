@@ -5,11 +5,11 @@
 
 Three kinds of evidence, described in `docs/explanation/likeness.md`: the agreement with users who took no part in the
 training, groups of items that people put together (`--alike`, JSON: name to item ids), and texts that no model reads
-(`--texts`, JSON: item to text). All models are trained on the other users, and the settings of each baseline are those
-with the best agreement. The test targets are held out as in `benchmarks.quality`.
+(`--texts`, JSON: item to text). All models are trained on the other users, as in the validation fit of a run, and the
+settings of each baseline are those with the best agreement. The next item is that of the other users in the test.
 
-`next` is trained by the stages of a run. The other towers are trained as the candidates of the stage `train-similar`,
-which differ in their pairs:
+`next` is the validation fit of a run. The other towers are trained as the candidate of the stage `train-similar`, and
+differ in their pairs:
 
 - `similar` and `similar_features`: partial weights, the candidates of a run; the second relies more on features
 - `lift`: shrunk lift
@@ -33,7 +33,6 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import sparse
 
 from benchmarks.command import FIGURES, parser, temporary_folder, write
-from benchmarks.prepared import prepare_rows, read_interactions
 from benchmarks.quality import ALL_USERS
 from pipelines.context.item_groups import read_groups
 from pipelines.context.progress import Progress
@@ -41,11 +40,12 @@ from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare.similar_pairs import MAX_POSITIVES, POWER
 from pipelines.stages import evaluate, train
-from pipelines.stages.train_similar import CANDIDATES, SIMILAR, best_candidate, candidate_config, candidate_name
+from pipelines.stages.train_similar import CANDIDATES, SIMILAR, candidate_config, candidate_name, is_better
 from recsys.config.loading import load_config
 from recsys.config.sections import Config, ItemsConfig
 from recsys.data import association, cooccurrence, datasets, pairs
 from recsys.data.catalog import Catalog
+from recsys.data.splits import WEIGHTS, Split
 from recsys.errors import InputError
 from recsys.evaluation.baselines import interaction_matrix, user_item_matrix
 from recsys.evaluation.likeness import (
@@ -60,12 +60,11 @@ from recsys.evaluation.likeness import (
 )
 from recsys.evaluation.metrics import Recommender, evaluate_last_item
 from recsys.features.tfidf import tfidf_matrix, unit_length_rows
-from recsys.index import embeddings
 from recsys.index.distances import DISTANCES
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
-from recsys.model.fit_plan import similar_candidate_plan
-from recsys.release.formats import CATALOG, EMBEDDINGS
+from recsys.model.fit_plan import similar_candidate_plan, validation_plan
+from recsys.release.formats import CATALOG
 from recsys.release.runs import Run
 
 LIFT_SHRINKAGE = 10.0
@@ -90,23 +89,20 @@ PRINTED = (
 
 
 def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None) -> dict[str, Any]:
-    """Train all models on the users who are not left out, and return their figures."""
+    """Train all models on the users who are not held out, and return their figures."""
     groups = read_groups(str(alike), "--alike") if alike else {}
-    everybody = RunContext.from_config(config, Progress())
-    STAGES["prepare"](everybody)
-    catalog = Catalog.load(everybody.run.path("prepare", CATALOG))
-    sequences = train.load_split(everybody.run).sequences
-    left_out = train.load_split(everybody.run).held_out
-    histories = user_item_matrix(sequences, left_out[sequences.users], len(catalog))[left_out]
+    context = RunContext.from_config(config, Progress())
+    STAGES["prepare"](context)
+    catalog = Catalog.load(context.run.path("prepare", CATALOG))
+    split = train.load_split(context.run)
+    sequences, held_out = split.sequences, split.held_out
+    histories = user_item_matrix(sequences, held_out[sequences.users], len(catalog))[held_out]
     evidence = Evidence.from_interactions(histories)
     catalog_evidence = CatalogEvidence(
         group_item_numbers(groups, catalog), _text_columns(catalog, texts) if texts else None
     )
-    users = [user for user, out in zip(sequences.user_ids, left_out.tolist(), strict=True) if not out]
-    rows = read_interactions(everybody).filter(pl.col("user_id").cast(pl.String).is_in(users))
-    context = prepare_rows(config, rows, folder / "trained")
-    popularity = Catalog.load(context.run.path("prepare", CATALOG)).frame["interactions"].to_numpy()
-    holdout = train.load_split(context.run).holdout("test", ALL_USERS)
+    popularity = np.bincount(sequences.items[split.training_mask("validation")], minlength=len(catalog))
+    holdout = Split(sequences.select(~held_out), split.time_cut).holdout("test", ALL_USERS)
     reports: dict[str, Any] = {}
 
     def report(name: str, model: Recommender, **details: Any) -> None:
@@ -125,12 +121,12 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
         # baselines cannot return items without interactions either
         index = ExactIndex(vectors, DISTANCES[config.tower.distance], popularity > 0)
         report(f"tower, {name}", index, passes=passes, seconds=seconds)
-    candidates = {name: reports[f"tower, {name}"] for name in ("next", candidate_name(train.load_split(context.run)))}
-    chosen = best_candidate(candidates)
+    candidate = candidate_name(split)
+    chosen = candidate if is_better(reports[f"tower, {candidate}"], reports["tower, next"]) else "next"
     print(f"chosen for the sense similar: {chosen}")
     return {
-        "users": len(users),
-        "users_left_out": int(left_out.sum()),
+        "users": int((~held_out).sum()),
+        "users_held_out": int(held_out.sum()),
         "groups": len(catalog_evidence.groups),
         "chosen": chosen,
         "models": reports,
@@ -158,9 +154,9 @@ def _text_columns(catalog: Catalog, texts: Path) -> sparse.csr_array:
 def _best_baselines(
     context: RunContext, catalog: Catalog, evidence: Evidence, popularity: NDArray[np.int64]
 ) -> dict[str, tuple[Recommender, dict[str, float]]]:
-    """Return each baseline with the settings that agree best with the evidence, fitted before the test targets."""
+    """Return each baseline with the settings that agree best with the evidence."""
     split = train.load_split(context.run)
-    variants = evaluate.BaselineData(context.config, context.run, split, catalog).variants("weight")
+    variants = evaluate.BaselineData(context.config, context.run, split, catalog).variants("validation")
     items = np.flatnonzero(popularity > 0).astype(np.int32)
     best: dict[str, tuple[Recommender, dict[str, float]]] = {}
     for name, candidates in variants.items():
@@ -177,22 +173,20 @@ def _best_baselines(
 def _towers(context: RunContext, evidence: Evidence, folder: Path) -> Mapping[str, Embed]:
     """Return functions that train a tower, and return the embeddings of the catalog and the number of passes."""
     split, num_items = train.load_split(context.run), evidence.lift.shape[0]
-    interactions = interaction_matrix(split, "test", num_items)
+    interactions = interaction_matrix(split, "validation", num_items)
     root_popularity = np.sqrt(np.asarray(interactions.sum(axis=0)).ravel())
     partial = association.partial_weights(interactions, context.config.similar.penalty, POWER, MAX_POSITIVES)
     lift = association.normalize_rows(association.shrunk_lift(interactions, LIFT_SHRINKAGE, MAX_POSITIVES))
-    windowed = association.normalize_rows(train.load_pairs(context.run, "weight", num_items).to_matrix())
+    windowed = association.normalize_rows(train.load_pairs(context.run, "validation", num_items).to_matrix())
 
     def train_next() -> tuple[NDArray[np.float32], int]:
-        for stage in ("train", "embed"):
-            STAGES[stage](context)
-        passes = sum(context.run.manifest("train")["passes"].values())
-        return np.array(embeddings.load(context.run.path("embed", EMBEDDINGS))), passes
+        fitted = train.fit_tower(context.config, context.run, validation_plan(context.config), lambda *_: None)
+        return fitted.embeddings, sum(fitted.passes)
 
     def train_on(name: str, weights: sparse.csr_array, candidate: str = SIMILAR) -> Embed:
         # an anchor counts with the root of its popularity
         path = _write_pairs(weights, root_popularity, folder / f"{name}.parquet")
-        training_pairs = pairs.Pairs([path], num_items, "weight")
+        training_pairs = pairs.Pairs([path], num_items, WEIGHTS["test"])
         config = candidate_config(context.config, candidate)
         return lambda: _fit(config, context.run, training_pairs, evidence)
 
@@ -215,7 +209,7 @@ def _fit(config: Config, run: Run, training_pairs: pairs.Pairs, evidence: Eviden
     """Train a tower in passes over pairs, as the candidates of the stage `train-similar`."""
     from recsys.model.tower_fit import TowerFit
 
-    data = train.load_fit_data(config, run, "test")._replace(pairs=training_pairs, evidence=evidence)
+    data = train.load_fit_data(config, run, "validation")._replace(pairs=training_pairs, evidence=evidence)
     fitted = TowerFit(similar_candidate_plan(config), data, config).run()
     return fitted.embeddings, fitted.passes.pairs
 

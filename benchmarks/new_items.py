@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from benchmarks.command import CONFIG, FIGURES, load, parser, temporary_folder, write
-from benchmarks.prepared import prepare_rows, read_interactions
 from pipelines.context.progress import Progress
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
@@ -34,6 +33,7 @@ from pipelines.prepare.stage import prepare
 from pipelines.stages import train
 from pipelines.stages.train_similar import has_own_space
 from recsys.config.sections import Config
+from recsys.config.senses import Sense
 from recsys.data.catalog import Catalog
 from recsys.evaluation.baselines import Content, Popularity, interaction_matrix
 from recsys.evaluation.metrics import Recommender, ndcg_of_gains
@@ -72,8 +72,8 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     hidden = np.sort(rng.choice(with_pairs, int(len(with_pairs) * HIDDEN_SHARE), replace=False)).astype(np.int32)
 
     ids = [catalog.item_ids[number] for number in hidden]
-    rows = read_interactions(complete)
-    context = prepare_rows(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
+    rows = _read_interactions(complete)
+    context = _prepare_rows(config, rows.filter(~pl.col("item_id").cast(pl.String).is_in(ids)), folder / "hidden")
     for name in ("train", "embed", "train-similar", "embed-similar"):
         STAGES[name](context)
 
@@ -89,7 +89,7 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     if has_own_space(context.run):
         own = np.array(embeddings.load(context.run.of("similar").path("embed", "embeddings.npy")))
         own_models = {**models, "siamese": ExactIndex(own, DISTANCES[config.tower.distance]), "next": models["siamese"]}
-        count, own_figures = _compare(own_models, _pairs(complete.run, "similar_pairs"), hidden)
+        count, own_figures = _compare(own_models, _pairs(complete.run, "similar"), hidden)
         similar = {"queries": count, "ndcg_at_20": own_figures, "ratios": _ratios(own_figures)}
     return {
         "queries": num_queries,
@@ -102,9 +102,26 @@ def measure(config: Config, folder: Path, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _pairs(run: Run, kind: train.PairKind = "pairs") -> sparse.csr_array:
+def _read_interactions(context: RunContext) -> pl.DataFrame:
+    """Return all rows of the interactions, which are Parquet files."""
+    return pl.concat([pl.read_parquet(path) for path in context.inputs.interactions])
+
+
+def _prepare_rows(config: Config, rows: pl.DataFrame, folder: Path) -> RunContext:
+    """Run `prepare` with these interactions, in a new folder."""
+    folder.mkdir()
+    rows.write_parquet(folder / "interactions.parquet")
+    data = config.data.model_copy(
+        update={"interactions": str(folder / "interactions.parquet"), "workspace": str(folder / "workspace")}
+    )
+    context = RunContext.from_config(config.model_copy(update={"data": data}), Progress())
+    prepare(context.config, context.run, context.inputs, context.progress)
+    return context
+
+
+def _pairs(run: Run, sense: Sense = "next") -> sparse.csr_array:
     """Return the weights of all pairs, [num_items, num_items]. All runs have the same item numbers."""
-    return train.load_pairs(run, "weight", run.manifest("prepare")["num_items"], kind).to_matrix()
+    return train.load_pairs(run, "test", run.manifest("prepare")["num_items"], sense).to_matrix()
 
 
 def _compare(
@@ -139,7 +156,7 @@ def _pairs_by_half(
     users = rows["user_id"].unique().sort()
     first = pl.col("user_id").is_in(users.filter(pl.Series(rng.random(len(users)) < 0.5)).implode())
     return [
-        _pairs(prepare_rows(config, rows.filter(half), folder / name).run)
+        _pairs(_prepare_rows(config, rows.filter(half), folder / name).run)
         for name, half in (("a", first), ("b", ~first))
     ]
 

@@ -85,9 +85,9 @@ def item2vec(context: RunContext) -> tuple[np.ndarray, float]:
     from gensim.models import Word2Vec
 
     split = train.load_split(context.run)
-    before_target, sequences = split.known_before("validation"), split.sequences
+    included, sequences = split.training_mask("validation"), split.sequences
     sentences = [
-        sequences.items[start:end][before_target[start:end]].astype(str).tolist()
+        sequences.items[start:end][included[start:end]].astype(str).tolist()
         for start, end in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)
     ]
     started = time.perf_counter()
@@ -118,7 +118,7 @@ def write_pairs(path: Path, items: int, positives: int) -> None:
     item = np.arange(items, dtype=np.int32)[:, None]
     neighbors = np.sort((item + 1 + np.arange(positives)) % items, axis=1).astype(np.int32)
     weights = np.broadcast_to(1 / np.arange(1.0, positives + 1), neighbors.shape).astype(np.float32)
-    columns = {"positives": neighbors, "weight": weights, "weight_before_validation": weights}
+    columns = {"positives": neighbors, "weight": weights, "validation_weight": weights}
     lists = {name: pl.Series(name, value).arr.to_list() for name, value in columns.items()}
     rows = pl.DataFrame({"anchor": item.ravel(), **lists}).with_columns(
         size=pl.lit(positives, pl.Int32), dropped_positives=pl.lit(0, pl.Int32)

@@ -177,7 +177,7 @@ def build_sequences(job: Job, shard: int) -> None:
     first_item_numbers, newest, config = job.first_item_numbers, job.newest, job.config.prepare
     split = Split(Sequences.from_frame(users), time_cut(newest, job.config.evaluate))
 
-    known = split.known_before("test")
+    known = split.training_mask("test")
     known_users = split.sequences.users[known]
     item_counts = (
         pl.DataFrame({"item_number": split.sequences.items[known], "user": known_users})
@@ -213,7 +213,7 @@ def build_sequences(job: Job, shard: int) -> None:
         users_before_test=len(np.unique(known_users)),
         history_pairs=history_pairs,
         history_pairs_in_window=in_window,
-        before_validation=int(split.known_before("validation").sum()),
+        before_validation=int(split.training_mask("validation").sum()),
     )
 
 

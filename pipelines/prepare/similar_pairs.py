@@ -15,7 +15,7 @@ from recsys.config.sections import PrepareConfig
 from recsys.data import cooccurrence, pairs
 from recsys.data.association import partial_weights
 from recsys.data.sequences import Sequences
-from recsys.data.splits import Split, Weight, time_cut
+from recsys.data.splits import WEIGHTS, Split, Target, time_cut
 from recsys.evaluation.baselines import user_item_matrix
 
 MAX_SHARE_IN_WINDOW = 0.5
@@ -24,12 +24,11 @@ Amazon Beauty and Toys, with .93 and .94, no tower for `similar` is better than 
 .09, it is."""
 POWER, MAX_POSITIVES = 3.0, 100
 """Exponent and number of the partial weights of an anchor; without the exponent, most of their sum is noise."""
-WEIGHTS: tuple[Weight, ...] = ("weight", "weight_without_held_out")
 
 
 def count_pairs_of_histories(split: Split, config: PrepareConfig) -> tuple[int, int]:
     """Return how many pairs of interactions the histories before the test targets have, and how many in the window."""
-    users = split.sequences.users[split.known_before("test")]
+    users = split.sequences.users[split.training_mask("test")]
     lengths = np.bincount(users, minlength=len(split.sequences)).astype(np.int64)
     gaps = np.minimum(config.window, np.maximum(lengths - 1, 0))
     in_window = gaps * lengths - gaps * (gaps + 1) // 2  # the sum of length - gap over the gaps
@@ -52,20 +51,19 @@ def associate(job: Job, part: int) -> None:
         split = Split(sequences, time_cut(job.newest, job.config.evaluate))
         anchors = np.arange(first_item_numbers[part], first_item_numbers[part + 1])
         penalty, num_items = job.config.similar.penalty, first_item_numbers[-1]
-        columns = pl.concat(
-            [_weights(split, weight, penalty, num_items, anchors) for weight in WEIGHTS], how="diagonal"
-        )
-        rows = cooccurrence.group_by_anchor(columns.with_columns(pl.col(*WEIGHTS).fill_null(0)), 2 * MAX_POSITIVES)
+        weights = [_weights(split, target, penalty, num_items, anchors) for target in WEIGHTS]
+        columns = pl.concat(weights, how="diagonal").with_columns(pl.col(*WEIGHTS.values()).fill_null(0))
+        rows = cooccurrence.group_by_anchor(columns, 2 * MAX_POSITIVES)
         pairs.write(rows, job.similar_pairs / f"part-{part:05d}.parquet")
         size = int(rows["size"].sum())
     job.finish("similar", part, pairs=size)
 
 
 def _weights(
-    split: Split, weight: Weight, penalty: float, num_items: int, anchors: NDArray[np.integer]
+    split: Split, target: Target, penalty: float, num_items: int, anchors: NDArray[np.integer]
 ) -> pl.DataFrame:
-    """Return the partial weights of anchors. An anchor counts with the root of its popularity."""
-    interactions = user_item_matrix(split.sequences, split.training_mask(weight), num_items)
+    """Return the partial weights of anchors in the training data. An anchor counts with the root of its popularity."""
+    interactions = user_item_matrix(split.sequences, split.training_mask(target), num_items)
     weights = partial_weights(interactions, penalty, POWER, MAX_POSITIVES, anchors)
     root_popularity = np.sqrt(np.asarray(interactions.sum(axis=0)).ravel()[anchors])
-    return cooccurrence.from_matrix(weights, anchors, root_popularity, weight)
+    return cooccurrence.from_matrix(weights, anchors, root_popularity, WEIGHTS[target])

@@ -5,7 +5,7 @@ and misses at most a fiftieth of the neighbors, otherwise by the index.
 
 Two kinds of queries are evaluated on the whole catalog: the last item before the target, which excludes only that item
 from the results, and the user's history, which excludes all of its items. The settings of the baselines are chosen on
-the validation target; all test figures are computed from the interactions before the test target.
+the validation targets; all test figures are computed from the interactions before the test targets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from recsys.config.sections import Config, PrepareConfig
 from recsys.config.senses import Sense
 from recsys.data import cooccurrence
 from recsys.data.catalog import Catalog
-from recsys.data.splits import Split, Weight
+from recsys.data.splits import WEIGHTS, Split, Target
 from recsys.evaluation.baseline_search import (
     QUERY_KINDS,
     Variants,
@@ -36,7 +36,7 @@ from recsys.evaluation.baseline_search import (
     evaluate_baselines,
     make_queries,
 )
-from recsys.evaluation.baselines import user_item_matrix
+from recsys.evaluation.baselines import interaction_matrix
 from recsys.evaluation.metrics import TARGET_METRIC, Recommender, evaluation_report
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.tfidf import tfidf_matrix
@@ -76,14 +76,14 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
             step += 1
 
         baselines = BaselineData(config, run, split, catalog)
-        variants = baselines.variants("weight_before_validation")
+        variants = baselines.variants("validation")
         validation = split.holdout("validation", config.evaluate.users)
         chosen = choose_settings(variants, validation, PROTOCOL, on_model)
         test = split.holdout("test", config.evaluate.users)
         popularity = catalog.frame["interactions"].to_numpy()
-        everybody = baselines.variants("weight")
+        test_variants = baselines.variants("test")
         reports = evaluate_baselines(
-            everybody,
+            test_variants,
             chosen,
             test,
             popularity,
@@ -97,8 +97,8 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
         likeness = LikenessMeasurement(config, run, split, catalog).measure(
             towers,
             {name: choices["last_item"].settings for name, choices in chosen.items()},
-            baselines.variants("weight_without_held_out"),
-            everybody,
+            variants,
+            test_variants,
         )
         manifest |= {
             "target": "test",
@@ -173,11 +173,11 @@ class BaselineData:
             if (window, decay) != (prepared.window, prepared.decay)
         }
 
-    def variants(self, weight: Weight) -> Variants:
-        """Return the variants of the baselines, fitted on the interactions that count in a weight of the pairs."""
-        interactions = user_item_matrix(self.split.sequences, self.split.training_mask(weight), self.num_items)
+    def variants(self, target: Target) -> Variants:
+        """Return the variants of the baselines, fitted to the training data for a target."""
+        interactions = interaction_matrix(self.split, target, self.num_items)
         prepared = self.config.prepare
-        pairs = {(prepared.window, prepared.decay): train.load_pairs(self.run, weight, self.num_items).to_matrix()}
+        pairs = {(prepared.window, prepared.decay): train.load_pairs(self.run, target, self.num_items).to_matrix()}
         for window, counts in self.windows.items():
-            pairs[window] = cooccurrence.to_matrix(counts, self.num_items, weight)
+            pairs[window] = cooccurrence.to_matrix(counts, self.num_items, WEIGHTS[target])
         return baseline_variants(interactions, pairs, self.attributes, interactions.sum(axis=0), PROTOCOL)

@@ -1,7 +1,7 @@
 """Likeness of neighbors: the towers of a run and the baselines, compared with evidence that none was trained on.
 
-Agreement with other users is measured on fits without these users: the candidates of `train-similar`, and baselines
-fitted to the same users. Item groups and columns are in no training data, so the released embeddings and baselines of
+Agreement with other users is measured on fits without these users: the validation fits of the towers, and baselines
+fitted to the same data. Item groups and columns are in no training data, so the released embeddings and baselines of
 all users are compared with them.
 """
 
@@ -29,9 +29,8 @@ Report = dict[str, Any]
 
 
 def users_evidence(run: Run) -> Evidence | None:
-    """Return what the users left out associate; None if the run has no such evidence."""
-    trained = run.of("similar").manifest(train.STAGE)
-    return Evidence.load(run.of("similar").path(train.STAGE, train_similar.EVIDENCE)) if trained["candidates"] else None
+    """Return what the users held out associate; None if the run has no such evidence."""
+    return Evidence.load(run.path(train.STAGE, train.EVIDENCE)) if run.manifest(train.STAGE)["likeness"] else None
 
 
 def catalog_evidence(config: Config, catalog: Catalog) -> CatalogEvidence | None:
@@ -58,23 +57,23 @@ class LikenessMeasurement:
         self.trained = run.of("similar").manifest(train.STAGE)
         self.users_evidence, self.catalog_evidence = users_evidence(run), catalog_evidence(config, catalog)
         self.popularity = catalog.frame["interactions"].to_numpy()
-        known = split.sequences.items[split.training_mask("weight_without_held_out")]
+        known = split.sequences.items[split.training_mask("validation")]
         self.known_popularity = np.bincount(known, minlength=len(catalog))
 
     def measure(
         self,
         released: Mapping[Sense, Recommender],
         settings: Mapping[str, Mapping[str, float]],
-        without_held_out: Variants,
-        everybody: Variants,
+        validation: Variants,
+        test: Variants,
     ) -> Report:
         """Return the space of `similar` with its reason, and the likeness of each model.
 
         Args:
             released: indexes of the released embeddings.
             settings: settings of each baseline.
-            without_held_out: variants of the baselines, fitted to the users who are not held out.
-            everybody: variants of the baselines, fitted to all users.
+            validation: variants of the baselines, fitted to the training data for validation.
+            test: variants of the baselines, fitted to the training data for the test.
 
         Returns:
             `space`; `reason`; `model`, the reports of `similar` and `next`; `baselines`, the report of each baseline.
@@ -87,29 +86,27 @@ class LikenessMeasurement:
                 _merge(models[sense], self.trained["candidates"][name]["likeness"])
         baselines = {
             name: self._report(
-                _fit(without_held_out[name], settings[name]) if self.users_evidence else None,
+                _fit(validation[name], settings[name]) if self.users_evidence else None,
                 _fit(variants, settings[name]) if self.catalog_evidence else None,
             )
-            for name, variants in everybody.items()
+            for name, variants in test.items()
         }
         return {"space": chosen, "reason": self.trained["reason"], "model": models, "baselines": baselines}
 
-    def _report(self, without_held_out: Recommender | None, everybody: Recommender | None) -> Report:
+    def _report(self, validation: Recommender | None, test: Recommender | None) -> Report:
         report: Report = {}
-        if self.users_evidence is not None and without_held_out is not None:
+        if self.users_evidence is not None and validation is not None:
             items = self.users_evidence.items
             items = items[self.known_popularity[items] > 0]
             report = likeness_report(
-                without_held_out, self.known_popularity, PROTOCOL.resamples, users=self.users_evidence, items=items
+                validation, self.known_popularity, PROTOCOL.resamples, users=self.users_evidence, items=items
             )
-        if self.catalog_evidence is not None and everybody is not None:
+        if self.catalog_evidence is not None and test is not None:
             members = np.concatenate([np.empty(0, np.int32), *self.catalog_evidence.groups])
             items = np.unique(np.concatenate([members, self._sample()])).astype(np.int32)
             _merge(
                 report,
-                likeness_report(
-                    everybody, self.popularity, PROTOCOL.resamples, catalog=self.catalog_evidence, items=items
-                ),
+                likeness_report(test, self.popularity, PROTOCOL.resamples, catalog=self.catalog_evidence, items=items),
             )
         return report
 

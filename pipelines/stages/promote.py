@@ -200,7 +200,7 @@ def _quality_floor(config: Config, run: Run) -> float | None:
 
 
 def _users_evidence(run: Run, catalog: Catalog) -> UsersEvidence | None:
-    """Return what the users left out of the run associate; None if the run has no such evidence."""
+    """Return what the users held out of the run associate; None if the run has no such evidence."""
     evidence = users_evidence(run)
     if evidence is None:
         return None

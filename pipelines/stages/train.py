@@ -1,7 +1,8 @@
 """train: fit the tower to the pairs.
 
-The validation fit selects the number of passes. The final fit trains the tower of the release: the same number of
-passes over all interactions before the test targets. See `recsys.model.fit_plan`.
+The validation fit leaves out a share of the users. It selects the number of passes, and its neighbors are compared with
+what these users associate. The final fit trains the tower of the release: the same number of passes over the
+interactions of all users before the test targets. See `recsys.model.fit_plan`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.context.metrics_log import MetricsLog
 from pipelines.context.progress import Advance, Progress
@@ -22,9 +24,10 @@ from recsys.data.catalog import Catalog
 from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.pairs import Pairs
 from recsys.data.sequences import Sequences
-from recsys.data.splits import Split, Target, TimeCut, Weight
+from recsys.data.splits import WEIGHTS, Split, Target, TimeCut
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation.baseline_search import QUERY_KINDS, make_queries
+from recsys.evaluation.likeness import Evidence, likeness_report
 from recsys.evaluation.metrics import TARGET_METRIC, choose_recency, evaluation_report
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features
@@ -42,15 +45,20 @@ if TYPE_CHECKING:
 STAGE = "train"
 CHECKPOINTS = ".checkpoints"
 
-PairKind = Literal["pairs", "similar_pairs"]
-"""Folder of the pairs of `next`, and of those of `similar`, in the prepare stage."""
-
-WEIGHTS: dict[Target, Weight] = {"validation": "weight_before_validation", "test": "weight"}
-"""Name of the pair weight that counts the interactions before each target."""
+EVIDENCE = "evidence.npz"
+"""Name of the file with the evidence of likeness."""
+PAIRS: Mapping[Sense, str] = {"next": prepare.PAIRS, "similar": prepare.SIMILAR_PAIRS}
+"""Folder of the pairs of a sense in the prepare stage."""
 
 
 def train(config: Config, run: Run, progress: Progress, metrics: MetricsLog) -> dict[str, Any]:
     """Run the stage if it has not been completed, and return its manifest.
+
+    Returns:
+        The manifest: `passes` of each phase; `history_recency` with which the tower was trained; `recency` of history
+        queries and `validation` figures (`measure_validation`); `evidence_items`, the number of items that the users
+        held out associate; `likeness` of the validation fit (`measure_likeness`), {} if these are too few; `curve` and
+        `final_curve`, the figures of each pass; `feature_rate`; `warm_start`.
 
     Raises:
         StageError: the prepare stage has not been completed, there are no pairs, or the loss is not finite.
@@ -59,12 +67,20 @@ def train(config: Config, run: Run, progress: Progress, metrics: MetricsLog) -> 
     if run.done(STAGE):
         return run.manifest(STAGE)
     with progress.stage(STAGE) as advance, run.stage(STAGE, "passes") as (folder, manifest):
+        # before the first fit, so that a release that does not fit ends the stage at once
+        earlier = load_earlier_tower(config, "next")
         checkpoints = folder / CHECKPOINTS
-        on_pass = _ValidationProgress(config, advance, metrics)
+        on_pass: OnPhasePass = _ValidationProgress(config, advance, metrics)
         selected = fit_tower(config, run, validation_plan(config), on_pass, checkpoints=checkpoints)
         validation = measure_validation(config, run, selected.embeddings)
+        evidence = None if config.data.labeled_pairs else load_evidence(run)
+        likeness = {}
+        if evidence is not None and evidence.is_enough:
+            evidence.save(folder / EVIDENCE)
+            likeness = measure_likeness(config, run, selected.embeddings, evidence)
         plan = final_plan(config, selected.passes, selected.recency)
-        final = fit_tower(config, run, plan, _FinalProgress(selected.passes, advance, metrics), checkpoints=checkpoints)
+        on_pass = _FinalProgress(selected.passes, advance, metrics)
+        final = fit_tower(config, run, plan, on_pass, earlier=earlier, checkpoints=checkpoints)
         shutil.rmtree(checkpoints)
         final.tower.save(folder / TOWER)
         final.features.save(folder / FEATURES)
@@ -72,6 +88,8 @@ def train(config: Config, run: Run, progress: Progress, metrics: MetricsLog) -> 
             passes=selected.passes._asdict(),
             history_recency=selected.recency,
             **validation,
+            evidence_items=0 if evidence is None else len(evidence.items),
+            likeness=likeness,
             curve=selected.curve,
             final_curve=final.curve,
             feature_rate=final.feature_rate,
@@ -120,7 +138,15 @@ def _note(title: str, figures: Mapping[str, float]) -> str:
 
 
 def fit_tower(
-    config: Config, run: Run, plan: FitPlan, on_pass: OnPhasePass, *, checkpoints: Path | None = None
+    config: Config,
+    run: Run,
+    plan: FitPlan,
+    on_pass: OnPhasePass,
+    *,
+    sense: Sense = "next",
+    evidence: Evidence | None = None,
+    earlier: EarlierTower | None = None,
+    checkpoints: Path | None = None,
 ) -> FittedTower:
     """Fit a tower to the prepared data.
 
@@ -129,50 +155,55 @@ def fit_tower(
         run: a run whose prepare stage has been completed.
         plan: phases of the fit.
         on_pass: called after each pass.
+        sense: of the pairs.
+        evidence: if given, passes are validated by likeness instead of the held-out targets.
+        earlier: warm start from this tower. A validation fit has none, because it has seen the users held out.
         checkpoints: folder of the checkpoints from which an interrupted fit resumes.
 
     Raises:
         StageError: there are no pairs, or the loss is not finite.
-        InputError: `data.warm_start` is not a release, or its tower has another dimension or distance.
     """
     from recsys.model.tower_fit import TowerFit  # noqa: PLC0415 - TensorFlow takes seconds
 
-    data = load_fit_data(config, run, plan.target)
+    data = load_fit_data(config, run, plan.target, sense)._replace(evidence=evidence, earlier=earlier)
     return TowerFit(plan, data, config, checkpoints=checkpoints, on_pass=on_pass).run()
 
 
-def load_fit_data(config: Config, run: Run, target: Target) -> FitData:
-    """Load the outputs of the prepare stage, and the tower of a warm start."""
+def load_fit_data(config: Config, run: Run, target: Target, sense: Sense = "next") -> FitData:
+    """Load the outputs of the prepare stage."""
     from recsys.model.tower_fit import FitData  # noqa: PLC0415 - TensorFlow takes seconds
 
     catalog = Catalog.load(run.path(prepare.STAGE, CATALOG))
     return FitData(
         catalog.frame,
         load_split(run),
-        load_pairs(run, WEIGHTS[target], len(catalog)),
+        load_pairs(run, target, len(catalog), sense),
         load_labeled(run, config.train.seed)[0] if config.data.labeled_pairs else None,
-        load_earlier_tower(config.data.warm_start) if config.data.warm_start else None,
     )
 
 
-def load_earlier_tower(release: str, sense: Sense = "next") -> EarlierTower:
-    """Load the tower of a sense from a release, given its folder or URL, for a warm start.
+def load_earlier_tower(config: Config, sense: Sense) -> EarlierTower | None:
+    """Load the tower of a sense from the release of a warm start; None if the config names none.
 
     Raises:
-        InputError: it is not a release, or it is damaged.
+        InputError: `data.warm_start` is not a release, or damaged, or its tower has another dimension or distance.
     """
-    from recsys.model import tower  # noqa: PLC0415 - TensorFlow takes seconds
+    from recsys.model import tower, warm_start  # noqa: PLC0415 - TensorFlow takes seconds
     from recsys.model.tower_fit import EarlierTower  # noqa: PLC0415
 
+    if not config.data.warm_start:
+        return None
     try:
-        folder = remote.load(release).space(sense).path
+        folder = remote.load(config.data.warm_start).space(sense).path
     except ReleaseError as error:
         raise InputError(f"data.warm_start must be the folder of a release: {error}") from None
-    return EarlierTower(tower.load(folder / TOWER), Features.load(folder / FEATURES))
+    earlier = EarlierTower(tower.load(folder / TOWER), Features.load(folder / FEATURES))
+    warm_start.require_same_shape(config.tower, earlier.tower)
+    return earlier
 
 
 def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[str, Any]:
-    """Measure embeddings on the validation targets by exact search among the items that the fit was trained on.
+    """Measure the embeddings of a validation fit on its targets, by exact search among the items of its training data.
 
     Returns:
         `recency`: the best recency for history queries; `validation`: the reports of
@@ -183,7 +214,7 @@ def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[st
     holdout = split.holdout("validation", config.evaluate.users)
     if not len(holdout):
         return {"recency": None, "validation": {}}
-    popularity = np.bincount(split.sequences.items[split.known_before("validation")], minlength=len(embeddings))
+    popularity = _popularity(split, len(embeddings))
     retrievable = popularity > 0 if config.data.labeled_pairs is None else None
     index = ExactIndex(embeddings, DISTANCES[config.tower.distance], retrievable)
     recency, _ = choose_recency(index, holdout, PROTOCOL)
@@ -200,6 +231,28 @@ def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[st
     return {"recency": recency, "validation": figures}
 
 
+def measure_likeness(config: Config, run: Run, embeddings: Vectors, evidence: Evidence) -> dict[str, Any]:
+    """Compare the neighbors by embeddings of a validation fit with what the users held out associate.
+
+    Returns:
+        The report of `recsys.evaluation.likeness.likeness_report` on items with interactions of the other users.
+    """
+    popularity = _popularity(load_split(run), len(embeddings))
+    index = ExactIndex(embeddings, DISTANCES[config.tower.distance], popularity > 0)
+    items = evidence.items[popularity[evidence.items] > 0]
+    return likeness_report(index, popularity, PROTOCOL.resamples, users=evidence, items=items)
+
+
+def load_evidence(run: Run) -> Evidence:
+    """Return what the users held out associate in the prepared data."""
+    return Evidence.of_held_out_users(load_split(run), run.manifest(prepare.STAGE)["num_items"])
+
+
+def _popularity(split: Split, num_items: int) -> NDArray[np.int64]:
+    """Return the number of interactions of each item in the training data of a validation fit, int64 [num_items]."""
+    return np.bincount(split.sequences.items[split.training_mask("validation")], minlength=num_items)
+
+
 def load_split(run: Run) -> Split:
     """Load the sequences of all users and their split."""
     prepared = run.manifest(prepare.STAGE)
@@ -208,10 +261,10 @@ def load_split(run: Run) -> Split:
     return Split(sequences, TimeCut(*prepared["time_cut"]) if prepared["time_cut"] else None)
 
 
-def load_pairs(run: Run, weight: Weight, num_items: int, kind: PairKind = "pairs") -> Pairs:
-    """Open the pairs of a kind with one of their weights."""
-    folder = run.path(prepare.STAGE, kind)
-    return Pairs([folder / name for name in run.manifest(prepare.STAGE)[kind]], num_items, weight)
+def load_pairs(run: Run, target: Target, num_items: int, sense: Sense = "next") -> Pairs:
+    """Open the pairs of a sense with their weights in the training data for a target."""
+    folder = run.path(prepare.STAGE, PAIRS[sense])
+    return Pairs([folder / name for name in run.manifest(prepare.STAGE)[PAIRS[sense]]], num_items, WEIGHTS[target])
 
 
 def load_labeled(run: Run, seed: int) -> tuple[LabeledPairs, LabeledPairs]:

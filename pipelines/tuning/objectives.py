@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from pipelines.prepare import similar_pairs
 from pipelines.prepare import stage as prepare
-from pipelines.stages import train_similar
-from pipelines.stages.train import fit_tower, load_split, measure_validation
-from pipelines.stages.train_similar import evidence_of_held_out_users, measure_candidate
+from pipelines.stages.train import fit_tower, load_evidence, load_split, measure_validation
+from pipelines.stages.train_similar import candidate_name, measure_candidate
 from recsys.config.sections import Config
 from recsys.config.senses import Sense
 from recsys.errors import ConfigError, StageError
 from recsys.evaluation.baseline_search import QUERY_KINDS
-from recsys.evaluation.likeness import AGREEMENT, Evidence
+from recsys.evaluation.likeness import AGREEMENT, MIN_ITEMS, Evidence
 from recsys.evaluation.metrics import validation_score
 from recsys.model.fit_plan import validation_plan
 from recsys.release.runs import Run
@@ -50,7 +49,7 @@ class Objective(Protocol):
 
 
 class NextObjective:
-    """The mean of the NDCG@20 of last-item and of history queries on the validation target."""
+    """The mean of the NDCG@20 of last-item and of history queries on the validation targets."""
 
     metric = "validation NDCG@20"
     explanation = "mean of last-item and history queries"
@@ -84,10 +83,10 @@ class NextObjective:
 
 
 class SimilarObjective:
-    """The agreement of the candidate of `pipelines.stages.train_similar` with the users left out."""
+    """The agreement of the candidate of `pipelines.stages.train_similar` with the users held out."""
 
     metric = "agreement"
-    explanation = "NDCG@10, with users left out of the training"
+    explanation = "NDCG@10, with users held out of the training"
 
     def __init__(self) -> None:
         self._evidence: Evidence | None = None
@@ -106,7 +105,7 @@ class SimilarObjective:
             )
 
     def check_data(self, config: Config, run: Run) -> None:
-        """Require pairs of `similar`, and enough items that the users left out associate."""
+        """Require pairs of `similar`, and enough items that the users held out associate."""
         prepared = run.manifest(prepare.STAGE)
         if not prepared["similar_pairs"]:
             raise StageError(
@@ -115,11 +114,11 @@ class SimilarObjective:
                 f"{config.prepare.window}. Received: {prepared['share_in_window']:.0%}. Tune the sense next, which "
                 "serves both senses in such data."
             )
-        num_items = len(self._evidence_of(run).items)
-        if num_items < train_similar.MIN_ITEMS:
+        evidence = self._evidence_of(run)
+        if not evidence.is_enough:
             raise StageError(
-                f"tuning of the sense similar needs at least {train_similar.MIN_ITEMS} items that the users left out "
-                f"associate. Received: {num_items}. Provide more interactions, or tune the sense next."
+                f"tuning of the sense similar needs at least {MIN_ITEMS} items that the users held out "
+                f"associate. Received: {len(evidence.items)}. Provide more interactions, or tune the sense next."
             )
 
     def max_passes(self, config: Config) -> int:
@@ -127,8 +126,8 @@ class SimilarObjective:
         return config.similar.passes
 
     def measure(self, config: Config, run: Run, on_pass: OnPhasePass) -> dict[str, float]:
-        """Return the likeness of the candidate, which is fitted without the users left out."""
-        candidate = train_similar.candidate_name(load_split(run))
+        """Return the likeness of the candidate, which is fitted without the users held out."""
+        candidate = candidate_name(load_split(run))
         measured = measure_candidate(config, run, candidate, self._evidence_of(run), on_pass)
         likeness: Mapping[str, object] = measured["likeness"]
         figures = {
@@ -141,7 +140,7 @@ class SimilarObjective:
     def _evidence_of(self, run: Run) -> Evidence:
         """Return the evidence; it is the same for all trials, because no setting of `[similar]` changes it."""
         if self._evidence is None:
-            self._evidence = evidence_of_held_out_users(load_split(run), run.manifest(prepare.STAGE)["num_items"])
+            self._evidence = load_evidence(run)
         return self._evidence
 
 

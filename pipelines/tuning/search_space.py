@@ -21,7 +21,7 @@ NOT_TUNABLE = {
     "prepare.max_dead_letter_ratio": "it is a limit for bad input",
     "prepare.min_rating": "all trials must use the same interactions",
     "prepare.max_per_second": "all trials must use the same interactions",
-    "train.validation_users": "all trials must use the same validation queries",
+    "train.validation_queries": "all trials must use the same validation queries",
     "train.seed": "differences between seeds are noise",
     "similar.enabled": "without it there is nothing to measure",
 }

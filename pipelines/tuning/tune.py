@@ -1,8 +1,9 @@
 """tune: search `tune.ranges` for better settings of one sense.
 
 The objective of the sense (`pipelines.tuning.objectives`) is the value of a trial: for `next` the score on the
-validation target, for `similar` the agreement with the users left out. The first trial is the base config, so the value
-of the result is never worse. The test target is not used. An interrupted tuning resumes after its finished trials.
+validation targets, for `similar` the agreement with the users held out. The first trial is the base config, so the
+value of the result is never worse. The test targets are not used. An interrupted tuning resumes after its finished
+trials.
 """
 
 from __future__ import annotations

@@ -226,9 +226,9 @@ class TrainConfig(Table):
     the catalog has no new items."""
     anchor_power: Share = 1.0
     """The weight of an anchor in the loss is its total pair weight to this power. 0 weighs all anchors equally."""
-    validation_users: Count = 5_000
-    """Maximum number of users whose validation queries are evaluated after each pass. More users give a less
-    noisy score and take longer."""
+    validation_queries: Count = 5_000
+    """Maximum number of validation queries that are evaluated after each pass. More queries give a less noisy score and
+    take longer."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     """Seed of initial weights, order of anchors, dropout and samples."""
 
@@ -301,8 +301,8 @@ class EvaluateConfig(Table):
     validation_days: Positive = 1.0
     """`global_time`: number of days before those that are held out for validation."""
     users: Count = 20_000
-    """Maximum number of users to evaluate; a fixed sample if there are more. With more users, the confidence intervals
-    are narrower and evaluation takes longer."""
+    """Maximum number of users to evaluate, and of validation queries that the baselines are tuned on; a fixed sample if
+    there are more. With more users, the confidence intervals are narrower and evaluation takes longer."""
 
 
 ExportedAnswer = Literal["similar", "next", "together"]

@@ -20,7 +20,8 @@ from recsys.data.pair_keys import KEY_BASE, pair_key, pair_of_key
 from recsys.data.sequences import Sequences, session_numbers
 from recsys.data.splits import DAY_S, WEIGHTS, Split, Weight
 
-SCHEMA = {"anchor": pl.Int32, "positive": pl.Int32, **dict.fromkeys(WEIGHTS, pl.Float64)}
+COLUMNS: tuple[str, ...] = tuple(WEIGHTS.values())
+SCHEMA = {"anchor": pl.Int32, "positive": pl.Int32, **dict.fromkeys(COLUMNS, pl.Float64)}
 
 
 def count_pairs(split: Split, weights: NDArray[np.float32], config: PrepareConfig, newest: float) -> pl.DataFrame:
@@ -44,7 +45,7 @@ def count_pairs(split: Split, weights: NDArray[np.float32], config: PrepareConfi
     sequences = split.sequences
     items, users = sequences.items.astype(np.int64), sequences.users
     session = session_numbers(sequences, config.session_gap_minutes)
-    masks = {name: split.training_mask(name) for name in WEIGHTS}
+    masks: dict[str, NDArray[np.bool_]] = {weight: split.training_mask(target) for target, weight in WEIGHTS.items()}
     recent = {name: _recent(sequences, mask, config.max_user_interactions) for name, mask in masks.items()}
     value = weights.astype(np.float64)
     age = np.ones(len(items))
@@ -109,7 +110,7 @@ def group_by_anchor(counts: pl.DataFrame, max_positives: int) -> pl.DataFrame:
         `anchor`; its `max_positives` heaviest `positives` (list of int32), sorted; their weights (lists of float32);
         `size`, the number of these; and `dropped_positives`, the number of dropped positives (both int32).
     """
-    weights = [name for name in WEIGHTS if name in counts.columns]
+    weights = [name for name in COLUMNS if name in counts.columns]
     summed = (
         counts.lazy()
         .select(pair_key("anchor", "positive"), *weights)

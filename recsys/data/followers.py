@@ -95,7 +95,7 @@ def count_followers(split: Split, config: PrepareConfig, block_interactions: int
     Returns:
         `item`, `follower` and `users` of each pair, all int32, sorted by the first two.
     """
-    rows = np.flatnonzero(split.known_before("test"))
+    rows = np.flatnonzero(split.training_mask("test"))
     items, users = split.sequences.items[rows].astype(np.int64), split.sequences.users[rows]
     session = session_numbers(split.sequences, config.session_gap_minutes)[rows]
     repeated = pl.DataFrame({"user": users, "item": items}).is_duplicated().to_numpy()

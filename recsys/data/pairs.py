@@ -59,7 +59,7 @@ class Pairs:
     Args:
         parts: files written by `write`; each anchor is in one of them.
         num_items: size of the catalog.
-        weight: which of the two weights to read.
+        weight: which of the weights to read.
     """
 
     parts: Sequence[Path]

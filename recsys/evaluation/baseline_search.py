@@ -140,7 +140,7 @@ def choose_settings(
         protocol: recencies to try, and number of users.
         on_model: called before each baseline.
     """
-    holdout = holdout.subsample(protocol.settings_users)
+    holdout = holdout.subsample(protocol.settings_queries)
     queries = {kind: make_queries(holdout, kind, None, protocol) for kind in QUERY_KINDS}
     chosen: dict[str, dict[QueryKind, ChosenSettings]] = {}
     for name, candidates in variants.items():

@@ -126,8 +126,8 @@ class Content(ScoringModel):
 
 
 def interaction_matrix(split: Split, target: Target, num_items: int) -> sparse.csr_array:
-    """Return whether a user interacted with an item before the target, 0 or 1, float32 [num_users, num_items]."""
-    return user_item_matrix(split.sequences, split.known_before(target), num_items)
+    """Return whether users and items interact in the training data for a target, float32 [num_users, num_items]."""
+    return user_item_matrix(split.sequences, split.training_mask(target), num_items)
 
 
 def user_item_matrix(sequences: Sequences, included: NDArray[np.bool_], num_items: int) -> sparse.csr_array:

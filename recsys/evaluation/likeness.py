@@ -21,6 +21,8 @@ from scipy import sparse
 
 from recsys.data.association import partial_weights, shrunk_lift
 from recsys.data.catalog import Catalog
+from recsys.data.splits import Split
+from recsys.evaluation.baselines import user_item_matrix
 from recsys.evaluation.metrics import BOUNDS, Recommender, ndcg_of_gains
 from recsys.index.queries import PADDING, Queries
 
@@ -32,8 +34,10 @@ SEARCHED = 100
 """Number of neighbors that are searched, so that `K` of them are items with evidence."""
 MAX_ITEMS = 2_000
 """Number of items whose neighbors are searched to choose a pass or a candidate; a sample, if more can be judged."""
+MIN_ITEMS = 100
+"""With evidence of fewer items, the interval of the agreement is too wide to compare models."""
 MIN_USERS = (20, 10, 5)
-"""Numbers of users left out from which an item can be judged."""
+"""Numbers of users held out from which an item can be judged."""
 JUDGED_SHARE = 0.25
 """Share of the catalog that has to be judged."""
 POPULAR, RARE = 100, 10
@@ -44,15 +48,15 @@ class Evidence(NamedTuple):
     """What users who took no part in the training associate."""
 
     lift: sparse.csr_array
-    """Shrunk lift of two items among the users left out, [num_items, num_items]."""
+    """Shrunk lift of two items among the users held out, [num_items, num_items]."""
     partial: sparse.csr_array
-    """Partial weight of two items among the users left out, [num_items, num_items]."""
+    """Partial weight of two items among the users held out, [num_items, num_items]."""
     judged: NDArray[np.bool_]
     """Items with enough of these users, bool [num_items]; others are skipped among the neighbors of an item."""
 
     @classmethod
     def from_interactions(cls, interactions: sparse.csr_array, max_items: int | None = None) -> Evidence:
-        """Measure the association of items among users left out.
+        """Measure the association of items among users held out.
 
         Lift alone would reward neighbors that are associated through a third item, and partial weights alone are noisy.
         Counts and cosine would reward popularity: popular items are near all others by them.
@@ -61,7 +65,7 @@ class Evidence(NamedTuple):
         items reach; shrinkage and penalty are in proportion to it.
 
         Args:
-            interactions: whole histories of the users left out, 0 or 1, [num_users, num_items].
+            interactions: whole histories of the users held out, 0 or 1, [num_users, num_items].
             max_items: maximum number of items whose neighbors can be judged, a random sample; None for all items.
         """
         counts = np.asarray(interactions.sum(axis=0)).ravel()
@@ -77,6 +81,13 @@ class Evidence(NamedTuple):
         lift = shrunk_lift(known, min_users / 2, num_items, items)
         partial = partial_weights(known, 5.0 * min_users, 1.0, num_items, items)
         return cls(_at_rows(lift, items, num_items), _at_rows(partial, items, num_items), judged)
+
+    @classmethod
+    def of_held_out_users(cls, split: Split, num_items: int) -> Evidence:
+        """Return what the users held out associate before their test targets; a sample of at most `MAX_ITEMS` items."""
+        included = split.training_mask("test") & split.held_out[split.sequences.users]
+        interactions = user_item_matrix(split.sequences, included, num_items)
+        return cls.from_interactions(interactions[split.held_out], MAX_ITEMS)
 
     def save(self, path: Path) -> None:
         """Write the associations and the judged items."""
@@ -104,6 +115,11 @@ class Evidence(NamedTuple):
         """Items whose neighbors can be judged, ascending, int32 [n]."""
         return np.flatnonzero(np.diff(self.lift.indptr) > 0).astype(np.int32)
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether there are enough items to compare models."""
+        return len(self.items) >= MIN_ITEMS
+
 
 class CatalogEvidence(NamedTuple):
     """What the catalog says about items that are alike, and no model reads."""
@@ -120,7 +136,7 @@ def agreement(top: NDArray[np.int32], items: NDArray[np.int32], evidence: Eviden
     Args:
         top: neighbors of the items, best first, int32 [n, SEARCHED]; -1 pads.
         items: item numbers, int32 [n].
-        evidence: associations among the users left out.
+        evidence: associations among the users held out.
 
     Returns:
         float64 [n] each; NaN for items without evidence.
@@ -152,7 +168,7 @@ def likeness_report(
         model: to evaluate.
         popularity: interactions of each item in its training data, [num_items].
         resamples: number of bootstrap resamples of each interval.
-        users: evidence of users left out; None leaves the agreement out.
+        users: evidence of users held out; None leaves the agreement out.
         catalog: groups and columns; None leaves their figures out.
         items: query items, ascending, int32 [n]; None for all items with interactions.
         seed: of the resamples.

@@ -211,9 +211,9 @@ def choose_recency(
     Args:
         model: to evaluate.
         holdout: held-out users, not those of the reported figures; a sample of them is queried.
-        protocol: `recencies`, `history_items` and `settings_users`.
+        protocol: `recencies`, `history_items` and `settings_queries`.
     """
-    sample, length = holdout.subsample(protocol.settings_users), protocol.history_items
+    sample, length = holdout.subsample(protocol.settings_queries), protocol.history_items
     metrics = [
         ranking_metrics(target_ranks(model, Queries.from_histories(sample, recency, length), sample.targets))
         for recency in protocol.recencies

@@ -14,9 +14,9 @@ class EvaluationProtocol(NamedTuple):
     recencies: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
     """Recencies tried for history queries, in (0, 1]; the best on the validation target is used. Below .2 the last item
     alone counts; the best ones measured lie between .2 and .7."""
-    settings_users: int = 2_000
-    """Users whose validation targets select a recency or the settings of a baseline: all variants are measured on the
-    same users, and differ little around the best one."""
+    settings_queries: int = 2_000
+    """Validation queries that select a recency or the settings of a baseline: all variants are measured on the same
+    ones, and differ little around the best one."""
     history_items: int = 50
     """Number of recent items of a user that a history query weights. With a recency of .9, older items weigh less than
     a hundredth."""

@@ -134,7 +134,7 @@ class HistoryBatches(Batches):
 
     Args:
         split: sequences of all users.
-        target: only the interactions before this target are used.
+        target: only the training data for this target are used.
         pairs: source of the popularity of the items.
         config: `train`, `prepare` and `candidates`.
         recency: weight of one step back, in (0, 1].
@@ -160,7 +160,7 @@ class HistoryBatches(Batches):
         max_items: int = PROTOCOL.history_items,
     ) -> None:
         self.rng = np.random.default_rng(config.train.seed)
-        sequences, known = split.sequences, split.known_before(target)
+        sequences, known = split.sequences, split.training_mask(target)
         self.items = sequences.items
         self.starts = np.repeat(sequences.offsets[:-1], sequences.lengths)
         # the position after the last known interaction of the user; known interactions come first

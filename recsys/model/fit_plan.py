@@ -1,11 +1,11 @@
 """The plan of a fit: the phases in which a tower is trained. Plain values, without Keras.
 
-A fit trains on the interactions before one target. A run has two fits:
+A fit uses the training data for one target (`recsys.data.splits`). A run has two fits:
 
-- the validation fit (`validation_plan`) trains on the interactions before the validation targets. It selects the number
-  of passes, and the recency of history queries, by items with interactions; with labeled pairs, also by other items.
-- the final fit (`final_plan`) trains on the interactions before the test targets with the selected values, without
-  validation. Its tower is released.
+- the validation fit (`validation_plan`) trains without the users held out. It selects the number of passes, and the
+  recency of history queries, by items with interactions; with labeled pairs, also by other items.
+- the final fit (`final_plan`) trains on the interactions of all users before the test targets with the selected values,
+  without validation. Its tower is released.
 
 Fits for the sense `similar` have passes over pairs only. They are validated by likeness (`similar_candidate_plan`), and
 repeated without validation (`similar_plan`).
@@ -13,7 +13,7 @@ repeated without validation (`similar_plan`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 from recsys.config.sections import Config
@@ -84,7 +84,7 @@ class FitPlan:
     """The phases of a fit, in order."""
 
     target: Target
-    """The fit uses the interactions before this target."""
+    """The fit uses the training data for this target."""
     phases: tuple[Phase, ...]
 
 
@@ -112,14 +112,10 @@ def final_plan(config: Config, passes: Passes, recency: float | None = None) -> 
     return FitPlan("test", _phases(config, passes, validate=False, recency=recency))
 
 
-def without_new_items(plan: FitPlan) -> FitPlan:
-    """Return a plan whose tower is only evaluated on items with interactions."""
-    return replace(plan, phases=tuple(phase for phase in plan.phases if not isinstance(phase, NewItemPhase)))
-
-
 def similar_candidate_plan(config: Config) -> FitPlan:
     """Return the plan of a candidate for the sense `similar`, whose passes are selected by likeness."""
-    return FitPlan("test", (PairPhase(config.similar.passes, validate=True, anchor_power=config.train.anchor_power),))
+    phase = PairPhase(config.similar.passes, validate=True, anchor_power=config.train.anchor_power)
+    return FitPlan("validation", (phase,))
 
 
 def similar_plan(config: Config, passes: int) -> FitPlan:

@@ -52,11 +52,11 @@ class FitData(NamedTuple):
     split: Split
     """Users' sequences."""
     pairs: Pairs
-    """Pairs of the interactions before the target."""
+    """Pairs of the training data for the target."""
     labeled_pairs: LabeledPairs | None = None
     """If given, these are trained on instead of the pairs and histories."""
     earlier: EarlierTower | None = None
-    """Warm start from this tower."""
+    """Warm start from this tower, which has the dimension and distance of the config."""
     evidence: Evidence | None = None
     """If given, passes are validated by likeness instead of the held-out targets."""
 
@@ -92,7 +92,6 @@ class TowerFit:
 
     Raises:
         StageError: there is no pair to train on.
-        InputError: the earlier tower has another dimension or distance.
     """
 
     def __init__(
@@ -214,7 +213,7 @@ class TowerFit:
         if self.data.evidence is not None:
             return LikenessValidation(self.data.evidence, self._is_known, DISTANCES[self.config.tower.distance])
         train = self.config.train
-        holdout = self.data.split.holdout(self.plan.target, train.validation_users, train.seed)
+        holdout = self.data.split.holdout(self.plan.target, train.validation_queries, train.seed)
         if not len(holdout):
             return None
         # new items are trained in the last phase; before, their embeddings would only take the places of other items
@@ -222,7 +221,7 @@ class TowerFit:
         return Validation(holdout, DISTANCES[self.config.tower.distance], retrievable)
 
     def _feature_rate(self) -> float:
-        known_items = self.data.split.sequences.items[self.data.split.known_before(self.plan.target)]
+        known_items = self.data.split.sequences.items[self.data.split.training_mask(self.plan.target)]
         interactions_per_item = max(len(known_items), 1) / max(len(np.unique(known_items)), 1)
         return feature_rate_factor(FEATURE_LEAD, interactions_per_item)
 

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from recsys.config.sections import TowerConfig
 from recsys.errors import InputError
 from recsys.features.encoding import Features, token_indices, token_input
 from recsys.model.tower import FUSION, HIDDEN, KNOWN_ITEM_TOWER, distance
@@ -30,18 +31,16 @@ def warm_start(
     Returns:
         For each encoder by name the number of its rows, and for "fusion" and "hidden", if there are such layers, the
         number of their weights.
-
-    Raises:
-        InputError: the earlier tower has another dimension or distance.
     """
-    _require_same_shape(tower, earlier_tower)
     earlier_tower = next((layer for layer in earlier_tower.layers if layer.name == KNOWN_ITEM_TOWER), earlier_tower)
     report = _copy_encoders(tower, features, earlier_tower, earlier_features)
     return report | _copy_later_layers(tower, features, earlier_tower, earlier_features)
 
 
-def _require_same_shape(tower: keras.Model, earlier_tower: keras.Model) -> None:
-    required, received = (f"{model.output.shape[-1]} dimensions, {distance(model)}" for model in (tower, earlier_tower))
+def require_same_shape(config: TowerConfig, earlier_tower: keras.Model) -> None:
+    """Raise an `InputError` if an earlier tower has another dimension or distance than the config."""
+    required = f"{config.dimension} dimensions, {config.distance}"
+    received = f"{earlier_tower.output.shape[-1]} dimensions, {distance(earlier_tower)}"
     if received != required:
         raise InputError(
             f"the tower to start from must have tower.dimension and tower.distance of the config: {required}. "

@@ -59,7 +59,7 @@ class Evidence:
     quality_floor: float | None
     """Smallest NDCG@20, None for no floor."""
     users: UsersEvidence | None
-    """What the users left out of the run associate, None without evidence."""
+    """What the users held out of the run associate, None without evidence."""
 
     @property
     def data_limits(self) -> DataLimits:

@@ -1,6 +1,6 @@
-"""Gate checks of likeness: do the neighbors of a release agree with what the users left out of the run associate?
+"""Gate checks of likeness: do the neighbors of a release agree with what the users held out of the run associate?
 
-A release is trained on all users, those left out of the comparison of towers too. So its agreement is higher than the
+A release is trained on all users, those held out of the comparison of towers too. So its agreement is higher than the
 one that `evaluate` reports, but two releases have the same advantage, and their difference is fair. If only one of them
 has an own space for `similar`, the advantages differ. Then the agreement that both evaluations report is compared.
 """
@@ -28,7 +28,7 @@ CHANGE = f"{AGREEMENT}_change"
 
 
 class UsersEvidence(NamedTuple):
-    """What the users left out of a run associate."""
+    """What the users held out of a run associate."""
 
     evidence: Evidence
     catalog: Catalog
@@ -67,7 +67,7 @@ def likeness_checks(
     Args:
         challenger: the new release.
         champion: the current champion, None before the first.
-        users: what the users left out of the run associate, None without evidence.
+        users: what the users held out of the run associate, None without evidence.
         config: tolerances.
         resamples: number of bootstrap resamples.
     """
@@ -89,7 +89,7 @@ def likeness_checks(
 
 
 def _evaluation_check(challenger: Release, champion: Release, tolerance: float) -> Check:
-    """Compare the agreement that the evaluations of two releases report, of towers trained without the users left out.
+    """Compare the agreement that the evaluations of two releases report, of towers trained without the users held out.
 
     Each was measured by its own run, so the difference is not paired.
     """

@@ -42,7 +42,7 @@ negatives = 512
 passes = 2
 history_passes = 0
 batch_size = 1024
-validation_users = 500
+validation_queries = 500
 [resources]
 memory_mb = {memory_mb}
 [index]

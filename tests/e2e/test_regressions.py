@@ -11,9 +11,9 @@ import pytest
 
 from pipelines.context.libraries import quiet_libraries
 from pipelines.context.run_context import RunContext
-from pipelines.stages import train_similar
 from recsys.config.loading import load_config
 from recsys.config.sections import Config
+from recsys.evaluation import likeness
 from recsys.release.mlflow_registry import Tracker
 from recsys.testing import regressions, world
 from recsys.testing.regressions import REGRESSIONS, Regression
@@ -37,7 +37,7 @@ class Configs(NamedTuple):
 def _evidence_of_few_items() -> Iterator[None]:
     """The world has fewer items than evidence of likeness usually needs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_similar, "MIN_ITEMS", 10)
+        patch.setattr(likeness, "MIN_ITEMS", 10)
         yield
 
 

@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> Callable[..., Any]:
         folder.mkdir()
         row, column = np.nonzero(dense)
         weight = dense[row, column].astype(np.float64)
-        columns = {"anchor": row, "positive": column, "weight": weight, "weight_before_validation": weight}
+        columns = {"anchor": row, "positive": column, "weight": weight, "validation_weight": weight}
         frame = pl.DataFrame(columns).cast({name: cooccurrence.SCHEMA[name] for name in columns})  # type: ignore[arg-type]
         parts = []
         for number in range(2):

@@ -43,7 +43,7 @@ dimension = 16
 [train]
 passes = 1
 history_passes = 0
-validation_users = 500
+validation_queries = 500
 
 [similar]
 enabled = false

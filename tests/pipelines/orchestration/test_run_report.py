@@ -22,11 +22,12 @@ from pipelines.orchestration.nightly import Summary, run_nightly
 from pipelines.orchestration.report_data import evaluate_champion
 from pipelines.orchestration.run_report import RunEnd, write_report
 from pipelines.prepare import stage as prepare
-from pipelines.stages import evaluate, train, train_similar
+from pipelines.stages import evaluate, train
 from recsys import Release
 from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
 from recsys.errors import RecsysError, RejectedError, StageError
+from recsys.evaluation import likeness
 from recsys.evaluation.baseline_search import QUERY_KINDS
 from recsys.index.recall import tune_search_k
 from recsys.release.formats import CATALOG
@@ -87,7 +88,7 @@ class Runs(NamedTuple):
 def _evidence_of_few_items() -> Iterator[None]:
     """The world has fewer items than evidence of likeness usually needs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_similar, "MIN_ITEMS", 10)
+        patch.setattr(likeness, "MIN_ITEMS", 10)
         yield
 
 

@@ -49,9 +49,9 @@ def test_similar_pairs_are_partial_weights_of_all_users_and_of_those_not_held_ou
     )
     sequences = Sequences.load([context.run.path("prepare", f"sequences/{name}") for name in manifest["sequences"]])
     split, num_items = Split(sequences), manifest["num_items"]
-    known = split.known_before("test")
+    known = split.training_mask("test")
     others = known & ~held_out_users(sequences.user_ids)[sequences.users]
-    for weight, mask in (("weight", known), ("weight_without_held_out", others)):
+    for weight, mask in (("weight", known), ("validation_weight", others)):
         interactions = user_item_matrix(sequences, mask, num_items)
         expected = partial_weights(interactions, 7.0, POWER, MAX_POSITIVES).toarray()
         expected *= np.sqrt(interactions.sum(axis=0))[:, None]

@@ -19,6 +19,7 @@ from pipelines.orchestration.stage_table import STAGES
 from pipelines.prepare import phases
 from pipelines.prepare import stage as prepare
 from recsys.config.loading import parse_config
+from recsys.data.splits import held_out_users
 from recsys.errors import InputError, RecsysError, StageError
 from tests import memory_mb
 
@@ -99,10 +100,10 @@ def prepared(job: RunContext) -> Result:
         {user: [ids[number] for number in numbers] for user, numbers, _ in sequences.iter_rows()},
         {user: times for user, _, times in sequences.iter_rows()},
         {
-            (ids[row["anchor"]], ids[positive]): (weight, before)
+            (ids[row["anchor"]], ids[positive]): (weight, validation_weight)
             for row in pairs.iter_rows(named=True)
-            for positive, weight, before in zip(
-                row["positives"], row["weight"], row["weight_before_validation"], strict=True
+            for positive, weight, validation_weight in zip(
+                row["positives"], row["weight"], row["validation_weight"], strict=True
             )
         },
         [(ids[a], ids[b], same) for a, b, same in pl.read_parquet(folder / "labeled_pairs.parquet").iter_rows()],
@@ -157,11 +158,11 @@ def naive_sequences(log: list[Row], known: set[str]) -> dict[str, list[Row]]:
     return users
 
 
-def naive_known(rows: list[Row], held_out: int, until: float | None = None) -> int:
-    """How many of a user's rows training may see: with so many held out, or those before an instant."""
+def naive_known(rows: list[Row], until: float | None = None) -> int:
+    """How many of a user's rows training may see: without the last one, or those before an instant."""
     if until is not None:
         return sum(row["timestamp"] < until for row in rows)
-    return len(rows) - held_out if len(rows) >= 3 else len(rows)
+    return len(rows) - 1 if len(rows) >= 3 else len(rows)
 
 
 def naive_pairs(
@@ -170,8 +171,8 @@ def naive_pairs(
     """Every two rows of a user, one after the other, with the settings of `prepare`; `cut`: validation, test."""
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     newest = max(row["timestamp"] for rows in users.values() for row in rows)
-    for rows in users.values():
-        known = [naive_known(rows, 1, cut and cut[1]), naive_known(rows, 2, cut and cut[0])]
+    for rows, held_out in zip(users.values(), held_out_users(users).tolist(), strict=True):
+        known = [naive_known(rows, cut and cut[1]), 0 if held_out else naive_known(rows, cut and cut[0])]
         own: list[tuple[str, str, int, int, float]] = []
         for i, first in enumerate(rows):
             for j in range(i + 1, min(i + window + 1, len(rows))):
@@ -189,7 +190,7 @@ def naive_pairs(
             for one, other, weight in counted:
                 for key in ((one, other),) if settings.get("directed") else ((one, other), (other, one)):
                     sums[key][which] += weight * share
-    return {key: (weight, before) for key, (weight, before) in sums.items() if weight or before}
+    return {key: (weight, validation) for key, (weight, validation) in sums.items() if weight or validation}
 
 
 # --- what the stage hands on
@@ -261,9 +262,10 @@ def test_interactions_beyond_the_limit_are_counted_and_form_no_pair(tmp_path: Pa
     result = prepared(context(tmp_path, prepare={"max_user_interactions": 40}, rows=100))
     assert result.manifest["over_max_user_interactions"] == {"users": 1, "interactions": 5_000 - 40}
     assert result.manifest["account"]["interactions"]["used"] == 5_090
-    for which, newest in enumerate((1, 2)):  # held out before the test, and before validation
+    assert not held_out_users(["bot"])[0]
+    for which in (0, 1):  # for the test, and for validation; the test target makes no pair
         of_the_bot = {item for pair, w in result.pairs.items() if w[which] for item in pair if item.startswith("b")}
-        assert of_the_bot == {f"b{n % 700}" for n in range(5_000 - newest - 40, 5_000 - newest)}
+        assert of_the_bot == {f"b{n % 700}" for n in range(4_999 - 40, 4_999)}
 
 
 def test_positives_of_a_popular_item_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -524,7 +526,7 @@ def test_catalog_is_sorted_and_counts_training_interactions(tmp_path: Path, log:
     """Test targets are not counted, the whole of a user too short for a test target is."""
     counts = {row["item_id"]: 0 for row in log}
     for rows in naive_sequences(log, set(counts)).values():
-        for row in rows[: naive_known(rows, 1)]:
+        for row in rows[: naive_known(rows)]:
             counts[row["item_id"]] += 1
     catalog = prepared(context(tmp_path)).catalog
     assert catalog["item_id"].to_list() == sorted(counts)

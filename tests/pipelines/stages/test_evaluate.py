@@ -1,7 +1,7 @@
 """The evaluate stage on synthetic data and random embeddings: its metrics, and the data they depend on."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def small_protocol() -> Iterator[None]:
         yield
 
 
-def indexed_run(folder: Path, *overrides: str, recency: float | None = RECENCY) -> RunContext:
+def indexed_run(
+    folder: Path, *overrides: str, recency: float | None = RECENCY, likeness: Mapping[str, Any] | None = None
+) -> RunContext:
     """A run whose index stage is done, with random embeddings and without a tower."""
     context = RunContext.from_config(load_config(folder / "recsys.toml", overrides))
     prepare.prepare(context.config, context.run, context.inputs, context.progress)
@@ -54,7 +56,7 @@ def indexed_run(folder: Path, *overrides: str, recency: float | None = RECENCY) 
     vectors = np.random.default_rng(0).normal(size=(num_items, 16))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with context.run.stage(train.STAGE) as (_, manifest):
-        manifest |= {"recency": recency, "validation": {"last_item": {"ndcg_at_20": 0.25}}}
+        manifest |= {"recency": recency, "validation": {"last_item": {"ndcg_at_20": 0.25}}, "likeness": likeness or {}}
     with context.run.of("similar").stage(train.STAGE) as (_, manifest):
         manifest |= {"space": "next", "candidate": "next", "reason": "too few items", "candidates": {}}
     with context.run.stage(embed.STAGE) as (stage, _):
@@ -160,7 +162,7 @@ def evaluated_windows(context: RunContext) -> set[tuple[float, float]]:
     catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
     split = train.load_split(context.run)
     data = evaluate.BaselineData(context.config, context.run, split, catalog)
-    variants = data.variants("weight_before_validation")
+    variants = data.variants("validation")
     return {(variant.settings["window"], variant.settings["decay"]) for variant in variants["windowed_item_knn"]}
 
 
@@ -189,7 +191,7 @@ def test_counted_windows_agree_with_prepare(tmp_path: Path, monkeypatch: pytest.
         catalog = Catalog.load(context.run.path(prepare.STAGE, CATALOG))
         split = train.load_split(context.run)
         data = evaluate.BaselineData(context.config, context.run, split, catalog)
-        variants = data.variants(train.WEIGHTS[target])["windowed_item_knn"]
+        variants = data.variants(target)["windowed_item_knn"]
         (variant,) = [v for v in variants if v.settings == {"window": 3, "decay": 1.0, "shrinkage": 20.0}]
         neighbors.append(variant.fit().top_k(Queries.from_items(np.arange(len(catalog), dtype=np.int32)), 10))
     np.testing.assert_array_equal(*neighbors)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from pipelines.context.run_context import RunContext
-from pipelines.stages import embed, evaluate, likeness, train, train_similar
+from pipelines.stages import embed, evaluate, likeness, train
 from pipelines.stages import index as indexing
 from recsys.data.catalog import Catalog
 from recsys.evaluation.likeness import AGREEMENT
@@ -22,12 +22,13 @@ from tests.pipelines.stages.test_evaluate import indexed_run
 
 GROUPS = {"one": ["item-1-0", "item-1-3", "item-1-6"], "two": ["item-4-1", "item-4-2"], "lost": ["x", "item-0-0"]}
 OWN = {AGREEMENT: 0.375, "intervals": {AGREEMENT: [0.25, 0.5]}, "queries": {AGREEMENT: 12}}
-"""Likeness of the candidate for `similar`, as the train stage saved it."""
+OF_NEXT = {**OWN, AGREEMENT: 0.125}
+"""Likeness of the candidate for `similar` and of `next`, as the train stages saved it."""
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
-    """A run with random embeddings, other ones for `similar`, item groups, and a column that no model reads."""
+    """A run with evidence, random embeddings, other ones for `similar`, item groups, and a column no model reads."""
     folder = tmp_path_factory.mktemp("world")
     world.write(folder)
     items = pl.read_csv(folder / "items.csv")
@@ -37,15 +38,14 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     config = folder / "recsys.toml"
     text = config.read_text().replace("[items]", 'alike = "groups.json"\n[items]\nevidence = ["section"]', 1)
     config.write_text(text)
-    context = indexed_run(folder)
+    context = indexed_run(folder, likeness=OF_NEXT)
+    train.load_evidence(context.run).save(context.run.path(train.STAGE, train.EVIDENCE))
     run = context.run.of("similar")
     (context.run.folder / "train-similar" / "_MANIFEST.json").unlink()
     (context.run.folder / "train-similar").rmdir()
     num_items = context.run.manifest("prepare")["num_items"]
-    with run.stage(train.STAGE) as (stage, manifest):
-        evidence = train_similar.evidence_of_held_out_users(train.load_split(context.run), num_items)
-        evidence.save(stage / train_similar.EVIDENCE)
-        candidates = {"next": {"likeness": {**OWN, AGREEMENT: 0.125}}, "similar_features": {"likeness": OWN}}
+    with run.stage(train.STAGE) as (_, manifest):
+        candidates = {"next": {"likeness": OF_NEXT}, "similar_features": {"likeness": OWN}}
         manifest |= {"space": "similar", "candidate": "similar_features", "reason": "own", "candidates": candidates}
     vectors = np.random.default_rng(7).normal(size=(num_items, 16))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -113,7 +113,7 @@ def test_baselines_are_not_fitted_to_the_users_who_judge(context: RunContext) ->
             counts[item] += 1
     np.testing.assert_array_equal(measured.known_popularity, counts)
     data = evaluate.BaselineData(context.config, context.run, split, catalog)
-    variants = data.variants("weight_without_held_out")
+    variants = data.variants("validation")
     popularity = variants["popularity"][0].fit()
     best = popularity.top_k(Queries.from_items(np.array([0], np.int32)), 5)[0]
     assert counts[best].tolist() == sorted(np.delete(counts, 0).tolist(), reverse=True)[:5]

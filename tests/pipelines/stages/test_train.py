@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipelines.prepare import stage as prepare
 from pipelines.stages import train
 from recsys.config.loading import load_config
 from recsys.data.catalog import Catalog
+from recsys.data.splits import held_out_users
 from recsys.errors import InputError, StageError
 from recsys.evaluation.metrics import VALIDATION_SCORE
 from recsys.evaluation.protocol import PROTOCOL
@@ -43,13 +45,16 @@ def prepared_run(folder: Path, *overrides: str) -> RunContext:
     return context
 
 
-def write_changed_world(folder: Path, step: int) -> Path:
-    """Write the test world with an item of another block at one step of each user."""
+def write_changed_world(folder: Path, step: int, users: Collection[str] | None = None) -> Path:
+    """Write the test world with an item of another block at one step of each user, or of some users."""
     world.write(folder)
     rows = pl.read_parquet(folder / "interactions.parquet")
     block, position = (pl.col("item_id").str.split("-").list.get(part).cast(pl.Int64) for part in (1, 2))
     other = pl.format("item-{}-{}", (block + 1) % world.BLOCKS, position)
-    changed = pl.when(pl.col("timestamp") == 1_600_000_000 + 60 * step).then(other).otherwise("item_id")
+    is_changed = pl.col("timestamp") == 1_600_000_000 + 60 * step
+    if users is not None:
+        is_changed &= pl.col("user_id").is_in(users)
+    changed = pl.when(is_changed).then(other).otherwise("item_id")
     rows.with_columns(item_id=changed).write_parquet(folder / "interactions.parquet")
     return folder
 
@@ -108,6 +113,7 @@ def test_manifest_has_passes_curves_and_validation_figures(tmp_path: Path) -> No
     assert all("validation_ndcg_at_20" in figures for figures in manifest["curve"])
     assert not any("validation_ndcg_at_20" in figures for figures in manifest["final_curve"])
     assert manifest["recency"] in PROTOCOL.recencies
+    assert (manifest["evidence_items"], manifest["likeness"]) == (35, {})
     assert set(manifest["validation"]) == {"last_item", "history"}
     for figures in manifest["validation"].values():
         assert 0 < figures["ndcg_at_20"] < 1
@@ -280,20 +286,31 @@ def test_interactions_before_the_test_target_affect_the_tower(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", [[], GLOBAL_TIME], ids=["leave one out", "global time"])
-def test_interactions_at_or_after_the_validation_target_do_not_affect_the_validation_fit(
-    tmp_path: Path, split: list[str]
-) -> None:
-    """There is one pass, because validation queries may use the targets and could change the number of passes."""
+def test_interactions_from_the_time_of_validation_on_do_not_affect_the_validation_fit(tmp_path: Path) -> None:
+    """There is one pass, because the targets could change the number of passes."""
     world.write(tmp_path / "one")
-    other = write_changed_world(
-        write_changed_world(tmp_path / "other", step=world.ITEMS_A_USER - 1), step=world.ITEMS_A_USER - 2
-    )
-    fits = []
-    for folder in (tmp_path / "one", other):
-        context = prepared_run(folder, "train.validation_users=1", "train.passes=1", *split)
-        fits.append(fit(context, validation_plan(context.config)))
+    other = write_changed_world(tmp_path / "other", step=world.ITEMS_A_USER - 2)
+    fits = [validation_fit(folder, *GLOBAL_TIME) for folder in (tmp_path / "one", other)]
     np.testing.assert_array_equal(fits[0].embeddings, fits[1].embeddings)
+
+
+@pytest.mark.slow
+def test_held_out_users_do_not_affect_the_validation_fit(tmp_path: Path) -> None:
+    """There is one pass, because their targets could change the number of passes."""
+    world.write(tmp_path / "one")
+    users = pl.read_parquet(tmp_path / "one" / "interactions.parquet")["user_id"].unique(maintain_order=True)
+    held_out = held_out_users(users)
+    folders = [tmp_path / "one"]
+    for name, mask in (("held out", held_out), ("others", ~held_out)):
+        folders.append(write_changed_world(tmp_path / name, step=2, users=users.filter(mask).to_list()))
+    one, changed, trained_on = (validation_fit(folder).embeddings for folder in folders)
+    np.testing.assert_array_equal(changed, one)
+    assert np.abs(trained_on - one).max() > 1e-4
+
+
+def validation_fit(folder: Path, *settings: str) -> Any:
+    context = prepared_run(folder, "train.validation_queries=1", "train.passes=1", *settings)
+    return fit(context, validation_plan(context.config))
 
 
 # --- labeled pairs
@@ -357,10 +374,22 @@ def warm_run(folder: Path, release: Path, *overrides: str) -> RunContext:
 def test_warm_start_begins_with_the_embeddings_of_the_earlier_tower(tmp_path: Path) -> None:
     """With a learning rate near 0, embeddings do not change, except for the new item, which has a separate encoder."""
     context = warm_run(tmp_path, GOLDEN, "train.learning_rate=1e-12")
-    fitted = fit(context, final_plan(context.config, Passes(1, 0)))
+    manifest = run_stage(context)
     new = item_numbers(context)[world.NEW_ITEM]
-    earlier = np.load(GOLDEN / EMBEDDINGS)
-    np.testing.assert_allclose(np.delete(fitted.embeddings, new, axis=0), np.delete(earlier, new, axis=0), atol=1e-4)
+    received, earlier = embeddings_of(context), np.load(GOLDEN / EMBEDDINGS)
+    np.testing.assert_allclose(np.delete(received, new, axis=0), np.delete(earlier, new, axis=0), atol=1e-4)
+    assert manifest["warm_start"]["id"]["copied"] > 30
+
+
+@pytest.mark.slow
+def test_validation_fit_has_no_warm_start(tmp_path: Path) -> None:
+    """The earlier tower has seen the users held out, and would be chosen for what it remembers of them."""
+    warm = run_stage(warm_run(tmp_path / "warm", GOLDEN))
+    dimension = json.loads((GOLDEN / MANIFEST).read_text())["dimension"]
+    world.write(tmp_path / "cold")
+    cold = run_stage(prepared_run(tmp_path / "cold", f"tower.dimension={dimension}"))
+    assert warm["curve"] == cold["curve"]
+    assert warm["final_curve"] != cold["final_curve"]
 
 
 def test_run_id_depends_on_the_release_of_a_warm_start(tmp_path: Path) -> None:

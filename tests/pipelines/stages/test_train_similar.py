@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import recsys.evaluation.likeness
 from pipelines.context.overrides import with_settings
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
@@ -35,14 +36,17 @@ def prepared_run(folder: Path, *settings: str) -> RunContext:
     return context
 
 
-def choose(context: RunContext, folder: Path) -> train_similar.Choice:
-    return train_similar._choose(context.config, context.run.of("similar"), folder, lambda *_: None)
-
-
-@pytest.fixture
-def enough_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The world has fewer items than a comparison needs."""
-    monkeypatch.setattr(train_similar, "MIN_ITEMS", 10)
+def choose(context: RunContext, of_next: dict[str, Any] | None) -> train_similar.Choice:
+    """Choose a candidate, given the likeness of `next`, or None if there is too little evidence."""
+    evidence = train.load_evidence(context.run)
+    with context.run.stage(train.STAGE) as (folder, manifest):
+        if of_next:
+            evidence.save(folder / train.EVIDENCE)
+        manifest |= {"passes": {"pairs": 2, "histories": 1}}
+        manifest |= {"evidence_items": len(evidence.items), "likeness": of_next or {}}
+    run = context.run.of("similar")
+    trained = context.run.manifest(train.STAGE)
+    return train_similar._choose(context.config, run, trained, context.run.folder / "checkpoints", lambda *_: None)
 
 
 @pytest.fixture
@@ -50,36 +54,50 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Agreement of each candidate, instead of that of a fitted tower."""
     agreements: dict[str, float] = {}
 
-    def measure(_: Any, name: str, evidence: Evidence) -> dict[str, Any]:
+    def measure(_: Any, run: Any, name: str, evidence: Evidence, *__: Any, **___: Any) -> dict[str, Any]:
+        assert run.sense == "similar"
         assert len(evidence.items) > 0
         return {"passes": 3, "likeness": likeness(agreements[name]), "curve": []}
 
-    monkeypatch.setattr(train_similar._Fits, "measure", measure)
+    monkeypatch.setattr(train_similar, "measure_candidate", measure)
     return agreements
 
 
-@pytest.mark.usefixtures("enough_evidence")
+@pytest.fixture
+def enough_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The world has fewer items than a comparison needs."""
+    monkeypatch.setattr(recsys.evaluation.likeness, "MIN_ITEMS", 10)
+
+
 @pytest.mark.parametrize(("agreement", "best"), [(0.52, "similar_features"), (0.509, "next"), (0.4, "next")])
 def test_candidate_is_chosen_only_if_it_is_above_the_interval_of_next(
     tmp_path: Path, measured: dict[str, float], agreement: float, best: str
 ) -> None:
     world.write(tmp_path)
-    context = prepared_run(tmp_path, SHORT_WINDOW)
-    measured.update(next=0.5, similar_features=agreement)
-    choice = choose(context, tmp_path)
+    measured["similar_features"] = agreement
+    choice = choose(prepared_run(tmp_path, SHORT_WINDOW), likeness(0.5))
     assert choice.best == best
     assert list(choice.candidates) == ["next", "similar_features"]
-    assert (tmp_path / train_similar.EVIDENCE).exists()
+    assert choice.candidates["next"] == {"passes": 3, "likeness": likeness(0.5)}
     assert ("own space" in choice.reason) == (best != "next")
 
 
-@pytest.mark.usefixtures("enough_evidence")
-def test_only_next_is_measured_if_histories_are_within_the_window(tmp_path: Path, measured: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ([], "100% of the pairs of a history are within the window of next; agreement 0.2500"),
+        ([SHORT_WINDOW, "similar.enabled=false"], "similar.enabled is off; agreement 0.2500"),
+    ],
+    ids=["short histories", "off"],
+)
+def test_next_is_the_only_candidate_without_pairs_of_similar(
+    tmp_path: Path, measured: dict[str, float], settings: list[str], reason: str
+) -> None:
+    del measured
     world.write(tmp_path)
-    measured["next"] = 0.25
-    choice = choose(prepared_run(tmp_path), tmp_path)
+    choice = choose(prepared_run(tmp_path, *settings), likeness(0.25))
     assert (choice.best, list(choice.candidates)) == ("next", ["next"])
-    assert "100% of the pairs of a history are within the window" in choice.reason
+    assert choice.reason == f"one space serves both senses, because {reason}"
 
 
 def test_reason_is_given_if_nothing_can_be_compared(tmp_path: Path, measured: dict[str, float]) -> None:
@@ -87,12 +105,11 @@ def test_reason_is_given_if_nothing_can_be_compared(tmp_path: Path, measured: di
     world.write(tmp_path / "small")
     write_labeled_world(tmp_path / "labeled", WITHIN)
     reasons = {
-        "similar.enabled is off": prepared_run(tmp_path / "small", "similar.enabled=false"),
-        "items, fewer than 100": prepared_run(tmp_path / "small"),
+        "the users held out associate 35 items, fewer than 100": prepared_run(tmp_path / "small", SHORT_WINDOW),
         "labeled pairs say what is alike": prepared_run(tmp_path / "labeled"),
     }
     for reason, context in reasons.items():
-        choice = choose(context, tmp_path)
+        choice = choose(context, None)
         assert (choice.best, choice.candidates) == ("next", {})
         assert reason in choice.reason
 
@@ -121,7 +138,7 @@ def test_evidence_is_of_the_held_out_users_before_their_test_targets(tmp_path: P
     context = prepared_run(tmp_path)
     split = train.load_split(context.run)
     num_items = context.run.manifest(prepare.STAGE)["num_items"]
-    evidence = train_similar.evidence_of_held_out_users(split, num_items)
+    evidence = train.load_evidence(context.run)
     users = np.zeros(num_items, int)
     for user, held_out in enumerate(split.held_out):
         history = split.sequences.items[split.sequences.offsets[user] : split.sequences.offsets[user + 1]]
@@ -135,14 +152,7 @@ def test_evidence_is_of_the_held_out_users_before_their_test_targets(tmp_path: P
 @pytest.mark.usefixtures("enough_evidence")
 def test_release_has_a_space_of_its_own_for_similar_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tower of `next` is said to be worse than it is; all towers of this world are perfect."""
-    measure = train_similar._Fits.measure
-    monkeypatch.setattr(
-        train_similar._Fits,
-        "measure",
-        lambda self, name, evidence: (
-            {"passes": 1, "likeness": likeness(0.1), "curve": []} if name == "next" else measure(self, name, evidence)
-        ),
-    )
+    monkeypatch.setattr(train_similar, "is_better", lambda *_: True)
     world.write(tmp_path)
     context = RunContext.from_config(load_config(tmp_path / "recsys.toml", [SHORT_WINDOW, "train.passes=4"]))
     manifests = {name: stage(context) for name, stage in STAGES.items() if name != "promote"}
@@ -163,28 +173,31 @@ def test_release_has_a_space_of_its_own_for_similar_items(tmp_path: Path, monkey
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("enough_evidence")
-def test_interrupted_comparison_resumes_after_the_measured_candidates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_stage_resumes_after_the_last_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process ends after the candidate, at the first pass of the final fit."""
+    monkeypatch.setattr(train_similar, "is_better", lambda *_: True)
     world.write(tmp_path)
     context = RunContext.from_config(load_config(tmp_path / "recsys.toml", [*world.QUICK, SHORT_WINDOW]))
     for name in ("prepare", "train"):
         STAGES[name](context)
-    fits: list[str] = []
-    fit = train_similar._Fits.fit
+    passes: list[str] = []
+    show = train_similar._FitProgress.__call__
 
-    def interrupted(self: Any, name: str, *arguments: Any) -> Any:
-        fits.append(name)
-        if len(fits) == 2:
+    def interrupted(self: Any, *arguments: Any) -> None:
+        show(self, *arguments)
+        passes.append(self.name)
+        if passes.count("final fit") == 1 and "interrupted" not in passes:
+            passes.append("interrupted")
             raise KeyboardInterrupt
-        return fit(self, name, *arguments)
 
-    monkeypatch.setattr(train_similar._Fits, "fit", interrupted)
+    monkeypatch.setattr(train_similar._FitProgress, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         STAGES["train-similar"](context)
+    before = passes.count("similar_features")
     manifest = STAGES["train-similar"](context)
-    assert fits[:3] == ["next", "similar_features", "similar_features"]
-    assert fits.count("next") == 1
+    assert before > 0
+    assert passes.count("similar_features") == before
+    assert passes.count("final fit") == 3 * manifest["passes"]  # with two for new items after each one over pairs
     assert manifest["candidates"].keys() == {"next", "similar_features"}
     assert not context.run.of("similar").path(train.STAGE, train.CHECKPOINTS).exists()
 
@@ -209,7 +222,7 @@ def test_tower_that_relies_on_features_is_a_candidate_only_for_sparse_data(
 ) -> None:
     world.write(tmp_path)
     split = train.load_split(prepared_run(tmp_path).run)
-    items = split.sequences.items[split.known_before("test")]
+    items = split.sequences.items[split.training_mask("test")]
     mean = len(items) / len(set(items.tolist()))
     monkeypatch.setattr(train_similar, "SPARSE", mean)
     assert train_similar.candidate_name(split) == "similar"

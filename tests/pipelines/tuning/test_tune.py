@@ -521,7 +521,7 @@ def test_number_of_prepared_folders_is_limited(config: Config, training: Trainin
         ({"similar.enabled": [True]}, "similar.enabled cannot be tuned: without it there is nothing to measure"),
         ({"train.margin": [1], "similar.penalty": [-1]}, "similar.penalty: should be greater than 0. Received: -1"),
         ({"similar.penalty": [3]}, "for the sense next, settings outside of [similar]. Received: similar.penalty."),
-        ({"train.validation_users": [10]}, "all trials must use the same validation queries"),
+        ({"train.validation_queries": [10]}, "all trials must use the same validation queries"),
         ({"train.temperature": [0.1, -1.0]}, "train.temperature: should be greater than 0. Received: -1.0"),
         ({"train.temperature": {"low": -1, "high": 1}}, "train.temperature: should be greater than 0. Received: -1.0"),
         ({"tower.id_dropout": {"low": 0, "high": 1}}, "tower.id_dropout: should be less than 1. Received: 1.0"),

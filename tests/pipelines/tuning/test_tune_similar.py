@@ -14,13 +14,13 @@ import pytest
 from pipelines.context.overrides import with_settings
 from pipelines.context.run_context import RunContext
 from pipelines.orchestration.stage_table import STAGES
-from pipelines.stages import train_similar
 from pipelines.tuning import objectives
 from pipelines.tuning import tune as tuning
 from pipelines.tuning.search_space import SearchSpace
 from recsys.config.loading import load_config
 from recsys.config.sections import Config
 from recsys.errors import ConfigError, StageError
+from recsys.evaluation import likeness
 from recsys.evaluation.likeness import AGREEMENT, Evidence
 from recsys.release.runs import Run
 from recsys.testing import world
@@ -67,7 +67,7 @@ def candidates(monkeypatch: pytest.MonkeyPatch, clock: Time) -> Candidates:
     """The log has too few users to judge any item."""
     stand_in = Candidates(clock)
     monkeypatch.setattr(objectives, "measure_candidate", stand_in.measure)
-    monkeypatch.setattr(train_similar, "MIN_ITEMS", 0)
+    monkeypatch.setattr(likeness, "MIN_ITEMS", 0)
     return stand_in
 
 
@@ -101,7 +101,7 @@ def test_best_settings_of_similar_are_found_by_agreement(config: Config, candida
     assert result["seconds"] == TRIALS * PASSES * 10
     text = Path(result["path"]).read_text()
     assert tomllib.loads(text) == {"similar": {"penalty": 20.0, "temperature": 0.15}}
-    assert "agreement 0.4000 before, 0.6300 after (NDCG@10, with users left out" in text
+    assert "agreement 0.4000 before, 0.6300 after (NDCG@10, with users held out" in text
     assert all(each.train == config.train for each in candidates.trained)
 
 
@@ -169,8 +169,8 @@ def test_rejects_labeled_pairs(tmp_path: Path, candidates: Candidates) -> None:
 def test_rejects_data_with_too_few_judged_items(
     config: Config, candidates: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_similar, "MIN_ITEMS", 100)
-    with pytest.raises(StageError, match=r"at least 100 items that the users left out associate. Received: 0\."):
+    monkeypatch.setattr(likeness, "MIN_ITEMS", 100)
+    with pytest.raises(StageError, match=r"at least 100 items that the users held out associate. Received: 0\."):
         tune(config)
     assert candidates.trained == []
 
@@ -178,7 +178,7 @@ def test_rejects_data_with_too_few_judged_items(
 @pytest.mark.slow
 def test_value_is_the_agreement_that_the_train_stage_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two trials on the world, without any replacement."""
-    monkeypatch.setattr(train_similar, "MIN_ITEMS", 10)
+    monkeypatch.setattr(likeness, "MIN_ITEMS", 10)
     overrides = [*world.QUICK, "prepare.window=1", "similar.passes=2", "tune.trials=2"]
     config = load_config(world.write(tmp_path), overrides)
     result = tune(config)

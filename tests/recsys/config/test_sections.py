@@ -641,7 +641,7 @@ def configs(draw):
                 weight_decay=not_negative,
                 new_items=st.booleans(),
                 anchor_power=shares,
-                validation_users=counts,
+                validation_queries=counts,
                 seed=seeds,
             )
         ),

@@ -6,12 +6,18 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from recsys.config.sections import PrepareConfig
-from recsys.data import cooccurrence
+from recsys.data import cooccurrence, splits
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Split, TimeCut, held_out_users
 
 DAY = 86_400.0
-WEIGHTS = ("weight", "weight_before_validation", "weight_without_held_out")
+WEIGHTS = ("weight", "validation_weight")
+
+
+@pytest.fixture
+def nobody_held_out(monkeypatch):
+    """All users are training data for validation, so that both weights can be told by hand."""
+    monkeypatch.setattr(splits, "held_out_users", lambda user_ids: np.zeros(len(user_ids), bool))
 
 
 def sequences_of(log, times=None):
@@ -32,11 +38,11 @@ def counted(log, *, weights=None, times=None, cut=None, newest=None, **prepare):
 
 
 def known_lengths(own_times, cut):
-    """How many of a user's interactions are known before the test target, and before the validation target."""
+    """How many interactions of a user who is not held out are training data for the test, and for validation."""
     if cut is not None:
         return [sum(time < instant for time in own_times) for instant in (cut.test, cut.validation)]
     length = len(own_times)
-    return [length - 1, length - 2] if length >= 3 else [length, length]
+    return [length - 1, length - 1] if length >= 3 else [length, length]
 
 
 def pairs_of_user(own, known, newest, config):
@@ -63,16 +69,16 @@ def naive(log, times, weights, *, cut, newest, config):
     held_out = held_out_users(str(user) for user in range(len(log)))
     for user, (items, own_times, own_weights) in enumerate(zip(log, times, weights, strict=True)):
         test, validation = known_lengths(own_times, cut)
-        for place, known in enumerate([test, validation, 0 if held_out[user] else test]):
+        for place, known in enumerate([test, 0 if held_out[user] else validation]):
             result = list(pairs_of_user((items, own_times, own_weights), known, newest, config))
             share = sum(weight for _, _, weight in result) ** config.user_power if result else 1
             for earlier, later, weight in result:
                 key = (earlier, later) if config.directed else (min(earlier, later), max(earlier, later))
-                summed.setdefault(key, [0.0, 0.0, 0.0])[place] += weight / share
+                summed.setdefault(key, [0.0, 0.0])[place] += weight / share
     return summed
 
 
-def as_dictionary(frame, columns=WEIGHTS[:2]):
+def as_dictionary(frame, columns=WEIGHTS):
     return {(row["anchor"], row["positive"]): [row[name] for name in columns] for row in frame.iter_rows(named=True)}
 
 
@@ -112,22 +118,23 @@ def test_count_pairs_equals_a_double_loop_over_each_user(log, config, cut, rando
         assert received[key] == pytest.approx(weights_of_pair, rel=1e-6), key
 
 
-def test_users_that_are_held_out_count_only_in_the_other_weights():
+def test_users_that_are_held_out_count_only_in_the_weight_for_the_test():
     log = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
     held_out = held_out_users(str(user) for user in range(5))
     assert 0 < held_out.sum() < 5
     received = as_dictionary(counted(log), WEIGHTS)
-    assert received == {(2 * user, 2 * user + 1): [1, 1, 0 if held_out[user] else 1] for user in range(5)}
+    assert received == {(2 * user, 2 * user + 1): [1, 0 if held_out[user] else 1] for user in range(5)}
 
 
+@pytest.mark.usefixtures("nobody_held_out")
 def test_count_pairs_of_a_small_log_computed_by_hand():
     """The example of the module: 7, 3, 9 by one user who is too short for a split, window 2, decay 1."""
     frame = counted([[7, 3], [7, 3, 9, 5, 5]], window=2)
     assert as_dictionary(frame) == {
-        (3, 5): [0.5, 0.0],
+        (3, 5): [0.5, 0.5],
         (3, 7): [2.0, 2.0],
         (3, 9): [1.0, 1.0],
-        (5, 9): [1.0, 0.0],
+        (5, 9): [1.0, 1.0],
         (7, 9): [0.5, 0.5],
     }
 
@@ -140,6 +147,7 @@ def test_count_pairs_is_sorted_and_typed():
     assert all(anchor < positive for anchor, positive in keys)
 
 
+@pytest.mark.usefixtures("nobody_held_out")
 def test_directed_pair_leads_from_the_earlier_to_the_later_item():
     log = [[4, 1], [1, 4], [4, 1], [7, 0]]
     assert as_dictionary(counted(log, directed=True)) == {(4, 1): [2, 2], (1, 4): [1, 1], (7, 0): [1, 1]}
@@ -152,21 +160,24 @@ def test_no_pair_spans_two_sessions():
     assert as_dictionary(frame).keys() == {(0, 1), (2, 3)}
 
 
+@pytest.mark.usefixtures("nobody_held_out")
 def test_pair_weight_halves_with_each_half_life_of_age():
     times = [[0.0, 2 * DAY], [4 * DAY, 5 * DAY]]
     frame = counted([[0, 1], [2, 3]], times=times, half_life_days=1.5, newest=8 * DAY)
     assert as_dictionary(frame) == {(0, 1): [2**-4, 2**-4], (2, 3): [2**-2, 2**-2]}
 
 
+@pytest.mark.usefixtures("nobody_held_out")
 def test_interaction_limit_counts_known_interactions_only():
     log = [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
     frame = counted(log, max_user_interactions=2, decay=0.0)
-    assert as_dictionary(frame) == {(1, 2): [0, 1], (2, 3): [1, 0], (5, 6): [0, 1], (6, 7): [1, 0]}
+    assert as_dictionary(frame) == {(2, 3): [1, 1], (6, 7): [1, 1]}
     times = [[0.0, 1.0, 2.0, 11.0, 25.0], [3.0, 12.0, 13.0, 14.0]]
     frame = counted(log, times=times, cut=TimeCut(10.0, 20.0), max_user_interactions=2)
     assert as_dictionary(frame) == {(1, 2): [0, 1], (2, 3): [1, 0], (7, 8): [1, 0]}
 
 
+@pytest.mark.usefixtures("nobody_held_out")
 @pytest.mark.parametrize("cut", [None, TimeCut(7.5, 11.0)], ids=["leave one out", "global time"])
 def test_user_power_1_makes_the_pairs_of_each_user_sum_to_1(cut):
     """Each user has separate items, so that the pairs of users can be distinguished."""
@@ -177,10 +188,11 @@ def test_user_power_1_makes_the_pairs_of_each_user_sum_to_1(cut):
     weights = np.random.default_rng(3).uniform(0.5, 3, 15)
     frame = counted(log, times=times, cut=cut, weights=weights, user_power=1.0, window=3)
     for own in log:
-        sums = frame.filter(pl.col("anchor").is_in(own)).select(pl.col(*WEIGHTS[:2]).sum()).row(0)
+        sums = frame.filter(pl.col("anchor").is_in(own)).select(pl.col(*WEIGHTS).sum()).row(0)
         assert sums == pytest.approx((1, 1))
 
 
+@pytest.mark.usefixtures("nobody_held_out")
 def test_weights_of_very_old_interactions_stay_finite():
     """1060 half-lives: a weight above 0 whose inverse is infinite."""
     times = [[0.0, 0.0], [1060 * DAY, 1060 * DAY]]
@@ -210,9 +222,9 @@ def some_pairs():
             "anchor": [0, 0, 2],
             "positive": [1, 3, 3],
             "weight": [1.5, 2.0, 0.25],
-            "weight_before_validation": [1.5, 0.0, 0.25],
+            "validation_weight": [1.5, 0.0, 0.25],
         },
-        schema={name: cooccurrence.SCHEMA[name] for name in ("anchor", "positive", *WEIGHTS[:2])},
+        schema={name: cooccurrence.SCHEMA[name] for name in ("anchor", "positive", *WEIGHTS)},
     )
 
 
@@ -232,7 +244,7 @@ def test_group_by_anchor_sums_equal_pairs_and_lists_positives():
     twice = pl.concat([cooccurrence.mirror(some_pairs()), some_pairs().head(1)])
     grouped = cooccurrence.group_by_anchor(twice.sample(fraction=1, shuffle=True, seed=4), max_positives=100)
     assert grouped.schema["positives"] == pl.List(pl.Int32)
-    assert grouped.schema["weight"] == grouped.schema["weight_before_validation"] == pl.List(pl.Float32)
+    assert grouped.schema["weight"] == grouped.schema["validation_weight"] == pl.List(pl.Float32)
     assert grouped.rows() == [
         (0, [1, 3], [3.0, 2.0], [3.0, 0.0], 2, 0),
         (1, [0], [1.5], [1.5], 1, 0),
@@ -245,9 +257,7 @@ def test_group_by_anchor_keeps_the_heaviest_positives():
     rng = np.random.default_rng(5)
     weights = rng.integers(1, 4, (6, 9)) * (rng.random((6, 9)) < 0.7)  # with ties: of those the first is kept
     row, column = np.nonzero(weights)
-    frame = pl.DataFrame(
-        {"anchor": row, "positive": column, "weight": weights[row, column], "weight_before_validation": 0}
-    )
+    frame = pl.DataFrame({"anchor": row, "positive": column, "weight": weights[row, column], "validation_weight": 0})
     grouped = cooccurrence.group_by_anchor(
         frame.cast({name: cooccurrence.SCHEMA[name] for name in frame.columns}), max_positives=4
     )
@@ -260,7 +270,7 @@ def test_group_by_anchor_keeps_the_heaviest_positives():
     assert grouped["dropped_positives"].max() > 0 == grouped["dropped_positives"].min()
 
 
-@pytest.mark.parametrize("weight", WEIGHTS[:2])
+@pytest.mark.parametrize("weight", WEIGHTS)
 def test_to_matrix_has_no_explicit_zeros(weight):
     matrix = cooccurrence.to_matrix(some_pairs(), 5, weight)
     expected = np.zeros((5, 5), np.float32)
@@ -275,8 +285,8 @@ def test_from_matrix_scales_the_rows_of_the_anchors():
     rng = np.random.default_rng(8)
     dense = rng.random((3, 7)) * (rng.random((3, 7)) < 0.5)
     anchors, factor = np.array([2, 4, 6]), np.array([0.5, 3.0, 2.0])
-    frame = cooccurrence.from_matrix(sparse.csr_array(dense), anchors, factor, "weight_without_held_out")
-    assert frame.schema == {name: cooccurrence.SCHEMA[name] for name in ("anchor", "positive", WEIGHTS[2])}
+    frame = cooccurrence.from_matrix(sparse.csr_array(dense), anchors, factor, "validation_weight")
+    assert frame.schema == {name: cooccurrence.SCHEMA[name] for name in ("anchor", "positive", "validation_weight")}
     received = {(anchor, positive): weight for anchor, positive, weight in frame.iter_rows()}
     expected = {
         (anchors[row], column): dense[row, column] * factor[row]

@@ -6,7 +6,7 @@ import pytest
 
 from recsys.data import cooccurrence, pairs
 
-WEIGHTS = ("weight", "weight_before_validation")
+WEIGHTS = ("weight", "validation_weight")
 SCHEMA = {name: cooccurrence.SCHEMA[name] for name in ("anchor", "positive", *WEIGHTS)}
 
 NUM_ITEMS = 41
@@ -22,7 +22,7 @@ def small_slices(monkeypatch):
 
 
 def random_pairs(seed=0):
-    """Items 0 and 17 have no pairs, 5 and 22 have none before validation; some of these weights are 0."""
+    """Items 0 and 17 have no pairs, 5 and 22 have none for validation; some of these weights are 0."""
     rng = np.random.default_rng(seed)
     rows = []
     for anchor in rng.permutation(NUM_ITEMS).tolist():
@@ -31,8 +31,8 @@ def random_pairs(seed=0):
         others = rng.choice(np.setdiff1d(np.arange(NUM_ITEMS), [anchor, 17]), rng.integers(1, LONGEST), replace=False)
         for positive in others.tolist():
             weight = float(rng.choice([0.25, 1.0, 3.5]))
-            before = 0.0 if anchor in (5, 22) or rng.random() < 0.3 else weight / 2
-            rows.append((anchor, positive, weight, before))
+            validation = 0.0 if anchor in (5, 22) or rng.random() < 0.3 else weight / 2
+            rows.append((anchor, positive, weight, validation))
     return rows
 
 

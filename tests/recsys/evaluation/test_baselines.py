@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from recsys.data import splits
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Split
 from recsys.evaluation import scoring
@@ -410,11 +411,12 @@ def test_query_blocks_do_not_change_the_result(monkeypatch, name, cells):
     ("target", "expected"),
     [
         ("test", [[1, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]),
-        ("validation", [[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]),
+        ("validation", [[1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]),
     ],
 )
-def test_interaction_matrix_ends_before_the_target(target, expected):
-    """Repeated interactions count once; users with two interactions keep both."""
+def test_interaction_matrix_has_the_training_data_for_the_target(monkeypatch, target, expected):
+    """Repeated interactions count once; users with two interactions keep both, unless they are held out."""
+    monkeypatch.setattr(splits, "held_out_users", lambda ids: np.array([user == "b" for user in ids]))
     log = [[0, 1, 0, 2, 4], [1, 2], [2, 2, 2, 2], []]
     items = np.array([item for sequence in log for item in sequence], np.int32)
     times = np.arange(len(items), dtype=np.float64)

@@ -5,7 +5,7 @@ from recsys.config.sections import Config
 from recsys.data import pairs
 from recsys.data.labeled_pairs import LabeledPairs
 from recsys.data.sequences import Sequences
-from recsys.data.splits import Split, TimeCut
+from recsys.data.splits import Split, TimeCut, held_out_users
 from recsys.errors import StageError
 from recsys.model.batches import HistoryBatches, LabeledBatches, PairBatches
 
@@ -169,16 +169,19 @@ def sequences_of(log, start):
     return Sequences([str(user) for user in range(len(log))], items, np.cumsum([0, *lengths]), np.array(times))
 
 
-def training_length(times, cut, target):
+def training_length(user, times, cut, target):
+    """How many interactions of a user are training data; user 2, and 1 with one interaction, are held out."""
+    if target == "validation" and held_out_users([str(user)])[0]:
+        return 0
     if cut is not None:
         return sum(time < getattr(cut, target) for time in times)
-    return len(times) - {"test": 1, "validation": 2}[target] if len(times) >= 3 else len(times)
+    return len(times) - 1 if len(times) >= 3 else len(times)
 
 
 def moments(cut, target, start=2):
     """Yield (history, newest first; following items, oldest first) of each moment of each user, by loops."""
     for user, sequence in enumerate(LOG):
-        length = training_length([user * start + step for step in range(len(sequence))], cut, target)
+        length = training_length(user, [user * start + step for step in range(len(sequence))], cut, target)
         for moment in range(1, length):
             yield sequence[:moment][::-1], sequence[moment:length]
 

@@ -6,7 +6,7 @@ from recsys.config.sections import TowerConfig
 from recsys.errors import InputError
 from recsys.features.encoding import Features
 from recsys.model import tower
-from recsys.model.warm_start import warm_start
+from recsys.model.warm_start import require_same_shape, warm_start
 from tests import GOLDEN_RELEASES
 from tests.recsys.model.towers import (
     DIMENSION,
@@ -122,10 +122,11 @@ def test_fusion_layer_of_other_encoders_is_not_copied():
     ids=str,
 )
 def test_rejects_an_earlier_tower_of_another_shape(options, received):
-    features, model = make_tower("sum", "bag")
-    earlier_features, earlier = make_tower("sum", "bag", **options)
+    _, earlier = make_tower("sum", "bag", **options)
     with pytest.raises(InputError, match=rf"of the config: 6 dimensions, cosine\. Received: {received}"):
-        warm_start(model, features, earlier, earlier_features)
+        require_same_shape(TowerConfig(dimension=DIMENSION), earlier)
+    _, same = make_tower("sum", "bag")
+    require_same_shape(TowerConfig(dimension=DIMENSION), same)
 
 
 GOLDEN = GOLDEN_RELEASES / "v1"
