@@ -2,9 +2,9 @@
 
     python -m benchmarks.quality --sequences FILE [--attributes FILE] [--tune-minutes N] --json OUT
 
-The stages of a run train and evaluate. The last item of a user is the test target, and the item before it is the
-validation target. The history of each user is a query against the complete catalog; the user's earlier items are
-excluded from the results. All choices are made on the validation target, and the test metrics come from one final fit.
+The stages of a run train and evaluate. The last item of a user is the test target. The history of each user is a query
+against the complete catalog; the user's earlier items are excluded from the results. All choices are made on the
+validation targets, which are items of users held out from a first fit; the test metrics come from the final fit.
 
 The JSON file contains the metrics of the model and of all baselines: `{"model": {"validation": {…}, "test": {…}},
 "baselines": {NAME: {"validation": {…}, "test": {…}}}, "settings": {…}, "seconds": {…}}`. `last_item` has the same

@@ -6,7 +6,7 @@ The time of the tower starts with the pairs on disk and includes compilation, tr
 validation NDCG@20 first reaches 95% of its maximum. Two times are reported: by last-item queries, for which item2vec is
 trained, and by the mean of last-item and history queries. The time of item2vec (Barkan and Koenigstein, 2016: skip-gram
 with negative sampling; 64 dimensions, 30 passes, 2 workers) starts with the sequences in memory. Imports are not
-measured. Both models are trained on the interactions before the validation targets.
+measured. Both models are trained on the interactions of the users who are not held out.
 
 The time of a step, with the drawing of its batch, is measured in a catalog of 10,000 items and in one of a million, in
 turn. The items have an id and four of a thousand tags.

@@ -26,11 +26,11 @@ def tune(
     sense: SenseOption = "next",
     as_json: Json = False,
 ) -> None:
-    """Search for better settings, measured without the test target.
+    """Search for better settings, measured without the test targets.
 
     Tries values of `tune.ranges`, and prints the best ones as TOML for the config. An interrupted search resumes.
-    For the sense `next`, the next item of the validation target is predicted, and all settings but those of
-    `[similar]` are tried; for `similar`, items are compared with what other users associate.
+    For the sense `next`, the validation targets are predicted, and all settings but those of `[similar]` are tried; for
+    `similar`, items are compared with what other users associate.
     """
     from recsys.config.loading import load_config  # noqa: PLC0415
 

@@ -14,7 +14,7 @@ from recsys.evaluation.metrics import STRATA, TARGET_METRIC
 
 HEIGHT, SQUARE = 240, 640
 """Height of a plot, and of the map, which is square. All plots are 640 units wide."""
-CURVES = {"loss": "Training loss", f"validation_{TARGET_METRIC}": "NDCG@20 on the validation target"}
+CURVES = {"loss": "Training loss", f"validation_{TARGET_METRIC}": "NDCG@20 on the validation targets"}
 """Metrics of each pass that are plotted -> title of the plot."""
 
 

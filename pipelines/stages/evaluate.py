@@ -55,7 +55,7 @@ def evaluate(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     Returns:
         The manifest. `model` and `baselines` contain the figures for last-item queries, `history` those for history
         queries; `likeness` those of `pipelines.stages.likeness`; `settings` and `validation` contain the chosen
-        settings of each baseline and their metrics on the validation target.
+        settings of each baseline and their metrics on the validation targets.
 
     Raises:
         StageError: the index stage has not run.

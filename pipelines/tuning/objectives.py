@@ -61,8 +61,8 @@ class NextObjective:
         """Require validation queries."""
         if not len(load_split(run).holdout("validation", config.evaluate.users)):
             raise StageError(
-                "tuning needs users with a validation target. Received: none. Provide more interactions, "
-                "or another evaluate.split."
+                "tuning needs validation targets, which are interactions of the users held out. Received: none. "
+                "Provide more interactions, or another evaluate.split."
             )
 
     def max_passes(self, config: Config) -> int:

@@ -1,4 +1,4 @@
-"""The baselines by name, tuned on the validation target and evaluated on the test target.
+"""The baselines by name, tuned on the validation targets and evaluated on the test targets.
 
 To add a baseline, write its class in `recsys.evaluation.baselines` and list its settings in `baseline_variants`.
 Each kind of query is tuned separately: the best settings for one item need not be the best for a history.
@@ -56,12 +56,12 @@ Variants = Mapping[str, Sequence[Variant]]
 
 
 class ChosenSettings(NamedTuple):
-    """The best settings on the validation target."""
+    """The best settings on the validation targets."""
 
     settings: dict[str, float]
     """Of the variant; for history queries also their `recency`."""
     validation: dict[str, float]
-    """Metrics on the validation target of the users of the protocol."""
+    """Metrics on the validation queries of the protocol."""
 
 
 def baseline_variants(
@@ -73,8 +73,8 @@ def baseline_variants(
 ) -> Variants:
     """Return the variants of each baseline, in the order of the protocol.
 
-    Call it with the data before the validation target to choose settings, and with the data before the test target
-    to evaluate them: both results have the same names and settings. Nothing is computed before `fit` is called, and
+    Call it with the training data for validation to choose settings, and with those for the test to evaluate them:
+    both results have the same names and settings. Nothing is computed before `fit` is called, and
     what variants share is computed once.
 
     Args:
@@ -135,8 +135,8 @@ def choose_settings(
     go to the first; without queries the first variant and the default recency are chosen.
 
     Args:
-        variants: of the data before the validation target.
-        holdout: users with the validation target.
+        variants: fitted to the training data for validation.
+        holdout: validation targets.
         protocol: recencies to try, and number of users.
         on_model: called before each baseline.
     """

@@ -12,8 +12,8 @@ class EvaluationProtocol(NamedTuple):
     """One way to evaluate."""
 
     recencies: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
-    """Recencies tried for history queries, in (0, 1]; the best on the validation target is used. Below .2 the last item
-    alone counts; the best ones measured lie between .2 and .7."""
+    """Recencies tried for history queries, in (0, 1]; the best in validation is used. Below .2 the last item alone
+    counts; the best ones measured lie between .2 and .7."""
     settings_queries: int = 2_000
     """Validation queries that select a recency or the settings of a baseline: all variants are measured on the same
     ones, and differ little around the best one."""

@@ -439,7 +439,7 @@ def test_search_of_failed_trials_ends_with_an_error_and_can_be_repeated(
 
 def test_rejects_data_without_validation_queries(config: Config, training: Training, clock: Time) -> None:
     Path(config.data.interactions).write_text("user_id,item_id,timestamp\nu1,i1,1\nu1,i2,2\nu2,i1,3\nu2,i2,4")
-    with pytest.raises(StageError, match="tuning needs users with a validation target"):
+    with pytest.raises(StageError, match="tuning needs validation targets"):
         tune(RunContext.from_config(config), clock=clock)
     assert training.trained == []
 
