@@ -171,6 +171,8 @@ def scores_with_ties(num_items=MANY_ITEMS):
 class SparseScores(NeighborhoodModel):
     """Model with fixed scores; columns of a row are unordered, and ties are ordered by descending item number."""
 
+    DENSE_SHARE = 1.0
+
     def __init__(self, dense):
         super().__init__(sparse.csr_array(dense))
         self.tie_order = np.arange(self.num_items)[::-1]
@@ -405,6 +407,20 @@ def test_query_blocks_do_not_change_the_result(monkeypatch, name, cells):
     expected = model.top_k(queries, 4)
     monkeypatch.setattr(scoring, "CELLS", cells)
     np.testing.assert_array_equal(model.top_k(queries, 4), expected)
+
+
+@pytest.mark.parametrize("name", ["co-occurrence", "item knn 3.5", "windowed directed 20"])
+def test_stored_zeros_do_not_change_the_result(monkeypatch, name):
+    results = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(scoring.NeighborhoodModel, "DENSE_SHARE", share)
+        model, _ = MODELS[name]()
+        assert isinstance(model.matrix, np.ndarray) == (share == 0)
+        queries = build_queries(histories(NUM_ITEMS))
+        targets = np.arange(len(queries), dtype=np.int32) % NUM_ITEMS
+        results.append((model.top_k(queries, 4), model.ranks(queries, targets, 4)))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
 @pytest.mark.parametrize(
