@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recsys.index.exact import lower_bounds
 from recsys.index.queries import PADDING, Queries
 
 CELLS = 2**23
@@ -99,8 +100,8 @@ class ScoringModel(ABC):
             list(executor.map(process, starts, blocks))
 
     def _best(self, item_numbers: NDArray[np.int32], score: NDArray[np.float32], k: int) -> NDArray[np.int32]:
-        if len(item_numbers) > k:  # sort only the items that are not below the k-th largest score
-            candidates = score >= np.partition(score, -k)[-k]
+        if len(item_numbers) > k:  # sort only the items that are not below a bound of the k-th largest score
+            candidates = score >= lower_bounds(score[None], k)[0]
             item_numbers, score = item_numbers[candidates], score[candidates]
         return item_numbers[np.lexsort((self.tie_order[item_numbers], -score))[:k]]
 
