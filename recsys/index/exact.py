@@ -136,7 +136,7 @@ def lower_bounds(similarities: NDArray[np.float32], k: int) -> NDArray[np.float3
     It is the k-th largest of the maxima of groups, which takes a tenth of the time of sorting out the k-th largest.
     """
     num_columns = similarities.shape[1]
-    if k >= num_columns:
+    if not 0 < k < num_columns:
         return np.full(len(similarities), -np.inf, np.float32)
     group_size = max(num_columns // (GROUPS * k), 1)
     num_groups = num_columns // group_size
