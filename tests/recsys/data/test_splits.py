@@ -151,19 +151,19 @@ def naive_training_data(log, instants, target):
 
 
 def naive_questions(log, instants, target):
-    """(items before the target, the target) of each query: one of a user in the test, ten in validation."""
+    """(items before the target, the target) of each query: one of a user in the test, three in validation."""
     questions = []
     held_out = held_out_users(str(user) for user in range(len(log)))
     for user, own in enumerate(log):
         if target == "validation" and not held_out[user]:
             continue
         if instants is None:
-            places = [len(own) - 1] if target == "test" else list(range(1, len(own) - 1))[-10:]
+            places = [len(own) - 1] if target == "test" else list(range(1, len(own) - 1))[-3:]
             places = places if len(own) >= 3 else []
         else:
             first = sum(time < getattr(instants, target) for _, time in own)
             end = sum(time < instants.test for _, time in own) if target == "validation" else min(first + 1, len(own))
-            places = range(first, end)[:10] if first > 0 else []
+            places = range(first, end)[:3] if first > 0 else []
         questions += [([item for item, _ in own[:place]], own[place][0]) for place in places]
     return questions
 
@@ -196,7 +196,7 @@ def test_nearest_targets_of_all_users_are_chosen_first(cut):
     log = [list(range(100 * user, 100 * user + 30)) for user in range(40)]
     split = Split(sequences_of(log), cut)
     num_users = int(split.held_out.sum())
-    nearest = [28, 27, 26, 25, 24, 23, 22, 21, 20, 19] if cut is None else list(range(12, 22))
+    nearest = [28, 27, 26] if cut is None else [12, 13, 14]
     some = split.holdout("validation", max_queries=2 * num_users + 3)
     places = Counter((some.targets % 100).tolist())
     assert places == {nearest[0]: num_users, nearest[1]: num_users, nearest[2]: 3}
