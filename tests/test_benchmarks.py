@@ -67,8 +67,8 @@ def test_likeness_of_blocks_is_found_by_towers_and_not_by_popularity(tmp_path):
     texts = {item: f"text of block {block}" for block, items in blocks.items() for item in items}
     (tmp_path / "texts.json").write_text(json.dumps(texts))
     result = likeness.measure(config, tmp_path, tmp_path / "texts.json", tmp_path / "groups.json")
-    assert result["users"] + result["users_left_out"] == world.BLOCKS * world.USERS_A_BLOCK
-    assert 0.2 < result["users_left_out"] / (world.BLOCKS * world.USERS_A_BLOCK) < 0.5
+    assert result["users"] + result["users_held_out"] == world.BLOCKS * world.USERS_A_BLOCK
+    assert 0.2 < result["users_held_out"] / (world.BLOCKS * world.USERS_A_BLOCK) < 0.5
     models = result["models"]
     towers = {name: figures for name, figures in models.items() if name.startswith("tower, ")}
     assert set(towers) == {f"tower, {name}" for name in TOWERS}
