@@ -45,7 +45,7 @@ from recsys.config.loading import load_config
 from recsys.config.sections import Config, ItemsConfig
 from recsys.data import association, cooccurrence, datasets, pairs
 from recsys.data.catalog import Catalog
-from recsys.data.splits import WEIGHTS, Split
+from recsys.data.splits import Split
 from recsys.errors import InputError
 from recsys.evaluation.baselines import interaction_matrix, user_item_matrix
 from recsys.evaluation.likeness import (
@@ -101,7 +101,7 @@ def measure(config: Config, folder: Path, texts: Path | None, alike: Path | None
     catalog_evidence = CatalogEvidence(
         group_item_numbers(groups, catalog), _text_columns(catalog, texts) if texts else None
     )
-    popularity = np.bincount(sequences.items[split.training_mask("validation")], minlength=len(catalog))
+    popularity = split.popularity("validation", len(catalog))
     holdout = Split(sequences.select(~held_out), split.time_cut).holdout("test", ALL_USERS)
     reports: dict[str, Any] = {}
 
@@ -186,7 +186,7 @@ def _towers(context: RunContext, evidence: Evidence, folder: Path) -> Mapping[st
     def train_on(name: str, weights: sparse.csr_array, candidate: str = SIMILAR) -> Embed:
         # an anchor counts with the root of its popularity
         path = _write_pairs(weights, root_popularity, folder / f"{name}.parquet")
-        training_pairs = pairs.Pairs([path], num_items, WEIGHTS["test"])
+        training_pairs = pairs.Pairs([path], num_items, "weight")
         config = candidate_config(context.config, candidate)
         return lambda: _fit(config, context.run, training_pairs, evidence)
 

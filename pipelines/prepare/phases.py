@@ -213,7 +213,7 @@ def build_sequences(job: Job, shard: int) -> None:
         users_before_test=len(np.unique(known_users)),
         history_pairs=history_pairs,
         history_pairs_in_window=in_window,
-        before_validation=int(split.training_mask("validation").sum()),
+        in_validation_fit=int(split.training_mask("validation").sum()),
     )
 
 

@@ -16,7 +16,7 @@ from recsys.data import cooccurrence, pairs
 from recsys.data.association import partial_weights
 from recsys.data.sequences import Sequences
 from recsys.data.splits import WEIGHTS, Split, Target, time_cut
-from recsys.evaluation.baselines import user_item_matrix
+from recsys.evaluation.baselines import interaction_matrix
 
 MAX_SHARE_IN_WINDOW = 0.5
 """Share of the pairs of items of a history within the window of `next`, above which both senses share their pairs. On
@@ -63,7 +63,7 @@ def _weights(
     split: Split, target: Target, penalty: float, num_items: int, anchors: NDArray[np.integer]
 ) -> pl.DataFrame:
     """Return the partial weights of anchors in the training data. An anchor counts with the root of its popularity."""
-    interactions = user_item_matrix(split.sequences, split.training_mask(target), num_items)
+    interactions = interaction_matrix(split, target, num_items)
     weights = partial_weights(interactions, penalty, POWER, MAX_POSITIVES, anchors)
     root_popularity = np.sqrt(np.asarray(interactions.sum(axis=0)).ravel()[anchors])
     return cooccurrence.from_matrix(weights, anchors, root_popularity, WEIGHTS[target])

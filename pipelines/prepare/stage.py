@@ -114,7 +114,7 @@ def commit(job: Job, out: Path) -> dict[str, Any]:
     if num_users < MIN_USERS:
         raise InputError(f"interactions must have at least {MIN_USERS} users. Received: {num_users}.{hint}")
     times = time_cut(job.newest, job.config.evaluate)
-    if times is not None and not sum(entry["before_validation"] for entry in sequences):
+    if times is not None and not sum(entry["in_validation_fit"] for entry in sequences):
         days = (job.newest - min(entry["oldest"] for entry in job.entries("interactions"))) / DAY_S
         raise InputError(
             "evaluate.validation_days and evaluate.test_days must leave interactions to train on. Received: "

@@ -19,18 +19,13 @@ from recsys.config.senses import Sense
 from recsys.data.catalog import Catalog
 from recsys.data.splits import Split
 from recsys.evaluation.baseline_search import Variant, Variants
-from recsys.evaluation.likeness import MAX_ITEMS, CatalogEvidence, Evidence, group_item_numbers, likeness_report
+from recsys.evaluation.likeness import MAX_ITEMS, CatalogEvidence, agreement_report, group_item_numbers, likeness_report
 from recsys.evaluation.metrics import Recommender
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.tfidf import tfidf_matrix, unit_length_rows
 from recsys.release.runs import Run
 
 Report = dict[str, Any]
-
-
-def users_evidence(run: Run) -> Evidence | None:
-    """Return what the users held out associate; None if the run has no such evidence."""
-    return Evidence.load(run.path(train.STAGE, train.EVIDENCE)) if run.manifest(train.STAGE)["likeness"] else None
 
 
 def catalog_evidence(config: Config, catalog: Catalog) -> CatalogEvidence | None:
@@ -55,10 +50,9 @@ class LikenessMeasurement:
 
     def __init__(self, config: Config, run: Run, split: Split, catalog: Catalog) -> None:
         self.trained = run.of("similar").manifest(train.STAGE)
-        self.users_evidence, self.catalog_evidence = users_evidence(run), catalog_evidence(config, catalog)
+        self.users_evidence, self.catalog_evidence = train.load_evidence(run), catalog_evidence(config, catalog)
         self.popularity = catalog.frame["interactions"].to_numpy()
-        known = split.sequences.items[split.training_mask("validation")]
-        self.known_popularity = np.bincount(known, minlength=len(catalog))
+        self.known_popularity = split.popularity("validation", len(catalog))
 
     def measure(
         self,
@@ -96,11 +90,7 @@ class LikenessMeasurement:
     def _report(self, validation: Recommender | None, test: Recommender | None) -> Report:
         report: Report = {}
         if self.users_evidence is not None and validation is not None:
-            items = self.users_evidence.items
-            items = items[self.known_popularity[items] > 0]
-            report = likeness_report(
-                validation, self.known_popularity, PROTOCOL.resamples, users=self.users_evidence, items=items
-            )
+            report = agreement_report(validation, self.known_popularity, PROTOCOL.resamples, self.users_evidence)
         if self.catalog_evidence is not None and test is not None:
             members = np.concatenate([np.empty(0, np.int32), *self.catalog_evidence.groups])
             items = np.unique(np.concatenate([members, self._sample()])).astype(np.int32)

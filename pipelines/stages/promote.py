@@ -19,8 +19,7 @@ from pipelines.context.run_tracking import RunTracking
 from pipelines.prepare import stage as prepare
 from pipelines.reports.data_report import REPORT as DATA_REPORT
 from pipelines.stages import embed, evaluate
-from pipelines.stages.likeness import users_evidence
-from pipelines.stages.train import load_split
+from pipelines.stages.train import load_evidence, load_split
 from recsys.config.sections import Config
 from recsys.data import profile
 from recsys.data.catalog import Catalog
@@ -201,7 +200,7 @@ def _quality_floor(config: Config, run: Run) -> float | None:
 
 def _users_evidence(run: Run, catalog: Catalog) -> UsersEvidence | None:
     """Return what the users held out of the run associate; None if the run has no such evidence."""
-    evidence = users_evidence(run)
+    evidence = load_evidence(run)
     if evidence is None:
         return None
     floor = run.manifest(evaluate.STAGE)["likeness"]["baselines"]["popularity"][AGREEMENT]

@@ -12,9 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipelines.context.metrics_log import MetricsLog
 from pipelines.context.progress import Advance, Progress
 from pipelines.prepare import stage as prepare
@@ -27,7 +24,7 @@ from recsys.data.sequences import Sequences
 from recsys.data.splits import WEIGHTS, Split, Target, TimeCut
 from recsys.errors import InputError, ReleaseError
 from recsys.evaluation.baseline_search import QUERY_KINDS, make_queries
-from recsys.evaluation.likeness import Evidence, likeness_report
+from recsys.evaluation.likeness import Evidence, agreement_report
 from recsys.evaluation.metrics import TARGET_METRIC, choose_recency, evaluation_report
 from recsys.evaluation.protocol import PROTOCOL
 from recsys.features.encoding import Features
@@ -72,12 +69,13 @@ def train(config: Config, run: Run, progress: Progress, metrics: MetricsLog) -> 
         checkpoints = folder / CHECKPOINTS
         on_pass: OnPhasePass = _ValidationProgress(config, advance, metrics)
         selected = fit_tower(config, run, validation_plan(config), on_pass, checkpoints=checkpoints)
-        validation = measure_validation(config, run, selected.embeddings)
-        evidence = None if config.data.labeled_pairs else load_evidence(run)
+        split = load_split(run)
+        validation = measure_validation(config, split, selected.embeddings)
+        evidence = None if config.data.labeled_pairs else Evidence.of_held_out_users(split, len(selected.embeddings))
         likeness = {}
         if evidence is not None and evidence.is_enough:
             evidence.save(folder / EVIDENCE)
-            likeness = measure_likeness(config, run, selected.embeddings, evidence)
+            likeness = measure_likeness(config, split, selected.embeddings, evidence)
         plan = final_plan(config, selected.passes, selected.recency)
         on_pass = _FinalProgress(selected.passes, advance, metrics)
         final = fit_tower(config, run, plan, on_pass, earlier=earlier, checkpoints=checkpoints)
@@ -202,7 +200,7 @@ def load_earlier_tower(config: Config, sense: Sense) -> EarlierTower | None:
     return earlier
 
 
-def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[str, Any]:
+def measure_validation(config: Config, split: Split, embeddings: Vectors) -> dict[str, Any]:
     """Measure the embeddings of a validation fit on its targets, by exact search among the items of its training data.
 
     Returns:
@@ -210,11 +208,10 @@ def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[st
         `recsys.evaluation.metrics.evaluation_report` for `last_item` and `history`. None and {} if no interaction is
         held out.
     """
-    split = load_split(run)
     holdout = split.holdout("validation", config.evaluate.users)
     if not len(holdout):
         return {"recency": None, "validation": {}}
-    popularity = _popularity(split, len(embeddings))
+    popularity = split.popularity("validation", len(embeddings))
     retrievable = popularity > 0 if config.data.labeled_pairs is None else None
     index = ExactIndex(embeddings, DISTANCES[config.tower.distance], retrievable)
     recency, _ = choose_recency(index, holdout, PROTOCOL)
@@ -231,26 +228,21 @@ def measure_validation(config: Config, run: Run, embeddings: Vectors) -> dict[st
     return {"recency": recency, "validation": figures}
 
 
-def measure_likeness(config: Config, run: Run, embeddings: Vectors, evidence: Evidence) -> dict[str, Any]:
+def measure_likeness(config: Config, split: Split, embeddings: Vectors, evidence: Evidence) -> dict[str, Any]:
     """Compare the neighbors by embeddings of a validation fit with what the users held out associate.
 
     Returns:
-        The report of `recsys.evaluation.likeness.likeness_report` on items with interactions of the other users.
+        The report of `recsys.evaluation.likeness.agreement_report`, by exact search among the items of its training
+        data.
     """
-    popularity = _popularity(load_split(run), len(embeddings))
+    popularity = split.popularity("validation", len(embeddings))
     index = ExactIndex(embeddings, DISTANCES[config.tower.distance], popularity > 0)
-    items = evidence.items[popularity[evidence.items] > 0]
-    return likeness_report(index, popularity, PROTOCOL.resamples, users=evidence, items=items)
+    return agreement_report(index, popularity, PROTOCOL.resamples, evidence)
 
 
-def load_evidence(run: Run) -> Evidence:
-    """Return what the users held out associate in the prepared data."""
-    return Evidence.of_held_out_users(load_split(run), run.manifest(prepare.STAGE)["num_items"])
-
-
-def _popularity(split: Split, num_items: int) -> NDArray[np.int64]:
-    """Return the number of interactions of each item in the training data of a validation fit, int64 [num_items]."""
-    return np.bincount(split.sequences.items[split.training_mask("validation")], minlength=num_items)
+def load_evidence(run: Run) -> Evidence | None:
+    """Return what the users held out associate, as the stage saved it; None if that is too little."""
+    return Evidence.load(run.path(STAGE, EVIDENCE)) if run.manifest(STAGE)["likeness"] else None
 
 
 def load_split(run: Run) -> Split:

@@ -105,7 +105,8 @@ def _choose(config: Config, run: Run, trained: Mapping[str, Any], checkpoints: P
     """Compare the candidate with `next`, whose manifest is `trained`."""
     if config.data.labeled_pairs:
         return Choice(NEXT, "one space serves both senses, because labeled pairs say what is alike", {})
-    if not trained["likeness"]:
+    evidence = train.load_evidence(run.of("next"))
+    if evidence is None:
         reason = (
             f"one space serves both senses, because the users held out associate {trained['evidence_items']} items, "
             f"fewer than {MIN_ITEMS}"
@@ -120,7 +121,6 @@ def _choose(config: Config, run: Run, trained: Mapping[str, Any], checkpoints: P
         because = f"{prepared['share_in_window']:.0%} of the pairs of a history are within the window of next"
     else:
         name = candidate_name(train.load_split(run))
-        evidence = Evidence.load(run.of("next").path(train.STAGE, train.EVIDENCE))
         on_pass = _FitProgress(name, advance)
         candidates[name] = measure_candidate(config, run, name, evidence, on_pass, checkpoints=checkpoints)
         if is_better(candidates[name]["likeness"], trained["likeness"]):
@@ -162,7 +162,7 @@ def measure_candidate(
     recipe = candidate_config(config, name)
     plan = similar_candidate_plan(recipe)
     fitted = train.fit_tower(recipe, run, plan, on_pass, sense="similar", evidence=evidence, checkpoints=checkpoints)
-    likeness = train.measure_likeness(recipe, run, fitted.embeddings, evidence)
+    likeness = train.measure_likeness(recipe, train.load_split(run), fitted.embeddings, evidence)
     return {"passes": sum(fitted.passes), "likeness": likeness, "curve": fitted.curve}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pipelines.prepare import similar_pairs
 from pipelines.prepare import stage as prepare
-from pipelines.stages.train import fit_tower, load_evidence, load_split, measure_validation
+from pipelines.stages.train import fit_tower, load_split, measure_validation
 from pipelines.stages.train_similar import candidate_name, measure_candidate
 from recsys.config.sections import Config
 from recsys.config.senses import Sense
@@ -72,7 +72,7 @@ class NextObjective:
     def measure(self, config: Config, run: Run, on_pass: OnPhasePass) -> dict[str, float]:
         """Return the figures of the validation fit."""
         fitted = fit_tower(config, run, validation_plan(config), on_pass)
-        measured = measure_validation(config, run, fitted.embeddings)["validation"]
+        measured = measure_validation(config, load_split(run), fitted.embeddings)["validation"]
         figures = {
             f"validation_{kind}_{name}": value
             for kind in QUERY_KINDS
@@ -140,7 +140,8 @@ class SimilarObjective:
     def _evidence_of(self, run: Run) -> Evidence:
         """Return the evidence; it is the same for all trials, because no setting of `[similar]` changes it."""
         if self._evidence is None:
-            self._evidence = load_evidence(run)
+            num_items = run.manifest(prepare.STAGE)["num_items"]
+            self._evidence = Evidence.of_held_out_users(load_split(run), num_items)
         return self._evidence
 
 

@@ -137,6 +137,10 @@ class Split:
             known = np.repeat(lengths < MIN_LENGTH, lengths) | (self.sequences.positions_from_end > 0)
         return known & ~self.held_out[self.sequences.users] if target == "validation" else known
 
+    def popularity(self, target: Target, num_items: int) -> NDArray[np.int64]:
+        """Return the number of interactions of each item in the training data for a target, int64 [num_items]."""
+        return np.bincount(self.sequences.items[self.training_mask(target)], minlength=num_items)
+
     def holdout(self, target: Target, max_queries: int, seed: int = 0) -> Holdout:
         """Return the held-out targets.
 

@@ -201,6 +201,21 @@ def likeness_report(
     return figures
 
 
+def agreement_report(
+    model: Recommender, popularity: NDArray[np.integer[Any]], resamples: int, users: Evidence
+) -> dict[str, Any]:
+    """Return the `likeness_report` of a model on the evidence of users, for the items in its training data.
+
+    Args:
+        model: to evaluate, trained without these users.
+        popularity: interactions of each item in its training data, [num_items].
+        resamples: number of bootstrap resamples of each interval.
+        users: evidence of users held out.
+    """
+    items = users.items[popularity[users.items] > 0]
+    return likeness_report(model, popularity, resamples, users=users, items=items)
+
+
 def graded_ndcg(
     top: NDArray[np.int32], items: NDArray[np.int32], relevance: sparse.csr_array, judged: NDArray[np.bool_]
 ) -> NDArray[np.float64]:

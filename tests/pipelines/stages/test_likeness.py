@@ -13,7 +13,7 @@ from pipelines.context.run_context import RunContext
 from pipelines.stages import embed, evaluate, likeness, train
 from pipelines.stages import index as indexing
 from recsys.data.catalog import Catalog
-from recsys.evaluation.likeness import AGREEMENT
+from recsys.evaluation.likeness import AGREEMENT, Evidence
 from recsys.index.exact import ExactIndex
 from recsys.index.queries import Queries
 from recsys.release.formats import CATALOG, EMBEDDINGS
@@ -39,11 +39,12 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     text = config.read_text().replace("[items]", 'alike = "groups.json"\n[items]\nevidence = ["section"]', 1)
     config.write_text(text)
     context = indexed_run(folder, likeness=OF_NEXT)
-    train.load_evidence(context.run).save(context.run.path(train.STAGE, train.EVIDENCE))
+    num_items = context.run.manifest("prepare")["num_items"]
+    evidence = Evidence.of_held_out_users(train.load_split(context.run), num_items)
+    evidence.save(context.run.path(train.STAGE, train.EVIDENCE))
     run = context.run.of("similar")
     (context.run.folder / "train-similar" / "_MANIFEST.json").unlink()
     (context.run.folder / "train-similar").rmdir()
-    num_items = context.run.manifest("prepare")["num_items"]
     with run.stage(train.STAGE) as (_, manifest):
         candidates = {"next": {"likeness": OF_NEXT}, "similar_features": {"likeness": OWN}}
         manifest |= {"space": "similar", "candidate": "similar_features", "reason": "own", "candidates": candidates}

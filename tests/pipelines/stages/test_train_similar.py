@@ -38,7 +38,8 @@ def prepared_run(folder: Path, *settings: str) -> RunContext:
 
 def choose(context: RunContext, of_next: dict[str, Any] | None) -> train_similar.Choice:
     """Choose a candidate, given the likeness of `next`, or None if there is too little evidence."""
-    evidence = train.load_evidence(context.run)
+    num_items = context.run.manifest(prepare.STAGE)["num_items"]
+    evidence = Evidence.of_held_out_users(train.load_split(context.run), num_items)
     with context.run.stage(train.STAGE) as (folder, manifest):
         if of_next:
             evidence.save(folder / train.EVIDENCE)
@@ -138,7 +139,7 @@ def test_evidence_is_of_the_held_out_users_before_their_test_targets(tmp_path: P
     context = prepared_run(tmp_path)
     split = train.load_split(context.run)
     num_items = context.run.manifest(prepare.STAGE)["num_items"]
-    evidence = train.load_evidence(context.run)
+    evidence = Evidence.of_held_out_users(split, num_items)
     users = np.zeros(num_items, int)
     for user, held_out in enumerate(split.held_out):
         history = split.sequences.items[split.sequences.offsets[user] : split.sequences.offsets[user + 1]]

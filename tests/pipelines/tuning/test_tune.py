@@ -25,6 +25,7 @@ from pipelines.tuning.search_space import Choices, NumberRange, SearchSpace
 from recsys.config.loading import load_config
 from recsys.config.sections import Config, Span, TuneConfig
 from recsys.config.senses import SENSES, Sense
+from recsys.data.splits import Split
 from recsys.errors import ConfigError, StageError
 from recsys.model.fit_plan import FitPlan, NewItemPhase
 from recsys.release.runs import Run
@@ -77,7 +78,7 @@ class Training:
             on_pass("pairs" if number <= pairs else "histories", number, figures)
         return SimpleNamespace(embeddings=landscape(config))
 
-    def measure_validation(self, _: Config, __: Run, value: float) -> dict[str, Any]:
+    def measure_validation(self, _: Config, __: Split, value: float) -> dict[str, Any]:
         figures = {"last_item": {"ndcg_at_20": value - 0.1}, "history": {"ndcg_at_20": value + 0.1}}
         return {"recency": 0.5, "validation": figures}
 

@@ -16,7 +16,7 @@ WEIGHTS = ("weight", "validation_weight")
 
 @pytest.fixture
 def nobody_held_out(monkeypatch):
-    """All users are training data for validation, so that both weights can be told by hand."""
+    """All users are training data for validation, so that both weights can be computed by hand."""
     monkeypatch.setattr(splits, "held_out_users", lambda user_ids: np.zeros(len(user_ids), bool))
 
 

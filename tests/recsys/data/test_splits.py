@@ -174,7 +174,10 @@ def test_split_agrees_with_a_loop_over_users(log, instants, target, most):
     items = [[item for item, _ in own] for own in log]
     times = [[time for _, time in own] for own in log]
     split = Split(sequences_of(items, times), instants)
-    assert split.training_mask(target).tolist() == naive_training_data(log, instants, target)
+    included = naive_training_data(log, instants, target)
+    assert split.training_mask(target).tolist() == included
+    counts = Counter(item for item, used in zip((item for own in items for item in own), included, strict=True) if used)
+    assert split.popularity(target, 9).tolist() == [counts[item] for item in range(9)]
     holdout = split.holdout(target, max_queries=100)
     expected = naive_questions(log, instants, target)
     assert holdout.queries.tolist() == [before[-1] for before, _ in expected]
